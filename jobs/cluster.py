@@ -1,0 +1,94 @@
+"""The Ray cluster that a job runs on: the one it was submitted to, one that is named, or a small one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from pydantic import Field
+
+from vlmodel.config import Section
+
+_REPOSITORY = Path(__file__).resolve().parent.parent
+# Without these, each worker of a job that was started by hand on a cluster would lack the code.
+_NOT_SHIPPED = [".git", ".venv", "build", "tests", "**/__pycache__", ".*_cache", "*.egg-info"]
+
+_own = True
+
+
+class ClusterError(RuntimeError):
+    """No cluster can be had; the message says why and what to do."""
+
+
+class ClusterConfig(Section):
+    """Where the job runs."""
+
+    address: str = ""
+    """Address of a running cluster ("auto" finds one on this machine); "" uses RAY_ADDRESS, else starts one here."""
+    num_cpus: int = Field(0, ge=0)
+    """CPUs that a cluster started here declares; 0 is the machine's cores, and at least 4, as many parts only wait."""
+    object_store_mb: int = Field(512, ge=80)
+    """Object store of a cluster started here."""
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[bool]:
+    """Be in a cluster while the block runs; a cluster started here ends with it. Nests: the outer one is used.
+
+    Yields:
+        whether the cluster was started here, and so ends with this process.
+
+    Raises:
+        ClusterError: the named cluster cannot be reached.
+    """
+    global _own
+    if ray.is_initialized():
+        yield _own
+        return
+    _quiet()
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    _own = not address or address == "local"
+    if not _own:
+        _join(address)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+            object_store_memory=config.object_store_mb << 20,
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+        )
+    try:
+        yield _own
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    # A submitted job has its working directory already; a second one would hide it.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    environment = None if submitted else {"working_dir": str(_REPOSITORY), "excludes": _NOT_SHIPPED}
+    try:
+        ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(
+            f"no Ray cluster answers at cluster.address={address!r} ({error}); start one with infra/cluster.sh start, "
+            "correct the address, set RAY_AUTH_MODE=token with the cluster's token, or leave it empty to start one here"
+        ) from None
+
+
+def _quiet() -> None:
+    """Ray's own notices about itself; errors still show."""
+    for variable, value in {
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+        "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+        "RAY_DEDUP_LOGS": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(variable, value)

@@ -1,0 +1,23 @@
+"""Index the tars: validate every sample, write the index and the quarantine beside them. Only new tars are read."""
+
+from __future__ import annotations
+
+import sys
+
+from jobs.cluster import connected
+from jobs.config import JobConfig
+from jobs.job import main
+from pipelines.data.index import Index
+from pipelines.data.index_build import build_index
+
+
+def run(config: JobConfig) -> Index:
+    """Build or update the index of ``data.tars``."""
+    with connected(config.cluster):
+        index = build_index(config.data.tars, config.data.index)
+    print(index.report(), flush=True)
+    return index
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, "index"))

@@ -1,0 +1,110 @@
+"""What all entry points share: the command line, and errors told as one message."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jobs.cluster import ClusterError
+from jobs.config import JobConfig
+from pipelines.data.errors import DataError
+from pipelines.registry.errors import RegistryError
+from pipelines.serve.errors import ServeError
+from pipelines.train.checkpoint import CheckpointError
+from pipelines.train.tracking import TrackingError
+from vlmodel.config import ConfigError, dump, explain_keys, load
+from vlmodel.parts import WeightsError
+
+EXPECTED = (
+    CheckpointError, ClusterError, ConfigError, DataError, RegistryError, ServeError, TrackingError, WeightsError,
+)  # fmt: skip
+"""Errors that say by themselves what is wrong and what to do."""
+
+
+def main(run: Callable[[JobConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage."""
+    arguments = _parser(run, name).parse_args(argv)
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        config = load(JobConfig, arguments.config, arguments.override)
+    except ConfigError as error:
+        print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
+        return 2
+    if arguments.print:
+        print(render(dump(config)))
+        return 0
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        print(f"\n{name}: stopped", file=sys.stderr)
+        return 130
+    except EXPECTED as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if (known := _expected_cause(error)) is None:
+            raise
+        print(f"{name}: {known}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def render(tree: dict[str, Any], prefix: str = "") -> str:
+    """The tree as ``a.b.c = value`` lines, which are valid overrides."""
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            lines.append(render(value, f"{prefix}{key}."))
+        else:
+            lines.append(f"{prefix}{key} = {value!r}")
+    return "\n".join(lines)
+
+
+def _expected_cause(error: BaseException | None) -> BaseException | None:
+    """An error of ours inside those that Ray wraps around what its workers raise."""
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        here = pending.pop()
+        if here is None or id(here) in seen:
+            continue
+        seen.add(id(here))
+        if isinstance(here, EXPECTED):
+            return here
+        failures = getattr(here, "worker_failures", None)
+        pending += [here.__cause__, here.__context__, getattr(here, "cause", None)]
+        pending += list(failures.values()) if isinstance(failures, dict) else []
+    return None
+
+
+class _Help(argparse.Action):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "nargs": 0})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.print_help()
+        print("\nsettings (key, default, meaning):")
+        for key, default, doc in explain_keys(JobConfig):
+            shown = default if len(default) <= 40 else f"{default[:37]}..."
+            print(textwrap.fill(f"{key} = {shown}  {doc}", 118, initial_indent="  ", subsequent_indent="      "))
+        parser.exit()
+
+
+def _parser(run: Callable[[JobConfig], Any], name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{name}",
+        description=textwrap.dedent(sys.modules[run.__module__].__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action=_Help, help="show this help with all settings, and exit")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, such as jobs/configs/demo.toml")
+    parser.add_argument("--print", action="store_true", help="print the resolved settings, and exit")
+    parser.add_argument("override", nargs="*", metavar="a.b=value", help="settings that override those of the file")
+    return parser

@@ -1,0 +1,31 @@
+"""Answer every question of a set of tars with a model, offline, into one Parquet file. No right answers are needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jobs import runs
+from jobs.cluster import connected
+from jobs.config import JobConfig
+from jobs.job import main
+from pipelines.data.index import Index
+from pipelines.data.index_build import build_index
+from pipelines.evaluate.predict import collect, predict, write
+
+
+def run(config: JobConfig) -> Path:
+    """Index the tars if that was not done, answer, write. Returns the file."""
+    chosen = runs.choose_model(config)
+    out = Path(config.evaluate.out or runs.local_folder(config) / "predictions.parquet")
+    with connected(config.cluster):
+        build_index(config.data.tars, config.data.index)
+        index = Index.open(runs.tars(config))
+        source = runs.source(config, index, config.evaluate.split, chosen.folder)
+        rows = write(collect(predict(str(chosen.folder), source, config.predict, config.stream)), out)
+    print(f"{rows} answers of {chosen.name} version {chosen.version}: {out}", flush=True)
+    return out
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, "predict"))

@@ -1,0 +1,110 @@
+"""Where a run's things lie, and which model a job means: shared by the jobs that come after training."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import JobConfig
+from pipelines.data.index import Index
+from pipelines.data.loader import Source
+from pipelines.registry.gate import Score
+from pipelines.registry.registry import CHAMPION, LocalModel, ModelVersion, Registry
+from pipelines.train.checkpoint import CheckpointError
+
+READS = "questions"
+"""What the jobs' tasks read of a sample."""
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model that a job uses.
+
+    Attributes:
+        folder: what ``Predictor.from_pretrained`` loads.
+        name, version: in the registry; version "0" for a folder that is not registered.
+        run_id: the tracked run that made it, "" if unknown.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    run_id: str
+
+
+def storage(config: JobConfig) -> str:
+    """The storage folder, absolute where it is local."""
+    return config.storage if "://" in config.storage else str(Path(config.storage).absolute())
+
+
+def run_folder(config: JobConfig) -> str:
+    """The folder of the run called ``config.name``."""
+    return f"{storage(config)}/{config.name}"
+
+
+def local_folder(config: JobConfig) -> Path:
+    """Local folder for the run's small files (processor, answers)."""
+    return Path(run_folder(config)) if "://" not in config.storage else Path("build") / "runs" / config.name
+
+
+def tars(config: JobConfig) -> str:
+    """The tars' folder, absolute where it is local: workers have other working directories."""
+    return config.data.tars if "://" in config.data.tars else str(Path(config.data.tars).absolute())
+
+
+def source(config: JobConfig, index: Index, split: str, processor: str | Path) -> Source:
+    """Where the samples of a split come from."""
+    return Source(tars(config), index.hash, split, READS, str(processor))
+
+
+def registered(registry: Registry, config: JobConfig) -> ModelVersion | None:
+    """The newest version that the run called ``config.name`` has registered."""
+    return registry.newest(config.name)
+
+
+def choose_model(config: JobConfig) -> ChosenModel:
+    """The model that ``evaluate.model`` means.
+
+    Raises:
+        CheckpointError: it is a folder without a model, or the run has registered none.
+        RegistryError: there is no such version.
+    """
+    wanted = config.evaluate.model
+    if wanted and Path(wanted).is_dir():
+        if not (Path(wanted) / "config.json").is_file():
+            raise CheckpointError(f"{wanted!r} holds no model; name the `model` folder of a checkpoint")
+        return ChosenModel(Path(wanted).absolute(), config.tracking.model_name, "0", "")
+    registry = Registry.open(config.tracking, storage(config), config.registry)
+    if wanted == CHAMPION:
+        return _chosen(registry.champion())
+    version = registry.version(wanted) if wanted else registered(registry, config)
+    if version is None:
+        raise CheckpointError(
+            f"run {config.name!r} has registered no model; run the train job first, or set evaluate.model to "
+            '"champion", a version number or a model folder'
+        )
+    return _chosen(registry.download(version))
+
+
+def score_of(report_accuracy: float, question_only: float, index: Index, split: str, count: int) -> Score:
+    """What the gate compares."""
+    return Score(report_accuracy, question_only, index.hash, split, count)
+
+
+def index_facts(index: Index, source_folder: str) -> dict[str, object]:
+    """The data as tracking records it."""
+    reasons: dict[str, int] = {}
+    for reason in index.quarantine()["reason"].to_pylist():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    return {"hash": index.hash, "source": source_folder, "counts": index.counts(), "quarantine": reasons}
+
+
+def write_json(path: Path, tree: object) -> None:
+    """Small results for scripts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree, indent=1, sort_keys=True), encoding="utf-8")
+
+
+def _chosen(model: LocalModel) -> ChosenModel:
+    return ChosenModel(model.folder, model.name, model.version, model.run_id)

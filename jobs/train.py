@@ -1,0 +1,106 @@
+"""Train a model on the indexed tars: Ray Data feeds Ray Train's workers, MLflow records the run, and the best
+checkpoint is evaluated on the validation split and registered. The same name continues a run that was interrupted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jobs import runs
+from jobs.cluster import connected
+from jobs.config import JobConfig
+from jobs.job import main
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from pipelines.data.plan import Schedule, check_division
+from pipelines.data.vocabulary import build_processor
+from pipelines.evaluate.assess import Assessment, assess, show
+from pipelines.registry.registry import ModelVersion, Registry
+from pipelines.train import checkpoint
+from pipelines.train.launch import launch
+from pipelines.train.progress import create_board
+from pipelines.train.tracking import Tracker
+from pipelines.train.worker import RunSpec
+from vlmodel.config import ConfigError, dump
+
+_MAY_CHANGE = (
+    "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
+    "train.max_failures", "train.log_steps", "train.ledger", "train.evaluation_cache_mb", "predict", "evaluate",
+    "tracking", "registry", "serve", "source", "data.tars",
+)  # fmt: skip
+"""Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
+
+
+def run(config: JobConfig) -> ModelVersion:
+    """Train, evaluate on the validation split, register. Returns the registered version."""
+    try:
+        check_division(config.train.batch, config.train.workers, config.train.accumulation)
+    except ValueError as error:
+        raise ConfigError(f"train.batch: {error}") from None
+    index = Index.open(runs.tars(config))
+    with connected(config.cluster), Tracker.open(config.tracking, runs.storage(config), config.name) as tracker:
+        processor = runs.local_folder(config) / "processor"
+        made = build_processor(index, config.vocabulary, config.processor, str(processor))
+        config.model.check_processor(made.config)
+        tracker.log_params(dump(config), volatile=_MAY_CHANGE)
+        tracker.log_data(runs.index_facts(index, runs.tars(config)))
+        launch(_spec(config, index, processor, tracker))
+        return _finish(config, index, tracker)
+
+
+def _spec(config: JobConfig, index: Index, processor: Path, tracker: Tracker) -> RunSpec:
+    training = runs.source(config, index, "train", processor)
+    plan = training.plan(seed=config.seed, window=config.train.window, shuffle=True)
+    schedule = Schedule(plan, config.train.batch, config.train.epochs)
+    has_validation = index.counts().get("val", 0) > 0
+    print(
+        f"train {config.name}: {plan.size} images, {schedule.steps} steps of {config.train.batch} images, "
+        f"{config.train.epochs} epochs, {config.train.workers} workers",
+        flush=True,
+    )
+    return RunSpec(
+        folder=runs.run_folder(config),
+        seed=config.seed,
+        model=config.model,
+        train=config.train,
+        stream=config.stream,
+        schedule=schedule,
+        train_source=training,
+        val_source=runs.source(config, index, "val", processor) if has_validation else None,
+        run=tracker.handle,
+        board=create_board(),
+        config=dump(config),
+    )
+
+
+def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
+    """Judge the best checkpoint by its answers, picture it, register it."""
+    filesystem, folder = checkpoint.open_storage(runs.run_folder(config))
+    best = checkpoint.best(filesystem, folder)
+    split = "val" if index.counts().get("val", 0) else "train"
+    with checkpoint.local_copy(best) as local:
+        model = local / checkpoint.MODEL
+        found = assess(
+            str(model), runs.source(config, index, split, model), index, config.predict, config.stream,
+            config.evaluate.examples,
+        )  # fmt: skip
+        print(f"best checkpoint: step {best.step}\n{found.report}", flush=True)
+        tracker.log_metrics(found.report.metrics(), best.step)
+        show(found, tracker, tracker.history())
+        registry = Registry.open(config.tracking, runs.storage(config), config.registry)
+        score = runs.score_of(
+            found.report.accuracy, found.report.floors["question_only"], index, split, found.report.texts
+        )
+        version = registry.log_model(tracker.run_id, model, _input_example(found), score, best.step)
+    print(f"registered {version.name} version {version.version}", flush=True)
+    return version
+
+
+def _input_example(found: Assessment) -> tuple[bytes, str]:
+    if found.example is None:
+        raise DataError("no answered question to make an input example of; check the data")
+    return found.example
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, "train"))

@@ -1,0 +1,1 @@
+"""The pipeline around the model: data, training, evaluation, registry, serving."""

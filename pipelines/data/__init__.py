@@ -1,0 +1,1 @@
+"""From any source to tensors: importers, index and quarantine, plan, stream."""

@@ -1,0 +1,19 @@
+"""One answer out of many annotators'."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+
+def consensus(answers: Sequence[str], preferred: str | None = None) -> str | None:
+    """The most common answer; among equals ``preferred`` if it is one of them, else the one given first.
+
+    None where nobody answered.
+    """
+    counts = Counter(answer for answer in answers if answer.strip())
+    if not counts:
+        return None
+    most = max(counts.values())
+    tied = [answer for answer, count in counts.items() if count == most]
+    return preferred if preferred in tied else tied[0]

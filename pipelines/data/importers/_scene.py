@@ -1,0 +1,111 @@
+"""A scene: which objects lie where, and what is true of them.
+
+Lengths and positions are fractions of the picture's width; x grows to the right, y downwards.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+RADII = {"small": 0.105, "large": 0.175}
+"""Radius of the circle around an object, by size."""
+MARGIN = 0.15
+"""Two objects are called left, right, above or below of each other only this far apart, and an object is called
+top, bottom, left or right only half this far from the middle: where people would not argue."""
+
+_GAP = 0.03
+_EDGE = 0.03
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object; no two of a scene share both colour and shape, so that ``red circle`` names one."""
+
+    shape: str
+    color: str
+    size: str
+    x: float
+    y: float
+    angle: float
+    """Degrees, clockwise."""
+
+    @property
+    def radius(self) -> float:
+        return RADII[self.size]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects do not touch. ``ground`` is the hue of the background, in [0, 1)."""
+
+    objects: tuple[Object, ...]
+    ground: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"objects": [asdict(thing) for thing in self.objects], "ground": self.ground}
+
+
+RELATIONS: dict[str, Callable[[Object, Object], float]] = {
+    "left of": lambda a, b: b.x - a.x,
+    "right of": lambda a, b: a.x - b.x,
+    "above": lambda a, b: b.y - a.y,
+    "below": lambda a, b: a.y - b.y,
+}
+"""How far the first object lies in that direction from the second."""
+
+
+def place_of(thing: Object) -> str | None:
+    """``top left``, ``top right``, ``bottom left`` or ``bottom right``; None near the middle lines."""
+    if min(abs(thing.x - 0.5), abs(thing.y - 0.5)) < MARGIN / 2:
+        return None
+    return f"{'top' if thing.y < 0.5 else 'bottom'} {'left' if thing.x < 0.5 else 'right'}"
+
+
+def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
+    """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
+    while True:
+        scene = _try_scene(rng, rng.randint(fewest, most))
+        if scene is not None:
+            return scene
+
+
+def _try_scene(rng: random.Random, count: int) -> Scene | None:
+    looks = _looks(rng, count)
+    objects: list[Object] = []
+    for shape, color in looks:
+        size = rng.choice(tuple(RADII))
+        for _ in range(60):
+            reach = RADII[size] + _EDGE
+            x, y = (round(rng.uniform(reach, 1 - reach), 3) for _ in range(2))
+            thing = Object(shape, color, size, x, y, round(rng.uniform(-12, 12), 1))
+            if all(math.dist((x, y), (o.x, o.y)) >= thing.radius + o.radius + _GAP for o in objects):
+                objects.append(thing)
+                break
+        else:
+            return None
+    return Scene(tuple(objects), round(rng.random(), 3))
+
+
+def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
+    """Distinct pairs of shape and colour. One shape or colour is often repeated: else few counts exceed one."""
+    theme = rng.choice(("shape", "color", "none"))
+    repeats = rng.randint(2, count) if theme != "none" else 0
+    shape, color = rng.choice(SHAPES), rng.choice(COLORS)
+    looks: list[tuple[str, str]] = []
+    while len(looks) < count:
+        themed = len(looks) < repeats
+        look = (
+            shape if themed and theme == "shape" else rng.choice(SHAPES),
+            color if themed and theme == "color" else rng.choice(COLORS),
+        )
+        if look not in looks:
+            looks.append(look)
+    rng.shuffle(looks)
+    return looks

@@ -1,0 +1,149 @@
+"""Captions and questions about a scene, true by construction and never ambiguous."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import permutations
+
+from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Object, Scene, place_of
+from pipelines.data.sample import Question
+
+_NUMBERS = ("zero", "one", "two", "three", "four", "five")
+_Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
+
+
+def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+    """Two captions: everything there is, and how two objects lie to each other (or where one lies)."""
+    listed = [f"a {thing.size} {_name(thing)}" for thing in rng.sample(scene.objects, len(scene.objects))]
+    full = f"{_NUMBERS[len(listed)]} objects: {', '.join(listed[:-1])} and {listed[-1]}"
+    pairs = [(a, relation, b) for a, relation, b, distance in _relations(scene) if distance >= MARGIN]
+    if not pairs:
+        return (full,)
+    a, relation, b = rng.choice(pairs)
+    return full, f"a {a.size} {_name(a)} {relation} a {b.size} {_name(b)}"
+
+
+def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
+    """One question of each kind that the scene allows, no text twice; its id is ``KEY#KIND``."""
+    asked: dict[str, Question] = {}
+    for kind, ask in _KINDS.items():
+        found = ask(scene, rng)
+        if found is not None and found[0] not in asked:
+            text, answer = found
+            asked[text] = Question(text, answer, id=f"{key}#{kind}")
+    return tuple(asked.values())
+
+
+def _name(thing: Object) -> str:
+    return f"{thing.color} {thing.shape}"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def _relations(scene: Scene) -> list[tuple[Object, str, Object, float]]:
+    return [
+        (a, relation, b, distance(a, b))
+        for a, b in permutations(scene.objects, 2)
+        for relation, distance in RELATIONS.items()
+    ]
+
+
+def _exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    present = {(thing.color, thing.shape) for thing in scene.objects}
+    if rng.random() < 0.5:
+        color, shape = rng.choice(sorted(present))
+        return f"is there {_article(color)} {color} {shape}?", "yes"
+    # Near misses, for the most part: the colour or the shape is there, on another object.
+    absent = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in present]
+    colors, shapes = {color for color, _ in present}, {shape for _, shape in present}
+    near = [look for look in absent if look[0] in colors or look[1] in shapes]
+    color, shape = rng.choice(near if rng.random() < 0.7 else absent)
+    return f"is there {_article(color)} {color} {shape}?", "no"
+
+
+def _color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+    shapes = [thing.shape for thing in scene.objects]
+    alone = [thing for thing in scene.objects if shapes.count(thing.shape) == 1]
+    if not alone:
+        return None
+    thing = rng.choice(alone)
+    return f"what color is the {thing.shape}?", thing.color
+
+
+def _shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+    colors = [thing.color for thing in scene.objects]
+    alone = [thing for thing in scene.objects if colors.count(thing.color) == 1]
+    if not alone:
+        return None
+    thing = rng.choice(alone)
+    return f"what shape is the {thing.color} object?", thing.shape
+
+
+def _count_all(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    return "how many objects are there?", str(len(scene.objects))
+
+
+def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    by_count: dict[int, list[str]] = {}
+    for shape in SHAPES:
+        by_count.setdefault(sum(thing.shape == shape for thing in scene.objects), []).append(f"{shape}s")
+    for color in COLORS:
+        by_count.setdefault(sum(thing.color == color for thing in scene.objects), []).append(f"{color} objects")
+    # The rarer a count is over all scenes, the more often it is asked for where there is one.
+    counts = sorted(by_count)
+    count = rng.choices(counts, weights=[(1, 1, 2, 4, 8, 16)[count] for count in counts])[0]
+    what = rng.choice(by_count[count])
+    return f"how many {what} are there?", str(count)
+
+
+def _size(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    thing = rng.choice(scene.objects)
+    return f"is the {_name(thing)} small or large?", thing.size
+
+
+def _place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+    placed = [(thing, place) for thing in scene.objects if (place := place_of(thing))]
+    if not placed:
+        return None
+    thing, place = rng.choice(placed)
+    return f"where is the {_name(thing)}?", place
+
+
+def _related(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+    answer = rng.choice(("yes", "no"))
+    sign = 1 if answer == "yes" else -1
+    fitting = [(a, relation, b) for a, relation, b, distance in _relations(scene) if sign * distance >= MARGIN]
+    if not fitting:
+        return None
+    a, relation, b = rng.choice(fitting)
+    return f"is the {_name(a)} {relation} the {_name(b)}?", answer
+
+
+def _neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+    """Asks for the one object that lies in a direction; nothing else may lie there, not even by a little."""
+    fitting = []
+    for b in scene.objects:
+        for relation, distance in RELATIONS.items():
+            there = [a for a in scene.objects if a is not b and distance(a, b) > 0]
+            if len(there) == 1 and distance(there[0], b) >= MARGIN:
+                fitting.append((there[0], relation, b))
+    if not fitting:
+        return None
+    a, relation, b = rng.choice(fitting)
+    return f"what color is the object {relation} the {_name(b)}?", a.color
+
+
+_KINDS: dict[str, _Ask] = {
+    "exists": _exists,
+    "color": _color,
+    "shape": _shape,
+    "count-all": _count_all,
+    "count": _count,
+    "size": _size,
+    "place": _place,
+    "related": _related,
+    "neighbour": _neighbour,
+}

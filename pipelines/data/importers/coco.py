@@ -1,0 +1,181 @@
+"""COCO captions (Chen et al. 2015, arXiv:1504.00325) and VQA v2 (Goyal et al. 2017, arXiv:1612.00837).
+
+Both annotate COCO's images, so an image's captions and questions become one sample. Files are found at any depth by
+the names they are published under (2014 and 2017), or named by the settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importers._answers import consensus
+from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, load_json, source_folder
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import SPLITS
+from pipelines.data.source import Reading, Record, Reject, Source
+from vlmodel.config import Section
+
+
+class Subset(Section):
+    """Files of one split, relative to the source folder; an empty name is searched for."""
+
+    captions: str = ""
+    """Captions, as captions_train2014.json."""
+    questions: str = ""
+    """Questions, as v2_OpenEnded_mscoco_train2014_questions.json."""
+    annotations: str = ""
+    """Answers to the questions, as v2_mscoco_train2014_annotations.json; a test split may have none."""
+
+
+class Config(Source):
+    """Captions, questions, or both, with the images in any sub-folder or in a plain tar."""
+
+    kind: str = "coco"
+    folder: str
+    """Folder that holds the JSON files and the images."""
+    images: str = ""
+    """Folder or tar of the images, relative to ``folder``; empty for ``folder`` itself."""
+    train: Subset = Subset()
+    val: Subset = Subset()
+    test: Subset = Subset()
+
+    def fingerprint(self) -> str:
+        root = source_folder(self.folder)
+        files = [file for subset in self._files(root).values() for file in subset.values()]
+        return fingerprint(root, files, [Images(root / self.images)])
+
+    def read(self) -> Reading:
+        root = source_folder(self.folder)
+        rejects: list[Reject] = []
+        pictures: list[tuple[str, _Picture]] = []
+        for split, files in self._files(root).items():
+            by_id: dict[int, _Picture] = {}
+            if files["captions"]:
+                rejects += _add_captions(by_id, files["captions"])
+            if files["questions"]:
+                rejects += _add_questions(by_id, files["questions"], files["annotations"])
+            pictures += [(split, picture) for picture in by_id.values()]
+        return Reading(len(pictures), _records(pictures, Images(root / self.images), rejects))
+
+    def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
+        found: dict[str, dict[str, Path | None]] = {}
+        for split in SPLITS:
+            subset: Subset = getattr(self, split)
+            # The digits keep test-dev2015, a part of test2015, out.
+            patterns = {
+                "captions": f"captions_{split}20[0-9][0-9].json",
+                "questions": f"*{split}20[0-9][0-9]_questions.json",
+                "annotations": f"*{split}20[0-9][0-9]_annotations.json",
+            }
+            files = {
+                name: find_one(root, [pattern], getattr(subset, name), f"source.{split}.{name}")
+                for name, pattern in patterns.items()
+            }
+            if files["captions"] or files["questions"]:
+                found[split] = files
+        if not found:
+            raise DataError(
+                f"{root} holds neither captions_*.json nor *_questions.json; point source.folder at the COCO files or "
+                "name them by source.train.captions and source.train.questions"
+            )
+        return found
+
+
+@dataclass
+class _Picture:
+    id: int
+    names: list[str]
+    """File names to try."""
+    captions: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+
+
+def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
+    tree = _document(file, "annotations")
+    names = {}
+    for image in tree.get("images", []):
+        match image:
+            case {"id": int(image_id), "file_name": str(name)}:
+                names[image_id] = name
+            case _:
+                yield Reject(file.name, Reason.BAD_SCHEMA, f"image {image!r:.80} needs id and file_name")
+    for annotation in tree["annotations"]:
+        match annotation:
+            case {"image_id": int(image_id), "caption": str(caption)} if caption.strip():
+                if image_id in names:
+                    picture = by_id.setdefault(image_id, _Picture(image_id, [names[image_id]]))
+                    picture.captions.append(caption.strip())
+                else:
+                    yield Reject(f"{image_id}", Reason.MISSING_IMAGE, f"{file.name} lists no image of id {image_id}")
+            case _:
+                yield Reject(file.name, Reason.BAD_SCHEMA, f"caption {annotation!r:.80} needs image_id and caption")
+
+
+def _add_questions(by_id: dict[int, _Picture], file: Path, annotations: Path | None) -> Iterator[Reject]:
+    tree = _document(file, "questions")
+    answers = _answers(annotations) if annotations else {}
+    subset = tree.get("data_subtype", "")
+    for row in tree["questions"]:
+        match row:
+            case {"image_id": int(image_id), "question_id": int(question_id), "question": str(text)} if text.strip():
+                given, answer = answers.get(question_id, ((), None))
+                if annotations and not given:
+                    detail = f"{annotations.name} has no answer to question {question_id}"
+                    yield Reject(f"{question_id}", Reason.MISSING_TEXT, detail)
+                    continue
+                names = [f"COCO_{subset}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
+                picture = by_id.setdefault(image_id, _Picture(image_id, names))
+                picture.questions.append(Question(text.strip(), answer, given, str(question_id)))
+            case _:
+                detail = f"question {row!r:.80} needs image_id, question_id and question"
+                yield Reject(file.name, Reason.BAD_SCHEMA, detail)
+
+
+def _answers(file: Path) -> dict[int, tuple[tuple[str, ...], str | None]]:
+    """All annotators' answers and their consensus, by question id."""
+    found = {}
+    for row in _document(file, "annotations", _only_answer)["annotations"]:
+        match row:
+            case {"question_id": int(question_id), "answers": [*given]}:
+                answers = tuple(answer for answer in given if isinstance(answer, str))
+                found[question_id] = answers, consensus(answers, row.get("multiple_choice_answer"))
+    return found
+
+
+def _only_answer(tree: dict[str, Any]) -> Any:
+    # 4.4 million annotator records in VQA v2's train split: as dicts they would take gigabytes.
+    return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "answer_id" in tree else tree
+
+
+def _document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any]:
+    tree = load_json(file, object_hook)
+    if not isinstance(tree, dict) or not isinstance(tree.get(needed), list):
+        raise DataError(f"{file} has no list {needed!r}; it is not the file that its name says")
+    return tree
+
+
+def _records(pictures: list[tuple[str, _Picture]], images: Images, rejects: list[Reject]) -> Iterator[Record | Reject]:
+    yield from rejects
+    for split, picture in pictures:
+        try:
+            name, (image, extension) = _read_first(images, picture.names)
+        except SampleError as error:
+            yield Reject(key_of(picture.names[0]), error.reason, error.detail)
+        else:
+            texts = Texts(tuple(picture.captions), tuple(picture.questions))
+            yield Record(split, key_of(name), image, extension, texts, {"image_id": picture.id})
+
+
+def _read_first(images: Images, names: list[str]) -> tuple[str, tuple[bytes, str]]:
+    for name in names[:-1]:
+        try:
+            return name, images.read(name)
+        except SampleError as error:
+            if error.reason is not Reason.MISSING_IMAGE:
+                raise
+    return names[-1], images.read(names[-1])

@@ -1,0 +1,92 @@
+"""easy-VQA: ``data/{train,test}/questions.json`` and 64x64 PNGs (github.com/vzhou842/easy-VQA).
+
+The images of a split lie in ``data/SPLIT/images/`` or in ``SPLIT_images.tar``. ``questions.json`` is one list of
+``[question, answer, image id]``; image ids restart in each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importers._files import Images, fingerprint, load_json, source_folder
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import SPLITS
+from pipelines.data.source import Reading, Record, Reject, Source
+
+
+class Config(Source):
+    """The complete data set or any in its layout; a ``val`` split beside ``train`` and ``test`` is read too."""
+
+    kind: str = "easy_vqa"
+    folder: str
+    """Folder that holds ``data/``, or ``data/`` itself."""
+
+    def fingerprint(self) -> str:
+        root = source_folder(self.folder)
+        splits = self._splits(root)
+        return fingerprint(root, splits.values(), [self._images(root, split) for split in splits])
+
+    def read(self) -> Reading:
+        root = source_folder(self.folder)
+        rejects: list[Reject] = []
+        samples: list[tuple[str, int, list[Question]]] = []
+        for split, file in self._splits(root).items():
+            by_image: dict[int, list[Question]] = {}
+            for number, row in enumerate(_rows(file)):
+                try:
+                    image_id, question = _question(row)
+                except SampleError as error:
+                    rejects.append(Reject(f"{split}/questions.json[{number}]", error.reason, error.detail))
+                else:
+                    by_image.setdefault(image_id, []).append(question)
+            samples += [(split, image_id, questions) for image_id, questions in sorted(by_image.items())]
+        images = {split: self._images(root, split) for split, _, _ in samples}
+        return Reading(len(samples), _records(samples, images, rejects))
+
+    def _splits(self, root: Path) -> dict[str, Path]:
+        files = {split: self._data(root) / split / "questions.json" for split in SPLITS}
+        present = {split: file for split, file in files.items() if file.is_file()}
+        if not present:
+            raise DataError(f"{root} has no data/train/questions.json; point source.folder at an easy-VQA folder")
+        return present
+
+    def _data(self, root: Path) -> Path:
+        return root / "data" if (root / "data").is_dir() else root
+
+    def _images(self, root: Path, split: str) -> Images:
+        folder, tar = self._data(root) / split / "images", root / f"{split}_images.tar"
+        for place in (folder, tar):
+            if place.exists():
+                return Images(place)
+        raise DataError(f"the images of split {split!r} are missing: neither {folder} nor {tar} exists")
+
+
+def _rows(file: Path) -> list[Any]:
+    rows = load_json(file)
+    if not isinstance(rows, list):
+        raise DataError(f"{file} is not a JSON list of [question, answer, image id]; fetch it anew")
+    return rows
+
+
+def _question(row: Any) -> tuple[int, Question]:
+    match row:
+        case [str(question), str(answer), int(image_id)] if question.strip() and answer.strip():
+            return image_id, Question(question, answer)
+    raise SampleError(Reason.BAD_SCHEMA, f"{row!r:.80} is not [question, answer, image id]")
+
+
+def _records(
+    samples: list[tuple[str, int, list[Question]]], images: dict[str, Images], rejects: list[Reject]
+) -> Iterator[Record | Reject]:
+    yield from rejects
+    for split, image_id, questions in samples:
+        key = f"{split}-{image_id}"
+        try:
+            image, extension = images[split].read(f"{image_id}.png")
+        except SampleError as error:
+            yield Reject(key, error.reason, error.detail)
+        else:
+            yield Record(split, key, image, extension, Texts((), tuple(questions)), {"image_id": image_id})

@@ -1,0 +1,150 @@
+"""Flickr8k (Hodosh, Young, Hockenmaier 2013, JAIR 47) and Flickr30k (Young et al. 2014, TACL 2): captions by file name.
+
+Captions come as a token file (``NAME.jpg#0<TAB>caption``) or as CSV with a header (``image,caption``, or
+``image_name| comment_number| comment``). Splits come as lists of image names, one a line.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, source_folder
+from pipelines.data.sample import Texts
+from pipelines.data.shards import SPLITS
+from pipelines.data.source import Reading, Record, Reject, Source
+
+_CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")
+_LISTS = {
+    "train": ("Flickr_8k.trainImages.txt", "train.txt"),
+    "val": ("Flickr_8k.devImages.txt", "val.txt", "dev.txt"),
+    "test": ("Flickr_8k.testImages.txt", "test.txt"),
+}
+
+
+class Config(Source):
+    """Without any list of a split, all images are of split train; an image that is in no list is left out."""
+
+    kind: str = "flickr"
+    folder: str
+    """Folder that holds the captions, the lists and the images (in any sub-folder, or in a plain tar)."""
+    captions: str = ""
+    """Caption file, relative to ``folder``; empty to search for the usual names."""
+    images: str = ""
+    """Folder or tar of the images, relative to ``folder``; empty for ``folder`` itself."""
+    train: str = ""
+    """List of the train images, relative to ``folder``; empty to search for the usual names."""
+    val: str = ""
+    """List of the validation images."""
+    test: str = ""
+    """List of the test images."""
+
+    def fingerprint(self) -> str:
+        root = source_folder(self.folder)
+        return fingerprint(root, [self._captions(root), *self._lists(root).values()], [Images(root / self.images)])
+
+    def read(self) -> Reading:
+        root = source_folder(self.folder)
+        captions, rejects = _read_captions(self._captions(root))
+        lists = self._lists(root)
+        if lists:
+            # Some published lists leave the extension out.
+            full_names = {PurePosixPath(name).stem: name for name in captions}
+            listed = [(split, name) for split, file in lists.items() for name in _read_list(file)]
+            pictures = [(split, name if name in captions else full_names.get(name, name)) for split, name in listed]
+        else:
+            pictures = [("train", name) for name in captions]
+        return Reading(len(pictures), _records(pictures, captions, Images(root / self.images), rejects))
+
+    def _captions(self, root: Path) -> Path:
+        file = find_one(root, _CAPTIONS, self.captions, "source.captions")
+        if file is None:
+            raise DataError(f"{root} holds none of {', '.join(_CAPTIONS)}; name the caption file by source.captions")
+        return file
+
+    def _lists(self, root: Path) -> dict[str, Path]:
+        found = {split: find_one(root, _LISTS[split], getattr(self, split), f"source.{split}") for split in SPLITS}
+        return {split: file for split, file in found.items() if file is not None}
+
+
+def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
+    """Captions by image name, in the file's order, and the lines that hold none."""
+    captions: dict[str, list[str]] = {}
+    rejects = []
+    # Surrogates stand for bytes that are not UTF-8, so that one such line does not cost the others.
+    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
+        for number, name, caption in _caption_rows(file, lines.readline(), lines):
+            try:
+                _require_utf8(name, caption)
+                if not name or not caption:
+                    raise SampleError(Reason.BAD_SCHEMA, "the line is not an image name and a caption")
+            except SampleError as error:
+                rejects.append(Reject(f"{file.name}:{number}", error.reason, error.detail))
+            else:
+                captions.setdefault(name, []).append(caption)
+    if not captions:
+        raise DataError(f"{file} holds no captions: expected NAME.jpg#0<TAB>caption, or CSV with image and caption")
+    return captions, rejects
+
+
+def _caption_rows(file: Path, first: str, lines: Iterator[str]) -> Iterator[tuple[int, str, str]]:
+    """(line number, image name, caption) of every row; a caption is empty where the row has none."""
+    delimiter = next((mark for mark in "\t|," if mark in first), None)
+    if delimiter is None:
+        raise DataError(f"{file}: the first line {first.strip()!r:.60} is neither of a token file nor a CSV header")
+    if delimiter == "\t":
+        for number, line in enumerate(_chain(first, lines), 1):
+            name, _, caption = line.partition("\t")
+            if line.strip():
+                yield number, name.rpartition("#")[0] or name, caption.strip()
+    else:
+        header = [column.strip().lower() for column in first.split(delimiter)]
+        caption_column = next((header.index(name) for name in ("caption", "comment") if name in header), None)
+        if not header[0].startswith("image") or caption_column is None:
+            raise DataError(f"{file}: the header {first.strip()!r:.60} has no columns image and caption")
+        # Flickr30k's results.csv uses | and has stray quotes inside captions.
+        quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
+        rows = csv.reader(lines, delimiter=delimiter, quoting=quoting)
+        for row in rows:
+            if row:
+                caption = row[caption_column] if len(row) > caption_column else ""
+                yield rows.line_num + 1, row[0].strip(), caption.strip()
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _require_utf8(*texts: str) -> None:
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise SampleError(Reason.BAD_UTF8, "the line is not UTF-8") from None
+
+
+def _read_list(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list {file} cannot be read ({error}); restore it or name another") from None
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+
+
+def _records(
+    pictures: list[tuple[str, str]], captions: dict[str, list[str]], images: Images, rejects: list[Reject]
+) -> Iterator[Record | Reject]:
+    yield from rejects
+    for split, name in pictures:
+        key = key_of(name)
+        try:
+            if name not in captions:
+                raise SampleError(Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
+            image, extension = images.read(name)
+        except SampleError as error:
+            yield Reject(key, error.reason, error.detail)
+        else:
+            yield Record(split, key, image, extension, Texts(tuple(captions[name]), ()))

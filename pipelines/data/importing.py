@@ -1,0 +1,239 @@
+"""The import: any source becomes a folder of WebDataset tars, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.shards import SPLITS, ShardWriter
+from pipelines.data.source import Reading, Record, Reject, Source
+from vlmodel.config import Part, dump
+
+MANIFEST = "_import.json"
+"""Written last; says what was imported and how much of it."""
+REJECTS = "_import_rejects.jsonl"
+"""One line for each sample or line of the source that was left out."""
+_FORMAT = 1
+
+T = TypeVar("T")
+
+
+@dataclass
+class SplitCounts:
+    """What one split holds."""
+
+    samples: int = 0
+    captions: int = 0
+    questions: int = 0
+
+
+@dataclass
+class ImportSummary:
+    """What the folder holds after an import.
+
+    Attributes:
+        splits: counts by split.
+        rejected: number of rejects by reason; each is a line of ``_import_rejects.jsonl``.
+        shards: size in bytes by name of tar.
+        unchanged: the folder already held this import, and nothing was written.
+    """
+
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+    unchanged: bool = False
+
+
+def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> ImportSummary:
+    """Write all samples of a source as tars into ``out_folder``.
+
+    The tars are written beside it, into ``.NAME.importing``, and the whole folder is renamed when it is complete: a
+    crash leaves no ``out_folder``. A source record that cannot be used is counted and listed, and the import goes on.
+
+    Args:
+        config: a part of ``pipelines.data.importers``.
+        out_folder: a local folder that is empty, absent, or holds this import already.
+        progress: show a bar (lines, where standard error is no terminal).
+
+    Raises:
+        DataError: the source is missing or unusable as a whole, none of its records can be used, ``out_folder``
+            holds something else, or another process imports into it.
+    """
+    if not isinstance(config, Source):
+        raise TypeError(f"{type(config).__name__} is not the Config of an importer")
+    out = Path(out_folder).expanduser().resolve()
+    identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
+    if (done := _finished(out, identity)) is not None:
+        return done
+    reading = config.read()
+    with _staging(out) as staging:
+        if (done := _finished(out, identity)) is not None:  # By another process, while this one waited or read.
+            return done
+        summary = _write(config, reading, staging, progress)
+        _write_manifest(staging / MANIFEST, identity | _counts_tree(summary))
+        try:
+            staging.rename(out)
+        except OSError as error:
+            raise DataError(f"{out} cannot be put in place ({error.strerror}); choose a folder inside it") from None
+    return summary
+
+
+def _write(config: Source, reading: Reading, folder: Path, progress: bool) -> ImportSummary:
+    summary = ImportSummary()
+    rejected: Counter[str] = Counter()
+    first: list[Reject] = []
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(ShardWriter(folder, split, config.samples_per_shard, config.bytes_per_shard))
+            for split in SPLITS
+        }
+        rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
+        entries = reading.records
+        for entry in _show_progress(entries, reading.total, f"import {config.kind}") if progress else entries:
+            reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary)
+            if reject is not None:
+                rejected[reject.reason] += 1
+                first = [*first, reject][:3]
+                rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
+    if not summary.splits:
+        reasons = "; ".join(f"{reject.key}: {reject.reason}, {reject.detail}" for reject in first)
+        raise DataError(f"source {config.kind!r} gave no usable sample{f' ({reasons})' if reasons else ''}; correct it")
+    summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
+    summary.rejected = dict(sorted(rejected.items()))
+    summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
+    return summary
+
+
+def _add(record: Record, writers: dict[str, ShardWriter], summary: ImportSummary) -> Reject | None:
+    """Write one sample and count it; what is wrong with it, if it cannot be written."""
+    try:
+        owner = next((split for split, writer in writers.items() if record.key in writer), None)
+        if owner is not None:
+            detail = f"split {owner!r} already has this key; give each image a key of its own"
+            raise SampleError(Reason.DUPLICATE_KEY, detail)
+        writers[record.split].add(record.key, record.image, record.image_ext, record.texts, record.extra)
+    except SampleError as error:
+        return Reject(record.key, error.reason, error.detail)
+    counts = summary.splits.setdefault(record.split, SplitCounts())
+    counts.samples += 1
+    counts.captions += len(record.texts.captions)
+    counts.questions += len(record.texts.questions)
+    return None
+
+
+def _finished(out: Path, identity: dict[str, Any]) -> ImportSummary | None:
+    """The summary of the import that ``identity`` describes, or None where ``out`` is free for it.
+
+    Raises:
+        DataError: ``out`` holds something else.
+    """
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder for the tars")
+    if not any(out.iterdir()):
+        return None
+    remedy = "choose another folder, or remove this one to import anew"
+    try:
+        tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        found = {name: tree[name] for name in identity}
+        summary = ImportSummary(
+            {split: SplitCounts(**counts) for split, counts in tree["splits"].items()},
+            tree["rejected"],
+            tree["shards"],
+            unchanged=True,
+        )
+    except FileNotFoundError:
+        raise DataError(f"{out} is not empty and holds no import; {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{out / MANIFEST} cannot be read ({error!r}); {remedy}") from None
+    if found != identity:
+        raise DataError(f"{out} holds another import ({_difference(found, identity)}); {remedy}")
+    for name, size in summary.shards.items():
+        if not (out / name).is_file() or (out / name).stat().st_size != size:
+            raise DataError(f"{out} held this import, but {name} is missing or was changed; {remedy}")
+    return summary
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for name in found["config"].keys() | wanted["config"].keys():
+        if (old := found["config"].get(name)) != (new := wanted["config"].get(name)):
+            return f"source.{name} is {old!r} there and {new!r} here"
+    return "the source's files have changed since" if found["format"] == wanted["format"] else "of an older format"
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` that only this process uses; its lock ends with the process."""
+    staging = out.parent / f".{out.name}.importing"
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(staging, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{staging} cannot be written ({error.strerror}); choose another folder") from None
+    try:
+        _lock(descriptor, staging, out)
+        try:
+            for leftover in staging.iterdir():  # Of an import that was cut off.
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, staging: Path, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(descriptor), staging.stat())
+    except (BlockingIOError, FileNotFoundError):
+        ours = False
+    if not ours:  # Locked, or renamed to ``out`` just before it was locked here.
+        raise DataError(f"another process is importing into {out}; wait for it to end")
+
+
+def _counts_tree(summary: ImportSummary) -> dict[str, Any]:
+    tree = asdict(summary)
+    del tree["unchanged"]
+    return tree
+
+
+def _write_manifest(path: Path, tree: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=2, sort_keys=True, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _show_progress(entries: Iterator[T], total: int, title: str, every: float = 5.0) -> Iterator[T]:
+    """A bar on a terminal; elsewhere a line every few seconds and one at the end, which a log can hold."""
+    if sys.stderr.isatty():
+        yield from tqdm(entries, total=total, desc=title, unit="sample")
+        return
+    start = last = time.monotonic()
+    count = 0
+    for count, entry in enumerate(entries, 1):
+        yield entry
+        now = time.monotonic()
+        if now - last >= every:
+            print(
+                tqdm.format_meter(count, total, now - start, prefix=title, unit="sample"), file=sys.stderr, flush=True
+            )
+            last = now
+    elapsed = time.monotonic() - start
+    print(tqdm.format_meter(count, total, elapsed, prefix=title, unit="sample"), file=sys.stderr, flush=True)

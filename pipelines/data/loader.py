@@ -1,0 +1,214 @@
+"""From the plan to collated batches: which samples, read, turned into examples, decoded, augmented, collated.
+
+The sequences here make batch ``i`` from ``i`` alone, in any process: Ray tasks index into them (stream.py), and so can
+a bare loop. They are small and picklable; what is heavy is opened once a process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from pipelines.data.augment import AugmentConfig, augment
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from pipelines.data.plan import Ints, Plan, Schedule, Slice, derive_seed, fixed_batches
+from pipelines.data.reader import Record, ShardReader
+from pipelines.data.sample import Texts
+from vlmodel.processor import Example, VLProcessor
+
+Arrays = dict[str, np.ndarray]
+
+MODEL_INPUTS = ("pixels_BHWC", "input_ids_NT", "text_mask_NT", "text_image_N", "labels_N", "weights_N")
+"""The arrays that the model takes; the others tell where a batch came from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from and what makes them examples.
+
+    Attributes:
+        tars: folder or URI of the tars and their index.
+        index_hash: the index as it was when the plan was made; a changed one is refused.
+        split: train, val or test; "" takes all.
+        reads: which texts the task reads, "questions" or "captions"; samples without any are left out.
+        processor: folder of the saved VLProcessor.
+    """
+
+    tars: str
+    index_hash: str
+    split: str
+    reads: str
+    processor: str
+
+    def plan(self, *, seed: int = 0, window: int = 65536, shuffle: bool) -> Plan:
+        """The plan over this source's samples.
+
+        Raises:
+            DataError: the split has no sample with such texts.
+        """
+        return Plan(self.index_hash, _open(self).counts, seed, window, shuffle)
+
+
+@dataclass(frozen=True)
+class TrainingParts(Sequence[Arrays]):
+    """A worker's parts of all global steps, in order: ``accumulation`` parts a step.
+
+    Attributes:
+        source, schedule: what is read, in which order.
+        rank, world, accumulation: which parts of a step are this worker's.
+        augmentation: random changes of the pixels, seeded by (seed, epoch, sample).
+    """
+
+    source: Source
+    schedule: Schedule
+    rank: int
+    world: int
+    accumulation: int
+    augmentation: AugmentConfig
+
+    def __len__(self) -> int:
+        return self.schedule.steps * self.accumulation
+
+    def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        step, micro = divmod(number, self.accumulation)
+        parts = self.world * self.accumulation
+        taken = self.schedule.part(step, self.rank * self.accumulation + micro, parts)
+        weight = 1.0
+        if not len(taken):
+            # A worker without a sample in a short last step still takes part in its collectives, with weight zero.
+            origin = step * self.schedule.batch
+            taken, weight = self.schedule.plan.take(origin, origin + 1), 0.0
+        loader = _open(self.source)
+        records = loader.read(taken)
+        examples = [loader.example(record, weight) for record in records]
+        images = [loader.processor.decode(record.image) for record in records]
+        if self.augmentation.active:
+            for i, record in enumerate(records):
+                seed = derive_seed(self.schedule.plan.seed, int(taken.epoch[i]), record.key, "augment")
+                images[i] = augment(images[i], self.augmentation, np.random.Generator(np.random.PCG64(seed)))
+        return loader.processor.collate_decoded(images, examples) | _provenance(taken, step, weight)
+
+
+@dataclass(frozen=True)
+class EvaluationBatches(Sequence[Arrays]):
+    """Every ``world``-th batch of a split in index order, from batch ``rank`` on.
+
+    The batches are the same ones at any number of workers, so figures agree to the last bit.
+    """
+
+    source: Source
+    batch: int
+    rank: int = 0
+    world: int = 1
+    with_texts: bool = False
+    """Add ``texts_json``: for each text a list of the sample's key, the text, its target and its id."""
+
+    def __len__(self) -> int:
+        batches = len(fixed_batches(_open(self.source).size, self.batch))
+        return len(range(self.rank, batches, self.world))
+
+    def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
+        loader = _open(self.source)
+        mine = range(self.rank, len(fixed_batches(loader.size, self.batch)), self.world)
+        batch = mine[number]
+        plan = self.source.plan(shuffle=False)
+        taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, plan.size))
+        records = loader.read(taken)
+        arrays = loader.processor.collate([loader.example(record) for record in records])
+        arrays |= _provenance(taken, batch, 1.0)
+        if self.with_texts:
+            rows = [row for record in records for row in loader.texts(record)]
+            arrays["texts_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+        return arrays
+
+
+def to_example(image: bytes, texts: Texts, reads: str, weight: float = 1.0) -> Example:
+    """What a task reads of a sample: the texts that go in and the targets that should come out."""
+    if reads == "questions":
+        asked = tuple(q.question for q in texts.questions)
+        return Example(image, asked, tuple(q.answer for q in texts.questions), (weight,) * len(asked))
+    return Example(image, texts.captions, (None,) * len(texts.captions), (weight,) * len(texts.captions))
+
+
+def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays of a batch that the model takes."""
+    return {name: arrays[name] for name in MODEL_INPUTS if name in arrays}
+
+
+class _Loader:
+    """An opened source: the index, its readers and the processor."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.index = Index.open(source.tars)
+        if self.index.hash != source.index_hash:
+            raise DataError(
+                f"the index of {source.tars} changed while it was in use ({source.index_hash[:12]} -> "
+                f"{self.index.hash[:12]}); start the job again, under another name, to use the new data"
+            )
+        self.reader = ShardReader(self.index)
+        self.processor = VLProcessor.from_pretrained(source.processor)
+        self.counts: Ints = np.array(
+            [_in_split(getattr(shard, f"with_{source.reads}"), source.split) for shard in self.index.shards], np.int64
+        )
+        self.size = int(self.counts.sum())
+        if not self.size:
+            splits = ", ".join(f"{split}: {n}" for split, n in sorted(self.index.counts().items())) or "none"
+            raise DataError(
+                f"{source.tars} has no {source.split or 'indexed'} sample with {source.reads} (samples by split: {splits}); "
+                "choose another split, or raise data.index.validation_fraction and run the index job again"
+            )
+        self._rows = lru_cache(maxsize=256)(self._eligible_rows)
+
+    def read(self, taken: Slice) -> list[Record]:
+        """The samples of a slice, in its order; each shard is opened once."""
+        records: list[Record | None] = [None] * len(taken)
+        for shard in np.unique(taken.shard):
+            places = np.flatnonzero(taken.shard == shard)
+            rows = self._rows(int(shard))[taken.row[places]]
+            found = self.reader.read(self.index.shards[shard].name, rows.tolist())
+            for place, record in zip(places.tolist(), found, strict=True):
+                records[place] = record
+        return [record for record in records if record is not None]
+
+    def example(self, record: Record, weight: float = 1.0) -> Example:
+        return to_example(record.image, record.texts, self.source.reads, weight)
+
+    def texts(self, record: Record) -> list[tuple[str, str, str | None, str | None]]:
+        """Key of the sample, text, target and id of each text that the task reads."""
+        if self.source.reads == "questions":
+            return [(record.key, q.question, q.answer, q.id) for q in record.texts.questions]
+        return [(record.key, caption, None, None) for caption in record.texts.captions]
+
+    def _eligible_rows(self, shard: int) -> Ints:
+        table = self.index.rows(self.index.shards[shard].name)
+        eligible = table[self.source.reads].to_numpy() > 0
+        if self.source.split:
+            eligible &= np.asarray(table["split"].to_pylist()) == self.source.split
+        return np.flatnonzero(eligible).astype(np.int64)
+
+
+@lru_cache(maxsize=8)
+def _open(source: Source) -> _Loader:
+    return _Loader(source)
+
+
+def _in_split(counts: Mapping[str, int], split: str) -> int:
+    return counts.get(split, 0) if split else sum(counts.values())
+
+
+def _provenance(taken: Slice, step: int, weight: float) -> Arrays:
+    return {
+        "step": np.array([step], np.int64),
+        "epoch_B": taken.epoch,
+        "shard_B": taken.shard,
+        "row_B": taken.row,
+        "counts_B": np.full(len(taken), weight > 0),
+    }

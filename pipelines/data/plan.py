@@ -1,0 +1,220 @@
+"""The plan: in which order samples are seen, as a pure function of (index hash, seed, epoch).
+
+The order is one endless sequence: the permutation of epoch 0, then that of epoch 1, and so on. Global step ``s`` takes
+positions ``[s * batch, (s + 1) * batch)`` of it, so a batch may hold the end of one epoch and the start of the next,
+every batch but the very last is full, and each epoch holds each sample exactly once. A cursor is one number, the step.
+
+An epoch's permutation is made in two layers, so that its memory grows with shards and not with samples: the shards are
+permuted, consecutive shards form windows of about ``window`` samples, and a window's samples are permuted among
+themselves. Seeking to a position builds one window only.
+
+Random numbers are the raw output of PCG64, which NumPy keeps stable for ever (NEP 19), ordered by a stable sort;
+``Generator.permutation`` has no such promise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Consecutive positions of the order, as parallel arrays.
+
+    Attributes:
+        epoch: epoch of each position.
+        shard: number of its shard in the plan's list.
+        row: number of the sample among the shard's samples of this split.
+    """
+
+    epoch: Ints
+    shard: Ints
+    row: Ints
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, where: slice | Ints) -> Slice:
+        return Slice(self.epoch[where], self.shard[where], self.row[where])
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The order of the samples of one split.
+
+    Plans with equal fields are equal, and hash in constant time: ``key`` is computed once, at construction.
+
+    Attributes:
+        identity: what the data is, normally the index hash; another identity gives another order.
+        counts: samples of each shard, in the index's order of shards; an int64 array.
+        seed: of the whole training.
+        window: samples that are shuffled among themselves, at least; at most one shard more.
+        shuffle: False keeps the order of the index in every epoch, as evaluation wants it.
+        size: samples in an epoch (derived).
+        key: digest of all the above (derived).
+    """
+
+    identity: str
+    counts: Ints
+    seed: int
+    window: int = 65536
+    shuffle: bool = True
+    size: int = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window = {self.window} must be at least 1 sample")
+        counts = np.asarray(self.counts, np.int64)
+        object.__setattr__(self, "counts", counts)
+        object.__setattr__(self, "size", int(counts.sum()))
+        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|".encode()
+        object.__setattr__(self, "key", hashlib.sha256(facts + counts.tobytes()).hexdigest())
+        if self.size <= 0:
+            raise ValueError("a plan needs at least one sample; index the data, or choose another split")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def take(self, start: int, stop: int) -> Slice:
+        """Positions ``[start, stop)`` of the endless order."""
+        pieces: list[Slice] = []
+        size = self.size
+        while start < stop:
+            epoch, offset = divmod(start, size)
+            end = min(size, offset + stop - start)
+            pieces.extend(self._take_in_epoch(epoch, offset, end))
+            start += end - offset
+        if not pieces:
+            nothing = np.zeros(0, np.int64)
+            return Slice(nothing, nothing, nothing)
+        return Slice(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("epoch", "shard", "row")))
+
+    def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[Slice]:
+        layout = _epoch_layout(self, epoch if self.shuffle else 0)
+        pieces = []
+        window = int(np.searchsorted(layout.starts, start, side="right")) - 1
+        while start < stop:
+            shard, row = _window(self, epoch if self.shuffle else 0, window)
+            origin = int(layout.starts[window])
+            here = slice(start - origin, min(stop - origin, len(row)))
+            pieces.append(Slice(np.full(here.stop - here.start, epoch, np.int64), shard[here], row[here]))
+            start = origin + here.stop
+            window += 1
+        return pieces
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the global steps of a training cut the plan into parts.
+
+    A step's batch is cut into ``parts`` = workers x accumulation; worker ``r`` runs parts ``r * accumulation`` to
+    ``(r + 1) * accumulation - 1``, one forward and backward pass each. Which samples are in which part of a step does
+    not depend on how the parts are spread over workers.
+
+    Attributes:
+        plan: the order.
+        batch: samples of a global step.
+        epochs: passes over the data; the last step is shorter where they do not divide evenly.
+    """
+
+    plan: Plan
+    batch: int
+    epochs: int
+
+    @property
+    def steps(self) -> int:
+        """Global steps of the whole training."""
+        return -(-self.plan.size * self.epochs // self.batch)
+
+    def step_samples(self, step: int) -> int:
+        """Samples of global step ``step``."""
+        return min(self.batch, self.plan.size * self.epochs - step * self.batch)
+
+    def epochs_done(self, step: int) -> int:
+        """Epochs that are complete once ``step`` global steps are."""
+        return min(step * self.batch, self.plan.size * self.epochs) // self.plan.size
+
+    def last_step_of(self, epoch: int) -> int:
+        """The step count at which ``epoch`` is complete."""
+        return -(-self.plan.size * (epoch + 1) // self.batch)
+
+    def part(self, step: int, number: int, parts: int) -> Slice:
+        """Part ``number`` of ``parts`` of a global step. Empty where a short last step has fewer samples than parts."""
+        samples = self.step_samples(step)
+        first, last = number * samples // parts, (number + 1) * samples // parts
+        origin = step * self.batch
+        return self.plan.take(origin + first, origin + last)
+
+
+def check_division(batch: int, workers: int, accumulation: int) -> int:
+    """The samples of one part.
+
+    Raises:
+        ValueError: the global batch does not divide evenly; the message names fitting values.
+    """
+    parts = workers * accumulation
+    if batch % parts:
+        below, above = batch // parts * parts, -(-batch // parts) * parts
+        raise ValueError(
+            f"global batch {batch} does not divide into {workers} workers x {accumulation} accumulation; "
+            f"use {' or '.join(str(b) for b in (below, above) if b)}, or another number of workers"
+        )
+    return batch // parts
+
+
+@dataclass(frozen=True, eq=False)
+class _EpochLayout:
+    order: Ints  # shards in this epoch's order
+    bounds: Ints  # window w holds order[bounds[w]:bounds[w + 1]]
+    starts: Ints  # position of each window's first sample
+
+
+@lru_cache(maxsize=4)
+def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
+    sizes = plan.counts
+    order = _permutation(len(sizes), plan, epoch, "shards") if plan.shuffle else np.arange(len(sizes))
+    order = order[sizes[order] > 0]
+    starts = np.concatenate([[0], np.cumsum(sizes[order])])[:-1]
+    first_of_window = np.flatnonzero(np.diff(starts // plan.window, prepend=-1))
+    return _EpochLayout(order, np.append(first_of_window, len(order)), starts[first_of_window])
+
+
+@lru_cache(maxsize=4)
+def _window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
+    layout = _epoch_layout(plan, epoch)
+    shards = layout.order[layout.bounds[window] : layout.bounds[window + 1]]
+    sizes = plan.counts[shards]
+    shard = np.repeat(shards, sizes)
+    row = np.arange(len(shard)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    if plan.shuffle:
+        order = _permutation(len(shard), plan, epoch, f"window {window}")
+        shard, row = shard[order], row[order]
+    return shard, row
+
+
+def _permutation(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
+    bits = np.random.PCG64(derive_seed(plan.identity, plan.seed, epoch, purpose)).random_raw(n)
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+def derive_seed(*what: str | int) -> int:
+    """A 128-bit seed that depends on all of ``what`` and on nothing else."""
+    text = "\x1f".join(str(w) for w in what)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
+
+
+def fixed_batches(size: int, batch: int) -> Sequence[tuple[int, int]]:
+    """Evaluation's batches: positions ``[start, stop)``, each sample in exactly one, whatever the number of workers."""
+    return [(start, min(start + batch, size)) for start in range(0, size, batch)]

@@ -1,0 +1,153 @@
+"""The sample: one image with all its texts, and the JSON that carries the texts beside the image in a tar.
+
+Members of one sample are adjacent and share the part of their name before the first dot of the base name
+(WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from pipelines.data.errors import Reason, SampleError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
+"""Extensions of image members: lower case, without the dot."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the image.
+
+    Attributes:
+        question: never blank.
+        answer: the answer to learn, or None where it is unknown (a test set).
+        answers: every annotator's answer (ten in VQA v2), for soft targets and consensus metrics; may be empty.
+        id: the source's own identifier.
+    """
+
+    question: str
+    answer: str | None = None
+    answers: tuple[str, ...] = ()
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of one image, in the source's order."""
+
+    captions: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+def _id_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _QuestionRecord(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    question: _Text
+    answer: _Text | None = None
+    answers: tuple[str, ...] = ()
+    id: Annotated[str | None, BeforeValidator(_id_as_text)] = None
+
+
+class _TextsRecord(BaseModel):
+    """Other keys are the source's metadata and are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    captions: tuple[_Text, ...] = ()
+    questions: tuple[_QuestionRecord, ...] = ()
+    caption: Annotated[Any, Field(description="img2dataset's caption, in JSON that is not ours")] = None
+
+
+def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> Texts:
+    """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member).
+
+    JSON with a ``captions`` or ``questions`` list is this project's; other JSON is free metadata, of which only a
+    ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same caption to both).
+
+    Raises:
+        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, or MISSING_TEXT where nothing holds a caption or a question.
+    """
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    metadata_caption: str | None = None
+    if json_bytes is not None:
+        record = _parse_json(json_bytes)
+        captions = record.captions
+        questions = tuple(Question(q.question, q.answer, q.answers, q.id) for q in record.questions)
+        ours = not record.model_fields_set.isdisjoint({"captions", "questions"})
+        if not ours and isinstance(record.caption, str):
+            metadata_caption = record.caption.strip()
+    caption = (_decode(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
+    if caption and caption not in captions:
+        captions = (*captions, caption)
+    if not captions and not questions:
+        raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
+    return Texts(captions, questions)
+
+
+def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
+    """Canonical JSON (sorted keys, no spaces, UTF-8) of ``texts``; ``parse_texts(dump_texts(t), None) == t``.
+
+    Args:
+        extra: further top-level keys of plain JSON values, kept beside the texts; may not be one of theirs.
+
+    Raises:
+        SampleError: BAD_UTF8 for text with lone surrogates, BAD_SCHEMA for ``extra`` that is not plain JSON.
+    """
+    tree: dict[str, Any] = dict(extra or {})
+    if clash := {"captions", "questions"} & tree.keys():
+        raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are taken by the texts themselves")
+    tree["captions"] = list(texts.captions)
+    tree["questions"] = [_question_tree(question) for question in texts.questions]
+    try:
+        return json.dumps(tree, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(Reason.BAD_UTF8, f"text cannot be written as UTF-8: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise SampleError(Reason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
+
+
+def _question_tree(question: Question) -> dict[str, Any]:
+    tree: dict[str, Any] = {"question": question.question, "answer": question.answer}
+    if question.answers:
+        tree["answers"] = list(question.answers)
+    if question.id is not None:
+        tree["id"] = question.id
+    return tree
+
+
+def _parse_json(json_bytes: bytes) -> _TextsRecord:
+    text = _decode(json_bytes, ".json")
+    try:
+        return _TextsRecord.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            raise SampleError(Reason.BAD_JSON, f".json: {first['msg']}") from None
+        where = ".".join(str(step) for step in first["loc"]) or "the document"
+        detail = f".json: {where} = {_shorten(first['input'])}: {first['msg']}"
+        raise SampleError(Reason.BAD_SCHEMA, detail) from None
+
+
+def _decode(data: bytes, member: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {error.start} is not UTF-8") from None
+
+
+def _shorten(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

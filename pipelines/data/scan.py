@@ -1,0 +1,361 @@
+"""One shard, read once: its samples as rows of the index, its faults as rows of the quarantine, its hash.
+
+Rules where a key appears more than once in a shard:
+
+- Complete samples with the same key: the first one is kept, each later one is a DUPLICATE_KEY.
+- Parts of one sample with other samples in between: SPLIT_KEY, and the sample is left out.
+- The same member twice within one sample: DUPLICATE_KEY, and the sample is left out: which text belongs to which image
+  cannot be known.
+
+A sample at a break of the tar is part of the break, and has no row of its own, unless all of it is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipelines.data.errors import Reason, SampleError
+from pipelines.data.sample import IMAGE_EXTENSIONS, parse_texts
+from pipelines.data.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
+from pipelines.data.validate import Verify, check_image
+
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("key_hash", pa.uint64()),
+        ("image_offset", pa.int64()),
+        ("image_size", pa.int64()),
+        ("image_format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("txt_offset", pa.int64()),
+        ("txt_size", pa.int64()),
+        ("captions", pa.int32()),
+        ("questions", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+"""``key_hash`` is the first 8 bytes of sha256(key), big-endian; offsets and sizes are bytes of the tar."""
+
+FAULT_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+# What other loaders of such tars would unpickle. Nothing here does, and no one should be handed them.
+_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
+_MAX_TEXT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the quarantine.
+
+    Attributes:
+        key: of the sample; None where there is no sample (a stray link, a shard that cannot be read).
+        member: the member at fault, or the sample's first one.
+        offset: where its data, or the damage, begins in the tar, in bytes.
+    """
+
+    key: str | None
+    member: str | None
+    offset: int | None
+    reason: Reason
+    detail: str
+
+    def row(self, shard: str) -> dict[str, Any]:
+        return {
+            "shard": shard,
+            "key": self.key,
+            "member": self.member,
+            "offset": self.offset,
+            "reason": str(self.reason),
+            "detail": self.detail,
+        }
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one shard holds.
+
+    Attributes:
+        samples: a table of ``SAMPLE_SCHEMA``, in tar order.
+        faults: in tar order.
+        worst_run: the most faults in a row.
+        sha256: of the tar, in hexadecimal.
+        size: of the tar in bytes.
+    """
+
+    samples: pa.Table
+    faults: list[Fault]
+    worst_run: int
+    sha256: str
+    size: int
+
+
+def scan_tar(
+    read: Callable[[int], bytes], *, max_pixels: int, max_image_bytes: int, verify: Verify = "decode"
+) -> Scan:
+    """Read one tar from start to end, once.
+
+    Args:
+        read: gives the next bytes, b"" at the end.
+
+    Raises:
+        OSError: what ``read`` raises.
+    """
+    digest = hashlib.sha256()
+    size = 0
+
+    def read_and_hash(n: int) -> bytes:
+        nonlocal size
+        data = read(n)
+        digest.update(data)
+        size += len(data)
+        return data
+
+    def wanted(name: str, n: int) -> bool:
+        extension = (split_name(name) or ("", ""))[1]
+        return n <= (max_image_bytes if extension in IMAGE_EXTENSIONS else _MAX_TEXT_BYTES * _is_text(extension))
+
+    check = _Check(max_pixels, max_image_bytes, verify)
+    outcomes = _outcomes(read_tar(read_and_hash, wanted), check)
+    rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
+    faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
+    worst = run = 0
+    for outcome in outcomes:
+        run = run + 1 if isinstance(outcome, Fault) else 0
+        worst = max(worst, run)
+    return Scan(pa.Table.from_pylist(rows, SAMPLE_SCHEMA), faults, worst, digest.hexdigest(), size)
+
+
+def hash_key(key: str) -> int:
+    """The first 8 bytes of sha256(key) as a number."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Check:
+    max_pixels: int
+    max_image_bytes: int
+    verify: Verify
+
+
+@dataclass
+class _Group:
+    """Adjacent members of one key."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
+    fault: Fault | None = None
+    after_break: bool = False
+    image: Member | None = None
+
+    @property
+    def extensions(self) -> frozenset[str]:
+        return frozenset(self.members)
+
+    @property
+    def complete(self) -> bool:
+        return self.image is not None and any(_is_text(extension) for extension in self.members)
+
+    def add(self, extension: str, member: Member) -> None:
+        problem = _member_problem(extension, member)
+        if problem is None and extension in IMAGE_EXTENSIONS and self.image is not None:
+            problem = Reason.DUPLICATE_KEY, f"two images for one key: {self.image.name!r} and {member.name!r}"
+        if problem is not None and self.fault is None:
+            self.fault = Fault(self.key, _printable(member.name), member.offset, *problem)
+        if extension in IMAGE_EXTENSIONS and self.image is None:
+            self.image = member
+        self.members[extension] = member
+
+
+@dataclass
+class _Seen:
+    place: int  # in the list of outcomes
+    extensions: frozenset[str]
+    offset: int
+    split: bool = False
+
+
+def _outcomes(stream: Iterable[Member | Break], check: _Check) -> list[_Row | Fault | None]:
+    """A row or a fault for each sample, in tar order; None for members that belong to no sample."""
+    grouping = _Grouping(check)
+    for item in stream:
+        grouping.take_break(item) if isinstance(item, Break) else grouping.take(item)
+    grouping.close("end")
+    return grouping.outcomes
+
+
+class _Grouping:
+    def __init__(self, check: _Check) -> None:
+        self.check = check
+        self.outcomes: list[_Row | Fault | None] = []
+        self.seen: dict[str, _Seen] = {}
+        self.group: _Group | None = None
+        self.after_break = False
+        # Extensions of the first whole sample: what a sample of this shard looks like.
+        self.usual: frozenset[str] | None = None
+
+    def take(self, member: Member) -> None:
+        if member.kind is Kind.DIRECTORY and not leaves_folder(member.name):
+            return
+        named = split_name(member.name)
+        if named is None:
+            if (problem := _member_problem("", member)) is not None:
+                self.close("next")
+                self.outcomes.append(Fault(None, _printable(member.name), member.offset, *problem))
+            return
+        key, extension = named
+        group = self.group
+        if group is None or group.key != key or (extension in group.members and group.complete):
+            self.close("next")
+            group = self.group = _Group(key, after_break=self.after_break)
+            self.after_break = False
+        group.add(extension, member)
+
+    def take_break(self, broken: Break) -> None:
+        lost = self.close("break")
+        key = (split_name(broken.member) or (lost,))[0] if broken.member else lost
+        self.outcomes.append(Fault(key, broken.member, broken.offset, broken.reason, broken.detail))
+        self.after_break = True
+
+    def close(self, what_follows: Literal["next", "break", "end"]) -> str | None:
+        """Judge the current group; the key, if it was lost to a break."""
+        group, self.group = self.group, None
+        if group is None or not (group.fault or group.image or any(map(_is_text, group.members))):
+            return None
+        if what_follows == "break" or group.after_break:
+            usual = self.usual or group.extensions
+            if not group.complete or not group.extensions >= usual:
+                return group.key
+        outcome = self._repeated(group) if group.key in self.seen else _judge(group, self.check)
+        if outcome is None:
+            return None
+        if self.usual is None and isinstance(outcome, dict):
+            self.usual = group.extensions
+        if group.key not in self.seen:
+            first = next(iter(group.members.values()))
+            self.seen[group.key] = _Seen(len(self.outcomes), group.extensions, first.offset)
+        self.outcomes.append(outcome)
+        return None
+
+    def _repeated(self, group: _Group) -> Fault | None:
+        seen = self.seen[group.key]
+        first = next(iter(group.members.values()))
+        if seen.extensions & group.extensions:
+            return group.fault or Fault(
+                group.key,
+                _printable(first.name),
+                first.offset,
+                Reason.DUPLICATE_KEY,
+                f"the key was used before, at byte {seen.offset}; the first dot of a base name ends the key",
+            )
+        # The other part of a sample that was judged too early: the two together make one fault.
+        seen.extensions |= group.extensions
+        if not seen.split:
+            detail = f"members of one key are not adjacent: at byte {seen.offset} and at byte {first.offset}"
+            fault = group.fault or Fault(group.key, _printable(first.name), first.offset, Reason.SPLIT_KEY, detail)
+            earlier = self.outcomes[seen.place]
+            if not (isinstance(earlier, Fault) and earlier.reason is Reason.UNSAFE_MEMBER):
+                self.outcomes[seen.place] = fault
+            seen.split = True
+        return None
+
+
+def _judge(group: _Group, check: _Check) -> _Row | Fault:
+    first = next(iter(group.members.values()))
+    if group.fault is not None:
+        return group.fault
+
+    def fault(member: Member, reason: Reason, detail: str) -> Fault:
+        return Fault(group.key, member.name, member.offset, reason, detail)
+
+    image, json, txt = group.image, group.members.get("json"), group.members.get("txt")
+    listing = ", ".join(f".{extension}" for extension in group.members)
+    if image is None:
+        known = ", ".join(IMAGE_EXTENSIONS)
+        return fault(first, Reason.MISSING_IMAGE, f"there is only {listing}; an image ends in one of {known}")
+    if json is None and txt is None:
+        return fault(image, Reason.MISSING_TEXT, f"there is only {listing}; texts are in .json or .txt")
+    for member in (image, json, txt):
+        if member is not None and member.size == 0:
+            return fault(member, Reason.EMPTY_MEMBER, f"{member.name!r} has no bytes")
+    if image.data is None:
+        limit = f"data.index.max_image_bytes allows {check.max_image_bytes}"
+        return fault(image, Reason.IMAGE_TOO_LARGE, f"a file of {image.size} bytes; {limit}")
+    for member in (json, txt):
+        if member is not None and member.data is None:
+            detail = f"a text of {member.size} bytes; at most {_MAX_TEXT_BYTES} are read"
+            return fault(member, Reason.BAD_SCHEMA, detail)
+    try:
+        facts = check_image(image.data, check.max_pixels, check.verify)
+    except SampleError as error:
+        return fault(image, error.reason, error.detail)
+    try:
+        texts = parse_texts(json.data if json else None, txt.data if txt else None)
+    except SampleError as error:
+        return fault(_text_at_fault(error, json, txt) or image, error.reason, error.detail)
+    return {
+        "key": group.key,
+        "key_hash": hash_key(group.key),
+        "image_offset": image.offset,
+        "image_size": image.size,
+        "image_format": facts.format,
+        "width": facts.width,
+        "height": facts.height,
+        "json_offset": json.offset if json else None,
+        "json_size": json.size if json else None,
+        "txt_offset": txt.offset if txt else None,
+        "txt_size": txt.size if txt else None,
+        "captions": len(texts.captions),
+        "questions": len(texts.questions),
+        "sha256": hashlib.sha256(image.data).hexdigest(),
+    }
+
+
+def _text_at_fault(error: SampleError, json: Member | None, txt: Member | None) -> Member | None:
+    return txt if json is None or error.detail.startswith(".txt") else json
+
+
+def _member_problem(extension: str, member: Member) -> tuple[Reason, str] | None:
+    if not member.utf8:
+        return Reason.BAD_UTF8, "the member's name is not UTF-8"
+    if member.kind is Kind.LINK:
+        return Reason.UNSAFE_MEMBER, "a link; store the file itself"
+    if leaves_folder(member.name):
+        return Reason.UNSAFE_MEMBER, "an absolute path or one with '..'"
+    if member.kind is Kind.SPECIAL:
+        return Reason.UNSAFE_MEMBER, "a device, a pipe, a sparse file or an unknown type of member"
+    if extension.rpartition(".")[2] in _PICKLES:
+        return Reason.UNSAFE_MEMBER, "a pickle, which executes code when it is loaded; store the data as JSON"
+    return None
+
+
+def _is_text(extension: str) -> bool:
+    return extension in ("json", "txt")
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def fault_table(shard: str, faults: Sequence[Fault]) -> pa.Table:
+    """The faults of one shard as a table of ``FAULT_SCHEMA``."""
+    return pa.Table.from_pylist([fault.row(shard) for fault in faults], FAULT_SCHEMA)

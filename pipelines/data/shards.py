@@ -1,0 +1,156 @@
+"""Shards: numbered WebDataset tars of one split, written so that the same samples give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pipelines.data.errors import Reason, SampleError
+from pipelines.data.sample import IMAGE_EXTENSIONS, Texts, dump_texts
+
+SPLITS = ("train", "val", "test")
+
+_SPLIT_NAMES = {split: split for split in SPLITS} | {"validation": "val", "valid": "val", "dev": "val"}
+# A dot would end the key for WebDataset; a control character, a backslash or an empty, "." or ".." step has no place
+# in a path.
+_KEY = re.compile(r"[^./\\\x00-\x1f\x7f]+(?:/[^./\\\x00-\x1f\x7f]+)*")
+_TAR_BLOCK = 512
+
+
+def canonical_split(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` for one of their usual spellings, else None."""
+    return _SPLIT_NAMES.get(name.strip().lower())
+
+
+def shard_split(filename: str) -> str:
+    """Split of a shard by its file name: what stands before the last ``-`` if that names a split, else ``train``."""
+    prefix, dash, _ = filename.rpartition("-")
+    return (canonical_split(prefix) if dash else None) or "train"
+
+
+class ShardWriter:
+    """Writes the samples of one split to ``{folder}/{split}-000000.tar``, ``-000001.tar``, ...
+
+    A shard appears under its name only when it is complete. Use as a context manager: leaving it with an exception
+    discards the shard that is being written.
+
+    Args:
+        folder: an existing local folder.
+        split: one of ``SPLITS``.
+        max_samples: samples per shard.
+        max_bytes: size per shard; a larger single sample gets a shard of its own.
+    """
+
+    def __init__(self, folder: str | Path, split: str, max_samples: int = 1000, max_bytes: int = 256 << 20) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        self.folder, self.split = Path(folder), split
+        self.max_samples, self.max_bytes = max_samples, max_bytes
+        self.shards: list[str] = []
+        """Names of the finished shards."""
+        self.samples = 0
+        """Samples added so far, in all shards."""
+        self._keys: set[str] = set()
+        self._tar: tarfile.TarFile | None = None
+        self._samples_in_shard = 0
+        self._bytes_in_shard = 0
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def add(
+        self, key: str, image_bytes: bytes, image_ext: str, texts: Texts, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        """Append one sample; nothing is written when it is refused.
+
+        Args:
+            key: unique in the split; no dots, control characters or empty path steps; ``/`` is allowed inside.
+            image_bytes: written as they are.
+            image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter.
+            extra: see ``dump_texts``.
+
+        Raises:
+            SampleError: UNSAFE_MEMBER for an unfit key, DUPLICATE_KEY, EMPTY_MEMBER for no image bytes,
+                UNDECODABLE_IMAGE for an unknown extension, MISSING_TEXT for texts that are empty, or what
+                ``dump_texts`` raises.
+        """
+        if not _KEY.fullmatch(key):
+            raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
+        if key in self._keys:
+            raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
+        if not image_bytes:
+            raise SampleError(Reason.EMPTY_MEMBER, f"the image of key {key!r} has no bytes")
+        extension = image_ext.lower().removeprefix(".")
+        if extension not in IMAGE_EXTENSIONS:
+            known = ", ".join(IMAGE_EXTENSIONS)
+            raise SampleError(Reason.UNDECODABLE_IMAGE, f"image extension {image_ext!r} is not one of {known}")
+        if not texts.captions and not texts.questions:
+            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
+        members = ((f"{key}.{extension}", image_bytes), (f"{key}.json", dump_texts(texts, extra)))
+
+        size = sum(_TAR_BLOCK + _round_up(len(data)) for _, data in members)
+        if self._samples_in_shard and (
+            self._samples_in_shard >= self.max_samples or self._bytes_in_shard + size > self.max_bytes
+        ):
+            self._finish_shard()
+        if self._tar is None:
+            self._tar = tarfile.open(self._temporary(), "w", format=tarfile.PAX_FORMAT, encoding="utf-8")  # noqa: SIM115
+        for name, data in members:
+            self._tar.addfile(_member(name, len(data)), io.BytesIO(data))
+        self._keys.add(key)
+        self.samples += 1
+        self._samples_in_shard += 1
+        self._bytes_in_shard += size
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        if self._tar is not None:
+            self._finish_shard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._tar is not None:
+            self._tar.close()
+            self._tar = None
+            self._temporary().unlink()
+
+    def _name(self) -> str:
+        return f"{self.split}-{len(self.shards):06d}.tar"
+
+    def _temporary(self) -> Path:
+        return self.folder / f".{self._name()}.partial"
+
+    def _finish_shard(self) -> None:
+        assert self._tar is not None
+        self._tar.close()
+        self._tar = None
+        temporary, name = self._temporary(), self._name()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / name)
+        self.shards.append(name)
+        self._samples_in_shard = self._bytes_in_shard = 0
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    # TarInfo's defaults are what makes the bytes reproducible: mtime 0, uid and gid 0, no user name.
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _TAR_BLOCK) * _TAR_BLOCK

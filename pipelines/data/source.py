@@ -1,0 +1,68 @@
+"""What a source of samples offers to an import, whatever its layout.
+
+A source is a part (``pipelines/data/importers/KIND.py`` with a ``Config``): its settings say where it lies, and it
+reads itself.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from pipelines.data.errors import Reason
+from pipelines.data.sample import Texts
+from vlmodel.config import Part
+
+
+class Record(NamedTuple):
+    """One sample as its source has it; ``image`` holds the source's own bytes."""
+
+    split: str
+    key: str
+    image: bytes
+    image_ext: str
+    texts: Texts
+    extra: Mapping[str, Any] | None = None
+
+
+class Reject(NamedTuple):
+    """What the source holds and an import leaves out; ``key`` names the sample, or the line of the source."""
+
+    key: str
+    reason: Reason
+    detail: str
+
+
+class Reading(NamedTuple):
+    """A source opened for reading: its number of samples, and the samples (read as they are asked for)."""
+
+    total: int
+    records: Iterator[Record | Reject]
+
+
+class Source(Part):
+    """Base of every importer's settings."""
+
+    samples_per_shard: int = Field(default=1000, ge=1)
+    """Samples per tar."""
+    bytes_per_shard: int = Field(default=256 << 20, ge=1)
+    """Size per tar, in bytes; whichever limit comes first ends it."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when what is to be read has changed; reads no contents.
+
+        Raises:
+            DataError: the source, or a part of it that is needed, is not there.
+        """
+
+    @abstractmethod
+    def read(self) -> Reading:
+        """Open the source.
+
+        Raises:
+            DataError: as ``fingerprint``, or an annotation file that cannot be used as a whole.
+        """

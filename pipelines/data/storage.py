@@ -1,0 +1,296 @@
+"""Folders on any file system that fsspec knows: listing, sequential and ranged reads that retry, atomic writes.
+
+Credentials come from the environment, as each fsspec back end documents.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.data.errors import DataError
+
+T = TypeVar("T")
+
+ATTEMPTS = 5
+FIRST_DELAY_S = 0.2
+CHUNK = 4 << 20
+# Reading through a small gap is cheaper than another request; a merged read stays small enough to hold.
+_LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
+# Trying again does not make a file appear or a permission granted.
+_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether trying again may help: errors of input and output, but not a missing file or permission."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _PERMANENT)
+    # aiohttp, under fsspec's HTTP and S3, does not derive all of its connection errors from OSError.
+    return type(error).__module__.partition(".")[0] == "aiohttp"
+
+
+def retrying(operation: Callable[[], T], attempts: int = ATTEMPTS, first_delay_s: float = FIRST_DELAY_S) -> T:
+    """``operation()``, tried again after a transient error, each time after twice the delay.
+
+    Raises:
+        OSError: the last error, when every attempt failed, or the first that is not transient.
+    """
+    for attempt in range(attempts):
+        try:
+            return operation()
+        except Exception as error:
+            if not is_transient(error) or attempt == attempts - 1:
+                raise
+            time.sleep(first_delay_s * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells that a file is unchanged without reading it.
+
+    Attributes:
+        name: within its folder.
+        size: bytes.
+        stamp: ETag or time of change, or "" where the file system gives neither.
+    """
+
+    name: str
+    size: int
+    stamp: str
+
+
+class Folder:
+    """One folder, local or remote. Picklable; a relative local path is made absolute, so it means the same elsewhere.
+
+    Raises:
+        DataError: the URI's protocol is unknown, or its fsspec back end is not installed.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = os.fspath(uri)
+        fs, root = self._open()
+        if isinstance(fs, LocalFileSystem):
+            self.uri = root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    @cached_property
+    def _location(self) -> tuple[AbstractFileSystem, str]:
+        return self._open()
+
+    def _open(self) -> tuple[AbstractFileSystem, str]:
+        try:
+            fs, root = url_to_fs(self.uri)
+        except (ValueError, ImportError) as error:
+            raise DataError(f"folder {self.uri!r} cannot be opened: {error}") from None
+        return fs, str(root).rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._location[0], LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        return f"{self._location[1]}/{name}" if name else self._location[1]
+
+    def files(self, subfolder: str = "") -> list[FileStamp]:
+        """Files that lie directly in the folder, or in ``subfolder``, sorted by name; [] where it does not exist."""
+        fs, folder = self._location[0], self.path(subfolder)
+
+        def listing() -> list[dict[str, Any]]:
+            fs.invalidate_cache(folder)
+            return [self._info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
+
+        try:
+            entries = retrying(listing)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        stamps = [FileStamp(str(e["name"]).rsplit("/", 1)[-1], int(e["size"] or 0), _stamp(e)) for e in entries]
+        return sorted(stamps, key=lambda stamp: stamp.name)
+
+    def subfolders(self) -> list[str]:
+        """Names of the folders directly in it, sorted; [] where it does not exist."""
+        fs, folder = self._location
+        try:
+            entries = retrying(lambda: fs.ls(folder, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = (str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        return sorted(names)
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._location[0], self.path(name)
+        return retrying(lambda: bool(fs.exists(path)))
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            OSError: it does not exist, or could not be read after several attempts.
+        """
+        fs, path = self._location[0], self.path(name)
+        return retrying(lambda: bytes(fs.cat_file(path)))
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each (offset, size). Neighbouring ranges are read together.
+
+        Raises:
+            OSError: after several attempts; also where the file ends before a range does.
+        """
+        merged = _merge(ranges, _LOCAL_GAP if self.is_local else _REMOTE_GAP)
+        spans = [(start, stop) for start, stop, _ in merged]
+        pieces = retrying(lambda: self._read_spans(name, spans))
+        out: list[bytes] = [b""] * len(ranges)
+        for (start, _, members), piece in zip(merged, pieces, strict=True):
+            for number in members:
+                offset, size = ranges[number]
+                out[number] = piece[offset - start : offset - start + size]
+        return out
+
+    def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        fs, path = self._location[0], self.path(name)
+        if self.is_local:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                pieces = [_pread(descriptor, start, stop) for start, stop in spans]
+            finally:
+                os.close(descriptor)
+        else:
+            starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+            pieces = fs.cat_ranges([path] * len(spans), starts, stops, on_error="raise")
+        for (start, stop), piece in zip(spans, pieces, strict=True):
+            if len(piece) != stop - start:
+                raise OSError(f"{name}: read {len(piece)} of {stop - start} bytes at {start}")
+        return pieces
+
+    def stream(self, name: str, size: int) -> ResumingStream:
+        """The file's bytes in order, read once; see ``ResumingStream``."""
+        fs, path = self._location[0], self.path(name)
+        return ResumingStream(lambda: fs.open(path, "rb", block_size=CHUNK), name, size)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
+        written beside its place, flushed to the disk and renamed."""
+        fs, path = self._location[0], self.path(name)
+        if not self.is_local:
+            retrying(lambda: fs.pipe_file(path, data))
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing happens where there is none."""
+        fs, path = self._location[0], self.path(name)
+        try:
+            retrying(lambda: fs.rm_file(path))
+        except FileNotFoundError:
+            pass
+
+    def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
+        # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
+        if entry.get("islink") or entry.get("size") is None:
+            fs: AbstractFileSystem = self._location[0]
+            if entry.get("islink"):
+                target = os.stat(entry["name"])
+                return {**entry, "size": target.st_size, "mtime": target.st_mtime}
+            return {**entry, **fs.info(entry["name"])}
+        return entry
+
+
+class ResumingStream:
+    """Sequential reading that opens the file again and goes on where it was, after an error or an early end.
+
+    An early end is one before ``size`` bytes: some stores deliver a short body without an error, which must not pass
+    for a short file.
+    """
+
+    def __init__(self, open_file: Callable[[], Any], name: str, size: int) -> None:
+        self._open_file, self._name, self._size = open_file, name, size
+        self._file: Any = None
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; b"" at the end of the file.
+
+        Raises:
+            OSError: after several attempts in a row.
+        """
+        data = retrying(lambda: self._read(size))
+        self.position += len(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._open_file()
+                if self.position:
+                    self._file.seek(self.position)
+            data: bytes = self._file.read(size)
+        except Exception:
+            self.close()
+            raise
+        if not data and size and self.position < self._size:
+            self.close()
+            raise OSError(f"{self._name}: ends at byte {self.position}, its listed size is {self._size}")
+        return data
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stamp(entry: dict[str, Any]) -> str:
+    for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
+        if entry.get(name):
+            value = entry[name]
+            return str(value.isoformat() if hasattr(value, "isoformat") else value)
+    return ""
+
+
+def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[int]]]:
+    merged: list[tuple[int, int, list[int]]] = []
+    for number in sorted(range(len(ranges)), key=ranges.__getitem__):
+        offset, size = ranges[number]
+        if merged:
+            start, stop, members = merged[-1]
+            if offset <= stop + gap and max(stop, offset + size) - start <= _LONGEST_MERGE:
+                merged[-1] = (start, max(stop, offset + size), [*members, number])
+                continue
+        merged.append((offset, offset + size, [number]))
+    return merged
+
+
+def _pread(descriptor: int, start: int, stop: int) -> bytes:
+    data = os.pread(descriptor, stop - start, start)
+    while len(data) < stop - start:  # one call gives at most 2 GiB, and less when a signal comes
+        more = os.pread(descriptor, stop - start - len(data), start + len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -1,0 +1,93 @@
+"""Is this image sound? Its size is checked before anything is decoded, then all of it is decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Literal, NamedTuple
+
+from PIL import Image, ImageOps
+
+from pipelines.data.errors import Reason, SampleError
+from vlmodel.processor import FORMATS
+
+PILLOW_MAX_PIXELS = 178_956_970
+"""Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
+
+Verify = Literal["decode", "header"]
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+# How a whole file of each format starts, and what must be near its end.
+_MAGIC = {
+    b"\xff\xd8\xff": "jpeg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF8": "gif",
+    b"RIFF": "webp",
+    b"BM": "bmp",
+}
+_END_MARK = {"jpeg": b"\xff\xd9", "png": b"IEND", "gif": b"\x3b"}
+_END_WINDOW = 64 << 10  # some cameras and programs append data of their own
+
+
+class ImageFacts(NamedTuple):
+    """``format`` is Pillow's name in lower case; the size is that of the upright image, in pixels."""
+
+    format: str
+    width: int
+    height: int
+
+
+def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> ImageFacts:
+    """What the image is, if it is sound.
+
+    Args:
+        verify: "decode" decodes every bit. A JPEG is decoded at an eighth of its size, which reads all of its entropy
+            code at a fraction of the cost. "header" reads the header and looks for the format's end mark.
+
+    Raises:
+        SampleError: EMPTY_MEMBER, IMAGE_TOO_LARGE, TRUNCATED_IMAGE or UNDECODABLE_IMAGE.
+    """
+    if not data:
+        raise SampleError(Reason.EMPTY_MEMBER, "the image has no bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return _check(image, data, max_pixels, verify)
+    except (SampleError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise SampleError(Reason.IMAGE_TOO_LARGE, f"{error}; data.index.max_pixels allows {max_pixels}") from None
+    except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
+        message = f"{len(data)} bytes, starting {data[:8].hex(' ')}: {error or type(error).__name__}"
+        cut_off = isinstance(error, EOFError) or "truncated" in str(error).lower() or _is_cut(data)
+        raise SampleError(Reason.TRUNCATED_IMAGE if cut_off else Reason.UNDECODABLE_IMAGE, message) from None
+
+
+def _check(image: Image.Image, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
+    width, height = image.size
+    if width * height > max_pixels:
+        found = f"{width} x {height} = {width * height} pixels"
+        raise SampleError(Reason.IMAGE_TOO_LARGE, f"{found}; data.index.max_pixels allows {max_pixels}")
+    # A JPEG with further pictures inside (MPO) is, for us, its first picture.
+    name = "jpeg" if image.format == "MPO" else str(image.format).lower()
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if verify == "decode":
+        image.draft("L", (1, 1))
+        image.load()
+        if orientation != 1:
+            ImageOps.exif_transpose(image)
+    elif _is_cut(data):
+        raise SampleError(Reason.TRUNCATED_IMAGE, f"{len(data)} bytes without the end of a {name} file")
+    return ImageFacts(name, height, width) if orientation in _SIDEWAYS else ImageFacts(name, width, height)
+
+
+def _is_cut(data: bytes) -> bool:
+    """Whether the bytes start like an image of a known format and do not end like one."""
+    kind = next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+    if kind == "webp":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if kind == "bmp":
+        return len(data) < int.from_bytes(data[2:6], "little")
+    return kind is not None and _END_MARK[kind] not in data[-_END_WINDOW:]

@@ -1,0 +1,68 @@
+"""What is learned from the texts of the training split before training: the tokenizer and the answers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pydantic import Field
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from vlmodel.config import Section
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+
+class VocabularyConfig(Section):
+    """The tokenizer and the answers."""
+
+    tokenizer: str = ""
+    """Folder or hub name of a tokenizer; "" trains one on the corpus. A pretrained encoder needs its own."""
+    size: int = Field(8192, ge=8)
+    """Most tokens of a tokenizer trained on the corpus."""
+    lowercase: bool = True
+    """Whether a tokenizer trained on the corpus ignores case."""
+    answers: int = Field(3000, ge=2)
+    """Most answers that the model chooses among, the most frequent ones; others are never predicted."""
+    min_answer_count: int = Field(1, ge=1)
+    """How often an answer must occur to be chosen."""
+
+
+def build_processor(index: Index, config: VocabularyConfig, processor: ProcessorConfig, folder: str) -> VLProcessor:
+    """The processor for a training on ``index``; made once and kept in ``folder``.
+
+    Raises:
+        DataError: the training split has no answered question, or the tokenizer cannot be found.
+    """
+    target = Path(folder)
+    if target.is_dir():
+        return VLProcessor.from_pretrained(target)
+    labels = answer_vocabulary(count_answers(index, "train"), config.answers, config.min_answer_count)
+    if len(labels) < 2:
+        raise DataError(
+            f"the training split of {index.tars} has {len(labels)} different answers, and a classifier needs at least "
+            "two; check the source's answers, or lower vocabulary.min_answer_count"
+        )
+    made = VLProcessor(processor, _tokenizer(index, config), labels)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    made.save_pretrained(partial)
+    partial.rename(target)
+    # As every other process will have it.
+    return VLProcessor.from_pretrained(target)
+
+
+def _tokenizer(index: Index, config: VocabularyConfig) -> PreTrainedTokenizerBase:
+    if not config.tokenizer:
+        return train_tokenizer(corpus(index, "train"), config.size, config.lowercase)
+    local = {"local_files_only": True} if Path(config.tokenizer).is_dir() else {}
+    try:
+        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False, **local)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"vocabulary.tokenizer={config.tokenizer!r} cannot be loaded ({error}); name a folder with tokenizer files, "
+            'a hub name that this machine can reach, or "" to train one on the corpus'
+        ) from None

@@ -1,0 +1,1 @@
+"""The model registry: versions, the gate, and which version is the champion."""

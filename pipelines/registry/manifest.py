@@ -1,0 +1,84 @@
+"""The manifest of a model's folder: the sha256 of each file, as MLflow keeps no checksums of artifacts.
+
+This file is stored with each model, which checks itself with it, so it imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+# MLflow adds the first to a download; Python adds the second when it imports the code.
+_NOT_OURS = frozenset({"registered_model_meta", "__pycache__"})
+
+
+class ArtifactError(Exception):
+    """A stored model whose files are not those that were stored. The message names them and the remedy."""
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of each file in ``folder`` by its relative path, without the manifest itself.
+
+    Raises:
+        ArtifactError: a link in it, which could point anywhere.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if _NOT_OURS & set(relative.parts) or relative.as_posix() == MANIFEST:
+            continue
+        if path.is_symlink():
+            raise ArtifactError(f"model folder {str(folder)!r}: {relative.as_posix()!r} is a link; store the file")
+        if path.is_file():
+            with path.open("rb") as file:
+                found[relative.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def digest(folder: Path) -> str:
+    """One hash of the names and contents of all files in ``folder``."""
+    return hashlib.sha256(_text(digests(folder))).hexdigest()
+
+
+def write(folder: Path) -> str:
+    """Write the manifest of ``folder`` into it and return the manifest's own sha256."""
+    text = _text(digests(folder))
+    (folder / MANIFEST).write_bytes(text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def verify(folder: Path, expected: str | None = None) -> None:
+    """Check that each file of ``folder`` is as in its manifest, that none is missing and none was added.
+
+    Args:
+        folder: the model.
+        expected: sha256 of the manifest, from a place that whoever can write to ``folder`` cannot write to. Without
+            it, damage is found, but not a manifest that was rewritten with the files.
+
+    Raises:
+        ArtifactError: something differs; the message names up to five files.
+    """
+    remedy = "restore the file from a backup, or register the model again"
+    try:
+        text = (folder / MANIFEST).read_bytes()
+        listed = json.loads(text)
+    except FileNotFoundError:
+        raise ArtifactError(f"model folder {str(folder)!r} has no {MANIFEST}; {remedy}") from None
+    except ValueError:
+        raise ArtifactError(f"{MANIFEST} of model folder {str(folder)!r} is damaged; {remedy}") from None
+    found = digests(folder)
+    different = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
+    if expected is not None and hashlib.sha256(text).hexdigest() != expected:
+        different.insert(0, MANIFEST)
+    if different:
+        more = f" and {len(different) - 5} more" if len(different) > 5 else ""
+        raise ArtifactError(
+            f"model folder {str(folder)!r} is not what was registered: changed, missing or added: "
+            f"{', '.join(different[:5])}{more}; {remedy}"
+        )
+
+
+def _text(found: dict[str, str]) -> bytes:
+    return json.dumps(found, indent=1, sort_keys=True).encode()

@@ -1,0 +1,105 @@
+"""From the inference part of a checkpoint to a folder that MLflow can load anywhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+from mlflow import pyfunc
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+import vlmodel.config
+from pipelines.registry import manifest
+
+_REQUIREMENTS = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "torchmetrics",
+    "torchvision",
+    "transformers",
+)
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question")]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "answer"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(DataType.string, "answers"),
+            ColSpec(DataType.string, "error", required=False),
+        ]
+    ),
+    params=ParamSchema([ParamSpec("top_k", DataType.long, 5)]),
+)
+
+
+def build(checkpoint: Path, package: Path, example: tuple[bytes, str], origin: Model) -> str:
+    """Write an MLflow model into a folder that does not exist yet.
+
+    Args:
+        checkpoint: folder with what ``VLModel`` and ``VLProcessor`` saved.
+        package: the folder to write.
+        example: (encoded image, question), the input example.
+        origin: the MLflow model description to fill, with the ids of its run and logged model.
+
+    Returns:
+        sha256 of the package's manifest.
+    """
+    with TemporaryDirectory() as scratch:
+        # Only this file of the package, at the place where the stored code imports it from.
+        code = Path(scratch) / "pipelines" / "registry"
+        code.mkdir(parents=True)
+        shutil.copy(manifest.__file__, code)
+        with no_progress_bar():
+            pyfunc.save_model(
+                str(package),
+                python_model=str(Path(__file__).with_name("pyfunc.py")),
+                artifacts={"model": str(checkpoint.absolute())},
+                code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
+                signature=SIGNATURE,
+                input_example=pd.DataFrame([example], columns=["image", "question"]),
+                pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _installed(name)],
+                mlflow_model=origin,
+            )
+    for cache in package.rglob("__pycache__"):
+        shutil.rmtree(cache)
+    return manifest.write(package)
+
+
+def inference_folder(package: Path) -> Path:
+    """The folder within an MLflow model that ``from_pretrained`` loads."""
+    flavour = Model.load(str(package)).flavors["python_function"]
+    return package / flavour["artifacts"]["model"]["path"]
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """MLflow draws one for each copy of a folder unless the environment says otherwise."""
+    setting = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+    chosen = os.environ.get(setting)
+    os.environ.setdefault(setting, "false")
+    try:
+        yield
+    finally:
+        if chosen is None:
+            os.environ.pop(setting, None)
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True

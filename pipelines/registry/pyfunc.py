@@ -1,0 +1,90 @@
+"""The MLflow form of a visual question answering model, stored as this source file ("models from code").
+
+Nothing of the model is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored
+with ``vlmodel`` and with the manifest's module, and imports nothing else of this repository.
+
+Importing it declares the model to MLflow, which is how MLflow loads such files; nothing here imports it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+from pipelines.registry.manifest import verify
+from vlmodel.inference import Prediction, Predictor
+from vlmodel.processor import Example, ImageError
+
+IMAGES_AT_ONCE = 32
+
+
+class VisualQuestionAnswering(PythonModel):
+    """Answers a question about a picture, row by row of a table."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Check the files against their manifest and load the model.
+
+        Raises:
+            ArtifactError: a file is not what was stored.
+        """
+        folder = Path(context.artifacts["model"])
+        verify(folder.parents[1])
+        self.predictor = Predictor.from_pretrained(folder)
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Answer each row.
+
+        Args:
+            context: of MLflow.
+            model_input: columns ``image`` (encoded image, bytes) and ``question`` (string).
+            params: ``top_k``, how many answers are ranked.
+
+        Returns:
+            Columns ``answer`` (the most probable), ``probability``, ``answers`` (JSON: [[answer, probability], ...])
+            and ``error`` (why the image could not be read; the other three are then empty).
+        """
+        top_k = int((params or {}).get("top_k", 5))
+        results: list[dict[str, Any]] = [{}] * len(model_input)
+        # An image is decoded and encoded once, however many rows ask about it.
+        rows_of: dict[bytes, list[int]] = {}
+        for row, image in enumerate(model_input["image"]):
+            rows_of.setdefault(bytes(image), []).append(row)
+        questions = [str(question) for question in model_input["question"]]
+        images = list(rows_of)
+        for start in range(0, len(images), IMAGES_AT_ONCE):
+            some = images[start : start + IMAGES_AT_ONCE]
+            examples = [Example(image, tuple(questions[row] for row in rows_of[image])) for image in some]
+            for image, answered in zip(some, self._answer(examples, top_k), strict=True):
+                for row, result in zip(rows_of[image], answered, strict=True):
+                    results[row] = result
+        return pd.DataFrame(results, columns=["answer", "probability", "answers", "error"])
+
+    def _answer(self, examples: Sequence[Example], top_k: int) -> Iterator[list[dict[str, Any]]]:
+        try:
+            predicted = self.predictor.predict(examples, top_k=top_k)
+        except ImageError as error:
+            if len(examples) == 1:
+                yield [{"error": str(error)} for _ in examples[0].texts]
+                return
+            # One bad image must not cost its neighbours their answers.
+            for example in examples:
+                yield from self._answer([example], top_k)
+            return
+        for predictions in predicted:
+            yield [_row(prediction) for prediction in predictions]
+
+
+def _row(prediction: Prediction) -> dict[str, Any]:
+    answer, probability = prediction.answers[0]
+    return {"answer": answer, "probability": probability, "answers": json.dumps(prediction.answers)}
+
+
+set_model(VisualQuestionAnswering())

@@ -1,0 +1,273 @@
+"""The model registry: versions with their scores and hashes, and the aliases that say which one is in use.
+
+``champion`` is the version that serves, ``previous`` the one before it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Self
+
+from mlflow import MlflowClient, artifacts
+from mlflow.entities import LoggedModelOutput
+from mlflow.entities.model_registry import ModelVersion as StoredVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from pipelines.registry import manifest, package
+from pipelines.registry.config import RegistryConfig
+from pipelines.registry.gate import Score
+from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.train.tracking import RUN_TAG, TrackingConfig, connect, explained, tracking_uri
+
+log = logging.getLogger(__name__)
+
+CHAMPION, PREVIOUS = "champion", "previous"
+MANIFEST_TAG, MODEL_TAG = "manifest_sha256", "model_sha256"
+
+
+class RegistryError(RuntimeError):
+    """A model or version that the registry does not have. The message names the remedy."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version in the registry.
+
+    Attributes:
+        tags: of the version, its score among them.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def score(self) -> Score | None:
+        """What its evaluation said, None for a version without."""
+        return Score.from_tags(self.tags)
+
+
+@dataclass(frozen=True)
+class LocalModel(ModelVersion):
+    """A version whose files are here and are those that were registered.
+
+    Attributes:
+        package: the MLflow model.
+        folder: the part of it that ``Predictor.from_pretrained`` loads.
+    """
+
+    package: Path
+    folder: Path
+
+
+class Registry:
+    """One registered model."""
+
+    def __init__(self, client: MlflowClient, name: str, cache: Path, *, smoke_test: bool = True) -> None:
+        self.name, self._client, self._cache, self._smoke_test = name, client, cache, smoke_test
+
+    @classmethod
+    def open(cls, tracking: TrackingConfig, storage: str, config: RegistryConfig | None = None) -> Self:
+        """The registry beside the runs.
+
+        Raises:
+            TrackingError: the server cannot be reached.
+            RegistryError: there is no local folder for downloads.
+        """
+        config = config or RegistryConfig()
+        if not config.cache and "://" in storage:
+            raise RegistryError(f"storage {storage!r} is not a local folder; set registry.cache to one for downloads")
+        cache = Path(config.cache or Path(storage) / "models").absolute()
+        client = connect(tracking_uri(tracking, storage))
+        return cls(client, tracking.model_name, cache, smoke_test=config.smoke_test)
+
+    def log_model(
+        self, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score, step: int = 0
+    ) -> ModelVersion:
+        """Store the inference part of a checkpoint with its run and register it as a new version.
+
+        The same files of the same run give the same version again, so that a job that died may repeat this.
+
+        Args:
+            run_id: the MLflow run that made it.
+            checkpoint: folder with what ``VLModel`` and ``VLProcessor`` saved.
+            example: (encoded image, question), the input example and the input of the smoke test.
+            score: of these weights.
+            step: at which the checkpoint was taken.
+
+        Raises:
+            SmokeError: it does not load or answer in a fresh process; nothing is registered.
+            TrackingError: the server refused it.
+        """
+        fingerprint = manifest.digest(checkpoint)
+        with explained(f"register model {self.name!r}"):
+            self._create_model()
+            for known in self._client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
+                if known.tags.get(MODEL_TAG) == fingerprint:
+                    return _version(known)
+            run = self._client.get_run(run_id)
+            run_name = run.data.tags.get(RUN_TAG, run.info.run_name or "")
+            tags = {**score.to_tags(), "run_name": run_name, "step": str(step)}
+            stored = self._client.create_logged_model(
+                run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vqa"
+            )
+            try:
+                tags[MANIFEST_TAG] = self._store(stored.model_id, run_id, checkpoint, example)
+                tags[MODEL_TAG] = fingerprint
+                self._client.finalize_logged_model(stored.model_id, "READY")
+            except BaseException:
+                self._client.finalize_logged_model(stored.model_id, "FAILED")
+                raise
+            self._client.log_outputs(run_id, [LoggedModelOutput(stored.model_id, step)])
+            version = self._client.create_model_version(
+                self.name, stored.artifact_location, run_id, tags=tags, model_id=stored.model_id
+            )
+        log.info("registered %s version %s", self.name, version.version)
+        return _version(version)
+
+    def find(self, alias: str = CHAMPION) -> ModelVersion | None:
+        """The version with the alias, None where there is none."""
+        with explained(f"look up model {self.name!r}"):
+            aliases = self._aliases()
+            if alias not in aliases:
+                return None
+            return _version(self._client.get_model_version(self.name, aliases[alias]))
+
+    def version(self, version: str) -> ModelVersion:
+        """The version of this number.
+
+        Raises:
+            RegistryError: there is none.
+        """
+        try:
+            return _version(self._client.get_model_version(self.name, version))
+        except MlflowException as error:
+            raise RegistryError(
+                f"model {self.name!r} has no version {version!r}; it has: {', '.join(self._numbers()) or 'none'}"
+            ) from error
+
+    def champion(self) -> LocalModel:
+        """The version in use, downloaded and verified.
+
+        Raises:
+            RegistryError: there is no champion.
+            ArtifactError: its files are not those that were registered.
+        """
+        found = self.find(CHAMPION)
+        if found is None:
+            raise RegistryError(
+                f"model {self.name!r} has no champion; train one (python -m jobs.train) and promote it "
+                "(python -m jobs.promote)"
+            )
+        return self.download(found)
+
+    def download(self, version: ModelVersion) -> LocalModel:
+        """The files of a version in the local cache, verified each time; a damaged copy is downloaded again.
+
+        Raises:
+            ArtifactError: what the store holds is not what was registered.
+        """
+        expected = version.tags.get(MANIFEST_TAG)
+        if expected is None:
+            raise manifest.ArtifactError(
+                f"version {version.version} of model {self.name!r} has no tag {MANIFEST_TAG}, so its files cannot be "
+                "verified; register the model again with this program"
+            )
+        place = self._cache / self.name / f"{version.version}-{expected[:16]}"
+        if place.is_dir():
+            try:
+                manifest.verify(place, expected)
+            except manifest.ArtifactError:
+                log.warning("the local copy of %s version %s is damaged; downloading", self.name, version.version)
+                shutil.rmtree(place)
+        if not place.is_dir():
+            self._download(version, place, expected)
+        folder = package.inference_folder(place)
+        return LocalModel(version.name, version.version, version.run_id, version.tags, place, folder)
+
+    def promote(self, version: str, reason: str) -> LocalModel:
+        """Make a version the champion; the former champion becomes ``previous``. Repeating it changes nothing.
+
+        Args:
+            version: its number.
+            reason: why, for the record in the version's tags.
+
+        Raises:
+            RegistryError: there is no such version.
+            ArtifactError: its files are not those that were registered; the champion stays.
+        """
+        model = self.download(self.version(version))
+        with explained(f"promote version {version} of model {self.name!r}"):
+            former = self._aliases().get(CHAMPION)
+            if former == model.version:
+                return model
+            record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason, "former": former}
+            self._client.set_model_version_tag(self.name, version, "promotion", json.dumps(record))
+            # In this order a crash between the two leaves the champion as it was, and a repetition completes it.
+            if former is not None:
+                self._client.set_registered_model_alias(self.name, PREVIOUS, former)
+            self._client.set_registered_model_alias(self.name, CHAMPION, version)
+        log.info("%s version %s is the champion: %s", self.name, version, reason)
+        return model
+
+    def _store(self, model_id: str, run_id: str, checkpoint: Path, example: tuple[bytes, str]) -> str:
+        with TemporaryDirectory() as scratch:
+            built = Path(scratch) / "model"
+            origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
+            manifest_hash = package.build(checkpoint, built, example, origin)
+            if self._smoke_test:
+                answers_in_fresh_process(built, [example])
+            self._client.log_model_artifacts(model_id, str(built))
+        return manifest_hash
+
+    def _download(self, version: ModelVersion, place: Path, expected: str) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(mkdtemp(prefix=".download-", dir=place.parent))
+        try:
+            with explained(f"download version {version.version} of model {self.name!r}"):
+                address = self._client.get_model_version_download_uri(self.name, version.version)
+                uri = self._client.tracking_uri
+                with package.no_progress_bar():
+                    got = artifacts.download_artifacts(
+                        artifact_uri=address, dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
+                    )
+            manifest.verify(Path(got), expected)
+            try:
+                Path(got).rename(place)
+            except OSError:
+                # Another process may have been faster; its copy must be as good.
+                manifest.verify(place, expected)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _create_model(self) -> None:
+        try:
+            self._client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _aliases(self) -> dict[str, str]:
+        try:
+            aliases = self._client.get_registered_model(self.name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {alias: str(version) for alias, version in aliases.items()}
+
+    def _numbers(self) -> list[str]:
+        return [str(found.version) for found in self._client.search_model_versions(f"name = '{self.name}'")]
+
+
+def _version(stored: StoredVersion) -> ModelVersion:
+    return ModelVersion(stored.name, str(stored.version), stored.run_id or "", dict(stored.tags))

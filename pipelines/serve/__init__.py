@@ -1,0 +1,1 @@
+"""Online predictions: the HTTP application and its deployment."""

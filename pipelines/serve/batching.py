@@ -1,0 +1,77 @@
+"""Dynamic batching that follows the model's pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Batcher(Generic[Item, Result]):
+    """Joins single items to batches for ``run``, which handles one batch at a time.
+
+    A batch is cut when the model becomes free, never before: what arrives during a pass forms the next one, so a lone
+    request waits for nothing and a crowd fills the batches by itself. (A timer, as in ``ray.serve.batch``, cuts while
+    the model is still busy: it queues up many small batches, or delays every lone request.)
+
+    Args:
+        run: takes 1 to ``max_size`` items and returns as many results, in order.
+        max_size: most items in a batch.
+        wait_s: how long an idle model waits, after the first item, for more.
+    """
+
+    def __init__(
+        self, run: Callable[[list[Item]], Awaitable[Sequence[Result]]], max_size: int, wait_s: float = 0.0
+    ) -> None:
+        self._run = run
+        self._max_size = max_size
+        self._wait_s = wait_s
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def submit(self, item: Item) -> Result:
+        """The result for ``item``. A cancelled caller's item is dropped if no pass has taken it yet.
+
+        Raises:
+            Exception: whatever ``run`` raised for the batch.
+        """
+        result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, result))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return await result
+
+    async def _work(self) -> None:
+        try:
+            # One turn of the loop lets requests that arrived together share their first batch.
+            await asyncio.sleep(self._wait_s)
+            while batch := self._cut():
+                await self._pass(batch)
+        finally:
+            self._worker = None
+
+    def _cut(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        batch: list[tuple[Item, asyncio.Future[Result]]] = []
+        while self._waiting and len(batch) < self._max_size:
+            item, result = self._waiting.popleft()
+            if not result.done():
+                batch.append((item, result))
+        return batch
+
+    async def _pass(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        try:
+            results = await self._run([item for item, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"a batch of {len(batch)} items gave {len(results)} results")
+        except Exception as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), result in zip(batch, results, strict=True):
+            if not future.done():
+                future.set_result(result)

@@ -1,0 +1,87 @@
+"""Settings of the service, and the rule that keeps an open service on this machine only."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+
+from pydantic import Field, model_validator
+
+from vlmodel.config import Section
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` (a name or an IPv4/IPv6 address) reaches this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class ServeConfig(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs `expose = true` and API keys."""
+
+    port: int = Field(default=8000, ge=1, le=65535)
+    """TCP port of the service."""
+
+    expose: bool = False
+    """Allow other machines to connect. Needs the SHA-256 hashes of API keys in VLMODEL_API_KEY_HASHES."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the model, each in a process of its own."""
+
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs that each replica reserves on the cluster (not its number of threads)."""
+
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs, or the fraction of one, that each replica reserves; above 0 the model runs on CUDA."""
+
+    model_threads: int = Field(default=0, ge=0)
+    """Threads of a forward pass on CPU; 0 means the machine's cores, shared among the replicas."""
+
+    decode_threads: int = Field(default=2, ge=1)
+    """Threads that decode images, beside the event loop."""
+
+    max_batch_size: int = Field(default=16, ge=1)
+    """Most images in one forward pass."""
+
+    batch_wait_s: float = Field(default=0.0, ge=0)
+    """How long an idle model waits for a fuller batch. A busy model gathers the next batch meanwhile anyway."""
+
+    max_in_flight: int = Field(default=128, ge=1)
+    """Requests that a replica holds at once, running or queued; one more is answered 429 at once."""
+
+    max_body_bytes: int = Field(default=10 << 20, ge=1024)
+    """Largest request body; a longer one is refused with 413 before it is read whole."""
+
+    max_questions: int = Field(default=16, ge=1)
+    """Most questions in one request."""
+
+    max_question_chars: int = Field(default=1000, ge=1)
+    """Longest question. The tokenizer truncates far below this; it bounds the work on hostile input."""
+
+    request_timeout_s: float = Field(default=10.0, gt=0)
+    """Time for one request, from its first byte to its answer. No header of a client can change it."""
+
+    start_timeout_s: float = Field(default=120.0, gt=0)
+    """Time for all replicas to load the model and answer."""
+
+    shutdown_timeout_s: float = Field(default=20.0, gt=0)
+    """Time for requests in flight to end when a replica is stopped."""
+
+    @model_validator(mode="after")
+    def _stay_on_this_machine(self) -> ServeConfig:
+        if not is_loopback(self.host) and not self.expose:
+            raise ValueError(
+                f"host {self.host!r} is reachable from other machines; keep 127.0.0.1, or set expose = true and "
+                "put the SHA-256 hashes of API keys into VLMODEL_API_KEY_HASHES"
+            )
+        return self
+
+
+def model_threads(config: ServeConfig) -> int:
+    """Threads of one replica's forward pass: as set, else its share of the cores that this process may use."""
+    return config.model_threads or max(1, len(os.sched_getaffinity(0)) // config.replicas)

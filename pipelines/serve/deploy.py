@@ -1,0 +1,207 @@
+"""Start, update and stop the service on a Ray cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.schema import LoggingConfig
+
+from pipelines.serve.client import is_ready
+from pipelines.serve.config import ServeConfig, is_loopback
+from pipelines.serve.errors import ServeError
+from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
+from pipelines.serve.replica import Replica
+from vlmodel.config import dump, parse
+
+APP_NAME = "vqa"
+
+
+def build_app(
+    config: ServeConfig, model_folder: str | Path, name: str = "vqa", version: str = "0"
+) -> serve.Application:
+    """The Serve application that answers with the model in ``model_folder``.
+
+    Args:
+        config: the service's settings.
+        model_folder: a folder written by ``save_pretrained``, readable on every node that runs a replica.
+        name, version: of the model in the registry; every answer carries them.
+
+    Raises:
+        ServeError: the folder holds no model, or the service is to be exposed and has no API keys.
+    """
+    folder = Path(model_folder).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise ServeError(
+            f"{str(folder)!r} holds no model (no config.json); train one, or name a checkpoint's model folder"
+        )
+    key_hashes = read_key_hashes(os.environ)
+    if config.expose and not key_hashes:
+        raise ServeError(
+            f"serve.expose is true and there are no API keys; put SHA-256 hashes of keys into {KEY_HASHES_VARIABLE}"
+        )
+    deployment = serve.deployment(
+        num_replicas=config.replicas,
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        user_config={"folder": str(folder), "name": name, "version": str(version)},
+        # The application refuses the excess itself, with JSON and a measured Retry-After; these are a second line.
+        max_ongoing_requests=2 * config.max_in_flight + 64,
+        max_queued_requests=config.max_in_flight,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=config.shutdown_timeout_s,
+        # A model that does not load will not load the second time either.
+        max_constructor_retry_count=1,
+        # With the default of 0 the old replica stops first, and an update is an outage.
+        max_surge_percent=100,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )(Replica)
+    return deployment.bind(dump(config), key_hashes)
+
+
+def app(args: Mapping[str, Any]) -> serve.Application:
+    """Application builder for ``serve run pipelines.serve.deploy:app model_folder=...`` and Serve config files.
+
+    ``args`` holds ``model_folder``, optionally ``name`` and ``version``, and ``serve``: a tree of ``ServeConfig``.
+    The address is then a matter of that command or file (``http_options``); without API keys the replicas refuse
+    every request from another machine, whatever the address.
+    """
+    if "model_folder" not in args:
+        raise ServeError("model_folder is missing; name the folder of a trained model: model_folder=...")
+    config = parse(ServeConfig, args.get("serve", {}))
+    return build_app(config, args["model_folder"], args.get("name", "vqa"), args.get("version", "0"))
+
+
+def start(
+    config: ServeConfig,
+    model_folder: str | Path,
+    name: str = "vqa",
+    version: str = "0",
+    report: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Deploy on the cluster that this process is connected to, and wait until it answers.
+
+    Where Serve runs already, the application is updated without an interruption.
+
+    Returns:
+        The address, such as ``http://127.0.0.1:8000``.
+
+    Raises:
+        ServeError: the port is taken, the model does not load, or nothing answers in time. What was begun is undone.
+    """
+    if not ray.is_initialized():
+        raise ServeError("not connected to a Ray cluster; call ray.init() first")
+    application = build_app(config, model_folder, name, version)
+    running = bool(serve.status().proxies)
+    if not running:
+        check_port_free(config.host, config.port)
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly if is_loopback(config.host) else ProxyLocation.EveryNode,
+        http_options=HTTPOptions(
+            host=config.host,
+            port=config.port,
+            # The application times requests itself (a client's header can change this one); this ends what it cannot.
+            request_timeout_s=config.request_timeout_s + config.shutdown_timeout_s,
+        ),
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
+    address = address_of(config)
+    try:
+        target = serve.RunTarget(application, name=APP_NAME, route_prefix="/")
+        serve.run_many([target], wait_for_applications_running=False)
+        _wait_until_ready(config, address, report)
+    except BaseException:
+        if not running:
+            with contextlib.suppress(Exception):
+                stop()
+        raise
+    return address
+
+
+def stop() -> None:
+    """Let requests in flight end, then remove the service from the cluster. Does nothing where none runs."""
+    if ray.is_initialized():
+        serve.shutdown()
+
+
+def address_of(config: ServeConfig) -> str:
+    """The address under which this machine reaches the service."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+
+
+def check_port_free(host: str, port: int) -> None:
+    """Refuse a port that something listens on. Serve's own proxy shares ports and would not notice.
+
+    Raises:
+        ServeError: the port is in use, or this process may not listen there.
+    """
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise ServeError(f"host {host!r} is not an address of this machine ({error}); use 127.0.0.1") from None
+    with socket.socket(family, kind, protocol) as listener:
+        # Without this, connections of a service that just ended keep its port for a minute.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(where)
+            listener.listen(1)
+        except OSError as error:
+            reason = {
+                errno.EADDRINUSE: "is in use; stop what listens there, or choose another with serve.port=...",
+                errno.EACCES: "needs more rights; choose one above 1023 with serve.port=...",
+                errno.EADDRNOTAVAIL: "cannot be opened on that host; set serve.host=127.0.0.1",
+            }.get(error.errno or 0, f"cannot be opened ({error}); choose another with serve.port=...")
+            raise ServeError(f"port {port} on {host} {reason}") from None
+
+
+def _wait_until_ready(config: ServeConfig, address: str, report: Callable[[str], None]) -> None:
+    deadline = time.monotonic() + config.start_timeout_s
+    said = ""
+    while True:
+        overview = serve.status().applications.get(APP_NAME)
+        status = str(overview.status.value) if overview else "UNKNOWN"
+        if status != said:
+            report(f"service: {status.lower().replace('_', ' ')}")
+            said = status
+        if status in ("DEPLOY_FAILED", "UNHEALTHY") and overview is not None:
+            raise ServeError(f"the service did not start: {_reason(overview)}")
+        if status == "RUNNING" and is_ready(address):
+            return
+        if time.monotonic() > deadline:
+            raise ServeError(
+                f"the service did not answer at {address} within {config.start_timeout_s:g} s (status {status}); "
+                f"{_why_late(overview, config)}"
+            )
+        time.sleep(0.1)
+
+
+def _reason(overview: Any) -> str:
+    """The line of a replica's traceback that says what happened, else what Serve says."""
+    messages = [deployment.message for deployment in overview.deployments.values() if deployment.message]
+    text = "\n".join(messages) or overview.message
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.partition(":")[0] and not line.startswith("ray.")]
+    return errors[-1] if errors else (lines[-1] if lines else "Serve gives no reason; see the replica's log")
+
+
+def _why_late(overview: Any, config: ServeConfig) -> str:
+    waiting = " ".join(d.message for d in overview.deployments.values()) if overview else ""
+    if "resource" in waiting.lower():
+        free = ray.available_resources()
+        return (
+            f"{config.replicas} replica(s) need {config.num_cpus:g} CPU and {config.num_gpus:g} GPU each, and the "
+            f"cluster has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; lower serve.num_cpus or "
+            "serve.replicas"
+        )
+    if overview is not None and str(overview.status.value) == "RUNNING":
+        return "Serve may listen elsewhere since it was started before; stop it with `serve shutdown`, then try again"
+    return "raise serve.start_timeout_s, or see the replica's log"

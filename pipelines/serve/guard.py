@@ -1,0 +1,239 @@
+"""ASGI layers around the application: who may ask, how much at once, how long a body, and what is counted.
+
+They are plain ASGI, below any framework, so that a refused request costs next to nothing and its body is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.serve.config import is_loopback
+from pipelines.serve.errors import ApiError, ServeError
+from pipelines.serve.service import Metrics
+
+KEY_HASHES_VARIABLE = "VLMODEL_API_KEY_HASHES"
+
+# Keys of the ASGI scope that the layers share with the application.
+STARTED = "vlmodel.started"
+ERROR_CODE = "vlmodel.error_code"
+
+_SECURITY_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+}
+
+
+def read_key_hashes(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """SHA-256 hashes (hex) of the accepted API keys, from a comma-separated environment variable.
+
+    Raises:
+        ServeError: an entry is not 64 hexadecimal digits.
+    """
+    hashes = [entry.strip().lower() for entry in environment.get(KEY_HASHES_VARIABLE, "").split(",") if entry.strip()]
+    for position, entry in enumerate(hashes, start=1):
+        if len(entry) != 64 or set(entry) - set("0123456789abcdef"):
+            # The entry itself stays out of the message: it may be a key put there by mistake.
+            raise ServeError(
+                f"entry {position} of {KEY_HASHES_VARIABLE} is not a SHA-256 hash (64 hexadecimal digits); "
+                'make one with: printf %s "$KEY" | sha256sum'
+            )
+    return tuple(hashes)
+
+
+def error_body(error: ApiError) -> bytes:
+    return json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
+
+
+async def refuse(error: ApiError, scope: Scope, send: Send) -> None:
+    """Answer with ``error`` without reading the request."""
+    scope[ERROR_CODE] = error.code
+    headers = {"content-type": "application/json", **error.headers}
+    await send(
+        {
+            "type": "http.response.start",
+            "status": error.status,
+            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": error_body(error)})
+
+
+class Observe:
+    """Outermost: counts every answer, and adds the headers that keep a browser on this origin."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, version: Callable[[], str]) -> None:
+        self.app, self.metrics, self.version = app, metrics, version
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = scope[STARTED] = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                extra = [(name.encode(), value.encode()) for name, value in _SECURITY_HEADERS.items()]
+                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            # The route's pattern, not the path: a path is the client's text and would make endless time series.
+            route = getattr(scope.get("route"), "path", "none")
+            code = scope.get(ERROR_CODE, "ok" if status < 400 else "internal")
+            self.metrics.request(route, status, code, self.version(), time.perf_counter() - started)
+
+
+class Access:
+    """Without API keys only this machine may ask; with them, everything under /v1 needs one.
+
+    The proxy in front decides what address is listened on, and it can be started by others. So a replica checks for
+    itself where a request comes from, and that a browser was not lured here by a foreign name (DNS rebinding).
+    """
+
+    def __init__(self, app: ASGIApp, key_hashes: Sequence[str]) -> None:
+        self.app = app
+        self.key_hashes = [bytes.fromhex(entry) for entry in key_hashes]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        error = self._check_key(scope, headers) if self.key_hashes else self._check_origin(scope, headers)
+        if error is not None:
+            return await refuse(error, scope, send)
+        await self.app(scope, receive, send)
+
+    def _check_key(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
+        if not scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+            return None
+        scheme, _, token = headers.get(b"authorization", "").partition(" ")
+        key = token if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        # Every hash is compared, whatever the outcome so far: the time tells nothing about which one matched.
+        matches = [hmac.compare_digest(digest, accepted) for accepted in self.key_hashes]
+        if any(matches):
+            return None
+        return ApiError(
+            401,
+            "unauthorized",
+            "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'",
+            {"www-authenticate": "Bearer"},
+        )
+
+    def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
+        client = scope.get("client")
+        # No client means a Unix socket, which is on this machine by nature.
+        if client is not None and not is_loopback(client[0]):
+            return ApiError(
+                403,
+                "remote_without_key",
+                "this service has no API keys and answers only its own machine; "
+                f"its operator can set {KEY_HASHES_VARIABLE}",
+            )
+        if not is_loopback(_host_name(headers.get(b"host", "localhost"))):
+            return ApiError(403, "foreign_host", "without API keys, address the service as localhost or 127.0.0.1")
+        return None
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header: without its port, and without the brackets of an IPv6 address."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+class Admission:
+    """Holds at most ``max_in_flight`` requests under /v1; one more is refused at once, its body unread.
+
+    Retry-After is the time that the held requests are expected to take, from a moving average.
+    """
+
+    def __init__(self, app: ASGIApp, max_in_flight: int) -> None:
+        self.app, self.max_in_flight = app, max_in_flight
+        self.in_flight = 0
+        self._seconds_apart = 0.0
+        self._last_end = time.perf_counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            return await self.app(scope, receive, send)
+        if self.in_flight >= self.max_in_flight:
+            seconds = min(60, max(1, math.ceil(self.in_flight * self._seconds_apart)))
+            error = ApiError(
+                429,
+                "overloaded",
+                f"{self.in_flight} requests are being answered already; try again in {seconds} s",
+                {"retry-after": str(seconds)},
+            )
+            return await refuse(error, scope, send)
+        if self.in_flight == 0:
+            self._last_end = time.perf_counter()
+        self.in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self.in_flight -= 1
+            now = time.perf_counter()
+            self._seconds_apart += 0.1 * (now - self._last_end - self._seconds_apart)
+            self._last_end = now
+
+
+class BodyLimit:
+    """Refuses a body above ``max_bytes``: by its announced length before any of it is read, else while it arrives."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        announced = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
+        if announced.isdigit() and int(announced) > self.max_bytes:
+            return await refuse(self._error(), scope, send)
+        received = 0
+
+        async def receive_counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self.max_bytes:
+                    # A kind of error that frameworks let through while they parse a body.
+                    raise BodyTooLarge(self._error())
+            return message
+
+        await self.app(scope, receive_counted, send)
+
+    def _error(self) -> ApiError:
+        return ApiError(
+            413,
+            "body_too_large",
+            f"the request is longer than {self.max_bytes} bytes; send a smaller image",
+            {"connection": "close"},
+        )
+
+
+class BodyTooLarge(HTTPException):
+    """Raised out of ``receive`` when a body turns out too long."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error

@@ -1,0 +1,44 @@
+"""One replica of the service on Ray Serve: HTTP, decoding, batching and the model in one process.
+
+One deployment, not an ingress before a model deployment: the hop between two would pickle every picture once more,
+and on a small machine the second process only takes cores from the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from pipelines.serve.answerer import Answerer
+from pipelines.serve.app import create_app
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.metrics import RayMetrics
+from vlmodel.config import parse
+
+
+@serve.ingress()
+class Replica:
+    """Wires the HTTP application to a model. ``reconfigure`` loads the model; another one swaps in when it is warm.
+
+    Args:
+        config: the dumped ``ServeConfig``.
+        key_hashes: SHA-256 hashes of the API keys.
+    """
+
+    def __init__(self, config: Mapping[str, Any], key_hashes: Sequence[str]) -> None:
+        self._config = parse(ServeConfig, config)
+        self._key_hashes = tuple(key_hashes)
+        self._metrics = RayMetrics()
+        self._answerer = Answerer(self._config, self._metrics)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return create_app(self._answerer, self._config, self._key_hashes, self._metrics)
+
+    async def reconfigure(self, model: Mapping[str, str]) -> None:
+        await self._answerer.load(model["folder"], model["name"], model["version"])
+
+    def check_health(self) -> None:
+        self._answerer.check_health()

@@ -1,0 +1,164 @@
+"""Checkpoints: a folder that exists only when its manifest does, and is loaded only when every hash in it is right.
+
+    step-00000120/
+        model/          what inference needs, by from_pretrained alone: config.json, model.safetensors, tokenizer, ...
+        trainer.pt      weights as trained, optimizer (tensors and plain containers; loaded with weights_only)
+        state.json      cursor, metrics, configuration
+        manifest.json   sha256 and size of every other file, uploaded last
+
+Random states are not stored: every step seeds its generators from (seed, step, rank), see step.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import torch
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+MODEL = "model"
+_STATE, _TRAINER = "state.json", "trainer.pt"
+_PREFIX = "step-"
+
+
+class CheckpointError(Exception):
+    """A checkpoint that is absent, torn or altered; the message names it and what to do."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A complete checkpoint in storage.
+
+    Attributes:
+        filesystem, path: where it lies.
+        step: global steps done, the cursor of the data.
+        state: the contents of state.json.
+    """
+
+    filesystem: pafs.FileSystem
+    path: str
+    step: int
+    state: dict[str, Any]
+
+
+def name_of(step: int) -> str:
+    """Folder name of the checkpoint after ``step`` global steps."""
+    return f"{_PREFIX}{step:08d}"
+
+
+def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Complete a local checkpoint folder that already holds ``model/``: trainer state, state and the manifest."""
+    torch.save(dict(trainer), folder / _TRAINER)
+    (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    manifest = {p.relative_to(folder).as_posix(): _fingerprint(p.read_bytes()) for p in files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def upload(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
+    """Copy a local checkpoint to storage, its manifest last, so that a torn copy is never taken for a checkpoint."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    for file in [*files, folder / MANIFEST]:
+        target = f"{path}/{file.relative_to(folder).as_posix()}"
+        filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(target) as stream:
+            stream.write(file.read_bytes())
+
+
+def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
+    """Check every file against the manifest and return the state.
+
+    Raises:
+        CheckpointError: no manifest, a file missing, or a hash that differs.
+    """
+    try:
+        manifest = json.loads(_read(filesystem, f"{path}/{MANIFEST}"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} has no {MANIFEST}: it was never completed; use an earlier checkpoint") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}/{MANIFEST} is damaged ({error}); use an earlier checkpoint") from None
+    for name, expected in manifest.items():
+        try:
+            actual = _fingerprint(_read(filesystem, f"{path}/{name}"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}/{name} is missing; use an earlier checkpoint") from None
+        if actual != expected:
+            raise CheckpointError(f"{path}/{name} was altered after it was written; use an earlier checkpoint")
+    state: dict[str, Any] = json.loads(_read(filesystem, f"{path}/{_STATE}"))
+    return state
+
+
+def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
+    """The usable checkpoints of a run, newest first. A torn or altered one is passed over, with a warning."""
+    selector = pafs.FileSelector(run, allow_not_found=True)
+    folders = [f for f in filesystem.get_file_info(selector) if f.base_name.startswith(_PREFIX)]
+    for folder in sorted(folders, key=lambda f: f.base_name, reverse=True):
+        try:
+            state = verify(filesystem, folder.path)
+        except CheckpointError as error:
+            log.warning("checkpoint passed over: %s", error)
+            continue
+        yield Stored(filesystem, folder.path, int(state["step"]), state)
+
+
+def latest(filesystem: pafs.FileSystem, run: str) -> Stored | None:
+    """The newest usable checkpoint of a run, or None."""
+    return next(complete(filesystem, run), None)
+
+
+def best(filesystem: pafs.FileSystem, run: str) -> Stored:
+    """The usable checkpoint with the best ``selection`` (the later one of equals).
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    candidates = list(complete(filesystem, run))
+    if not candidates:
+        raise CheckpointError(f"no usable checkpoint under {run}; run the train job first")
+    return max(candidates, key=lambda c: (c.state["selection"], c.step))
+
+
+@contextmanager
+def local_copy(stored: Stored) -> Iterator[Path]:
+    """The checkpoint as a local folder: in place where storage is local, else a temporary download."""
+    if isinstance(stored.filesystem, pafs.LocalFileSystem):
+        yield Path(stored.path)
+        return
+    with tempfile.TemporaryDirectory(prefix="checkpoint-") as folder:
+        pafs.copy_files(stored.path, folder, source_filesystem=stored.filesystem)
+        yield Path(folder)
+
+
+def read_trainer(folder: Path, device: torch.device) -> dict[str, Any]:
+    """The tensors of ``trainer.pt``, without unpickling code."""
+    trainer: dict[str, Any] = torch.load(folder / _TRAINER, map_location=device, weights_only=True)
+    return trainer
+
+
+def open_storage(storage: str) -> tuple[pafs.FileSystem, str]:
+    """File system and path of a storage folder, local or a URI."""
+    if "://" in storage:
+        filesystem, path = pafs.FileSystem.from_uri(storage)
+        return filesystem, path
+    return pafs.LocalFileSystem(), str(Path(storage).resolve())
+
+
+def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_file(path) as stream:
+        data: bytes = stream.read()
+    return data
+
+
+def _fingerprint(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}

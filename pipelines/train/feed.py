@@ -1,0 +1,53 @@
+"""From arrays of the stream to tensors on the device, one batch ahead of the step, with the time spent waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.data.loader import Arrays, model_inputs
+
+
+class Feed:
+    """Iterates over (arrays, tensors of the model's inputs).
+
+    On a GPU the next batch is copied, from pinned memory and without blocking, while the step runs on this one.
+
+    Attributes:
+        waited_s: seconds that the consumer has spent waiting for the stream.
+    """
+
+    def __init__(self, batches: Iterator[Arrays], device: torch.device) -> None:
+        self.waited_s = 0.0
+        self._batches, self._device = batches, device
+        self._ahead = self._fetch() if device.type == "cuda" else None
+
+    def __iter__(self) -> Iterator[tuple[Arrays, dict[str, Tensor]]]:
+        return self
+
+    def __next__(self) -> tuple[Arrays, dict[str, Tensor]]:
+        if self._device.type != "cuda":
+            fetched = self._fetch()
+        else:
+            fetched, self._ahead = self._ahead, self._fetch()
+        if fetched is None:
+            raise StopIteration
+        return fetched
+
+    def _fetch(self) -> tuple[Arrays, dict[str, Tensor]] | None:
+        start = time.perf_counter()
+        arrays = next(self._batches, None)
+        self.waited_s += time.perf_counter() - start
+        return None if arrays is None else (arrays, to_tensors(arrays, self._device))
+
+
+def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """The model's inputs on ``device``. Copied: the stream's arrays are read-only views of the object store."""
+    inputs = {name: torch.from_numpy(array.copy()) for name, array in model_inputs(arrays).items()}
+    if device.type == "cuda":
+        return {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
+    return inputs

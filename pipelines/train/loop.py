@@ -1,0 +1,217 @@
+"""The training loop of one worker. It knows torch, the stream and the cursor; not Ray, not MLflow."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field
+from torch import Tensor
+
+from pipelines.data.augment import AugmentConfig
+from pipelines.data.loader import Arrays
+from pipelines.data.plan import Schedule
+from pipelines.train.evaluate import Score
+from pipelines.train.feed import Feed
+from pipelines.train.optim import OptimizerConfig
+from pipelines.train.step import StepConfig, StepResult, TrainStep
+from vlmodel.config import Section
+
+log = logging.getLogger(__name__)
+
+
+class TrainConfig(Section):
+    """The training: how long, on what, and what is kept."""
+
+    workers: int = Field(1, ge=1)
+    """Workers (DDP ranks)."""
+    gpu: bool = False
+    """One GPU for each worker, with nccl; else CPU, with gloo."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs that each worker reserves in Ray's books."""
+    threads: int = Field(0, ge=0)
+    """Torch threads of each worker; 0 shares the node's cores among its workers."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the training split."""
+    batch: int = Field(64, ge=1)
+    """Images of one optimizer step over all workers, each with all its texts."""
+    accumulation: int = Field(1, ge=1)
+    """Forward and backward passes that make one step."""
+    window: int = Field(65536, ge=1)
+    """Samples that are shuffled among themselves."""
+    evaluation_batch: int = Field(64, ge=1)
+    """Images of one evaluation batch."""
+    evaluation_cache_mb: int = Field(256, ge=0)
+    """Validation batches up to this size are kept in each worker instead of being made anew every epoch."""
+    checkpoint_steps: int = Field(0, ge=0)
+    """Steps between checkpoints, besides those at the ends of epochs; 0 makes only these."""
+    log_steps: int = Field(10, ge=1)
+    """Steps between two lines of metrics. Reading them waits for the device."""
+    max_failures: int = Field(3, ge=-1)
+    """Worker failures after which the run gives up; -1 never does."""
+    ledger: bool = False
+    """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    step: StepConfig = StepConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+
+@dataclass
+class Progress:
+    """What is carried from step to step and into each checkpoint.
+
+    Attributes:
+        step: global steps done; the cursor.
+        epoch_sums: loss sum, count and correct of the epoch under way.
+        history: one entry for each finished epoch: step, epoch, train and validation figures.
+    """
+
+    step: int = 0
+    epoch_sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Hooks(Protocol):
+    """What the loop asks of its surroundings."""
+
+    def evaluate(self) -> Score | None:
+        """Score the validation split over all workers; None where there is none."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics (called on every rank; only the first records)."""
+
+    def checkpoint(self, progress: Progress, selection: float) -> None:
+        """Keep the state after ``progress.step`` steps. ``selection`` ranks checkpoints; -1 where nothing was scored."""
+
+
+def train(
+    trainer: TrainStep, schedule: Schedule, feed: Feed, config: TrainConfig, progress: Progress, hooks: Hooks,
+    ledger: Ledger | None = None,
+) -> Progress:
+    """Run all global steps from ``progress.step`` on.
+
+    Raises:
+        NonFiniteLossError: on all ranks, before any checkpoint of the failed state.
+    """
+    meter = Meter(schedule, feed)
+    while progress.step < schedule.steps:
+        step = progress.step
+        result = trainer(step, _parts(feed, config.accumulation, step, ledger), config.accumulation)
+        meter.add(result, schedule.step_samples(step))
+        progress.step = step + 1
+
+        epoch_ended = schedule.epochs_done(progress.step) > schedule.epochs_done(step)
+        checkpoint_due = config.checkpoint_steps > 0 and progress.step % config.checkpoint_steps == 0
+        if epoch_ended or checkpoint_due or progress.step % config.log_steps == 0:
+            trainer.raise_if_failed(step)
+            metrics, sums = meter.flush(progress.step)
+            progress.epoch_sums = [a + b for a, b in zip(progress.epoch_sums, sums, strict=True)]
+            hooks.log(metrics, progress.step)
+        if epoch_ended:
+            hooks.checkpoint(progress, _end_epoch(schedule, progress, hooks))
+        elif checkpoint_due:
+            hooks.checkpoint(progress, -1.0)
+        if epoch_ended or checkpoint_due:
+            meter.restart()
+    return progress
+
+
+def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks) -> float:
+    epoch = schedule.epochs_done(progress.step)
+    score = hooks.evaluate()
+    (loss, count, correct), progress.epoch_sums = progress.epoch_sums, [0.0, 0.0, 0.0]
+    entry = {
+        "step": float(progress.step),
+        "epoch": float(epoch),
+        "train/loss": loss / max(count, 1.0),
+        "train/accuracy": correct / max(count, 1.0),
+    }
+    if score is not None:
+        entry |= {f"val/{name}": float(value) for name, value in asdict(score).items()}
+        hooks.log({"val/loss": score.loss, "val/accuracy": score.accuracy}, progress.step)
+    progress.history.append(entry)
+    # Without a validation split the newest checkpoint is the best there is to know of.
+    return score.accuracy if score is not None else float(epoch)
+
+
+def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Tensor]]:
+    for arrays, tensors in islice(feed, count):
+        if int(arrays["step"][0]) != step:
+            raise RuntimeError(f"the stream delivered step {int(arrays['step'][0])} where {step} was due")
+        if ledger is not None:
+            ledger.write(arrays)
+        yield tensors
+
+
+class Ledger:
+    """Which samples this worker used, a JSON line for each part of a step; for audits and fault drills."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rank = rank
+        # A file for each process: a restarted worker adds, and what the dead one wrote stays.
+        self._file = (folder / f"rank{rank}-{time.time_ns()}-{os.getpid()}.jsonl").open("a", buffering=1)
+
+    def write(self, arrays: Arrays) -> None:
+        seen = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
+        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("epoch", "shard", "row")}
+        line = {"step": int(arrays["step"][0]), "rank": self._rank, "pid": os.getpid(), **columns}
+        self._file.write(json.dumps(line) + "\n")
+
+
+class Meter:
+    """Adds up step results on the device and turns them into figures when it is read."""
+
+    def __init__(self, schedule: Schedule, feed: Feed) -> None:
+        self._schedule, self._feed = schedule, feed
+        self._results: list[StepResult] = []
+        self._images = 0
+        self._rate: float | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the clock anew, so that evaluation and checkpoints do not count as slow steps."""
+        self._last, self._waited = time.perf_counter(), self._feed.waited_s
+
+    def add(self, result: StepResult, images: int) -> None:
+        self._results.append(result)
+        self._images += images
+
+    def flush(self, step: int) -> tuple[dict[str, float], list[float]]:
+        """Means since the last flush under the names that tracking shows, and the sums behind them. Reads the device."""
+        sums = [sum(column) for column in zip(*(r.totals.tolist() for r in self._results), strict=True)]
+        loss, count, correct = sums
+        now = time.perf_counter()
+        seconds = max(now - self._last, 1e-9)
+        waited, self._waited = self._feed.waited_s - self._waited, self._feed.waited_s
+        steps = len(self._results)
+        metrics = {
+            "train/loss": loss / max(count, 1.0),
+            "train/accuracy": correct / max(count, 1.0),
+            "train/grad_norm": float(self._results[-1].grad_norm),
+            "train/lr": self._results[-1].lr,
+            "train/epoch": step * self._schedule.batch / self._schedule.plan.size,
+            "speed/images_per_s": self._images / seconds,
+            "speed/texts_per_s": count / seconds,
+            "speed/step_s": seconds / steps,
+            "speed/data_wait_share": waited / seconds,
+            "speed/left_s": self._left(step, seconds / steps),
+        }
+        self._results, self._images, self._last = [], 0, now
+        return metrics, sums
+
+    def _left(self, step: int, step_s: float) -> float:
+        self._rate = step_s if self._rate is None else 0.8 * self._rate + 0.2 * step_s
+        return self._rate * (self._schedule.steps - step)
+
+
+def resumed(state: Mapping[str, Any] | None) -> Progress:
+    """The progress that a checkpoint's state holds, or a new one."""
+    return Progress() if state is None else Progress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))

@@ -1,0 +1,224 @@
+"""Pictures of a training run, drawn without a display and without pyplot's global state; a function for each.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and perceptually uniform maps, which readers with
+any colour vision can tell apart; what a colour says is also said by a word, a mark or a line style.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from PIL import Image
+
+BLUE, ORANGE, GREEN, VERMILLION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
+RIGHT, WRONG = BLUE, VERMILLION
+_COLUMNS = 3
+_CARD_PIXELS = 256
+_BLUES = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#9ECAE1", BLUE, "#08306B"])
+
+
+def curves(history: Sequence[Mapping[str, float]], floors: Mapping[str, float] | None = None) -> Figure:
+    """Loss, accuracy and learning rate against the step, side by side.
+
+    Args:
+        history: one mapping a step, with ``step`` and any of ``train/loss``, ``val/loss``, ``train/accuracy``,
+            ``val/accuracy`` and names that begin with ``train/lr``; a metric may be absent at any step.
+        floors: accuracies to beat, drawn as labelled horizontal lines, as {"question only": 0.67}.
+    """
+    figure = Figure(figsize=(13, 3.9), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _line(loss, history, "train/loss", "training", BLUE, smooth=True)
+    _line(loss, history, "val/loss", "validation", ORANGE, marker="o")
+    _line(accuracy, history, "train/accuracy", "training", BLUE, smooth=True)
+    _line(accuracy, history, "val/accuracy", "validation", ORANGE, marker="o")
+    styles = ["--", ":", "-."]
+    for index, (name, value) in enumerate(sorted((floors or {}).items(), key=lambda floor: -floor[1])):
+        label = f"{name} ({value:.1%})"
+        accuracy.axhline(value, color=GREY, linewidth=1.2, linestyle=styles[index % len(styles)], label=label)
+    rates = sorted({key for row in history for key in row if key.startswith("train/lr")})
+    for key, colour in zip(rates, [BLUE, ORANGE, GREEN, PURPLE], strict=False):
+        _line(rate, history, key, key.removeprefix("train/lr").strip("/_ ") or "learning rate", colour)
+    for axes, title in ((loss, "Loss"), (accuracy, "Accuracy"), (rate, "Learning rate")):
+        _finish(axes, title)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    accuracy.set_ylim(top=1.01)
+    loss.set_ylim(bottom=0)
+    rate.set_ylim(bottom=0)
+    return figure
+
+
+def confusion(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
+    """Which answer was given (columns) for which right answer (rows).
+
+    Shades are shares of the row, numbers are counts. The ``max_classes`` most frequent right answers have a row each,
+    in order of their frequency; all others share the last row and column, where right and wrong are not told apart.
+
+    Args:
+        true: right answers.
+        predicted: given answers, one for each of ``true``.
+        max_classes: rows before the others are put together.
+    """
+    frequent = [answer for answer, _ in sorted(Counter(true).items(), key=lambda item: (-item[1], item[0]))]
+    shown = frequent[:max_classes]
+    place = {answer: index for index, answer in enumerate(shown)}
+    others = len({answer for answer in (*true, *predicted) if answer not in place})
+    labels = [*shown, f"{others} others"] if others else shown
+    counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    for right, given in zip(true, predicted, strict=True):
+        counts[place.get(right, len(shown)), place.get(given, len(shown))] += 1
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
+    if not true:
+        figure = Figure(figsize=(4.5, 1.5))
+        figure.text(0.5, 0.5, "no answers", ha="center", va="center", color=GREY)
+        return figure
+    size = max(4.5, 1.9 + 0.46 * len(labels))
+    figure = Figure(figsize=(size + 0.9, size + 0.1), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap=_BLUES, vmin=0, vmax=1)
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        number = _short_count(int(counts[row, column]))
+        axes.text(column, row, number, ha="center", va="center", color=colour, fontsize=8)
+    names = [textwrap.shorten(label, 22, placeholder="…") or "…" for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(labels)), names, parse_math=False)
+    axes.set_xlabel("given answer")
+    axes.set_ylabel("right answer")
+    right_count = sum(right == given for right, given in zip(true, predicted, strict=True))
+    axes.set_title(f"Answers: {right_count:,} of {len(true):,} right ({right_count / len(true):.1%})", fontsize=11)
+    axes.set_xticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(labels) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="#E5E5E5", linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    bar = figure.colorbar(image, ax=axes, shrink=0.7, format=PercentFormatter(1.0, decimals=0))
+    bar.set_label("share of the row")
+    return figure
+
+
+def examples_page(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A page of questions with their pictures, wrong answers first.
+
+    Where there is attention, the picture is shown twice: as it is, and in grey under the attention, which shines
+    through from purple (some) to yellow (most).
+
+    Args:
+        rows: each with ``image`` (height, width, 3; uint8), ``question``, ``answer``, ``predicted``, ``probability``
+            (of the predicted answer, 0 to 1) and ``attention_HW`` (a grid of weights over the image, any size) or None.
+    """
+    rows = sorted(rows, key=lambda row: row["answer"] == row["predicted"])
+    lines = max(1, -(-len(rows) // _COLUMNS))
+    figure = Figure(figsize=(4.7 * _COLUMNS, 3.5 * lines + 0.5), layout="constrained")
+    wrong = sum(row["answer"] != row["predicted"] for row in rows)
+    figure.suptitle(f"{wrong} wrong and {len(rows) - wrong} right answers", fontsize=14)
+    cells = figure.subplots(lines, _COLUMNS, squeeze=False).flat
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, row in zip(figure.axes, rows, strict=False):
+        _card(axes, row)
+    return figure
+
+
+def attention_over(attention_HW: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
+    """The grid of weights upsampled to (``height``, ``width``) and scaled to 0 at its minimum and 1 at its maximum;
+    all 0 where the weights are equal, as they then point nowhere.
+    """
+    grid = np.asarray(attention_HW, dtype=np.float32)
+    low, high = float(grid.min()), float(grid.max())
+    if not np.isfinite(grid).all() or high - low < 1e-9:
+        return np.zeros((height, width), dtype=np.float32)
+    scaled = Image.fromarray((grid - low) / (high - low))
+    # Not bicubic, whose overshoot shows as attention where there is none.
+    return np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR))
+
+
+def smoothed(values: Sequence[float], span: int) -> NDArray[np.float64]:
+    """Exponential moving average over about ``span`` values, corrected for its start as in Adam (Kingma, Ba 2015)."""
+    keep = 1.0 - 2.0 / (span + 1)
+    average, weight, out = 0.0, 0.0, np.empty(len(values))
+    for index, value in enumerate(values):
+        average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
+        out[index] = average / weight
+    return out
+
+
+def _line(
+    axes: Axes,
+    history: Sequence[Mapping[str, float]],
+    key: str,
+    label: str,
+    colour: str,
+    *,
+    smooth: bool = False,
+    marker: str | None = None,
+) -> None:
+    points = [(row["step"], row[key]) for row in history if key in row and np.isfinite(row[key])]
+    if not points:
+        return
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    if smooth and len(points) >= 20:
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=1)
+        axes.plot(steps, smoothed(values, max(5, len(values) // 25)), color=colour, linewidth=1.8, label=label)
+    else:
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.grid(color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
+
+
+def _card(axes: Axes, row: Mapping[str, Any]) -> None:
+    image = np.asarray(row["image"])
+    # Enlarged by whole factors: pixels stay square and sharp, and the attention over them smooth.
+    factor = max(1, _CARD_PIXELS // max(image.shape[:2]))
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    if row.get("attention_HW") is not None:
+        gap = np.full((image.shape[0], max(1, image.shape[1] // 64), 3), 160, dtype=np.uint8)
+        image = np.hstack([image, gap, _under_attention(image, row["attention_HW"])])
+    height, width = image.shape[:2]
+    axes.imshow(image, interpolation="antialiased")
+    right = row["answer"] == row["predicted"]
+    colour = RIGHT if right else WRONG
+    axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3, clip_on=False))
+    question = "\n".join(textwrap.wrap(str(row["question"]), 46, max_lines=2, placeholder=" …"))
+    axes.set_title(question, fontsize=11, parse_math=False)
+    verdict = f"{'✓' if right else '✗'} {_word(row['predicted'])} ({row['probability']:.0%})"
+    if not right:
+        verdict += f"   right: {_word(row['answer'])}"
+    style: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": 12, "parse_math": False}
+    axes.text(0.5, -0.03, verdict, transform=axes.transAxes, **style)
+
+
+def _under_attention(image: NDArray[np.uint8], attention_HW: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    heat = attention_over(attention_HW, *image.shape[:2])
+    grey = np.asarray(Image.fromarray(image).convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
+    glow = colormaps["plasma"](heat)[..., :3] * 255
+    share = 0.75 * np.sqrt(heat)[..., None]
+    mixed: NDArray[np.uint8] = ((1 - share) * grey + share * glow).round().astype(np.uint8)
+    return mixed
+
+
+def _word(answer: object) -> str:
+    return textwrap.shorten(str(answer), 28, placeholder="…") or "(nothing)"
+
+
+def _short_count(count: int) -> str:
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"

@@ -1,0 +1,90 @@
+"""Training progress, carried from the first worker to the terminal or the log of the job that waits for it."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from tqdm import tqdm
+
+
+class _Board:
+    """Holds the newest figures. An actor, so that any worker can write and the job can read."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, float] = {}
+
+    def post(self, figures: dict[str, float]) -> None:
+        self._latest |= figures
+
+    def read(self) -> dict[str, float]:
+        return self._latest
+
+
+def create_board() -> ActorHandle:
+    """A board for one training; it dies with its handle."""
+    board: ActorHandle = ray.remote(num_cpus=0)(_Board).remote()
+    return board
+
+
+class Display:
+    """Shows a board until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
+
+    def __init__(self, board: ActorHandle, steps: int, interval_s: float = 5.0) -> None:
+        self._board, self._steps = board, steps
+        self._terminal = sys.stderr.isatty()
+        self._interval_s = 0.5 if self._terminal else interval_s
+        self._bar = tqdm(total=steps, unit="step", desc="train", disable=not self._terminal, dynamic_ncols=True)
+        self._shown = -1.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Display:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._show()
+        self._bar.close()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(self._interval_s):
+            self._show()
+
+    def _show(self) -> None:
+        try:
+            figures: dict[str, Any] = ray.get(self._board.read.remote(), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError):
+            return  # the figures are a comfort; a training never fails for them
+        step = figures.get("step", 0.0)
+        if not figures or step == self._shown:
+            return
+        self._shown = step
+        text = describe(figures)
+        if self._terminal:
+            self._bar.n = int(step)
+            self._bar.set_postfix_str(text, refresh=True)
+        else:
+            print(f"train  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
+
+
+def describe(figures: Mapping[str, float]) -> str:
+    """One line of the figures that a person watches."""
+    minutes, seconds = divmod(int(figures.get("speed/left_s", 0)), 60)
+    parts = [
+        f"epoch {figures.get('train/epoch', 0):.2f}",
+        f"loss {figures.get('train/loss', float('nan')):.4f}",
+        f"{figures.get('speed/images_per_s', 0):.0f} images/s",
+        f"{figures.get('speed/texts_per_s', 0):.0f} texts/s",
+        f"waiting for data {figures.get('speed/data_wait_share', 0):.0%}",
+        f"left {minutes}:{seconds:02d}",
+    ]
+    if "val/accuracy" in figures:
+        parts.insert(2, f"val accuracy {figures['val/accuracy']:.4f}")
+    return "  ".join(parts)

@@ -1,0 +1,93 @@
+"""What a record of a run says about where it came from: flat settings without secrets, and the commit of the code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_SECRET_WORDS = frozenset({"password", "passwd", "secret", "token", "apikey", "credential", "credentials"})
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRET_QUERY = re.compile(r"(?i)(?<=[?&;])(password|passwd|pwd|token|secret|sig|signature|api_?key)=[^&;\s]*")
+
+
+def redact(text: str) -> str:
+    """``text`` without the user and password of any address in it.
+
+    >>> redact("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
+    'postgresql://***@db:5432/mlflow?password=***&a=1'
+    """
+    return _SECRET_QUERY.sub(r"\1=***", _USERINFO.sub("***", text))
+
+
+def without_secrets(tree: Any, key: str = "") -> Any:
+    """The plain tree with redacted addresses and with ``***`` under each key that names a secret.
+
+    Settings hold no secrets (they come from the environment); this is the net under that rule.
+    """
+    if isinstance(tree, Mapping):
+        return {str(name): without_secrets(value, str(name)) for name, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [without_secrets(value, key) for value in tree]
+    if isinstance(tree, str):
+        words = set(re.split(r"[^a-z]+", re.sub(r"api[_-]?key", "apikey", key.lower())))
+        return "***" if tree and words & _SECRET_WORDS else redact(tree)
+    return tree
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Dotted keys to text: strings as they are, everything else as JSON.
+
+    >>> flatten({"a": {"b": 1, "c": [True, None]}, "d": "x", "e": {}})
+    {'a.b': '1', 'a.c': '[true, null]', 'd': 'x', 'e': '{}'}
+    """
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{key}."))
+        else:
+            flat[key] = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return flat
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most ``limit`` characters; a longer text keeps its beginning and the hash of all of it, so that two texts
+    are equal only if their shortened forms are.
+    """
+    if len(text) <= limit:
+        return text
+    mark = f" ... sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+    return text[: limit - len(mark)] + mark
+
+
+def git_state(folder: Path) -> dict[str, str]:
+    """Tags ``mlflow.source.git.commit`` (hash) and ``git.dirty`` (true when tracked files differ from the commit).
+
+    Empty where there is no git or no commit, as in the working directory of a submitted job, and where git ignores
+    the folder, as for a package installed in a virtual environment inside some repository.
+    """
+    if _git(folder, "check-ignore", "-q", ".") is not None:
+        return {}
+    commit = _git(folder, "rev-parse", "--verify", "-q", "HEAD")
+    if commit is None:
+        return {}
+    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    return {"mlflow.source.git.commit": commit, "git.dirty": json.dumps(dirty)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Standard output of git in ``folder``; None when it fails or is not installed."""
+    # The variables of a calling hook (GIT_DIR, ...) would name another repository than the folder's.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

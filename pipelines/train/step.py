@@ -1,0 +1,174 @@
+"""One optimizer step: forward and backward over the rank's parts of the global batch, then one update.
+
+The loss of a step is the mean over all counted texts of the global batch, whichever rank they are on: each part's
+backward pass runs on the sum of its losses, and the summed gradient is divided once by the global count. So neither
+the number of workers nor accumulation changes what is optimised, however unevenly texts are spread over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipelines.data.plan import derive_seed
+from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
+from vlmodel.config import Section
+from vlmodel.model import VLModel
+
+
+class StepConfig(Section):
+    """How a step is computed."""
+
+    precision: str = Field("fp32", pattern="^(fp32|bf16)$")
+    """fp32, or bf16 autocast."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the exponential moving average of the weights that is evaluated and served; 0 keeps none."""
+    sync_batchnorm: bool = False
+    """Share BatchNorm statistics among workers (GPU only)."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or gradient stopped being a number. No rank made the update."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums over the global batch, still on the device: reading them is what synchronises.
+
+    Attributes:
+        totals: loss sum, count, correct; float64 scalars in one tensor.
+        grad_norm: norm of the mean gradient before clipping.
+        lr: learning rate of the last group (the head's).
+    """
+
+    totals: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+class TrainStep:
+    """The model, its optimizer and its average, advanced one global step at a time. Needs torch alone, not Ray.
+
+    Args:
+        model: on its device already.
+        optimizer, config: settings.
+        steps: global steps of the whole training, for the schedule.
+        seed: of the whole training.
+    """
+
+    def __init__(
+        self, model: VLModel, optimizer: OptimizerConfig, config: StepConfig, *, steps: int, seed: int
+    ) -> None:
+        self.distributed = dist.is_initialized() and dist.get_world_size() > 1
+        self.world = dist.get_world_size() if self.distributed else 1
+        self.rank = dist.get_rank() if self.distributed else 0
+        if config.sync_batchnorm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model.train()
+        self.device = next(model.parameters()).device
+        self.steps, self.seed = steps, seed
+        self.config, self.schedule = config, optimizer
+        grouped: HasGroups = model
+        self.optimizer = build_optimizer(grouped, optimizer)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.average = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            if config.ema
+            else None
+        )
+        forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
+        self.forward = (
+            DistributedDataParallel(forward, gradient_as_bucket_view=True) if self.distributed else forward
+        )
+        # Once set it stays set, so that no later update can run before the host has looked.
+        self._failed = torch.zeros((), device=self.device)
+
+    @property
+    def evaluated(self) -> VLModel:
+        """The weights that are evaluated, kept and served: the average where there is one."""
+        model: VLModel = self.average.module if self.average is not None else self.model
+        return model
+
+    def __call__(self, step: int, parts: Iterable[Mapping[str, Tensor]], n_parts: int) -> StepResult:
+        """Run global step ``step`` over this rank's ``n_parts`` parts (collated batches on the device).
+
+        Every rank must call this for the same step with as many parts.
+        """
+        # Dropout is a function of (seed, step, rank): a restart needs no saved random state.
+        torch.manual_seed(derive_seed(self.seed, step, self.rank, "step") % 2**63)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        for number, part in enumerate(parts, start=1):
+            with self._sync(number == n_parts):
+                with self.autocast():
+                    out = self.forward(**part)
+                out.loss_sum.backward()
+            totals += torch.stack([out.loss_sum.detach().double(), out.count.double(), out.correct.double()])
+        if self.distributed:
+            dist.all_reduce(totals)
+        factor = lr_factor(step, self.steps, self.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        grad_norm = self._update(totals)
+        return StepResult(totals, grad_norm, self.optimizer.param_groups[-1]["lr"])
+
+    def raise_if_failed(self, step: int) -> None:
+        """Read the failure flag (a device synchronisation).
+
+        Raises:
+            NonFiniteLossError: on every rank alike, since the flag comes from reduced values.
+        """
+        if self._failed.item():
+            raise NonFiniteLossError(
+                f"loss or gradient is not finite at or before step {step}; no update was made from there on. Lower "
+                "train.optimizer.head_lr / backbone_lr or clip, use precision fp32, or look at the step's data"
+            )
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Autocast as configured."""
+        if self.config.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _sync(self, last: bool) -> AbstractContextManager[object]:
+        if isinstance(self.forward, DistributedDataParallel) and not last:
+            return self.forward.no_sync()
+        return nullcontext()
+
+    @torch.no_grad()
+    def _update(self, totals: Tensor) -> Tensor:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        # DDP has averaged the ranks' sums; the mean over the global batch's texts is wanted.
+        scale = (self.world / totals[1].clamp(min=1.0)).float()
+        grad_norm = nn.utils.get_total_norm(gradients) * scale
+        finite = torch.isfinite(grad_norm) & torch.isfinite(totals[0])
+        self._failed = torch.maximum(self._failed, (~finite).float())
+        torch._foreach_mul_(gradients, scale * (self.schedule.clip / (grad_norm + 1e-6)).clamp(max=1.0))
+        # Fused AdamW skips the update on the device when found_inf is set: no wait for the host (as GradScaler does).
+        self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=not self.distributed)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return grad_norm
+
+    def state(self) -> dict[str, object]:
+        """What continues the training bit for bit, besides ``evaluated`` itself: tensors and plain containers."""
+        average = self.average.state_dict() if self.average is not None else None
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average}
+
+    def load_state(self, state: Mapping[str, object]) -> None:
+        """Continue from ``state``; the model must be of the same configuration."""
+        self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
+        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])  # type: ignore[arg-type]

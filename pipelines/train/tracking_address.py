@@ -1,0 +1,122 @@
+"""Where runs are recorded: the address of the tracking server, and whether anything answers there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sqlite3
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import field_validator
+
+from pipelines.train.provenance import redact
+from vlmodel.config import Section
+
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "oracle": 1521}
+
+
+class TrackingError(RuntimeError):
+    """The tracking server or its record of a run cannot be used. The message names the remedy."""
+
+
+class TrackingConfig(Section):
+    uri: str = ""
+    """MLflow tracking URI; empty: the environment's MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = "vlmodel"
+    """Name of the MLflow experiment."""
+    model_name: str = "vqa"
+    """Name of the registered model."""
+    system_metrics: bool = True
+    """Record processor, memory, disk, network and GPU load of the machine of rank 0."""
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str) -> str:
+        if redact(uri) != uri:
+            raise ValueError(
+                f"{redact(uri)!r} holds credentials; give the address in MLFLOW_TRACKING_URI, or the credentials in "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN"
+            )
+        return uri
+
+    @field_validator("model_name")
+    @classmethod
+    def _registrable(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.\- ]{1,200}", name):
+            raise ValueError(f"{name!r} cannot name a registered model; use letters, digits, spaces and any of _ . -")
+        return name
+
+
+def tracking_uri(config: TrackingConfig, storage: str) -> str:
+    """The address in use: ``config.uri``, else MLFLOW_TRACKING_URI, else ``sqlite:///<storage>/mlflow.db``.
+
+    A relative sqlite file is made absolute, so that the address means the same in every process of this machine.
+
+    Raises:
+        TrackingError: there is no address and ``storage`` is not a local folder.
+    """
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        if "://" in storage and not storage.startswith("file://"):
+            raise TrackingError(
+                f"storage {storage!r} is not a local folder, so it cannot hold a tracking database; set tracking.uri "
+                "to the address of an MLflow server"
+            )
+        return f"sqlite:///{Path(storage.removeprefix('file://')).absolute() / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def page_command(uri: str, port: int = 5000) -> list[str]:
+    """Command line of a server that shows the runs under a database ``uri`` as a page at http://127.0.0.1:``port``."""
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    return [*server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+
+
+def artifact_location(uri: str, storage: str) -> str | None:
+    """Where a new experiment keeps its files; None leaves it to the server."""
+    if urlsplit(uri).scheme in {"http", "https"} or uri.startswith("databricks"):
+        return None
+    if "://" in storage:
+        return f"{storage.rstrip('/')}/mlartifacts"
+    return (Path(storage).absolute() / "mlartifacts").as_uri()
+
+
+def check_reachable(uri: str) -> None:
+    """Return when something answers at ``uri``, which for sqlite means that the file can be made and written.
+
+    Raises:
+        TrackingError: nothing does.
+    """
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
+    try:
+        if scheme == "sqlite":
+            _check_sqlite(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+        elif scheme in {"http", "https"}:
+            with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
+                urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+        elif scheme in DEFAULT_PORTS and parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[scheme]), timeout=10).close()
+    except (OSError, sqlite3.Error) as error:
+        remedy = (
+            "choose a storage folder that can be written, or move the damaged file away"
+            if scheme == "sqlite"
+            else "start the server (mlflow server --backend-store-uri sqlite:///mlflow.db) or correct tracking.uri"
+        )
+        raise TrackingError(f"the tracking store {redact(uri)} cannot be reached: {error}; {remedy}") from error
+
+
+def _check_sqlite(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, timeout=20)) as database:
+        database.execute("PRAGMA schema_version").fetchone()
+    if not os.access(path.parent, os.W_OK) or not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written")

@@ -1,0 +1,194 @@
+"""What each Ray Train worker runs: it builds the step, finds the newest checkpoint, and hands the loop its hooks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.actor import ActorHandle
+from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
+
+from pipelines.data.loader import Arrays, EvaluationBatches, Source, TrainingParts
+from pipelines.data.plan import Schedule, derive_seed
+from pipelines.data.stream import StreamConfig, stream
+from pipelines.train import checkpoint
+from pipelines.train.evaluate import Score, evaluate
+from pipelines.train.feed import Feed
+from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, train
+from pipelines.train.step import TrainStep
+from pipelines.train.tracking import NullTracker, RunHandle, Tracker
+from vlmodel.model import ModelConfig, VLModel
+from vlmodel.processor import VLProcessor
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """All that a worker needs; sent to it by Ray.
+
+    Attributes:
+        folder: the run's folder in storage, where its checkpoints lie.
+        seed: of the whole training.
+        schedule: the order of samples and the number of steps.
+        train_source, val_source: where samples come from; None where there is no validation split.
+        run: the tracked run.
+        board: where progress is posted.
+        config: the resolved configuration tree, kept in each checkpoint.
+    """
+
+    folder: str
+    seed: int
+    model: ModelConfig
+    train: TrainConfig
+    stream: StreamConfig
+    schedule: Schedule
+    train_source: Source
+    val_source: Source | None
+    run: RunHandle | None
+    board: ActorHandle
+    config: dict[str, Any]
+
+
+def train_worker(arguments: Mapping[str, RunSpec]) -> None:
+    """Train as one of the workers, from the newest usable checkpoint of the run on."""
+    spec = arguments["spec"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+
+    processor = VLProcessor.from_pretrained(spec.train_source.processor)
+    torch.manual_seed(derive_seed(spec.seed, "weights") % 2**63)
+    model = VLModel.from_tree(spec.model, processor).to(device)
+    trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
+    progress = resumed(_restore(spec, trainer, rank, device))
+
+    parts = TrainingParts(
+        spec.train_source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment
+    )
+    feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
+    ledger = Ledger(Path(spec.folder) / "ledger", rank) if spec.train.ledger else None
+    tracker = Tracker.attach(spec.run) if rank == 0 and spec.run is not None else NullTracker()
+    with tracker:
+        train(
+            trainer, spec.schedule, feed, spec.train, progress, _Hooks(spec, trainer, processor, tracker, rank, world),
+            ledger,
+        )  # fmt: skip
+
+
+def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
+    """Load the newest usable checkpoint. The first worker chooses, so that all load the same."""
+    filesystem, run = checkpoint.open_storage(spec.folder)
+    newest = checkpoint.latest(filesystem, run) if rank == 0 else None
+    path = broadcast_from_rank_zero(newest.path if newest is not None else None)
+    if path is None:
+        return None
+    state = newest.state if newest is not None else checkpoint.verify(filesystem, path)
+    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, int(state["step"]), state)) as folder:
+        trainer.load_state(checkpoint.read_trainer(folder, device))
+    if rank == 0:
+        print(f"train  continues from {path} (step {state['step']} of {spec.schedule.steps})", flush=True)
+    return state
+
+
+class _Hooks:
+    """The loop's surroundings: Ray Train, storage, tracking."""
+
+    def __init__(
+        self, spec: RunSpec, trainer: TrainStep, processor: VLProcessor, tracker: NullTracker, rank: int, world: int
+    ) -> None:
+        self._spec, self._trainer, self._processor, self._tracker = spec, trainer, processor, tracker
+        self._rank = rank
+        self._validation = (
+            _Cached(EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world), spec)
+            if spec.val_source is not None
+            else None
+        )
+
+    def evaluate(self) -> Score | None:
+        if self._validation is None:
+            return None
+        return evaluate(self._trainer.evaluated, self._validation, self._trainer.autocast())
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._rank:
+            return
+        self._tracker.log_metrics(dict(metrics), step)
+        self._spec.board.post.remote({**metrics, "step": float(step)})
+
+    def checkpoint(self, progress: Progress, selection: float) -> None:
+        name = checkpoint.name_of(progress.step)
+        metrics = {"selection": selection, "step": progress.step, **(progress.history[-1] if selection >= 0 else {})}
+        if self._rank:
+            ray.train.report(metrics, checkpoint_dir_name=name)
+            return
+        # The record must reach as far as the checkpoint: what comes before it is never run again.
+        self._tracker.flush()
+        folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
+        try:
+            self._write(folder, progress, selection)
+            ray.train.report(
+                metrics,
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_dir_name=name,
+                checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+                checkpoint_upload_fn=_upload,
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def _write(self, folder: Path, progress: Progress, selection: float) -> None:
+        self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL)
+        self._processor.save_pretrained(folder / checkpoint.MODEL)
+        state = {
+            "step": progress.step,
+            "epochs_done": self._spec.schedule.epochs_done(progress.step),
+            "steps": self._spec.schedule.steps,
+            "selection": selection,
+            "epoch_sums": progress.epoch_sums,
+            "history": progress.history,
+            "config": self._spec.config,
+        }
+        checkpoint.write(folder, self._trainer.state(), state)
+
+
+def _upload(local: Checkpoint, name: str) -> Checkpoint:
+    """Copy with the manifest last (Ray's own copy has no order), in the background."""
+    storage = ray.train.get_context().get_storage()
+    target = storage.build_checkpoint_path_from_name(name)
+    checkpoint.upload(Path(local.path), storage.storage_filesystem, target)
+    return Checkpoint(target, filesystem=storage.storage_filesystem)
+
+
+class _Cached(Iterable[Arrays]):
+    """The validation batches; made by Ray Data once and kept where they are small, else made anew each time."""
+
+    def __init__(self, batches: EvaluationBatches, spec: RunSpec) -> None:
+        self._batches, self._config = batches, spec.stream
+        self._room = spec.train.evaluation_cache_mb << 20
+        self._kept: list[Arrays] | None = None
+
+    def __iter__(self) -> Iterator[Arrays]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Arrays] = []
+        room = self._room
+        for arrays in stream(self._batches, self._config):
+            room -= sum(array.nbytes for array in arrays.values())
+            if room >= 0:
+                kept.append({name: array.copy() for name, array in arrays.items()})
+            yield arrays
+        self._kept = kept if room >= 0 else None

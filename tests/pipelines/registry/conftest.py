@@ -1,0 +1,66 @@
+"""A tiny model, saved as the inference part of a checkpoint, and a picture to ask it about."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from pipelines.registry.gate import Score
+from vlmodel.config import parse
+from vlmodel.model import ModelConfig, VLModel
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+TREE = {
+    "vision": {"stages": 1, "grid": 2},
+    "language": {"width": 16, "depth": 1, "heads": 2, "positions": 16},
+    "fusion": {"width": 16, "rounds": 1, "heads": 2},
+}
+
+
+def save_model(folder: Path, seed: int) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "colour", "is", "the", "shape", "?"]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    processor = VLProcessor(ProcessorConfig(image_size=32, max_tokens=8), fast, ["yes", "no", "red", "blue"])
+    torch.manual_seed(seed)
+    model = VLModel.from_tree(parse(ModelConfig, TREE), processor)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("checkpoint") / "model", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("other") / "model", seed=1)
+
+
+def picture(seed: int) -> bytes:
+    png = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(png, "PNG")
+    return png.getvalue()
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[bytes]:
+    return [picture(seed) for seed in range(3)]
+
+
+@pytest.fixture
+def score() -> Score:
+    return Score(accuracy=0.9, question_only=0.67, index_hash="ab" * 32, split="val", count=1000)

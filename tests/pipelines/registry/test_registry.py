@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from mlflow.models import Model
+
+from pipelines.registry import smoke
+from pipelines.registry.config import RegistryConfig
+from pipelines.registry.gate import Score
+from pipelines.registry.manifest import ArtifactError
+from pipelines.registry.registry import LocalModel, Registry, RegistryError
+from pipelines.registry.smoke import SmokeError, answers_in_fresh_process
+from pipelines.train.tracking import Tracker, TrackingConfig, connect
+from vlmodel.inference import Predictor
+from vlmodel.processor import Example
+
+QUESTION = "what colour is the shape?"
+FAST = RegistryConfig(smoke_test=False)
+
+
+@pytest.fixture
+def run_id(storage: str, tracking: TrackingConfig) -> str:
+    with Tracker.open(tracking, storage, "run-1") as tracker:
+        tracker.log_params({"lr": 0.1})
+    return tracker.run_id
+
+
+@pytest.fixture
+def registry(storage: str, tracking: TrackingConfig) -> Registry:
+    return Registry.open(tracking, storage, FAST)
+
+
+@pytest.fixture
+def example(pictures: list[bytes]) -> tuple[bytes, str]:
+    return pictures[0], QUESTION
+
+
+def stored_file(storage: str, name: str) -> Path:
+    """The file in the artifact store, not in the cache of downloads."""
+    (found,) = (Path(storage) / "mlartifacts").rglob(name)
+    return found
+
+
+def test_a_model_is_registered_with_its_score_once(
+    registry: Registry,
+    storage: str,
+    run_id: str,
+    checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    version = registry.log_model(run_id, checkpoint, example, score, step=120)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "no store at MLflow's own default place"
+    assert (version.name, version.version, version.run_id, version.score) == ("vqa", "1", run_id, score)
+    assert (version.tags["run_name"], version.tags["step"]) == ("run-1", "120")
+    assert registry.log_model(run_id, checkpoint, example, score, step=120) == version
+    assert registry.find() is None
+
+    local = registry.download(version)
+    image, question = example
+    ours = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
+    assert ours == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
+    run = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
+    assert len(run.outputs.model_outputs) == 1
+    signature = Model.load(str(local.package)).signature
+    assert signature is not None
+    assert [(column.name, column.type.name) for column in signature.inputs] == [
+        ("image", "binary"),
+        ("question", "string"),
+    ]
+    example_input = Model.load(str(local.package)).load_input_example(str(local.package))
+    assert example_input is not None
+    assert list(example_input["question"]) == [QUESTION]
+
+
+def test_the_stored_model_answers_by_mlflow_alone(
+    registry: Registry, run_id: str, checkpoint: Path, pictures: list[bytes], score: Score, tmp_path: Path
+) -> None:
+    """In fresh processes, unpickling forbidden, by the code that is stored with it and not by this repository's."""
+    local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
+    predictor = Predictor.from_pretrained(checkpoint)
+    asked = [(image, QUESTION) for image in pictures]
+    expected = [predictor.predict([Example(image, (text,))])[0][0].answers for image, text in asked]
+    assert answers_in_fresh_process(local.package, asked) == [answers[0][0] for answers in expected]
+
+    rows = [[base64.b64encode(image).decode(), text] for image, text in asked]
+    rows.insert(1, [base64.b64encode(b"no image").decode(), QUESTION])
+    request = {"dataframe_split": {"columns": ["image", "question"], "data": rows}, "params": {"top_k": 2}}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    # The marker proves whose code it was: the process prints where vlmodel came from.
+    marker = local.package / "code" / "vlmodel" / "inference.py"
+    marker.write_text(marker.read_text() + "\nimport sys\nsys.stderr.write('FROM ' + __file__ + chr(10))\n")
+    (local.package / "manifest.json").unlink()
+    rewrite = "import sys, pathlib; from pipelines.registry import manifest; manifest.write(pathlib.Path(sys.argv[1]))"
+    repository = Path(__file__).resolve().parents[3]
+    subprocess.run([sys.executable, "-c", rewrite, str(local.package)], cwd=repository, check=True)
+    command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local", "-m", str(local.package)]
+    command += ["-i", "request.json", "-o", "answers.json", "-t", "json"]
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    assert f"FROM {local.package}/code/vlmodel/inference.py" in done.stderr
+    answers = json.loads((tmp_path / "answers.json").read_text())["predictions"]
+    bad = answers.pop(1)
+    assert bad["answer"] is None
+    assert "undecodable" in bad["error"]
+    for row, ranked in zip(answers, expected, strict=True):
+        assert (row["answer"], row["error"]) == (ranked[0][0], None)
+        assert row["probability"] == pytest.approx(ranked[0][1], abs=1e-6)
+        assert [answer for answer, _ in json.loads(row["answers"])] == [answer for answer, _ in ranked[:2]]
+
+
+def test_a_model_that_fails_the_smoke_test_is_not_registered(
+    storage: str, tracking: TrackingConfig, run_id: str, checkpoint: Path, score: Score
+) -> None:
+    registry = Registry.open(tracking, storage)
+    with pytest.raises(SmokeError, match=r"does not work in a fresh process: (.|\n)*undecodable image"):
+        registry.log_model(run_id, checkpoint, (b"no image", QUESTION), score)
+    with pytest.raises(RegistryError, match="it has: none"):
+        registry.version("1")
+    assert not list((Path(storage) / "mlartifacts").rglob("*.safetensors"))
+
+
+def test_a_smoke_test_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "hangs.py"
+    program.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(smoke, "__file__", str(program))
+    with pytest.raises(SmokeError, match=r"did not answer within 0\.2 s"):
+        answers_in_fresh_process(tmp_path, [], timeout_s=0.2)
+
+
+def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
+    registry: Registry,
+    run_id: str,
+    checkpoint: Path,
+    other_checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+) -> None:
+    with pytest.raises(RegistryError, match=r"'vqa' has no champion; train one .*jobs\.promote"):
+        registry.champion()
+    registry.log_model(run_id, checkpoint, example, score)
+    registry.log_model(run_id, other_checkpoint, example, replace(score, accuracy=0.95))
+
+    def aliases() -> list[str | None]:
+        return [found.version if (found := registry.find(alias)) else None for alias in ("champion", "previous")]
+
+    registry.promote("1", "first")
+    assert aliases() == ["1", None]
+    registry.promote("1", "again")
+    assert aliases() == ["1", None]
+    registry.promote("2", "better")
+    registry.promote("2", "better")
+    assert aliases() == ["2", "1"]
+    champion = registry.champion()
+    assert isinstance(champion, LocalModel)
+    assert champion.score == replace(score, accuracy=0.95)
+    record = json.loads(champion.tags["promotion"])
+    assert (record["reason"], record["former"]) == ("better", "1")
+    assert json.loads(registry.version("1").tags["promotion"])["reason"] == "first"
+    with pytest.raises(RegistryError, match=r"no version '3'; it has: [12], [12]"):
+        registry.promote("3", "typo")
+    assert aliases() == ["2", "1"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pyfunc.py", "MLmodel"])
+def test_a_changed_artifact_is_refused_and_the_champion_stays(
+    registry: Registry,
+    storage: str,
+    run_id: str,
+    checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+    name: str,
+) -> None:
+    registry.log_model(run_id, checkpoint, example, score)
+    file = stored_file(storage, name)
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=f"not what was registered.*{name}"):
+        registry.promote("1", "tampered")
+    assert registry.find() is None
+    assert not list((Path(storage) / "models").rglob(name)), "nothing of it stays in the cache"
+
+
+def test_a_damaged_copy_is_downloaded_again_and_only_then(
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+) -> None:
+    registry.log_model(run_id, checkpoint, example, score)
+    first = registry.promote("1", "first")
+    weights = first.folder / "model.safetensors"
+    good, inode = weights.read_bytes(), weights.stat().st_ino
+    assert registry.champion() == registry.champion()
+    assert weights.stat().st_ino == inode
+    weights.write_bytes(good[:-1])
+    assert registry.champion().folder == first.folder
+    assert weights.read_bytes() == good
+    # With a good copy here, the store is not asked for the files again.
+    stored_file(storage, "model.safetensors").unlink()
+    registry.champion()
+
+
+def test_a_version_that_something_else_registered_is_refused(registry: Registry, storage: str) -> None:
+    client = connect(f"sqlite:///{storage}/mlflow.db")
+    client.create_registered_model("vqa")
+    client.create_model_version("vqa", f"{storage}/elsewhere")
+    with pytest.raises(ArtifactError, match="version 1 of model 'vqa' has no tag manifest_sha256"):
+        registry.promote("1", "foreign")
+
+
+def test_a_remote_storage_needs_a_local_cache(tracking: TrackingConfig, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"'s3://bucket/runs' is not a local folder; set registry\.cache"):
+        Registry.open(tracking, "s3://bucket/runs")

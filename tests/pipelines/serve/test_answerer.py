@@ -1,0 +1,161 @@
+"""The model's side of the service, without HTTP and without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.serve.answerer import Answerer
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ApiError, ServeError
+from tests.pipelines.serve.conftest import LABELS, picture
+from vlmodel.inference import Predictor
+from vlmodel.processor import Example
+
+QUESTIONS = ("what colour is the circle ?", "is there a square ?")
+
+
+class Sizes:
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
+        raise AssertionError("requests are the transport's to count")
+
+    def batch(self, size: int, seconds: float, version: str) -> None:
+        assert seconds > 0 and version in ("1", "2")
+        self.sizes.append(size)
+
+
+@pytest.fixture
+def sizes() -> Sizes:
+    return Sizes()
+
+
+@pytest.fixture
+def answerer(sizes: Sizes) -> Iterator[Answerer]:
+    answerer = Answerer(ServeConfig(max_batch_size=4, model_threads=1), sizes)
+    yield answerer
+    answerer.close()
+
+
+def test_answers_are_those_of_the_predictor(answerer: Answerer, sizes: Sizes, model_folder: Path) -> None:
+    images = [picture(seed, (40 + seed, 50)) for seed in range(6)]
+
+    async def go() -> list:
+        await answerer.load(model_folder, "vqa", "1")
+        one = await answerer.answer(images[0], QUESTIONS, 3, True)
+        many = await asyncio.gather(
+            *(answerer.answer(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
+        )
+        return [one, *many]
+
+    answered = asyncio.run(go())
+    predictor = Predictor.from_pretrained(model_folder)
+    wants = [(images[0], QUESTIONS, 3, True)]
+    wants += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
+    for got, (image, questions, top_k, attention) in zip(answered, wants, strict=True):
+        [expected] = predictor.predict([Example(image, questions)], top_k, attention)
+        assert len(got.predictions) == len(questions)
+        for mine, plain in zip(got.predictions, expected, strict=True):
+            assert [answer for answer, _ in mine.answers] == [answer for answer, _ in plain.answers]
+            np.testing.assert_allclose([p for _, p in mine.answers], [p for _, p in plain.answers], atol=1e-5)
+            assert (mine.attention_HW is not None) == attention
+            if attention:
+                np.testing.assert_allclose(mine.attention_HW, plain.attention_HW, atol=1e-5)
+        assert (got.model.version, got.model.labels, got.model.image_size) == ("1", len(LABELS), 32)
+        assert got.stages_s.keys() == {"decode", "queue", "model"}
+        assert min(got.stages_s.values()) >= 0
+    assert sum(sizes.sizes) == 7
+    assert max(sizes.sizes) <= 4
+    assert len(sizes.sizes) < 7, "six requests at once were not batched at all"
+
+
+@pytest.mark.parametrize(
+    ("image", "status", "code"),
+    [
+        (b"no image", 422, "undecodable_image"),
+        (picture(0, (300, 300), "JPEG")[:4000], 422, "truncated_image"),
+    ],
+)
+def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
+    answerer: Answerer, model_folder: Path, image: bytes, status: int, code: str
+) -> None:
+    async def go() -> list:
+        await answerer.load(model_folder, "vqa", "1")
+        return await asyncio.gather(
+            *(answerer.answer(data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
+            return_exceptions=True,
+        )
+
+    first, error, last = asyncio.run(go())
+    assert len(first.predictions) == len(last.predictions) == 2
+    assert isinstance(error, ApiError)
+    assert (error.status, error.code) == (status, code)
+
+
+def test_an_image_of_too_many_pixels_is_refused_with_413(answerer: Answerer, model_folder: Path, tmp_path: Path) -> None:
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = (tmp_path / "processor.json").read_text()
+    (tmp_path / "processor.json").write_text(settings.replace("100000000", "1000"))
+
+    async def go() -> None:
+        await answerer.load(tmp_path, "vqa", "1")
+        await answerer.answer(picture(0, (40, 40)), QUESTIONS, 1, False)
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(go())
+    assert (caught.value.status, caught.value.code) == (413, "image_too_large")
+
+
+def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
+    answerer: Answerer, model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+
+    async def go() -> None:
+        with pytest.raises(ApiError) as caught:
+            await answerer.answer(picture(), QUESTIONS, 1, False)
+        assert caught.value.status == 503
+        await answerer.load(model_folder, "vqa", "1")
+        for folder in (tmp_path, tmp_path / "nowhere"):
+            with pytest.raises(ServeError, match=f"version 2 in '{folder}' does not load"):
+                await answerer.load(folder, "vqa", "2")
+        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+
+    asyncio.run(go())
+
+
+def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
+    answerer: Answerer, model_folder: Path
+) -> None:
+    async def go() -> list[str]:
+        await answerer.load(model_folder, "vqa", "1")
+        swap = asyncio.create_task(answerer.load(model_folder, "vqa", "2"))
+        versions = []
+        while not swap.done():
+            versions.append((await answerer.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+        await swap
+        versions.append((await answerer.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+        return versions
+
+    versions = asyncio.run(go())
+    assert versions[0] == "1" and versions[-1] == "2"
+    assert versions == sorted(versions)
+
+
+def test_a_hanging_pass_makes_the_replica_unhealthy(
+    answerer: Answerer, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer.check_health()
+    monkeypatch.setattr(answerer, "_pass_started", time.perf_counter() - 1)
+    answerer.check_health()
+    monkeypatch.setattr(answerer, "_pass_started", time.perf_counter() - 61)
+    with pytest.raises(ServeError, match="60 s"):
+        answerer.check_health()

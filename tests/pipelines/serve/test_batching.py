@@ -1,0 +1,117 @@
+"""Batches follow the model's pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pipelines.serve.batching import Batcher
+
+
+class Model:
+    """Doubles numbers, one batch at a time, each when it is let."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.free = asyncio.Semaphore(0)
+        self.running = 0
+
+    async def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.running += 1
+        assert self.running == 1
+        await self.free.acquire()
+        self.running -= 1
+        return [2 * item for item in items]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def scenario(test: Callable[[Model], Awaitable[None]]) -> None:
+    async def go() -> None:
+        await asyncio.wait_for(test(Model()), 10)
+
+    asyncio.run(go())
+
+
+def test_what_arrives_during_a_pass_forms_the_next_batches() -> None:
+    async def go(model: Model) -> None:
+        batcher = Batcher(model, max_size=4)
+        calls = [asyncio.create_task(batcher.submit(0))]
+        await settle()
+        for item in range(1, 8):
+            calls.append(asyncio.create_task(batcher.submit(item)))
+            await settle()
+        for _ in range(3):
+            model.free.release()
+        assert await asyncio.gather(*calls) == [0, 2, 4, 6, 8, 10, 12, 14]
+        assert model.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+
+    scenario(go)
+
+
+def test_requests_that_arrive_together_share_the_first_batch() -> None:
+    async def go(model: Model) -> None:
+        model.free.release()
+        assert await asyncio.gather(*map(Batcher(model, max_size=8).submit, range(5))) == [0, 2, 4, 6, 8]
+        assert model.batches == [[0, 1, 2, 3, 4]]
+
+    scenario(go)
+
+
+def test_an_idle_model_waits_for_more_only_if_told_to() -> None:
+    async def go(model: Model) -> None:
+        model.free.release()
+        batcher = Batcher(model, max_size=8, wait_s=0.05)
+        first = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.005)
+        assert model.batches == []
+        assert await asyncio.gather(first, batcher.submit(2)) == [2, 4]
+        assert model.batches == [[1, 2]]
+
+    scenario(go)
+
+
+def test_a_cancelled_request_costs_no_place_in_a_batch() -> None:
+    async def go(model: Model) -> None:
+        batcher = Batcher(model, max_size=2)
+        first = asyncio.create_task(batcher.submit(0))
+        await settle()
+        calls = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+        await settle()
+        calls[0].cancel()
+        await settle()
+        model.free.release()
+        model.free.release()
+        assert [await first, await calls[1], await calls[2]] == [0, 4, 6]
+        assert model.batches == [[0], [2, 3]]
+
+    scenario(go)
+
+
+def test_a_failed_pass_fails_its_requests_and_no_other() -> None:
+    async def run(items: list[int]) -> list[int]:
+        if 13 in items:
+            raise ValueError("unlucky")
+        return items
+
+    async def go() -> None:
+        batcher = Batcher(run, max_size=2)
+        found = await asyncio.gather(*map(batcher.submit, (1, 13, 2, 3)), return_exceptions=True)
+        assert [str(entry) for entry in found] == ["unlucky", "unlucky", "2", "3"]
+        assert await batcher.submit(4) == 4
+
+    asyncio.run(asyncio.wait_for(go(), 10))
+
+
+def test_a_model_that_loses_results_is_an_error_not_a_hang() -> None:
+    async def run(items: list[int]) -> list[int]:
+        return items[1:]
+
+    with pytest.raises(RuntimeError, match="a batch of 1 items gave 0 results"):
+        asyncio.run(asyncio.wait_for(Batcher(run, max_size=2).submit(1), 10))

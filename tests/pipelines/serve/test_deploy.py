@@ -1,0 +1,212 @@
+"""The service on Ray Serve, over real HTTP; and its client."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from pydantic import ValidationError
+
+from pipelines.serve import deploy
+from pipelines.serve.client import ask
+from pipelines.serve.config import ServeConfig, is_loopback, model_threads
+from pipelines.serve.errors import ServeError
+from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
+from tests.pipelines.serve.conftest import LABELS, picture
+from vlmodel.config import ConfigError, dump, load, parse
+from vlmodel.inference import Predictor
+from vlmodel.processor import Example
+
+QUESTIONS = ["what colour is the circle ?", "is there a square ?"]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def service_config(port: int, **changes: object) -> ServeConfig:
+    tree = {"port": port, "num_cpus": 0.5, "model_threads": 1, "max_body_bytes": 200_000, "shutdown_timeout_s": 2.0}
+    return parse(ServeConfig, {**tree, **changes})
+
+
+@pytest.fixture(scope="module")
+def address(ray_local: None, model_folder: Path) -> Iterator[str]:
+    said: list[str] = []
+    config = service_config(free_port())
+    yield deploy.start(config, model_folder, name="vqa", version="3", report=said.append)
+    deploy.stop()
+    assert said[-1] == "service: running"
+    with pytest.raises(ServeError, match="is the service running"):
+        ask(deploy.address_of(config), picture(), QUESTIONS)
+
+
+def test_answers_over_http_are_those_of_the_predictor(address: str, model_folder: Path) -> None:
+    image = picture(5)
+    got = ask(address, image, QUESTIONS, top_k=4, attention=True)
+    [expected] = Predictor.from_pretrained(model_folder).predict([Example(image, tuple(QUESTIONS))], 4, attention=True)
+    assert [answer.question for answer in got.answers] == QUESTIONS
+    for mine, plain in zip(got.answers, expected, strict=True):
+        assert [ranked.answer for ranked in mine.answers] == [answer for answer, _ in plain.answers]
+        np.testing.assert_allclose([r.probability for r in mine.answers], [p for _, p in plain.answers], atol=1e-5)
+        assert mine.attention is not None and plain.attention_HW is not None
+        np.testing.assert_allclose(mine.attention.weights, plain.attention_HW, atol=1e-4)
+    assert (got.model.name, got.model.version) == ("vqa", "3")
+    as_json = {"image": base64.b64encode(image).decode(), "questions": QUESTIONS, "top_k": 4, "attention": True}
+    response = httpx.post(f"{address}/v1/vqa", json=as_json)
+    assert response.json()["answers"] == got.model_dump()["answers"]
+
+
+def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(address: str, model_folder: Path) -> None:
+    images = [picture(seed) for seed in range(24)]
+    with ThreadPoolExecutor(24) as crowd, httpx.Client(limits=httpx.Limits(max_connections=24)) as client:
+        answers = list(crowd.map(lambda image: ask(address, image, QUESTIONS[:1], top_k=1, client=client), images))
+    predictor = Predictor.from_pretrained(model_folder)
+    expected = [of_one[0].answers[0] for of_one in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)]
+    got = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
+    assert [name for name, _ in got] == [name for name, _ in expected]
+    np.testing.assert_allclose([p for _, p in got], [p for _, p in expected], atol=1e-5)
+
+
+def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str) -> None:
+    def code(response: httpx.Response) -> tuple[int, str]:
+        return response.status_code, response.json()["error"]["code"]
+
+    with httpx.Client(base_url=address) as client:
+        files = {"image": ("i", b"GIF89a no picture")}
+        assert code(client.post("/v1/vqa", data={"question": "?"}, files=files)) == (422, "undecodable_image")
+        assert code(client.get("/nowhere")) == (404, "not_found")
+        assert code(client.post("/v1/vqa", content=b"x", headers={"content-type": "text/x"}))[0] == 415
+        rebound = client.get("/v1/model", headers={"host": "rebound.example"})
+        assert code(rebound) == (403, "foreign_host")
+        slow_timeout = {"x-request-timeout-seconds": "0"}
+        assert client.get("/v1/model", headers=slow_timeout).json()["labels"] == len(LABELS)
+    with pytest.raises(ServeError, match="422: empty_question: .*the question is empty"):
+        ask(address, picture(), [" "])
+    assert ask(address, picture(), QUESTIONS).model.version == "3"
+
+
+def test_an_endless_body_over_http_is_cut_off(address: str) -> None:
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=20)
+    connection.putrequest("POST", "/v1/vqa")
+    connection.putheader("content-type", "application/json")
+    connection.putheader("transfer-encoding", "chunked")
+    connection.endheaders()
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    for _ in range(4):
+        connection.send(chunk)
+    response = connection.getresponse()
+    assert response.status == 413
+    assert b"body_too_large" in response.read()
+    connection.close()
+
+
+def test_it_listens_on_loopback_only(address: str) -> None:
+    port = int(address.rpartition(":")[2])
+    hosts = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    assert hosts == {"127.0.0.1"}
+
+
+def test_a_new_version_replaces_the_old_one_without_a_refused_request(address: str, model_folder: Path) -> None:
+    config = service_config(int(address.rpartition(":")[2]))
+    image = picture()
+    with ThreadPoolExecutor(1) as aside:
+        update = aside.submit(deploy.start, config, model_folder, "vqa", "4")
+        versions = [ask(address, image, QUESTIONS).model.version]
+        while not update.done():
+            versions.append(ask(address, image, QUESTIONS).model.version)
+    assert update.result() == address
+    versions.append(ask(address, image, QUESTIONS).model.version)
+    assert versions[0] == "3" and versions[-1] == "4"
+    assert versions == sorted(versions)
+
+
+def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
+    address: str, model_folder: Path, tmp_path: Path
+) -> None:
+    version = ask(address, picture(), QUESTIONS).model.version
+    for file in model_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = service_config(int(address.rpartition(":")[2]))
+    with pytest.raises(ServeError, match=r"the service did not start: .*version 5 in .* does not load"):
+        deploy.start(config, tmp_path, "vqa", "5")
+    assert ask(address, picture(), QUESTIONS).model.version == version
+
+
+def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_folder: Path) -> None:
+    with socket.socket() as listener:
+        # As Serve's own proxy does: shared ports must not be taken for free ones.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(ServeError, match=f"port {port} on 127.0.0.1 is in use; .*serve.port="):
+            deploy.check_port_free("127.0.0.1", port)
+    deploy.check_port_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("content", [None, "empty"])
+def test_a_folder_without_a_model_is_named(tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "model"
+    if content:
+        folder.mkdir()
+    with pytest.raises(ServeError, match=f"'{folder}' holds no model"):
+        deploy.build_app(ServeConfig(), folder)
+
+
+def test_beyond_this_machine_only_when_told_to_and_with_keys(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"'0.0.0.0' is reachable from other machines; .*expose = true"):
+        load(ServeConfig, overrides=["host=0.0.0.0"])
+    with pytest.raises(ValidationError):
+        ServeConfig(host="example.org")
+    exposed = ServeConfig(host="0.0.0.0", expose=True)
+    monkeypatch.delenv(KEY_HASHES_VARIABLE, raising=False)
+    with pytest.raises(ServeError, match=KEY_HASHES_VARIABLE):
+        deploy.build_app(exposed, model_folder)
+    monkeypatch.setenv(KEY_HASHES_VARIABLE, hashlib.sha256(b"key").hexdigest())
+    assert deploy.build_app(exposed, model_folder)
+
+
+def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated() -> None:
+    good = hashlib.sha256(b"key").hexdigest()
+    assert read_key_hashes({KEY_HASHES_VARIABLE: f" {good.upper()}, {good} ,"}) == (good, good)
+    assert read_key_hashes({}) == ()
+    with pytest.raises(ServeError, match="entry 2") as caught:
+        read_key_hashes({KEY_HASHES_VARIABLE: f"{good},my-secret-key"})
+    assert "my-secret-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("LocalHost", True)]
+    + [("0.0.0.0", False), ("::", False), ("192.168.0.1", False), ("localhost.example.org", False), ("", False)],
+)
+def test_loopback(host: str, expected: bool) -> None:
+    assert is_loopback(host) == expected
+
+
+def test_the_builder_for_serve_config_files(model_folder: Path) -> None:
+    assert deploy.app({"model_folder": str(model_folder), "version": "2", "serve": {"max_batch_size": 3}})
+    with pytest.raises(ServeError, match="model_folder is missing"):
+        deploy.app({})
+    with pytest.raises(ConfigError, match="unknown key 'max_batch'"):
+        deploy.app({"model_folder": str(model_folder), "serve": {"max_batch": 3}})
+
+
+def test_threads_are_shared_among_replicas() -> None:
+    assert model_threads(ServeConfig(model_threads=3)) == 3
+    assert model_threads(ServeConfig(replicas=10_000)) == 1
+    assert parse(ServeConfig, dump(ServeConfig(port=8123))) == ServeConfig(port=8123)

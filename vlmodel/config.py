@@ -1,0 +1,199 @@
+"""Configuration: strict sections, one TOML file, dotted overrides, and parts chosen by their file's name.
+
+A section is a frozen pydantic model that sits beside what it configures. The layers are, weakest first: the
+defaults of the sections, one TOML file, ``a.b.c=value`` overrides. An unknown key or a wrong type is refused with
+the key, the value and what would be valid.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic_core import ErrorDetails
+
+S = TypeVar("S", bound="Section")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message names the key, the value and the remedy."""
+
+
+class Section(BaseModel):
+    """Base of every configuration section: frozen, strict in its types, closed to unknown keys.
+
+    The string under a field is its documentation and its line in ``--help``.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class Part(Section):
+    """A section that builds one exchangeable part of the model; ``kind`` is the name of its file."""
+
+    kind: str
+
+
+def kinds(package: str) -> list[str]:
+    """Names of the parts in ``package``: its public module names, sorted."""
+    folder = importlib.import_module(package).__path__
+    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+
+
+def part_config(package: str, kind: str) -> type[Part]:
+    """The ``Config`` class of the part ``kind`` in ``package``.
+
+    Raises:
+        ConfigError: there is no such file; the message lists the kinds that exist.
+    """
+    if kind not in kinds(package):
+        raise ConfigError(f"kind {kind!r} is not a part of {package}; choose one of {', '.join(kinds(package))}")
+    config: type[Part] = importlib.import_module(f"{package}.{kind}").Config
+    return config
+
+
+class PartOf:
+    """Annotation marker: the field holds a part of ``package``; ``default`` is the kind used when none is named."""
+
+    def __init__(self, package: str, default: str) -> None:
+        self.package, self.default = package, default
+
+    def resolve(self, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        try:
+            return part_config(self.package, value.get("kind", self.default))(**{"kind": self.default, **value})
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
+
+def part(package: str, default: str) -> Any:
+    """Type of a field that holds a part of ``package``: ``vision: part("vlmodel.vision", "cnn") = {}``."""
+    marker = PartOf(package, default)
+    return Annotated[Part, marker, BeforeValidator(marker.resolve), SerializeAsAny()]
+
+
+def parse(section: type[S], tree: Mapping[str, Any]) -> S:
+    """Build ``section`` from a plain tree.
+
+    Raises:
+        ConfigError: with one line for each key that is unknown or has an unfit value.
+    """
+    try:
+        return section.model_validate(dict(tree))
+    except ValidationError as error:
+        lines = [_explain(section, tree, detail) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def dump(section: Section) -> dict[str, Any]:
+    """The whole tree as plain JSON values; ``parse(type(section), dump(section)) == section``."""
+    return section.model_dump(mode="json")
+
+
+def load(section: type[S], file: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
+    """Defaults, then the TOML ``file``, then ``a.b.c=value`` overrides (values in TOML syntax; a bare word is a string).
+
+    Raises:
+        ConfigError: the file is missing or not TOML, an override has no ``=``, or the tree does not parse.
+    """
+    tree: dict[str, Any] = {}
+    if file is not None:
+        try:
+            tree = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"configuration file {str(file)!r} does not exist; name one with --config") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"configuration file {str(file)!r} is not valid TOML: {error}") from None
+    for override in overrides:
+        _override(tree, override)
+    return parse(section, tree)
+
+
+def explain_keys(section: type[Section]) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, default, documentation) of every setting, for ``--help``."""
+    yield from _walk(section, "")
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override {override!r} is not of the form a.b.c=value")
+    *parents, leaf = path.split(".")
+    node = tree
+    for key in parents:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
+    try:
+        node[leaf] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        node[leaf] = text
+
+
+def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        key, doc = f"{prefix}{name}", (field.description or "").split("\n")[0]
+        marker = next((m for m in field.metadata if isinstance(m, PartOf)), None)
+        if marker is not None:
+            yield f"{key}.kind", marker.default, f"{doc} One of {', '.join(kinds(marker.package))}."
+            # Settings of the default kind; another kind's are listed when it is refused a wrong one.
+            for inner in _walk(part_config(marker.package, marker.default), f"{key}."):
+                if inner[0] != f"{key}.kind":
+                    yield inner
+        elif (inner_section := _section_of(field.annotation)) is not None:
+            yield from _walk(inner_section, f"{key}.")
+        else:
+            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+            yield key, default, doc
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetails) -> str:
+    location = [str(step) for step in detail["loc"]]
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        owner = _descend(section, tree, location[:-1])
+        known = ", ".join(sorted(owner.model_fields)) if owner else "?"
+        where = ".".join(location[:-1]) or "the top level"
+        return f"unknown key {key!r}; valid keys of {where}: {known}"
+    if detail["type"] == "missing":
+        return f"key {key!r} is required"
+    reason = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{key}: {reason}" if key else reason
+    return f"{key} = {detail['input']!r}: {reason}"
+
+
+def _descend(section: type[Section], tree: Mapping[str, Any], location: Sequence[str]) -> type[Section] | None:
+    """The section class that stands at ``location``, following the kinds that ``tree`` names."""
+    owner: type[Section] | None = section
+    node: Any = tree
+    for step in location:
+        field = owner.model_fields.get(step) if owner else None
+        node = node.get(step, {}) if isinstance(node, Mapping) else {}
+        if field is None:
+            return owner
+        marker = next((m for m in field.metadata if isinstance(m, PartOf)), None)
+        if marker is not None:
+            owner = part_config(marker.package, node.get("kind", marker.default))
+        else:
+            owner = _section_of(field.annotation)
+    return owner

@@ -1,0 +1,58 @@
+"""Concatenation fusion: the pooled vectors of all streams side by side, through a multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vlmodel import parts
+from vlmodel.tokens import Fused, Tokens
+
+
+class Config(parts.FusionPart):
+    """Concatenated pooled vectors and a multi-layer perceptron."""
+
+    kind: Literal["concat"] = "concat"
+    width: int = Field(256, ge=1)
+    """Width of each adapted stream, of the hidden layer and of the result."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after the hidden layer."""
+
+    def build(self, widths: Mapping[str, int]) -> ConcatFusion:
+        return ConcatFusion(self, widths)
+
+
+class ConcatFusion(parts.Fusion):
+    """The pooled vectors side by side, in the order of the streams' names, through linear, GELU, linear and norm.
+
+    It keeps no sequence: its result is a stream of one token. A stream without any real token counts as zeros.
+    """
+
+    def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.width = config.width
+        self.adapters = nn.ModuleDict({name: nn.Linear(widths[name], config.width) for name in sorted(widths)})
+        self.mlp = nn.Sequential(
+            nn.Linear(len(widths) * config.width, config.width),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.width, config.width),
+            nn.LayerNorm(config.width),
+        )
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        present_B1 = tokens.mask_BT.any(1, keepdim=True)
+        pooled_BD = self.adapters[name](tokens.pooled_BD) * present_B1
+        return Tokens(pooled_BD.unsqueeze(1), present_B1, pooled_BD)
+
+    def forward(
+        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
+    ) -> Fused:
+        names = sorted(streams)
+        present_B1 = torch.stack([streams[name].mask_BT for name in names]).any(0)
+        fused_BD = self.mlp(torch.cat([streams[name].pooled_BD for name in names], dim=-1))
+        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {})

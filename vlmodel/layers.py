@@ -1,0 +1,75 @@
+"""Attention and its pre-norm Transformer layer, for streams with padding.
+
+Written out instead of ``nn.TransformerEncoderLayer`` because that layer can neither ask queries of a part of the stream
+nor return its attention, and takes in evaluation another path (nested tensors) than in training.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017), from one stream to itself or to another."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        for linear in (self.query, self.key_value, self.out):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(
+        self, x_BQD: Tensor, context_BSD: Tensor, mask_BS: Tensor, output_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries from ``x_BQD``, keys and values from ``context_BSD`` where ``mask_BS`` is True.
+
+        Returns:
+            The attended values (B, Q, D) and, where asked for, the weights averaged over the heads (B, Q, S).
+        """
+        q = self.query(x_BQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (t.transpose(1, 2) for t in self.key_value(context_BSD).unflatten(-1, (2, self.heads, -1)).unbind(-3))
+        mask = mask_BS[:, None, None, :]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        weights = None
+        if output_weights:
+            scores = (q.float() @ k.float().transpose(-1, -2)) / math.sqrt(q.shape[-1])
+            weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).mean(1)
+        return self.out(attended.transpose(1, 2).flatten(-2)), weights
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each with its norm before it and a residual around it (Xiong et al. 2020)."""
+
+    def __init__(self, width: int, heads: int, feed_forward: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(width, feed_forward), nn.GELU(), nn.Dropout(dropout), nn.Linear(feed_forward, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x_BTD: Tensor, mask_BT: Tensor, queries: slice | None = None, output_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Self-attention over ``x_BTD``; if ``queries`` are given, only those tokens are updated and returned (B, Q, D)."""
+        normed = self.attention_norm(x_BTD)
+        asking, x = (normed, x_BTD) if queries is None else (normed[:, queries], x_BTD[:, queries])
+        attended, weights = self.attention(asking, normed, mask_BT, output_weights)
+        x = x + self.dropout(attended)
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
+
+
+def masked_mean(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean of the real tokens (B, D); zero for a stream without any."""
+    weight_BT1 = mask_BT.unsqueeze(-1).to(x_BTD.dtype)
+    return (x_BTD * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1)

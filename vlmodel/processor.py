@@ -1,0 +1,237 @@
+"""The one way from image bytes and texts to a batch, used by training, evaluation, offline prediction and serving.
+
+Neither torch nor transformers is imported by importing this module: processes that only decode stay small.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import Field
+
+from vlmodel.config import ConfigError, Section, dump, parse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""Image formats that are decoded; Pillow's other readers are never given any data."""
+
+_FILE = "processor.json"
+_WHITE = (255, 255, 255, 255)
+
+
+class ProcessorConfig(Section):
+    """From image bytes and texts to a batch."""
+
+    image_size: int = Field(224, ge=1)
+    """Side of the square image, in pixels."""
+    resize: Literal["squash", "crop"] = "squash"
+    """"squash" keeps the whole picture and bends its shape; "crop" keeps its shape and the middle square."""
+    max_tokens: int = Field(32, ge=2)
+    """Longer texts are cut to this many tokens, special tokens included."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Pictures of more pixels are refused before they are decoded."""
+
+
+class ImageError(ValueError):
+    """Bytes that give no image.
+
+    Attributes:
+        kind: "truncated", "undecodable" or "too_large".
+    """
+
+    def __init__(self, kind: Literal["truncated", "undecodable", "too_large"], message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image with its texts.
+
+    Attributes:
+        image: the encoded image.
+        targets: the right answer of each text, None where there is none; empty if there are none at all.
+        weights: weight of each text in loss and metrics; one if not given.
+    """
+
+    image: bytes
+    texts: tuple[str, ...]
+    targets: tuple[str | None, ...] = ()
+    weights: tuple[float, ...] | None = None
+
+
+class VLProcessor:
+    """Decodes, tokenizes and collates.
+
+    Args:
+        tokenizer: any fast tokenizer of transformers' with a padding token.
+        labels: the classes of the task, in the order of the model's scores.
+
+    Raises:
+        ConfigError: labels that repeat, or a tokenizer without padding.
+    """
+
+    def __init__(self, config: ProcessorConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> None:
+        self.config, self.tokenizer, self.labels = config, tokenizer, list(labels)
+        self.label2id = {label: i for i, label in enumerate(self.labels)}
+        if len(self.label2id) != len(self.labels):
+            repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+            raise ConfigError(f"labels must differ, and these repeat: {', '.join(repeated[:5])}")
+        if tokenizer.pad_token_id is None:
+            raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """An image as (image_size, image_size, 3) uint8 RGB: upright, on white where it is transparent.
+
+        Raises:
+            ImageError: the bytes are cut off, are no image of a format in ``FORMATS``, or are one of too many pixels.
+        """
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > self.config.max_pixels:
+                    raise _too_large(f"{image.width} x {image.height}", self.config.max_pixels)
+                return self._pixels(image)
+        except (ImageError, MemoryError):
+            raise
+        except Image.DecompressionBombError as error:
+            raise _too_large(str(error), self.config.max_pixels) from None
+        except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
+            cut_off = isinstance(error, EOFError) or "truncated" in str(error).lower()
+            kind: Literal["truncated", "undecodable"] = "truncated" if cut_off else "undecodable"
+            first = data[:8].hex(" ") or "no bytes"
+            raise ImageError(
+                kind, f"{kind} image ({len(data)} bytes, starting {first}): {error or type(error).__name__}"
+            ) from error
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
+        """A batch of B images and all their N texts.
+
+        Returns:
+            ``pixels_BHWC`` uint8, ``input_ids_NT`` int64, ``text_mask_NT`` bool, ``text_image_N`` int64 (row of each
+            text's image), ``labels_N`` int64 (-1 without a target, or with one outside the labels), ``weights_N``
+            float32.
+
+        Raises:
+            ImageError: an image cannot be decoded.
+        """
+        return self.collate_decoded([self.decode(example.image) for example in examples], examples)
+
+    def collate_decoded(
+        self, images: Sequence[NDArray[np.uint8]], examples: Sequence[Example]
+    ) -> dict[str, NDArray[np.generic]]:
+        """As ``collate``, with images that ``decode`` has already made of the examples."""
+        size = self.config.image_size
+        counts = [len(example.texts) for example in examples]
+        return {
+            "pixels_BHWC": np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8),
+            **self.tokenize([text for example in examples for text in example.texts]),
+            "text_image_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
+            "labels_N": np.array(list(chain.from_iterable(map(self._labels, examples))), dtype=np.int64),
+            "weights_N": np.array(list(chain.from_iterable(map(_weights, examples))), dtype=np.float32),
+        }
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
+        """``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text of the batch."""
+        if not texts:
+            return {"input_ids_NT": np.zeros((0, 1), np.int64), "text_mask_NT": np.zeros((0, 1), np.bool_)}
+        encoded = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
+        )
+        return {
+            "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False),
+            "text_mask_NT": encoded["attention_mask"].astype(np.bool_),
+        }
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the tokenizer's files and ``processor.json`` (settings and labels) into ``folder``."""
+        folder = Path(folder)
+        self.tokenizer.save_pretrained(str(folder))
+        tree = {"processor": dump(self.config), "labels": self.labels}
+        (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> VLProcessor:
+        """Read what ``save_pretrained`` wrote.
+
+        Raises:
+            FileNotFoundError: the folder holds no processor.
+            ConfigError: its settings are none of this version's.
+        """
+        from transformers import AutoTokenizer
+
+        file = Path(folder) / _FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{str(folder)!r} holds no {_FILE}; name the `model` folder of a checkpoint")
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"])
+
+    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        size = self.config.image_size
+        # A JPEG can be decoded at a half, quarter or eighth of its size for less. As twice the target is always left,
+        # the result is hardly another than that of the full size (Pillow's own thumbnail() does the same).
+        image.draft(None, (2 * size, 2 * size))
+        rgb = _upright(_rgb(image))
+        if rgb.size != (size, size):
+            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=self._box(rgb))
+        return np.asarray(rgb)
+
+    def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
+        if self.config.resize == "squash":
+            return (0, 0, image.width, image.height)
+        side = min(image.width, image.height)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        return (left, top, left + side, top + side)
+
+    def _labels(self, example: Example) -> list[int]:
+        if not example.targets:
+            return [-1] * len(example.texts)
+        if len(example.targets) != len(example.texts):
+            raise ValueError(
+                f"{len(example.texts)} texts have {len(example.targets)} targets: {example.texts[:3]!r}..."
+            )
+        return [-1 if target is None else self.label2id.get(target, -1) for target in example.targets]
+
+
+def _weights(example: Example) -> Sequence[float]:
+    if example.weights is None:
+        return [1.0] * len(example.texts)
+    if len(example.weights) != len(example.texts):
+        raise ValueError(f"{len(example.texts)} texts have {len(example.weights)} weights: {example.texts[:3]!r}...")
+    return example.weights
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit greys at 255 instead of scaling them.
+        grey = np.asarray(image).astype(np.uint32).clip(0, 65535)
+        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image)
+
+
+def _too_large(found: str, limit: int) -> ImageError:
+    return ImageError("too_large", f"image of too many pixels ({found}); processor.max_pixels allows {limit}")

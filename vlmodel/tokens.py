@@ -1,0 +1,50 @@
+"""The contract between all parts of the model, and the legend of the letters that name tensor dimensions.
+
+Legend, used as suffixes of names (``x_BTD`` has three dimensions):
+
+    B  images (or other primary inputs) in the batch      N  texts in the batch; each belongs to one image
+    T  tokens of a stream                                 Q, S  query and key/value tokens of an attention
+    D  width of a stream                                  K  classes, such as answers
+    C  channels      H, W  height and width               L  layers or rounds
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What every encoder returns and every topology and fusion takes and gives.
+
+    Attributes:
+        x_BTD: the tokens, float.
+        mask_BT: True where a token is real, False where it is padding.
+        pooled_BD: one vector for the whole stream.
+    """
+
+    x_BTD: Tensor
+    mask_BT: Tensor
+    pooled_BD: Tensor
+
+    def select(self, index_N: Tensor) -> Tokens:
+        """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
+        return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a topology returns: one stream made of all.
+
+    Attributes:
+        tokens: the joint stream.
+        spans: for each input stream its place in the joint sequence, as (start, stop); empty where the fusion keeps no
+            sequence.
+        attention_LBQS: attention of each round, averaged over heads; only when it was asked for and the fusion has one.
+    """
+
+    tokens: Tokens
+    spans: dict[str, tuple[int, int]]
+    attention_LBQS: Tensor | None = None

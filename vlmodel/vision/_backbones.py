@@ -1,0 +1,112 @@
+"""torchvision's classification CNNs as chains of blocks that can be cut after any stage."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+Stem = Literal["imagenet", "small"]
+
+# Not chains of convolutional blocks: attention models (another part's work), and networks with side exits.
+_EXCLUDED = ("vit_", "swin_", "maxvit_", "googlenet", "inception_")
+_HEAD = ("avgpool", "fc", "classifier", "dropout")
+_PROBE = 256
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a backbone looks like, found out on the meta device, without weights or arithmetic.
+
+    Attributes:
+        blocks: torchvision's names of the blocks, in order of computation.
+        stages: for each stage the number of blocks up to its end.
+        channels, strides: width and pixels per grid cell at the end of each stage.
+        keys: names of all weights of the whole network, its classifier included.
+    """
+
+    blocks: tuple[str, ...]
+    stages: tuple[int, ...]
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    keys: frozenset[str]
+
+
+def names() -> list[str]:
+    """Names of the usable backbones, as torchvision spells them."""
+    import torchvision
+
+    return [n for n in torchvision.models.list_models(module=torchvision.models) if not n.startswith(_EXCLUDED)]
+
+
+def check(name: str, stem: Stem) -> None:
+    """Raises ValueError with the closest names if there is no backbone ``name``, or it cannot have this ``stem``."""
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
+        raise ValueError(
+            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any CNN classifier of "
+            "torchvision.models.list_models() can be used"
+        )
+    if stem == "small" and "layer1" not in layout(name, "imagenet").blocks:
+        raise ValueError(f"stem='small' is made for ResNets, and name={name!r} is none; use stem='imagenet'")
+
+
+def create(name: str, stem: Stem) -> nn.Module:
+    """The whole torchvision network with fresh weights, its first layers replaced where ``stem`` is "small".
+
+    The small stem (He et al. 2015, section 4.2, for CIFAR) is a 3x3 convolution of stride 1 without max-pooling.
+    """
+    import torchvision
+
+    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    if stem == "small":
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore[union-attr, arg-type]
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model
+
+
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """(torchvision's name, block) of all that comes before pooling and classifier, in order of computation."""
+    chain = ("features", "layers", "trunk_output")
+    for name, child in model.named_children():
+        if name.startswith(_HEAD):
+            return
+        if name in chain:
+            yield from ((f"{name}.{inner}", block) for inner, block in child.named_children())
+        else:
+            yield name, child
+
+
+@functools.lru_cache(maxsize=32)
+def layout(name: str, stem: Stem) -> Layout:
+    """The layout of a backbone. A stage ends where the next block lowers the resolution.
+
+    What a ResNet does before its first ``layer`` is its stem and not a stage, so ``stages=3`` ends with ``layer3``.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = create(name, stem).eval()
+        chain = list(blocks(model))
+        x, sizes, widths = torch.zeros(1, 3, _PROBE, _PROBE), [], []
+        for _, block in chain:
+            x = block(x)
+            sizes.append(x.shape[-1])
+            widths.append(x.shape[1])
+    block_names = tuple(block_name for block_name, _ in chain)
+    if "layer1" in block_names:
+        stages = [i + 1 for i, block_name in enumerate(block_names) if block_name.startswith("layer")]
+    else:
+        stages = [i + 1 for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]]
+    return Layout(
+        block_names,
+        tuple(stages),
+        tuple(widths[i - 1] for i in stages),
+        tuple(_PROBE // sizes[i - 1] for i in stages),
+        frozenset(model.state_dict()),
+    )

@@ -1,0 +1,30 @@
+"""Positions of grid cells."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sine_positions(height: int, width: int, dimensions: int, device: torch.device | None = None) -> Tensor:
+    """Fixed two-dimensional sine positions (H * W, D), row by row, for a grid of any size.
+
+    The first half of the dimensions tells the row, the second the column, each as sines and cosines of geometrically
+    spaced frequencies (Vaswani et al. 2017; in two dimensions Carion et al. 2020). Rows and columns are counted as
+    fractions of the grid, so a picture at another resolution gets the same positions.
+    """
+    half = (dimensions + 1) // 2
+    rows = _sines((torch.arange(height, device=device) + 0.5) / height, half)
+    columns = _sines((torch.arange(width, device=device) + 0.5) / width, dimensions - half)
+    grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    return grid.flatten(0, 1)
+
+
+def _sines(fraction: Tensor, dimensions: int) -> Tensor:
+    """(len(fraction), dimensions): sines, then cosines, from half a turn over the whole length to 64 turns."""
+    count = (dimensions + 1) // 2
+    turns = torch.logspace(-1, 6, count, base=2.0, device=fraction.device)
+    angles = 2 * math.pi * fraction[:, None] * turns
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :dimensions]
