@@ -78,7 +78,8 @@ done
 [[ $# -gt 0 ]] && shift
 extra=("$@")
 : "${python:=$([[ -x $root/.venv/bin/python ]] && echo "$root/.venv/bin/python" || echo python3)}"
-python=$(command -v "$python") || fail "there is no '$python'; run 'make .venv/.installed', or name a Python with --python"
+command -v "$python" >/dev/null || fail "there is no '$python'; run make test once, or name a Python with --python"
+python=$(command -v "$python")
 : "${temp_dir:=/tmp/ray-$(id -un)-$port}"
 pid_file=$state/pid env_file=$state/env log_file=$state/log
 

@@ -17,6 +17,17 @@ _REPOSITORY = Path(__file__).resolve().parent.parent
 # Without these, each worker of a job that was started by hand on a cluster would lack the code.
 _NOT_SHIPPED = [".git", ".venv", "build", "tests", "**/__pycache__", ".*_cache", "*.egg-info"]
 
+_QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
 _own = True
 
 
@@ -72,7 +83,10 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
 def _join(address: str) -> None:
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    environment = None if submitted else {"working_dir": str(_REPOSITORY), "excludes": _NOT_SHIPPED}
+    variables = {name: os.environ[name] for name in _QUIET if name != "RAY_BACKEND_LOG_LEVEL"}
+    environment: dict[str, object] = {"env_vars": variables}
+    if not submitted:
+        environment |= {"working_dir": str(_REPOSITORY), "excludes": _NOT_SHIPPED}
     try:
         ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -83,12 +97,6 @@ def _join(address: str) -> None:
 
 
 def _quiet() -> None:
-    """Ray's own notices about itself; errors still show."""
-    for variable, value in {
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
-        "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
-        "RAY_DEDUP_LOGS": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }.items():
+    """Notices that libraries give about themselves, here and in every worker; their errors still show."""
+    for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)

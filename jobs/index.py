@@ -7,8 +7,7 @@ import sys
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import Index
-from pipelines.data.index_build import build_index
+from pipelines.data.index import Index, build_index
 
 
 def run(config: JobConfig) -> Index:

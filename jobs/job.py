@@ -13,7 +13,7 @@ from typing import Any
 from jobs.cluster import ClusterError
 from jobs.config import JobConfig
 from pipelines.data.errors import DataError
-from pipelines.registry.errors import RegistryError
+from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.serve.errors import ServeError
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.tracking import TrackingError
@@ -21,7 +21,8 @@ from vlmodel.config import ConfigError, dump, explain_keys, load
 from vlmodel.parts import WeightsError
 
 EXPECTED = (
-    CheckpointError, ClusterError, ConfigError, DataError, RegistryError, ServeError, TrackingError, WeightsError,
+    ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, RegistryError, ServeError, SmokeError,
+    TrackingError, WeightsError,
 )  # fmt: skip
 """Errors that say by themselves what is wrong and what to do."""
 

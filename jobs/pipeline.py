@@ -1,7 +1,8 @@
 """All jobs in a row: import, index, train, evaluate, promote, serve; then one question is asked over HTTP.
 
 Steps that were finished before are not repeated. The service and the MLflow page stay up until Ctrl-C; where standard
-input is no terminal they are stopped at once."""
+input is no terminal they are stopped at once.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def _ask_one(config: JobConfig, address: str) -> None:
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):
                     best = got.answers[0]
-                    print(f"  {question.question:44} {best.answer:12} {best.probability:.3f}   right: {question.answer}")
+                    print(
+                        f"  {question.question:44} {best.answer:12} {best.probability:.3f}   right: {question.answer}"
+                    )
                 return
 
 

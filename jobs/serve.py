@@ -1,5 +1,6 @@
 """Serve the champion over HTTP. On a cluster of its own the job runs until Ctrl-C; on a running cluster it deploys, or
-updates what is deployed, and leaves the service up."""
+updates what is deployed, and leaves the service up.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def run(config: JobConfig) -> None:
 def start(config: JobConfig) -> str:
     """Deploy the champion and return the service's address."""
     model = Registry.open(config.tracking, runs.storage(config), config.registry).champion()
-    return deploy.start(config.serve, model.folder, model.name, model.version, report=lambda line: print(line, flush=True))
+    return deploy.start(
+        config.serve, model.folder, model.name, model.version, report=lambda line: print(line, flush=True)
+    )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Train a model on the indexed tars: Ray Data feeds Ray Train's workers, MLflow records the run, and the best
-checkpoint is evaluated on the validation split and registered. The same name continues a run that was interrupted."""
+checkpoint is evaluated on the validation split and registered. The same name continues a run that was interrupted.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +20,20 @@ def ray_local() -> Iterator[None]:
         object_store_memory=150 * 1024 * 1024,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """``shared_data("easy-vqa")``: the folder of a real data set beside the repository; skips where it is not."""
+
+    def find(name: str) -> Path:
+        folder = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+        if not folder.is_dir():
+            pytest.skip(f"real data {name!r} is not at ../shared/data, beside the repository")
+        return folder
+
+    return find

@@ -68,6 +68,8 @@ class Predictor:
             ImageError: an image cannot be decoded.
         """
         batch = self.processor.collate(examples)
+        if not batch["text_image_N"].size:
+            return [[] for _ in examples]
         probabilities_NK, output = self._run(batch, attention)
         top_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :top_k]
         maps = self._maps(output, batch["text_mask_NT"]) if attention else None
@@ -93,7 +95,7 @@ class Predictor:
         assert output.logits_NK is not None
         return output.logits_NK.float().softmax(-1).cpu().numpy(), output
 
-    def _maps(self, output: VLOutput, mask_NT: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    def _maps(self, output: VLOutput, mask_NT: NDArray[Any]) -> NDArray[np.float32] | None:
         """(N, H, W): attention of the last round, averaged over the real tokens of each text."""
         spans = output.spans or {}
         if output.attention_LNQS is None or not {"vision", "language"} <= spans.keys():
@@ -102,7 +104,9 @@ class Predictor:
         attention_NTS = output.attention_LNQS[-1, :, text, image].float().cpu().numpy()
         # A language stream that was pooled to one token has no padding left.
         mask_NT = mask_NT if mask_NT.shape[1] == attention_NTS.shape[1] else np.ones((len(mask_NT), 1), np.bool_)
-        map_NS = np.einsum("nts,nt->ns", attention_NTS, mask_NT.astype(np.float32))
+        # A language encoder may have made one token of a text.
+        real_NT = mask_NT[:, : attention_NTS.shape[1]].astype(np.float32)
+        map_NS = np.einsum("nts,nt->ns", attention_NTS, real_NT)
         # The processor makes square images, so the grid is square.
         side = math.isqrt(map_NS.shape[1])
         return (map_NS / map_NS.sum(1, keepdims=True)).reshape(-1, side, side)

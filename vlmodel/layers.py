@@ -61,7 +61,7 @@ class TransformerLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, mask_BT: Tensor, queries: slice | None = None, output_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention over ``x_BTD``; if ``queries`` are given, only those tokens are updated and returned (B, Q, D)."""
+        """Self-attention over ``x_BTD``; where ``queries`` are given, only those tokens are updated and returned."""
         normed = self.attention_norm(x_BTD)
         asking, x = (normed, x_BTD) if queries is None else (normed[:, queries], x_BTD[:, queries])
         attended, weights = self.attention(asking, normed, mask_BT, output_weights)

@@ -118,6 +118,7 @@ class VLModel(PreTrainedModel):
         widths = {"vision": self.vision.width, "language": self.language.width}
         self.topology: parts.Topology = tree.topology.build(tree.fusion.build(widths), widths)
         self.decoder: parts.Decoder = tree.decoder.build(self.topology.width, vocabulary)
+        self._untrained = tuple(name for name, p in self.named_parameters() if not p.requires_grad)
         self.post_init()
 
     @classmethod
@@ -151,7 +152,8 @@ class VLModel(PreTrainedModel):
         """
         with_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         problems = [
             f"{len(info[kind])} {kind.removesuffix('_keys')}: {', '.join(map(str, sorted(info[kind])[:3]))}"
             for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -162,6 +164,9 @@ class VLModel(PreTrainedModel):
                 f"the weights in {str(args[0]) if args else '?'!r} are of another architecture than its configuration: "
                 + "; ".join(problems)
             )
+        # transformers puts fresh parameters in the place of ours, trained and contiguous.
+        for name in model._untrained:
+            model.get_parameter(name).requires_grad_(False)
         model.vision.to(memory_format=torch.channels_last)
         return (model, info) if with_info else model
 

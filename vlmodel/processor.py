@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, parse
@@ -28,6 +28,15 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 _FILE = "processor.json"
 _WHITE = (255, 255, 255, 255)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ProcessorConfig(Section):
@@ -148,12 +157,15 @@ class VLProcessor:
         """``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text of the batch."""
         if not texts:
             return {"input_ids_NT": np.zeros((0, 1), np.int64), "text_mask_NT": np.zeros((0, 1), np.bool_)}
+        # Images share questions ("what is in the picture?"), so each distinct text is tokenized once.
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
+            list(rows), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
         )
+        row_N = np.array([rows[text] for text in texts])
         return {
-            "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False),
-            "text_mask_NT": encoded["attention_mask"].astype(np.bool_),
+            "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False)[row_N],
+            "text_mask_NT": encoded["attention_mask"].astype(np.bool_)[row_N],
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -185,7 +197,10 @@ class VLProcessor:
         # A JPEG can be decoded at a half, quarter or eighth of its size for less. As twice the target is always left,
         # the result is hardly another than that of the full size (Pillow's own thumbnail() does the same).
         image.draft(None, (2 * size, 2 * size))
-        rgb = _upright(_rgb(image))
+        turn = _turn(image)
+        rgb = _rgb(image)
+        if turn is not None:
+            rgb = rgb.transpose(turn)
         if rgb.size != (size, size):
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=self._box(rgb))
         return np.asarray(rgb)
@@ -229,8 +244,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image)
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes the image upright by its EXIF orientation; None if it is, or does not say."""
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata in a picture that may be whole
+        return None
 
 
 def _too_large(found: str, limit: int) -> ImageError:

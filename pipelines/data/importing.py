@@ -214,7 +214,7 @@ def _counts_tree(summary: ImportSummary) -> dict[str, Any]:
 
 def _write_manifest(path: Path, tree: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=2, sort_keys=True, ensure_ascii=False)
+        json.dump(tree, file, indent=2, sort_keys=True)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

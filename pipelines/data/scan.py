@@ -106,9 +106,7 @@ class Scan:
     size: int
 
 
-def scan_tar(
-    read: Callable[[int], bytes], *, max_pixels: int, max_image_bytes: int, verify: Verify = "decode"
-) -> Scan:
+def scan_tar(read: Callable[[int], bytes], *, max_pixels: int, max_image_bytes: int, verify: Verify = "decode") -> Scan:
     """Read one tar from start to end, once.
 
     Args:
@@ -180,7 +178,7 @@ class _Group:
         if problem is None and extension in IMAGE_EXTENSIONS and self.image is not None:
             problem = Reason.DUPLICATE_KEY, f"two images for one key: {self.image.name!r} and {member.name!r}"
         if problem is not None and self.fault is None:
-            self.fault = Fault(self.key, _printable(member.name), member.offset, *problem)
+            self.fault = Fault(self.key, member.name, member.offset, *problem)
         if extension in IMAGE_EXTENSIONS and self.image is None:
             self.image = member
         self.members[extension] = member
@@ -194,8 +192,8 @@ class _Seen:
     split: bool = False
 
 
-def _outcomes(stream: Iterable[Member | Break], check: _Check) -> list[_Row | Fault | None]:
-    """A row or a fault for each sample, in tar order; None for members that belong to no sample."""
+def _outcomes(stream: Iterable[Member | Break], check: _Check) -> list[_Row | Fault]:
+    """A row or a fault for each sample, in tar order."""
     grouping = _Grouping(check)
     for item in stream:
         grouping.take_break(item) if isinstance(item, Break) else grouping.take(item)
@@ -206,7 +204,7 @@ def _outcomes(stream: Iterable[Member | Break], check: _Check) -> list[_Row | Fa
 class _Grouping:
     def __init__(self, check: _Check) -> None:
         self.check = check
-        self.outcomes: list[_Row | Fault | None] = []
+        self.outcomes: list[_Row | Fault] = []
         self.seen: dict[str, _Seen] = {}
         self.group: _Group | None = None
         self.after_break = False
@@ -220,7 +218,7 @@ class _Grouping:
         if named is None:
             if (problem := _member_problem("", member)) is not None:
                 self.close("next")
-                self.outcomes.append(Fault(None, _printable(member.name), member.offset, *problem))
+                self.outcomes.append(Fault(None, member.name, member.offset, *problem))
             return
         key, extension = named
         group = self.group
@@ -262,7 +260,7 @@ class _Grouping:
         if seen.extensions & group.extensions:
             return group.fault or Fault(
                 group.key,
-                _printable(first.name),
+                first.name,
                 first.offset,
                 Reason.DUPLICATE_KEY,
                 f"the key was used before, at byte {seen.offset}; the first dot of a base name ends the key",
@@ -271,7 +269,7 @@ class _Grouping:
         seen.extensions |= group.extensions
         if not seen.split:
             detail = f"members of one key are not adjacent: at byte {seen.offset} and at byte {first.offset}"
-            fault = group.fault or Fault(group.key, _printable(first.name), first.offset, Reason.SPLIT_KEY, detail)
+            fault = group.fault or Fault(group.key, first.name, first.offset, Reason.SPLIT_KEY, detail)
             earlier = self.outcomes[seen.place]
             if not (isinstance(earlier, Fault) and earlier.reason is Reason.UNSAFE_MEMBER):
                 self.outcomes[seen.place] = fault
@@ -350,10 +348,6 @@ def _member_problem(extension: str, member: Member) -> tuple[Reason, str] | None
 
 def _is_text(extension: str) -> bool:
     return extension in ("json", "txt")
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def fault_table(shard: str, faults: Sequence[Fault]) -> pa.Table:

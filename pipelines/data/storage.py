@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,19 +40,19 @@ def is_transient(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] == "aiohttp"
 
 
-def retrying(operation: Callable[[], T], attempts: int = ATTEMPTS, first_delay_s: float = FIRST_DELAY_S) -> T:
+def retrying(operation: Callable[[], T]) -> T:
     """``operation()``, tried again after a transient error, each time after twice the delay.
 
     Raises:
         OSError: the last error, when every attempt failed, or the first that is not transient.
     """
-    for attempt in range(attempts):
+    for attempt in range(ATTEMPTS):
         try:
             return operation()
         except Exception as error:
-            if not is_transient(error) or attempt == attempts - 1:
+            if not is_transient(error) or attempt == ATTEMPTS - 1:
                 raise
-            time.sleep(first_delay_s * 2**attempt)
+            time.sleep(FIRST_DELAY_S * 2**attempt)
     raise AssertionError("unreachable")
 
 
@@ -181,7 +182,8 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
-        written beside its place, flushed to the disk and renamed."""
+        written beside its place, flushed to the disk and renamed.
+        """
         fs, path = self._location[0], self.path(name)
         if not self.is_local:
             retrying(lambda: fs.pipe_file(path, data))
@@ -198,17 +200,18 @@ class Folder:
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
         fs, path = self._location[0], self.path(name)
-        try:
+        with suppress(FileNotFoundError):
             retrying(lambda: fs.rm_file(path))
-        except FileNotFoundError:
-            pass
 
     def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
         # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
         if entry.get("islink") or entry.get("size") is None:
             fs: AbstractFileSystem = self._location[0]
             if entry.get("islink"):
-                target = os.stat(entry["name"])
+                try:
+                    target = os.stat(entry["name"])
+                except OSError:  # it points nowhere; whoever opens it will say so
+                    return {"name": entry["name"], "size": 0}
                 return {**entry, "size": target.st_size, "mtime": target.st_mtime}
             return {**entry, **fs.info(entry["name"])}
         return entry

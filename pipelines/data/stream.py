@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import ray
 from pydantic import Field
-from ray.data import DataContext, Dataset, ExecutionResources
+from ray.data import DataContext, Dataset, ExecutionResources, TaskPoolStrategy
 
 from pipelines.data.loader import Arrays
 from pipelines.data.wire import pack, unpack
@@ -77,7 +77,7 @@ def packed(batches: Sequence[Arrays], config: StreamConfig, start: int, stop: in
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=config.cpus_per_task,
-            concurrency=config.tasks,
+            compute=TaskPoolStrategy(size=config.tasks),
         )
 
 

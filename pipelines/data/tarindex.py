@@ -23,6 +23,8 @@ _RECORDS = (20 * BLOCK, *(1 << bits for bits in range(10, 31)))
 
 
 class Kind(StrEnum):
+    """What a member is."""
+
     FILE = "file"
     DIRECTORY = "directory"
     LINK = "link"
@@ -35,7 +37,7 @@ class Member:
     """One member of a tar.
 
     Attributes:
-        name: as stored; bytes that are not UTF-8 appear as ``\\xNN``.
+        name: as stored; bytes that are not UTF-8 appear escaped.
         offset: of its data, in bytes from the start of the tar.
         size: of its data in bytes.
         kind: what it is.
@@ -70,7 +72,7 @@ class Break:
         return Reason.BROKEN_TAR
 
 
-class _Damaged(Exception):
+class _DamagedError(Exception):
     """A block that is no sound header."""
 
 
@@ -154,7 +156,7 @@ def read_tar(
             continue
         try:
             header = _parse_header(block, strict=lost)
-        except _Damaged as damage:
+        except _DamagedError as damage:
             if not lost:
                 yield Break(at, str(damage))
             lost, extended = True, {}
@@ -165,16 +167,16 @@ def read_tar(
             payload = feed.take(_padded(header.size)) if header.size <= _LONGEST_EXTENSION else b""
             try:
                 if header.size > _LONGEST_EXTENSION:
-                    raise _Damaged(f"an extended header of {header.size} bytes")
+                    raise _DamagedError(f"an extended header of {header.size} bytes")
                 if len(payload) < header.size:
-                    raise _Damaged("the tar ends inside an extended header")
+                    raise _DamagedError("the tar ends inside an extended header")
                 if header.type == b"g":
                     for_all |= _parse_pax(payload[: header.size])
                 elif header.type == b"x":
                     extended |= _parse_pax(payload[: header.size])
                 elif header.type == b"L":
                     extended["path"] = payload[: header.size].rstrip(b"\0")
-            except _Damaged as damage:
+            except _DamagedError as damage:
                 yield Break(at, str(damage))
                 lost, extended = True, {}
             continue
@@ -231,16 +233,16 @@ def leaves_folder(name: str) -> bool:
 
 
 def _parse_header(block: bytes, strict: bool) -> _Header:
-    """Raises ``_Damaged``. ``strict`` asks for the ustar magic as well: data can pass for an old header by chance."""
+    """Raises ``_DamagedError``; ``strict`` asks for the ustar magic too, as data can pass for an older header."""
     magic = block[257:263]
     if strict and magic[:5] != b"ustar":
-        raise _Damaged("no header")
+        raise _DamagedError("no header")
+    if block[:2] == b"\x1f\x8b":
+        raise _DamagedError("compressed with gzip; decompress it: samples are read by their place in the tar")
     stored = _number(block[148:156], "checksum")
     unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
     if stored != unsigned and stored != unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:]):
-        if block[:2] == b"\x1f\x8b":
-            raise _Damaged("compressed with gzip; decompress it: samples are read by their place in the tar")
-        raise _Damaged("a damaged header: its checksum does not fit")
+        raise _DamagedError("a damaged header: its checksum does not fit")
     name = block[:100].split(b"\0", 1)[0]
     if magic == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name
@@ -257,7 +259,7 @@ def _number(field: bytes, what: str) -> int:
     except ValueError:
         value = -1
     if value < 0:
-        raise _Damaged(f"a damaged header: its {what} is {field!r}")
+        raise _DamagedError(f"a damaged header: its {what} is {field!r}")
     return value
 
 
@@ -270,11 +272,11 @@ def _parse_pax(payload: bytes) -> dict[str, bytes]:
         record = payload[at : at + length]
         keyword, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not equals or len(record) != length or record[-1:] != b"\n":
-            raise _Damaged("a damaged PAX header")
+            raise _DamagedError("a damaged PAX header")
         facts[keyword.decode("utf-8", "backslashreplace")] = value
         at += length
     if "size" in facts and not facts["size"].isdigit():
-        raise _Damaged(f"a PAX header gives the size {facts['size']!r}")
+        raise _DamagedError(f"a PAX header gives the size {facts['size']!r}")
     return facts
 
 

@@ -90,4 +90,4 @@ def _is_cut(data: bytes) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if kind == "bmp":
         return len(data) < int.from_bytes(data[2:6], "little")
-    return kind is not None and _END_MARK[kind] not in data[-_END_WINDOW:]
+    return kind is not None and data.rfind(_END_MARK[kind], -_END_WINDOW) < 0

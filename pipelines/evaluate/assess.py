@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.corpus import question_answers
+from pipelines.data.corpus import read_texts
 from pipelines.data.index import Index
 from pipelines.data.loader import Source
 from pipelines.data.stream import StreamConfig
@@ -46,7 +46,8 @@ def assess(
     The floors are learned from the training split of ``index``.
     """
     answers = pa.concat_tables(list(collect(predict(model, source, config, stream))))
-    floors = Floors.learn(question_answers(index, "train"))
+    questions = (question for texts in read_texts(index, "train") for question in texts.questions)
+    floors = Floors.learn((q.question, q.answer) for q in questions if q.answer is not None)
     predictor = Predictor.from_pretrained(model)
     report = score(answers, source.split or "all", floors, predictor.processor.labels)
     page = illustrate(choose(answers, examples), index, predictor)

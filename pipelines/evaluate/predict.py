@@ -59,7 +59,9 @@ class _Answerer:
 
     def __init__(self, model: str, config: PredictConfig) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
-        self._predictor = Predictor.from_pretrained(model, device, config.threads or max(1, int(config.cpus_per_worker)))
+        self._predictor = Predictor.from_pretrained(
+            model, device, config.threads or max(1, int(config.cpus_per_worker))
+        )
         self._top_k = config.top_k
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -115,5 +117,3 @@ def write(tables: Iterator[pa.Table], file: Path) -> int:
             rows += table.num_rows
     partial.rename(file)
     return rows
-
-

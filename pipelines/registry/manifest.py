@@ -1,6 +1,7 @@
 """The manifest of a model's folder: the sha256 of each file, as MLflow keeps no checksums of artifacts.
 
-This file is stored with each model, which checks itself with it, so it imports nothing but the standard library.
+This file is stored with each model, which checks itself with it. So it imports nothing but the standard library and
+errors.py, which is stored too.
 """
 
 from __future__ import annotations
@@ -9,13 +10,11 @@ import hashlib
 import json
 from pathlib import Path
 
+from pipelines.registry.errors import ArtifactError
+
 MANIFEST = "manifest.json"
 # MLflow adds the first to a download; Python adds the second when it imports the code.
 _NOT_OURS = frozenset({"registered_model_meta", "__pycache__"})
-
-
-class ArtifactError(Exception):
-    """A stored model whose files are not those that were stored. The message names them and the remedy."""
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import vlmodel.config
-from pipelines.registry import manifest
+from pipelines.registry import errors, manifest
 
 _REQUIREMENTS = (
     "mlflow",
@@ -58,10 +58,11 @@ def build(checkpoint: Path, package: Path, example: tuple[bytes, str], origin: M
         sha256 of the package's manifest.
     """
     with TemporaryDirectory() as scratch:
-        # Only this file of the package, at the place where the stored code imports it from.
+        # Only these files of the package, at the place where the stored code imports them from.
         code = Path(scratch) / "pipelines" / "registry"
         code.mkdir(parents=True)
-        shutil.copy(manifest.__file__, code)
+        for module in (manifest, errors):
+            shutil.copy(str(module.__file__), code)
         with no_progress_bar():
             pyfunc.save_model(
                 str(package),

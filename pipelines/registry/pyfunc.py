@@ -1,7 +1,7 @@
 """The MLflow form of a visual question answering model, stored as this source file ("models from code").
 
 Nothing of the model is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored
-with ``vlmodel`` and with the manifest's module, and imports nothing else of this repository.
+with ``vlmodel`` and the modules of the manifest, and imports nothing else of this repository.
 
 Importing it declares the model to MLflow, which is how MLflow loads such files; nothing here imports it.
 """
@@ -22,6 +22,7 @@ from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example, ImageError
 
 IMAGES_AT_ONCE = 32
+_Row = tuple[str | None, float | None, str | None, str | None]
 
 
 class VisualQuestionAnswering(PythonModel):
@@ -52,7 +53,7 @@ class VisualQuestionAnswering(PythonModel):
             and ``error`` (why the image could not be read; the other three are then empty).
         """
         top_k = int((params or {}).get("top_k", 5))
-        results: list[dict[str, Any]] = [{}] * len(model_input)
+        results: list[_Row] = [(None, None, None, None)] * len(model_input)
         # An image is decoded and encoded once, however many rows ask about it.
         rows_of: dict[bytes, list[int]] = {}
         for row, image in enumerate(model_input["image"]):
@@ -65,14 +66,16 @@ class VisualQuestionAnswering(PythonModel):
             for image, answered in zip(some, self._answer(examples, top_k), strict=True):
                 for row, result in zip(rows_of[image], answered, strict=True):
                     results[row] = result
-        return pd.DataFrame(results, columns=["answer", "probability", "answers", "error"])
+        # As objects, so that what is missing is null in JSON and not NaN, which is no JSON.
+        table = pd.DataFrame(results, columns=["answer", "probability", "answers", "error"], dtype=object)
+        return table if table["probability"].isna().any() else table.astype({"probability": float})
 
-    def _answer(self, examples: Sequence[Example], top_k: int) -> Iterator[list[dict[str, Any]]]:
+    def _answer(self, examples: Sequence[Example], top_k: int) -> Iterator[list[_Row]]:
         try:
             predicted = self.predictor.predict(examples, top_k=top_k)
         except ImageError as error:
             if len(examples) == 1:
-                yield [{"error": str(error)} for _ in examples[0].texts]
+                yield [(None, None, None, str(error)) for _ in examples[0].texts]
                 return
             # One bad image must not cost its neighbours their answers.
             for example in examples:
@@ -82,9 +85,9 @@ class VisualQuestionAnswering(PythonModel):
             yield [_row(prediction) for prediction in predictions]
 
 
-def _row(prediction: Prediction) -> dict[str, Any]:
+def _row(prediction: Prediction) -> _Row:
     answer, probability = prediction.answers[0]
-    return {"answer": answer, "probability": probability, "answers": json.dumps(prediction.answers)}
+    return answer, probability, json.dumps(prediction.answers), None
 
 
 set_model(VisualQuestionAnswering())

@@ -23,6 +23,7 @@ from mlflow.models import Model
 
 from pipelines.registry import manifest, package
 from pipelines.registry.config import RegistryConfig
+from pipelines.registry.errors import ArtifactError, RegistryError
 from pipelines.registry.gate import Score
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.train.tracking import RUN_TAG, TrackingConfig, connect, explained, tracking_uri
@@ -31,10 +32,6 @@ log = logging.getLogger(__name__)
 
 CHAMPION, PREVIOUS = "champion", "previous"
 MANIFEST_TAG, MODEL_TAG = "manifest_sha256", "model_sha256"
-
-
-class RegistryError(RuntimeError):
-    """A model or version that the registry does not have. The message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +152,13 @@ class Registry:
                 f"model {self.name!r} has no version {version!r}; it has: {', '.join(self._numbers()) or 'none'}"
             ) from error
 
+    def newest(self, run_name: str) -> ModelVersion | None:
+        """The newest version that a training run of this name registered, None where there is none."""
+        with explained(f"look up versions of model {self.name!r}"):
+            query = f"name = '{self.name}' and tags.run_name = '{run_name}'"
+            found = [_version(stored) for stored in self._client.search_model_versions(query)]
+        return max(found, key=lambda version: int(version.version), default=None)
+
     def champion(self) -> LocalModel:
         """The version in use, downloaded and verified.
 
@@ -178,7 +182,7 @@ class Registry:
         """
         expected = version.tags.get(MANIFEST_TAG)
         if expected is None:
-            raise manifest.ArtifactError(
+            raise ArtifactError(
                 f"version {version.version} of model {self.name!r} has no tag {MANIFEST_TAG}, so its files cannot be "
                 "verified; register the model again with this program"
             )
@@ -186,7 +190,7 @@ class Registry:
         if place.is_dir():
             try:
                 manifest.verify(place, expected)
-            except manifest.ArtifactError:
+            except ArtifactError:
                 log.warning("the local copy of %s version %s is damaged; downloading", self.name, version.version)
                 shutil.rmtree(place)
         if not place.is_dir():

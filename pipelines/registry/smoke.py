@@ -1,7 +1,7 @@
 """The smoke test of a stored model: does it answer in a fresh process that has nothing of this repository?
 
-This file is also the program of that process. It is started in isolated mode, where neither the working directory nor
-PYTHONPATH can lend the model code that is not stored with it.
+That process is started in isolated mode, where neither the working directory nor PYTHONPATH can lend the model code
+that is not stored with it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipelines.registry.errors import SmokeError
 
-class SmokeError(Exception):
-    """A stored model that does not load or does not answer by itself."""
+PROGRAM = Path(__file__).with_name("_smoke_program.py")
 
 
 def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], timeout_s: float = 600) -> list[str]:
@@ -28,7 +28,7 @@ def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], t
     """
     request = json.dumps([[base64.b64encode(image).decode(), question] for image, question in rows])
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-I", __file__, str(package.absolute())]
+    command = [sys.executable, "-I", str(PROGRAM), str(package.absolute())]
     with TemporaryDirectory() as nowhere:
         try:
             done = subprocess.run(
@@ -40,20 +40,3 @@ def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], t
         raise SmokeError(f"model {str(package)!r} does not work in a fresh process: ...{done.stderr.strip()[-1500:]}")
     answers: list[str] = json.loads(done.stdout.splitlines()[-1])
     return answers
-
-
-def main(package: str) -> None:
-    """Read rows from standard input and print the answers as the last line."""
-    import mlflow.pyfunc
-    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-
-    rows = [(base64.b64decode(image), question) for image, question in json.load(sys.stdin)]
-    table = pd.DataFrame(rows, columns=["image", "question"])
-    predicted = mlflow.pyfunc.load_model(package).predict(table)
-    if errors := [error for error in predicted["error"] if isinstance(error, str)]:
-        raise SmokeError(errors[0])
-    print(json.dumps(list(predicted["answer"])))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

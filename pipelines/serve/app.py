@@ -89,6 +89,8 @@ def _add_vqa(app: FastAPI, service: Service, config: ServeConfig) -> None:
         for status, text in {
             400: "The body is not JSON, or not a form.",
             401: "The API key is missing or wrong.",
+            403: "From another machine or under another name, where there are no API keys.",
+            408: "The request took too long to arrive.",
             413: "The body or the image is too large.",
             415: "Neither application/json nor multipart/form-data.",
             422: "The image or a field cannot be used.",

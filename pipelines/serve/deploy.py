@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,20 +104,22 @@ def start(
     running = bool(serve.status().proxies)
     if not running:
         check_port_free(config.host, config.port)
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly if is_loopback(config.host) else ProxyLocation.EveryNode,
-        http_options=HTTPOptions(
-            host=config.host,
-            port=config.port,
-            # The application times requests itself (a client's header can change this one); this ends what it cannot.
-            request_timeout_s=config.request_timeout_s + config.shutdown_timeout_s,
-        ),
-        logging_config=LoggingConfig(enable_access_log=False),
-    )
     address = address_of(config)
     try:
-        target = serve.RunTarget(application, name=APP_NAME, route_prefix="/")
-        serve.run_many([target], wait_for_applications_running=False)
+        with _quiet():
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly if is_loopback(config.host) else ProxyLocation.EveryNode,
+                http_options=HTTPOptions(
+                    host=config.host,
+                    port=config.port,
+                    # The application times requests itself (a client's header can change this one); this ends what
+                    # it cannot.
+                    request_timeout_s=config.request_timeout_s + config.shutdown_timeout_s,
+                ),
+                logging_config=LoggingConfig(enable_access_log=False),
+            )
+            target = serve.RunTarget(application, name=APP_NAME, route_prefix="/")
+            serve.run_many([target], wait_for_applications_running=False)
         _wait_until_ready(config, address, report)
     except BaseException:
         if not running:
@@ -124,6 +127,18 @@ def start(
                 stop()
         raise
     return address
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Serve from telling that it starts twice: once with our options, once more for the application."""
+    logger = logging.getLogger("ray.serve")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def stop() -> None:
@@ -138,7 +153,7 @@ def address_of(config: ServeConfig) -> str:
     return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
-def check_port_free(host: str, port: int) -> None:
+def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
     """Refuse a port that something listens on. Serve's own proxy shares ports and would not notice.
 
     Raises:
@@ -156,10 +171,10 @@ def check_port_free(host: str, port: int) -> None:
             listener.listen(1)
         except OSError as error:
             reason = {
-                errno.EADDRINUSE: "is in use; stop what listens there, or choose another with serve.port=...",
-                errno.EACCES: "needs more rights; choose one above 1023 with serve.port=...",
+                errno.EADDRINUSE: f"is in use; stop what listens there, or choose another with {setting}=...",
+                errno.EACCES: f"needs more rights; choose one above 1023 with {setting}=...",
                 errno.EADDRNOTAVAIL: "cannot be opened on that host; set serve.host=127.0.0.1",
-            }.get(error.errno or 0, f"cannot be opened ({error}); choose another with serve.port=...")
+            }.get(error.errno or 0, f"cannot be opened ({error}); choose another with {setting}=...")
             raise ServeError(f"port {port} on {host} {reason}") from None
 
 

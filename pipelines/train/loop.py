@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -92,7 +92,12 @@ class Hooks(Protocol):
 
 
 def train(
-    trainer: TrainStep, schedule: Schedule, feed: Feed, config: TrainConfig, progress: Progress, hooks: Hooks,
+    trainer: TrainStep,
+    schedule: Schedule,
+    feed: Feed,
+    config: TrainConfig,
+    progress: Progress,
+    hooks: Hooks,
     ledger: Ledger | None = None,
 ) -> Progress:
     """Run all global steps from ``progress.step`` on.
@@ -214,4 +219,6 @@ class Meter:
 
 def resumed(state: Mapping[str, Any] | None) -> Progress:
     """The progress that a checkpoint's state holds, or a new one."""
-    return Progress() if state is None else Progress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))
+    return (
+        Progress() if state is None else Progress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))
+    )

@@ -147,7 +147,7 @@ class Tracker(NullTracker):
         self._client, self._owner = client, owner
         self.handle, self.run_id = handle, handle.run_id
         with explained(f"read run {self.run_id}"):
-            self._known_metrics = set(client.get_run(self.run_id).data.metrics)
+            client.get_run(self.run_id)
         self._queue: MetricQueue | None = None
         self._monitor: SystemMetricsMonitor | None = None
         self._closed = False
@@ -187,6 +187,16 @@ class Tracker(NullTracker):
         if handle.system_metrics:
             tracker._start_monitor()
         return tracker
+
+    @classmethod
+    def of_run(cls, config: TrackingConfig, storage: str, run_id: str) -> Tracker:
+        """Add to a run that has ended, as an evaluation does; closing leaves its status as it is.
+
+        Raises:
+            TrackingError: the server cannot be reached, or has no such run.
+        """
+        uri = tracking_uri(config, storage)
+        return cls(connect(uri), RunHandle(uri, run_id, system_metrics=False), owner=False)
 
     def log_params(self, tree: Mapping[str, Any], volatile: Collection[str] = ()) -> None:
         """Record the configuration: each setting as a parameter ``a.b.c``, the whole tree as ``config.json``.
@@ -249,6 +259,9 @@ class Tracker(NullTracker):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Queue one line for each metric and return at once; a (metric, step) that is recorded already is left out.
+
+        What is recorded of a metric is read when this process first logs it, so two processes must not log the same
+        metric at the same time; one after the other they may.
 
         Raises:
             TrackingError: a name that MLflow refuses, or an outage so long that no more lines fit into memory.
@@ -342,8 +355,6 @@ class Tracker(NullTracker):
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
     def _written_steps(self, key: str) -> set[int]:
-        if key not in self._known_metrics:
-            return set()
         return {metric.step for metric in self._client.get_metric_history(self.run_id, key)}
 
     def _refuse_changes(self, values: Mapping[str, tuple[str, str]]) -> None:

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from pipelines.train.provenance import redact
 from vlmodel.config import Section
@@ -34,6 +34,8 @@ class TrackingConfig(Section):
     """Name of the registered model."""
     system_metrics: bool = True
     """Record processor, memory, disk, network and GPU load of the machine of rank 0."""
+    page_port: int = Field(5000, ge=1, le=65535)
+    """Port of the MLflow page that the pipeline job shows (loopback only)."""
 
     @field_validator("uri")
     @classmethod
@@ -76,8 +78,10 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
 
 def page_command(uri: str, port: int = 5000) -> list[str]:
     """Command line of a server that shows the runs under a database ``uri`` as a page at http://127.0.0.1:``port``."""
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    return [*server, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # Without its job execution: seven processes for features of language models, which take minutes of two cores to
+    # start and outlive a server that is killed.
+    server = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", sys.executable, "-m", "mlflow", "server"]
+    return [*server, "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
 def artifact_location(uri: str, storage: str) -> str | None:

@@ -74,9 +74,7 @@ def train_worker(arguments: Mapping[str, RunSpec]) -> None:
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
     progress = resumed(_restore(spec, trainer, rank, device))
 
-    parts = TrainingParts(
-        spec.train_source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment
-    )
+    parts = TrainingParts(spec.train_source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank) if spec.train.ledger else None
     tracker = Tracker.attach(spec.run) if rank == 0 and spec.run is not None else NullTracker()

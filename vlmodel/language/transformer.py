@@ -202,6 +202,6 @@ def _locality(pretrained: str) -> dict[str, bool]:
 def _drop_unused(encoder: nn.Module) -> None:
     """Take away what no loss of ours reaches: data-parallel training waits for every parameter's gradient."""
     if isinstance(getattr(encoder, "pooler", None), nn.Module):
-        encoder.pooler = None
+        encoder.register_module("pooler", None)
     if isinstance(getattr(encoder, "mask_emb", None), nn.Parameter):  # XLNet's, for its pretraining
         encoder.mask_emb.requires_grad_(False)

@@ -13,8 +13,9 @@ from torch import nn
 
 Stem = Literal["imagenet", "small"]
 
-# Not chains of convolutional blocks: attention models (another part's work), and networks with side exits.
-_EXCLUDED = ("vit_", "swin_", "maxvit_", "googlenet", "inception_")
+# Attention models are another part's work; GoogLeNet and Inception have side exits; a RegNet computes with tensors while it
+# is built, so that it cannot be laid out on the meta device, on which checkpoints are opened.
+_EXCLUDED = ("vit_", "swin_", "maxvit_", "googlenet", "inception_", "regnet_")
 _HEAD = ("avgpool", "fc", "classifier", "dropout")
 _PROBE = 256
 
@@ -50,8 +51,8 @@ def check(name: str, stem: Stem) -> None:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
         raise ValueError(
-            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any CNN classifier of "
-            "torchvision.models.list_models() can be used"
+            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any ResNet, VGG, "
+            "DenseNet, MobileNet, EfficientNet or ConvNeXt of torchvision.models.list_models() can be used"
         )
     if stem == "small" and "layer1" not in layout(name, "imagenet").blocks:
         raise ValueError(f"stem='small' is made for ResNets, and name={name!r} is none; use stem='imagenet'")
@@ -74,11 +75,10 @@ def create(name: str, stem: Stem) -> nn.Module:
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(torchvision's name, block) of all that comes before pooling and classifier, in order of computation."""
-    chain = ("features", "layers", "trunk_output")
     for name, child in model.named_children():
         if name.startswith(_HEAD):
             return
-        if name in chain:
+        if name in ("features", "layers"):
             yield from ((f"{name}.{inner}", block) for inner, block in child.named_children())
         else:
             yield name, child

@@ -13,7 +13,7 @@ def sine_positions(height: int, width: int, dimensions: int, device: torch.devic
 
     The first half of the dimensions tells the row, the second the column, each as sines and cosines of geometrically
     spaced frequencies (Vaswani et al. 2017; in two dimensions Carion et al. 2020). Rows and columns are counted as
-    fractions of the grid, so a picture at another resolution gets the same positions.
+    fractions of the grid, so the middle of a picture has one position at every resolution.
     """
     half = (dimensions + 1) // 2
     rows = _sines((torch.arange(height, device=device) + 0.5) / height, half)
@@ -23,8 +23,8 @@ def sine_positions(height: int, width: int, dimensions: int, device: torch.devic
 
 
 def _sines(fraction: Tensor, dimensions: int) -> Tensor:
-    """(len(fraction), dimensions): sines, then cosines, from half a turn over the whole length to 64 turns."""
+    """(len(fraction), dimensions): sines, then cosines, from half a turn over the whole length to 16 turns."""
     count = (dimensions + 1) // 2
-    turns = torch.logspace(-1, 6, count, base=2.0, device=fraction.device)
+    turns = torch.logspace(-1, 4, count, base=2.0, device=fraction.device)
     angles = 2 * math.pi * fraction[:, None] * turns
     return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :dimensions]

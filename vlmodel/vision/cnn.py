@@ -1,4 +1,4 @@
-"""Convolutional backbones of torchvision's: VGG, ResNet, DenseNet, MobileNet, EfficientNet, ConvNeXt, RegNet, ..."""
+"""Convolutional backbones of torchvision's: VGG, ResNet, DenseNet, MobileNet, EfficientNet, ConvNeXt, ..."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Config(parts.VisionPart):
 
     kind: Literal["cnn"] = "cnn"
     name: str = "resnet18"
-    """Any CNN classifier of torchvision.models.list_models()."""
+    """A CNN classifier of torchvision.models.list_models(): any ResNet, VGG, DenseNet, EfficientNet, ConvNeXt, ..."""
     stages: int | None = Field(None, ge=1)
     """Stages to keep; null keeps all. A ResNet has four; after the third a grid cell stands for 16 x 16 pixels."""
     stem: Literal["imagenet", "small"] = "imagenet"

@@ -70,8 +70,9 @@ def place_of(thing: Object) -> str | None:
 
 def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
     """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
+    count = rng.randint(fewest, most)
     while True:
-        scene = _try_scene(rng, rng.randint(fewest, most))
+        scene = _try_scene(rng, count)
         if scene is not None:
             return scene
 

@@ -33,7 +33,8 @@ class Config(Source):
         root = source_folder(self.folder)
         rejects: list[Reject] = []
         samples: list[tuple[str, int, list[Question]]] = []
-        for split, file in self._splits(root).items():
+        splits = self._splits(root)
+        for split, file in splits.items():
             by_image: dict[int, list[Question]] = {}
             for number, row in enumerate(_rows(file)):
                 try:
@@ -43,7 +44,7 @@ class Config(Source):
                 else:
                     by_image.setdefault(image_id, []).append(question)
             samples += [(split, image_id, questions) for image_id, questions in sorted(by_image.items())]
-        images = {split: self._images(root, split) for split, _, _ in samples}
+        images = {split: self._images(root, split) for split in splits}
         return Reading(len(samples), _records(samples, images, rejects))
 
     def _splits(self, root: Path) -> dict[str, Path]:

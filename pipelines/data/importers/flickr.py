@@ -6,11 +6,13 @@ Captions come as a token file (``NAME.jpg#0<TAB>caption``) or as CSV with a head
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import TextIO
 
 from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importers._delimited import csv_rows, open_text
 from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, source_folder
 from pipelines.data.sample import Texts
 from pipelines.data.shards import SPLITS
@@ -73,57 +75,48 @@ def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
     """Captions by image name, in the file's order, and the lines that hold none."""
     captions: dict[str, list[str]] = {}
     rejects = []
-    # Surrogates stand for bytes that are not UTF-8, so that one such line does not cost the others.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        for number, name, caption in _caption_rows(file, lines.readline(), lines):
-            try:
-                _require_utf8(name, caption)
-                if not name or not caption:
-                    raise SampleError(Reason.BAD_SCHEMA, "the line is not an image name and a caption")
-            except SampleError as error:
-                rejects.append(Reject(f"{file.name}:{number}", error.reason, error.detail))
+    with open_text(file) as lines:
+        for number, row in _caption_rows(file, lines):
+            if isinstance(row, SampleError):
+                rejects.append(Reject(f"{file.name}:{number}", row.reason, row.detail))
             else:
+                name, caption = row
                 captions.setdefault(name, []).append(caption)
     if not captions:
         raise DataError(f"{file} holds no captions: expected NAME.jpg#0<TAB>caption, or CSV with image and caption")
     return captions, rejects
 
 
-def _caption_rows(file: Path, first: str, lines: Iterator[str]) -> Iterator[tuple[int, str, str]]:
-    """(line number, image name, caption) of every row; a caption is empty where the row has none."""
+def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, str] | SampleError]]:
+    """(line number, (image name, caption) or what is wrong with the line)."""
+    first = lines.readline()
     delimiter = next((mark for mark in "\t|," if mark in first), None)
     if delimiter is None:
         raise DataError(f"{file}: the first line {first.strip()!r:.60} is neither of a token file nor a CSV header")
     if delimiter == "\t":
-        for number, line in enumerate(_chain(first, lines), 1):
-            name, _, caption = line.partition("\t")
-            if line.strip():
-                yield number, name.rpartition("#")[0] or name, caption.strip()
+        name_column, caption_column, offset = 0, 1, 0
+        rows = csv_rows(chain([first], lines), delimiter, quoted=False)
     else:
         header = [column.strip().lower() for column in first.split(delimiter)]
-        caption_column = next((header.index(name) for name in ("caption", "comment") if name in header), None)
-        if not header[0].startswith("image") or caption_column is None:
+        name_column = next((header.index(name) for name in ("image", "image_name") if name in header), -1)
+        caption_column = next((header.index(name) for name in ("caption", "comment") if name in header), -1)
+        if min(name_column, caption_column) < 0:
             raise DataError(f"{file}: the header {first.strip()!r:.60} has no columns image and caption")
-        # Flickr30k's results.csv uses | and has stray quotes inside captions.
-        quoting = csv.QUOTE_NONE if delimiter == "|" else csv.QUOTE_MINIMAL
-        rows = csv.reader(lines, delimiter=delimiter, quoting=quoting)
-        for row in rows:
-            if row:
-                caption = row[caption_column] if len(row) > caption_column else ""
-                yield rows.line_num + 1, row[0].strip(), caption.strip()
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _require_utf8(*texts: str) -> None:
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise SampleError(Reason.BAD_UTF8, "the line is not UTF-8") from None
+        offset = 1
+        # Flickr30k's results.csv separates by | and does not quote.
+        rows = csv_rows(lines, delimiter, quoted=delimiter == ",")
+    for number, cells in rows:
+        if isinstance(cells, SampleError):
+            yield number + offset, cells
+            continue
+        name, caption = (cells[i].strip() if i < len(cells) else "" for i in (name_column, caption_column))
+        if delimiter == "\t":
+            name = name.rpartition("#")[0] or name
+        if name and caption:
+            yield number + offset, (name, caption)
+        else:
+            detail = f"{delimiter.join(cells)!r:.80} is not an image name and a caption"
+            yield number + offset, SampleError(Reason.BAD_SCHEMA, detail)
 
 
 def _read_list(file: Path) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,13 @@ import pyarrow.parquet
 
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importers._answers import consensus
+from pipelines.data.importers._delimited import csv_rows, open_text
 from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, key_of
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import canonical_split
 from pipelines.data.source import Reading, Record, Reject, Source
 
-_FORMATS = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
 
 
@@ -32,11 +32,11 @@ class Config(Source):
 
     kind: str = "table"
     file: str
-    """The table: .csv, .tsv, .jsonl, .ndjson or .parquet."""
+    """The table: .csv, .tsv, .txt, .jsonl, .ndjson or .parquet."""
     images: str = ""
     """Folder or tar that image paths are relative to, itself relative to the table's folder; empty for that folder."""
     delimiter: str = ""
-    """Of a CSV; empty for a tab in .tsv and a comma otherwise."""
+    """Of a CSV; empty for a comma in .csv and a tab in .tsv and .txt."""
     header: list[str] = []
     """Names of a CSV's columns, where its first line does not name them."""
     image: str = "image"
@@ -79,7 +79,7 @@ class Config(Source):
     def _rows(self, file: Path) -> Iterator[_Row | Reject]:
         match _FORMATS[file.suffix.lower()]:
             case "csv":
-                delimiter = self.delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+                delimiter = self.delimiter or ("," if file.suffix.lower() == ".csv" else "\t")
                 yield from _csv_rows(file, delimiter, self.header, self._require_columns)
             case "jsonl":
                 yield from _jsonl_rows(file)
@@ -202,26 +202,24 @@ class _Sample:
             raise SampleError(Reason.DUPLICATE_KEY, f"another row has this key with image {self.image!r}")
 
 
-def _csv_rows(file: Path, delimiter: str, header: list[str], require_columns: Any) -> Iterator[_Row | Reject]:
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        rows = csv.reader(lines, delimiter=delimiter)
-        columns = header or next(rows, [])
+def _csv_rows(
+    file: Path, delimiter: str, header: list[str], require_columns: Callable[[list[str]], Any]
+) -> Iterator[_Row | Reject]:
+    with open_text(file) as lines:
+        rows = csv_rows(lines, delimiter)
+        columns = header
+        if not header:
+            _, first = next(rows, (0, []))
+            if isinstance(first, SampleError):
+                raise DataError(f"{file}: the header cannot be read ({first.detail}); name columns by source.header")
+            columns = first
         require_columns(columns)
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                yield Reject(f"{file.name}:{rows.line_num}", Reason.BAD_SCHEMA, str(error))
-                continue
-            if row is None:
-                return
-            place = f"{file.name}:{rows.line_num}"
-            if not row:
-                continue
-            if len(row) != len(columns):
+        for number, row in rows:
+            place = f"{file.name}:{number}"
+            if isinstance(row, SampleError):
+                yield Reject(place, row.reason, row.detail)
+            elif len(row) != len(columns):
                 yield Reject(place, Reason.BAD_SCHEMA, f"{len(row)} cells, but the table has {len(columns)} columns")
-            elif any(not _is_utf8(cell) for cell in row):
-                yield Reject(place, Reason.BAD_UTF8, "the row is not UTF-8")
             else:
                 yield _Row(place, dict(zip(columns, row, strict=True)))
 
@@ -245,7 +243,7 @@ def _jsonl_rows(file: Path) -> Iterator[_Row | Reject]:
                     yield Reject(place, Reason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
 
 
-def _parquet_rows(file: Path, require_columns: Any) -> Iterator[_Row | Reject]:
+def _parquet_rows(file: Path, require_columns: Callable[[list[str]], list[str]]) -> Iterator[_Row | Reject]:
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             columns = require_columns(table.schema_arrow.names)
@@ -256,14 +254,6 @@ def _parquet_rows(file: Path, require_columns: Any) -> Iterator[_Row | Reject]:
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Parquet ({error}); write it anew") from None
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _image(cell: Any, column: str) -> str | bytes:

@@ -34,15 +34,19 @@ function fields(schema, depth = 0) {
     table.append(element("tr", "",
       element("td", "", element("code", "", name), needed),
       element("td", "", typeOf(property)),
-      element("td", "", (property.description ?? resolve(property).description ?? "") + standard)));
+      element("td", "", ...prose((property.description ?? resolve(property).description ?? "") + standard))));
     const nested = [property, property.items, ...(property.anyOf ?? [])].find((option) => option?.$ref);
     if (nested && depth < 3) inner.push(element("h4", "", typeOf(nested)), fields(nested, depth + 1));
   }
   return element("div", "", table, ...inner);
 }
 
+function prose(text) {
+  return text.split(/`([^`]+)`/).map((part, i) => (i % 2 ? element("code", "", part) : part));
+}
+
 function example(value) {
-  const text = JSON.stringify(value, (key, part) => (typeof part === "string" && part.length > 60 ? `${part.slice(0, 40)}…` : part), 2);
+  const text = JSON.stringify(value, (key, part) => (typeof part === "string" && part.length > 60 && !part.includes(" ") ? `${part.slice(0, 40)}…` : part), 2);
   return element("pre", "", text);
 }
 
@@ -85,9 +89,9 @@ try {
   document.title = `API of ${spec.info.title}`;
   document.getElementById("openapi-version").textContent = spec.openapi;
   doc.replaceChildren(element("h1", "", spec.info.title), element("p", "", spec.info.description ?? ""));
-  for (const [path, verbs] of Object.entries(spec.paths)) {
-    for (const [verb, details] of Object.entries(verbs)) doc.append(operation(path, verb, details));
-  }
+  const operations = Object.entries(spec.paths).flatMap(([path, verbs]) => Object.entries(verbs).map(([verb, details]) => [path, verb, details]));
+  operations.sort((a, b) => (b[1] === "post") - (a[1] === "post"));
+  for (const parts of operations) doc.append(operation(...parts));
   const error = schemas.ErrorBody;
   doc.append(element("section", "card", element("h3", "", "Errors"), element("p", "", error?.description ?? ""), ...(error?.examples ?? []).map(example)));
 } catch (error) {

@@ -62,7 +62,8 @@ async function describeModel() {
   try {
     state.model = await fetchJSON("v1/model");
     $("model-dot").className = "dot ready";
-    $("model-text").textContent = `${state.model.name} · version ${state.model.version} · ${state.model.labels} answers`;
+    $("model-chip").title = `It knows ${state.model.labels} answers.`;
+    $("model-text").textContent = `${state.model.name} · version ${state.model.version}`;
   } catch (error) {
     $("model-dot").className = "dot down";
     $("model-text").textContent = error.status === 401 ? "locked" : error.status === 503 ? "loading the model" : "not reachable";
@@ -172,7 +173,7 @@ function drawHeat() {
   const pen = cells.getContext("2d"), pixels = pen.createImageData(columns, rows);
   weights.flat().forEach((weight, i) => {
     const t = largest > least ? (weight - least) / (largest - least) : 0.5;
-    pixels.data.set([...ramp(t), Math.round(255 * (0.42 + 0.5 * t))], 4 * i);
+    pixels.data.set([...ramp(t), Math.round(255 * (0.1 + 0.75 * t))], 4 * i);
   });
   pen.putImageData(pixels, 0, 0);
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.registry.manifest import ArtifactError, digest, verify, write
+from pipelines.registry.errors import ArtifactError
+from pipelines.registry.manifest import digest, verify, write
 
 
 @pytest.fixture

@@ -5,18 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from mlflow.models import Model
 
-from pipelines.registry import smoke
+from pipelines.registry import manifest, smoke
+from pipelines.registry import registry as registry_module
 from pipelines.registry.config import RegistryConfig
+from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.gate import Score
-from pipelines.registry.manifest import ArtifactError
-from pipelines.registry.registry import LocalModel, Registry, RegistryError
-from pipelines.registry.smoke import SmokeError, answers_in_fresh_process
+from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.train.tracking import Tracker, TrackingConfig, connect
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -71,6 +74,7 @@ def test_a_model_is_registered_with_its_score_once(
     ours = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
     assert ours == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
     run = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
+    assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
     signature = Model.load(str(local.package)).signature
     assert signature is not None
@@ -79,31 +83,40 @@ def test_a_model_is_registered_with_its_score_once(
         ("question", "string"),
     ]
     example_input = Model.load(str(local.package)).load_input_example(str(local.package))
-    assert example_input is not None
+    assert isinstance(example_input, pd.DataFrame)
     assert list(example_input["question"]) == [QUESTION]
 
 
-def test_the_stored_model_answers_by_mlflow_alone(
-    registry: Registry, run_id: str, checkpoint: Path, pictures: list[bytes], score: Score, tmp_path: Path
+def test_the_stored_model_answers_by_itself(
+    storage: str,
+    tracking: TrackingConfig,
+    run_id: str,
+    checkpoint: Path,
+    pictures: list[bytes],
+    score: Score,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In fresh processes, unpickling forbidden, by the code that is stored with it and not by this repository's."""
+    smoke_answers: list[str] = []
+
+    def recorded(package: Path, rows: Sequence[tuple[bytes, str]]) -> None:
+        smoke_answers.extend(answers_in_fresh_process(package, rows))
+
+    monkeypatch.setattr(registry_module, "answers_in_fresh_process", recorded)
+    registry = Registry.open(tracking, storage)
     local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
     predictor = Predictor.from_pretrained(checkpoint)
-    asked = [(image, QUESTION) for image in pictures]
-    expected = [predictor.predict([Example(image, (text,))])[0][0].answers for image, text in asked]
-    assert answers_in_fresh_process(local.package, asked) == [answers[0][0] for answers in expected]
+    expected = [predictor.predict([Example(image, (QUESTION,))])[0][0].answers for image in pictures]
+    assert smoke_answers == [expected[0][0][0]]
 
-    rows = [[base64.b64encode(image).decode(), text] for image, text in asked]
-    rows.insert(1, [base64.b64encode(b"no image").decode(), QUESTION])
+    # The stored code, and no other, says where it is.
+    code = local.package / "code" / "vlmodel" / "inference.py"
+    code.write_text(code.read_text() + "\nimport sys\nsys.stderr.write('FROM ' + __file__ + chr(10))\n")
+    manifest.write(local.package)
+    rows = [[base64.b64encode(image).decode(), QUESTION] for image in (pictures[0], b"no image", *pictures[1:])]
     request = {"dataframe_split": {"columns": ["image", "question"], "data": rows}, "params": {"top_k": 2}}
     (tmp_path / "request.json").write_text(json.dumps(request))
-    # The marker proves whose code it was: the process prints where vlmodel came from.
-    marker = local.package / "code" / "vlmodel" / "inference.py"
-    marker.write_text(marker.read_text() + "\nimport sys\nsys.stderr.write('FROM ' + __file__ + chr(10))\n")
-    (local.package / "manifest.json").unlink()
-    rewrite = "import sys, pathlib; from pipelines.registry import manifest; manifest.write(pathlib.Path(sys.argv[1]))"
-    repository = Path(__file__).resolve().parents[3]
-    subprocess.run([sys.executable, "-c", rewrite, str(local.package)], cwd=repository, check=True)
     command = [sys.executable, "-m", "mlflow", "models", "predict", "--env-manager", "local", "-m", str(local.package)]
     command += ["-i", "request.json", "-o", "answers.json", "-t", "json"]
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
@@ -113,8 +126,8 @@ def test_the_stored_model_answers_by_mlflow_alone(
     assert f"FROM {local.package}/code/vlmodel/inference.py" in done.stderr
     answers = json.loads((tmp_path / "answers.json").read_text())["predictions"]
     bad = answers.pop(1)
-    assert bad["answer"] is None
-    assert "undecodable" in bad["error"]
+    assert "undecodable" in bad.pop("error")
+    assert bad == {"answer": None, "probability": None, "answers": None}
     for row, ranked in zip(answers, expected, strict=True):
         assert (row["answer"], row["error"]) == (ranked[0][0], None)
         assert row["probability"] == pytest.approx(ranked[0][1], abs=1e-6)
@@ -122,11 +135,20 @@ def test_the_stored_model_answers_by_mlflow_alone(
 
 
 def test_a_model_that_fails_the_smoke_test_is_not_registered(
-    storage: str, tracking: TrackingConfig, run_id: str, checkpoint: Path, score: Score
+    storage: str,
+    tracking: TrackingConfig,
+    run_id: str,
+    checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    (tmp_path / "fails.py").write_text("raise ImportError('no module named vlmodel')")
+    monkeypatch.setattr(smoke, "PROGRAM", tmp_path / "fails.py")
     registry = Registry.open(tracking, storage)
-    with pytest.raises(SmokeError, match=r"does not work in a fresh process: (.|\n)*undecodable image"):
-        registry.log_model(run_id, checkpoint, (b"no image", QUESTION), score)
+    with pytest.raises(SmokeError, match=r"does not work in a fresh process: (.|\n)*no module named vlmodel"):
+        registry.log_model(run_id, checkpoint, example, score)
     with pytest.raises(RegistryError, match="it has: none"):
         registry.version("1")
     assert not list((Path(storage) / "mlartifacts").rglob("*.safetensors"))
@@ -135,7 +157,7 @@ def test_a_model_that_fails_the_smoke_test_is_not_registered(
 def test_a_smoke_test_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "hangs.py"
     program.write_text("import time\ntime.sleep(600)\n")
-    monkeypatch.setattr(smoke, "__file__", str(program))
+    monkeypatch.setattr(smoke, "PROGRAM", program)
     with pytest.raises(SmokeError, match=r"did not answer within 0\.2 s"):
         answers_in_fresh_process(tmp_path, [], timeout_s=0.2)
 
@@ -163,6 +185,8 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     registry.promote("2", "better")
     registry.promote("2", "better")
     assert aliases() == ["2", "1"]
+    assert registry.newest("run-1") == registry.version("2")
+    assert registry.newest("run-2") is None
     champion = registry.champion()
     assert isinstance(champion, LocalModel)
     assert champion.score == replace(score, accuracy=0.95)

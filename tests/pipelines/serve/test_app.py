@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from typing import Any
 
 import httpx
@@ -45,7 +45,8 @@ def post(app: Any, body: Any, **options: Any) -> httpx.Response:
 def error_code(response: httpx.Response) -> str:
     """Its code, having checked that the answer has the shape of every error."""
     body = response.json()
-    assert body.keys() == {"error"} and body["error"].keys() == {"code", "message"}
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"code", "message"}
     assert body["error"]["message"]
     return str(body["error"]["code"])
 
@@ -113,8 +114,10 @@ def test_a_form_is_read_like_json(app: Any, service: FakeService, fields: dict[s
 def test_a_bad_field_is_refused_with_its_name_and_a_remedy(
     app: Any, service: FakeService, body: Any, code: str, hint: str
 ) -> None:
-    response = post(app, body) if body is not None else send(
-        app, "POST", "/v1/vqa", content=b"null", headers={"content-type": "application/json"}
+    response = (
+        post(app, body)
+        if body is not None
+        else send(app, "POST", "/v1/vqa", content=b"null", headers={"content-type": "application/json"})
     )
     assert (response.status_code, error_code(response)) == (422, code)
     assert hint in response.json()["error"]["message"]
@@ -182,17 +185,19 @@ def test_an_endless_body_without_a_length_is_cut_off_at_the_limit(app: Any, cont
     async def receive() -> dict[str, Any]:
         nonlocal received
         received += 1000
-        start = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' if received == 1000 else b""
+        start = (
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' if received == 1000 else b""
+        )
         return {"type": "http.request", "body": start + b"x" * 1000, "more_body": True}
 
-    sent: list[dict[str, Any]] = []
+    sent: list[MutableMapping[str, Any]] = []
 
-    async def send_message(message: dict[str, Any]) -> None:
+    async def send_message(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     scope = {
         "type": "http", "method": "POST", "path": "/v1/vqa", "raw_path": b"/v1/vqa", "query_string": b"",
-        "root_path": "", "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 9), "server": ("127.0.0.1", 80),
+        "root_path": "", "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 9),
         "headers": [(b"content-type", content_type.encode()), (b"host", b"localhost")],
     }  # fmt: skip
     asyncio.run(app(scope, receive, send_message))
@@ -251,12 +256,12 @@ def test_a_body_that_trickles_gets_408(service: FakeService) -> None:
         # httpx's own transport collects the body first; here it must reach the application as it comes.
         app = create_app(service, ServeConfig(request_timeout_s=0.05))
         chunks = body()
-        sent: list[dict[str, Any]] = []
+        sent: list[MutableMapping[str, Any]] = []
 
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": await anext(chunks), "more_body": True}
 
-        async def send_message(message: dict[str, Any]) -> None:
+        async def send_message(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
         scope = {
@@ -328,9 +333,7 @@ def test_with_keys_every_call_under_v1_needs_one(service: FakeService, headers: 
         ("127.0.0.1", "http://rebound.example", 403),
     ],
 )
-def test_without_keys_only_this_machine_is_answered(
-    service: FakeService, client: str, base: str, status: int
-) -> None:
+def test_without_keys_only_this_machine_is_answered(service: FakeService, client: str, base: str, status: int) -> None:
     async def go() -> tuple[int, int]:
         async with http(create_app(service, ServeConfig()), (client, 9), base) as session:
             asked = await session.post("/v1/vqa", json={"image": TEXT, "question": "A?"})
@@ -345,9 +348,12 @@ def test_the_pages_need_nothing_from_outside(app: Any) -> None:
         assert response.status_code == 200
         assert response.headers["content-type"] == "text/html; charset=utf-8"
         policy = response.headers["content-security-policy"]
-        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert "http" not in policy
         links = re.findall(r'(?:src|href)="([^"]+)"', response.text)
-        assert links and not [link for link in links if link.startswith(("http", "//", "data:"))]
+        assert links
+        assert not [link for link in links if link.startswith(("http", "//", "data:"))]
         assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=", response.text)
         for link in links:
             asset = send(app, "GET", "/" + link.removeprefix("./"))

@@ -71,7 +71,7 @@ def test_an_idle_model_waits_for_more_only_if_told_to() -> None:
         first = asyncio.create_task(batcher.submit(1))
         await asyncio.sleep(0.005)
         assert model.batches == []
-        assert await asyncio.gather(first, batcher.submit(2)) == [2, 4]
+        assert [await batcher.submit(2), await first] == [4, 2]
         assert model.batches == [[1, 2]]
 
     scenario(go)

@@ -59,7 +59,8 @@ def test_answers_over_http_are_those_of_the_predictor(address: str, model_folder
     for mine, plain in zip(got.answers, expected, strict=True):
         assert [ranked.answer for ranked in mine.answers] == [answer for answer, _ in plain.answers]
         np.testing.assert_allclose([r.probability for r in mine.answers], [p for _, p in plain.answers], atol=1e-5)
-        assert mine.attention is not None and plain.attention_HW is not None
+        assert mine.attention is not None
+        assert plain.attention_HW is not None
         np.testing.assert_allclose(mine.attention.weights, plain.attention_HW, atol=1e-4)
     assert (got.model.name, got.model.version) == ("vqa", "3")
     as_json = {"image": base64.b64encode(image).decode(), "questions": QUESTIONS, "top_k": 4, "attention": True}
@@ -91,7 +92,7 @@ def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str
         assert code(rebound) == (403, "foreign_host")
         slow_timeout = {"x-request-timeout-seconds": "0"}
         assert client.get("/v1/model", headers=slow_timeout).json()["labels"] == len(LABELS)
-    with pytest.raises(ServeError, match="422: empty_question: .*the question is empty"):
+    with pytest.raises(ServeError, match=r"422: empty_question: .*the question is empty"):
         ask(address, picture(), [" "])
     assert ask(address, picture(), QUESTIONS).model.version == "3"
 
@@ -113,10 +114,13 @@ def test_an_endless_body_over_http_is_cut_off(address: str) -> None:
 
 def test_it_listens_on_loopback_only(address: str) -> None:
     port = int(address.rpartition(":")[2])
-    hosts = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+    hosts = {
+        c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
+    }
     assert hosts == {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_new_version_replaces_the_old_one_without_a_refused_request(address: str, model_folder: Path) -> None:
     config = service_config(int(address.rpartition(":")[2]))
     image = picture()
@@ -127,7 +131,8 @@ def test_a_new_version_replaces_the_old_one_without_a_refused_request(address: s
             versions.append(ask(address, image, QUESTIONS).model.version)
     assert update.result() == address
     versions.append(ask(address, image, QUESTIONS).model.version)
-    assert versions[0] == "3" and versions[-1] == "4"
+    assert versions[0] == "3"
+    assert versions[-1] == "4"
     assert versions == sorted(versions)
 
 
@@ -151,7 +156,7 @@ def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_fold
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ServeError, match=f"port {port} on 127.0.0.1 is in use; .*serve.port="):
+        with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use; .*serve\.port="):
             deploy.check_port_free("127.0.0.1", port)
     deploy.check_port_free("127.0.0.1", port)
 
@@ -191,8 +196,18 @@ def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated() -> None:
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("LocalHost", True)]
-    + [("0.0.0.0", False), ("::", False), ("192.168.0.1", False), ("localhost.example.org", False), ("", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("LocalHost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("localhost.example.org", False),
+        ("", False),
+    ],
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) == expected

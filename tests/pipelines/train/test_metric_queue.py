@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def store() -> Store:
 def make_queue(store: Store) -> Iterator[Callable[..., MetricQueue]]:
     made: list[MetricQueue] = []
 
-    def make(**settings: float) -> MetricQueue:
+    def make(**settings: Any) -> MetricQueue:
         made.append(MetricQueue(store.write, store.written_steps, interval_s=0.01, **settings))
         return made[-1]
 

@@ -61,6 +61,21 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     again.close()
 
 
+def test_what_another_process_recorded_meanwhile_is_not_recorded_again(storage: str, tracking: TrackingConfig) -> None:
+    driver = Tracker.open(tracking, storage, "handover")
+    with Tracker.attach(driver.handle) as worker:
+        worker.log_metrics({"val/accuracy": 0.5}, 10)
+    driver.log_metrics({"val/accuracy": 0.5, "val/floor": 0.25}, 10)
+    assert driver.history() == [{"step": 10, "val/accuracy": 0.5, "val/floor": 0.25}]
+    assert len(lines_of(driver, "val/accuracy")) == 1
+    driver.close()
+
+
+def test_a_run_that_does_not_exist_is_reported(storage: str, tracking: TrackingConfig) -> None:
+    with pytest.raises(TrackingError, match=r"could not read run 0{32}: .*not found"):
+        Tracker.of_run(tracking, storage, "0" * 32)
+
+
 def test_other_names_and_other_experiments_are_other_runs(storage: str, tracking: TrackingConfig) -> None:
     one = Tracker.open(tracking, storage, "a")
     assert Tracker.open(tracking, storage, "b").run_id != one.run_id
@@ -107,6 +122,10 @@ def test_the_end_of_a_run_is_recorded(storage: str, tracking: TrackingConfig) ->
     with pytest.raises(KeyboardInterrupt), Tracker.open(tracking, storage, "killed") as killed:
         raise KeyboardInterrupt
     assert status_of(killed) == "KILLED"
+    with Tracker.of_run(tracking, storage, killed.run_id) as later:
+        later.log_metrics({"test/accuracy": 0.5}, 9)
+    assert status_of(killed) == "KILLED", "adding to a run that has ended does not change how it ended"
+    assert later.history() == [{"step": 9, "test/accuracy": 0.5}]
     assert status_of(Tracker.open(tracking, storage, "killed")) == "RUNNING"
 
 
@@ -174,9 +193,10 @@ def test_data_is_recorded_as_a_dataset_and_other_data_is_refused(storage: str, t
         tracker.log_data(facts)
     tracker.log_data({**facts, "hash": "cd" * 32}, context="test")
     run = connect(tracker.handle.uri).get_run(tracker.run_id)
+    assert run.inputs is not None
     first, second = sorted(run.inputs.dataset_inputs, key=lambda found: str(found.dataset.digest))
     assert (first.dataset.name, first.dataset.digest) == ("tars", "ab" * 18)
-    assert json.loads(first.dataset.profile)["quarantine"] == {"bad_json": 1}
+    assert json.loads(first.dataset.profile or "")["quarantine"] == {"bad_json": 1}
     assert json.loads(first.dataset.source) == {"uri": "/data/easy-vqa/tars"}
     assert [(tag.key, tag.value) for tag in second.tags] == [("mlflow.data.context", "test")]
     assert run.data.tags["data.training.hash"] == "ab" * 32

@@ -1,0 +1,175 @@
+"""What a split says: its texts, how often each answer occurs, and a tokenizer trained on it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from pipelines.data.reader import ShardReader
+from pipelines.data.sample import Texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_MAX_BLOCKS = 10_000
+_SUBWORD = "##"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_WORDS_PER_LINE = 1000
+
+
+def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[Texts]:
+    """The texts of each sample of a split, by shard and in tar order; only the ranges of texts are read.
+
+    Args:
+        shards: only these; all if not given.
+
+    Raises:
+        DataError: a shard cannot be read, or has changed since it was indexed.
+    """
+    reader = ShardReader(index)
+    for name in _shards_of(index, split) if shards is None else shards:
+        splits = np.asarray(index.rows(name)["split"].to_pylist())
+        yield from reader.read_texts(name, np.flatnonzero(splits == split).tolist())
+
+
+def corpus(index: Index, split: str = "train") -> Iterator[str]:
+    """Every caption and question of a split, in the order of the index.
+
+    Raises:
+        DataError: as ``read_texts``; also where the split has no samples.
+    """
+    _require(index, split)
+    for texts in read_texts(index, split):
+        yield from texts.captions
+        for question in texts.questions:
+            yield question.question
+
+
+def count_answers(index: Index, split: str = "train") -> Counter[str]:
+    """How often each answer (``Question.answer``) occurs in a split, counted by Ray Data, a task a shard.
+
+    Raises:
+        DataError: as ``corpus``.
+    """
+    import ray
+
+    _require(index, split)
+
+    def count(row: dict[str, Any]) -> dict[str, Any]:
+        answers = Counter(
+            question.answer
+            for texts in read_texts(index, split, [row["item"]])
+            for question in texts.questions
+            if question.answer is not None
+        )
+        # As JSON: a column of Ray Data takes its type from the first rows.
+        return {"counts": json.dumps(answers)}
+
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    shards = _shards_of(index, split)
+    with ray.data.DataContext.current(context):
+        done = ray.data.from_items(shards, override_num_blocks=min(len(shards), _MAX_BLOCKS)).map(count)
+    total: Counter[str] = Counter()
+    for row in done.iter_rows():
+        total.update(json.loads(row["counts"]))
+    return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
+
+
+def answer_vocabulary(counter: Mapping[str, int], size: int | None = None, min_count: int = 1) -> list[str]:
+    """The answers to choose from: the ``size`` most frequent (all for None) that occur at least ``min_count`` times,
+    most frequent first, ties in the order of their characters.
+    """
+    ranked = sorted(counter.items(), key=_most_frequent_first)
+    return [answer for answer, count in ranked if count >= min_count][:size]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with BERT's special tokens and ``[CLS] x [SEP]`` (``[CLS] a [SEP] b [SEP]`` for pairs).
+
+    The same texts, in any order, give the same tokenizer.
+
+    Args:
+        vocab_size: at most; few texts give fewer.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    if not words:
+        raise DataError("there are no texts to train a tokenizer on; index data with captions or questions first")
+
+    alphabet = _alphabet(words, limit=max(1, vocab_size // 4))
+    # The trainer numbers the inner letters (##a) in the order of a hash map, which differs from run to run, and breaks
+    # ties between merges by these numbers. Given as special tokens, they are numbered in the order of this list.
+    first_tokens = [*_SPECIAL, *(_SUBWORD + letter for letter in alphabet)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=first_tokens,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=_SUBWORD,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(_repeat(words), trainer)
+
+    vocabulary = learner.get_vocab()
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=_SUBWORD))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece(prefix=_SUBWORD)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    named = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+
+
+def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
+    """The most frequent letters, sorted."""
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    ranked = sorted(letters.items(), key=_most_frequent_first)
+    return sorted(letter for letter, _ in ranked[:limit])
+
+
+def _repeat(words: Mapping[str, int]) -> Iterator[str]:
+    """Each word as often as it occurs, in lines of a length that the trainer takes quickly."""
+    for word, count in sorted(words.items()):
+        for done in range(0, count, _WORDS_PER_LINE):
+            yield " ".join([word] * min(_WORDS_PER_LINE, count - done))
+
+
+def _require(index: Index, split: str) -> None:
+    counts = index.counts()
+    if not counts.get(split):
+        found = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise DataError(f"{index.tars!r} has no samples of split {split!r} (there are {found}); choose another split")
+
+
+def _shards_of(index: Index, split: str) -> list[str]:
+    return [shard.name for shard in index.shards if split in shard.samples]
+
+
+def _most_frequent_first(item: tuple[str, int]) -> tuple[int, str]:
+    answer, count = item
+    return -count, answer

@@ -1,0 +1,50 @@
+"""Progress over shards: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self, TextIO
+
+from tqdm import tqdm
+
+_LINE_EVERY_S = 5.0
+
+
+class ShardProgress:
+    """Called with (done, total) as shards are done. Use as a context manager.
+
+    Args:
+        name: what is being done.
+        out: where to show it; standard error if not given.
+    """
+
+    def __init__(self, name: str, out: TextIO | None = None) -> None:
+        self._name, self._out = name, out or sys.stderr
+        self._bar: tqdm[None] | None = None
+        self._start = time.monotonic()
+        self._last_line = float("-inf")
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._out.isatty():
+            if self._bar is None:
+                self._bar = tqdm(total=total, desc=self._name, unit="shard", file=self._out, dynamic_ncols=True)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if done == total or now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            elapsed = now - self._start
+            left = elapsed / done * (total - done) if done else float("nan")
+            line = f"{self._name}: {done:,} of {total:,} shards, {elapsed:.0f} s, {left:.0f} s left"
+            print(line, file=self._out, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

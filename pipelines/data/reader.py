@@ -1,0 +1,118 @@
+"""Reading samples by their place: ranged reads of the tars, guided by the index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from pipelines.data.sample import Texts, parse_texts
+from pipelines.data.storage import is_transient
+
+_SHARDS_KEPT = 256
+_COLUMNS = ["key", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256"]
+
+Range = tuple[int, int]
+
+
+class Record(NamedTuple):
+    """One sample: its key, its encoded image and its texts."""
+
+    key: str
+    image: bytes
+    texts: Texts
+
+
+class ShardReader:
+    """Reads samples of indexed shards, from any file system; transient errors are retried with back-off.
+
+    It keeps the rows of the last shards it read, at most ``shards_kept``, and no open files. Threads may share it.
+
+    Args:
+        verify: compare each image with its hash in the index.
+    """
+
+    def __init__(self, index: Index, *, verify: bool = True, shards_kept: int = _SHARDS_KEPT) -> None:
+        self.index, self.verify = index, verify
+        self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
+
+    def read(self, shard: str, rows: Sequence[int]) -> list[Record]:
+        """The samples at these rows of ``index.rows(shard)``, in the order asked for.
+
+        Raises:
+            DataError: the shard cannot be read, or is not the one that was indexed.
+            IndexError: there is no such row.
+        """
+        samples = self._samples(shard, rows)
+        ranges, texts_at = [_image(sample) for sample in samples], []
+        for sample in samples:
+            texts_at.append(len(ranges))
+            ranges.extend(_texts(sample))
+        pieces = self._read_ranges(shard, ranges)
+        records = []
+        for number, (sample, at) in enumerate(zip(samples, texts_at, strict=True)):
+            image = pieces[number]
+            if self.verify and not _is_image_of(sample, image):
+                image = self._read_ranges(shard, [_image(sample)])[0]
+                if not _is_image_of(sample, image):
+                    raise self._changed(shard, sample)
+            records.append(Record(sample["key"], image, self._parse(shard, sample, pieces[at:])))
+        return records
+
+    def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
+        """As ``read``, without the images."""
+        samples = self._samples(shard, rows)
+        ranges: list[Range] = []
+        texts_at = []
+        for sample in samples:
+            texts_at.append(len(ranges))
+            ranges.extend(_texts(sample))
+        pieces = self._read_ranges(shard, ranges)
+        return [self._parse(shard, sample, pieces[at:]) for sample, at in zip(samples, texts_at, strict=True)]
+
+    def _read_rows(self, shard: str) -> pa.Table:
+        return self.index.rows(shard).select(_COLUMNS)
+
+    def _samples(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        samples: list[dict[str, Any]] = self._rows(shard).take(pa.array(rows, pa.int64())).to_pylist()
+        return samples
+
+    def _read_ranges(self, shard: str, ranges: Sequence[Range]) -> list[bytes]:
+        try:
+            return self.index.folder.read_ranges(shard, ranges)
+        except Exception as error:
+            if not (isinstance(error, OSError) or is_transient(error)):
+                raise
+            problem = f"shard {shard!r} of {self.index.tars!r} cannot be read ({type(error).__name__}: {error})"
+            remedy = "if it has changed or is gone, run the index job again, else see that its storage can be reached"
+            raise DataError(f"{problem}; {remedy}") from error
+
+    def _parse(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
+        json = pieces[0] if sample["json_offset"] is not None else None
+        txt = pieces[json is not None] if sample["txt_offset"] is not None else None
+        try:
+            return parse_texts(json, txt)
+        except DataError as error:
+            raise self._changed(shard, sample) from error
+
+    def _changed(self, shard: str, sample: dict[str, Any]) -> DataError:
+        where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
+        return DataError(f"{where} is not what was indexed; the shard has changed: run the index job again")
+
+
+def _image(sample: dict[str, Any]) -> Range:
+    return sample["image_offset"], sample["image_size"]
+
+
+def _texts(sample: dict[str, Any]) -> list[Range]:
+    kinds = [kind for kind in ("json", "txt") if sample[f"{kind}_offset"] is not None]
+    return [(sample[f"{kind}_offset"], sample[f"{kind}_size"]) for kind in kinds]
+
+
+def _is_image_of(sample: dict[str, Any], image: bytes) -> bool:
+    return hashlib.sha256(image).hexdigest() == sample["sha256"]

@@ -1,0 +1,26 @@
+"""The program of the smoke test: loads one stored model and answers rows of standard input.
+
+It runs where this repository cannot be imported, so it imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+
+import mlflow.pyfunc
+import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+
+def main(package: str) -> None:
+    """Print the answers to the rows as the last line, or end with what is wrong with an image."""
+    rows = [(base64.b64decode(image), question) for image, question in json.load(sys.stdin)]
+    predicted = mlflow.pyfunc.load_model(package).predict(pd.DataFrame(rows, columns=["image", "question"]))
+    if errors := [error for error in predicted["error"] if isinstance(error, str)]:
+        sys.exit(errors[0])
+    print(json.dumps(list(predicted["answer"])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

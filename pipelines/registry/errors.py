@@ -1,0 +1,15 @@
+"""What can go wrong with registered models."""
+
+from __future__ import annotations
+
+
+class RegistryError(RuntimeError):
+    """A model or version that the registry does not have. The message names the remedy."""
+
+
+class ArtifactError(RuntimeError):
+    """A stored model whose files are not those that were stored. The message names them and the remedy."""
+
+
+class SmokeError(RuntimeError):
+    """A stored model that does not load or does not answer by itself."""

@@ -1,0 +1,55 @@
+"""What the importers' tests share: pictures to import, and a source read to its end."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.data.source import Record, Reject, Source
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., bytes]:
+    """``picture(7)`` is an image file unlike ``picture(8)``; the same number gives the same bytes."""
+
+    def draw(number: int, format: str = "PNG") -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (6, 4), (number % 256, number // 256, 99)).save(buffer, format)
+        return buffer.getvalue()
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def read_all() -> Callable[[Source], tuple[dict[str, Record], list[Reject]]]:
+    """Records by key, and rejects, of a whole source; no key may come twice."""
+
+    def read(source: Source) -> tuple[dict[str, Record], list[Reject]]:
+        entries = list(source.read().records)
+        records = [entry for entry in entries if isinstance(entry, Record)]
+        by_key = {record.key: record for record in records}
+        assert len(by_key) == len(records)
+        return by_key, [entry for entry in entries if isinstance(entry, Reject)]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def write_tar() -> Callable[[Path, dict[str, bytes]], Path]:
+    """Writes a plain tar of the named members."""
+
+    def write(path: Path, members: dict[str, bytes]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as tar:
+            for name, data in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return path
+
+    return write

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.errors import DataError, Reason
+from pipelines.data.importers.flickr import Config
+
+
+@pytest.fixture
+def flickr(tmp_path: Path, picture) -> Path:
+    """Three images with captions; one in each list but ``c``, which is in none."""
+    (tmp_path / "Flicker8k_Dataset").mkdir()
+    for number, name in enumerate("abc"):
+        (tmp_path / "Flicker8k_Dataset" / f"{name}.jpg").write_bytes(picture(number, "JPEG"))
+    text = tmp_path / "Flickr8k_text"
+    text.mkdir()
+    (text / "Flickr8k.token.txt").write_text(
+        'a.jpg#0\tA "dog", running .\na.jpg#1\tDer Hund läuft .\nb.jpg#0\tA cat .\nc.jpg#0\tA cow .\n', encoding="utf-8"
+    )
+    (text / "Flickr_8k.trainImages.txt").write_text("a.jpg\n")
+    (text / "Flickr_8k.devImages.txt").write_text("b.jpg\n\n")
+    return tmp_path
+
+
+def test_token_file_and_lists(flickr: Path, picture, read_all) -> None:
+    records, rejects = read_all(Config(folder=str(flickr)))
+    assert rejects == []
+    assert {key: record.split for key, record in records.items()} == {"a": "train", "b": "val"}
+    assert records["a"].image == picture(0, "JPEG")
+    assert records["a"].texts.captions == ('A "dog", running .', "Der Hund läuft .")
+
+
+def test_without_lists_all_is_train(flickr: Path, read_all) -> None:
+    for file in flickr.rglob("*Images.txt"):
+        file.unlink()
+    records, _ = read_all(Config(folder=str(flickr)))
+    assert {record.split for record in records.values()} == {"train"}
+    assert set(records) == {"a", "b", "c"}
+
+
+def test_csv_and_lists_without_extension(flickr: Path, read_all) -> None:
+    (flickr / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
+    (flickr / "captions.txt").write_text('image,caption\na.jpg,"A dog, a ""good"" one ."\na.jpg,Dogs .\nb.jpg,Cat .\n')
+    (flickr / "Flickr8k_text" / "Flickr_8k.trainImages.txt").write_text("a\n")
+    records, rejects = read_all(Config(folder=str(flickr)))
+    assert rejects == []
+    assert records["a"].texts.captions == ('A dog, a "good" one .', "Dogs .")
+    assert records["b"].split == "val"
+
+
+def test_flickr30k_results(flickr: Path, read_all) -> None:
+    (flickr / "results.csv").write_text(
+        'image_name| comment_number| comment\na.jpg| 0| A "dog runs .\na.jpg| 1| Dogs, two .\nb.jpg| 4   A broken row\n'
+    )
+    records, rejects = read_all(Config(folder=str(flickr), captions="results.csv"))
+    assert records["a"].texts.captions == ('A "dog runs .', "Dogs, two .")
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        ("results.csv:4", Reason.BAD_SCHEMA),
+        ("b", Reason.MISSING_TEXT),
+    ]
+
+
+def test_a_bad_line_or_image_costs_only_itself(flickr: Path, read_all) -> None:
+    with (flickr / "Flickr8k_text" / "Flickr8k.token.txt").open("ab") as file:
+        file.write(b"a.jpg#2\tcaf\xe9\na.jpg#3\na.jpg#4\tLast .\ngone.jpg.1#0\tGone .\n")
+    with (flickr / "Flickr8k_text" / "Flickr_8k.trainImages.txt").open("a") as file:
+        file.write("gone.jpg.1\nlost.jpg\n../../etc/x.jpg\n")
+    records, rejects = read_all(Config(folder=str(flickr)))
+    assert records["a"].texts.captions[-1] == "Last ."
+    assert [(reject.key, reject.reason) for reject in rejects[:2]] == [
+        ("Flickr8k.token.txt:5", Reason.BAD_UTF8),
+        ("Flickr8k.token.txt:6", Reason.BAD_SCHEMA),
+    ]
+    assert [reject.reason for reject in rejects[2:]] == [
+        Reason.UNDECODABLE_IMAGE,
+        Reason.MISSING_TEXT,
+        Reason.MISSING_TEXT,
+    ]
+
+
+def test_an_unusable_source_says_what_to_do(flickr: Path) -> None:
+    with pytest.raises(DataError, match=r"source\.test = 'x\.txt'"):
+        Config(folder=str(flickr), test="x.txt").read()
+    (flickr / "bad.csv").write_text("picture,words\na.jpg,b\n")
+    with pytest.raises(DataError, match="has no columns image and caption"):
+        Config(folder=str(flickr), captions="bad.csv").read()
+    (flickr / "bad.csv").write_text("")
+    with pytest.raises(DataError, match="neither of a token file nor a CSV header"):
+        Config(folder=str(flickr), captions="bad.csv").read()
+    (flickr / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
+    with pytest.raises(DataError, match=r"holds none of .*name the caption file by source\.captions"):
+        Config(folder=str(flickr)).read()
+
+
+def test_the_subset(shared_data, read_all) -> None:
+    root = shared_data("flickr8k-subset")
+    records, rejects = read_all(Config(folder=str(root)))
+    assert rejects == []
+    assert Counter(record.split for record in records.values()) == {"train": 1250, "val": 450}
+    assert sum(len(record.texts.captions) for record in records.values()) == 8500
+    dogs = records["1001773457_577c3a7d70"]
+    assert dogs.texts.captions[0] == "A black dog and a spotted dog are fighting"
+    assert (dogs.image_ext, dogs.image[:3], dogs.image[-2:]) == ("jpg", b"\xff\xd8\xff", b"\xff\xd9")

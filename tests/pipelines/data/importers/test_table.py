@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pipelines.data.errors import DataError, Reason
+from pipelines.data.importers.table import Config
+from pipelines.data.sample import Question
+
+
+@pytest.fixture
+def images(tmp_path: Path, picture) -> Path:
+    """A folder with img/0.png, img/1.png and img/2.png."""
+    (tmp_path / "img").mkdir()
+    for number in range(3):
+        (tmp_path / "img" / f"{number}.png").write_bytes(picture(number))
+    return tmp_path
+
+
+def _jsonl(path: Path, rows: Iterable[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_csv_rows_of_one_image_are_one_sample(images: Path, picture, read_all) -> None:
+    (images / "t.csv").write_text(
+        "image,caption,question,answer,split,question_id\n"
+        'img/0.png,"Zwei Häuser, rot",how many?,2,train,7\n'
+        "img/1.png,,is it?,yes,validation,8\n"
+        'img/0.png,"Zwei Häuser, rot",wo?,hier,train,9\n',
+        encoding="utf-8",
+    )
+    records, rejects = read_all(Config(file=str(images / "t.csv")))
+    assert rejects == []
+    assert list(records) == ["img/0", "img/1"]
+    assert records["img/0"].image == picture(0)
+    assert records["img/0"].texts.captions == ("Zwei Häuser, rot",)
+    assert records["img/0"].texts.questions == (Question("how many?", "2", id="7"), Question("wo?", "hier", id="9"))
+    assert records["img/1"].split == "val"
+    assert records["img/1"].texts.captions == ()
+
+
+def test_named_columns_no_header_and_a_tar(tmp_path: Path, picture, read_all, write_tar) -> None:
+    write_tar(tmp_path / "photos.tar", {"deep/x.1.PNG": picture(1), "deep/y.png": picture(2)})
+    (tmp_path / "pairs.tsv").write_text("x.1.PNG\ta dog\tmatch\ny.png\ta cat\tno-match\n")
+    config = Config(
+        file=str(tmp_path / "pairs.tsv"),
+        images="photos.tar",
+        header=["file", "text", "label"],
+        image="file",
+        question="text",
+        answer="label",
+    )
+    records, rejects = read_all(config)
+    assert rejects == []
+    (dotted, plain) = records.values()
+    # The key keeps apart what the name without its dot would not.
+    assert dotted.key == f"x_1_{hashlib.sha256(b'x.1').hexdigest()[:8]}"
+    assert (dotted.image, dotted.image_ext, plain.key) == (picture(1), "png", "y")
+    assert plain.texts.questions == (Question("a cat", "no-match"),)
+
+
+def test_jsonl_lists_and_annotators(images: Path, read_all) -> None:
+    rows = [
+        {"image": "img/0.png", "captions": ["a", "b"], "key": "first", "question": ["p?", "q?"], "answer": ["x", None]},
+        {"image": "img/1.png", "question": "r?", "answers": ["two", "2", "2"], "key": 12},
+        {"image": "img/2.png", "question": "n?", "answer": 3.0, "key": "a.b/c"},
+    ]
+    records, rejects = read_all(Config(file=_jsonl(images / "t.jsonl", rows)))
+    assert rejects == []
+    assert records["first"].texts.captions == ("a", "b")
+    assert records["first"].texts.questions == (Question("p?", "x"), Question("q?"))
+    assert records["12"].texts.questions == (Question("r?", "2", ("two", "2", "2")),)
+    (last,) = [record for key, record in records.items() if key.startswith("a_b/c_")]
+    assert last.texts.questions[0].answer == "3"
+
+
+@pytest.mark.parametrize("as_struct", [True, False])
+def test_parquet_bytes(tmp_path: Path, picture, read_all, as_struct: bool) -> None:
+    cells = [picture(1), picture(2, "JPEG"), picture(1), picture(3, "WEBP"), picture(4, "BMP"), picture(5, "GIF")]
+    table = {
+        "image": [{"bytes": data, "path": None} for data in cells] if as_struct else cells,
+        "question": [f"q{number}?" for number in range(6)],
+        "answer": [0, 1, 2, 3, 4, 5],
+        "unused": [None] * 6,
+    }
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+    records, rejects = read_all(Config(file=str(tmp_path / "t.parquet")))
+    assert rejects == []
+    assert [record.image_ext for record in records.values()] == ["png", "jpg", "webp", "bmp", "gif"]
+    assert {record.image for record in records.values()} == set(cells)
+    twice = records[hashlib.sha256(picture(1)).hexdigest()[:32]]
+    assert [(question.question, question.answer) for question in twice.texts.questions] == [("q0?", "0"), ("q2?", "2")]
+
+
+def test_bad_jsonl_rows_cost_only_themselves(images: Path, read_all) -> None:
+    good = [{"image": f"img/{number}.png", "caption": "c"} for number in range(2)]
+    bad = [
+        ({"caption": "c"}, Reason.MISSING_IMAGE),
+        ({"image": 3, "caption": "c"}, Reason.BAD_SCHEMA),
+        ({"image": "a.txt", "caption": "c"}, Reason.UNDECODABLE_IMAGE),
+        ({"image": "img/2.png", "caption": "c", "split": "extra"}, Reason.BAD_SCHEMA),
+        ({"image": "img/2.png", "caption": {"de": "c"}}, Reason.BAD_SCHEMA),
+        ({"image": "img/2.png", "question": "q?", "answer": True}, Reason.BAD_SCHEMA),
+        ({"image": "img/2.png", "question": ["q?"], "answer": ["a", "b"]}, Reason.BAD_SCHEMA),
+        ({"image": "img/0.png", "caption": "d", "split": "test"}, Reason.BAD_SCHEMA),
+        (["no", "object"], Reason.BAD_SCHEMA),
+        # Only reading the image shows the rest.
+        ({"image": "img/9.png", "caption": "c"}, Reason.MISSING_IMAGE),
+        ({"image": "../img/0.png", "caption": "c"}, Reason.UNSAFE_MEMBER),
+        ({"image": "/etc/0.png", "caption": "c"}, Reason.UNSAFE_MEMBER),
+    ]
+    file = images / "t.jsonl"
+    _jsonl(file, [good[0], *(row for row, _ in bad), good[1]])
+    with file.open("ab") as lines:
+        lines.write(b'\n{"image": "img/2.png", "caption": "caf\xe9"}\n{"image": \n')
+    records, rejects = read_all(Config(file=str(file)))
+    assert set(records) == {"img/0", "img/1"}
+    assert records["img/0"].texts.captions == ("c",)
+    expected = [reason for _, reason in bad]
+    expected[9:9] = [Reason.BAD_UTF8, Reason.BAD_JSON]
+    assert [reject.reason for reject in rejects] == expected
+    assert rejects[0].key == "t.jsonl:2"
+
+
+def test_bad_csv_rows_cost_only_themselves(images: Path, read_all) -> None:
+    (images / "t.csv").write_bytes(
+        b"image,caption\nimg/0.png,a\nimg/1.png\nimg/1.png,caf\xe9\n,c\nimg/1.png,"
+        + b"x" * 200_000
+        + b"\nimg/2.png,z\n"
+    )
+    records, rejects = read_all(Config(file=str(images / "t.csv")))
+    assert set(records) == {"img/0", "img/2"}
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        ("t.csv:3", Reason.BAD_SCHEMA),
+        ("t.csv:4", Reason.BAD_UTF8),
+        ("t.csv:5", Reason.MISSING_IMAGE),
+        ("t.csv:6", Reason.BAD_SCHEMA),
+    ]
+
+
+def test_bytes_that_are_no_image_and_keys_used_twice(tmp_path: Path, picture, read_all) -> None:
+    table = {"image": [b"text", picture(1), picture(2), picture(3)], "caption": ["a", "b", "c", "d"]}
+    table["key"] = ["k", "m", "m", "n"]
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "t.parquet")
+    records, rejects = read_all(Config(file=str(tmp_path / "t.parquet")))
+    assert {key: record.image for key, record in records.items()} == {"m": picture(1), "n": picture(3)}
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        ("t.parquet:2", Reason.DUPLICATE_KEY),
+        ("k", Reason.UNDECODABLE_IMAGE),
+    ]
+
+
+def test_an_unusable_table_says_what_to_do(images: Path) -> None:
+    table = images / "t.csv"
+    table.write_text("picture,words\nimg/0.png,a\n")
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"file": "/no/such.csv"}, r"table '/no/such.csv' does not exist; set source\.file"),
+        ({"file": str(images / "img/0.png")}, r"none of \.csv, .*convert it"),
+        ({"file": str(table)}, r"no column 'image' \(source\.image\); its columns are 'picture', 'words'"),
+        ({"file": str(table), "image": "picture"}, "neither a caption nor a question column"),
+        ({"file": str(table), "image": "picture", "captions": ["word"]}, r"no column 'word' \(source\.captions\)"),
+        (
+            {"file": str(table), "image": "picture", "captions": ["words"], "images": "x"},
+            "folder or tar '.*x' does not",
+        ),
+    ]
+    for settings, message in cases:
+        with pytest.raises(DataError, match=message):
+            list(Config(**settings).read().records)
+    (images / "t.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        Config(file=str(images / "t.parquet")).read()
+
+
+def test_flickr_matching_triples(shared_data, read_all) -> None:
+    root = shared_data("flickr8k-subset")
+    config = Config(
+        file=str(root / "cmp9137_itm" / "flickr8k.DevImages.txt"),
+        images="../flickr8k_images.tar",
+        delimiter="\t",
+        header=["image", "sentence", "label"],
+        question="sentence",
+        answer="label",
+    )
+    records, rejects = read_all(config)
+    assert rejects == []
+    answers = [question.answer for record in records.values() for question in record.texts.questions]
+    assert (answers.count("match"), answers.count("no-match")) == (55, 81)
+
+
+def test_daquar_as_a_table(shared_data, tmp_path: Path, read_all) -> None:
+    root = shared_data("daquar-subset")
+    lines = (root / "all_qa_pairs.txt").read_text().splitlines()
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "question", "answer"])
+        for question, answer in zip(lines[::2], lines[1::2], strict=True):
+            writer.writerow([f"images/{question.split()[-2]}.png", question, answer])
+    records, rejects = read_all(Config(file=str(tmp_path / "t.csv"), images=str(root / "daquar_images.tar")))
+    assert rejects == []
+    assert len(records) == 39  # the fortieth has no question
+    assert sum(len(record.texts.questions) for record in records.values()) == 359
+    with tarfile.open(root / "daquar_images.tar") as tar:
+        member = tar.extractfile("images/image6.png")
+        assert member is not None
+        assert records["images/image6"].image == member.read()

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.errors import DataError, Reason
+from pipelines.data.importers import easy_vqa, scenes, table
+from pipelines.data.importing import MANIFEST, REJECTS, SplitCounts, import_data
+from pipelines.data.sample import Texts, parse_texts
+from pipelines.data.shards import shard_split
+from pipelines.data.source import Reading, Record, Reject, Source
+from vlmodel.config import dump, kinds, parse, part_config
+
+SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
+
+
+class Listed(Source):
+    """A source of records that a test lists."""
+
+    kind: str = "listed"
+    entries: tuple[Record | Reject, ...] = ()
+
+    def fingerprint(self) -> str:
+        return "listed"
+
+    def read(self) -> Reading:
+        return Reading(len(self.entries), iter(self.entries))
+
+
+def _record(split: str, key: str, image: bytes = b"i", extension: str = "png", caption: str = "c") -> Record:
+    return Record(split, key, image, extension, Texts((caption,), ()))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def _members(folder: Path) -> Iterator[tuple[str, str, bytes]]:
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                yield shard_split(path.name), member.name, file.read()
+
+
+def test_every_kind_is_an_importer() -> None:
+    assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "flickr", "scenes", "table"]
+    for kind in kinds("pipelines.data.importers"):
+        config = part_config("pipelines.data.importers", kind)
+        assert issubclass(config, Source)
+        assert config.model_fields["kind"].default == kind
+        assert all(
+            field.description
+            for name, field in config.model_fields.items()
+            if name not in ("kind", "train", "val", "test")
+        )
+
+
+def test_an_import_is_complete_and_reproducible(tmp_path: Path) -> None:
+    summary = import_data(SMALL, tmp_path / "a", progress=False)
+    assert list(summary.shards) == [
+        "train-000000.tar",
+        "train-000001.tar",
+        "train-000002.tar",
+        "val-000000.tar",
+        "test-000000.tar",
+    ]
+    samples = [(split, name) for split, name, _ in _members(tmp_path / "a") if name.endswith(".png")]
+    assert samples == [("test", "test-000000.png"), *(("train", f"train-{n:06d}.png") for n in range(5))] + [
+        ("val", f"val-{n:06d}.png") for n in range(2)
+    ]
+    questions = sum(
+        len(parse_texts(data, None).questions)
+        for split, name, data in _members(tmp_path / "a")
+        if split == "train" and name.endswith(".json")
+    )
+    assert summary.splits["train"] == SplitCounts(5, summary.splits["train"].captions, questions)
+    assert summary.rejected == {}
+    assert not summary.unchanged
+    import_data(SMALL, tmp_path / "b", progress=False)
+    assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_images_keep_their_bytes(tmp_path: Path, shared_data) -> None:
+    root = shared_data("easy-vqa")
+    (tmp_path / "part" / "data" / "test").mkdir(parents=True)
+    rows = [row for row in json.loads((root / "data/test/questions.json").read_text()) if row[2] < 50]
+    (tmp_path / "part" / "data" / "test" / "questions.json").write_text(json.dumps(rows))
+    (tmp_path / "part" / "test_images.tar").symlink_to(root / "test_images.tar")
+    summary = import_data(easy_vqa.Config(folder=str(tmp_path / "part")), tmp_path / "out", progress=False)
+    assert summary.splits == {"test": SplitCounts(50, 0, len(rows))}
+    with tarfile.open(root / "test_images.tar") as tar:
+        originals = {}
+        for number in range(50):
+            file = tar.extractfile(f"data/test/images/{number}.png")
+            assert file is not None
+            originals[f"test-{number}.png"] = file.read()
+    assert {name: data for _, name, data in _members(tmp_path / "out") if name.endswith(".png")} == originals
+
+
+def test_the_same_import_again_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = import_data(SMALL, tmp_path / "out", progress=False)
+    (tmp_path / "out" / "_index").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(scenes.Config, "read", lambda self: pytest.fail("read the source again"))
+    again = import_data(parse(scenes.Config, dump(SMALL)), tmp_path / "out", progress=False)
+    assert again.unchanged
+    assert (again.splits, again.shards) == (first.splits, first.shards)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_another_import_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    import_data(SMALL, out, progress=False)
+    with pytest.raises(
+        DataError, match=r"another import \(source\.seed is 0 there and 1 here\); choose another folder"
+    ):
+        import_data(SMALL.model_copy(update={"seed": 1}), out, progress=False)
+    (out / "val-000000.tar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"val-000000\.tar is missing or was changed"):
+        import_data(SMALL, out, progress=False)
+    (out / MANIFEST).write_text("[]")
+    with pytest.raises(DataError, match="cannot be read"):
+        import_data(SMALL, out, progress=False)
+    (out / MANIFEST).unlink()
+    with pytest.raises(DataError, match="not empty and holds no import"):
+        import_data(SMALL, out, progress=False)
+    with pytest.raises(DataError, match="is a file"):
+        import_data(SMALL, out / "train-000000.tar", progress=False)
+
+
+def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"image")
+    (tmp_path / "t.csv").write_text("image,caption\n0.png,c\n1.png,d\n")
+    config = table.Config(file=str(tmp_path / "t.csv"))
+    # The tars lie inside the source's folder, which must not look like a change.
+    assert import_data(config, tmp_path / "out", progress=False).rejected == {"missing_image": 1}
+    assert import_data(config, tmp_path / "out", progress=False).unchanged
+    (tmp_path / "1.png").write_bytes(b"the missing image")
+    with pytest.raises(DataError, match="the source's files have changed since"):
+        import_data(config, tmp_path / "out", progress=False)
+
+
+def test_an_empty_folder_may_exist_or_be_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    import_data(SMALL, tmp_path / "link", progress=False)
+    assert (tmp_path / "real" / MANIFEST).is_file()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_bad_records_are_listed_and_neighbours_survive(tmp_path: Path) -> None:
+    entries = (
+        Reject("line 3", Reason.BAD_JSON, "caf\udce9"),
+        _record("train", "a"),
+        _record("train", "a", b"another"),
+        _record("test", "a"),
+        _record("train", "b.c"),
+        _record("train", "d", b""),
+        _record("train", "e", extension="tiff"),
+        _record("train", "f", caption="\udce9"),
+        _record("test", "ö", caption="日本語"),
+    )
+    summary = import_data(Listed(entries=entries), tmp_path / "out", progress=False)
+    assert [(split, name) for split, name, _ in _members(tmp_path / "out")] == [
+        ("test", "ö.png"),
+        ("test", "ö.json"),
+        ("train", "a.png"),
+        ("train", "a.json"),
+    ]
+    rejects = [json.loads(line) for line in (tmp_path / "out" / REJECTS).read_text().splitlines()]
+    assert [(reject["key"], reject["reason"]) for reject in rejects] == [
+        ("line 3", "bad_json"),
+        ("a", "duplicate_key"),
+        ("a", "duplicate_key"),
+        ("b.c", "unsafe_member"),
+        ("d", "empty_member"),
+        ("e", "undecodable_image"),
+        ("f", "bad_utf8"),
+    ]
+    assert "split 'train' already has this key" in rejects[2]["detail"]
+    assert summary.rejected == {
+        "bad_json": 1,
+        "bad_utf8": 1,
+        "duplicate_key": 2,
+        "empty_member": 1,
+        "undecodable_image": 1,
+        "unsafe_member": 1,
+    }
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert manifest["rejected"] == summary.rejected
+    assert manifest["splits"]["test"] == {"samples": 1, "captions": 1, "questions": 0}
+
+
+def test_no_usable_record_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"gave no usable sample \(a: empty_member, the image of key 'a' has no bytes\)"
+    ):
+        import_data(Listed(entries=(_record("train", "a", b""),)), tmp_path / "out", progress=False)
+    with pytest.raises(DataError, match="gave no usable sample; correct it"):
+        import_data(Listed(), tmp_path / "out", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Crash(Listed):
+    def read(self) -> Reading:
+        def records() -> Iterator[Record | Reject]:
+            yield from self.entries
+            os._exit(9)
+
+        return Reading(9, records())
+
+
+def test_a_crash_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    entries = tuple(_record("train", f"k{number}") for number in range(5))
+    child = os.fork()
+    if child == 0:
+        import_data(_Crash(entries=entries, samples_per_shard=2), out, progress=False)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not out.exists()
+    leftover = tmp_path / ".out.importing"
+    assert (leftover / "train-000001.tar").exists()
+    (leftover / "strange").mkdir()
+    import_data(Listed(entries=entries[:3]), out, progress=False)
+    assert sorted(path.name for path in out.iterdir()) == [MANIFEST, REJECTS, "train-000000.tar"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_two_imports_into_one_folder(tmp_path: Path) -> None:
+    staging = tmp_path / ".out.importing"
+    staging.mkdir()
+    (staging / "train-000000.tar").write_bytes(b"of the other process")
+    other = os.open(staging, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match=r"another process is importing into .*out; wait"):
+        import_data(SMALL, tmp_path / "out", progress=False)
+    assert (staging / "train-000000.tar").read_bytes() == b"of the other process"
+    os.close(other)
+    import_data(SMALL, tmp_path / "out", progress=False)
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written"):
+        import_data(SMALL, tmp_path / "file" / "out", progress=False)
+
+
+def test_progress_on_a_terminal_and_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for terminal in (False, True):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", terminal.__bool__)
+        monkeypatch.setattr(sys, "stderr", stream)
+        import_data(SMALL, tmp_path / str(terminal))
+        shown = stream.getvalue()
+        assert "import scenes: 100%" in shown
+        assert "8/8" in shown
+        assert ("\r" in shown) is terminal

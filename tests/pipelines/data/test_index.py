@@ -1,0 +1,408 @@
+"""The index as a whole: built through Ray Data, incremental, exact in its splits, never half valid."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.data import index_build
+from pipelines.data.errors import DataError
+from pipelines.data.index import Assignment, Index, IndexConfig, build_index
+from pipelines.data.index_build import index_shard
+from pipelines.data.progress import ShardProgress
+from pipelines.data.storage import Folder
+from tests.pipelines.data.tar_maker import header_of, photo, samples, tar_bytes, write_tar
+
+LENIENT = IndexConfig(max_quarantine_fraction=1.0)
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+@pytest.fixture(autouse=True)
+def _short_delays(monkeypatch):
+    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.001)
+
+
+def keys(index: Index, split: str | None = None) -> list[str]:
+    rows = [row for shard in index.shards for row in index.rows(shard.name).to_pylist()]
+    return [row["key"] for row in rows if split in (None, row["split"])]
+
+
+def faults(index: Index) -> list[tuple[str, str | None, str]]:
+    return [(row["shard"], row["key"], row["reason"]) for row in index.quarantine().to_pylist()]
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "_index" / "samples").iterdir()}
+
+
+def age(path: Path) -> None:
+    """Give a file another time of change, as a later write would."""
+    later = path.stat().st_mtime + 10
+    os.utime(path, (later, later))
+
+
+def test_contents_counts_and_report(tmp_path):
+    write_tar(tmp_path, "train-000001.tar", samples(range(20, 40)))
+    write_tar(tmp_path, "train-000000.tar", samples(range(20)))
+    write_tar(tmp_path, "val-000000.tar", samples(range(40, 44)))
+    write_tar(tmp_path, "test-000000.tar", samples(range(50, 53)))
+    seen: list[tuple[int, int]] = []
+    index = build_index(str(tmp_path), report_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert index.counts() == {"train": 40, "val": 4, "test": 3}
+    names = ["test-000000.tar", "train-000000.tar", "train-000001.tar", "val-000000.tar"]
+    assert [shard.name for shard in index.shards] == names
+    first = index.shards[1]
+    assert first.sha256 == hashlib.sha256((tmp_path / first.name).read_bytes()).hexdigest()
+    assert first.size == (tmp_path / first.name).stat().st_size
+    assert first.samples == first.with_questions == first.with_captions == first.questions == {"train": 20}
+    assert keys(index, "train") == [f"{n:04d}" for n in range(40)]
+    row = index.rows(first.name).to_pylist()[3]
+    data = (tmp_path / first.name).read_bytes()[row["image_offset"] :][: row["image_size"]]
+    assert data == photo(3)
+    assert row["sha256"] == hashlib.sha256(data).hexdigest()
+    assert (row["width"], row["height"], row["captions"], row["questions"]) == (48, 40, 1, 1)
+    assert list(row)[:2] == ["key", "split"]
+    report = index.report().splitlines()
+    assert "train            2          40          40          40" in report
+    assert report[-1] == "nothing was left out"
+    copy = pickle.loads(pickle.dumps(index))  # noqa: S301
+    assert copy.hash == index.hash
+    assert keys(copy) == keys(index)
+
+
+def test_hash_is_of_the_contents(tmp_path):
+    write_tar(tmp_path, "a.tar", samples(range(4)))
+    write_tar(tmp_path, "b.tar", samples(range(4, 8)))
+    first = build_index(str(tmp_path)).hash
+    assert build_index(str(tmp_path)).hash == first
+    assert build_index(str(tmp_path), force=True).hash == first
+    age(tmp_path / "a.tar")
+    assert build_index(str(tmp_path)).hash == first, "a touched tar is the same tar"
+    assert build_index(str(tmp_path), IndexConfig(validation_fraction=0.5)).hash != first
+    write_tar(tmp_path, "b.tar", samples(range(5, 9)))
+    age(tmp_path / "b.tar")
+    assert build_index(str(tmp_path)).hash != first
+
+
+def test_only_new_and_changed_tars_are_read(tmp_path):
+    for n in range(3):
+        write_tar(tmp_path, f"{n}.tar", samples([n]))
+    build_index(str(tmp_path))
+    before = times(tmp_path)
+    write_tar(tmp_path, "1.tar", samples([1, 11]))
+    write_tar(tmp_path, "9.tar", samples([9]))
+    index = build_index(str(tmp_path))
+    after = times(tmp_path)
+    assert {name for name in after if after[name] != before.get(name)} == {"1.tar.parquet", "9.tar.parquet"}
+    assert sorted(keys(index)) == ["0000", "0001", "0002", "0009", "0011"]
+    build_index(str(tmp_path), force=True)
+    assert all(times(tmp_path)[name] != after[name] for name in after)
+    (tmp_path / "0.tar").unlink()
+    index = build_index(str(tmp_path))
+    assert sorted(keys(index)) == ["0001", "0002", "0009", "0011"]
+    assert set(times(tmp_path)) == {"1.tar.parquet", "2.tar.parquet", "9.tar.parquet"}
+    build_index(str(tmp_path), IndexConfig(max_pixels=10_000))
+    assert set(times(tmp_path)) == set(after) - {"0.tar.parquet"}
+
+
+def test_validation_split_is_a_function_of_the_key(tmp_path):
+    fraction = 0.3
+    expected = {
+        f"{n:04d}" for n in range(60) if int(hashlib.sha256(b"%04d" % n).hexdigest()[:16], 16) / 2**64 < fraction
+    }
+    config = IndexConfig(validation_fraction=fraction)
+    one, many = tmp_path / "one", tmp_path / "many"
+    one.mkdir()
+    many.mkdir()
+    write_tar(one, "train-000000.tar", samples(range(60)))
+    for n in range(4):
+        write_tar(many, f"part{n}.tar", samples(range(59 - n, -1, -4)))
+    for folder in (one, many):
+        index = build_index(str(folder), config)
+        assert set(keys(index, "val")) == expected
+        assert index.counts() == {"train": 60 - len(expected), "val": len(expected), "test": 0}
+    assert sum(shard.with_questions["val"] for shard in index.shards) == len(expected)
+    before = times(many)
+    assert build_index(str(many), IndexConfig(validation_fraction=0.0)).counts()["val"] == 0
+    assert times(many) == before, "another split needs no tar"
+    write_tar(many, "val-000000.tar", samples([99]))
+    assert keys(build_index(str(many), config), "val") == ["0099"], "a source's own validation split is kept"
+
+
+def test_assignment_bounds():
+    import numpy as np
+
+    hashes = np.array([0, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
+    assert Assignment(0.5).splits("train", hashes).tolist() == ["val", "val", "train", "train"]
+    assert Assignment(0.0).splits("train", hashes).tolist() == ["train"] * 4
+    assert Assignment(0.5).splits("test", hashes).tolist() == ["test"] * 4
+
+
+def test_faults_are_rows_and_neighbours_survive(tmp_path):
+    good = tar_bytes(samples(range(10, 20)))
+    write_tar(tmp_path, "a.tar", [*samples([1]), ("2.jpg", photo(2)[:300]), ("2.txt", b"x"), *samples([3])])
+    (tmp_path / "b.tar").write_bytes(good[: header_of(good, "0015.jpg")])
+    (tmp_path / "c.tar").write_bytes(b"no tar")
+    (tmp_path / "d.tar").write_bytes(b"")
+    write_tar(tmp_path, "e.tar", samples([30, 31]))
+    index = build_index(str(tmp_path), LENIENT)
+    assert faults(index) == [
+        ("a.tar", "2", "truncated_image"),
+        ("b.tar", None, "broken_tar"),
+        ("c.tar", None, "broken_tar"),
+        ("d.tar", None, "broken_tar"),
+    ]
+    assert keys(index) == [f"{n:04d}" for n in (1, 3, 10, 11, 12, 13, 14, 30, 31)]
+    assert [shard.name for shard in index.shards] == ["a.tar", "b.tar", "e.tar"]
+    assert index.quarantine_counts() == {"broken_tar": 3, "truncated_image": 1}
+    assert "  broken_tar                   3" in index.report()
+    assert "a.tar 2.jpg at byte" in index.report()
+    again = build_index(str(tmp_path), LENIENT)
+    assert faults(again) == faults(index)
+    assert again.hash == index.hash
+
+
+def test_a_key_in_two_shards_belongs_to_the_first(tmp_path):
+    write_tar(tmp_path, "b.tar", [*samples([2]), *samples([1]), *samples([3])])
+    write_tar(tmp_path, "a.tar", samples([1]))
+    write_tar(tmp_path, "c.tar", samples([3, 4, 1]))
+    write_tar(tmp_path, "test-000000.tar", samples([1]))
+    index = build_index(str(tmp_path), LENIENT)
+    assert faults(index) == [
+        ("b.tar", "0001", "duplicate_key"),
+        ("c.tar", "0003", "duplicate_key"),
+        ("c.tar", "0001", "duplicate_key"),
+    ]
+    assert keys(index) == ["0001", "0002", "0003", "0004", "0001"]
+    assert index.shard("b.tar").samples == {"train": 2}
+    assert index.rows("b.tar")["key"].to_pylist() == ["0002", "0003"]
+    (tmp_path / "a.tar").unlink()
+    before = times(tmp_path)
+    index = build_index(str(tmp_path), LENIENT)
+    assert [fault[:2] for fault in faults(index)] == [("c.tar", "0003"), ("c.tar", "0001")]
+    assert times(tmp_path).items() <= before.items(), "what the first shard held back is there again, without reading"
+
+
+def test_keys_are_compared_in_passes(tmp_path, monkeypatch):
+    for n in range(5):
+        write_tar(tmp_path, f"{n}.tar", samples(range(n, n + 3)))
+    expected = faults(build_index(str(tmp_path), LENIENT))
+    assert len(expected) == 8
+    monkeypatch.setattr(index_build, "_KEYS_PER_PASS", 2)
+    assert faults(build_index(str(tmp_path), LENIENT)) == expected
+
+
+def test_too_many_faults_stop_the_job(tmp_path):
+    write_tar(tmp_path, "a.tar", [*samples(range(18)), ("x.txt", b"1"), ("y.jpg", photo(1))])
+    index = build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.1))
+    assert index.quarantine().num_rows == 2
+    with pytest.raises(DataError, match=r"2 of 20 samples \(10.0%\).*max_quarantine_fraction = 0.09") as stop:
+        build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.09))
+    assert "missing_image" in str(stop.value)
+    assert "y.jpg at byte" in str(stop.value)
+    assert index.quarantine().num_rows == 2
+    with pytest.raises(DataError, match="run the index job"):
+        Index.open(str(tmp_path))
+    with pytest.raises(DataError, match=r"2 faults in a row, above data\.index.max_quarantine_run = 1"):
+        build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.5, max_quarantine_run=1))
+
+
+def test_nothing_to_index(tmp_path):
+    with pytest.raises(DataError, match=r"no \.tar in .*import data first"):
+        build_index(str(tmp_path))
+    with pytest.raises(DataError, match=r"no \.tar in .*import data first"):
+        build_index(str(tmp_path / "missing"))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"subfolders \(train\)"):
+        build_index(str(tmp_path))
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="decompress"):
+        build_index(str(tmp_path))
+    write_tar(tmp_path, "a.tar", [("README", b"x")])
+    with pytest.raises(DataError, match="no sound sample"):
+        build_index(str(tmp_path), LENIENT)
+
+
+def test_file_uri_and_relative_folder(tmp_path, monkeypatch):
+    write_tar(tmp_path, "a.tar", samples([1]))
+    index = build_index(f"file://{tmp_path}")
+    assert keys(Index.open(str(tmp_path))) == ["0001"]
+    monkeypatch.chdir(tmp_path.parent)
+    relative = Index.open(tmp_path.name)
+    monkeypatch.chdir("/")
+    assert keys(relative) == ["0001"]
+    assert relative.hash == index.hash
+
+
+def test_img2dataset_tars(tmp_path):
+    meta = {"caption": "a cat", "url": "http://x", "width": 48, "status": "success", "key": "000000000"}
+    entries = []
+    for n in range(3):
+        key = f"{n:09d}"
+        entries += [(f"{key}.jpg", photo(n)), (f"{key}.txt", b"a cat"), (f"{key}.json", json.dumps(meta).encode())]
+    write_tar(tmp_path, "00000.tar", entries)
+    (tmp_path / "00000_stats.json").write_text("{}")
+    (tmp_path / "00000.parquet").write_bytes(b"")
+    index = build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
+    assert index.counts() == {"train": 3, "val": 0, "test": 0}
+    assert index.shards[0].captions == {"train": 3}
+    assert index.shards[0].questions == {"train": 0}
+
+
+def test_webdataset_tars_and_links_to_tars(tmp_path):
+    import webdataset
+
+    (tmp_path / "store").mkdir()
+    (tmp_path / "tars").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "store" / "x.tar")) as writer:
+        writer.write({"__key__": "a/1", "jpg": photo(1), "json": {"captions": ["c"]}})
+        writer.write({"__key__": "a/2", "png": photo(2, form="PNG"), "txt": "caption"})
+    (tmp_path / "tars" / "train-000000.tar").symlink_to(tmp_path / "store" / "x.tar")
+    index = build_index(str(tmp_path / "tars"), IndexConfig(validation_fraction=0.0))
+    assert index.quarantine().num_rows == 0
+    assert keys(index) == ["a/1", "a/2"]
+
+
+def test_interrupted_index_is_no_index_and_goes_on(tmp_path, monkeypatch):
+    """The job is killed between two shards: what it did is kept, and nothing opens before it is complete."""
+    for n in range(3):
+        write_tar(tmp_path, f"{n}.tar", samples([n]))
+    folder = Folder(str(tmp_path))
+    for file in folder.files()[:2]:
+        index_shard(folder, file, IndexConfig(), Assignment(0.1))
+    with pytest.raises(DataError, match="has no index; run the index job"):
+        Index.open(str(tmp_path))
+    (tmp_path / "_index" / "samples" / ".1.tar.parquet.77.partial").write_bytes(b"PAR1")
+    before = times(tmp_path)
+    index = build_index(str(tmp_path))
+    after = times(tmp_path)
+    assert {name: after[name] for name in ("0.tar.parquet", "1.tar.parquet")}.items() <= before.items()
+    assert set(after) == {"0.tar.parquet", "1.tar.parquet", "2.tar.parquet"}
+    assert len(keys(index)) == 3
+
+
+def test_parts_of_different_runs_are_no_index(tmp_path):
+    write_tar(tmp_path, "a.tar", samples([1, 2]))
+    index = build_index(str(tmp_path))
+    old = (tmp_path / "_index" / "index.json").read_bytes()
+    write_tar(tmp_path, "a.tar", samples([1, 2, 3]))
+    new = build_index(str(tmp_path))
+    with pytest.raises(DataError, match="the data changed since the index was opened"):
+        index.rows("a.tar")
+    assert len(keys(new)) == 3
+    (tmp_path / "_index" / "index.json").write_bytes(old)
+    with pytest.raises(DataError, match="being written, or its job was interrupted"):
+        Index.open(str(tmp_path))
+    (tmp_path / "_index" / "index.json").write_bytes(old[:50])
+    with pytest.raises(DataError, match="cannot be read"):
+        Index.open(str(tmp_path))
+    (tmp_path / "_index" / "index.json").write_bytes(old.replace(b'"format": 1', b'"format": 99'))
+    with pytest.raises(DataError, match="format 99"):
+        Index.open(str(tmp_path))
+    (tmp_path / "_index" / "samples" / "a.tar.parquet").unlink()
+    with pytest.raises(DataError, match="is gone"):
+        new.rows("a.tar")
+    with pytest.raises(DataError, match=r"no samples of shard 'b\.tar'"):
+        new.rows("b.tar")
+
+
+def test_unreadable_shard_is_a_row_and_is_tried_again(tmp_path):
+    write_tar(tmp_path, "a.tar", samples([1]))
+    (tmp_path / "b.tar").symlink_to(tmp_path / "c")
+    index = build_index(str(tmp_path), LENIENT)
+    assert faults(index) == [("b.tar", None, "unreadable_shard")]
+    assert keys(index) == ["0001"]
+    (tmp_path / "c").write_bytes(tar_bytes(samples([2])))
+    assert keys(build_index(str(tmp_path), LENIENT)) == ["0001", "0002"]
+
+
+class FlakyFile(io.BytesIO):
+    """Fails or ends early at some reads, like a store over a bad line."""
+
+    def __init__(self, data: bytes, plan: list[str]) -> None:
+        super().__init__(data)
+        self.plan = plan
+
+    def read(self, size: int | None = -1) -> bytes:
+        match self.plan.pop(0) if self.plan else "":
+            case "error":
+                raise ConnectionResetError("reset by peer")
+            case "early":
+                return b""
+            case "short":
+                return super().read(700)
+        return super().read(size)
+
+
+def opens(monkeypatch: pytest.MonkeyPatch, folder: Folder, make: Callable[[], FlakyFile]) -> None:
+    """Let the folder's tars open as these files."""
+    fs = folder._location[0]
+    opened = fs.open
+    monkeypatch.setattr(
+        fs, "open", lambda path, *args, **kw: make() if path.endswith(".tar") else opened(path, *args, **kw)
+    )
+
+
+def test_transient_read_errors_lose_nothing(tmp_path, monkeypatch):
+    path = write_tar(tmp_path, "a.tar", samples(range(30)))
+    folder = Folder(str(tmp_path))
+    plan = ["short", "error", "short", "early", "error", "short"]
+    opens(monkeypatch, folder, lambda: FlakyFile(path.read_bytes(), plan))
+    summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
+    assert plan == []
+    assert (summary["samples_train"], summary["faults"]) == (30, 0)
+    assert summary["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_shard_that_cannot_be_read_is_said_so(tmp_path, monkeypatch):
+    write_tar(tmp_path, "a.tar", samples([1]))
+    folder = Folder(str(tmp_path))
+    opens(monkeypatch, folder, lambda: FlakyFile(b"", ["error"] * 9))
+    summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
+    assert summary == {"name": "a.tar", "unreadable": "ConnectionResetError: reset by peer"}
+    assert not (tmp_path / "_index").exists()
+
+
+def test_opening_needs_no_ray(tmp_path):
+    write_tar(tmp_path, "a.tar", samples([1]))
+    build_index(str(tmp_path))
+    code = (
+        "import sys; from pipelines.data.index import Index; index = Index.open(sys.argv[1]); index.rows('a.tar');"
+        "index.report(); assert not {'ray', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_progress_in_a_log():
+    out = io.StringIO()
+    with ShardProgress("index", out) as progress:
+        for done in range(1, 4):
+            progress(done, 3)
+    first, last = out.getvalue().splitlines()
+    assert first.startswith("index: 1 of 3 shards")
+    assert last.startswith("index: 3 of 3 shards")
+
+
+def test_remote_folder_without_ray():
+    """The same code on a file system that is not local."""
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/index-test/a.tar", tar_bytes(samples([1, 2])))
+    folder = Folder("memory://index-test")
+    summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
+    assert summary["samples_train"] == 2
+    assert folder.exists("_index/samples/a.tar.parquet")
+    assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
+    fs.rm("/index-test", recursive=True)

@@ -1,0 +1,231 @@
+"""Every fault of a sample gives exactly one typed row, and its neighbours are delivered."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.errors import Reason
+from pipelines.data.scan import Scan, hash_key, scan_tar
+from pipelines.data.tarindex import split_name
+from tests.pipelines.data.tar_maker import (
+    Entry,
+    data_of,
+    header_of,
+    link,
+    photo,
+    sample,
+    samples,
+    tar_bytes,
+    texts,
+    zeroed,
+)
+
+
+def scan(data: bytes, **settings) -> Scan:
+    settings = {"max_pixels": 10_000_000, "max_image_bytes": 1 << 20} | settings
+    return scan_tar(io.BytesIO(data).read, **settings)
+
+
+def keys(found: Scan) -> list[str]:
+    return found.samples["key"].to_pylist()
+
+
+def between(*entries) -> bytes:
+    """The entries under test between two sound samples."""
+    return tar_bytes([*sample(1), *entries, *sample(9)])
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header claims this size; the pixels are one row."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+JPEG, TEXTS = photo(5), texts(5)
+CASES: dict[str, tuple[Reason, list[Entry | tarfile.TarInfo]]] = {
+    "truncated JPEG": (Reason.TRUNCATED_IMAGE, [("5.jpg", JPEG[: len(JPEG) // 2]), ("5.json", TEXTS)]),
+    "JPEG cut in its header": (Reason.TRUNCATED_IMAGE, [("5.jpg", JPEG[:40]), ("5.json", TEXTS)]),
+    "truncated PNG": (Reason.TRUNCATED_IMAGE, [("5.png", photo(5, form="PNG")[:900]), ("5.json", TEXTS)]),
+    "truncated WebP": (Reason.TRUNCATED_IMAGE, [("5.webp", photo(5, form="WEBP")[:300]), ("5.json", TEXTS)]),
+    "truncated GIF": (Reason.TRUNCATED_IMAGE, [("5.gif", photo(5, form="GIF")[:1200]), ("5.json", TEXTS)]),
+    "truncated BMP": (Reason.TRUNCATED_IMAGE, [("5.bmp", photo(5, form="BMP")[:1200]), ("5.json", TEXTS)]),
+    "HTML as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", b"<html><body>404</body></html>"), ("5.json", TEXTS)]),
+    "TIFF as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", photo(5, form="TIFF")), ("5.json", TEXTS)]),
+    "spoiled PNG": (Reason.UNDECODABLE_IMAGE, [("5.png", zeroed(photo(5, form="PNG"), 600)), ("5.json", TEXTS)]),
+    "bomb": (Reason.IMAGE_TOO_LARGE, [("5.png", png_of_size(30_000, 30_000)), ("5.json", TEXTS)]),
+    "above the limit": (Reason.IMAGE_TOO_LARGE, [("5.png", png_of_size(4_000, 2_501)), ("5.json", TEXTS)]),
+    "large file": (Reason.IMAGE_TOO_LARGE, [("5.jpg", bytes((1 << 20) + 1)), ("5.json", TEXTS)]),
+    "no image": (Reason.MISSING_IMAGE, [("5.json", TEXTS)]),
+    "image of another type": (Reason.MISSING_IMAGE, [("5.tiff", JPEG), ("5.json", TEXTS)]),
+    "no text": (Reason.MISSING_TEXT, [("5.jpg", JPEG)]),
+    "no caption in its texts": (Reason.MISSING_TEXT, [("5.jpg", JPEG), ("5.json", b'{"url": "x"}')]),
+    "empty image": (Reason.EMPTY_MEMBER, [("5.jpg", b""), ("5.json", TEXTS)]),
+    "empty text": (Reason.EMPTY_MEMBER, [("5.jpg", JPEG), ("5.txt", b"")]),
+    "bad UTF-8 in JSON": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.json", b'{"captions": ["\xff"]}')]),
+    "bad UTF-8 in text": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"caf\xe9")]),
+    "bad JSON": (Reason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"captions": [')]),
+    "bad schema": (Reason.BAD_SCHEMA, [("5.jpg", JPEG), ("5.json", b'{"captions": [7]}')]),
+    "adjacent duplicate": (Reason.DUPLICATE_KEY, [*sample(5), *sample(5)]),
+    "distant duplicate": (Reason.DUPLICATE_KEY, [*sample(5), *sample(6), *sample(5)]),
+    "member twice": (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("5.jpg", JPEG), ("5.json", TEXTS)]),
+    "two images": (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("5.png", JPEG), ("5.json", TEXTS)]),
+    "split key": (Reason.SPLIT_KEY, [("5.jpg", JPEG), *sample(6), ("5.json", TEXTS)]),
+    "split key, three parts": (
+        Reason.SPLIT_KEY,
+        [("5.jpg", JPEG), *sample(6), ("5.json", TEXTS), *sample(7), ("5.txt", b"x")],
+    ),
+    "split key, sound without": (Reason.SPLIT_KEY, [("5.jpg", JPEG), ("5.txt", b"x"), *sample(6), ("5.json", TEXTS)]),
+    "symbolic link": (Reason.UNSAFE_MEMBER, [link("5.jpg", "/etc/passwd"), ("5.json", TEXTS)]),
+    "hard link": (Reason.UNSAFE_MEMBER, [link("5.jpg", "0001.jpg", tarfile.LNKTYPE), ("5.json", TEXTS)]),
+    "link far from its sample": (Reason.UNSAFE_MEMBER, [link("5.jpg", "x"), *sample(6), ("5.json", TEXTS)]),
+    "parent folder": (Reason.UNSAFE_MEMBER, [("../5.jpg", JPEG), ("../5.json", TEXTS)]),
+    "absolute path": (Reason.UNSAFE_MEMBER, [("/5.jpg", JPEG), ("/5.json", TEXTS)]),
+    "device": (Reason.UNSAFE_MEMBER, [link("5.jpg", "", tarfile.CHRTYPE), ("5.json", TEXTS)]),
+    "stray link": (Reason.UNSAFE_MEMBER, [link("latest", "0001.jpg")]),
+    "pickle": (Reason.UNSAFE_MEMBER, [("5.jpg", JPEG), ("5.json", TEXTS), ("5.pkl", b"cos\nsystem\n(S'x'\ntR.")]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_fault_is_one_row_and_neighbours_are_delivered(name):
+    reason, entries = CASES[name]
+    data = between(*entries)
+    found = scan(data)
+    assert [fault.reason for fault in found.faults] == [reason], found.faults
+    fault = found.faults[0]
+    whole = [1, 9, *(n for n in (5, 6, 7) if sample(n)[0] in entries)]
+    assert sorted(keys(found)) == sorted(f"{n:04d}" for n in whole)
+    assert fault.detail
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        member = [m for m in tar.getmembers() if m.offset_data == fault.offset]
+    assert [m.name for m in member] == [fault.member]
+    assert fault.key == (split_name(str(fault.member)) or [None])[0]
+
+
+def test_member_name_that_is_not_utf8():
+    data = tar_bytes([*sample(1), ("5x.jpg", JPEG), ("5x.json", TEXTS), *sample(9)])
+    for name in (b"5x.jpg", b"5x.json"):
+        at = header_of(data, name.decode())
+        header = bytearray(data[at : at + 512])
+        header[1] = 0xE9
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + 8 * 32 + sum(header[156:]))
+        data = data[:at] + bytes(header) + data[at + 512 :]
+    found = scan(data)
+    assert [(f.reason, f.key) for f in found.faults] == [(Reason.BAD_UTF8, "5\\xe9")]
+    assert keys(found) == ["0001", "0009"]
+
+
+TAR = tar_bytes(samples(range(1, 6)))
+
+
+@pytest.mark.parametrize(
+    ("data", "lost"),
+    {
+        "at a header": (TAR[: header_of(TAR, "0003.jpg")], [3, 4, 5]),
+        "at a header within a sample": (TAR[: header_of(TAR, "0003.json")], [3, 4, 5]),
+        "inside a header": (TAR[: header_of(TAR, "0003.json") + 99], [3, 4, 5]),
+        "inside data": (TAR[: data_of(TAR, "0003.jpg") + 99], [3, 4, 5]),
+        "in the end mark": (TAR[: header_of(TAR, "0005.json") + 1024], []),
+        "zeroed header of an image": (zeroed(TAR, header_of(TAR, "0003.jpg")), [3]),
+        "zeroed header of a text": (zeroed(TAR, header_of(TAR, "0003.json")), [3]),
+        "zeroed page": (zeroed(TAR, header_of(TAR, "0003.jpg"), 1024), [3]),
+        "zeroed to the end": (zeroed(TAR, header_of(TAR, "0003.jpg"), len(TAR)), [3, 4, 5]),
+        "no tar at all": (b"<html>404</html>" * 100, [1, 2, 3, 4, 5]),
+        "nothing": (b"", [1, 2, 3, 4, 5]),
+    }.values(),
+)
+def test_broken_tars_are_one_row_and_what_is_whole_is_delivered(data, lost):
+    found = scan(data[: len(TAR)])
+    assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR], found.faults
+    assert keys(found) == [f"{n:04d}" for n in range(1, 6) if n not in lost]
+
+
+def test_a_sample_cut_to_a_plausible_one_is_not_delivered():
+    """Image and .txt make a sample, but not in a shard where samples have .json too."""
+    entries = [entry for n in (1, 2) for entry in ((f"{n}.jpg", JPEG), (f"{n}.txt", b"c"), (f"{n}.json", b"{}"))]
+    data = tar_bytes(entries)
+    found = scan(data[: header_of(data, "2.json")])
+    assert keys(found) == ["1"]
+    assert [(f.reason, f.key) for f in found.faults] == [(Reason.BROKEN_TAR, "2")]
+
+
+def test_rows_of_sound_samples():
+    rotated = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    out = io.BytesIO()
+    rotated.save(out, "JPEG", exif=exif)
+    entries = [
+        ("a/1.jpg", out.getvalue()),
+        ("a/1.json", b'{"captions": ["x", "y"], "questions": [{"question": "q", "answer": null}]}'),
+        ("2.png", photo(2, (10, 12), "PNG")),
+        ("2.txt", b"one caption"),
+        ("2.json", b'{"url": "http", "width": 10}'),
+        ("2.cls", b"7"),
+        ("README.md", b"not a sample"),
+    ]
+    data = tar_bytes(entries)
+    found = scan(data)
+    assert found.faults == []
+    first, second = found.samples.to_pylist()
+    assert (first["key"], first["width"], first["height"], first["image_format"]) == ("a/1", 20, 30, "jpeg")
+    assert (first["captions"], first["questions"]) == (2, 1)
+    assert first["txt_offset"] is None
+    assert (second["key"], second["width"], second["height"], second["image_format"]) == ("2", 10, 12, "png")
+    assert (second["captions"], second["questions"]) == (1, 0)
+    for what, name in (("image", "2.png"), ("txt", "2.txt"), ("json", "2.json")):
+        span = slice(second[f"{what}_offset"], second[f"{what}_offset"] + second[f"{what}_size"])
+        assert data[span] == dict(entries)[name]
+    assert first["key_hash"] == hash_key("a/1")
+
+
+def test_header_check_finds_cut_images_without_decoding():
+    data = tar_bytes(
+        [
+            *sample(1),
+            ("2.jpg", JPEG[:-200]),
+            ("2.txt", b"c"),
+            ("3.png", photo(3, form="PNG")[:-50]),
+            ("3.txt", b"c"),
+            *sample(4),
+        ]
+    )
+    found = scan(data, verify="header")
+    assert [fault.reason for fault in found.faults] == [Reason.TRUNCATED_IMAGE] * 2
+    assert keys(found) == ["0001", "0004"]
+
+
+def test_longest_run_of_faults():
+    bad = [(f"b{n}.jpg", b"x") for n in range(7)]
+    found = scan(tar_bytes([*bad[:2], *sample(1), *bad[2:5], *sample(2), *bad[5:]]))
+    assert found.worst_run == 3
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "RGBA", "1"])
+def test_unusual_modes_are_sound(mode):
+    form = "JPEG" if mode == "CMYK" else "PNG"
+    out = io.BytesIO()
+    Image.new(mode, (20, 20)).save(out, form)
+    found = scan(between((f"5.{form.lower()}", out.getvalue()), ("5.json", TEXTS)))
+    assert found.faults == []
+    assert len(keys(found)) == 3
+
+
+def test_animation_counts_as_its_first_frame():
+    out = io.BytesIO()
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "blue")]
+    frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
+    found = scan(between(("5.gif", out.getvalue()), ("5.json", TEXTS)))
+    assert [(row["width"], row["height"]) for row in found.samples.to_pylist()][1] == (20, 10)

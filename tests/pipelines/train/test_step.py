@@ -1,0 +1,169 @@
+"""One step: the same update however the global batch is cut, and none at all once something is not finite."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
+from pipelines.train.step import NonFiniteLossError, StepConfig, TrainStep
+from tests.pipelines.train.conftest import images_and_texts
+from vlmodel.model import VLModel
+
+TEXTS = [1, 7, 2, 2]
+"""Questions of the images of a batch: uneven, so that a mean of means would be wrong."""
+
+
+def without_noise(model: VLModel) -> VLModel:
+    """Dropout and batch statistics differ between cuts by design; everything else must not."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.track_running_stats, module.running_mean, module.running_var = True, *_unit(module.num_features)
+            module.train = lambda mode=True, m=module: torch.nn.Module.train(m, False)  # type: ignore[method-assign,misc,assignment]
+    return model
+
+
+def _unit(features: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(features), torch.ones(features)
+
+
+def step_of(model: VLModel, steps: int = 10, **config: object) -> TrainStep:
+    optimizer = OptimizerConfig(backbone_lr=1e-2, head_lr=1e-2, warmup=0.0, weight_decay=0.0)
+    return TrainStep(model, optimizer, StepConfig(**config), steps=steps, seed=0)  # type: ignore[arg-type]
+
+
+def part(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Images ``first`` to ``last`` of a batch with their texts."""
+    texts = (batch["text_image_N"] >= first) & (batch["text_image_N"] < last)
+    cut = {name: t[texts] for name, t in batch.items() if name.endswith(("N", "NT"))}
+    return {"pixels_BHWC": batch["pixels_BHWC"][first:last], **cut, "text_image_N": cut["text_image_N"] - first}
+
+
+def weights(model: VLModel) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def gradients(trainer: TrainStep) -> dict[str, Tensor]:
+    """The gradient that the first update was made of, from Adam's first moment: the update itself is nearly its sign."""
+    return {name: trainer.optimizer.state[p]["exp_avg"].clone() for name, p in trainer.model.named_parameters()}
+
+
+def test_accumulation_makes_the_same_update(tiny_model: Callable[[], VLModel]) -> None:
+    batch = images_and_texts(4, TEXTS)
+    whole, cut = step_of(without_noise(tiny_model())), step_of(without_noise(tiny_model()))
+    one = whole(0, [batch], 1)
+    two = cut(0, [part(batch, 0, 1), part(batch, 1, 4)], 2)
+    torch.testing.assert_close(one.totals, two.totals)
+    torch.testing.assert_close(one.grad_norm, two.grad_norm, rtol=1e-4, atol=1e-6)
+    for name, value in gradients(whole).items():
+        torch.testing.assert_close(gradients(cut)[name], value, rtol=1e-4, atol=1e-7)
+
+
+def _worker(rank: int, port: int, folder: str, batch: dict[str, Tensor], model: VLModel, poison: bool) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    trainer = step_of(without_noise(model))
+    mine = part(batch, 0, 1) if rank == 0 else part(batch, 1, 4)
+    if poison and rank == 1:
+        mine["weights_N"] = mine["weights_N"] * torch.nan
+    result = trainer(0, [mine], 1)
+    try:
+        trainer.raise_if_failed(0)
+        failed = False
+    except NonFiniteLossError:
+        failed = True
+    found = {"weights": weights(trainer.model), "totals": result.totals, "failed": failed}
+    torch.save(found | {"gradients": gradients(trainer)}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_two_processes(folder: Path, model: VLModel, batch: dict[str, Tensor], poison: bool) -> list[dict[str, object]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_worker, (port, str(folder), batch, model, poison), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_workers_make_the_same_update_as_one(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:
+    batch = images_and_texts(4, TEXTS)
+    alone = step_of(without_noise(tiny_model()))
+    expected = alone(0, [batch], 1)
+    for found in in_two_processes(tmp_path, tiny_model(), batch, poison=False):
+        assert not found["failed"]
+        torch.testing.assert_close(found["totals"], expected.totals)
+        for name, value in gradients(alone).items():
+            torch.testing.assert_close(found["gradients"][name], value, rtol=1e-4, atol=1e-7)  # type: ignore[index]
+
+
+def test_one_worker_with_a_nan_stops_all_before_the_update(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:
+    model = tiny_model()
+    before = weights(model)
+    for found in in_two_processes(tmp_path, model, images_and_texts(4, TEXTS), poison=True):
+        assert found["failed"]
+        for name, value in before.items():
+            assert torch.equal(found["weights"][name], value)  # type: ignore[index]
+
+
+def test_after_a_failure_no_later_step_updates(tiny_model: Callable[[], VLModel]) -> None:
+    trainer = step_of(tiny_model())
+    good, bad = images_and_texts(4, TEXTS), images_and_texts(4, TEXTS)
+    bad["weights_N"] = bad["weights_N"] * torch.inf
+    trainer(0, [bad], 1)
+    before = weights(trainer.model)
+    trainer(1, [good], 1)
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer.model).items())
+    with pytest.raises(NonFiniteLossError, match=r"before step 1.*Lower"):
+        trainer.raise_if_failed(1)
+
+
+def test_a_step_continues_from_its_state_bit_for_bit(tiny_model: Callable[[], VLModel]) -> None:
+    batches = [images_and_texts(4, TEXTS, seed) for seed in range(4)]
+    straight, first = step_of(tiny_model(), ema=0.9), step_of(tiny_model(), ema=0.9)
+    for step, batch in enumerate(batches):
+        straight(step, [batch], 1)
+    for step in (0, 1):
+        first(step, [batches[step]], 1)
+    torch.manual_seed(12345)  # whatever happened to the generator in between
+    second = step_of(tiny_model(), ema=0.9)
+    second.load_state(first.state())
+    for step in (2, 3):
+        second(step, [batches[step]], 1)
+    for one, other in ((straight.model, second.model), (straight.evaluated, second.evaluated)):
+        for name, value in one.state_dict().items():
+            assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_the_model_learns(tiny_model: Callable[[], VLModel]) -> None:
+    trainer = step_of(tiny_model(), steps=40)
+    figures = [trainer(step, [images_and_texts(8, [2] * 8, step)], 1).totals for step in range(40)]
+    first, last = (sum(f[0] / f[1] for f in some) / 5 for some in (figures[:5], figures[-5:]))
+    assert last < 0.5 * first
+
+
+def test_schedule_warms_up_and_ends_low() -> None:
+    config = OptimizerConfig(warmup=0.25, final=0.1)
+    factors = [lr_factor(step, 100, config) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 25)
+    assert factors[24] == pytest.approx(1.0)
+    assert factors[25:] == sorted(factors[25:], reverse=True)
+    assert factors[-1] == pytest.approx(0.1, abs=1e-2)
+
+
+def test_matrices_decay_and_vectors_do_not(tiny_model: Callable[[], VLModel]) -> None:
+    model = tiny_model()
+    optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.3))
+    for group in optimizer.param_groups:
+        assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.3}
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))

@@ -1,0 +1,150 @@
+"""Sections, overrides and parts, against a tree of the test's own and the real parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from vlmodel.config import ConfigError, Section, dump, explain_keys, kinds, load, parse, part, part_config
+from vlmodel.model import ModelConfig
+
+
+class Inner(Section):
+    rate: float = 0.5
+    """Share of it."""
+    name: str = "x"
+
+
+class Tree(Section):
+    inner: Inner = Field(default_factory=Inner)
+    count: int = 3
+    flag: bool = False
+    items: list[str] = []
+    optional: int | None = None
+    fusion: part("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    """How they meet."""
+
+
+def test_defaults_file_overrides_in_that_order(tmp_path: Path) -> None:
+    file = tmp_path / "tree.toml"
+    file.write_text("count = 4\n[inner]\nrate = 0.25\nname = 'file'\n")
+    tree = load(Tree, file, ["inner.name=override", "count=5"])
+    assert (tree.flag, tree.inner.rate, tree.inner.name, tree.count) == (False, 0.25, "override", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("bare word", "bare word"),
+        ("'quoted'", "quoted"),
+        ("a=b", "a=b"),
+        ("/some/path.txt", "/some/path.txt"),
+        ("", ""),
+    ],
+)
+def test_override_of_a_string(text: str, value: str) -> None:
+    assert load(Tree, None, [f"inner.name={text}"]).inner.name == value
+
+
+def test_override_of_other_types() -> None:
+    tree = load(Tree, None, ["flag=true", "items=['a', 'b']", "optional=7", "inner.rate=1e-3"])
+    assert (tree.flag, tree.items, tree.optional, tree.inner.rate) == (True, ["a", "b"], 7, 1e-3)
+
+
+@pytest.mark.parametrize("override", ["inner.name", "=3", ""])
+def test_override_without_key_or_value_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"not of the form a\.b\.c=value"):
+        load(Tree, None, [override])
+
+
+def test_override_below_a_value_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'count' is a value, not a section"):
+        load(Tree, None, ["count=3", "count.deeper=1"])
+
+
+def test_unknown_key_names_the_valid_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Tree, {"inner": {"rat": 1.0}})
+    assert str(caught.value) == "unknown key 'inner.rat'; valid keys of inner: name, rate"
+
+
+def test_unknown_key_at_the_top() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'innr'; valid keys of the top level: count, flag, fusion"):
+        parse(Tree, {"innr": {}})
+
+
+def test_unknown_key_of_a_part_names_the_keys_of_the_kind_chosen() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Tree, {"fusion": {"kind": "concat", "rounds": 3}})
+    assert "rounds" in str(caught.value)
+    assert "dropout, kind, width" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"count": "3"}, "count"),
+        ({"flag": 1}, "flag"),
+        ({"inner": {"rate": "half"}}, "inner.rate"),
+        ({"inner": 3}, "inner"),
+    ],
+)
+def test_wrong_type_names_key_and_value(tree: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Tree, tree)
+    value = tree.get(key, "half")
+    assert str(caught.value).startswith(f"{key} = {value!r}: ")
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Tree, {"count": "3", "flagg": True})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_sections_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Tree().count = 4  # type: ignore[misc]
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load(Tree, tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("count = ")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load(Tree, broken)
+
+
+def test_part_is_chosen_by_the_name_of_its_file() -> None:
+    tree = parse(Tree, {"fusion": {"kind": "concat", "width": 8}})
+    assert type(tree.fusion) is part_config("vlmodel.fusion", "concat")
+    assert type(parse(Tree, {}).fusion) is part_config("vlmodel.fusion", "transformer")
+
+
+def test_unknown_kind_names_the_kinds() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'bilinear' is not a part of vlmodel.fusion; choose one of concat, transformer"
+    ):
+        parse(Tree, {"fusion": {"kind": "bilinear"}})
+
+
+@pytest.mark.parametrize("room", ["vision", "language", "topology", "fusion", "decoder"])
+def test_kind_is_the_name_of_the_file(room: str) -> None:
+    for kind in kinds(f"vlmodel.{room}"):
+        assert part_config(f"vlmodel.{room}", kind)(kind=kind).kind == kind
+
+
+def test_dump_parses_to_the_same() -> None:
+    tree = parse(Tree, {"fusion": {"kind": "concat", "width": 8}, "optional": 4, "inner": {"name": "é"}})
+    assert parse(Tree, dump(tree)) == tree
+    model = parse(ModelConfig, {"vision": {"mean": [0.5, 0.5, 0.5]}})
+    assert parse(ModelConfig, dump(model)) == model
+
+
+def test_every_setting_of_the_model_is_documented() -> None:
+    rows = list(explain_keys(ModelConfig))
+    assert "fusion.rounds" in {key for key, _, _ in rows}
+    assert [key for key, _, documentation in rows if not documentation.strip()] == []

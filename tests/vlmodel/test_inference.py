@@ -1,0 +1,181 @@
+"""The predictor, and what a model refuses when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from vlmodel.config import ConfigError, parse
+from vlmodel.inference import Predictor
+from vlmodel.model import ModelConfig, VLModel
+from vlmodel.processor import Example, ImageError, ProcessorConfig, VLProcessor
+
+
+@pytest.fixture
+def predictor(make_model: Callable[..., Any], processor: VLProcessor, tmp_path: Path) -> Predictor:
+    make_model().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    return Predictor.from_pretrained(tmp_path)
+
+
+def test_answers_are_ranked_and_grouped_by_example(
+    predictor: Predictor, processor: VLProcessor, examples: list[Example], batch: dict[str, Tensor]
+) -> None:
+    predictions = predictor.predict(examples, top_k=3)
+    assert [len(texts) for texts in predictions] == [2, 1]
+    probabilities = predictor.model(**batch).logits_NK.softmax(-1).detach().numpy()
+    for prediction, row in zip([p for texts in predictions for p in texts], probabilities, strict=True):
+        assert prediction.attention_HW is None
+        assert [answer for answer, _ in prediction.answers] == [processor.labels[k] for k in np.argsort(-row)[:3]]
+        np.testing.assert_allclose([p for _, p in prediction.answers], np.sort(row)[::-1][:3], rtol=1e-6)
+    np.testing.assert_allclose(predictor.predict_collated(processor.collate(examples)), probabilities, rtol=1e-6)
+
+
+def test_one_alone_is_answered_as_among_many(predictor: Predictor, examples: list[Example]) -> None:
+    together = predictor.predict(examples * 5)
+    alone = predictor.predict(examples[1:])[0][0]
+    assert [answer for answer, _ in alone.answers] == [answer for answer, _ in together[-1][0].answers]
+    np.testing.assert_allclose([p for _, p in alone.answers], [p for _, p in together[-1][0].answers], atol=1e-5)
+
+
+def test_attention_over_the_grid(predictor: Predictor, examples: list[Example]) -> None:
+    asked = predictor.predict(examples, attention=True)
+    plain = predictor.predict(examples)
+    for with_map, without in zip((p for t in asked for p in t), (p for t in plain for p in t), strict=True):
+        assert with_map.attention_HW is not None
+        assert with_map.attention_HW.shape == (8, 8)
+        assert with_map.attention_HW.min() >= 0
+        assert with_map.attention_HW.sum() == pytest.approx(1, abs=1e-5)
+        assert [a for a, _ in with_map.answers] == [a for a, _ in without.answers]
+
+
+def test_attention_is_none_where_the_fusion_has_none(
+    make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    predictor = Predictor(make_model(fusion={"kind": "concat"}), processor)
+    assert predictor.predict(examples, attention=True)[0][0].attention_HW is None
+
+
+def test_attention_with_one_token_a_text(
+    make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    predictor = Predictor(make_model(language={"output": "pooled"}), processor)
+    (first, _), _ = predictor.predict(examples, attention=True)
+    assert first.attention_HW is not None
+    assert first.attention_HW.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_nothing_to_answer(predictor: Predictor, examples: list[Example]) -> None:
+    assert predictor.predict([]) == []
+    assert predictor.predict([Example(examples[0].image, ())]) == [[]]
+
+
+def test_broken_picture_is_an_image_error(predictor: Predictor) -> None:
+    with pytest.raises(ImageError):
+        predictor.predict([Example(b"broken", ("a",))])
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(FileNotFoundError, match="holds no model"):
+            Predictor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"fusion": {"width": 30, "heads": 4}}, "fusion: width=30 cannot be shared by heads=4"),
+        ({"language": {"width": 30, "heads": 4}}, "language: width=30 cannot be shared by heads=4"),
+        (
+            {"language": {"architecture": "bertt"}},
+            "architecture='bertt' is unknown to transformers; close names: .*bert",
+        ),
+        ({"language": {"architecture": "vit"}}, "architecture='vit' is no text encoder"),
+        ({"vision": {"name": "resnet"}}, "vision: there is no backbone 'resnet'"),
+    ],
+)
+def test_trees_that_cannot_be(tree: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(ModelConfig, tree)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (
+            {"image_size": 8},
+            r"processor.image_size=8 is smaller than one grid cell of model.vision, which stands for 32",
+        ),
+        ({"max_tokens": 200}, r"processor.max_tokens=200 is more than the 128 tokens that model.language takes"),
+    ],
+)
+def test_processor_that_does_not_fit_is_refused(
+    processor: dict[str, object], message: str, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        VLModel.from_tree(parse(ModelConfig, {}), VLProcessor(parse(ProcessorConfig, processor), tokenizer, ["a", "b"]))
+
+
+def test_answers_are_needed(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError, match="chooses among answers, and there are 1"):
+        VLModel.from_tree(parse(ModelConfig, {}), VLProcessor(ProcessorConfig(), tokenizer, ["only"]))
+
+
+def test_pretrained_encoder_of_a_smaller_vocabulary_is_refused(
+    make_model: Callable[..., Any], tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    make_model().language.encoder.save_pretrained(tmp_path)
+    larger = PreTrainedTokenizerFast.from_pretrained(save_larger(tokenizer, tmp_path / "tokenizer"))
+    with pytest.raises(ConfigError, match=r"knows 14 tokens and the tokenizer makes 16; use the tokenizer"):
+        VLModel.from_tree(
+            parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}}),
+            VLProcessor(ProcessorConfig(), larger, ["a", "b"]),
+        )
+
+
+def save_larger(tokenizer: PreTrainedTokenizerFast, folder: Path) -> Path:
+    tokenizer.save_pretrained(folder)
+    copy = PreTrainedTokenizerFast.from_pretrained(folder)
+    copy.add_tokens(["green", "square"])
+    copy.save_pretrained(folder)
+    return folder
+
+
+def test_absent_pretrained_encoder_is_named(processor: VLProcessor, tmp_path: Path) -> None:
+    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}})
+    with pytest.raises(ValueError, match=r"language\.pretrained=.* cannot be opened"):
+        VLModel.from_tree(tree, processor)
+
+
+def test_incomplete_pretrained_encoder_is_refused(
+    make_model: Callable[..., Any], processor: VLProcessor, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    make_model().language.encoder.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state.pop("encoder.layer.0.attention.self.query.weight")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}})
+    with pytest.raises(
+        ValueError, match=r"lacks 1 weights of its own architecture: encoder.layer.0.attention.self.query"
+    ):
+        VLModel.from_tree(tree, processor)
+
+
+def test_threads(make_model: Callable[..., Any], processor: VLProcessor, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    make_model().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    try:
+        Predictor.from_pretrained(tmp_path, threads=1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

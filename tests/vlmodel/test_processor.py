@@ -1,0 +1,285 @@
+"""Decoding of good, odd and broken pictures; tokenizing; collating; saving."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from vlmodel.config import ConfigError, parse
+from vlmodel.processor import Example, ImageError, ProcessorConfig, VLProcessor
+
+RNG = np.random.default_rng(0)
+PICTURE = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+LABELS = ["yes", "no", "red", "blue"]
+RED, GREEN = (255, 0, 0), (0, 255, 0)
+
+
+def saved(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def encode(pixels: np.ndarray, format: str = "PNG", **options: object) -> bytes:
+    return saved(Image.fromarray(pixels), format, **options)
+
+
+def halves(width: int = 64, height: int = 32) -> Image.Image:
+    """Red on the left, green on the right."""
+    image = Image.new("RGB", (width, height), RED)
+    image.paste(GREEN, (width // 2, 0, width, height))
+    return image
+
+
+def near(pixel: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -> bool:
+    return bool(np.abs(pixel.astype(int) - colour).max() <= tolerance)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
+def test_lossless_formats_of_the_right_size_come_through_untouched(processor: VLProcessor, format: str) -> None:
+    options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+    decoded = processor.decode(encode(PICTURE, format, **options))
+    assert decoded.dtype == np.uint8
+    assert np.array_equal(decoded, PICTURE)
+
+
+def test_a_large_jpeg_is_hardly_changed_by_being_decoded_smaller(processor: VLProcessor) -> None:
+    smooth = Image.fromarray(PICTURE).resize((800, 600), Image.Resampling.BICUBIC)
+    data = saved(smooth, "JPEG", quality=95)
+    whole = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
+    difference = np.abs(processor.decode(data).astype(int) - np.asarray(whole))
+    assert difference.mean() < 2
+
+
+def test_squash_keeps_all_and_crop_keeps_the_middle(processor: VLProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
+    image = Image.new("RGB", (96, 32), RED)
+    image.paste(GREEN, (32, 0, 64, 32))
+    squashed = processor.decode(saved(image))
+    assert near(squashed[16, 1], RED)
+    assert near(squashed[16, 16], GREEN)
+    assert near(squashed[16, 30], RED)
+    cropping = VLProcessor(ProcessorConfig(image_size=32, resize="crop"), tokenizer, LABELS)
+    assert (cropping.decode(saved(image)) == GREEN).all()
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
+def test_extreme_shapes(size: tuple[int, int], resize: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    processor = VLProcessor(parse(ProcessorConfig, {"image_size": 32, "resize": resize}), tokenizer, LABELS)
+    decoded = processor.decode(saved(Image.new("RGB", size, GREEN)))
+    assert decoded.shape == (32, 32, 3)
+    assert (decoded == GREEN).all()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(processor: VLProcessor, orientation: int, format: str) -> None:
+    """A picture stored turned shows as it was: red on the left."""
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image = halves(64, 32)
+    image.paste((0, 0, 255), (0, 0, 32, 16))  # the upper left is blue, so that flips differ from turns
+    if format == "PNG":
+        image.putalpha(255)  # transparency is laid on white by another path
+    stored = image if orientation == 1 else image.transpose(undo[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = processor.decode(saved(stored, format, exif=exif, quality=95))
+    assert near(decoded[5, 8], (0, 0, 255), 30)
+    assert near(decoded[26, 8], RED, 30)
+    assert near(decoded[5, 24], GREEN, 30)
+
+
+def test_broken_exif_is_no_broken_picture(processor: VLProcessor) -> None:
+    data = saved(halves(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    assert near(processor.decode(data)[16, 4], RED, 30)
+
+
+def test_cmyk_palette_grey_and_one_bit(processor: VLProcessor) -> None:
+    cmyk = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
+    assert near(processor.decode(saved(cmyk, "JPEG"))[16, 16], RED, 30)
+    palette = halves().quantize(4)
+    assert near(processor.decode(saved(palette))[16, 4], RED)
+    assert near(processor.decode(saved(palette, "GIF"))[16, 28], GREEN)
+    assert (processor.decode(saved(Image.new("L", (9, 9), 77))) == 77).all()
+    assert (processor.decode(saved(Image.new("1", (9, 9), 1))) == 255).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(processor: VLProcessor) -> None:
+    grey = Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16))
+    assert (processor.decode(saved(grey)) == 127).all()
+    # RGB with 16 bits a channel: written by hand, as Pillow cannot.
+    row = b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0) * 4
+    data = png(struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0), row * 4)
+    assert near(processor.decode(data)[16, 16], (255, 128, 0), 1)
+
+
+def png(header: bytes, rows: bytes) -> bytes:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
+def test_transparent_is_white(processor: VLProcessor, mode: str) -> None:
+    image = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (16, 0, 32, 32))
+    if mode == "P":
+        data = saved(image.convert("RGB").quantize(2), transparency=0)
+        decoded = processor.decode(data)
+        assert {tuple(decoded[16, 4]), tuple(decoded[16, 28])} & {(255, 255, 255)}
+        return
+    decoded = processor.decode(saved(image if mode in ("RGBA", "PA") else image.convert(mode)))
+    assert tuple(decoded[16, 4]) == (255, 255, 255)
+    assert tuple(decoded[16, 28]) == (0, 0, 0)
+
+
+def test_first_frame_of_an_animation(processor: VLProcessor) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, GREEN)]
+    data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert near(processor.decode(data)[0, 0], RED)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
+@pytest.mark.parametrize("kept", [0.95, 0.5, 0.1])
+def test_cut_off_pictures(processor: VLProcessor, format: str, kept: float) -> None:
+    noise = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(noise, format)
+    with pytest.raises(ImageError) as caught:
+        processor.decode(data[: int(len(data) * kept)])
+    assert caught.value.kind in ("truncated", "undecodable")
+    if format in ("JPEG", "PNG", "BMP") and kept == 0.5:
+        assert caught.value.kind == "truncated"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\0", b"<html><body>404 Not Found</body></html>", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"\0" * 50],
+    ids=["empty", "zero", "html", "jpeg marker", "png of zeros"],
+)
+def test_bytes_that_are_no_picture(processor: VLProcessor, data: bytes) -> None:
+    with pytest.raises(ImageError, match=rf"image \({len(data)} bytes") as caught:
+        processor.decode(data)
+    assert caught.value.kind in ("undecodable", "truncated")
+
+
+def test_formats_beyond_the_list_are_not_read(processor: VLProcessor) -> None:
+    for format in ("TIFF", "PPM", "ICO"):
+        with pytest.raises(ImageError) as caught:
+            processor.decode(encode(PICTURE, format))
+        assert caught.value.kind == "undecodable"
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)])
+def test_bomb_is_refused_before_it_is_decoded(
+    processor: VLProcessor, monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
+    with pytest.raises(ImageError, match="max_pixels") as caught:
+        processor.decode(png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"\0" * 100))
+    assert caught.value.kind == "too_large"
+
+
+def test_max_pixels_is_a_setting(tokenizer: PreTrainedTokenizerFast) -> None:
+    small = VLProcessor(ProcessorConfig(image_size=8, max_pixels=32 * 32), tokenizer, LABELS)
+    small.decode(encode(PICTURE))
+    with pytest.raises(ImageError, match=r"33 x 32.*max_pixels allows 1024"):
+        small.decode(saved(Image.new("RGB", (33, 32))))
+
+
+def test_image_error_survives_pickling(processor: VLProcessor) -> None:
+    import pickle
+
+    with pytest.raises(ImageError) as caught:
+        processor.decode(b"no")
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - of our own, as between workers
+    assert (again.kind, str(again)) == (caught.value.kind, str(caught.value))
+
+
+def test_collate(processor: VLProcessor, examples: list[Example]) -> None:
+    batch = processor.collate(
+        [*examples, Example(examples[0].image, ()), Example(examples[0].image, ("green?",), ("green",))]
+    )
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "pixels_BHWC": ((4, 32, 32, 3), "uint8"),
+        "input_ids_NT": ((4, 8), "int64"),
+        "text_mask_NT": ((4, 8), "bool"),
+        "text_image_N": ((4,), "int64"),
+        "labels_N": ((4,), "int64"),
+        "weights_N": ((4,), "float32"),
+    }
+    assert batch["text_image_N"].tolist() == [0, 0, 1, 3]
+    assert batch["labels_N"].tolist() == [2, 0, 1, -1]
+    assert batch["weights_N"].tolist() == [1.0, 0.5, 1.0, 1.0]
+    assert batch["input_ids_NT"][2].tolist() == [2, 9, 11, 13, 3, 0, 0, 0]
+    assert batch["text_mask_NT"].sum(1).tolist() == [8, 8, 5, 4]
+
+
+def test_collate_of_little(processor: VLProcessor, examples: list[Example]) -> None:
+    nothing = processor.collate([])
+    assert nothing["pixels_BHWC"].shape == (0, 32, 32, 3)
+    silent = processor.collate([Example(examples[0].image, ())])
+    assert silent["pixels_BHWC"].shape == (1, 32, 32, 3)
+    assert silent["input_ids_NT"].shape[0] == silent["labels_N"].size == 0
+
+
+def test_targets_and_weights_must_match_the_texts(processor: VLProcessor, examples: list[Example]) -> None:
+    image = examples[0].image
+    with pytest.raises(ValueError, match="2 texts have 1 targets"):
+        processor.collate([Example(image, ("a", "b"), ("red",))])
+    with pytest.raises(ValueError, match="1 texts have 2 weights"):
+        processor.collate([Example(image, ("a",), ("red",), (1.0, 2.0))])
+
+
+def test_texts_of_every_kind(processor: VLProcessor) -> None:
+    texts = ["", " ", "red " * 500, "何色ですか", "a\0b", "🙂", "red"]
+    tokens = processor.tokenize(texts)
+    assert tokens["input_ids_NT"].shape == (7, 12)
+    assert tokens["input_ids_NT"][0, :2].tolist() == [2, 3]
+    long = tokens["input_ids_NT"][2]
+    assert (long[0], long[-1], set(long[1:-1].tolist())) == (2, 3, {10})
+    alone = processor.tokenize(["red"])["input_ids_NT"]
+    assert alone.tolist() == [[2, 10, 3]]
+    assert processor.tokenize(["red", "a", "red"])["input_ids_NT"].tolist() == [[2, 10, 3], [2, 9, 3], [2, 10, 3]]
+
+
+def test_saved_and_loaded_is_the_same(processor: VLProcessor, examples: list[Example], tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    assert all(file.suffix == ".json" for file in tmp_path.iterdir())
+    loaded = VLProcessor.from_pretrained(tmp_path)
+    assert (loaded.config, loaded.labels) == (processor.config, processor.labels)
+    ours, theirs = processor.collate(examples), loaded.collate(examples)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_folder_without_a_processor(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no processor\.json"):
+        VLProcessor.from_pretrained(tmp_path)
+
+
+def test_labels_must_differ(tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError, match="these repeat: red"):
+        VLProcessor(ProcessorConfig(), tokenizer, ["red", "blue", "red"])
+
+
+def test_decoding_loads_no_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, vlmodel.processor; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
