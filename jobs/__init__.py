@@ -1,1 +1,1 @@
-"""Entry points: ``python -m jobs.NAME --config jobs/configs/X.toml [a.b=value ...]``, alone or under ``ray job submit``."""
+"""Entry points: ``python -m jobs.NAME --config jobs/configs/X.toml [a.b=value ...]``, alone or submitted."""

@@ -1,4 +1,4 @@
-"""Evaluate a registered model on a split: every question once, beside the floors; figures and pictures go to its run."""
+"""Evaluate a model on a split: every question once, beside the floors. Figures and pictures go to its run."""
 
 from __future__ import annotations
 

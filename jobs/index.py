@@ -8,12 +8,13 @@ from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.data.index import Index, build_index
+from pipelines.data.progress import ShardProgress
 
 
 def run(config: JobConfig) -> Index:
     """Build or update the index of ``data.tars``."""
-    with connected(config.cluster):
-        index = build_index(config.data.tars, config.data.index)
+    with connected(config.cluster), ShardProgress("index") as progress:
+        index = build_index(config.data.tars, config.data.index, report_progress=progress)
     print(index.report(), flush=True)
     return index
 

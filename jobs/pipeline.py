@@ -25,7 +25,7 @@ from pipelines.serve.client import ask
 from pipelines.serve.deploy import check_port_free
 from pipelines.train.tracking import TrackingError, page_command, tracking_uri
 
-_PAGE_START_S = 60
+_PAGE_START_S = 180
 
 
 def run(config: JobConfig) -> None:

@@ -1,4 +1,4 @@
-"""Make a registered model the champion, if the gate agrees: better than the question alone, no worse than the champion."""
+"""Make a model the champion if the gate agrees: better than the question alone, no worse than the champion."""
 
 from __future__ import annotations
 

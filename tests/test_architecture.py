@@ -221,7 +221,7 @@ after = state()
 problems += [f"{what}: {before[what]!r} -> {after[what]!r}" for what in before if before[what] != after[what]]
 problems += ["Ray was started"] if sys.modules["ray"].is_initialized() else []
 problems += [f"{name} was made" for name in os.listdir()]
-sys.exit("; ".join(problems))
+sys.exit("; ".join(problems) or 0)
 """
 
 

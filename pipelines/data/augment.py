@@ -26,7 +26,7 @@ class AugmentConfig(Section):
 
 def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """A changed copy of the uint8 image, of the same size."""
-    image = torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+    image = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
     if config.min_area < 1:
         height, width = image.shape[-2:]
         scale = float(np.sqrt(rng.uniform(config.min_area, 1.0)))

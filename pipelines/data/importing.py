@@ -70,10 +70,14 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
 
     Raises:
         DataError: the source is missing or unusable as a whole, none of its records can be used, ``out_folder``
-            holds something else, or another process imports into it.
+            is a URI or holds something else, or another process imports into it.
     """
     if not isinstance(config, Source):
         raise TypeError(f"{type(config).__name__} is not the Config of an importer")
+    if "://" in str(out_folder):
+        raise DataError(
+            f"{out_folder} is a URI, and an import writes to a local folder; name one and copy it there after"
+        )
     out = Path(out_folder).expanduser().resolve()
     identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
     if (done := _finished(out, identity)) is not None:

@@ -30,7 +30,7 @@ SHARD_SCHEMA = pa.schema(
         *((f"{what}_{split}", pa.int64()) for what in COUNTS for split in SPLITS),
     ]
 )
-"""Of ``shards.parquet``. ``stamp`` is the tar's FileStamp; ``repeated`` are rows of its samples file that are left out."""
+"""Of ``shards.parquet``. ``stamp`` is the tar's FileStamp; ``repeated`` are rows of its samples file, left out."""
 
 
 def samples_file(shard: str) -> str:

@@ -160,9 +160,9 @@ class _Loader:
         )
         self.size = int(self.counts.sum())
         if not self.size:
-            splits = ", ".join(f"{split}: {n}" for split, n in sorted(self.index.counts().items())) or "none"
+            found = {split: n for split, n in self.index.counts().items() if n}
             raise DataError(
-                f"{source.tars} has no {source.split or 'indexed'} sample with {source.reads} (samples by split: {splits}); "
+                f"{source.tars} has no {source.split or 'indexed'} sample with {source.reads} (it has {found or 'none'}); "
                 "choose another split, or raise data.index.validation_fraction and run the index job again"
             )
         self._rows = lru_cache(maxsize=256)(self._eligible_rows)

@@ -1,4 +1,9 @@
-"""Is this image sound? Its size is checked before anything is decoded, then all of it is decoded."""
+"""Is this image sound? Its size is checked before anything is decoded, then all of it is decoded.
+
+A block that a disk or a transfer has lost reads as zeros. PNG has checksums against that; a JPEG decoder takes zeros
+for pixels, so they are looked for here. Sound data may hold long runs of zeros too (one colour in optimised code), but
+these do not begin and end on the borders of blocks.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,10 @@ _MAGIC = {
     b"BM": "bmp",
 }
 _END_MARK = {"jpeg": b"\xff\xd9", "png": b"IEND", "gif": b"\x3b"}
+_BLOCK = bytes(512)
+# How far a run of zeros may reach over a block's border: the byte beside a lost block may be zero as well.
+_SLACK = 2
+_UNCHECKED = ("jpeg", "webp")
 _END_WINDOW = 64 << 10  # some cameras and programs append data of their own
 
 
@@ -42,6 +51,7 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
     """What the image is, if it is sound.
 
     Args:
+        data: the file; its borders of blocks are counted from its first byte.
         verify: "decode" decodes every bit. A JPEG is decoded at an eighth of its size, which reads all of its entropy
             code at a fraction of the cost. "header" reads the header and looks for the format's end mark.
 
@@ -80,7 +90,25 @@ def _check(image: Image.Image, data: bytes, max_pixels: int, verify: Verify) -> 
             ImageOps.exif_transpose(image)
     elif _is_cut(data):
         raise SampleError(Reason.TRUNCATED_IMAGE, f"{len(data)} bytes without the end of a {name} file")
+    if name in _UNCHECKED and (lost := _lost_block(data)) is not None:
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"a block of zeros at byte {lost} of the image: lost data")
     return ImageFacts(name, height, width) if orientation in _SIDEWAYS else ImageFacts(name, width, height)
+
+
+def _lost_block(data: bytes) -> int | None:
+    """Where a run of zeros covers whole blocks and no more; the data of a tar's member begins on a block's border."""
+    size = len(_BLOCK)
+    found = data.find(_BLOCK)
+    while found >= 0:
+        end = found + size
+        while data.startswith(_BLOCK, end):
+            end += size
+        while end < len(data) and data[end] == 0:
+            end += 1
+        if -found % size <= _SLACK and (end % size <= _SLACK or end == len(data)):
+            return found
+        found = data.find(_BLOCK, end)
+    return None
 
 
 def _is_cut(data: bytes) -> bool:

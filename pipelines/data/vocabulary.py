@@ -63,6 +63,6 @@ def _tokenizer(index: Index, config: VocabularyConfig) -> PreTrainedTokenizerBas
         return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False, **local)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"vocabulary.tokenizer={config.tokenizer!r} cannot be loaded ({error}); name a folder with tokenizer files, "
+            f"vocabulary.tokenizer={config.tokenizer!r} cannot be loaded ({error}); name a folder with a tokenizer, "
             'a hub name that this machine can reach, or "" to train one on the corpus'
         ) from None

@@ -26,7 +26,7 @@ def choose(answers: pa.Table, count: int, seed: int = 0) -> list[dict[str, Any]]
 
 
 def illustrate(rows: list[dict[str, Any]], index: Index, predictor: Predictor) -> list[dict[str, Any]]:
-    """Rows for ``pictures.examples_page``: the image as the model sees it, and the attention of the question over it."""
+    """Rows for ``pictures.examples_page``: the image as the model sees it, with the question's attention."""
     images = _images({row["key"] for row in rows}, index)
     page = []
     for row in rows:

@@ -66,7 +66,7 @@ class ServeConfig(Section):
     request_timeout_s: float = Field(default=10.0, gt=0)
     """Time for one request, from its first byte to its answer. No header of a client can change it."""
 
-    start_timeout_s: float = Field(default=120.0, gt=0)
+    start_timeout_s: float = Field(default=300.0, gt=0)
     """Time for all replicas to load the model and answer."""
 
     shutdown_timeout_s: float = Field(default=20.0, gt=0)

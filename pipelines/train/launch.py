@@ -55,7 +55,7 @@ def launch(spec: RunSpec) -> None:
 
 
 def _set_aside_torn_snapshot(run: Path) -> None:
-    """A crash can leave Ray's own list of checkpoints half written, and Ray then refuses the run. Ours does not need it."""
+    """A crash can leave Ray's own list of checkpoints half written, and Ray then refuses the run. We need none."""
     snapshot = run / _RAY_SNAPSHOT
     try:
         json.loads(snapshot.read_bytes())

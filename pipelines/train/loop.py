@@ -88,7 +88,7 @@ class Hooks(Protocol):
         """Record metrics (called on every rank; only the first records)."""
 
     def checkpoint(self, progress: Progress, selection: float) -> None:
-        """Keep the state after ``progress.step`` steps. ``selection`` ranks checkpoints; -1 where nothing was scored."""
+        """Keep the state after ``progress.step`` steps. ``selection`` ranks it; -1 where nothing was scored."""
 
 
 def train(
@@ -190,7 +190,7 @@ class Meter:
         self._images += images
 
     def flush(self, step: int) -> tuple[dict[str, float], list[float]]:
-        """Means since the last flush under the names that tracking shows, and the sums behind them. Reads the device."""
+        """Means since the last flush, by the names that tracking shows, and their sums. Reads the device."""
         sums = [sum(column) for column in zip(*(r.totals.tolist() for r in self._results), strict=True)]
         loss, count, correct = sums
         now = time.perf_counter()

@@ -54,7 +54,7 @@ def build_optimizer(model: HasGroups, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak rate for the update that follows ``step`` finished ones; a pure function, so nothing to save."""
+    """Share of the peak rate for the update that follows ``step`` finished ones; nothing to save."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

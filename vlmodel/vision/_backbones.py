@@ -13,8 +13,8 @@ from torch import nn
 
 Stem = Literal["imagenet", "small"]
 
-# Attention models are another part's work; GoogLeNet and Inception have side exits; a RegNet computes with tensors while it
-# is built, so that it cannot be laid out on the meta device, on which checkpoints are opened.
+# Attention models are another part's work; GoogLeNet and Inception have side exits; a RegNet computes with tensors
+# while it is built, so that it cannot be laid out on the meta device, on which checkpoints are opened.
 _EXCLUDED = ("vit_", "swin_", "maxvit_", "googlenet", "inception_", "regnet_")
 _HEAD = ("avgpool", "fc", "classifier", "dropout")
 _PROBE = 256

@@ -46,7 +46,7 @@ def _ground(hue: float, large: int) -> Image.Image:
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
         for saturation, value in ((0.05, 0.99), (0.13, 0.91))
     )
-    blend = Image.linear_gradient("L").resize((large, large))
+    blend = _ramp((large, large))
     return Image.composite(Image.new("RGB", blend.size, bottom), Image.new("RGB", blend.size, top), blend)
 
 
@@ -55,7 +55,12 @@ def _shaded(color: str, size: tuple[int, int]) -> Image.Image:
     base = Image.new("RGB", size, color)
     light = Image.blend(base, Image.new("RGB", size, "white"), 0.16)
     dark = Image.blend(base, Image.new("RGB", size, "black"), 0.10)
-    return Image.composite(dark, light, Image.linear_gradient("L").resize(size))
+    return Image.composite(dark, light, _ramp(size))
+
+
+def _ramp(size: tuple[int, int]) -> Image.Image:
+    """From 0 at the top to 255 at the bottom."""
+    return Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
 
 
 def _mask(thing: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:

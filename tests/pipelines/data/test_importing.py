@@ -255,6 +255,8 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot be written"):
         import_data(SMALL, tmp_path / "file" / "out", progress=False)
+    with pytest.raises(DataError, match="s3://bucket/tars is a URI, and an import writes to a local folder"):
+        import_data(SMALL, "s3://bucket/tars", progress=False)
 
 
 def test_progress_on_a_terminal_and_in_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,11 @@ CASES: dict[str, tuple[Reason, list[Entry | tarfile.TarInfo]]] = {
     "HTML as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", b"<html><body>404</body></html>"), ("5.json", TEXTS)]),
     "TIFF as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", photo(5, form="TIFF")), ("5.json", TEXTS)]),
     "spoiled PNG": (Reason.UNDECODABLE_IMAGE, [("5.png", zeroed(photo(5, form="PNG"), 600)), ("5.json", TEXTS)]),
+    "JPEG with a lost block": (Reason.UNDECODABLE_IMAGE, [("5.jpg", zeroed(JPEG, 1024)), ("5.json", TEXTS)]),
+    "JPEG with a lost end": (
+        Reason.TRUNCATED_IMAGE,
+        [("5.jpg", zeroed(JPEG, len(JPEG) // 512 * 512 - 512)[: len(JPEG) // 512 * 512]), ("5.json", TEXTS)],
+    ),
     "bomb": (Reason.IMAGE_TOO_LARGE, [("5.png", png_of_size(30_000, 30_000)), ("5.json", TEXTS)]),
     "above the limit": (Reason.IMAGE_TOO_LARGE, [("5.png", png_of_size(4_000, 2_501)), ("5.json", TEXTS)]),
     "large file": (Reason.IMAGE_TOO_LARGE, [("5.jpg", bytes((1 << 20) + 1)), ("5.json", TEXTS)]),
@@ -229,3 +234,11 @@ def test_animation_counts_as_its_first_frame():
     frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
     found = scan(between(("5.gif", out.getvalue()), ("5.json", TEXTS)))
     assert [(row["width"], row["height"]) for row in found.samples.to_pylist()][1] == (20, 10)
+
+
+def test_zeros_of_one_colour_are_no_lost_block():
+    """Optimised code of a plain picture is mostly zeros, and sound."""
+    out = io.BytesIO()
+    Image.new("L", (3000, 3000), 128).save(out, "JPEG", optimize=True)
+    assert bytes(4096) in out.getvalue()
+    assert scan(between(("5.jpg", out.getvalue()), ("5.json", TEXTS))).faults == []

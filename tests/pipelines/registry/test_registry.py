@@ -87,6 +87,7 @@ def test_a_model_is_registered_with_its_score_once(
     assert list(example_input["question"]) == [QUESTION]
 
 
+@pytest.mark.timeout(900)  # two fresh processes that import torch, transformers and MLflow
 def test_the_stored_model_answers_by_itself(
     storage: str,
     tracking: TrackingConfig,
@@ -121,7 +122,7 @@ def test_the_stored_model_answers_by_itself(
     command += ["-i", "request.json", "-o", "answers.json", "-t", "json"]
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert f"FROM {local.package}/code/vlmodel/inference.py" in done.stderr
     answers = json.loads((tmp_path / "answers.json").read_text())["predictions"]

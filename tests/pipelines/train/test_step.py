@@ -54,7 +54,7 @@ def weights(model: VLModel) -> dict[str, Tensor]:
 
 
 def gradients(trainer: TrainStep) -> dict[str, Tensor]:
-    """The gradient that the first update was made of, from Adam's first moment: the update itself is nearly its sign."""
+    """The gradient of the first update, from Adam's first moment: the update itself is nearly its sign."""
     return {name: trainer.optimizer.state[p]["exp_avg"].clone() for name, p in trainer.model.named_parameters()}
 
 

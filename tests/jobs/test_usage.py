@@ -1,0 +1,81 @@
+"""Wrong usage gets help: one message that names the thing and the remedy, no traceback, a non-zero exit."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate, import_data, index, pipeline, predict, promote, serve, train
+from jobs.job import main
+
+MODULES = {
+    m.__name__.split(".")[1]: m for m in (evaluate, import_data, index, pipeline, predict, promote, serve, train)
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(MODULES[name].run, name, ["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "train.optimizer.head_lr = 0.001" in shown
+    assert "model.fusion.kind = transformer" in shown
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epoch=3", "unknown key 'train.epoch'; valid keys of train: accumulation"),
+        ("train.epochs=many", "train.epochs = 'many': Input should be a valid integer"),
+        ("model.vision.name=resnet19", "resnet18"),
+        ("model.fusion.kind=magic", "'magic' is not a part of vlmodel.fusion; choose one of concat"),
+        ("nonsense", "is not of the form a.b.c=value"),
+        ("name=../up", "name"),
+    ],
+)
+def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train.run, "train", [override]) == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert "python -m jobs.train --help" in shown
+
+
+def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train.run, "train", ["--config", "no/such.toml"]) == 2
+    assert "'no/such.toml' does not exist" in capsys.readouterr().err
+
+
+def test_the_printed_settings_are_valid_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train.run, "train", ["--config", "jobs/configs/demo.toml", "--print", "train.epochs=7"]) == 0
+    assert "train.epochs = 7" in capsys.readouterr().out
+
+
+def test_data_that_was_not_indexed_names_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data").mkdir()
+    assert main(train.run, "train", [f"data.tars={tmp_path / 'data'}", f"storage={tmp_path}"]) == 1
+    assert "jobs.index" in capsys.readouterr().err
+
+
+def test_a_batch_that_does_not_divide_names_those_that_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train.batch=10", "train.workers=4", f"storage={tmp_path}", f"data.tars={tmp_path}"]
+    assert main(train.run, "train", arguments) == 1
+    assert "use 8 or 12" in capsys.readouterr().err
+
+
+def test_a_busy_port_is_found_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(pipeline.run, "pipeline", [f"serve.port={port}", f"storage={tmp_path}"]) == 1
+    assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert main(evaluate.run, "evaluate", [f"evaluate.model={folder}", f"storage={tmp_path}"]) == 1
+    assert "holds no model" in capsys.readouterr().err

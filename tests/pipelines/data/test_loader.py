@@ -1,0 +1,125 @@
+"""Batches are a function of their number: through Ray or not, at any number of workers, with augmentation."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.augment import AugmentConfig, augment
+from pipelines.data.corpus import train_tokenizer
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.loader import EvaluationBatches, Source, TrainingParts
+from pipelines.data.plan import Schedule
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import ShardWriter
+from pipelines.data.stream import StreamConfig, stream
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+SAMPLES = 23
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
+    """23 images whose colour tells their number, with 0 to 3 questions each; those with 0 have a caption."""
+    folder = tmp_path_factory.mktemp("tars")
+    with ShardWriter(folder, "train", max_samples=5) as writer:
+        for number in range(SAMPLES):
+            image = io.BytesIO()
+            Image.new("RGB", (16, 16), (number, 2 * number, 255 - number)).save(image, "PNG")
+            questions = tuple(Question(f"what is {n}?", ("yes", "no")[n % 2]) for n in range(number % 4))
+            captions = () if questions else ("a colour",)
+            writer.add(f"{number:03d}", image.getvalue(), "png", Texts(captions, questions))
+    build_index(str(folder), IndexConfig(validation_fraction=0.0))
+    tokenizer = train_tokenizer(["what is 0 1 2 3 ? a colour"], 64)
+    VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["yes", "no"]).save_pretrained(folder / "processor")
+    return Source(str(folder), Index.open(str(folder)).hash, "train", "questions", str(folder / "processor"))
+
+
+def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> TrainingParts:
+    schedule = Schedule(source.plan(seed=3, shuffle=True, window=8), batch=8, epochs=2)
+    return TrainingParts(source, schedule, rank, world, accumulation, AugmentConfig(**more))
+
+
+def colours(arrays: dict[str, np.ndarray]) -> list[int]:
+    return arrays["pixels_BHWC"][arrays["counts_B"], 0, 0, 0].tolist()
+
+
+def test_samples_without_questions_are_left_out_and_all_others_seen_each_epoch(source: Source) -> None:
+    eligible = [n for n in range(SAMPLES) if n % 4]
+    mine = parts(source)
+    seen = Counter(colour for number in range(len(mine)) for colour in colours(mine[number]))
+    assert seen == Counter({n: 2 for n in eligible})
+
+
+def test_texts_point_at_their_images(source: Source) -> None:
+    arrays = parts(source)[0]
+    expected = Counter({row: n % 4 for row, n in enumerate(colours(arrays))})
+    assert Counter(arrays["text_image_N"].tolist()) == expected
+    assert arrays["labels_N"].tolist() == [n for row in range(8) for n in np.arange(expected[row]) % 2]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 2), (4, 2)])
+def test_workers_share_each_step(source: Source, world: int, accumulation: int) -> None:
+    whole = parts(source)
+    shares = [parts(source, rank, world, accumulation) for rank in range(world)]
+    for step in range(len(whole)):
+        cut = [colours(share[step * accumulation + micro]) for share in shares for micro in range(accumulation)]
+        assert [colour for part in cut for colour in part] == colours(whole[step])
+
+
+def test_a_worker_without_a_sample_still_has_a_batch_of_weight_zero(source: Source) -> None:
+    shares = [parts(source, rank, 8) for rank in range(8)]
+    last = len(shares[0]) - 1
+    batches = [share[last] for share in shares]
+    assert [len(colours(batch)) for batch in batches].count(0) > 0
+    for batch in batches:
+        assert len(batch["pixels_BHWC"]) == 1
+        assert bool(batch["weights_N"].all()) == bool(batch["counts_B"].all())
+
+
+def test_ray_delivers_the_same_batches_in_order_from_any_start(source: Source) -> None:
+    mine = parts(source, accumulation=2, flip=0.5, min_area=0.5)
+    config = StreamConfig(tasks=2, batches_per_task=2, memory_mb=16)
+    for start in (0, 3):
+        delivered = list(stream(mine, config, start=start))
+        assert len(delivered) == len(mine) - start
+        for number, arrays in enumerate(delivered, start):
+            for name, expected in mine[number].items():
+                np.testing.assert_array_equal(arrays[name], expected, err_msg=f"batch {number}, {name}")
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(source: Source) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    config = AugmentConfig(flip=0.5, min_area=0.3)
+    same = [augment(image, config, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(same[0], same[1])
+    assert not np.array_equal(same[0], same[2])
+    np.testing.assert_array_equal(augment(image, AugmentConfig(flip=1.0), np.random.default_rng(0)), image[:, ::-1])
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_counts_each_sample_once(source: Source, world: int) -> None:
+    shares = [EvaluationBatches(source, 4, rank, world, with_texts=True) for rank in range(world)]
+    seen = [colour for share in shares for number in range(len(share)) for colour in colours(share[number])]
+    assert sorted(seen) == [n for n in range(SAMPLES) if n % 4]
+
+
+def test_a_changed_index_and_a_missing_split_are_refused(source: Source) -> None:
+    with pytest.raises(DataError, match="changed while it was in use"):
+        replace(source, index_hash="0" * 64).plan(shuffle=False)
+    with pytest.raises(DataError, match=r"no val sample with questions \(it has {'train': 23}\)"):
+        replace(source, split="val").plan(shuffle=False)
+
+
+def test_everything_is_small_to_send(source: Source) -> None:
+    import pickle
+
+    assert len(pickle.dumps(parts(source))) < 4000
+    assert Path(source.tars).is_dir()
