@@ -9,7 +9,7 @@ from pipelines.data.index import IndexConfig
 from pipelines.data.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
-from pipelines.registry.registry import RegistryConfig
+from pipelines.registry.config import RegistryConfig
 from pipelines.serve.config import ServeConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.train.tracking import TrackingConfig

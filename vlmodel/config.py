@@ -80,7 +80,7 @@ class PartOf:
 def part(package: str, default: str) -> Any:
     """Type of a field that holds a part of ``package``: ``vision: part("vlmodel.vision", "cnn") = {}``."""
     marker = PartOf(package, default)
-    return Annotated[Part, marker, BeforeValidator(marker.resolve), SerializeAsAny()]
+    return Annotated[Part, marker, BeforeValidator(marker.resolve), SerializeAsAny()]  # type: ignore[type-arg]
 
 
 def parse(section: type[S], tree: Mapping[str, Any]) -> S:
@@ -102,7 +102,9 @@ def dump(section: Section) -> dict[str, Any]:
 
 
 def load(section: type[S], file: str | Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Defaults, then the TOML ``file``, then ``a.b.c=value`` overrides (values in TOML syntax; a bare word is a string).
+    """Defaults, then the TOML ``file``, then ``a.b.c=value`` overrides (values in TOML syntax or bare words).
+
+    An override of a part's ``kind`` drops what the file says of that part, which was meant for another kind.
 
     Raises:
         ConfigError: the file is missing or not TOML, an override has no ``=``, or the tree does not parse.
@@ -115,7 +117,8 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
             raise ConfigError(f"configuration file {str(file)!r} does not exist; name one with --config") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration file {str(file)!r} is not valid TOML: {error}") from None
-    for override in overrides:
+    # The kind of a part first: it decides what the other overrides of that part mean.
+    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".kind")):
         _override(tree, override)
     return parse(section, tree)
 
@@ -136,9 +139,12 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"override {override!r}: {key!r} is a value, not a section")
     try:
-        node[leaf] = tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        node[leaf] = text
+        value = text
+    if leaf == "kind" and node.get("kind") != value:
+        node.clear()
+    node[leaf] = value
 
 
 def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -162,7 +162,7 @@ class _Loader:
         if not self.size:
             found = {split: n for split, n in self.index.counts().items() if n}
             raise DataError(
-                f"{source.tars} has no {source.split or 'indexed'} sample with {source.reads} (it has {found or 'none'}); "
+                f"{source.tars} has no {source.split or 'indexed'} sample with {source.reads} (it has {found}); "
                 "choose another split, or raise data.index.validation_fraction and run the index job again"
             )
         self._rows = lru_cache(maxsize=256)(self._eligible_rows)

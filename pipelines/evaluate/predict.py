@@ -102,6 +102,7 @@ def predict(model: str, source: Source, config: PredictConfig, stream: StreamCon
 def collect(dataset: Dataset) -> Iterator[pa.Table]:
     """The rows as tables, batch by batch, while the others are still being made."""
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(table, pa.Table)
         if table.num_rows:
             yield table.cast(SCHEMA)
 

@@ -55,6 +55,7 @@ def read_key_hashes(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def error_body(error: ApiError) -> bytes:
+    """The JSON of ``schema.ErrorBody``."""
     return json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
 
 

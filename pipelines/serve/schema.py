@@ -86,6 +86,8 @@ class VQARequest(BaseModel):
 
 
 class RankedAnswer(BaseModel):
+    """One answer that the model can give."""
+
     answer: str
     probability: float = Field(ge=0, le=1)
 
@@ -99,17 +101,23 @@ class AttentionMap(BaseModel):
 
 
 class QuestionAnswers(BaseModel):
+    """A question with its ranked answers."""
+
     question: str
     answers: list[RankedAnswer] = Field(description="Most probable first.")
     attention: AttentionMap | None = None
 
 
 class ModelVersion(BaseModel):
+    """A model in the registry."""
+
     name: str
     version: str
 
 
 class VQAResponse(BaseModel):
+    """The answers to one request."""
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -145,6 +153,8 @@ class Limits(BaseModel):
 
 
 class ModelDescription(BaseModel):
+    """The model in use, and what it takes."""
+
     name: str
     version: str
     labels: int = Field(description="Number of answers that the model can give.")
@@ -154,10 +164,14 @@ class ModelDescription(BaseModel):
 
 
 class Health(BaseModel):
+    """All is well."""
+
     status: str = "ok"
 
 
 class ErrorDetail(BaseModel):
+    """One error."""
+
     code: str = Field(description="Stable name of the error.")
     message: str = Field(description="What is wrong, and what to do about it.")
 

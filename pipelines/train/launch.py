@@ -47,7 +47,7 @@ def launch(spec: RunSpec) -> None:
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
             # Ray keeps the newest besides the best.
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="selection"),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     with Display(spec.board, spec.schedule.steps):

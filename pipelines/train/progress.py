@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -25,16 +25,15 @@ class _Board:
         return self._latest
 
 
-def create_board() -> ActorHandle:
+def create_board() -> ActorHandle[Any]:
     """A board for one training; it dies with its handle."""
-    board: ActorHandle = ray.remote(num_cpus=0)(_Board).remote()
-    return board
+    return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(_Board).remote())
 
 
 class Display:
     """Shows a board until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
 
-    def __init__(self, board: ActorHandle, steps: int, interval_s: float = 5.0) -> None:
+    def __init__(self, board: ActorHandle[Any], steps: int, interval_s: float = 5.0) -> None:
         self._board, self._steps = board, steps
         self._terminal = sys.stderr.isatty()
         self._interval_s = 0.5 if self._terminal else interval_s
@@ -59,7 +58,7 @@ class Display:
 
     def _show(self) -> None:
         try:
-            figures: dict[str, Any] = ray.get(self._board.read.remote(), timeout=5)
+            figures = cast("dict[str, float]", ray.get(self._board.read.remote(), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
             return  # the figures are a comfort; a training never fails for them
         step = figures.get("step", 0.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -73,7 +74,7 @@ class TrainStep:
         self.world = dist.get_world_size() if self.distributed else 1
         self.rank = dist.get_rank() if self.distributed else 0
         if config.sync_batchnorm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = cast(VLModel, nn.SyncBatchNorm.convert_sync_batchnorm(model))
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.steps, self.seed = steps, seed
@@ -152,7 +153,7 @@ class TrainStep:
         self._failed = torch.maximum(self._failed, (~finite).float())
         torch._foreach_mul_(gradients, scale * (self.schedule.clip / (grad_norm + 1e-6)).clamp(max=1.0))
         # Fused AdamW skips the update on the device when found_inf is set: no wait for the host (as GradScaler does).
-        self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self._failed
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.distributed)
         if self.average is not None:

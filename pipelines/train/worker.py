@@ -56,7 +56,7 @@ class RunSpec:
     train_source: Source
     val_source: Source | None
     run: RunHandle | None
-    board: ActorHandle
+    board: ActorHandle[Any]
     config: dict[str, Any]
 
 
@@ -70,7 +70,8 @@ def train_worker(arguments: Mapping[str, RunSpec]) -> None:
 
     processor = VLProcessor.from_pretrained(spec.train_source.processor)
     torch.manual_seed(derive_seed(spec.seed, "weights") % 2**63)
-    model = VLModel.from_tree(spec.model, processor).to(device)
+    model = VLModel.from_tree(spec.model, processor)
+    model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
     progress = resumed(_restore(spec, trainer, rank, device))
 

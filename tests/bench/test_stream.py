@@ -20,8 +20,8 @@ import webdataset
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipelines.data.corpus import corpus, train_tokenizer
 from pipelines.data.augment import AugmentConfig
+from pipelines.data.corpus import corpus, train_tokenizer
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.loader import Source, TrainingParts
 from pipelines.data.plan import Schedule
@@ -32,7 +32,26 @@ from tests.bench.conftest import Figure
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 IMAGES, BATCH, ROUNDS, WORKERS = 1000, 64, 3, 2
-WORDS = "a dog cat man woman runs sits over the grass water red blue small large and near with".split()
+WORDS = [
+    "a",
+    "dog",
+    "cat",
+    "man",
+    "woman",
+    "runs",
+    "sits",
+    "over",
+    "the",
+    "grass",
+    "water",
+    "red",
+    "blue",
+    "small",
+    "large",
+    "and",
+    "near",
+    "with",
+]
 
 
 def photograph(rng: np.random.Generator) -> bytes:

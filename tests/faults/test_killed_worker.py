@@ -1,7 +1,8 @@
 """Drill: ``kill -9`` of a training worker in mid-epoch.
 
 The run must end by itself as one MLflow run, with every sample seen once an epoch and weights that equal those of an
-uninterrupted run bit for bit."""
+uninterrupted run bit for bit.
+"""
 
 from __future__ import annotations
 

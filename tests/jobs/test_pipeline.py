@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import pytest
 

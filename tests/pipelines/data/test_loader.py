@@ -55,7 +55,7 @@ def test_samples_without_questions_are_left_out_and_all_others_seen_each_epoch(s
     eligible = [n for n in range(SAMPLES) if n % 4]
     mine = parts(source)
     seen = Counter(colour for number in range(len(mine)) for colour in colours(mine[number]))
-    assert seen == Counter({n: 2 for n in eligible})
+    assert seen == Counter(dict.fromkeys(eligible, 2))
 
 
 def test_texts_point_at_their_images(source: Source) -> None:
