@@ -21,8 +21,9 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DATA_LOG_LEVEL": "ERROR",
+    # A killed worker's stream holds its share of the cluster for this long; the default is three minutes.
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -41,7 +42,8 @@ class ClusterConfig(Section):
     address: str = ""
     """Address of a running cluster ("auto" finds one on this machine); "" uses RAY_ADDRESS, else starts one here."""
     num_cpus: int = Field(0, ge=0)
-    """CPUs that a cluster started here declares; 0 is the machine's cores, and at least 4, as many parts only wait."""
+    """CPUs that a cluster started here declares; 0 is the machine's cores, and at least 8. Many parts only wait, and
+    Ray Data gives each of the streams that run at one time a whole number of CPUs, or none."""
     object_store_mb: int = Field(512, ge=80)
     """Object store of a cluster started here."""
 
@@ -68,11 +70,11 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
     else:
         ray.init(
             address="local",
-            num_cpus=config.num_cpus or max(4, os.cpu_count() or 1),
+            num_cpus=config.num_cpus or max(8, os.cpu_count() or 1),
             object_store_memory=config.object_store_mb << 20,
             include_dashboard=False,
             log_to_driver=True,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
     try:
         yield _own
@@ -83,12 +85,12 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
 def _join(address: str) -> None:
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    variables = {name: os.environ[name] for name in _QUIET if name != "RAY_BACKEND_LOG_LEVEL"}
+    variables = {name: os.environ[name] for name in _QUIET}
     environment: dict[str, object] = {"env_vars": variables}
     if not submitted:
         environment |= {"working_dir": str(_REPOSITORY), "excludes": _NOT_SHIPPED}
     try:
-        ray.init(address=address, runtime_env=environment, logging_level=logging.WARNING)
+        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"no Ray cluster answers at cluster.address={address!r} ({error}); start one with infra/cluster.sh start, "
@@ -100,3 +102,5 @@ def _quiet() -> None:
     """Notices that libraries give about themselves, here and in every worker; their errors still show."""
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
+    # Ray reads its variable at import, which has been.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

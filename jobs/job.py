@@ -16,13 +16,14 @@ from pipelines.data.errors import DataError
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.serve.errors import ServeError
 from pipelines.train.checkpoint import CheckpointError
+from pipelines.train.step import NonFiniteLossError
 from pipelines.train.tracking import TrackingError
 from vlmodel.config import ConfigError, dump, explain_keys, load
 from vlmodel.parts import WeightsError
 
 EXPECTED = (
-    ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, RegistryError, ServeError, SmokeError,
-    TrackingError, WeightsError,
+    ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, NonFiniteLossError, RegistryError,
+    ServeError, SmokeError, TrackingError, WeightsError,
 )  # fmt: skip
 """Errors that say by themselves what is wrong and what to do."""
 

@@ -39,13 +39,16 @@ def run(config: JobConfig) -> ModelVersion:
     except ValueError as error:
         raise ConfigError(f"train.batch: {error}") from None
     index = Index.open(runs.tars(config))
-    with connected(config.cluster), Tracker.open(config.tracking, runs.storage(config), config.name) as tracker:
+    with (
+        connected(config.cluster) as own,
+        Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
+    ):
         processor = runs.local_folder(config) / "processor"
         made = build_processor(index, config.vocabulary, config.processor, str(processor))
         config.model.check_processor(made.config)
         tracker.log_params(dump(config), volatile=_MAY_CHANGE)
         tracker.log_data(runs.index_facts(index, runs.tars(config)))
-        launch(_spec(config, index, processor, tracker))
+        launch(_spec(config, index, processor, tracker), has_dashboard=not own)
         return _finish(config, index, tracker)
 
 

@@ -18,6 +18,8 @@ from vlmodel.processor import Example, VLProcessor
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_INPUTS = ("pixels_BHWC", "input_ids_NT", "text_mask_NT", "text_image_N", "distinct_U", "text_distinct_N")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -89,8 +91,9 @@ class Predictor:
 
     @torch.inference_mode()
     def _run(self, batch: Mapping[str, NDArray[Any]], attention: bool) -> tuple[NDArray[np.float32], VLOutput]:
-        names = ("pixels_BHWC", "input_ids_NT", "text_mask_NT", "text_image_N")
-        inputs: dict[str, Tensor] = {name: torch.from_numpy(batch[name]).to(self.device) for name in names}
+        inputs: dict[str, Tensor] = {
+            name: torch.from_numpy(batch[name]).to(self.device) for name in _INPUTS if name in batch
+        }
         output: VLOutput = self.model(**inputs, output_attention=attention)
         assert output.logits_NK is not None
         return output.logits_NK.float().softmax(-1).cpu().numpy(), output

@@ -176,6 +176,8 @@ class VLModel(PreTrainedModel):
         input_ids_NT: Tensor,
         text_mask_NT: Tensor,
         text_image_N: Tensor,
+        distinct_U: Tensor | None = None,
+        text_distinct_N: Tensor | None = None,
         output_attention: bool = False,
         **targets: Tensor | None,
     ) -> VLOutput:
@@ -185,13 +187,19 @@ class VLModel(PreTrainedModel):
             pixels_BHWC: uint8 RGB images.
             input_ids_NT, text_mask_NT: token ids, and True where they are no padding.
             text_image_N: for each text the row of its image.
+            distinct_U, text_distinct_N: rows that hold each distinct text once, and for each text its place among them.
+                With both, a text that is asked of several images is encoded once too.
             output_attention: return ``attention_LNQS`` and ``spans``; costs nothing otherwise.
             targets: what the decoder learns from, such as ``labels_N`` and ``weights_N``.
         """
+        rows = {"vision": text_image_N}
+        if distinct_U is not None and text_distinct_N is not None:
+            input_ids_NT, text_mask_NT = (t.index_select(0, distinct_U) for t in (input_ids_NT, text_mask_NT))
+            rows["language"] = text_distinct_N
         streams = {"vision": self.vision(pixels_BHWC), "language": self.language(input_ids_NT, text_mask_NT)}
         fused = self.topology(
             streams,
-            {"vision": text_image_N},
+            rows,
             pooled_only=self.decoder.pooled_only,
             output_attention=output_attention,
         )

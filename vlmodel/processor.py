@@ -132,7 +132,7 @@ class VLProcessor:
         Returns:
             ``pixels_BHWC`` uint8, ``input_ids_NT`` int64, ``text_mask_NT`` bool, ``text_image_N`` int64 (row of each
             text's image), ``labels_N`` int64 (-1 without a target, or with one outside the labels), ``weights_N``
-            float32.
+            float32; ``distinct_U`` and ``text_distinct_N`` as ``tokenize`` gives them.
 
         Raises:
             ImageError: an image cannot be decoded.
@@ -154,18 +154,31 @@ class VLProcessor:
         }
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-        """``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text of the batch."""
+        """Token ids of N texts, U of them distinct: pictures often share a question.
+
+        Returns:
+            ``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text; ``distinct_U`` int64, the rows
+            of these that hold each distinct text once; ``text_distinct_N`` int64, for each text its place among those.
+        """
         if not texts:
-            return {"input_ids_NT": np.zeros((0, 1), np.int64), "text_mask_NT": np.zeros((0, 1), np.bool_)}
-        # Images share questions ("what is in the picture?"), so each distinct text is tokenized once.
+            none = np.zeros(0, np.int64)
+            ids_NT = np.zeros((0, 1), np.int64)
+            return {
+                "input_ids_NT": ids_NT,
+                "text_mask_NT": ids_NT.astype(np.bool_),
+                "distinct_U": none,
+                "text_distinct_N": none,
+            }
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self.tokenizer(
             list(rows), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
         )
-        row_N = np.array([rows[text] for text in texts])
+        row_N = np.array([rows[text] for text in texts], dtype=np.int64)
         return {
             "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False)[row_N],
             "text_mask_NT": encoded["attention_mask"].astype(np.bool_)[row_N],
+            "distinct_U": np.unique(row_N, return_index=True)[1].astype(np.int64, copy=False),
+            "text_distinct_N": row_N,
         }
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -60,8 +60,15 @@ def _span(batches: Sequence[Arrays], config: StreamConfig, start: int, stop: int
         yield unpack(block)
 
 
-def packed(batches: Sequence[Arrays], config: StreamConfig, start: int, stop: int) -> Dataset:
-    """``batches[start:stop]`` as a lazy Ray dataset of packed rows (wire.py), in order."""
+def packed(
+    batches: Sequence[Arrays], config: StreamConfig, start: int, stop: int, *, row_is_block: bool = True
+) -> Dataset:
+    """``batches[start:stop]`` as a lazy Ray dataset of packed rows (wire.py), in order.
+
+    Args:
+        row_is_block: each batch is delivered as soon as it is made. False leaves the size of blocks to Ray Data, here
+            and in all that is built upon it; rows that are answers would become as many blocks.
+    """
     size = config.batches_per_task
     tasks = -(-(stop - start) // size)
 
@@ -70,7 +77,7 @@ def packed(batches: Sequence[Arrays], config: StreamConfig, start: int, stop: in
             for number in range(start + task * size, min(start + (task + 1) * size, stop)):
                 yield pack(batches[number])
 
-    with DataContext.current(_context(config)):
+    with DataContext.current(_context(config, row_is_block)):
         return ray.data.range(tasks, override_num_blocks=tasks).map_batches(
             make,
             batch_size=None,
@@ -81,11 +88,11 @@ def packed(batches: Sequence[Arrays], config: StreamConfig, start: int, stop: in
         )
 
 
-def _context(config: StreamConfig) -> DataContext:
+def _context(config: StreamConfig, row_is_block: bool) -> DataContext:
     context: DataContext = DataContext.get_current().copy()
-    # A block is a row, whatever its size; merged rows would wait for one another.
-    context.target_max_block_size = 1
-    context.target_min_block_size = 1
+    if row_is_block:
+        context.target_max_block_size = 1
+        context.target_min_block_size = 1
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True

@@ -65,7 +65,10 @@ class _Answerer:
         self._top_k = config.top_k
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        arrays = unpack(block)
+        return pa.concat_tables([self._answer(block.slice(row, 1)) for row in range(block.num_rows)])
+
+    def _answer(self, row: pa.Table) -> pa.Table:
+        arrays = unpack(row)
         inputs = {name: array.copy() for name, array in model_inputs(arrays).items()}
         probabilities_NK = self._predictor.predict_collated(inputs)
         best_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, : self._top_k]
@@ -86,7 +89,7 @@ def predict(model: str, source: Source, config: PredictConfig, stream: StreamCon
         model: folder of the saved model, readable from every node.
     """
     batches = EvaluationBatches(source, config.batch, with_texts=True)
-    made = packed(batches, stream, 0, len(batches))
+    made = packed(batches, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(
         _Answerer,
         fn_constructor_args=(model, config),

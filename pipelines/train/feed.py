@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Feed:
         if fetched is None:
             raise StopIteration
         return fetched
+
+    def close(self) -> None:
+        """End the stream. One that is dropped instead holds its share of the cluster until Ray Data forgets it."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
 
     def _fetch(self) -> tuple[Arrays, dict[str, Tensor]] | None:
         start = time.perf_counter()

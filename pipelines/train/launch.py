@@ -7,13 +7,17 @@ import logging
 import os
 from pathlib import Path
 
+import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR
+from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from pipelines.data.plan import check_division
 from pipelines.train.progress import Display
+from pipelines.train.step import NonFiniteLossError
 from pipelines.train.worker import RunSpec, train_worker
 
 log = logging.getLogger(__name__)
@@ -21,10 +25,14 @@ log = logging.getLogger(__name__)
 _RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def launch(spec: RunSpec) -> None:
+def launch(spec: RunSpec, *, has_dashboard: bool = True) -> None:
     """Train to the end. A run of the same folder continues; a finished one returns at once.
 
+    Args:
+        has_dashboard: whether the cluster runs Ray's dashboard.
+
     Raises:
+        NonFiniteLossError: the loss stopped being a number; the last checkpoint is from before.
         ValueError: the global batch does not divide over the workers.
         ray.train.TrainingFailedError: more failures than ``max_failures``, or an error of the training itself.
     """
@@ -33,7 +41,7 @@ def launch(spec: RunSpec) -> None:
     _set_aside_torn_snapshot(Path(spec.folder))
     # The controller looks at its workers at this interval, and a report waits for the look.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
-    trainer = TorchTrainer(
+    trainer = (TorchTrainer if has_dashboard else _TrainerWithoutCleaner)(
         train_worker,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
@@ -52,6 +60,19 @@ def launch(spec: RunSpec) -> None:
     )
     with Display(spec.board, spec.schedule.steps):
         trainer.fit()
+    if failure := ray.get(spec.board.failure.remote()):
+        raise NonFiniteLossError(failure)
+
+
+class _TrainerWithoutCleaner(TorchTrainer):
+    """Without the actor that frees a dead controller's resources on a shared cluster.
+
+    It asks the dashboard for the controller every second, and where there is none it complains each time. A cluster
+    without a dashboard is the job's own and ends with it.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 def _set_aside_torn_snapshot(run: Path) -> None:

@@ -13,16 +13,23 @@ from tqdm import tqdm
 
 
 class _Board:
-    """Holds the newest figures. An actor, so that any worker can write and the job can read."""
+    """Holds the newest figures, and why a training gave up. An actor: any worker can write and the job can read."""
 
     def __init__(self) -> None:
         self._latest: dict[str, float] = {}
+        self._failure = ""
 
     def post(self, figures: dict[str, float]) -> None:
         self._latest |= figures
 
     def read(self) -> dict[str, float]:
         return self._latest
+
+    def fail(self, message: str) -> None:
+        self._failure = message
+
+    def failure(self) -> str:
+        return self._failure
 
 
 def create_board() -> ActorHandle[Any]:

@@ -95,8 +95,7 @@ class TrainStep:
     @property
     def evaluated(self) -> VLModel:
         """The weights that are evaluated, kept and served: the average where there is one."""
-        model: VLModel = self.average.module if self.average is not None else self.model
-        return model
+        return cast(VLModel, self.average.module) if self.average is not None else self.model
 
     def __call__(self, step: int, parts: Iterable[Mapping[str, Tensor]], n_parts: int) -> StepResult:
         """Run global step ``step`` over this rank's ``n_parts`` parts (collated batches on the device).
@@ -132,6 +131,12 @@ class TrainStep:
                 "train.optimizer.head_lr / backbone_lr or clip, use precision fp32, or look at the step's data"
             )
 
+    def share_buffers(self) -> None:
+        """Give all workers the first one's BatchNorm statistics, which are those that a checkpoint keeps."""
+        if self.distributed:
+            for buffer in self.evaluated.buffers():
+                dist.broadcast(buffer, 0)
+
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast as configured."""
         if self.config.precision == "bf16":
@@ -153,7 +158,7 @@ class TrainStep:
         self._failed = torch.maximum(self._failed, (~finite).float())
         torch._foreach_mul_(gradients, scale * (self.schedule.clip / (grad_norm + 1e-6)).clamp(max=1.0))
         # Fused AdamW skips the update on the device when found_inf is set: no wait for the host (as GradScaler does).
-        self.optimizer.found_inf = self._failed
+        self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.distributed)
         if self.average is not None:
@@ -167,7 +172,7 @@ class TrainStep:
 
     def load_state(self, state: Mapping[str, object]) -> None:
         """Continue from ``state``; the model must be of the same configuration."""
-        self.model.load_state_dict(state["model"])  # type: ignore[arg-type]
+        self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         if self.average is not None:
             self.average.load_state_dict(state["average"])  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -25,7 +26,7 @@ from pipelines.train import checkpoint
 from pipelines.train.evaluate import Score, evaluate
 from pipelines.train.feed import Feed
 from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, train
-from pipelines.train.step import TrainStep
+from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.tracking import NullTracker, RunHandle, Tracker
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import VLProcessor
@@ -79,11 +80,15 @@ def train_worker(arguments: Mapping[str, RunSpec]) -> None:
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank) if spec.train.ledger else None
     tracker = Tracker.attach(spec.run) if rank == 0 and spec.run is not None else NullTracker()
-    with tracker:
-        train(
-            trainer, spec.schedule, feed, spec.train, progress, _Hooks(spec, trainer, processor, tracker, rank, world),
-            ledger,
-        )  # fmt: skip
+    try:
+        with tracker:
+            hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
+            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger)
+            feed.close()
+    except NonFiniteLossError as error:
+        # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
+        if rank == 0:
+            ray.get(spec.board.fail.remote(str(error)))
 
 
 def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
@@ -118,6 +123,7 @@ class _Hooks:
     def evaluate(self) -> Score | None:
         if self._validation is None:
             return None
+        self._trainer.share_buffers()
         return evaluate(self._trainer.evaluated, self._validation, self._trainer.autocast())
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

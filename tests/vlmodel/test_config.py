@@ -59,6 +59,20 @@ def test_override_without_key_or_value_is_refused(override: str) -> None:
         load(Tree, None, [override])
 
 
+def test_override_of_a_kind_drops_the_settings_of_the_other_kind(tmp_path: Path) -> None:
+    file = tmp_path / "tree.toml"
+    file.write_text("[fusion]\nrounds = 4\nwidth = 8\n")
+    for overrides in (["fusion.kind=concat", "fusion.dropout=0.5"], ["fusion.dropout=0.5", "fusion.kind=concat"]):
+        fusion = load(Tree, file, overrides).fusion
+        assert (fusion.kind, fusion.dropout, fusion.width) == ("concat", 0.5, 256)
+
+
+def test_override_of_the_same_kind_keeps_the_settings(tmp_path: Path) -> None:
+    file = tmp_path / "tree.toml"
+    file.write_text("[fusion]\nkind = 'concat'\nwidth = 8\n")
+    assert load(Tree, file, ["fusion.kind=concat"]).fusion.width == 8
+
+
 def test_override_below_a_value_is_refused() -> None:
     with pytest.raises(ConfigError, match="'count' is a value, not a section"):
         load(Tree, None, ["count=3", "count.deeper=1"])

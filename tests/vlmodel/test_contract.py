@@ -67,6 +67,7 @@ def test_grid(
     # Neither do the neighbours in the batch.
     for n in range(3):
         alone = {key: value[n : n + 1] for key, value in batch.items() if key.endswith(("NT", "_N"))}
+        del alone["text_distinct_N"]
         alone["pixels_BHWC"] = batch["pixels_BHWC"][batch["text_image_N"][n]][None]
         alone["text_image_N"] = torch.zeros(1, dtype=torch.int64)
         torch.testing.assert_close(model(**alone).logits_NK[0], output.logits_NK[n], rtol=1e-4, atol=1e-5)
@@ -250,6 +251,27 @@ def test_encoded_once_equals_encoded_for_each_text(
     split = [Example(e.image, (text,)) for e in examples for text in e.texts]
     each = {name: torch.from_numpy(a) for name, a in processor.collate(split).items() if not name.startswith("labels")}
     torch.testing.assert_close(model(**{**each, "weights_N": None}).logits_NK, once, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_texts_are_encoded_once(
+    make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    first, second = examples
+    again = [first, Example(second.image, (*second.texts, *first.texts), ("no", "blue", "no"))]
+    batch = {name: torch.from_numpy(array) for name, array in processor.collate(again).items()}
+    plain = {name: value for name, value in batch.items() if "distinct" not in name}
+    model = make_model()
+    calls: list[int] = []
+    model.language.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    gradients, losses = [], []
+    for inputs in (batch, plain):
+        model.zero_grad()
+        losses.append(model(**inputs).loss)
+        losses[-1].backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert calls == [3, 5]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_compiled_is_the_same(make_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:

@@ -222,6 +222,8 @@ def test_collate(processor: VLProcessor, examples: list[Example]) -> None:
         "text_image_N": ((4,), "int64"),
         "labels_N": ((4,), "int64"),
         "weights_N": ((4,), "float32"),
+        "distinct_U": ((4,), "int64"),
+        "text_distinct_N": ((4,), "int64"),
     }
     assert batch["text_image_N"].tolist() == [0, 0, 1, 3]
     assert batch["labels_N"].tolist() == [2, 0, 1, -1]
@@ -255,7 +257,13 @@ def test_texts_of_every_kind(processor: VLProcessor) -> None:
     assert (long[0], long[-1], set(long[1:-1].tolist())) == (2, 3, {10})
     alone = processor.tokenize(["red"])["input_ids_NT"]
     assert alone.tolist() == [[2, 10, 3]]
-    assert processor.tokenize(["red", "a", "red"])["input_ids_NT"].tolist() == [[2, 10, 3], [2, 9, 3], [2, 10, 3]]
+
+
+def test_distinct_texts(processor: VLProcessor) -> None:
+    tokens = processor.tokenize(["red", "a", "red", "the", "a"])
+    assert tokens["input_ids_NT"].tolist() == [[2, 10, 3], [2, 9, 3], [2, 10, 3], [2, 7, 3], [2, 9, 3]]
+    assert tokens["distinct_U"].tolist() == [0, 1, 3]
+    assert tokens["text_distinct_N"].tolist() == [0, 1, 0, 2, 1]
 
 
 def test_saved_and_loaded_is_the_same(processor: VLProcessor, examples: list[Example], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-RADII = {"small": 0.105, "large": 0.175}
+RADII = {"small": 0.12, "large": 0.185}
 """Radius of the circle around an object, by size."""
 MARGIN = 0.15
 """Two objects are called left, right, above or below of each other only this far apart, and an object is called

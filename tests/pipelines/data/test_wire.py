@@ -38,3 +38,8 @@ def test_joined_rows_are_refused() -> None:
     table = pack({"a": np.ones(3)})
     with pytest.raises(ValueError, match="batch_size=None"):
         unpack(pa.concat_tables([table, table]))
+
+
+def test_rows_of_one_block_keep_their_own_shapes() -> None:
+    block = pa.concat_tables([pack({"a": np.ones((n, 2))}) for n in (1, 3)])
+    assert [unpack(block.slice(row, 1))["a"].shape for row in (0, 1)] == [(1, 2), (3, 2)]
