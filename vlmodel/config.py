@@ -119,7 +119,7 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
             raise ConfigError(f"configuration file {str(file)!r} is not valid TOML: {error}") from None
     # The kind of a part first: it decides what the other overrides of that part mean.
     for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".kind")):
-        _override(tree, override)
+        _override(section, tree, override)
     return parse(section, tree)
 
 
@@ -128,7 +128,7 @@ def explain_keys(section: type[Section]) -> Iterator[tuple[str, str, str]]:
     yield from _walk(section, "")
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _override(section: type[Section], tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r} is not of the form a.b.c=value")
@@ -142,9 +142,16 @@ def _override(tree: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if leaf == "kind" and node.get("kind") != value:
+    if leaf == "kind" and node.get("kind", _default_kind(section, parents)) != value:
         node.clear()
     node[leaf] = value
+
+
+def _default_kind(section: type[Section], location: Sequence[str]) -> str | None:
+    """The kind of the part at ``location`` where none is named."""
+    owner = _descend(section, {}, location[:-1])
+    field = owner.model_fields.get(location[-1]) if owner and location else None
+    return next((m.default for m in field.metadata if isinstance(m, PartOf)), None) if field else None
 
 
 def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -24,7 +24,8 @@ from vlmodel.processor import Example, VLProcessor
 Arrays = dict[str, np.ndarray]
 
 MODEL_INPUTS = (
-    "pixels_BHWC", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "text_image_N", "labels_N", "weights_N",
+    "pixels_BHWC", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "text_image_N", "labels_N",
+    "weights_N",
 )  # fmt: skip
 """The arrays that the model takes; the others tell where a batch came from."""
 

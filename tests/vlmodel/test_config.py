@@ -162,3 +162,14 @@ def test_every_setting_of_the_model_is_documented() -> None:
     rows = list(explain_keys(ModelConfig))
     assert "fusion.rounds" in {key for key, _, _ in rows}
     assert [key for key, _, documentation in rows if not documentation.strip()] == []
+
+
+def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    """Settings of the file were meant for the kind that it had; the same kind keeps them."""
+    from vlmodel.model import ModelConfig
+
+    file = tmp_path / "model.toml"
+    file.write_text("[fusion]\nrounds = 5\n")
+    assert load(ModelConfig, file, ["fusion.kind=transformer"]).fusion.rounds == 5
+    other = load(ModelConfig, file, ["fusion.width=32", "fusion.kind=concat"]).fusion
+    assert (other.kind, other.width) == ("concat", 32)

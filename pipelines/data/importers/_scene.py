@@ -13,7 +13,7 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-RADII = {"small": 0.12, "large": 0.185}
+RADII = {"small": 0.11, "large": 0.175}
 """Radius of the circle around an object, by size."""
 MARGIN = 0.15
 """Two objects are called left, right, above or below of each other only this far apart, and an object is called
@@ -70,28 +70,30 @@ def place_of(thing: Object) -> str | None:
 
 def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
     """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
-    count = rng.randint(fewest, most)
-    while True:
-        scene = _try_scene(rng, count)
-        if scene is not None:
-            return scene
-
-
-def _try_scene(rng: random.Random, count: int) -> Scene | None:
-    looks = _looks(rng, count)
-    objects: list[Object] = []
-    for shape, color in looks:
-        size = rng.choice(tuple(RADII))
-        for _ in range(60):
-            reach = RADII[size] + _EDGE
-            x, y = (round(rng.uniform(reach, 1 - reach), 3) for _ in range(2))
-            thing = Object(shape, color, size, x, y, round(rng.uniform(-12, 12), 1))
-            if all(math.dist((x, y), (o.x, o.y)) >= thing.radius + o.radius + _GAP for o in objects):
-                objects.append(thing)
-                break
-        else:
-            return None
+    looks = _looks(rng, rng.randint(fewest, most))
+    sizes = [rng.choice(tuple(RADII)) for _ in looks]
+    # Sizes stay while places are sought: else crowded scenes would have few large objects.
+    places = _places(rng, [RADII[size] for size in sizes])
+    objects = (
+        Object(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
+        for (shape, color), size, (x, y) in zip(looks, sizes, places, strict=True)
+    )
     return Scene(tuple(objects), round(rng.random(), 3))
+
+
+def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
+    """A place for each radius so that none touch, as if all were drawn at once until they fit."""
+    while True:
+        places: list[tuple[float, float]] = []
+        for radius in radii:
+            reach = radius + _EDGE
+            place = round(rng.uniform(reach, 1 - reach), 3), round(rng.uniform(reach, 1 - reach), 3)
+            pairs = zip(places, radii, strict=False)
+            if any(math.dist(place, other) < radius + other_radius + _GAP for other, other_radius in pairs):
+                break
+            places.append(place)
+        else:
+            return places
 
 
 def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:

@@ -1,0 +1,64 @@
+"""Drill: the training as a submitted job on a cluster with token authentication, started by infra/cluster.sh."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests.faults.test_killed_worker import SETTINGS, prepare
+from tests.jobs.conftest import ROOT
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """A head node of this test's own; yields the environment of one who holds its token."""
+    script, places = str(ROOT / "infra/cluster.sh"), ["--state", str(tmp_path / "state"), "--token", str(tmp_path / "token")]
+    ports = ["--port", str(free_port()), "--dashboard-port", str(free_port()), "--temp-dir", f"/tmp/ray-drill-{os.getpid()}"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    limits = ["--", "--num-cpus=8", "--object-store-memory=200000000"]
+    subprocess.run([script, "start", *places, *ports, *limits], check=True, env=environment)
+    try:
+        exported = subprocess.run(
+            [script, "env", *places], check=True, env=environment, capture_output=True, text=True
+        ).stdout
+        yield environment | dict(re.findall(r"export (\w+)=[\"']?([^\"'\n]*)", exported))
+    finally:
+        subprocess.run([script, "stop", *places], check=True, env=environment)
+
+
+def test_a_training_is_submitted_with_a_token(cluster: dict[str, str], tmp_path: Path) -> None:
+    prepare(tmp_path)
+    places = [f"storage={tmp_path / 'runs'}", f"data.tars={tmp_path / 'data'}"]
+    command = [
+        RAY, "job", "submit", "--working-dir", str(ROOT), "--",
+        sys.executable, "-m", "jobs.train", "--config", "jobs/configs/demo.toml", "name=submitted", *SETTINGS, *places,
+    ]  # fmt: skip
+    without = {k: v for k, v in cluster.items() if "TOKEN" not in k and k != "RAY_AUTH_MODE"}
+    refused = subprocess.run(
+        command, env=without | {"RAY_AUTH_MODE": "disabled"}, capture_output=True, text=True, cwd=ROOT
+    )
+    assert refused.returncode != 0
+
+    done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=900, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "registered vqa version 1" in done.stdout
+    assert re.search(r"train  step \d+/\d+ .*loss .*left", done.stdout + done.stderr)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    assert run.info.status == "FINISHED"
