@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from pydantic import Field
-from torchvision.transforms.v2 import functional as tv
 
 from vlmodel.config import Section
 
@@ -26,6 +24,10 @@ class AugmentConfig(Section):
 
 def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
     """A changed copy of the uint8 image, of the same size."""
+    # Here, as tasks that augment nothing then start without torch, which takes seconds.
+    import torch
+    from torchvision.transforms.v2 import functional as tv
+
     image = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
     if config.min_area < 1:
         height, width = image.shape[-2:]

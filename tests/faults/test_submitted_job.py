@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -26,10 +27,12 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> dict[str, str]:
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head node of this test's own; yields the environment of one who holds its token."""
-    script, places = str(ROOT / "infra/cluster.sh"), ["--state", str(tmp_path / "state"), "--token", str(tmp_path / "token")]
-    ports = ["--port", str(free_port()), "--dashboard-port", str(free_port()), "--temp-dir", f"/tmp/ray-drill-{os.getpid()}"]
+    script = str(ROOT / "infra/cluster.sh")
+    places = ["--state", str(tmp_path / "state"), "--token", str(tmp_path / "token")]
+    ports = ["--port", str(free_port()), "--dashboard-port", str(free_port())]
+    ports += ["--temp-dir", f"/tmp/ray-drill-{os.getpid()}"]  # sockets want a short path
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     limits = ["--", "--num-cpus=8", "--object-store-memory=200000000"]
     subprocess.run([script, "start", *places, *ports, *limits], check=True, env=environment)

@@ -13,6 +13,8 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
+MOST_OBJECTS = 4
+"""As many large objects as find room with ease."""
 RADII = {"small": 0.11, "large": 0.175}
 """Radius of the circle around an object, by size."""
 MARGIN = 0.15
@@ -82,18 +84,27 @@ def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
 
 
 def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
-    """A place for each radius so that none touch, as if all were drawn at once until they fit."""
+    """A place for each radius so that none touch."""
     while True:
         places: list[tuple[float, float]] = []
         for radius in radii:
-            reach = radius + _EDGE
-            place = round(rng.uniform(reach, 1 - reach), 3), round(rng.uniform(reach, 1 - reach), 3)
-            pairs = zip(places, radii, strict=False)
-            if any(math.dist(place, other) < radius + other_radius + _GAP for other, other_radius in pairs):
-                break
+            place = _free_place(rng, radius, list(zip(places, radii, strict=False)))
+            if place is None:
+                break  # Those before it block all places: begin again.
             places.append(place)
         else:
             return places
+
+
+def _free_place(
+    rng: random.Random, radius: float, taken: list[tuple[tuple[float, float], float]], tries: int = 40
+) -> tuple[float, float] | None:
+    reach = radius + _EDGE
+    for _ in range(tries):
+        place = round(rng.uniform(reach, 1 - reach), 3), round(rng.uniform(reach, 1 - reach), 3)
+        if all(math.dist(place, other) >= radius + other_radius + _GAP for other, other_radius in taken):
+            return place
+    return None
 
 
 def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:

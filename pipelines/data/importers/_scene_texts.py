@@ -9,7 +9,7 @@ from itertools import permutations
 from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Object, Scene, place_of
 from pipelines.data.sample import Question
 
-_NUMBERS = ("zero", "one", "two", "three", "four", "five")
+_NUMBERS = ("zero", "one", "two", "three", "four")
 _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 
@@ -94,7 +94,7 @@ def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
         by_count.setdefault(sum(thing.color == color for thing in scene.objects), []).append(f"{color} objects")
     # The rarer a count is over all scenes, the more often it is asked for where there is one.
     counts = sorted(by_count)
-    count = rng.choices(counts, weights=[(1, 1, 2, 4, 8, 16)[count] for count in counts])[0]
+    count = rng.choices(counts, weights=[(1, 1, 2, 4, 8)[count] for count in counts])[0]
     what = rng.choice(by_count[count])
     return f"how many {what} are there?", str(count)
 

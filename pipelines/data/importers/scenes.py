@@ -14,7 +14,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipelines.data.importers._scene import Scene, draw_scene
+from pipelines.data.importers._scene import MOST_OBJECTS, Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
 from pipelines.data.sample import Texts
@@ -39,9 +39,9 @@ class Config(Source):
     """Scenes in split test."""
     image_size: int = Field(default=64, ge=32, le=1024)
     """Width and height of a picture, in pixels."""
-    min_objects: int = Field(default=2, ge=2, le=5)
+    min_objects: int = Field(default=2, ge=2, le=MOST_OBJECTS)
     """Fewest objects in a scene."""
-    max_objects: int = Field(default=4, ge=2, le=5)
+    max_objects: int = Field(default=4, ge=2, le=MOST_OBJECTS)
     """Most objects in a scene."""
 
     @model_validator(mode="after")

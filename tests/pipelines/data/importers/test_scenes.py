@@ -128,7 +128,7 @@ def test_objects_are_apart_inside_and_distinct(texts_only: list[Record]) -> None
     for record in texts_only:
         objects = _objects(record)
         counts[len(objects)] += 1
-        reach = {"small": 0.105, "large": 0.175}
+        reach = {"small": 0.11, "large": 0.175}
         for number, a in enumerate(objects):
             assert reach[a["size"]] <= min(a["x"], a["y"]) <= max(a["x"], a["y"]) <= 1 - reach[a["size"]]
             for b in objects[:number]:
