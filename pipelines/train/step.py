@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.data.plan import derive_seed
+from pipelines.train.batchnorm import share_batchnorm
 from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
 from vlmodel.model import VLModel
@@ -35,7 +36,7 @@ class StepConfig(Section):
     ema: float = Field(0.0, ge=0, lt=1)
     """Decay of the exponential moving average of the weights that is evaluated and served; 0 keeps none."""
     sync_batchnorm: bool = False
-    """Share BatchNorm statistics among workers (GPU only)."""
+    """Share BatchNorm statistics among workers, which small batches a worker need."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -73,8 +74,8 @@ class TrainStep:
         self.distributed = dist.is_initialized() and dist.get_world_size() > 1
         self.world = dist.get_world_size() if self.distributed else 1
         self.rank = dist.get_rank() if self.distributed else 0
-        if config.sync_batchnorm:
-            model = cast(VLModel, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+        if config.sync_batchnorm and self.distributed:
+            share_batchnorm(model)
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.steps, self.seed = steps, seed

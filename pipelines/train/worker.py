@@ -64,6 +64,8 @@ class RunSpec:
 def train_worker(arguments: Mapping[str, RunSpec]) -> None:
     """Train as one of the workers, from the newest usable checkpoint of the run on."""
     spec = arguments["spec"]
+    # Ray's note of each report is longer than what it tells.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 from collections.abc import Callable
@@ -22,11 +23,16 @@ TEXTS = [1, 7, 2, 2]
 """Questions of the images of a batch: uneven, so that a mean of means would be wrong."""
 
 
-def without_noise(model: VLModel) -> VLModel:
-    """Dropout and batch statistics differ between cuts by design; everything else must not."""
+def without_dropout(model: VLModel) -> VLModel:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    return model
+
+
+def without_noise(model: VLModel) -> VLModel:
+    """Dropout and batch statistics differ between cuts by design; everything else must not."""
+    for module in without_dropout(model).modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.track_running_stats, module.running_mean, module.running_var = True, *_unit(module.num_features)
             module.train = lambda mode=True, m=module: torch.nn.Module.train(m, False)  # type: ignore[method-assign,misc,assignment]
@@ -69,11 +75,14 @@ def test_accumulation_makes_the_same_update(tiny_model: Callable[[], VLModel]) -
         torch.testing.assert_close(gradients(cut)[name], value, rtol=1e-4, atol=1e-7)
 
 
-def _worker(rank: int, port: int, folder: str, batch: dict[str, Tensor], model: VLModel, poison: bool) -> None:
+def _worker(
+    rank: int, port: int, folder: str, batch: dict[str, Tensor], model: VLModel, poison: bool, shared: bool
+) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    trainer = step_of(without_noise(model))
+    model = copy.deepcopy(model)  # spawn had moved its memory to where both processes share it
+    trainer = step_of(without_dropout(model), sync_batchnorm=True) if shared else step_of(without_noise(model))
     mine = part(batch, 0, 1) if rank == 0 else part(batch, 1, 4)
     if poison and rank == 1:
         mine["weights_N"] = mine["weights_N"] * torch.nan
@@ -84,15 +93,18 @@ def _worker(rank: int, port: int, folder: str, batch: dict[str, Tensor], model: 
     except NonFiniteLossError:
         failed = True
     found = {"weights": weights(trainer.model), "totals": result.totals, "failed": failed}
+    found["buffers"] = dict(trainer.model.named_buffers())
     torch.save(found | {"gradients": gradients(trainer)}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def in_two_processes(folder: Path, model: VLModel, batch: dict[str, Tensor], poison: bool) -> list[dict[str, object]]:
+def in_two_processes(
+    folder: Path, model: VLModel, batch: dict[str, Tensor], poison: bool = False, shared: bool = False
+) -> list[dict[str, object]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder), batch, model, poison), nprocs=2)
+    mp.spawn(_worker, (port, str(folder), batch, model, poison, shared), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -105,6 +117,20 @@ def test_two_workers_make_the_same_update_as_one(tiny_model: Callable[[], VLMode
         torch.testing.assert_close(found["totals"], expected.totals)
         for name, value in gradients(alone).items():
             torch.testing.assert_close(found["gradients"][name], value, rtol=1e-4, atol=1e-7)  # type: ignore[index]
+
+
+def test_shared_batchnorm_makes_two_workers_one(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:
+    batch = images_and_texts(4, TEXTS)
+    alone = step_of(without_dropout(tiny_model()))
+    expected = alone(0, [batch], 1)
+    for found in in_two_processes(tmp_path, tiny_model(), batch, shared=True):
+        torch.testing.assert_close(found["totals"], expected.totals)
+        for name, value in gradients(alone).items():
+            torch.testing.assert_close(found["gradients"][name], value, rtol=2e-3, atol=1e-6)  # type: ignore[index]
+        for name, value in alone.model.named_buffers():
+            torch.testing.assert_close(
+                found["buffers"][name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )  # type: ignore
 
 
 def test_one_worker_with_a_nan_stops_all_before_the_update(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:
