@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import cast
 
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -16,9 +17,10 @@ from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from pipelines.data.plan import check_division
+from pipelines.train.entry import enter
 from pipelines.train.progress import Display
 from pipelines.train.step import NonFiniteLossError
-from pipelines.train.worker import RunSpec, train_worker
+from pipelines.train.worker import RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +44,9 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True) -> None:
     # The controller looks at its workers at this interval, and a report waits for the look.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
     trainer = (TorchTrainer if has_dashboard else _TrainerWithoutCleaner)(
-        train_worker,
-        train_loop_config={"spec": spec},
+        enter,
+        # By reference, so that the controller passes it on unread.
+        train_loop_config={"spec": ray.put(spec)},
         scaling_config=ScalingConfig(
             num_workers=spec.train.workers,
             use_gpu=spec.train.gpu,
@@ -60,7 +63,7 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True) -> None:
     )
     with Display(spec.board, spec.schedule.steps):
         trainer.fit()
-    if failure := ray.get(spec.board.failure.remote()):
+    if failure := cast(str, ray.get(spec.board.failure.remote())):
         raise NonFiniteLossError(failure)
 
 
@@ -72,7 +75,8 @@ class _TrainerWithoutCleaner(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 def _set_aside_torn_snapshot(run: Path) -> None:

@@ -61,9 +61,8 @@ class RunSpec:
     config: dict[str, Any]
 
 
-def train_worker(arguments: Mapping[str, RunSpec]) -> None:
+def train_worker(spec: RunSpec) -> None:
     """Train as one of the workers, from the newest usable checkpoint of the run on."""
-    spec = arguments["spec"]
     # Ray's note of each report is longer than what it tells.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()

@@ -19,13 +19,10 @@ from safetensors.numpy import load_file
 
 from pipelines.train import checkpoint
 from tests.faults.ledger import audit
-from tests.jobs.conftest import ROOT, SMALL
+from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 
 EPOCHS, SAMPLES = 3, 240
-SETTINGS = [
-    *(s for s in SMALL if not s.startswith(("source.train", "train.epochs"))),
-    f"source.train={SAMPLES}", f"train.epochs={EPOCHS}", "train.checkpoint_steps=4", "train.ledger=true",
-]  # fmt: skip
+SETTINGS = [*SMALL, f"train.epochs={EPOCHS}", "train.checkpoint_steps=4", "train.ledger=true"]
 
 
 def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -37,8 +34,11 @@ def start(name: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 def prepare(folder: Path) -> None:
+    """Import and index the data that the trainings in ``folder`` share."""
+    (folder / "pictures").mkdir()
+    source = coloured_pictures(folder / "pictures", train=SAMPLES)
     for job in ("import_data", "index"):
-        command = [sys.executable, "-m", f"jobs.{job}", "--config", "jobs/configs/demo.toml", *SETTINGS]
+        command = [sys.executable, "-m", f"jobs.{job}", "--config", "jobs/configs/demo.toml", *SETTINGS, *source]
         subprocess.run([*command, f"data.tars={folder / 'data'}"], cwd=ROOT, check=True)
 
 

@@ -8,24 +8,50 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = [
-    "source.train=96", "source.val=24", "source.test=24", "source.samples_per_shard=40", "processor.image_size=32",
-    "model.vision.stages=1", "model.vision.grid=2", "model.vision.projection=32", "model.language.width=32",
-    "model.language.depth=1", "model.language.heads=2", "model.fusion.width=32", "model.fusion.heads=2",
-    "model.fusion.rounds=1", "train.epochs=2", "train.batch=16", "train.log_steps=2", "stream.batches_per_task=4",
+    "processor.image_size=32", "model.vision.stages=1", "model.vision.grid=2", "model.vision.projection=32",
+    "model.language.width=32", "model.language.depth=1", "model.language.heads=2", "model.fusion.width=32",
+    "model.fusion.heads=2", "model.fusion.rounds=1", "train.epochs=2", "train.batch=16", "train.log_steps=2",
+    "train.optimizer.head_lr=5e-3", "train.optimizer.backbone_lr=5e-3", "stream.batches_per_task=4",
     "tracking.system_metrics=false", "evaluate.examples=4", "cluster.object_store_mb=150",
 ]  # fmt: skip
+"""Overrides that make jobs/configs/demo.toml a matter of seconds."""
+
+
+def coloured_pictures(folder: Path, train: int, val: int = 24, test: int = 24) -> list[str]:
+    """Draw plain pictures and write a table of questions about their colour, which a model learns within a few steps.
+
+    Returns:
+        the overrides that make this table the source of the jobs.
+    """
+    rng = np.random.default_rng(0)
+    colours = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
+    rows = ["image,question,answer,split"]
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        for number in range(count):
+            name, rgb = list(colours.items())[int(rng.integers(3))]
+            pixels = (np.array(rgb) + rng.normal(0, 12, (32, 32, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{split}{number}.png")
+            asked = list(colours)[int(rng.integers(3))]
+            rows.append(f"{split}{number}.png,what colour is it?,{name},{split}")
+            rows.append(f"{split}{number}.png,is it {asked}?,{'yes' if asked == name else 'no'},{split}")
+    (folder / "questions.csv").write_text("\n".join(rows) + "\n")
+    return ["source.kind=table", f"source.file={folder / 'questions.csv'}", "source.samples_per_shard=40"]
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that make jobs/configs/demo.toml a matter of seconds, with its files in a folder of the tests."""
+    """Overrides for the small training of these tests, with all its files in a folder of theirs."""
     folder = tmp_path_factory.mktemp("jobs")
-    return [*SMALL, f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}"]
+    (folder / "pictures").mkdir()
+    source = coloured_pictures(folder / "pictures", train=96)
+    return [*SMALL, *source, f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}"]
 
 
 @pytest.fixture(scope="session")
