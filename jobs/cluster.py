@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 from pydantic import Field
+from transformers.utils import logging as transformers_logging
 
 from vlmodel.config import Section
 
@@ -102,5 +103,7 @@ def _quiet() -> None:
     """Notices that libraries give about themselves, here and in every worker; their errors still show."""
     for variable, value in _QUIET.items():
         os.environ.setdefault(variable, value)
-    # Ray reads its variable at import, which has been.
+    # In this process the libraries have read their variables already, at import.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -41,6 +42,8 @@ def main(run: Callable[[JobConfig], Any], name: str, argv: Sequence[str] | None 
     if arguments.print:
         print(render(dump(config)))
         return 0
+    # A shell that starts a job in the background has SIGINT ignored, and what the job started would outlive it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         run(config)
     except KeyboardInterrupt:

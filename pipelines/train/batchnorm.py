@@ -6,7 +6,7 @@ learned far more slowly than with the same 32 on one. Shared, they also do not d
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,7 @@ class _Sum(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone()
         dist.all_reduce(total, group=ctx.group)  # type: ignore[attr-defined]
         return total, None
@@ -43,7 +43,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         x = x_BCHW.float()
         count = x.new_tensor([x.numel() / x.shape[1]])
         sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
-        total: Tensor = _Sum.apply(sums, self.group)  # type: ignore[no-untyped-call]
+        total: Tensor = _Sum.apply(sums, self.group)
         n = total[-1]
         mean_C, square_C = (total[:-1] / n).chunk(2)
         var_C = (square_C - mean_C.square()).clamp_min(0)
@@ -63,7 +63,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 def share_batchnorm(model: nn.Module) -> None:
     """Let the BatchNorm layers of ``model`` share their statistics. A collective: all workers must call it."""
-    SharedBatchNorm2d.group = dist.new_group()
+    SharedBatchNorm2d.group = cast(dist.ProcessGroup, dist.new_group())
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             # The class alone differs, so names, weights and checkpoints stay as they are.

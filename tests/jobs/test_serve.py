@@ -42,7 +42,7 @@ def test_http_gives_the_answers_of_the_evaluate_job(small: list[str], job: Calla
             assert probability == pytest.approx(row["probability"], abs=1e-4)
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.communicate(timeout=100)
     assert not is_ready(address)
 
 
