@@ -46,6 +46,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/deploy.py",
         "pipelines/serve/metrics.py",
         "pipelines/serve/replica.py",
+        "pipelines/train/entry.py",
         "pipelines/train/launch.py",
         "pipelines/train/progress.py",
         "pipelines/train/worker.py",

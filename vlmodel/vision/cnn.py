@@ -36,7 +36,9 @@ class Config(parts.VisionPart):
     projection: int | None = Field(None, ge=1)
     """Width of a linear projection of the features; null for none."""
     position: Literal["sine", "none"] = "sine"
-    """Position added to grid tokens: fixed two-dimensional sines, for images of any size, times a learned gain."""
+    """Position added to grid tokens: fixed two-dimensional sines, for images of any size."""
+    position_scale: float = Field(0.1, gt=0)
+    """Amplitude of the positions; at 1 they drown the features of an untrained backbone."""
     weights: str = ""
     """"" (from scratch), "imagenet", a name of torchvision's such as "IMAGENET1K_V2", or a state dict's path."""
     frozen: bool = False
@@ -67,11 +69,6 @@ class Config(parts.VisionPart):
             raise ValueError(f"std={self.std} must be positive")
         return self
 
-    @property
-    def adds_positions(self) -> bool:
-        """Whether the tokens carry positions."""
-        return self.output == "grid" and self.position == "sine"
-
     def build(self) -> CNN:
         return CNN(self)
 
@@ -101,8 +98,6 @@ class CNN(parts.Encoder):
             self.backbone.add_module(_identifier(name), block)
         self.projection = nn.Linear(channels, config.projection) if config.projection else nn.Identity()
         self.width = config.projection or channels
-        # Positions begin as a tenth of what they could be, or they drown the features of an untrained backbone.
-        self.position_gain = nn.Parameter(torch.tensor(0.1)) if config.adds_positions else None
         self.register_buffer("mean_C", torch.tensor(config.mean))
         self.register_buffer("std_C", torch.tensor(config.std))
         self.report: _weights.WeightsReport | None = None
@@ -129,9 +124,9 @@ class CNN(parts.Encoder):
         pooled_BD = x_BTD.mean(1)
         if self.config.output == "pooled":
             x_BTD = pooled_BD.unsqueeze(1)
-        elif self.position_gain is not None:
+        elif self.config.position == "sine":
             positions_TD = sine_positions(height, width, self.width, x_BTD.device)
-            x_BTD = x_BTD + (self.position_gain * positions_TD).to(x_BTD.dtype)
+            x_BTD = x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
         return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 
     def load_pretrained(self) -> None:
