@@ -24,7 +24,7 @@ SMALL = [
 """Overrides that make jobs/configs/demo.toml a matter of seconds."""
 
 
-def coloured_pictures(folder: Path, train: int, val: int = 24, test: int = 24) -> list[str]:
+def coloured_pictures(folder: Path, train: int, val: int = 24, test: int = 50) -> list[str]:
     """Draw plain pictures and write a table of questions about their colour, which a model learns within a few steps.
 
     Returns:

@@ -61,7 +61,7 @@ def test_one_finished_run_holds_settings_data_curves_and_pictures(run: mlflow.en
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == "2"
     (data,) = run.inputs.dataset_inputs
-    assert json.loads(data.dataset.profile)["counts"] == {"test": 24, "train": 96, "val": 24}
+    assert json.loads(data.dataset.profile)["counts"] == {"test": 50, "train": 96, "val": 24}
     client = mlflow.MlflowClient()
     for name in ("train/loss", "val/accuracy", "speed/images_per_s", "test/accuracy", "test/floor_question_only"):
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
@@ -117,7 +117,7 @@ def test_evaluation_is_the_same_at_any_number_of_workers(job: Job, small: list[s
 def test_offline_prediction_needs_no_answers(job: Job, small: list[str], finished: object, tmp_path: Path) -> None:
     out = tmp_path / "all.parquet"
     job("predict", *DEMO, *small, f"evaluate.out={out}", "evaluate.split=")
-    assert len(set(pq.read_table(out)["key"].to_pylist())) == 144
+    assert len(set(pq.read_table(out)["key"].to_pylist())) == 170
 
 
 def test_promotion_repeats_without_effect(job: Job, small: list[str], finished: object) -> None:
