@@ -58,7 +58,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def job() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python -m jobs.NAME`` as a user does; returns the finished process."""
 
-    def run(name: str, *arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def run(name: str, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", f"jobs.{name}", *arguments]
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL,

@@ -16,6 +16,9 @@ import pytest
 
 from pipelines.train import checkpoint
 
+# Whole jobs, each of which starts a cluster: slow machines take minutes.
+pytestmark = pytest.mark.timeout(1200)
+
 Job = Callable[..., subprocess.CompletedProcess[str]]
 DEMO = ("--config", "jobs/configs/demo.toml")
 

@@ -18,6 +18,9 @@ from pipelines.serve.client import ask, is_ready
 from tests.jobs.conftest import ROOT
 from tests.jobs.test_pipeline import DEMO, finished, free_port, setting
 
+# Whole jobs, each of which starts a cluster: slow machines take minutes.
+pytestmark = pytest.mark.timeout(1200)
+
 __all__ = ["finished"]
 
 
