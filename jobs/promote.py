@@ -15,7 +15,7 @@ from pipelines.registry.registry import Registry
 def run(config: JobConfig) -> Decision:
     """Judge the version that ``evaluate.model`` means ("" is the run's newest) and set the alias if it passes."""
     registry = Registry.open(config.tracking, runs.storage(config), config.registry)
-    candidate = registry.version(config.evaluate.model) if config.evaluate.model else runs.registered(registry, config)
+    candidate = registry.version(config.evaluate.model) if config.evaluate.model else registry.newest(config.name)
     if candidate is None or candidate.score is None:
         raise RegistryError(f"run {config.name!r} has registered no scored model; run the train job first")
     champion = registry.find()

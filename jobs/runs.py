@@ -10,7 +10,7 @@ from jobs.config import JobConfig
 from pipelines.data.index import Index
 from pipelines.data.loader import Source
 from pipelines.registry.gate import Score
-from pipelines.registry.registry import CHAMPION, LocalModel, ModelVersion, Registry
+from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.train.checkpoint import CheckpointError
 
 READS = "questions"
@@ -58,11 +58,6 @@ def source(config: JobConfig, index: Index, split: str, processor: str | Path) -
     return Source(tars(config), index.hash, split, READS, str(processor))
 
 
-def registered(registry: Registry, config: JobConfig) -> ModelVersion | None:
-    """The newest version that the run called ``config.name`` has registered."""
-    return registry.newest(config.name)
-
-
 def choose_model(config: JobConfig) -> ChosenModel:
     """The model that ``evaluate.model`` means.
 
@@ -78,7 +73,7 @@ def choose_model(config: JobConfig) -> ChosenModel:
     registry = Registry.open(config.tracking, storage(config), config.registry)
     if wanted == CHAMPION:
         return _chosen(registry.champion())
-    version = registry.version(wanted) if wanted else registered(registry, config)
+    version = registry.version(wanted) if wanted else registry.newest(config.name)
     if version is None:
         raise CheckpointError(
             f"run {config.name!r} has registered no model; run the train job first, or set evaluate.model to "

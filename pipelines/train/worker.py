@@ -63,8 +63,6 @@ class RunSpec:
 
 def train_worker(spec: RunSpec) -> None:
     """Train as one of the workers, from the newest usable checkpoint of the run on."""
-    # Ray's note of each report is longer than what it tells.
-    logging.getLogger("ray.train.v2._internal.execution.context").setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
