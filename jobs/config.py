@@ -10,6 +10,7 @@ from pipelines.data.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import RegistryConfig
+from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.train.tracking import TrackingConfig
@@ -33,6 +34,8 @@ class EvaluateConfig(Section):
     """"" takes the run's registered version, "champion" the deployed one; else a version number or a model folder."""
     split: str = "test"
     """Split to answer; "" takes all samples."""
+    task: str = ""
+    """The predict job's task, of a model with several; "" takes its first. The evaluate job judges all."""
     out: str = ""
     """Parquet file of the answers; "" puts it into the run's folder."""
     examples: int = Field(12, ge=0)
@@ -62,3 +65,5 @@ class JobConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     registry: RegistryConfig = RegistryConfig()
     serve: ServeConfig = ServeConfig()
+    ablate: AblateConfig = AblateConfig()
+    tune: TuneConfig = TuneConfig()

@@ -1,4 +1,6 @@
-"""Evaluate a model on a split: every question once, beside the floors. Figures and pictures go to its run."""
+"""Evaluate a model on a split: every row of each of its tasks once, beside the floors. Figures and pictures go to the
+model's run.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,12 @@ from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.data.index import Index
 from pipelines.evaluate.assess import assess, show
-from pipelines.evaluate.score import Report
+from pipelines.evaluate.report import Report
 from pipelines.train.tracking import Tracker
 
 
-def run(config: JobConfig) -> Report:
-    """Answer, score, record. Writes the answers as Parquet and the figures as JSON."""
+def run(config: JobConfig) -> list[Report]:
+    """Answer, judge, record, a report for each task. Writes the answers as Parquet and the figures as JSON."""
     chosen = runs.choose_model(config)
     index = Index.open(runs.tars(config))
     split = config.evaluate.split
@@ -27,17 +29,22 @@ def run(config: JobConfig) -> Report:
             str(chosen.folder), runs.source(config, index, split, chosen.folder), index, config.predict, config.stream,
             config.evaluate.examples,
         )  # fmt: skip
-    name = split or "all"
-    out = Path(config.evaluate.out or runs.local_folder(config) / f"answers-{name}.parquet")
+    out = Path(config.evaluate.out or runs.local_folder(config) / f"answers-{split or 'all'}.parquet")
     out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(found.answers, out)
-    runs.write_json(out.with_suffix(".json"), found.report.metrics() | {"model": f"{chosen.name}/{chosen.version}"})
+    figures: dict[str, float] = {}
+    for one in found:
+        file = out.with_stem(f"{out.stem}-{one.task}") if one.task else out
+        pq.write_table(one.answers, file)
+        figures |= one.report.metrics(one.task)
+        name = f"{chosen.name} version {chosen.version}{f', {one.task}' if one.task else ''}"
+        print(f"{name}, {one.report}\nanswers: {file}", flush=True)
+    runs.write_json(out.with_suffix(".json"), figures | {"model": f"{chosen.name}/{chosen.version}"})
     if chosen.run_id:
         with Tracker.of_run(config.tracking, runs.storage(config), chosen.run_id) as tracker:
-            tracker.log_metrics(found.report.metrics(), 0)
-            show(found, tracker)
-    print(f"{chosen.name} version {chosen.version}, {found.report}\nanswers: {out}", flush=True)
-    return found.report
+            tracker.log_metrics(figures, 0)
+            for one in found:
+                show(one, tracker)
+    return [one.report for one in found]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from jobs.cluster import ClusterError
 from jobs.config import JobConfig
 from pipelines.data.errors import DataError
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
+from pipelines.search.errors import SearchError
 from pipelines.serve.errors import ServeError
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.step import NonFiniteLossError
@@ -24,7 +25,7 @@ from vlmodel.parts import WeightsError
 
 EXPECTED = (
     ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, NonFiniteLossError, RegistryError,
-    ServeError, SmokeError, TrackingError, WeightsError,
+    SearchError, ServeError, SmokeError, TrackingError, WeightsError,
 )  # fmt: skip
 """Errors that say by themselves what is wrong and what to do."""
 
@@ -53,7 +54,7 @@ def main(run: Callable[[JobConfig], Any], name: str, argv: Sequence[str] | None 
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except Exception as error:
-        if (known := _expected_cause(error)) is None:
+        if (known := expected_cause(error)) is None:
             raise
         print(f"{name}: {known}", file=sys.stderr)
         return 1
@@ -71,7 +72,7 @@ def render(tree: dict[str, Any], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def _expected_cause(error: BaseException | None) -> BaseException | None:
+def expected_cause(error: BaseException | None) -> BaseException | None:
     """An error of ours inside those that Ray wraps around what its workers raise."""
     seen: set[int] = set()
     pending = [error]

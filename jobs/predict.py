@@ -1,4 +1,6 @@
-"""Answer every question of a set of tars with a model, offline, into one Parquet file. No right answers are needed."""
+"""Answer every row of a task (question, image to be described, ...) over a set of tars with a model, offline, into one
+Parquet file. No right answers are needed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ def run(config: JobConfig) -> Path:
         build_index(config.data.tars, config.data.index)
         index = Index.open(runs.tars(config))
         source = runs.source(config, index, config.evaluate.split, chosen.folder)
-        rows = write(collect(predict(str(chosen.folder), source, config.predict, config.stream)), out)
+        answers = predict(str(chosen.folder), source, config.predict, config.stream, config.evaluate.task or None)
+        rows = write(collect(answers), out)
     print(f"{rows} answers of {chosen.name} version {chosen.version}: {out}", flush=True)
     return out
 

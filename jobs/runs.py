@@ -9,12 +9,10 @@ from pathlib import Path
 from jobs.config import JobConfig
 from pipelines.data.index import Index
 from pipelines.data.loader import Source
+from pipelines.evaluate.report import Report
 from pipelines.registry.gate import Score
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.train.checkpoint import CheckpointError
-
-READS = "questions"
-"""What the jobs' tasks read of a sample."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def tars(config: JobConfig) -> str:
 
 def source(config: JobConfig, index: Index, split: str, processor: str | Path) -> Source:
     """Where the samples of a split come from."""
-    return Source(tars(config), index.hash, split, READS, str(processor))
+    return Source(tars(config), index.hash, split, str(processor))
 
 
 def choose_model(config: JobConfig) -> ChosenModel:
@@ -82,9 +80,9 @@ def choose_model(config: JobConfig) -> ChosenModel:
     return _chosen(registry.download(version))
 
 
-def score_of(report_accuracy: float, question_only: float, index: Index, split: str, count: int) -> Score:
+def score_of(report: Report, index: Index) -> Score:
     """What the gate compares."""
-    return Score(report_accuracy, question_only, index.hash, split, count)
+    return Score(report.metric, report.value, report.floor, index.hash, report.split, report.rows)
 
 
 def index_facts(index: Index, source_folder: str) -> dict[str, object]:

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from jobs import runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.plan import Schedule, check_division
 from pipelines.data.vocabulary import build_processor
-from pipelines.evaluate.assess import Assessment, assess, show
+from pipelines.evaluate.assess import assess, show
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.train import checkpoint
 from pipelines.train.launch import launch
@@ -24,35 +24,64 @@ from pipelines.train.tracking import Tracker
 from pipelines.train.worker import RunSpec
 from vlmodel.config import ConfigError, dump
 
-_MAY_CHANGE = (
+MAY_CHANGE = (
     "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
     "train.max_failures", "train.log_steps", "train.ledger", "train.evaluation_cache_mb", "predict", "evaluate",
-    "tracking", "registry", "serve", "source", "data.tars",
+    "tracking", "registry", "serve", "source", "data.tars", "ablate", "tune",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
 
 
 def run(config: JobConfig) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
-    try:
-        check_division(config.train.batch, config.train.workers, config.train.accumulation)
-    except ValueError as error:
-        raise ConfigError(f"train.batch: {error}") from None
-    index = Index.open(runs.tars(config))
+    index = ready(config)
     with (
         connected(config.cluster) as own,
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
-        processor = runs.local_folder(config) / "processor"
-        made = build_processor(index, config.vocabulary, config.processor, str(processor))
-        config.model.check_processor(made.config)
-        tracker.log_params(dump(config), volatile=_MAY_CHANGE)
-        tracker.log_data(runs.index_facts(index, runs.tars(config)))
-        launch(_spec(config, index, processor, tracker), has_dashboard=not own)
+        fit(config, index, tracker, has_dashboard=not own)
         return _finish(config, index, tracker)
 
 
-def _spec(config: JobConfig, index: Index, processor: Path, tracker: Tracker) -> RunSpec:
+def ready(config: JobConfig) -> Index:
+    """The index of the data to train on.
+
+    Raises:
+        ConfigError: the batch does not divide over the workers.
+        DataError: there is no index.
+    """
+    try:
+        check_division(config.train.batch, config.train.workers, config.train.accumulation)
+    except ValueError as error:
+        raise ConfigError(f"train.batch: {error}") from None
+    return Index.open(runs.tars(config))
+
+
+def fit(
+    config: JobConfig,
+    index: Index,
+    tracker: Tracker,
+    *,
+    has_dashboard: bool,
+    label: str = "train",
+    referee: Any = None,
+) -> None:
+    """Train to the end what is not trained yet. Checkpoints lie in the run's folder; nothing is registered.
+
+    Args:
+        label: what the lines of progress begin with.
+        referee: asked after each epoch whether to go on.
+    """
+    processor = runs.local_folder(config) / "processor"
+    made = build_processor(index, config.vocabulary, config.processor, config.model.decoder.tasks(), str(processor))
+    config.model.check_processor(made.config)
+    tracker.log_params(dump(config), volatile=MAY_CHANGE)
+    tracker.log_data(runs.index_facts(index, runs.tars(config)))
+    spec = _spec(config, index, processor, tracker, referee)
+    launch(spec, has_dashboard=has_dashboard, label=label)
+
+
+def _spec(config: JobConfig, index: Index, processor: Path, tracker: Tracker, referee: Any) -> RunSpec:
     training = runs.source(config, index, "train", processor)
     plan = training.plan(seed=config.seed, window=config.train.window, shuffle=True)
     schedule = Schedule(plan, config.train.batch, config.train.epochs)
@@ -74,6 +103,7 @@ def _spec(config: JobConfig, index: Index, processor: Path, tracker: Tracker) ->
         run=tracker.handle,
         board=create_board(),
         config=dump(config),
+        referee=referee,
     )
 
 
@@ -88,22 +118,17 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
             str(model), runs.source(config, index, split, model), index, config.predict, config.stream,
             config.evaluate.examples,
         )  # fmt: skip
-        print(f"best checkpoint: step {best.step}\n{found.report}", flush=True)
-        tracker.log_metrics(found.report.metrics(), best.step)
-        show(found, tracker, tracker.history())
+        print(f"best checkpoint: step {best.step}", flush=True)
+        for one in found:
+            print(f"{one.task}{': ' if one.task else ''}{one.report}", flush=True)
+            tracker.log_metrics(one.report.metrics(one.task), best.step)
+            show(one, tracker, tracker.history())
         registry = Registry.open(config.tracking, runs.storage(config), config.registry)
-        score = runs.score_of(
-            found.report.accuracy, found.report.floors["question_only"], index, split, found.report.texts
-        )
-        version = registry.log_model(tracker.run_id, model, _input_example(found), score, best.step)
+        # Of several tasks the first is the one that models are compared by.
+        score = runs.score_of(found[0].report, index)
+        version = registry.log_model(tracker.run_id, model, found[0].example, score, best.step)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version
-
-
-def _input_example(found: Assessment) -> tuple[bytes, str]:
-    if found.example is None:
-        raise DataError("no answered question to make an input example of; check the data")
-    return found.example
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ROOMS = ("vlmodel", "pipelines", "jobs")
 
 PACKAGES = [
     *(f"vlmodel/{room}" for room in ("vision", "language", "modality", "topology", "fusion", "decoder", "knowledge")),
-    *(f"pipelines/{room}" for room in ("data", "train", "registry", "serve")),
+    *(f"pipelines/{room}" for room in ("data", "train", "registry", "search", "serve")),
     "vlmodel",
     "pipelines",
     "jobs",
@@ -43,6 +43,9 @@ ALLOWED_IMPORTS = {
         "pipelines/data/index_build.py",
         "pipelines/data/stream.py",
         "pipelines/evaluate/predict.py",
+        "pipelines/search/referee.py",
+        "pipelines/search/remote.py",
+        "pipelines/search/tuning.py",
         "pipelines/serve/deploy.py",
         "pipelines/serve/metrics.py",
         "pipelines/serve/replica.py",

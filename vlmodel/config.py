@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 S = TypeVar("S", bound="Section")
@@ -78,7 +79,10 @@ class PartOf:
 
 
 def part(package: str, default: str) -> Any:
-    """Type of a field that holds a part of ``package``: ``vision: part("vlmodel.vision", "cnn") = {}``."""
+    """Type of a field that holds a part of ``package``: ``vision: part("vlmodel.vision", "cnn") = {}``.
+
+    ``dict[str, part(...)]`` holds several, each under a name that the user chooses.
+    """
     marker = PartOf(package, default)
     return Annotated[Part, marker, BeforeValidator(marker.resolve), SerializeAsAny()]  # type: ignore[type-arg]
 
@@ -117,8 +121,7 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
             raise ConfigError(f"configuration file {str(file)!r} does not exist; name one with --config") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration file {str(file)!r} is not valid TOML: {error}") from None
-    # The kind of a part first: it decides what the other overrides of that part mean.
-    for override in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith(".kind")):
+    for override in sorted(overrides, key=_precedence):
         _override(section, tree, override)
     return parse(section, tree)
 
@@ -142,22 +145,25 @@ def _override(section: type[Section], tree: dict[str, Any], override: str) -> No
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if leaf == "kind" and node.get("kind", _default_kind(section, parents)) != value:
-        node.clear()
+    if leaf == "kind":
+        here, _ = _descend(section, tree, parents)
+        if isinstance(here, PartOf) and node.get("kind", here.default) != value:
+            node.clear()
     node[leaf] = value
 
 
-def _default_kind(section: type[Section], location: Sequence[str]) -> str | None:
-    """The kind of the part at ``location`` where none is named."""
-    owner = _descend(section, {}, location[:-1])
-    field = owner.model_fields.get(location[-1]) if owner and location else None
-    return next((m.default for m in field.metadata if isinstance(m, PartOf)), None) if field else None
+def _precedence(override: str) -> tuple[bool, int]:
+    """The kind of a part first, an outer part's before an inner one's: it decides what the other overrides mean."""
+    path = override.partition("=")[0]
+    return (False, path.count(".")) if path.endswith(".kind") else (True, 0)
 
 
 def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", (field.description or "").split("\n")[0]
-        marker = next((m for m in field.metadata if isinstance(m, PartOf)), None)
+        marker, of_values = _markers(field)
+        if of_values is not None:
+            marker, key = of_values, f"{key}.NAME"
         if marker is not None:
             yield f"{key}.kind", marker.default, f"{doc} One of {', '.join(kinds(marker.package))}."
             # Settings of the default kind; another kind's are listed when it is refused a wrong one.
@@ -169,6 +175,19 @@ def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]
         else:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
             yield key, default, doc
+
+
+def _markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | None]:
+    """The markers of a field that holds a part, and of one that holds several by their names."""
+    own = _marker_in(field.metadata)
+    if typing.get_origin(field.annotation) is not dict:
+        return own, None
+    _, values = typing.get_args(field.annotation)
+    return own, _marker_in(typing.get_args(values)[1:])
+
+
+def _marker_in(metadata: Sequence[Any]) -> PartOf | None:
+    return next((m for m in metadata if isinstance(m, PartOf)), None)
 
 
 def _section_of(annotation: Any) -> type[Section] | None:
@@ -183,7 +202,7 @@ def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetai
     location = [str(step) for step in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        owner = _descend(section, tree, location[:-1])
+        owner = _class_of(*_descend(section, tree, location[:-1]))
         known = ", ".join(sorted(owner.model_fields)) if owner else "?"
         where = ".".join(location[:-1]) or "the top level"
         return f"unknown key {key!r}; valid keys of {where}: {known}"
@@ -195,18 +214,30 @@ def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetai
     return f"{key} = {detail['input']!r}: {reason}"
 
 
-def _descend(section: type[Section], tree: Mapping[str, Any], location: Sequence[str]) -> type[Section] | None:
-    """The section class that stands at ``location``, following the kinds that ``tree`` names."""
-    owner: type[Section] | None = section
+def _descend(
+    section: type[Section], tree: Mapping[str, Any], location: Sequence[str]
+) -> tuple[type[Section] | PartOf | None, Any]:
+    """What stands at ``location``, following the kinds that ``tree`` names, and what ``tree`` says there.
+
+    Below an unknown key that is what the key was looked for in.
+    """
+    here: type[Section] | PartOf | None = section
+    of_values: PartOf | None = None
     node: Any = tree
     for step in location:
-        field = owner.model_fields.get(step) if owner else None
-        node = node.get(step, {}) if isinstance(node, Mapping) else {}
-        if field is None:
-            return owner
-        marker = next((m for m in field.metadata if isinstance(m, PartOf)), None)
-        if marker is not None:
-            owner = part_config(marker.package, node.get("kind", marker.default))
+        if of_values is not None:
+            here, of_values = of_values, None
         else:
-            owner = _section_of(field.annotation)
-    return owner
+            owner = _class_of(here, node)
+            field = owner.model_fields.get(step) if owner else None
+            if field is None:
+                return owner, node
+            marker, of_values = _markers(field)
+            here = marker or _section_of(field.annotation)
+        node = node.get(step, {}) if isinstance(node, Mapping) else {}
+    return here, node
+
+
+def _class_of(here: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
+    """The section class of what ``_descend`` found."""
+    return part_config(here.package, node.get("kind", here.default)) if isinstance(here, PartOf) else here

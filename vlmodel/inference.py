@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmodel.model import VLModel, VLOutput
+from vlmodel.fields import split
+from vlmodel.model import INPUTS, VLModel
+from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.tokens import Encoded, Fused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_INPUTS = ("pixels_BHWC", "input_ids_NT", "text_mask_NT", "text_image_N", "distinct_U", "text_distinct_N")
-
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers to one text.
+    """Answers to one row of a task.
 
     Attributes:
-        answers: (answer, probability), the most probable first.
+        answers: (answer, probability or score), the best first.
         attention_HW: attention from the text's tokens over the cells of the image grid, of sum 1; None where it was
             not asked for or the model has none.
     """
@@ -41,7 +41,6 @@ class Predictor:
     def __init__(self, model: VLModel, processor: VLProcessor, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.model, self.processor = model.eval().to(self.device), processor
-        self.id2label: dict[int, str] = dict(enumerate(processor.labels))
 
     @classmethod
     def from_pretrained(
@@ -63,53 +62,104 @@ class Predictor:
         processor = VLProcessor.from_pretrained(folder)
         return cls(VLModel.from_pretrained(str(folder), local_files_only=True), processor, device)
 
-    def predict(self, examples: Sequence[Example], top_k: int = 5, attention: bool = False) -> list[list[Prediction]]:
-        """The ``top_k`` best answers to each text of each example.
+    def predict(
+        self,
+        examples: Sequence[Example],
+        top_k: int = 5,
+        attention: bool = False,
+        task: str | None = None,
+        **settings: Any,
+    ) -> list[list[Prediction]]:
+        """The ``top_k`` best answers to each row of each example.
+
+        Args:
+            task: of a model with several; the first one if not given.
+            settings: of generation (transformers' ``GenerationConfig``), for tasks that write texts.
 
         Raises:
             ImageError: an image cannot be decoded.
         """
-        batch = self.processor.collate(examples)
-        if not batch["text_image_N"].size:
+        batch = self.processor.collate_tasks(self.processor.images(examples), {self._task(task): examples})
+        if not any(example.texts for example in examples):
             return [[] for _ in examples]
-        probabilities_NK, output = self._run(batch, attention)
-        top_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, :top_k]
-        maps = self._maps(output, batch["text_mask_NT"]) if attention else None
-        flat = [
-            Prediction(
-                [(self.id2label[int(k)], float(probabilities_NK[n, k])) for k in row],
-                maps[n] if maps is not None else None,
-            )
-            for n, row in enumerate(top_NK)
-        ]
+        answers, attention_NHW = self._run(batch, top_k, attention, task, settings)
+        maps = attention_NHW if attention_NHW is not None else [None] * len(answers)
+        flat = [Prediction(*pair) for pair in zip(answers, maps, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
         return [flat[stop - len(example.texts) : stop] for stop, example in zip(stops, examples, strict=True)]
 
-    def predict_collated(self, batch: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-        """Probabilities of all classes (N, K) for a batch of the processor's."""
-        return self._run(batch, attention=False)[0]
+    def predict_collated(
+        self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any
+    ) -> list[Answers]:
+        """The ``top_k`` best answers to each row of a batch of the processor's."""
+        return self._run(batch, top_k, False, task, settings)[0]
 
     @torch.inference_mode()
-    def _run(self, batch: Mapping[str, NDArray[Any]], attention: bool) -> tuple[NDArray[np.float32], VLOutput]:
-        inputs: dict[str, Tensor] = {
-            name: torch.from_numpy(batch[name]).to(self.device) for name in _INPUTS if name in batch
-        }
-        output: VLOutput = self.model(**inputs, output_attention=attention)
-        assert output.logits_NK is not None
-        return output.logits_NK.float().softmax(-1).cpu().numpy(), output
-
-    def _maps(self, output: VLOutput, mask_NT: NDArray[Any]) -> NDArray[np.float32] | None:
-        """(N, H, W): attention of the last round, averaged over the real tokens of each text."""
-        spans = output.spans or {}
-        if output.attention_LNQS is None or not {"vision", "language"} <= spans.keys():
+    def embed_collated(
+        self, batch: Mapping[str, NDArray[Any]], task: str | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Embeddings of the images (B, D) and of the texts (N, D) of a batch, whose dot product is their similarity;
+        None for a task that does not compare.
+        """
+        name = self._task(task)
+        if not self.model.decoder.heads()[name].compares:
             return None
-        text, image = slice(*spans["language"]), slice(*spans["vision"])
-        attention_NTS = output.attention_LNQS[-1, :, text, image].float().cpu().numpy()
-        # A language stream that was pooled to one token has no padding left.
-        mask_NT = mask_NT if mask_NT.shape[1] == attention_NTS.shape[1] else np.ones((len(mask_NT), 1), np.bool_)
-        # A language encoder may have made one token of a text.
-        real_NT = mask_NT[:, : attention_NTS.shape[1]].astype(np.float32)
-        map_NS = np.einsum("nts,nt->ns", attention_NTS, real_NT)
-        # The processor makes square images, so the grid is square.
-        side = math.isqrt(map_NS.shape[1])
-        return (map_NS / map_NS.sum(1, keepdims=True)).reshape(-1, side, side)
+        head, encoded, _ = self._encode(batch, name, attention=False)
+        image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in head.embed(encoded))
+        return image_BD, text_ND
+
+    def _task(self, task: str | None) -> str:
+        names = list(self.processor.tasks)
+        if task is not None and task not in names:
+            raise ValueError(f"this model has no task {task!r}; it has {', '.join(map(repr, names))}")
+        return names[0] if task is None else task
+
+    @torch.inference_mode()
+    def _run(
+        self,
+        batch: Mapping[str, NDArray[Any]],
+        top_k: int,
+        attention: bool,
+        task: str | None,
+        settings: Mapping[str, Any],
+    ) -> tuple[list[Answers], NDArray[np.float32] | None]:
+        head, encoded, mask_NT = self._encode(batch, self._task(task), attention)
+        answers = head.answer(encoded, self.processor, top_k, **settings)
+        looked_NT = None
+        if attention and encoded.joint is not None:
+            looked_NT = head.attention(encoded, self.processor, answers)
+            if looked_NT is None:
+                looked_NT = _from_text(encoded.joint, mask_NT)
+        if looked_NT is None or encoded.joint is None or "vision" not in encoded.joint.spans:
+            return answers, None
+        map_NHW = self.model.vision.as_map(looked_NT[:, slice(*encoded.joint.spans["vision"])].float())
+        return answers, None if map_NHW is None else _of_sum_one(map_NHW).cpu().numpy()
+
+    def _encode(
+        self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
+    ) -> tuple[Decoder, Encoded, Tensor | None]:
+        """The task's head, what it is given, and which tokens of its texts are real."""
+        head = self.model.decoder.heads()[task]
+        arrays = split(batch, task)
+        given: dict[str, Tensor | None] = {
+            name: torch.from_numpy(arrays[name]).to(self.device) for name in INPUTS if name in arrays
+        }
+        vision = self.model.see(torch.from_numpy(batch["pixels_BHWC"]).to(self.device))
+        return head, self.model.encode(head, vision, given, attention), given.get("text_mask_NT")
+
+
+def _from_text(joint: Fused, mask_NT: Tensor | None) -> Tensor | None:
+    """(N, S): attention of the last round from the text over the joint sequence, averaged over the text's tokens."""
+    if joint.attention_LBQS is None or mask_NT is None or "language" not in joint.spans:
+        return None
+    attention_NQS = joint.attention_LBQS[-1, :, slice(*joint.spans["language"])]
+    if attention_NQS.shape[1] != mask_NT.shape[1]:
+        # The language encoder has made one token of each text.
+        return attention_NQS.mean(1)
+    real_NQ1 = mask_NT[:, :, None].to(attention_NQS.dtype)
+    return (attention_NQS * real_NQ1).sum(1)
+
+
+def _of_sum_one(map_NHW: Tensor) -> Tensor:
+    sums_N = map_NHW.sum((1, 2), keepdim=True)
+    return map_NHW / sums_N.clamp_min(torch.finfo(map_NHW.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Attention and its pre-norm Transformer layer, for streams with padding.
+"""Attention and its pre-norm Transformer layer, for streams with padding, also where nothing but padding is left.
 
 Written out instead of ``nn.TransformerEncoderLayer`` because that layer can neither ask queries of a part of the stream
 nor return its attention, and takes in evaluation another path (nested tensors) than in training.
@@ -32,17 +32,21 @@ class Attention(nn.Module):
         """Queries from ``x_BQD``, keys and values from ``context_BSD`` where ``mask_BS`` is True.
 
         Returns:
-            The attended values (B, Q, D) and, where asked for, the weights averaged over the heads (B, Q, S).
+            The attended values (B, Q, D) and, where asked for, the weights averaged over the heads (B, Q, S). Both are
+            zero in a row whose mask is False throughout, and its context gets no gradient.
         """
         q = self.query(x_BQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (t.transpose(1, 2) for t in self.key_value(context_BSD).unflatten(-1, (2, self.heads, -1)).unbind(-3))
-        mask = mask_BS[:, None, None, :]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        # What a softmax over nothing gives depends on the kernel: such a row attends to all, and what comes out is
+        # taken away again, together with the bias of the output.
+        present_B11 = mask_BS.any(1)[:, None, None]
+        mask_B11S = mask_BS[:, None, None, :]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S | ~present_B11.unsqueeze(-1))
         weights = None
         if output_weights:
             scores = (q.float() @ k.float().transpose(-1, -2)) / math.sqrt(q.shape[-1])
-            weights = scores.masked_fill(~mask, -torch.inf).softmax(-1).mean(1)
-        return self.out(attended.transpose(1, 2).flatten(-2)), weights
+            weights = masked_softmax(scores, mask_B11S).mean(1)
+        return self.out(attended.transpose(1, 2).flatten(-2)) * present_B11, weights
 
 
 class TransformerLayer(nn.Module):
@@ -53,9 +57,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, feed_forward), nn.GELU(), nn.Dropout(dropout), nn.Linear(feed_forward, width)
-        )
+        self.feed_forward = perceptron(width, feed_forward, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -67,6 +69,22 @@ class TransformerLayer(nn.Module):
         attended, weights = self.attention(asking, normed, mask_BT, output_weights)
         x = x + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
+
+
+def perceptron(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The feed-forward network of a Transformer layer."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+
+
+def check_heads(width: int, heads: int) -> None:
+    """ValueError, for a configuration's validator, where ``heads`` cannot share ``width`` evenly."""
+    if width % heads:
+        raise ValueError(f"width={width} cannot be shared by heads={heads}; make it a multiple")
+
+
+def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over what ``mask`` leaves, of the shape of ``scores``; zeros where it leaves nothing."""
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim) * mask
 
 
 def masked_mean(x_BTD: Tensor, mask_BT: Tensor) -> Tensor:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vlmodel import parts
 from vlmodel.config import ConfigError, Section, dump, parse, part
+from vlmodel.fields import split
+from vlmodel.tokens import Encoded, Fused, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
+
+INPUTS = ("text_image_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N")
+"""Arrays of a task that go in; the others are what should come out."""
 
 
 class ModelConfig(Section):
@@ -33,9 +38,22 @@ class ModelConfig(Section):
     decoder: part("vlmodel.decoder", "vqa") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """The task."""
 
+    @model_validator(mode="after")
+    def _text_is_encoded(self) -> ModelConfig:
+        if self.topology.encodes_text and self.decoder.reads_encoded():
+            raise ValueError(
+                f"topology.kind={self.topology.kind!r} encodes the text together with the image, and "
+                f"decoder.kind={self.decoder.kind!r} reads it encoded alone, as every contrastive task does; use "
+                "topology.kind='dual' or 'interactive', or leave that task out"
+            )
+        return self
+
     def resolve(self, vocabulary: parts.Vocabulary) -> ModelConfig:
         """The same with all that is needed to build it inside."""
-        return self.model_copy(update={"language": self.language.resolve(vocabulary)})
+        language = self.language.embeddings() if self.topology.encodes_text else self.language
+        return self.model_copy(
+            update={"language": language.resolve(vocabulary), "decoder": self.decoder.resolve(vocabulary)}
+        )
 
     def check_processor(self, processor: ProcessorConfig) -> None:
         """Refuse a processor whose pictures or texts the encoders cannot take.
@@ -43,17 +61,18 @@ class ModelConfig(Section):
         Raises:
             ConfigError: naming both sides.
         """
-        smallest = self.vision.smallest_image()
-        if processor.image_size < smallest:
-            raise ConfigError(
-                f"processor.image_size={processor.image_size} is smaller than one grid cell of model.vision, which "
-                f"stands for {smallest} x {smallest} pixels; make the image larger or keep fewer stages"
-            )
+        self.vision.check_image(processor.image_size)
         longest = self.language.longest_text()
         if longest is not None and processor.max_tokens > longest:
             raise ConfigError(
                 f"processor.max_tokens={processor.max_tokens} is more than the {longest} tokens that model.language "
                 "takes; lower the one or raise the other (language.positions)"
+            )
+        written = self.decoder.longest_target()
+        if written is not None and processor.max_target_tokens > written:
+            raise ConfigError(
+                f"processor.max_target_tokens={processor.max_target_tokens} is more than the {written} tokens that "
+                "model.decoder can write; lower the one or raise the other (decoder.positions)"
             )
 
 
@@ -63,7 +82,8 @@ class VLConfig(PreTrainedConfig):
     Attributes:
         model: the resolved ``ModelConfig`` as a plain tree; the model is rebuilt from it alone.
         vocab_size, pad_token_id: of the tokenizer.
-        id2label, label2id: the classes of the task.
+        begin_token_id, end_token_id: tokens that begin and end a text to be written; -1 where there are none.
+        id2label, label2id: the answers that a classifier chooses among.
     """
 
     model_type = "vlmodel"
@@ -71,17 +91,21 @@ class VLConfig(PreTrainedConfig):
     model: dict[str, Any] | None = None
     vocab_size: int = 30522
     pad_token_id: int = 0
+    begin_token_id: int = -1
+    end_token_id: int = -1
 
 
 @dataclass
 class VLOutput(ModelOutput):
-    """What ``VLModel`` returns; K classes for each of N texts.
+    """What ``VLModel`` returns; K classes for each of N rows. Units are what a task counts: texts, or tokens.
 
     Attributes:
-        loss: mean loss of the labelled texts (zero if there is none).
-        loss_sum, count, correct: sums over the labelled texts, by their weights; add them over batches and workers.
-        logits_NK: scores.
-        attention_LNQS: attention of each round of the fusion, averaged over heads; on request.
+        loss: mean loss of the units that have a target (zero if there is none).
+        loss_sum, count, correct, total: sums over units, by their weights (see ``parts.Decoded``); add them over
+            batches and workers. Of several tasks they are the sums by the tasks' weights.
+        tasks: the four sums of each task, (4,) float64, where there are several.
+        logits_NK: scores, where the task has classes.
+        attention_LNQS: attention of each round of topology and fusion, averaged over heads; on request.
         spans: place of each stream in Q and S; on request.
     """
 
@@ -89,6 +113,8 @@ class VLOutput(ModelOutput):
     loss_sum: Tensor | None = None
     count: Tensor | None = None
     correct: Tensor | None = None
+    total: Tensor | None = None
+    tasks: dict[str, Tensor] | None = None
     logits_NK: Tensor | None = None
     attention_LNQS: Tensor | None = None
     spans: dict[str, tuple[int, int]] | None = None
@@ -114,12 +140,22 @@ class VLModel(PreTrainedModel):
         tree = parse(ModelConfig, config.model)
         vocabulary = _vocabulary(config)
         self.vision: parts.Encoder = tree.vision.build()
-        self.language: parts.Encoder = tree.language.build(vocabulary)
-        widths = {"vision": self.vision.width, "language": self.language.width}
-        self.topology: parts.Topology = tree.topology.build(tree.fusion.build(widths), widths)
-        self.decoder: parts.Decoder = tree.decoder.build(self.topology.width, vocabulary)
+        widths = {"vision": self.vision.width}
+        # What no task needs is not built: data-parallel training waits for the gradient of every parameter.
+        self.language: parts.Encoder | None = None
+        if any(fields.text for fields in tree.decoder.tasks().values()):
+            self.language = tree.language.build(vocabulary)
+            widths["language"] = self.language.width
+        self.topology: parts.Topology | None = None
+        if tree.decoder.reads_joint():
+            fusion = tree.fusion.build(tree.topology.fusion_widths(widths))
+            self.topology = tree.topology.build(fusion, widths)
+            widths["joint"] = self.topology.width
+        self.decoder: parts.Decoder = tree.decoder.build(widths, vocabulary)
         self._untrained = tuple(name for name, p in self.named_parameters() if not p.requires_grad)
         self.post_init()
+        # transformers looks for tied weights in its own models among the direct children only.
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
 
     @classmethod
     def from_tree(cls, tree: ModelConfig, processor: VLProcessor) -> VLModel:
@@ -134,13 +170,18 @@ class VLModel(PreTrainedModel):
         config = VLConfig(
             vocab_size=len(processor.tokenizer),
             pad_token_id=processor.tokenizer.pad_token_id,
+            begin_token_id=-1 if processor.begin_id is None else processor.begin_id,
+            end_token_id=-1 if processor.end_id is None else processor.end_id,
             id2label=dict(enumerate(labels)),
             label2id={label: i for i, label in enumerate(labels)},
         )
-        config.model = dump(tree.resolve(_vocabulary(config)))
+        resolved = tree.resolve(_vocabulary(config))
+        # Only now the limits of pretrained parts are known.
+        resolved.check_processor(processor.config)
+        config.model = dump(resolved)
         model = cls(config)
-        for encoder in (model.vision, model.language):
-            encoder.load_pretrained()
+        for source in model.sources():
+            source.load_pretrained()
         return model
 
     @classmethod
@@ -173,55 +214,104 @@ class VLModel(PreTrainedModel):
     def forward(
         self,
         pixels_BHWC: Tensor,
-        input_ids_NT: Tensor,
-        text_mask_NT: Tensor,
-        text_image_N: Tensor,
-        distinct_U: Tensor | None = None,
-        text_distinct_N: Tensor | None = None,
         output_attention: bool = False,
-        **targets: Tensor | None,
+        image_mask_B: Tensor | None = None,
+        **fields: Tensor | None,
     ) -> VLOutput:
-        """Encode B images once and N texts, fuse each text with its image, decode.
+        """Encode B images once; for each task encode its texts, fuse each row with its image, decode.
 
         Args:
             pixels_BHWC: uint8 RGB images.
-            input_ids_NT, text_mask_NT: token ids, and True where they are no padding.
-            text_image_N: for each text the row of its image.
-            distinct_U, text_distinct_N: rows that hold each distinct text once, and for each text its place among them.
-                With both, a text that is asked of several images is encoded once too.
-            output_attention: return ``attention_LNQS`` and ``spans``; costs nothing otherwise.
-            targets: what the decoder learns from, such as ``labels_N`` and ``weights_N``.
+            image_mask_B: False where there is no image; such an image changes nothing. All are real if not given.
+            output_attention: return ``attention_LNQS`` and ``spans`` of the first task; costs nothing otherwise.
+            fields: what ``VLProcessor`` makes of the texts, by the names that it gives (of several tasks
+                ``task.name``): ``text_image_N``, for each row its image; ``input_ids_NT`` and ``text_mask_NT``; with
+                ``distinct_U`` and ``text_distinct_N`` a text that is asked of several images is encoded once too;
+                and targets such as ``labels_N`` and ``weights_N``.
         """
-        rows = {"vision": text_image_N}
-        if distinct_U is not None and text_distinct_N is not None:
-            input_ids_NT, text_mask_NT = (t.index_select(0, distinct_U) for t in (input_ids_NT, text_mask_NT))
-            rows["language"] = text_distinct_N
-        streams = {"vision": self.vision(pixels_BHWC), "language": self.language(input_ids_NT, text_mask_NT)}
-        fused = self.topology(
-            streams,
-            rows,
-            pooled_only=self.decoder.pooled_only,
-            output_attention=output_attention,
-        )
-        decoded: parts.Decoded = self.decoder(fused, **targets)
+        vision = self.see(pixels_BHWC, image_mask_B)
+        decoded: dict[str, parts.Decoded] = {}
+        shown: Fused | None = None
+        for task, head in self.decoder.heads().items():
+            given = split(fields, task)
+            encoded = self.encode(head, vision, given, output_attention and not decoded)
+            decoded[task] = head(encoded, **{name: value for name, value in given.items() if name not in INPUTS})
+            shown = shown or encoded.joint
+        result = self.decoder.combine(decoded)
         loss = None
-        if decoded.loss_sum is not None and decoded.count is not None:
+        if result.loss_sum is not None and result.count is not None:
             # Where nothing is counted the sum is zero too, whatever it is divided by.
-            loss = decoded.loss_sum / decoded.count.clamp_min(torch.finfo(decoded.count.dtype).tiny)
+            loss = result.loss_sum / result.count.clamp_min(torch.finfo(result.count.dtype).tiny)
         return VLOutput(
             loss=loss,
-            loss_sum=decoded.loss_sum,
-            count=decoded.count,
-            correct=decoded.correct,
-            logits_NK=decoded.logits_NK,
-            attention_LNQS=fused.attention_LBQS,
-            spans=fused.spans if output_attention else None,
+            loss_sum=result.loss_sum,
+            count=result.count,
+            correct=result.correct,
+            total=result.total,
+            tasks={task: _sums(d) for task, d in decoded.items()} if len(decoded) > 1 and loss is not None else None,
+            logits_NK=result.logits_NK,
+            attention_LNQS=shown.attention_LBQS if shown is not None else None,
+            spans=shown.spans if shown is not None and output_attention else None,
         )
 
+    def see(self, pixels_BHWC: Tensor, image_mask_B: Tensor | None = None) -> Tokens:
+        """The encoded images."""
+        vision: Tokens = self.vision(pixels_BHWC)
+        if image_mask_B is None:
+            return vision
+        return Tokens(vision.x_BTD, vision.mask_BT & image_mask_B[:, None], vision.pooled_BD)
+
+    def read(self, input_ids_NT: Tensor, text_mask_NT: Tensor) -> Tokens:
+        """The encoded texts."""
+        assert self.language is not None
+        language: Tokens = self.language(input_ids_NT, text_mask_NT)
+        return language
+
+    def encode(
+        self, head: parts.Decoder, vision: Tokens, given: Mapping[str, Tensor | None], output_attention: bool = False
+    ) -> Encoded:
+        """All that ``head`` is given: encoded texts and, if it reads it, the joint stream.
+
+        Args:
+            given: the arrays of the head's task, by their plain names.
+        """
+        image_N = given["text_image_N"]
+        assert image_N is not None
+        streams, rows = {"vision": vision}, {"vision": image_N}
+        if head.fields.text:
+            ids_NT, mask_NT, distinct_U = (given.get(n) for n in ("input_ids_NT", "text_mask_NT", "distinct_U"))
+            assert ids_NT is not None
+            assert mask_NT is not None
+            row_N = given.get("text_distinct_N")
+            if distinct_U is not None and row_N is not None:
+                ids_NT, mask_NT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
+            else:
+                row_N = torch.arange(len(ids_NT), device=ids_NT.device)
+            streams["language"], rows["language"] = self.read(ids_NT, mask_NT), row_N
+        if not head.reads_joint or self.topology is None:
+            return Encoded(streams, rows, None)
+        if head.fields.text:
+            joint = self.topology(streams, rows, pooled_only=head.pooled_only, output_attention=output_attention)
+        else:
+            # Without a text of its own a row shares all of its image's: fused once, repeated afterwards.
+            joint = self.topology(streams, {}, pooled_only=head.pooled_only, output_attention=output_attention).select(
+                image_N
+            )
+        return Encoded(streams, rows, joint)
+
+    def encoders(self) -> Iterator[parts.Encoder]:
+        """Those that there are."""
+        yield from (encoder for encoder in (self.vision, self.language) if encoder is not None)
+
+    def sources(self) -> Iterator[parts.Encoder | parts.Decoder]:
+        """The parts whose weights may come from elsewhere."""
+        yield from self.encoders()
+        yield from self.decoder.heads().values()
+
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """Trained parameters that came from pretrained encoders."""
-        yield from self.vision.pretrained_parameters()
-        yield from self.language.pretrained_parameters()
+        """Trained parameters that came from pretrained encoders and decoders."""
+        for source in self.sources():
+            yield from source.pretrained_parameters()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """All other trained parameters."""
@@ -233,7 +323,13 @@ class VLModel(PreTrainedModel):
 
 
 def _vocabulary(config: VLConfig) -> parts.Vocabulary:
-    return parts.Vocabulary(config.vocab_size, config.pad_token_id, config.num_labels or 0)
+    labels = len(config.id2label or {})
+    return parts.Vocabulary(config.vocab_size, config.pad_token_id, labels, config.begin_token_id, config.end_token_id)
+
+
+def _sums(decoded: parts.Decoded) -> Tensor:
+    sums = [decoded.loss_sum, decoded.count, decoded.correct, decoded.total]
+    return torch.stack([value.detach().double() for value in sums if value is not None])
 
 
 AutoConfig.register("vlmodel", VLConfig, exist_ok=True)

@@ -7,14 +7,19 @@ model's own checkpoint from then on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
-from vlmodel.config import Part
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.config import ConfigError, Part
+from vlmodel.fields import Fields
+from vlmodel.tokens import Encoded, Fused, Tokens
+
+if TYPE_CHECKING:
+    from vlmodel.processor import VLProcessor
 
 
 class WeightsError(ValueError):
@@ -28,12 +33,15 @@ class Vocabulary:
     Attributes:
         size: number of token ids.
         padding: token id of the padding.
-        labels: number of classes K that the task has; 0 where it has none.
+        labels: number of answers K that a classifier chooses among; 0 where there are none.
+        begin, end: token ids that begin and end a text to be written; -1 where the tokenizer has none.
     """
 
     size: int
     padding: int
     labels: int
+    begin: int = -1
+    end: int = -1
 
 
 class Encoder(nn.Module):
@@ -56,6 +64,14 @@ class Encoder(nn.Module):
         """The trained parameters that came from elsewhere, and so want a smaller learning rate than fresh ones."""
         return iter(())
 
+    def as_map(self, weights_NT: Tensor) -> Tensor | None:
+        """(N, H, W) from what was given to each of the encoder's tokens, such as attention; None if they are no grid.
+
+        Here the tokens are taken for a square grid, row by row; images are square.
+        """
+        side = math.isqrt(weights_NT.shape[1])
+        return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
+
     def freeze(self, *names: str) -> None:
         """Take submodules out of training: no gradient, and evaluation mode for good (BatchNorm and dropout rest)."""
         self._frozen.extend(names)
@@ -75,13 +91,20 @@ class VisionPart(Part):
     def build(self) -> Encoder:
         raise NotImplementedError
 
-    def smallest_image(self) -> int:
-        """Side of the smallest square image, in pixels, that the encoder can take."""
-        return 1
+    def check_image(self, size: int) -> None:
+        """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.
+
+        Raises:
+            ConfigError: naming both sides and the remedy.
+        """
 
 
 class LanguagePart(Part):
-    """Configuration of a language encoder, whose ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``."""
+    """Configuration of a language encoder, whose ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``.
+
+    The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
+    follow in their order, then the padding.
+    """
 
     def resolve(self, vocabulary: Vocabulary) -> LanguagePart:
         """The same with all that ``build`` needs inside, so that a checkpoint does not depend on other files."""
@@ -94,9 +117,21 @@ class LanguagePart(Part):
         """Greatest number of tokens in a text, where the encoder has a limit that is known before it is built."""
         return None
 
+    def embeddings(self) -> LanguagePart:
+        """The same encoder without its layers.
+
+        Raises:
+            ConfigError: it has none that could be left out.
+        """
+        raise ConfigError(f"language.kind={self.kind!r} has no embeddings to be used alone; use topology.kind='dual'")
+
 
 class Fusion(nn.Module):
-    """Base of the fusions. ``width`` is that of the result."""
+    """Base of the fusions. ``width`` is that of the result.
+
+    A stream is missing in a row where its mask is all False, and in every row where it is not given at all. What it
+    holds there changes nothing, and values and gradients are finite, even where every stream is missing.
+    """
 
     width: int
 
@@ -128,7 +163,7 @@ class FusionPart(Part):
 
 
 class Topology(nn.Module):
-    """Base of the topologies. ``width`` is that of the result."""
+    """Base of the topologies. ``width`` is that of the result. A stream may be missing, as in a fusion."""
 
     width: int
 
@@ -152,7 +187,17 @@ class Topology(nn.Module):
 
 
 class TopologyPart(Part):
-    """Configuration of a topology."""
+    """Configuration of a topology.
+
+    Attributes:
+        encodes_text: the topology is the text's encoder: the language encoder then gives its embeddings only.
+    """
+
+    encodes_text: ClassVar[bool] = False
+
+    def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
+        """Width of each stream where the fusion takes it, of those that the encoders give."""
+        return widths
 
     def build(self, fusion: Fusion, widths: Mapping[str, int]) -> Topology:
         raise NotImplementedError
@@ -162,31 +207,105 @@ class TopologyPart(Part):
 class Decoded:
     """What a decoder returns; sums rather than means, so that they can be added over batches and workers.
 
+    A unit is what the task counts: a text for a classifier, a token for a decoder of sequences.
+
     Attributes:
-        logits_NK: scores of the classes.
-        loss_sum: weighted sum of the losses of the labelled texts; None where no targets were given.
+        logits_NK: scores of the classes, where the task has classes.
+        loss_sum: weighted sum of the losses of the units that have a target; None where no targets were given.
         count: sum of their weights.
-        correct: weighted sum of the texts that were answered right.
+        correct: weighted sum of the units that came out right.
+        total: sum of the weights of all units, those that cannot come out right included.
     """
 
-    logits_NK: Tensor
+    logits_NK: Tensor | None = None
     loss_sum: Tensor | None = None
     count: Tensor | None = None
     correct: Tensor | None = None
+    total: Tensor | None = None
+
+
+Answers = list[tuple[str, float]]
+"""Answers to one row of a task with their probabilities (or scores), the best first."""
 
 
 class Decoder(nn.Module):
-    """Base of the decoders. ``forward(fused, **targets)`` returns ``Decoded``; each task names its own targets.
+    """Base of the decoders. A decoder is a task: it says what it reads, and owns loss, counts and answers.
 
     Attributes:
+        fields: what the task reads of a sample.
         pooled_only: the decoder reads nothing of the joint stream but its pooled vector.
+        reads_joint: the decoder reads the joint stream; else only what the encoders gave, and nothing is fused for it.
+        compares: the decoder embeds images and texts in one space (``embed``), so that either finds the other.
     """
 
+    fields: Fields
     pooled_only: bool = False
+    reads_joint: bool = True
+    compares: bool = False
+
+    def heads(self) -> Mapping[str, Decoder]:
+        """The tasks by their names; one alone is called ""."""
+        return {"": self}
+
+    def load_pretrained(self) -> None:
+        """As ``Encoder``'s."""
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        """As ``Encoder``'s."""
+        return iter(())
+
+    def combine(self, decoded: Mapping[str, Decoded]) -> Decoded:
+        """One result of those of ``heads``, which is what is trained on and compared."""
+        return next(iter(decoded.values()))
+
+    def forward(self, encoded: Encoded, **targets: Tensor | None) -> Decoded:
+        """Loss and counts where there are targets; each task names its own."""
+        raise NotImplementedError
+
+    def answer(self, encoded: Encoded, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
+        """The ``top_k`` best answers to each of the N rows.
+
+        Args:
+            settings: of generation, for decoders that generate (transformers' ``GenerationConfig``).
+        """
+        raise NotImplementedError
+
+    def embed(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+        """Embeddings of the B images and the N texts, whose dot product is their similarity; of one that compares."""
+        raise NotImplementedError
+
+    def attention(self, encoded: Encoded, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
+        """(N, T): where in the joint stream the decoder looked for the best answers; None if only the fusion looks."""
+        return None
 
 
 class DecoderPart(Part):
     """Configuration of a decoder."""
 
-    def build(self, width: int, vocabulary: Vocabulary) -> Decoder:
+    def tasks(self) -> dict[str, Fields]:
+        """What each task reads, by its name."""
+        raise NotImplementedError
+
+    def reads_joint(self) -> bool:
+        """Whether any task reads the joint stream; where none does, the model has no topology and no fusion."""
+        return True
+
+    def reads_encoded(self) -> bool:
+        """Whether any task reads what the encoders give, for which the language encoder must have its layers."""
+        return not self.reads_joint()
+
+    def resolve(self, vocabulary: Vocabulary) -> DecoderPart:
+        """As ``LanguagePart``'s."""
+        return self
+
+    def longest_target(self) -> int | None:
+        """Greatest number of tokens in a text to be written, where there is a limit that is known."""
+        return None
+
+    def selects(self) -> Literal["accuracy", "loss"]:
+        """The validation figure by which the best checkpoint is chosen."""
+        return "accuracy"
+
+    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
+        """Args: widths: of the encoded streams by their names, and of the "joint" one, where the decoder reads it."""
         raise NotImplementedError

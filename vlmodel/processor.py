@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +19,7 @@ from PIL import ExifTags, Image
 from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, parse
+from vlmodel.fields import MATCHES, Fields, join
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +50,8 @@ class ProcessorConfig(Section):
     """"squash" keeps the whole picture and bends its shape; "crop" keeps its shape and the middle square."""
     max_tokens: int = Field(32, ge=2)
     """Longer texts are cut to this many tokens, special tokens included."""
+    max_target_tokens: int = Field(32, ge=3)
+    """Longer texts to be written are cut to this many tokens, those that begin and end them included."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Pictures of more pixels are refused before they are decoded."""
 
@@ -69,12 +73,13 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its texts.
+    """One image with the rows that a task makes of it.
 
     Attributes:
         image: the encoded image.
-        targets: the right answer of each text, None where there is none; empty if there are none at all.
-        weights: weight of each text in loss and metrics; one if not given.
+        texts: the text of each row; "" where the task is given none.
+        targets: what should come out of each row, None where it is unknown; empty if nothing is known at all.
+        weights: weight of each row in loss and metrics; one if not given.
     """
 
     image: bytes
@@ -88,20 +93,40 @@ class VLProcessor:
 
     Args:
         tokenizer: any fast tokenizer of transformers' with a padding token.
-        labels: the classes of the task, in the order of the model's scores.
+        labels: the answers that a classifier chooses among, in the order of the model's scores.
+        tasks: what each task reads, by its name; a model with one task calls it "".
 
     Raises:
-        ConfigError: labels that repeat, or a tokenizer without padding.
+        ConfigError: labels that repeat, or a tokenizer that lacks a token which the tasks need.
     """
 
-    def __init__(self, config: ProcessorConfig, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        config: ProcessorConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        labels: Sequence[str],
+        tasks: Mapping[str, Fields] | None = None,
+    ) -> None:
         self.config, self.tokenizer, self.labels = config, tokenizer, list(labels)
+        self.tasks = dict(tasks) if tasks is not None else {"": Fields(reads="questions")}
         self.label2id = {label: i for i, label in enumerate(self.labels)}
         if len(self.label2id) != len(self.labels):
             repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
             raise ConfigError(f"labels must differ, and these repeat: {', '.join(repeated[:5])}")
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
+        self.begin_id = _first_of(tokenizer.bos_token_id, tokenizer.cls_token_id)
+        self.end_id = _first_of(tokenizer.eos_token_id, tokenizer.sep_token_id)
+        if None in (self.begin_id, self.end_id) and any(f.target == "tokens" for f in self.tasks.values()):
+            raise ConfigError(
+                f"the tokenizer {type(tokenizer).__name__} has no token that begins or ends a text to be written; set "
+                "its bos_token and eos_token (or cls_token and sep_token)"
+            )
+
+    @property
+    def fields(self) -> Fields:
+        """What the only, or the first, task reads."""
+        return next(iter(self.tasks.values()))
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """An image as (image_size, image_size, 3) uint8 RGB: upright, on white where it is transparent.
@@ -127,31 +152,59 @@ class VLProcessor:
             ) from error
 
     def collate(self, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
-        """A batch of B images and all their N texts.
+        """A batch of B images and all the N rows that the first task makes of them.
 
         Returns:
-            ``pixels_BHWC`` uint8, ``input_ids_NT`` int64, ``text_mask_NT`` bool, ``text_image_N`` int64 (row of each
-            text's image), ``labels_N`` int64 (-1 without a target, or with one outside the labels), ``weights_N``
-            float32; ``distinct_U`` and ``text_distinct_N`` as ``tokenize`` gives them.
+            ``pixels_BHWC`` uint8, ``text_image_N`` int64 (the image of each row), ``weights_N`` float32;
+            where the task is given texts, what ``tokenize`` returns;
+            and by the task's target ``labels_N`` int64 (-1 without a target, or with one outside the labels),
+            ``target_ids_NT`` int64 and ``target_mask_NT`` bool (all False without a target), or, with none to be given,
+            ``text_key_N`` int64, which is equal for texts that are equal to the model, in whatever batch.
 
         Raises:
             ImageError: an image cannot be decoded.
         """
-        return self.collate_decoded([self.decode(example.image) for example in examples], examples)
+        return self.collate_tasks(self.images(examples), {next(iter(self.tasks)): examples})
 
-    def collate_decoded(
-        self, images: Sequence[NDArray[np.uint8]], examples: Sequence[Example]
+    def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
+        """The examples' images, decoded.
+
+        Raises:
+            ImageError: an image cannot be decoded.
+        """
+        return [self.decode(example.image) for example in examples]
+
+    def collate_tasks(
+        self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
-        """As ``collate``, with images that ``decode`` has already made of the examples."""
+        """The rows of several tasks over the same images; a task's arrays are called ``task.name`` (see fields.py)."""
         size = self.config.image_size
+        batch: dict[str, NDArray[np.generic]] = {}
+        batch["pixels_BHWC"] = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        for task, of_task in examples.items():
+            batch |= join(task, self._rows(self.tasks[task], of_task))
+        return batch
+
+    def _rows(self, fields: Fields, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         counts = [len(example.texts) for example in examples]
-        return {
-            "pixels_BHWC": np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8),
-            **self.tokenize([text for example in examples for text in example.texts]),
+        targets = list(chain.from_iterable(map(_targets, examples)))
+        rows: dict[str, NDArray[np.generic]] = {
             "text_image_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
-            "labels_N": np.array(list(chain.from_iterable(map(self._labels, examples))), dtype=np.int64),
             "weights_N": np.array(list(chain.from_iterable(map(_weights, examples))), dtype=np.float32),
         }
+        if fields.text:
+            rows |= self.tokenize([text for example in examples for text in example.texts])
+        if fields.target == "answer":
+            found = (-1 if target is None else self.label2id.get(target, -1) for target in targets)
+            rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
+        elif fields.target == "match":
+            found = (-1 if target is None else int(target.strip().lower() in MATCHES) for target in targets)
+            rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
+        elif fields.target == "tokens":
+            rows |= self.tokenize_targets(targets)
+        elif fields.text:
+            rows["text_key_N"] = _keys(rows["input_ids_NT"], rows["text_mask_NT"])
+        return rows
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
         """Token ids of N texts, U of them distinct: pictures often share a question.
@@ -181,11 +234,31 @@ class VLProcessor:
             "text_distinct_N": row_N,
         }
 
+    def tokenize_targets(self, targets: Sequence[str | None]) -> dict[str, NDArray[np.generic]]:
+        """Token ids of N texts to be written, each between the tokens that begin and end it, padded on the right.
+
+        Built by hand, as tokenizers differ in the special tokens they add, and in the side that they pad.
+
+        Returns:
+            ``target_ids_NT`` int64 and ``target_mask_NT`` bool; all False for a target that is None.
+        """
+        room = self.config.max_target_tokens - 2
+        known = [target for target in targets if target is not None]
+        encoded = iter(self.tokenizer(known, add_special_tokens=False)["input_ids"] if known else ())
+        ids = [[] if t is None else [self.begin_id, *next(encoded)[:room], self.end_id] for t in targets]
+        length = max(map(len, ids), default=0) or 2
+        ids_NT = np.full((len(ids), length), self.tokenizer.pad_token_id, np.int64)
+        mask_NT = np.zeros((len(ids), length), np.bool_)
+        for n, row in enumerate(ids):
+            ids_NT[n, : len(row)], mask_NT[n, : len(row)] = row, True
+        return {"target_ids_NT": ids_NT, "target_mask_NT": mask_NT}
+
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer's files and ``processor.json`` (settings and labels) into ``folder``."""
+        """Write the tokenizer's files and ``processor.json`` (settings, labels and tasks) into ``folder``."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(str(folder))
-        tree = {"processor": dump(self.config), "labels": self.labels}
+        tasks = {task: dump(fields) for task, fields in self.tasks.items()}
+        tree = {"processor": dump(self.config), "labels": self.labels, "tasks": tasks}
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
     @classmethod
@@ -203,7 +276,8 @@ class VLProcessor:
             raise FileNotFoundError(f"{str(folder)!r} holds no {_FILE}; name the `model` folder of a checkpoint")
         tree = json.loads(file.read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"])
+        tasks = {task: parse(Fields, fields) for task, fields in tree["tasks"].items()}
+        return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks)
 
     def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         size = self.config.image_size
@@ -225,14 +299,13 @@ class VLProcessor:
         left, top = (image.width - side) / 2, (image.height - side) / 2
         return (left, top, left + side, top + side)
 
-    def _labels(self, example: Example) -> list[int]:
-        if not example.targets:
-            return [-1] * len(example.texts)
-        if len(example.targets) != len(example.texts):
-            raise ValueError(
-                f"{len(example.texts)} texts have {len(example.targets)} targets: {example.texts[:3]!r}..."
-            )
-        return [-1 if target is None else self.label2id.get(target, -1) for target in example.targets]
+
+def _targets(example: Example) -> Sequence[str | None]:
+    if not example.targets:
+        return [None] * len(example.texts)
+    if len(example.targets) != len(example.texts):
+        raise ValueError(f"{len(example.texts)} texts have {len(example.targets)} targets: {example.texts[:3]!r}...")
+    return example.targets
 
 
 def _weights(example: Example) -> Sequence[float]:
@@ -241,6 +314,15 @@ def _weights(example: Example) -> Sequence[float]:
     if len(example.weights) != len(example.texts):
         raise ValueError(f"{len(example.texts)} texts have {len(example.weights)} weights: {example.texts[:3]!r}...")
     return example.weights
+
+
+def _keys(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
+    digests = (blake2b(ids[real].tobytes(), digest_size=8).digest() for ids, real in zip(ids_NT, mask_NT, strict=True))
+    return np.fromiter((int.from_bytes(digest, "little", signed=True) for digest in digests), np.int64, len(ids_NT))
+
+
+def _first_of(*ids: int | None) -> int | None:
+    return next((number for number in ids if number is not None), None)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

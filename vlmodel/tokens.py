@@ -10,6 +10,7 @@ Legend, used as suffixes of names (``x_BTD`` has three dimensions):
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -40,11 +41,38 @@ class Fused:
 
     Attributes:
         tokens: the joint stream.
-        spans: for each input stream its place in the joint sequence, as (start, stop); empty where the fusion keeps no
-            sequence.
-        attention_LBQS: attention of each round, averaged over heads; only when it was asked for and the fusion has one.
+        spans: for each input stream its place in the joint sequence, as (start, stop), and so in Q and S of the
+            attention; empty where there is no such sequence.
+        attention_LBQS: attention of each round of topology and fusion, averaged over heads; only when it was asked for
+            and they have one. It comes with spans even where the fusion keeps no sequence and the tokens have none.
     """
 
     tokens: Tokens
     spans: dict[str, tuple[int, int]]
     attention_LBQS: Tensor | None = None
+
+    def select(self, index_N: Tensor) -> Fused:
+        """The same, repeated or reordered along the first dimension: row n is row ``index_N[n]``."""
+        attention = None if self.attention_LBQS is None else self.attention_LBQS.index_select(1, index_N)
+        return Fused(self.tokens.select(index_N), self.spans, attention)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a decoder is given of a batch.
+
+    Attributes:
+        streams: the encoded streams, each input once.
+        rows: for each stream the place in it of row n of the task: ``streams[name].select(rows[name])`` has N rows.
+        joint: the fused stream, with N rows; None for a decoder that does not read it.
+    """
+
+    streams: Mapping[str, Tokens]
+    rows: Mapping[str, Tensor]
+    joint: Fused | None
+
+    @property
+    def fused(self) -> Fused:
+        """``joint``, for decoders that read it."""
+        assert self.joint is not None
+        return self.joint

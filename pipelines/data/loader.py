@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -18,16 +18,13 @@ from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.plan import Ints, Plan, Schedule, Slice, derive_seed, fixed_batches
 from pipelines.data.reader import Record, ShardReader
-from pipelines.data.sample import Texts
+from pipelines.data.rows import rows_to_answer, to_examples
 from vlmodel.processor import Example, VLProcessor
 
 Arrays = dict[str, np.ndarray]
 
-MODEL_INPUTS = (
-    "pixels_BHWC", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "text_image_N", "labels_N",
-    "weights_N",
-)  # fmt: skip
-"""The arrays that the model takes; the others tell where a batch came from."""
+PROVENANCE = frozenset({"step", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
+"""Arrays that tell where a batch came from; the model takes all the others."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,13 @@ class Source:
         tars: folder or URI of the tars and their index.
         index_hash: the index as it was when the plan was made; a changed one is refused.
         split: train, val or test; "" takes all.
-        reads: which texts the task reads, "questions" or "captions"; samples without any are left out.
-        processor: folder of the saved VLProcessor.
+        processor: folder of the saved VLProcessor. It knows which texts the tasks read; a sample without any is left
+            out.
     """
 
     tars: str
     index_hash: str
     split: str
-    reads: str
     processor: str
 
     def plan(self, *, seed: int = 0, window: int = 65536, shuffle: bool) -> Plan:
@@ -90,13 +86,13 @@ class TrainingParts(Sequence[Arrays]):
             taken, weight = self.schedule.plan.take(origin, origin + 1), 0.0
         loader = _open(self.source)
         records = loader.read(taken)
-        examples = [loader.example(record, weight) for record in records]
+        examples = loader.examples(records, weight)
         images = [loader.processor.decode(record.image) for record in records]
         if self.augmentation.active:
             for i, record in enumerate(records):
                 seed = derive_seed(self.schedule.plan.seed, int(taken.epoch[i]), record.key, "augment")
                 images[i] = augment(images[i], self.augmentation, np.random.Generator(np.random.PCG64(seed)))
-        return loader.processor.collate_decoded(images, examples) | _provenance(taken, step, weight)
+        return loader.processor.collate_tasks(images, examples) | _provenance(taken, step, weight)
 
 
 @dataclass(frozen=True)
@@ -110,8 +106,9 @@ class EvaluationBatches(Sequence[Arrays]):
     batch: int
     rank: int = 0
     world: int = 1
-    with_texts: bool = False
-    """Add ``texts_json``: for each text a list of the sample's key, the text, its target and its id."""
+    answering: str | None = None
+    """The task to be answered: only its rows are made, without targets for the model, and ``rows_json`` tells of each
+    what was asked and what is right. None makes the rows that training makes."""
 
     def __len__(self) -> int:
         batches = len(fixed_batches(_open(self.source).size, self.batch))
@@ -124,25 +121,22 @@ class EvaluationBatches(Sequence[Arrays]):
         plan = self.source.plan(shuffle=False)
         taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, plan.size))
         records = loader.read(taken)
-        arrays = loader.processor.collate([loader.example(record) for record in records])
-        arrays |= _provenance(taken, batch, 1.0)
-        if self.with_texts:
-            rows = [row for record in records for row in loader.texts(record)]
-            arrays["texts_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+        images = [loader.processor.decode(record.image) for record in records]
+        if self.answering is None:
+            return loader.processor.collate_tasks(images, loader.examples(records)) | _provenance(taken, batch, 1.0)
+        asked = rows_to_answer(records, loader.processor.tasks[self.answering])
+        examples = [
+            Example(record.image, tuple(r.text for r in rows)) for record, rows in zip(records, asked, strict=True)
+        ]
+        arrays = loader.processor.collate_tasks(images, {self.answering: examples}) | _provenance(taken, batch, 1.0)
+        rows = [astuple(row) for of_record in asked for row in of_record]
+        arrays["rows_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         return arrays
-
-
-def to_example(image: bytes, texts: Texts, reads: str, weight: float = 1.0) -> Example:
-    """What a task reads of a sample: the texts that go in and the targets that should come out."""
-    if reads == "questions":
-        asked = tuple(q.question for q in texts.questions)
-        return Example(image, asked, tuple(q.answer for q in texts.questions), (weight,) * len(asked))
-    return Example(image, texts.captions, (None,) * len(texts.captions), (weight,) * len(texts.captions))
 
 
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays of a batch that the model takes."""
-    return {name: arrays[name] for name in MODEL_INPUTS if name in arrays}
+    return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
 class _Loader:
@@ -158,15 +152,18 @@ class _Loader:
             )
         self.reader = ShardReader(self.index)
         self.processor = VLProcessor.from_pretrained(source.processor)
+        self.reads = sorted({fields.reads for fields in self.processor.tasks.values()})
+        # Every sample has a caption or a question.
+        counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
         self.counts: Ints = np.array(
-            [_in_split(getattr(shard, f"with_{source.reads}"), source.split) for shard in self.index.shards], np.int64
+            [_in_split(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
         )
         self.size = int(self.counts.sum())
         if not self.size:
             found = {split: n for split, n in self.index.counts().items() if n}
             raise DataError(
-                f"{source.tars} has no {source.split or 'indexed'} sample with {source.reads} (it has {found}); "
-                "choose another split, or raise data.index.validation_fraction and run the index job again"
+                f"{source.tars} has no {source.split or 'indexed'} sample with {' or '.join(self.reads)} "
+                f"(it has {found}); choose another split, or raise data.index.validation_fraction and index again"
             )
         self._rows = lru_cache(maxsize=256)(self._eligible_rows)
 
@@ -181,18 +178,13 @@ class _Loader:
                 records[place] = record
         return [record for record in records if record is not None]
 
-    def example(self, record: Record, weight: float = 1.0) -> Example:
-        return to_example(record.image, record.texts, self.source.reads, weight)
-
-    def texts(self, record: Record) -> list[tuple[str, str, str | None, str | None]]:
-        """Key of the sample, text, target and id of each text that the task reads."""
-        if self.source.reads == "questions":
-            return [(record.key, q.question, q.answer, q.id) for q in record.texts.questions]
-        return [(record.key, caption, None, None) for caption in record.texts.captions]
+    def examples(self, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
+        """The rows of each task over the samples."""
+        return {task: to_examples(records, fields, weight) for task, fields in self.processor.tasks.items()}
 
     def _eligible_rows(self, shard: int) -> Ints:
         table = self.index.rows(self.index.shards[shard].name)
-        eligible = table[self.source.reads].to_numpy() > 0
+        eligible = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
         if self.source.split:
             eligible &= np.asarray(table["split"].to_pylist()) == self.source.split
         return np.flatnonzero(eligible).astype(np.int64)

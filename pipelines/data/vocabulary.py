@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, trai
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from vlmodel.config import Section
+from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 
@@ -30,8 +32,10 @@ class VocabularyConfig(Section):
     """How often an answer must occur to be chosen."""
 
 
-def build_processor(index: Index, config: VocabularyConfig, processor: ProcessorConfig, folder: str) -> VLProcessor:
-    """The processor for a training on ``index``; made once and kept in ``folder``.
+def build_processor(
+    index: Index, config: VocabularyConfig, processor: ProcessorConfig, tasks: Mapping[str, Fields], folder: str
+) -> VLProcessor:
+    """The processor for a training of ``tasks`` on ``index``; made once and kept in ``folder``.
 
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
@@ -39,13 +43,15 @@ def build_processor(index: Index, config: VocabularyConfig, processor: Processor
     target = Path(folder)
     if target.is_dir():
         return VLProcessor.from_pretrained(target)
-    labels = answer_vocabulary(count_answers(index, "train"), config.answers, config.min_answer_count)
-    if len(labels) < 2:
+    classifies = any(fields.target == "answer" for fields in tasks.values())
+    counted = count_answers(index, "train") if classifies else {}
+    labels = answer_vocabulary(counted, config.answers, config.min_answer_count)
+    if classifies and len(labels) < 2:
         raise DataError(
             f"the training split of {index.tars} has {len(labels)} different answers, and a classifier needs at least "
             "two; check the source's answers, or lower vocabulary.min_answer_count"
         )
-    made = VLProcessor(processor, _tokenizer(index, config), labels)
+    made = VLProcessor(processor, _tokenizer(index, config), labels, tasks)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

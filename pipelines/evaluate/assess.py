@@ -1,10 +1,9 @@
-"""A whole assessment of a model on one split: its answers, their score beside the floors, examples and pictures."""
+"""A whole assessment of a model on one split: its answers, their report beside the floors, examples and pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,9 +12,9 @@ from pipelines.data.index import Index
 from pipelines.data.loader import Source
 from pipelines.data.stream import StreamConfig
 from pipelines.evaluate.examples import choose, illustrate, image_of
-from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.judge import judge
 from pipelines.evaluate.predict import PredictConfig, collect, predict
-from pipelines.evaluate.score import Report, score
+from pipelines.evaluate.report import Report
 from pipelines.train import pictures
 from pipelines.train.tracking import NullTracker
 from vlmodel.inference import Predictor
@@ -23,50 +22,61 @@ from vlmodel.inference import Predictor
 
 @dataclass(frozen=True)
 class Assessment:
-    """What an assessment found.
+    """What an assessment of one task found.
 
     Attributes:
+        task: its name; "" where the model has only one.
         report: the figures.
-        answers: a row for each text (predict.SCHEMA).
-        page: rows for ``pictures.examples_page``.
-        example: an encoded image and a question about it.
+        answers: a row for each row of the task (predict.SCHEMA).
+        page: cards for ``pictures.examples_page``.
+        example: an encoded image and the text that was asked of it, "" where the task is given none.
     """
 
+    task: str
     report: Report
-    answers: pa.Table
-    page: list[dict[str, Any]] = field(repr=False)
-    example: tuple[bytes, str] | None = field(repr=False)
+    answers: pa.Table = field(repr=False)
+    page: list[pictures.Card] = field(repr=False)
+    example: tuple[bytes, str] = field(repr=False)
 
 
 def assess(
     model: str, source: Source, index: Index, config: PredictConfig, stream: StreamConfig, examples: int
-) -> Assessment:
-    """Answer all texts of ``source`` with the model in folder ``model`` and judge the answers.
+) -> list[Assessment]:
+    """Let the model in folder ``model`` answer all rows of each of its tasks over ``source``, and judge the answers.
 
     The floors are learned from the training split of ``index``.
+
+    Raises:
+        DataError: the split has nothing to judge by.
     """
-    answers = pa.concat_tables(list(collect(predict(model, source, config, stream))))
-    questions = (question for texts in read_texts(index, "train") for question in texts.questions)
-    floors = Floors.learn((q.question, q.answer) for q in questions if q.answer is not None)
     predictor = Predictor.from_pretrained(model)
-    report = score(answers, source.split or "all", floors, predictor.processor.labels)
-    page = illustrate(choose(answers, examples), index, predictor)
-    first = answers.slice(0, 1).to_pylist()[0]
-    return Assessment(report, answers, page, (image_of(first["key"], index), first["question"]))
+    found = []
+    for task, fields in predictor.processor.tasks.items():
+        answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))
+        split = source.split or "all"
+        report = judge(answers, split, fields, lambda: read_texts(index, "train"), predictor.processor.labels)
+        page = illustrate(choose(answers, fields, examples), index, predictor, task)
+        first = answers.slice(0, 1).to_pylist()[0]
+        found.append(Assessment(task, report, answers, page, (image_of(first["key"], index), first["text"])))
+    return found
 
 
 def show(found: Assessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()) -> None:
     """Record the pictures and tables with the run."""
-    split = found.report.split
-    floors = {name.replace("_", " "): value for name, value in found.report.floors.items()}
-    if history:
-        tracker.log_figure(pictures.curves(history, floors), "pictures/curves.png")
-    pairs = [(t, p) for t, p in zip(*(found.answers[c].to_pylist() for c in ("answer", "predicted")), strict=True) if t]
-    tracker.log_figure(
-        pictures.confusion([t for t, _ in pairs], [p for _, p in pairs]), f"pictures/{split}-confusion.png"
-    )
+    report = found.report
+    name = f"{report.split}-{found.task}" if found.task else report.split
+    if history and not found.task:
+        accuracies = {n.replace("_", " "): f["accuracy"] for n, f in report.floors.items() if "accuracy" in f}
+        tracker.log_figure(pictures.curves(history, accuracies), "pictures/curves.png")
+    elif history:
+        tracker.log_figure(pictures.curves(history), "pictures/curves.png")
+    if report.by_answer:
+        columns = (found.answers[c].to_pylist() for c in ("target", "predicted"))
+        pairs = [(t, p) for t, p in zip(*columns, strict=True) if t is not None]
+        confusion = pictures.confusion([t for t, _ in pairs], [p for _, p in pairs])
+        tracker.log_figure(confusion, f"pictures/{name}-confusion.png")
+        rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in report.by_answer]
+        tracker.log_table(rows, f"tables/{name}-answers.csv")
     if found.page:
-        tracker.log_figure(pictures.examples_page(found.page), f"pictures/{split}-examples.png")
-    rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in found.report.by_answer]
-    tracker.log_table(rows, f"tables/{split}-answers.csv")
-    tracker.log_text(f"{found.report}\n", f"tables/{split}-report.txt")
+        tracker.log_figure(pictures.examples_page(found.page), f"pictures/{name}-examples.png")
+    tracker.log_text(f"{report}\n", f"tables/{name}-report.txt")

@@ -3,44 +3,75 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.data.index import Index
 from pipelines.data.reader import ShardReader
+from pipelines.train.pictures import Card
+from vlmodel.fields import MATCH, MATCHES, Fields
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
 
-def choose(answers: pa.Table, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Up to ``count`` answered rows, half of them wrong where there are so many; the same for the same table."""
-    answered = answers.filter(pc.is_valid(answers["answer"]))
-    right = pc.equal(answered["answer"], answered["predicted"])
+@dataclass(frozen=True)
+class Chosen:
+    """A row of a table of answers that goes on the page.
+
+    Attributes:
+        key: of the sample.
+        text: what the model was given.
+        title: what stands over the picture.
+        answer: what is right; of captions one that was given by people.
+        predicted, probability: the best answer.
+        right: whether it is the right one; None where there is no such thing, as with captions.
+    """
+
+    key: str
+    text: str
+    title: str
+    answer: str
+    predicted: str
+    probability: float
+    right: bool | None
+
+
+def choose(answers: pa.Table, fields: Fields, count: int, seed: int = 0) -> list[Chosen]:
+    """Up to ``count`` rows, half of them wrong where there are so many; the same for the same table."""
+    if fields.target == "none":
+        candidates = _found(answers)
+    else:
+        answered = answers.filter(pc.is_valid(answers["target"]))
+        columns = ("key", "text", "target", "predicted", "probability")
+        candidates = [_answered(fields, *row) for row in zip(*(answered[c].to_pylist() for c in columns), strict=True)]
     rng = random.Random(seed)
-    wrong_rows = answered.filter(pc.invert(right)).to_pylist()
-    right_rows = answered.filter(right).to_pylist()
-    wrong = rng.sample(wrong_rows, min(len(wrong_rows), count // 2))
-    return wrong + rng.sample(right_rows, min(len(right_rows), count - len(wrong)))
+    wrong = [row for row in candidates if row.right is False]
+    others = [row for row in candidates if row.right is not False]
+    some_wrong = rng.sample(wrong, min(len(wrong), count // 2))
+    return some_wrong + rng.sample(others, min(len(others), count - len(some_wrong)))
 
 
-def illustrate(rows: list[dict[str, Any]], index: Index, predictor: Predictor) -> list[dict[str, Any]]:
-    """Rows for ``pictures.examples_page``: the image as the model sees it, with the question's attention."""
-    images = _images({row["key"] for row in rows}, index)
+def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
+    """Cards for ``pictures.examples_page``: the image as the model sees it, with the attention on the way to the
+    answer.
+    """
+    images = _images({row.key for row in rows}, index)
     page = []
     for row in rows:
-        example = Example(images[row["key"]], (row["question"],))
-        ((prediction,),) = predictor.predict([example], top_k=1, attention=True)
+        ((prediction,),) = predictor.predict([Example(images[row.key], (row.text,))], 1, attention=True, task=task)
         page.append(
-            {
-                "image": predictor.processor.decode(example.image),
-                "question": row["question"],
-                "answer": row["answer"],
-                "predicted": row["predicted"],
-                "probability": row["probability"],
-                "attention_HW": prediction.attention_HW,
-            }
+            Card(
+                image=predictor.processor.decode(images[row.key]),
+                title=row.title,
+                answer=row.answer,
+                predicted=row.predicted,
+                probability=row.probability,
+                right=row.right,
+                attention_HW=prediction.attention_HW,
+            )
         )
     return page
 
@@ -48,6 +79,31 @@ def illustrate(rows: list[dict[str, Any]], index: Index, predictor: Predictor) -
 def image_of(key: str, index: Index) -> bytes:
     """The encoded image of a sample."""
     return _images({key}, index)[key]
+
+
+def _answered(fields: Fields, key: str, text: str, target: str, predicted: str, probability: float) -> Chosen:
+    row = Chosen(key, text, text, target, predicted, probability, target == predicted)
+    if fields.target == "match":
+        return replace(row, right=(target.strip().lower() in MATCHES) == (predicted == MATCH))
+    if fields.target == "tokens" and not fields.text:
+        return replace(row, title="", right=None)
+    return row
+
+
+def _found(answers: pa.Table, captions: int = 2000) -> list[Chosen]:
+    """For images the caption that is most similar among ``captions`` of them; right where it is one of the image's."""
+    some = answers.slice(0, captions)
+    first = some.filter(pc.is_valid(some["image_embedding"]))
+    image_BD, text_ND = (np.stack(t[c].to_pylist()) for t, c in ((first, "image_embedding"), (some, "text_embedding")))
+    similar_BN = image_BD @ text_ND.T
+    keys, texts = some["key"].to_pylist(), some["text"].to_pylist()
+    rows = zip(
+        first["key"].to_pylist(), first["text"].to_pylist(), similar_BN.argmax(1), similar_BN.max(1), strict=True
+    )
+    return [
+        Chosen(key, own, f"of {len(texts)} captions the nearest", own, texts[n], float(value), keys[n] == key)
+        for key, own, n, value in rows
+    ]
 
 
 def _images(keys: set[str], index: Index) -> dict[str, bytes]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from pipelines.data.errors import DataError
+
 
 @dataclass(frozen=True)
 class Floors:
@@ -30,12 +32,16 @@ class Floors:
             answers[answer] += 1
             to_question[question][answer] += 1
         if not answers:
-            raise ValueError("no answered question to learn from; the training split needs at least one")
+            raise DataError("no answered question to learn from; the training split needs at least one")
         return cls(_most_frequent(answers), {q: _most_frequent(counts) for q, counts in to_question.items()})
+
+    def answers(self, questions: pa.ChunkedArray) -> list[str]:
+        """The guess at each question from the question alone."""
+        return [self.by_question.get(question, self.majority) for question in questions.to_pylist()]
 
     def score(self, predictions: pa.Table) -> dict[str, float]:
         """Accuracy of both floors on the answered rows of ``predictions``."""
-        pairs = zip(predictions["question"].to_pylist(), predictions["answer"].to_pylist(), strict=True)
+        pairs = zip(predictions["text"].to_pylist(), predictions["target"].to_pylist(), strict=True)
         answered = [(q, a) for q, a in pairs if a is not None]
         n = max(1, len(answered))
         return {

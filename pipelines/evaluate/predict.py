@@ -1,4 +1,4 @@
-"""Answers of a saved model to every text of a data set, through Ray Data, in the order of the index.
+"""Answers of a saved model to every row of a task over a data set, through Ray Data, in the order of the index.
 
 Batches are made by tasks and answered by ``workers`` actors that hold the model. A batch holds the same samples at any
 number of workers, so the answers and their probabilities are the same too.
@@ -16,25 +16,34 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
-from pipelines.data.loader import EvaluationBatches, Source, model_inputs
+from pipelines.data.loader import EvaluationBatches, Source
 from pipelines.data.stream import StreamConfig, packed
 from pipelines.data.wire import unpack
-from vlmodel.config import Section
+from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
+from vlmodel.parts import Answers
+from vlmodel.processor import VLProcessor
 
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
-        pa.field("question", pa.string()),
-        pa.field("answer", pa.string()),
+        pa.field("text", pa.string()),
+        pa.field("target", pa.string()),
+        pa.field("references", pa.list_(pa.string())),
         pa.field("id", pa.string()),
         pa.field("predicted", pa.string()),
         pa.field("probability", pa.float32()),
         pa.field("answers", pa.list_(pa.string())),
         pa.field("probabilities", pa.list_(pa.float32())),
+        pa.field("shuffled", pa.string()),
+        pa.field("shuffled_probability", pa.float32()),
+        pa.field("image_embedding", pa.list_(pa.float32())),
+        pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each text: the right answer (null where unknown), the best answer, and the ``top_k`` best."""
+"""A row for each row of the task (``pipelines.data.rows.Row``): what was asked, what is right (null where unknown), the
+best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample (null where that
+was not asked for); a task that compares gives its embeddings, the image's in the first row of each sample."""
 
 
 class PredictConfig(Section):
@@ -51,48 +60,80 @@ class PredictConfig(Section):
     batch: int = Field(64, ge=1)
     """Images of a batch. Results may differ in the last bits between batch sizes, never between numbers of workers."""
     top_k: int = Field(5, ge=1)
-    """Answers kept for each text."""
+    """Answers kept for each row."""
+    shuffled: int = Field(512, ge=0)
+    """So many images, in whole batches, are also exchanged for others, to see how far the answers come from looking."""
+    generation: dict[str, bool | int | float] = {}
+    """For tasks that write texts: settings of transformers' GenerationConfig, such as num_beams or max_new_tokens."""
 
 
 class _Answerer:
     """An actor's model."""
 
-    def __init__(self, model: str, config: PredictConfig) -> None:
+    def __init__(self, model: str, task: str, config: PredictConfig) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(
             model, device, config.threads or max(1, int(config.cpus_per_worker))
         )
-        self._top_k = config.top_k
+        self._task, self._config = task, config
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return pa.concat_tables([self._answer(block.slice(row, 1)) for row in range(block.num_rows)])
 
     def _answer(self, row: pa.Table) -> pa.Table:
-        arrays = unpack(row)
-        inputs = {name: array.copy() for name, array in model_inputs(arrays).items()}
-        probabilities_NK = self._predictor.predict_collated(inputs)
-        best_NK = np.argsort(-probabilities_NK, axis=1, kind="stable")[:, : self._top_k]
-        about = json.loads(arrays["texts_json"].tobytes())
-        names = [[self._predictor.id2label[k] for k in row] for row in best_NK.tolist()]
-        values = np.take_along_axis(probabilities_NK, best_NK, axis=1)
-        keys, texts, targets, ids = zip(*about, strict=True)
-        columns = [keys, texts, targets, ids, [row[0] for row in names], values[:, 0], names, values.tolist()]
+        arrays = {name: array.copy() for name, array in unpack(row).items()}
+        rows = json.loads(arrays["rows_json"].tobytes())
+        if not rows:
+            return SCHEMA.empty_table()
+        answered = self._answers(arrays)
+        columns = dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=False))
+        columns["answers"] = [[answer for answer, _ in answers] for answers in answered]
+        columns["probabilities"] = [[value for _, value in answers] for answers in answered]
+        columns["predicted"] = [answers[0] for answers in columns["answers"]]
+        columns["probability"] = [values[0] for values in columns["probabilities"]]
+        images = len(arrays["pixels_BHWC"])
+        if images > 1 and int(arrays["step"][0]) * self._config.batch < self._config.shuffled:
+            others = self._answers(arrays | {"pixels_BHWC": np.roll(arrays["pixels_BHWC"], 1, axis=0)})
+            columns["shuffled"] = [answers[0][0] for answers in others]
+            columns["shuffled_probability"] = [answers[0][1] for answers in others]
+        embedded = self._predictor.embed_collated(arrays, self._task)
+        if embedded is not None:
+            image_BD, text_ND = embedded
+            keys = columns["key"]
+            first = [n == 0 or keys[n] != keys[n - 1] for n in range(len(keys))]
+            image_N = arrays["text_image_N" if not self._task else f"{self._task}.text_image_N"]
+            columns["image_embedding"] = [image_BD[b] if f else None for f, b in zip(first, image_N, strict=True)]
+            columns["text_embedding"] = list(text_ND)
+        none = [None] * len(rows)
         return pa.Table.from_arrays(
-            [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+            [pa.array(columns.get(field.name, none), field.type) for field in SCHEMA], schema=SCHEMA
         )
 
+    def _answers(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
+        return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
 
-def predict(model: str, source: Source, config: PredictConfig, stream: StreamConfig) -> Dataset:
+
+def predict(
+    model: str, source: Source, config: PredictConfig, stream: StreamConfig, task: str | None = None
+) -> Dataset:
     """A lazy dataset of ``SCHEMA`` rows.
 
     Args:
         model: folder of the saved model, readable from every node.
+        task: of a model with several; its first one if not given.
+
+    Raises:
+        ConfigError: the model has no such task.
     """
-    batches = EvaluationBatches(source, config.batch, with_texts=True)
+    tasks = list(VLProcessor.from_pretrained(model).tasks)
+    task = tasks[0] if task is None else task
+    if task not in tasks:
+        raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
+    batches = EvaluationBatches(source, config.batch, answering=task)
     made = packed(batches, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(
         _Answerer,
-        fn_constructor_args=(model, config),
+        fn_constructor_args=(model, task, config),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
-_TAGS = ("accuracy", "question_only", "index_hash", "split", "count")
+_TAGS = ("metric", "value", "floor", "index_hash", "split", "count")
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,17 @@ class Score:
     """What an evaluation says about a model.
 
     Attributes:
-        accuracy: share of right answers, 0 to 1.
-        question_only: accuracy of the best guess from the question alone, on the same data: the floor.
+        metric: the figure, such as "accuracy"; the higher, the better.
+        value: of the model.
+        floor: what is reached without looking, on the same data: by the question alone, by one caption for all.
         index_hash: of the data.
         split: the part of the data, "val" as a rule; the test split is for reports, not for choices.
-        count: questions answered.
+        count: rows (questions, images, pairs) that it is the figure of.
     """
 
-    accuracy: float
-    question_only: float
+    metric: str
+    value: float
+    floor: float
     index_hash: str
     split: str
     count: int
@@ -37,8 +39,8 @@ class Score:
         """The score in the tags of a version, None where it is not complete."""
         if not all(name in tags for name in _TAGS):
             return None
-        accuracy, floor, count = float(tags["accuracy"]), float(tags["question_only"]), int(tags["count"])
-        return cls(accuracy, floor, tags["index_hash"], tags["split"], count)
+        value, floor, count = float(tags["value"]), float(tags["floor"]), int(tags["count"])
+        return cls(tags["metric"], value, floor, tags["index_hash"], tags["split"], count)
 
 
 @dataclass(frozen=True)
@@ -50,26 +52,28 @@ class Decision:
 
 
 def decide(candidate: Score, champion: Score | None, margin: float = 0.0) -> Decision:
-    """The candidate must know more than the questions tell, and be no worse than the champion on the same data.
+    """The candidate must be above what is reached without looking, and no worse than the champion on the same data.
 
     Args:
         candidate: score of the model that would be promoted.
         champion: score of the one in use, None if there is none.
-        margin: accuracy that the candidate may be short of the champion's.
+        margin: what the candidate's figure may be short of the champion's.
     """
-    if candidate.count == 0 or not math.isfinite(candidate.accuracy):
-        return Decision(False, f"the candidate has no accuracy ({candidate.accuracy} on {candidate.count} questions)")
-    ours = f"{candidate.accuracy:.4f} on {candidate.count} questions of {candidate.split}"
-    if not candidate.accuracy > candidate.question_only:
-        floor = f"{candidate.question_only:.4f}"
-        return Decision(False, f"the candidate ({ours}) is not above the best guess from the question alone ({floor})")
+    metric, floor = candidate.metric, f"{candidate.floor:.4f}"
+    if candidate.count == 0 or not math.isfinite(candidate.value):
+        return Decision(False, f"the candidate has no {metric} ({candidate.value} on {candidate.count} rows)")
+    ours = f"{metric} {candidate.value:.4f} on {candidate.count} rows of {candidate.split}"
+    if not candidate.value > candidate.floor:
+        return Decision(False, f"the candidate ({ours}) is not above what is reached without looking ({floor})")
     if champion is None:
-        floor = f"{candidate.question_only:.4f}"
-        return Decision(True, f"there is no champion, and the candidate ({ours}) is above the question alone ({floor})")
+        return Decision(
+            True, f"there is no champion, and the candidate ({ours}) is above what is reached without looking ({floor})"
+        )
     for what, one, other in (
+        ("figure", candidate.metric, champion.metric),
         ("data", candidate.index_hash[:12], champion.index_hash[:12]),
         ("split", candidate.split, champion.split),
-        ("number of questions", candidate.count, champion.count),
+        ("number of rows", candidate.count, champion.count),
     ):
         if one != other:
             return Decision(
@@ -77,7 +81,7 @@ def decide(candidate: Score, champion: Score | None, margin: float = 0.0) -> Dec
                 f"the two were not evaluated on the same {what} (candidate {one}, champion {other}); "
                 "evaluate the champion on the candidate's data first",
             )
-    theirs = f"{champion.accuracy:.4f}"
-    if candidate.accuracy >= champion.accuracy - margin:
+    theirs = f"{champion.value:.4f}"
+    if candidate.value >= champion.value - margin:
         return Decision(True, f"the candidate ({ours}) is at most {margin:g} below the champion ({theirs})")
     return Decision(False, f"the candidate ({ours}) is more than {margin:g} below the champion ({theirs})")

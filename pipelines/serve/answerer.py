@@ -46,10 +46,9 @@ class _Decoded(Example):
 class _AheadProcessor(VLProcessor):
     """The processor, spared the decoding of what was decoded ahead."""
 
-    def collate(self, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
+    def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
         pixels = [e.pixels_HWC if isinstance(e, _Decoded) else None for e in examples]
-        images = [self.decode(e.image) if p is None else p for e, p in zip(examples, pixels, strict=True)]
-        return self.collate_decoded(images, examples)
+        return [self.decode(e.image) if p is None else p for e, p in zip(examples, pixels, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,13 @@ class Answerer:
         device = "cuda" if self._config.num_gpus > 0 else "cpu"
         predictor = Predictor.from_pretrained(folder, device=device, threads=self._threads)
         plain = predictor.processor
-        return Predictor(predictor.model, _AheadProcessor(plain.config, plain.tokenizer, plain.labels), device)
+        if plain.fields.reads != "questions" or not plain.fields.text:
+            raise ValueError(
+                "its first task is given no questions, and this service asks some; serve a model whose decoder.kind is "
+                "vqa or answer"
+            )
+        ahead = _AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks)
+        return Predictor(predictor.model, ahead, device)
 
     def _warm_up(self, predictor: Predictor) -> None:
         """The first passes allocate and choose kernels; no caller should wait for that."""

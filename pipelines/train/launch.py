@@ -27,11 +27,12 @@ log = logging.getLogger(__name__)
 _RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 
-def launch(spec: RunSpec, *, has_dashboard: bool = True) -> None:
+def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -> None:
     """Train to the end. A run of the same folder continues; a finished one returns at once.
 
     Args:
         has_dashboard: whether the cluster runs Ray's dashboard.
+        label: what the lines of progress begin with.
 
     Raises:
         NonFiniteLossError: the loss stopped being a number; the last checkpoint is from before.
@@ -61,7 +62,7 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True) -> None:
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
-    with Display(spec.board, spec.schedule.steps):
+    with Display(spec.board, spec.schedule.steps, label):
         trainer.fit()
     if failure := cast(str, ray.get(spec.board.failure.remote())):
         raise NonFiniteLossError(failure)

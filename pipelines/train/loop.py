@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field
 from torch import Tensor
@@ -90,6 +91,9 @@ class Hooks(Protocol):
     def checkpoint(self, progress: Progress, selection: float) -> None:
         """Keep the state after ``progress.step`` steps. ``selection`` ranks it; -1 where nothing was scored."""
 
+    def goes_on(self, progress: Progress, selection: float) -> bool:
+        """Whether training continues after this epoch; the same on all ranks."""
+
 
 def train(
     trainer: TrainStep,
@@ -99,8 +103,12 @@ def train(
     progress: Progress,
     hooks: Hooks,
     ledger: Ledger | None = None,
+    selects: Literal["accuracy", "loss"] = "accuracy",
 ) -> Progress:
-    """Run all global steps from ``progress.step`` on.
+    """Run all global steps from ``progress.step`` on, or fewer where the hooks end it after an epoch.
+
+    Args:
+        selects: the validation figure that ranks checkpoints.
 
     Raises:
         NonFiniteLossError: on all ranks, before any checkpoint of the failed state.
@@ -120,7 +128,10 @@ def train(
             progress.epoch_sums = [a + b for a, b in zip(progress.epoch_sums, sums, strict=True)]
             hooks.log(metrics, progress.step)
         if epoch_ended:
-            hooks.checkpoint(progress, _end_epoch(schedule, progress, hooks))
+            selection = _end_epoch(schedule, progress, hooks, selects)
+            hooks.checkpoint(progress, selection)
+            if not hooks.goes_on(progress, selection):
+                break
         elif checkpoint_due:
             hooks.checkpoint(progress, -1.0)
         if epoch_ended or checkpoint_due:
@@ -128,7 +139,7 @@ def train(
     return progress
 
 
-def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks) -> float:
+def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: str) -> float:
     epoch = schedule.epochs_done(progress.step)
     score = hooks.evaluate()
     (loss, count, correct), progress.epoch_sums = progress.epoch_sums, [0.0, 0.0, 0.0]
@@ -139,11 +150,13 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks) -> float:
         "train/accuracy": correct / max(count, 1.0),
     }
     if score is not None:
-        entry |= {f"val/{name}": float(value) for name, value in asdict(score).items()}
-        hooks.log({"val/loss": score.loss, "val/accuracy": score.accuracy}, progress.step)
+        entry |= score.metrics("val")
+        hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
-    # Without a validation split the newest checkpoint is the best there is to know of.
-    return score.accuracy if score is not None else float(epoch)
+    if score is None:
+        # Without a validation split the newest checkpoint is the best there is to know of.
+        return float(epoch)
+    return math.exp(-score.loss) if selects == "loss" else score.accuracy
 
 
 def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,26 +108,45 @@ def confusion(true: Sequence[str], predicted: Sequence[str], max_classes: int = 
     return figure
 
 
-def examples_page(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """A page of questions with their pictures, wrong answers first.
+@dataclass(frozen=True)
+class Card:
+    """One example on a page.
+
+    Attributes:
+        image: (height, width, 3) uint8.
+        title: what was asked; "" for nothing.
+        answer: what is right.
+        predicted, probability: the model's answer and its probability, 0 to 1.
+        right: whether it is the right one; None where there is no such thing, as with captions.
+        attention_HW: a grid of weights over the image, of any size.
+    """
+
+    image: NDArray[np.uint8]
+    title: str
+    answer: str
+    predicted: str
+    probability: float
+    right: bool | None
+    attention_HW: NDArray[np.floating[Any]] | None = None
+
+
+def examples_page(cards: Sequence[Card]) -> Figure:
+    """A page of pictures with what the model said of them, wrong answers first.
 
     Where there is attention, the picture is shown twice: as it is, and in grey under the attention, which shines
     through from purple (some) to yellow (most).
-
-    Args:
-        rows: each with ``image`` (height, width, 3; uint8), ``question``, ``answer``, ``predicted``, ``probability``
-            (of the predicted answer, 0 to 1) and ``attention_HW`` (a grid of weights over the image, any size) or None.
     """
-    rows = sorted(rows, key=lambda row: row["answer"] == row["predicted"])
-    lines = max(1, -(-len(rows) // _COLUMNS))
-    figure = Figure(figsize=(4.7 * _COLUMNS, 3.5 * lines + 0.5), layout="constrained")
-    wrong = sum(row["answer"] != row["predicted"] for row in rows)
-    figure.suptitle(f"{wrong} wrong and {len(rows) - wrong} right answers", fontsize=14)
+    cards = sorted(cards, key=lambda card: card.right is not False)
+    lines = max(1, -(-len(cards) // _COLUMNS))
+    figure = Figure(figsize=(4.7 * _COLUMNS, 3.7 * lines + 0.5), layout="constrained")
+    wrong, right = (sum(card.right is kind for card in cards) for kind in (False, True))
+    if wrong or right:
+        figure.suptitle(f"{wrong} wrong and {right} right answers", fontsize=14)
     cells = figure.subplots(lines, _COLUMNS, squeeze=False).flat
     for axes in cells:
         axes.set_axis_off()
-    for axes, row in zip(figure.axes, rows, strict=False):
-        _card(axes, row)
+    for axes, card in zip(figure.axes, cards, strict=False):
+        _draw(axes, card)
     return figure
 
 
@@ -185,26 +205,29 @@ def _finish(axes: Axes, title: str) -> None:
         axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
 
 
-def _card(axes: Axes, row: Mapping[str, Any]) -> None:
-    image = np.asarray(row["image"])
+def _draw(axes: Axes, card: Card) -> None:
+    image = np.asarray(card.image)
     # Enlarged by whole factors: pixels stay square and sharp, and the attention over them smooth.
     factor = max(1, _CARD_PIXELS // max(image.shape[:2]))
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
-    if row.get("attention_HW") is not None:
+    if card.attention_HW is not None:
         gap = np.full((image.shape[0], max(1, image.shape[1] // 64), 3), 160, dtype=np.uint8)
-        image = np.hstack([image, gap, _under_attention(image, row["attention_HW"])])
+        image = np.hstack([image, gap, _under_attention(image, card.attention_HW)])
     height, width = image.shape[:2]
     axes.imshow(image, interpolation="antialiased")
-    right = row["answer"] == row["predicted"]
-    colour = RIGHT if right else WRONG
+    colour = GREY if card.right is None else RIGHT if card.right else WRONG
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3, clip_on=False))
-    question = "\n".join(textwrap.wrap(str(row["question"]), 46, max_lines=2, placeholder=" …"))
-    axes.set_title(question, fontsize=11, parse_math=False)
-    verdict = f"{'✓' if right else '✗'} {_word(row['predicted'])} ({row['probability']:.0%})"
-    if not right:
-        verdict += f"   right: {_word(row['answer'])}"
-    style: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": 12, "parse_math": False}
-    axes.text(0.5, -0.03, verdict, transform=axes.transAxes, **style)
+    axes.set_title("\n".join(_lines(card.title)), fontsize=11, parse_math=False)
+    mark = {None: "", True: "✓ ", False: "✗ "}[card.right]
+    said = [*_lines(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")]
+    if not card.right:
+        said += _lines(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
+    style: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": 11, "parse_math": False}
+    axes.text(0.5, -0.03, "\n".join(said), transform=axes.transAxes, **style)
+
+
+def _lines(text: str) -> list[str]:
+    return textwrap.wrap(text, 48, max_lines=2, placeholder=" …")
 
 
 def _under_attention(image: NDArray[np.uint8], attention_HW: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
@@ -214,10 +237,6 @@ def _under_attention(image: NDArray[np.uint8], attention_HW: NDArray[np.floating
     share = 0.75 * np.sqrt(heat)[..., None]
     mixed: NDArray[np.uint8] = ((1 - share) * grey + share * glow).round().astype(np.uint8)
     return mixed
-
-
-def _word(answer: object) -> str:
-    return textwrap.shorten(str(answer), 28, placeholder="…") or "(nothing)"
 
 
 def _short_count(count: int) -> str:

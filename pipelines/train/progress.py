@@ -40,11 +40,11 @@ def create_board() -> ActorHandle[Any]:
 class Display:
     """Shows a board until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
 
-    def __init__(self, board: ActorHandle[Any], steps: int, interval_s: float = 5.0) -> None:
-        self._board, self._steps = board, steps
+    def __init__(self, board: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0) -> None:
+        self._board, self._steps, self._label = board, steps, label
         self._terminal = sys.stderr.isatty()
         self._interval_s = 0.5 if self._terminal else interval_s
-        self._bar = tqdm(total=steps, unit="step", desc="train", disable=not self._terminal, dynamic_ncols=True)
+        self._bar = tqdm(total=steps, unit="step", desc=label, disable=not self._terminal, dynamic_ncols=True)
         self._shown = -1.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -77,7 +77,7 @@ class Display:
             self._bar.n = int(step)
             self._bar.set_postfix_str(text, refresh=True)
         else:
-            print(f"train  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
+            print(f"{self._label}  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
 
 
 def describe(figures: Mapping[str, float]) -> str:

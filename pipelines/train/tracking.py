@@ -53,6 +53,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 RUN_TAG = "training.run"
+PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM = 6000  # MLflow's limits: characters of a value, of a key, parameters in one request
 MAX_KEY = 250
 MAX_PARAMS_AT_ONCE = 100
@@ -154,9 +155,18 @@ class Tracker(NullTracker):
 
     @classmethod
     def open(
-        cls, config: TrackingConfig, storage: str, run_name: str, *, tags: Mapping[str, str] | None = None
+        cls,
+        config: TrackingConfig,
+        storage: str,
+        run_name: str,
+        *,
+        tags: Mapping[str, str] | None = None,
+        parent: str = "",
     ) -> Tracker:
         """Create the run of this name, or continue it where it exists, whatever became of it. For the driver.
+
+        Args:
+            parent: id of the run under which MLflow's page shows this one.
 
         Raises:
             TrackingError: the server cannot be reached, or the experiment was deleted.
@@ -172,7 +182,7 @@ class Tracker(NullTracker):
             else:
                 client.update_run(run_id, status="RUNNING")
             tracker = cls(client, RunHandle(uri, run_id, config.system_metrics), owner=True)
-        tracker.set_tags(tags or {})
+        tracker.set_tags({**(tags or {}), **({PARENT_TAG: parent} if parent else {})})
         return tracker
 
     @classmethod

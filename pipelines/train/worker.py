@@ -46,6 +46,7 @@ class RunSpec:
         run: the tracked run.
         board: where progress is posted.
         config: the resolved configuration tree, kept in each checkpoint.
+        referee: asked after each epoch whether to go on (pipelines/search/referee.py); None where nobody ends it early.
     """
 
     folder: str
@@ -59,6 +60,7 @@ class RunSpec:
     run: RunHandle | None
     board: ActorHandle[Any]
     config: dict[str, Any]
+    referee: ActorHandle[Any] | None = None
 
 
 def train_worker(spec: RunSpec) -> None:
@@ -82,7 +84,7 @@ def train_worker(spec: RunSpec) -> None:
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
-            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger)
+            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, spec.model.decoder.selects())
             feed.close()
     except NonFiniteLossError as error:
         # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
@@ -152,6 +154,13 @@ class _Hooks:
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def goes_on(self, progress: Progress, selection: float) -> bool:
+        if self._spec.referee is None:
+            return True
+        epoch = int(progress.history[-1]["epoch"])
+        answer: Any = ray.get(self._spec.referee.ask.remote(epoch, selection)) if self._rank == 0 else None
+        return bool(broadcast_from_rank_zero(answer))
 
     def _write(self, folder: Path, progress: Progress, selection: float) -> None:
         self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL)

@@ -29,29 +29,12 @@ from pipelines.data.sample import Texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import StreamConfig, stream
 from tests.bench.conftest import Figure
+from vlmodel.fields import Fields
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 IMAGES, BATCH, ROUNDS, WORKERS = 1000, 64, 3, 2
-WORDS = [
-    "a",
-    "dog",
-    "cat",
-    "man",
-    "woman",
-    "runs",
-    "sits",
-    "over",
-    "the",
-    "grass",
-    "water",
-    "red",
-    "blue",
-    "small",
-    "large",
-    "and",
-    "near",
-    "with",
-]
+WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
+READS = {"": Fields(reads="captions", target="none")}
 
 
 def photograph(rng: np.random.Generator) -> bytes:
@@ -79,8 +62,9 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
             writer.add(f"{number:06d}", pool[number % 100] + number.to_bytes(4, "little"), "jpg", Texts(captions, ()))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     index = Index.open(str(folder))
-    VLProcessor(ProcessorConfig(image_size=224), train_tokenizer(corpus(index), 200), []).save_pretrained(folder / "p")
-    return Source(str(folder), index.hash, "train", "captions", str(folder / "p"))
+    processor = VLProcessor(ProcessorConfig(image_size=224), train_tokenizer(corpus(index), 200), [], READS)
+    processor.save_pretrained(folder / "p")
+    return Source(str(folder), index.hash, "train", str(folder / "p"))
 
 
 def rate(batches: Iterator[object]) -> float:
@@ -104,7 +88,7 @@ def peer(source: Source) -> float:
         return processor.decode(sample["jpg"]), tuple(json.loads(sample["json"])["captions"])
 
     def collate(rows: list[tuple[np.ndarray, tuple[str, ...]]]) -> dict[str, np.ndarray]:
-        return processor.collate_decoded([r[0] for r in rows], [Example(b"", r[1]) for r in rows])
+        return processor.collate_tasks([r[0] for r in rows], {"": [Example(b"", r[1]) for r in rows]})
 
     tars = sorted(map(str, Path(source.tars).glob("*.tar")))
     dataset = webdataset.WebDataset(tars, shardshuffle=100, seed=0).shuffle(1000).map(example).batched(BATCH, collate)

@@ -69,3 +69,10 @@ def job() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def indexed(job: Callable[..., object], small: list[str]) -> None:
+    """The small data set, imported and indexed."""
+    for name in ("import_data", "index"):
+        job(name, "--config", "jobs/configs/demo.toml", *small)

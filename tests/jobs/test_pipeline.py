@@ -92,7 +92,7 @@ def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[s
     question = json.loads(sample["json"])["questions"][0]["question"]
     answer = model.predict(pd.DataFrame({"image": [sample["png"]], "question": [question]}))
     table = pq.read_table(Path(setting(small, "storage")) / "demo" / "answers-test.parquet").to_pylist()
-    expected = next(row for row in table if row["key"] == sample["__key__"] and row["question"] == question)
+    expected = next(row for row in table if row["key"] == sample["__key__"] and row["text"] == question)
     assert answer["answer"][0] == expected["predicted"]
     assert answer["probability"][0] == pytest.approx(expected["probability"], abs=1e-5)
 

@@ -40,7 +40,7 @@ def test_http_gives_the_answers_of_the_evaluate_job(small: list[str], job: Calla
         asked = answered_over_http(address, setting(small, "data.tars"), {row["key"] for row in expected})
         assert len(asked) >= 100
         for row in expected:
-            best, probability = asked[row["key"], row["question"]]
+            best, probability = asked[row["key"], row["text"]]
             assert best == row["predicted"], row
             assert probability == pytest.approx(row["probability"], abs=1e-4)
     finally:

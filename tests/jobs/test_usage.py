@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate, import_data, index, pipeline, predict, promote, serve, train
+from jobs import ablate, evaluate, import_data, index, pipeline, predict, promote, serve, train, tune
 from jobs.job import main
 
 MODULES = {
-    m.__name__.split(".")[1]: m for m in (evaluate, import_data, index, pipeline, predict, promote, serve, train)
+    m.__name__.split(".")[1]: m
+    for m in (ablate, evaluate, import_data, index, pipeline, predict, promote, serve, train, tune)
 }
 
 

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from vlmodel.config import parse
-from vlmodel.model import ModelConfig, VLModel
+from tests.vlmodel.tiny import for_tasks, tiny_tree
+from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "color", "is", "the", "shape", "a", "red", "circle", "there", "?"]
@@ -60,29 +60,13 @@ def batch(processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in processor.collate(examples).items()}
 
 
-TINY: dict[str, dict[str, Any]] = {
-    "vision": {"name": "resnet18", "stages": 1, "projection": 16},
-    "language": {"width": 16, "depth": 1, "heads": 2, "positions": 12, "dropout": 0.0},
-    "fusion": {"width": 16, "dropout": 0.0},
-}
-
-
-def tiny_tree(**parts: dict[str, Any]) -> ModelConfig:
-    """Tiny parts, with the given settings on top; another kind takes only the width of those."""
-    tree: dict[str, dict[str, Any]] = {}
-    for room in ("vision", "language", "topology", "fusion", "decoder"):
-        changes = parts.get(room, {})
-        defaults = TINY.get(room, {})
-        if "kind" in changes and changes["kind"] not in ("cnn", "transformer"):
-            defaults = {key: value for key, value in defaults.items() if key in ("width", "dropout")}
-        tree[room] = {**defaults, **changes}
-    return parse(ModelConfig, tree)
-
-
 @pytest.fixture
 def make_model(processor: VLProcessor) -> Callable[..., Any]:
+    """A model of the given parts, for the tasks of its decoder."""
+
     def make(seed: int = 0, **parts: dict[str, Any]) -> VLModel:
         torch.manual_seed(seed)
-        return VLModel.from_tree(tiny_tree(**parts), processor).eval()
+        tree = tiny_tree(**parts)
+        return VLModel.from_tree(tree, for_tasks(processor, tree.decoder.tasks())).eval()
 
     return make

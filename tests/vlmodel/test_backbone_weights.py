@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError, parse
 from vlmodel.parts import WeightsError
 from vlmodel.vision.cnn import CNN, Config
+from vlmodel.vision.vit import Config as ViTConfig
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,119 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 
+def test_saved_on_a_gpu(source: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="on a CUDA device"):
+            torch.load(tmp_path / "w.pth", weights_only=True)
+    assert equal_to(load(tmp_path / "w.pth"), source)
+
+
+@pytest.mark.parametrize("settings", [{"stages": None}, {"stages": 3, "stem": "small"}])
+def test_real_weights_of_another_architecture(settings: dict[str, object], shared_data: Callable[[str], Path]) -> None:
+    """Of a CIFAR ResNet-20, saved on a GPU by data-parallel training."""
+    file = shared_data("cifar-resnet-weights") / "resnet20-12fca82f.th"
+    with pytest.raises(WeightsError) as caught:
+        load(file, **settings)
+    assert "layer1.2.bn1.bias" in str(caught.value).partition("unknown: ")[2]
+    assert "of another shape: bn1.bias (16,) where (64,) is needed" in str(caught.value)
+    assert "module." not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "former"),
+    [
+        ("densenet121", lambda key: re.sub(r"(denselayer\d+\.(?:norm|conv))(\d)", r"\1.\2", key)),
+        ("regnet_x_400mf", str),
+        ("swin_t", str),
+    ],
+)
+def test_families(name: str, former: Callable[[str], str], tmp_path: Path) -> None:
+    """Whole networks as torchvision publishes them, a DenseNet by the names that its file has kept."""
+    torch.manual_seed(1)
+    source = torchvision.models.get_model(name)
+    state = {former(key): value for key, value in source.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    encoder = load(tmp_path / "w.pth", name=name, stages=None)
+    pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    pooled = encoder.eval()(pixels).pooled_BD
+    source.classifier = source.fc = source.head = nn.Identity()
+    theirs = source.eval()(encoder.normalise(pixels))
+    torch.testing.assert_close(torch.relu(pooled) if name == "densenet121" else pooled, theirs)
+
+
+VIT = {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "feed_forward": 24}
+
+
+def vit(image_size: int = 32, depth: int = 2, width: int = 16) -> Any:
+    torch.manual_seed(2)
+    model = torchvision.models.VisionTransformer(image_size, 8, depth, 2, width, 24, num_classes=5)
+    nn.init.normal_(model.class_token)
+    return model
+
+
+def load_vit(state: dict[str, Tensor], file: Path) -> Any:
+    torch.save(state, file)
+    encoder = parse(ViTConfig, {**VIT, "weights": str(file)}).build()
+    encoder.load_pretrained()
+    return encoder
+
+
+def test_vit_by_the_names_that_its_published_file_has(tmp_path: Path) -> None:
+    source = vit(depth=3)
+    names = {"mlp.0.": "mlp.linear_1.", "mlp.3.": "mlp.linear_2."}
+    former = {re.sub(r"mlp\.[03]\.", lambda m: names[m[0]], k): v for k, v in source.state_dict().items()}
+    assert "encoder.layers.encoder_layer_0.mlp.linear_2.bias" in former
+    encoder = load_vit(former, tmp_path / "w.pth")
+    own, theirs = encoder.backbone.state_dict(), source.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
+    assert {key.rpartition(".")[0] for key in encoder.report.left} >= {
+        "heads.head",
+        "encoder.layers.encoder_layer_2.mlp.3",
+    }
+    assert len(list(encoder.pretrained_parameters())) == len(list(encoder.backbone.parameters()))
+
+
+def test_vit_positions_of_another_resolution(tmp_path: Path) -> None:
+    source = vit(image_size=24)
+    # A slope of 0, 1, 2 over the rows, in 4 steps; at 2/3 the cubic of a = -0.75 is 0.7963 * 1 - 0.1111 * 2.
+    positions = source.encoder.pos_embedding.data
+    positions[0, 1:, 0] = torch.arange(3.0).repeat_interleave(3)
+    encoder = load_vit(source.half().state_dict(), tmp_path / "w.pth")
+    found = encoder.backbone.encoder.pos_embedding[0]
+    assert found.shape == (17, 16)
+    torch.testing.assert_close(found[0], positions[0, 0], rtol=1e-3, atol=1e-3)
+    grid, corners = found[1:].view(4, 4, 16), positions[0, 1:].view(3, 3, 16)
+    torch.testing.assert_close(
+        grid[[0, 0, 3, 3], [0, 3, 0, 3]], corners[[0, 0, 2, 2], [0, 2, 0, 2]], rtol=1e-3, atol=1e-3
+    )
+    slope = grid[..., 0].detach()
+    torch.testing.assert_close(slope, slope[:, :1].expand(4, 4))
+    torch.testing.assert_close(slope[:, 0], torch.tensor([0.0, 0.5741, 1.4259, 2.0]), rtol=0, atol=1e-3)
+    others = {key for key in encoder.backbone.state_dict() if "pos_embedding" not in key}
+    assert all(torch.equal(encoder.backbone.state_dict()[key], source.state_dict()[key].float()) for key in others)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("encoder.pos_embedding"), r"1 missing: encoder\.pos_embedding"),
+        (
+            lambda s: s.update({"encoder.pos_embedding": torch.zeros(1, 12, 16)}),
+            r"1 of another shape: encoder\.pos_embedding \(1, 12, 16\) where \(1, 17, 16\)",
+        ),
+        (lambda s: s.update(vit(width=8).state_dict()), r"of another shape: class_token \(1, 1, 8\) where"),
+        (lambda s: s.update({"layer1.weight": torch.zeros(1)}), r"1 unknown: layer1\.weight"),
+    ],
+)
+def test_vit_weights_that_do_not_fit(change: Callable[[dict[str, Tensor]], None], message: str, tmp_path: Path) -> None:
+    state = dict(vit().state_dict())
+    change(state)
+    with pytest.raises(WeightsError, match=message + r".*Set vision\.name, vision\.patch_size"):
+        load_vit(state, tmp_path / "w.pth")
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is no file; give a state dict"):
         load(tmp_path / "absent.pth")
@@ -139,7 +254,9 @@ def test_weights_of_torchvisions_names(source: nn.Module, monkeypatch: pytest.Mo
     ("settings", "message"),
     [
         ({"name": "resnet19"}, r"no backbone 'resnet19'; close names: .*resnet1"),
-        ({"name": "vit_b_16"}, r"no backbone 'vit_b_16'"),
+        ({"name": "vit_b_16"}, r"no backbone 'vit_b_16'.*for a ViT set vision\.kind to 'vit'"),
+        ({"stages": 2, "output": "multiscale", "scales": 3}, "scales=3 is more than the 2 stages kept; choose 1 to 2"),
+        ({"activation": "gelu"}, "activation='gelu' follows a projection, and there is none; set projection"),
         ({"stages": 5}, "stages=5, and resnet18 has 4; choose 1 to 4"),
         ({"stages": 2, "frozen_stages": 3}, "frozen_stages=3 is more than the 2 stages kept"),
         ({"name": "vgg11", "stem": "small"}, "stem='small' is made for ResNets, and name='vgg11' is none"),
@@ -158,7 +275,7 @@ def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> N
 def test_small_stem_keeps_the_resolution() -> None:
     pixels = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     small = parse(Config, {"stages": 1, "stem": "small"})
-    assert small.smallest_image() == 1
+    small.check_image(1)
     assert small.build()(pixels).x_BTD.shape == (1, 32 * 32, 64)
     assert parse(Config, {"stages": 1}).build()(pixels).x_BTD.shape == (1, 8 * 8, 64)
 

@@ -140,7 +140,8 @@ def test_part_is_chosen_by_the_name_of_its_file() -> None:
 
 def test_unknown_kind_names_the_kinds() -> None:
     with pytest.raises(
-        ConfigError, match=r"'bilinear' is not a part of vlmodel.fusion; choose one of concat, transformer"
+        ConfigError,
+        match=r"^fusion: kind 'bilinear' is not a part of vlmodel.fusion; choose one of concat, .*transformer",
     ):
         parse(Tree, {"fusion": {"kind": "bilinear"}})
 
@@ -173,3 +174,77 @@ def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
     assert load(ModelConfig, file, ["fusion.kind=transformer"]).fusion.rounds == 5
     other = load(ModelConfig, file, ["fusion.width=32", "fusion.kind=concat"]).fusion
     assert (other.kind, other.width) == ("concat", 32)
+
+
+class Named(Section):
+    tasks: dict[str, part("vlmodel.fusion", "concat")] = {}  # type: ignore[valid-type]
+    """Ways to meet."""
+
+
+def test_parts_by_their_names_take_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "tree.toml"
+    file.write_text("[tasks.first]\nwidth = 8\n[tasks.second]\nwidth = 16\n")
+    tree = load(Named, file, ["tasks.second.rounds=3", "tasks.second.kind=transformer", "tasks.first.kind=concat"])
+    # The same kind keeps the settings of the file, another one drops them.
+    assert (tree.tasks["first"].kind, tree.tasks["first"].width) == ("concat", 8)
+    assert (tree.tasks["second"].kind, tree.tasks["second"].width, tree.tasks["second"].rounds) == (
+        "transformer",
+        256,
+        3,
+    )
+    assert parse(Named, dump(tree)) == tree
+
+
+def test_parts_by_their_names_have_their_own_keys() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(Named, {"tasks": {"first": {"rounds": 3}, "second": {"kind": "transformer", "round": 3}}})
+    first, second = str(caught.value).splitlines()
+    assert first == "unknown key 'tasks.first.rounds'; valid keys of tasks.first: dropout, kind, width"
+    assert second.startswith(
+        "unknown key 'tasks.second.round'; valid keys of tasks.second: dropout, expansion, heads, "
+    )
+    with pytest.raises(ConfigError, match=r"^tasks\.first\.width = 'wide': "):
+        parse(Named, {"tasks": {"first": {"width": "wide"}}})
+    with pytest.raises(
+        ConfigError, match=r"^tasks\.first: kind 'none' is not a part of vlmodel\.fusion; choose one of"
+    ):
+        load(Named, None, ["tasks.first.kind=none"])
+
+
+def test_parts_by_their_names_are_explained() -> None:
+    rows = {key: (default, documentation) for key, default, documentation in explain_keys(Named)}
+    assert set(rows) == {"tasks.NAME.kind", "tasks.NAME.width", "tasks.NAME.dropout"}
+    default, documentation = rows["tasks.NAME.kind"]
+    assert default == "concat"
+    assert documentation.startswith("Ways to meet. One of concat, ")
+
+
+def test_tasks_of_a_model_by_overrides_in_any_order(tmp_path: Path) -> None:
+    """A part within a part: the outer kind is set first, whatever was named first."""
+    overrides = [
+        "decoder.heads.match.pairs=questions",
+        "decoder.heads.match.kind=matching",
+        "decoder.heads.vqa.kind=vqa",
+        "decoder.heads.vqa.hidden=8",
+        "decoder.weights.vqa=2.0",
+        "decoder.kind=multitask",
+    ]
+    for order in (overrides, overrides[::-1]):
+        decoder = load(ModelConfig, None, order).decoder
+        assert (decoder.heads["match"].pairs, decoder.heads["vqa"].hidden) == ("questions", 8)
+    file = tmp_path / "model.toml"
+    file.write_text(
+        "[decoder]\nkind = 'multitask'\n[decoder.heads.a]\nhidden = 8\n[decoder.heads.b]\nkind = 'matching'\n"
+    )
+    decoder = load(ModelConfig, file, ["decoder.heads.a.kind=vqa", "decoder.heads.b.kind=contrastive"]).decoder
+    assert (decoder.heads["a"].hidden, decoder.heads["b"].kind) == (8, "contrastive")
+    with pytest.raises(
+        ConfigError, match=r"unknown key 'decoder\.heads\.b\.hidden'; valid keys of .*: gather, kind, te"
+    ):
+        load(ModelConfig, file, ["decoder.heads.b.kind=contrastive", "decoder.heads.b.hidden=8"])
+
+
+def test_a_kind_that_does_not_exist_can_be_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "tree.toml"
+    file.write_text("[fusion]\nkind = 'gone'\nrounds = 4\n")
+    assert load(Tree, file, ["fusion.kind=concat"]).fusion.kind == "concat"

@@ -12,35 +12,83 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from vlmodel.config import kinds
+from tests.vlmodel.tiny import DEFAULT_KINDS, ROOMS, batch_for, tiny_tree
+from vlmodel.config import ConfigError, kinds
 from vlmodel.model import VLModel
 from vlmodel.parts import WeightsError
 from vlmodel.processor import Example, VLProcessor
 
-ROOMS = ("vision", "language", "topology", "fusion", "decoder")
 # Settings that change what a part does to its tokens; a kind without an entry is tested as it is by default.
-VARIANTS: dict[tuple[str, str], list[dict[str, object]]] = {
-    ("vision", "cnn"): [{}, {"output": "pooled"}, {"grid": 2, "position": "none", "projection": None}],
+VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
+    ("vision", "cnn"): [
+        {},
+        {"output": "pooled"},
+        {"grid": 2, "position": "none", "projection": None},
+        {"stages": 2, "output": "multiscale"},
+    ],
     ("language", "transformer"): [
         {},
         {"architecture": "roberta", "pooling": "mean", "projection": 12},
+        {"architecture": "xlnet"},
         {"architecture": "distilbert", "output": "pooled"},
+        {"architecture": "electra", "pooling": "attention", "output": "pooled"},
     ],
     ("fusion", "transformer"): [{}, {"pooling": "mean"}, {"pooling": "attention"}],
     ("decoder", "vqa"): [{}, {"hidden": 8, "label_smoothing": 0.1}],
+    ("decoder", "multitask"): [
+        {
+            "heads": {
+                "ask": {"kind": "vqa"},
+                "tell": {"kind": "caption", "width": 16, "depth": 1, "heads": 2, "dropout": 0.0},
+                "near": {"kind": "contrastive", "width": 16},
+            }
+        }
+    ],
 }
+CROSSED = {("language", "transformer"): 3}
+"""So many variants of a kind are combined with every other part; of others the first alone."""
 
 
-def combinations() -> list[dict[str, dict[str, object]]]:
-    rooms = [
-        [{"kind": kind, **variant} for kind in kinds(f"vlmodel.{room}") for variant in VARIANTS.get((room, kind), [{}])]
+def variants(room: str, kind: str) -> list[dict[str, Any]]:
+    return [{"kind": kind, **variant} for variant in VARIANTS.get((room, kind), [{}])]
+
+
+def combinations() -> list[dict[str, dict[str, Any]]]:
+    """Every kind with every other, and each further variant among the default kinds, but for what is refused."""
+    crossed = [
+        [
+            variant
+            for kind in kinds(f"vlmodel.{room}")
+            for variant in variants(room, kind)[: CROSSED.get((room, kind), 1)]
+        ]
         for room in ROOMS
     ]
-    return [dict(zip(ROOMS, chosen, strict=True)) for chosen in itertools.product(*rooms)]
+    found = [dict(zip(ROOMS, chosen, strict=True)) for chosen in itertools.product(*crossed)]
+    usual = {room: variants(room, kind)[0] for room, kind in DEFAULT_KINDS.items()}
+    for room in ROOMS:
+        for kind in kinds(f"vlmodel.{room}"):
+            found += [{**usual, room: more} for more in variants(room, kind)[CROSSED.get((room, kind), 1) :]]
+    return [combination for combination in found if not _refused(combination)]
 
 
-def name_of(combination: dict[str, dict[str, object]]) -> str:
-    return "-".join("".join(str(value) for value in chosen.values()) for chosen in combination.values())
+def _refused(combination: dict[str, dict[str, Any]]) -> bool:
+    """One topology is the text's encoder, which a decoder that reads the encoders alone would never see."""
+    return combination["topology"]["kind"] == "single" and combination["decoder"]["kind"] in (
+        "contrastive",
+        "multitask",
+    )
+
+
+def name_of(combination: dict[str, dict[str, Any]]) -> str:
+    chosen = (" ".join(str(v) for v in part.values() if not isinstance(v, dict)) for part in combination.values())
+    return "-".join(chosen)
+
+
+@pytest.mark.parametrize("decoder", ["contrastive", "multitask"])
+def test_what_the_grid_leaves_out_is_refused(decoder: str) -> None:
+    settings = variants("decoder", decoder)[0]
+    with pytest.raises(ConfigError, match=r"topology.*single"):
+        tiny_tree(topology={"kind": "single"}, decoder=settings)
 
 
 def without_gradient(model: VLModel) -> list[str]:
@@ -49,39 +97,55 @@ def without_gradient(model: VLModel) -> list[str]:
 
 @pytest.mark.parametrize("combination", combinations(), ids=name_of)
 def test_grid(
-    combination: dict[str, dict[str, object]], make_model: Callable[..., Any], batch: dict[str, Tensor]
+    combination: dict[str, dict[str, Any]],
+    make_model: Callable[..., Any],
+    processor: VLProcessor,
+    examples: list[Example],
 ) -> None:
-    """Shapes, counts, gradients, padding, order and autocast of one combination."""
+    """Counts, gradients, padding, neighbours and autocast of one combination."""
     model = make_model(**combination)
+    tasks = tiny_tree(**combination).decoder.tasks()
+    batch = batch_for(processor, tasks, examples)
     output = model(**batch)
-    assert output.logits_NK.shape == (3, 4)
-    assert output.count.item() == 2.5
-    torch.testing.assert_close(output.loss, output.loss_sum / 2.5)
+    assert output.count.item() > 0
+    assert output.count <= output.total
+    torch.testing.assert_close(output.loss, output.loss_sum / output.count)
 
-    # Padding of the texts changes nothing, whatever token it holds.
-    padded = dict(batch)
-    padded["input_ids_NT"] = torch.nn.functional.pad(batch["input_ids_NT"], (0, 3), value=0)
-    padded["text_mask_NT"] = torch.nn.functional.pad(batch["text_mask_NT"], (0, 3), value=False)
-    torch.testing.assert_close(model(**padded).logits_NK, output.logits_NK, rtol=1e-4, atol=1e-5)
+    # Padding changes nothing, whatever token it holds.
+    padded = model(**{name: padded_by_three(name, array) for name, array in batch.items()})
+    torch.testing.assert_close(padded.loss_sum, output.loss_sum, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(padded.correct, output.correct)
 
-    # Neither do the neighbours in the batch.
-    for n in range(3):
-        alone = {key: value[n : n + 1] for key, value in batch.items() if key.endswith(("NT", "_N"))}
-        del alone["text_distinct_N"]
-        alone["pixels_BHWC"] = batch["pixels_BHWC"][batch["text_image_N"][n]][None]
-        alone["text_image_N"] = torch.zeros(1, dtype=torch.int64)
-        torch.testing.assert_close(model(**alone).logits_NK[0], output.logits_NK[n], rtol=1e-4, atol=1e-5)
+    # Neither do the neighbours in the batch, but to those who are compared with them.
+    if all(head.reads_joint for head in model.decoder.heads().values()):
+        alone = sum(model(**of_one_image(batch, image)).loss_sum for image in range(2))
+        torch.testing.assert_close(alone, output.loss_sum, rtol=1e-4, atol=1e-5)
 
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         low = model(**batch)
-    assert low.logits_NK.isfinite().all()
     torch.testing.assert_close(low.loss, output.loss, rtol=0.1, atol=0.1)
 
     model.train()
-    loss = model(**batch).loss
-    loss.backward()
+    model(**batch).loss.backward()
     model.eval()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def padded_by_three(name: str, array: Tensor) -> Tensor:
+    return torch.nn.functional.pad(array, (0, 3)) if name.endswith("_NT") else array
+
+
+def of_one_image(batch: dict[str, Tensor], image: int) -> dict[str, Tensor]:
+    """The rows of one image, with what belongs to them only."""
+    found = {"pixels_BHWC": batch["pixels_BHWC"][image][None]}
+    for name, array in batch.items():
+        task = name.rpartition(".")[0]
+        rows = batch[f"{task}.text_image_N" if task else "text_image_N"] == image if name != "pixels_BHWC" else None
+        if rows is None or "distinct" in name:
+            continue
+        found[name] = torch.zeros_like(array[rows]) if name.endswith("text_image_N") else array[rows]
+    return found
 
 
 def test_gradients_are_no_zeros(make_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,20 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from transformers import AutoModel
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
-from vlmodel.config import parse, part_config
+from vlmodel import parts
+from vlmodel.config import ConfigError, kinds, parse, part_config
+from vlmodel.fusion.interactive import Config as InteractiveFusion
 from vlmodel.fusion.transformer import Config as FusionConfig
-from vlmodel.tokens import Tokens
+from vlmodel.language._architectures import ARCHITECTURES
+from vlmodel.processor import VLProcessor
+from vlmodel.tokens import Encoded, Fused, Tokens
 from vlmodel.vision import _backbones
 from vlmodel.vision._positions import sine_positions
 from vlmodel.vision.cnn import Config as CNNConfig
+from vlmodel.vision.vit import Config as ViTConfig
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8))
 
@@ -41,17 +48,23 @@ def normalised(pixels_BHWC: Tensor) -> Tensor:
         ("densenet121", 3, lambda m, x: m.features[:7](x)),
         ("convnext_tiny", 1, lambda m, x: m.features[:2](x)),
         ("shufflenet_v2_x0_5", None, lambda m, x: through(m, x, "conv1 maxpool stage2 stage3 stage4 conv5")),
+        ("regnet_x_400mf", 3, lambda m, x: m.trunk_output[:3](m.stem(x))),
+        ("swin_t", None, lambda m, x: through(m, x, "features norm permute")),
+        ("swin_t", 2, lambda m, x: m.permute(m.features[:4](x))),
+        ("swin_v2_t", 3, lambda m, x: m.permute(m.features[:6](x))),
     ],
 )
 def test_vision_tokens_are_torchvisions_feature_map(
     name: str, stages: int | None, features: Callable[[nn.Module, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = parse(CNNConfig, {"name": name, "stages": stages, "position": "none"})
-    with torch.device("meta"):
+    torch.manual_seed(0)
+    # The classifier of a VGG would take seconds to be drawn.
+    with torch.device("meta" if name.startswith("vgg") else "cpu"):
         theirs = torchvision.models.get_model(name, weights=None).eval()
     theirs.classifier = theirs.fc = nn.Identity()
-    theirs.to_empty(device="cpu")
-    torch.manual_seed(0)
+    if name.startswith("vgg"):
+        theirs.to_empty(device="cpu")
     for part in theirs.modules():
         for key, parameter in part.named_parameters(recurse=False):
             nn.init.normal_(parameter, std=0.05 if key == "weight" and parameter.ndim > 1 else 1.0)
@@ -68,7 +81,10 @@ def test_vision_tokens_are_torchvisions_feature_map(
         tokens = ours(PIXELS)
     grid = expected.shape[-1]
     assert ours.width == expected.shape[1]
-    assert config.smallest_image() == 64 // grid
+    cell = 64 // grid
+    config.check_image(cell)
+    with pytest.raises(ConfigError, match=f"image_size={cell - 1} is smaller than one grid cell.* {cell} x {cell}"):
+        config.check_image(cell - 1)
     tolerance = {"rtol": 0, "atol": 1e-6 * expected.abs().max().item()}
     torch.testing.assert_close(tokens.x_BTD, expected.flatten(2).transpose(1, 2), **tolerance)
     torch.testing.assert_close(tokens.pooled_BD, expected.mean((2, 3)), **tolerance)
@@ -79,6 +95,37 @@ def through(model: nn.Module, x: Tensor, names: str) -> Tensor:
     for name in names.split():
         x = model.get_submodule(name)(x)
     return x
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_vit_tokens_are_torchvisions_encoder_output(training: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = torchvision.models.VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=40)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    shape = {"patch_size": 16, "width": 24, "depth": 2, "heads": 2, "feed_forward": 40}
+    ours: Any = parse(ViTConfig, {"image_size": 64, "weights": str(tmp_path / "w.pth"), **shape}).build()
+    ours.load_pretrained()
+    found: dict[str, Tensor] = {}
+    theirs.encoder.register_forward_hook(lambda _, __, output: found.update(encoded=output))
+    theirs.double().train(training)(normalised(PIXELS))
+    tokens = ours.double().train(training)(PIXELS)
+    tolerance = {"rtol": 0, "atol": 1e-6 * found["encoded"].abs().max().item()}
+    torch.testing.assert_close(tokens.pooled_BD, found["encoded"][:, 0], **tolerance)
+    torch.testing.assert_close(tokens.x_BTD, found["encoded"][:, 1:], **tolerance)
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "vit_h_14"])
+def test_vit_of_a_name_has_torchvisions_weights(name: str) -> None:
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name, weights=None)
+        ours = parse(ViTConfig, {"name": name}).build()
+    shapes = [
+        {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.startswith("heads.")}
+        for model in (theirs, ours.get_submodule("backbone"))
+    ]
+    assert shapes[0] == shapes[1]
 
 
 def test_positions_tell_all_cells_apart() -> None:
@@ -95,25 +142,39 @@ def test_positions_tell_all_cells_apart() -> None:
     torch.testing.assert_close(sine_positions(3, 3, 16)[4], sine_positions(5, 5, 16)[12])
 
 
-@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert", "electra", "albert", "mpnet"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_language_tokens_are_transformers_output(
     architecture: str, make_model: Callable[..., Any], batch: dict[str, Tensor]
 ) -> None:
+    """To whom the texts are given as the architecture's own tokenizer would give them."""
     language = make_model(language={"architecture": architecture, "depth": 2}).language
+    for parameter in language.parameters():
+        nn.init.normal_(parameter, std=0.3)
     theirs = AutoModel.from_config(language.encoder.config).eval()
     # They have a pooler beside ours.
     assert all(
         key.startswith("pooler") for key in theirs.load_state_dict(language.encoder.state_dict(), strict=False)[0]
     )
+    ids, mask = batch["input_ids_NT"], batch["text_mask_NT"]
+    more = {}
+    if architecture == "xlnet":  # padded on the left, with the classification token at the end, in a segment of its own
+        lengths = mask.sum(1).tolist()
+        ids, mask = (torch.stack([t.roll(-n % len(t)) for t, n in zip(x, lengths, strict=True)]) for x in (ids, mask))
+        more["token_type_ids"] = torch.zeros_like(ids)
+        more["token_type_ids"][:, -1] = 2
+        assert not mask[-1, 0]
+        assert mask[:, -1].all()
     with torch.no_grad():
-        expected = theirs(
-            input_ids=batch["input_ids_NT"], attention_mask=batch["text_mask_NT"].long()
-        ).last_hidden_state
-        tokens = language(batch["input_ids_NT"], batch["text_mask_NT"])
-    real = batch["text_mask_NT"]
-    torch.testing.assert_close(tokens.x_BTD[real], expected[real])
-    torch.testing.assert_close(tokens.pooled_BD, expected[:, 0])
-    assert torch.equal(tokens.mask_BT, real)
+        expected = theirs(input_ids=ids, attention_mask=mask.long(), **more).last_hidden_state
+        tokens = language(ids, mask)
+    for n, real in enumerate(mask):
+        x_TD = expected[n, real]
+        if architecture == "xlnet":
+            x_TD = x_TD.roll(1, 0)
+        atol = 1e-6 * x_TD.abs().max().item()
+        torch.testing.assert_close(tokens.x_BTD[n, : len(x_TD)], x_TD, rtol=0, atol=atol)
+        torch.testing.assert_close(tokens.pooled_BD[n], x_TD[0], rtol=0, atol=atol)
+        assert tokens.mask_BT[n].tolist() == [t < len(x_TD) for t in range(len(real))]
 
 
 def test_mean_pooling_is_over_the_real_tokens(make_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:
@@ -123,44 +184,171 @@ def test_mean_pooling_is_over_the_real_tokens(make_model: Callable[..., Any], ba
         torch.testing.assert_close(tokens.pooled_BD[n], tokens.x_BTD[n, mask].mean(0))
 
 
-def by_hand(fusion: Any, x: np.ndarray, mask: np.ndarray, heads: int) -> np.ndarray:
-    """The layers of one sequence (T, D) in float64, by the formulas of the papers; returns (T, D)."""
-    w = {name: p.detach().double().numpy() for name, p in fusion.named_parameters()}
+class ByHand:
+    """The formulas of the papers in float64, with the weights of a module of ours, for one row: x is (T, D)."""
 
-    def linear(name: str, x: np.ndarray) -> np.ndarray:
-        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+    def __init__(self, module: nn.Module, heads: int) -> None:
+        self.heads = heads
+        self.w = {name: p.detach().double().numpy() for name, p in module.named_parameters()}
 
-    def norm(name: str, x: np.ndarray) -> np.ndarray:
+    def linear(self, name: str, x: np.ndarray) -> np.ndarray:
+        return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
+
+    def norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
-    for i in range(len(fusion.layers)):
-        layer = f"layers.{i}"
-        h = norm(f"{layer}.attention_norm", x)
-        q, kv = linear(f"{layer}.attention.query", h), linear(f"{layer}.attention.key_value", h)
+    def attention(
+        self, name: str, x: np.ndarray, context: np.ndarray, mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """softmax(QK^T / sqrt(d_k)) V and the softmax, averaged over the heads."""
+        q, kv = self.linear(f"{name}.query", x), self.linear(f"{name}.key_value", context)
         k, v = kv[:, : q.shape[1]], kv[:, q.shape[1] :]
-        d_k = q.shape[1] // heads
-        attended = np.zeros_like(q)
-        for head in range(heads):
+        d_k = q.shape[1] // self.heads
+        attended, average = np.zeros_like(q), np.zeros((len(q), len(k)))
+        for head in range(self.heads):
             span = slice(head * d_k, (head + 1) * d_k)
             scores = q[:, span] @ k[:, span].T / math.sqrt(d_k)
             scores[:, ~mask] = -np.inf
             weights = np.exp(scores - scores.max(-1, keepdims=True))
-            attended[:, span] = weights / weights.sum(-1, keepdims=True) @ v[:, span]
-        x = x + linear(f"{layer}.attention.out", attended)
-        h = linear(f"{layer}.feed_forward.0", norm(f"{layer}.feed_forward_norm", x))
-        gelu = h * 0.5 * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
-        x = x + linear(f"{layer}.feed_forward.3", gelu)
-    return norm("norm", x)
+            weights /= weights.sum(-1, keepdims=True)
+            attended[:, span] = weights @ v[:, span]
+            average += weights / self.heads
+        return self.linear(f"{name}.out", attended), average
+
+    def feed_forward(self, name: str, x: np.ndarray) -> np.ndarray:
+        h = self.linear(f"{name}.0", x)
+        return self.linear(f"{name}.3", h * 0.5 * (1 + np.vectorize(math.erf)(h / math.sqrt(2))))
+
+    def sequence(self, layers: int, x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Layers of self-attention and feed-forward, and the last norm."""
+        for layer in (f"layers.{i}" for i in range(layers)):
+            h = self.norm(f"{layer}.attention_norm", x)
+            x = x + self.attention(f"{layer}.attention", h, h, mask)[0]
+            x = x + self.feed_forward(f"{layer}.feed_forward", self.norm(f"{layer}.feed_forward_norm", x))
+        return self.norm("norm", x)
+
+    def exchange(
+        self, layer: str, x: dict[str, np.ndarray], mask: dict[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Each stream asks all others, and has its feed-forward network; and the attention of each stream."""
+        result, weights = {}, {}
+        normed = {name: self.norm(f"{layer}.attention_norms.{name}", x[name]) for name in x}
+        for name in x:
+            context = np.concatenate([normed[other] for other in x if other != name])
+            allowed = np.concatenate([mask[other] for other in x if other != name])
+            attended, weights[name] = self.attention(f"{layer}.attentions.{name}", normed[name], context, allowed)
+            h = x[name] + attended
+            normed_h = self.norm(f"{layer}.feed_forward_norms.{name}", h)
+            result[name] = h + self.feed_forward(f"{layer}.feed_forwards.{name}", normed_h)
+        return result, weights
+
+
+def away_from_start(module: Any) -> Any:
+    """Biases and norms away from zero and one."""
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return module.eval()
+
+
+def three_streams() -> dict[str, Tokens]:
+    """Two rows of streams of widths 7, 12 and 20, with padding; names in order."""
+    torch.manual_seed(1)
+    streams = {}
+    for name, tokens, width in (("audio", 4, 7), ("language", 5, 12), ("vision", 6, 20)):
+        mask = torch.ones(2, tokens, dtype=torch.bool)
+        if name != "vision":
+            mask[1, 3:] = False
+        streams[name] = Tokens(torch.randn(2, tokens, width), mask, torch.randn(2, width))
+    return streams
+
+
+def rows_by_hand(hand: ByHand, streams: dict[str, Tokens], n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The real and padded tokens of row n after their adapters, and their masks."""
+    x = {name: hand.linear(f"adapters.{name}", tokens.x_BTD[n].double().numpy()) for name, tokens in streams.items()}
+    return x, {name: tokens.mask_BT[n].numpy() for name, tokens in streams.items()}
+
+
+class Keep(parts.Fusion):
+    """A fusion that keeps what it is given."""
+
+    width = 1
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        return tokens
+
+    def forward(self, streams: Mapping[str, Tokens], **_: bool) -> Fused:
+        self.streams = streams
+        return Fused(streams["vision"], {})
+
+
+def test_interactive_fusion_is_its_formula() -> None:
+    torch.manual_seed(0)
+    config = parse(InteractiveFusion, {"width": 16, "heads": 2, "rounds": 2, "expansion": 2})
+    fusion: Any = away_from_start(config.build({"language": 12, "vision": 20, "audio": 7}))
+    streams = three_streams()
+    adapted = {name: fusion.adapt(name, tokens) for name, tokens in streams.items()}
+    fused = fusion(adapted, output_attention=True)
+    short = fusion(adapted, pooled_only=True)
+    hand = ByHand(fusion, heads=2)
+    for n in range(2):
+        x, mask = rows_by_hand(hand, streams, n)
+        for i in range(2):
+            x, weights = hand.exchange(f"layers.{i}", x, mask)
+            spans = {"audio": (0, 4), "language": (4, 9), "vision": (9, 15)}
+            assert fused.spans == spans
+            for name, (start, stop) in spans.items():
+                theirs = fused.attention_LBQS[i, n, start:stop].detach().numpy()
+                assert not theirs[:, start:stop].any()
+                others = np.concatenate([theirs[:, :start], theirs[:, stop:]], axis=1)
+                np.testing.assert_allclose(others[mask[name]], weights[name][mask[name]], rtol=0, atol=1e-6)
+        x = {name: hand.norm(f"norms.{name}", x[name]) for name in x}
+        pooled = [x["language"][0] if name == "language" else x[name][mask[name]].mean(0) for name in x]
+        expected, joint = hand.linear("combine", np.concatenate(pooled)), np.concatenate(list(x.values()))
+        real = np.concatenate(list(mask.values()))
+        for result in (fused, short):
+            difference = result.tokens.pooled_BD[n].detach().numpy() - expected
+            assert np.abs(difference).max() < 1e-6 * np.abs(expected).max()
+        difference = fused.tokens.x_BTD[n].detach().numpy() - joint
+        assert np.abs(difference[real]).max() < 1e-6 * np.abs(joint).max()
+
+
+@pytest.mark.parametrize("kind", ["single", "interactive"])
+def test_topology_is_its_formula(kind: str) -> None:
+    torch.manual_seed(0)
+    config: Any = parse(part_config("vlmodel.topology", kind), {"width": 16, "heads": 2, "depth": 2, "expansion": 2})
+    keep = Keep()
+    widths = {"language": 12, "vision": 20, "audio": 7}
+    topology: Any = away_from_start(config.build(keep, widths))
+    streams = three_streams()
+    topology(streams, {})
+    hand = ByHand(topology, heads=2)
+    for n in range(2):
+        x, mask = rows_by_hand(hand, streams, n)
+        if kind == "single":
+            joint = hand.sequence(2, np.concatenate(list(x.values())), np.concatenate(list(mask.values())))
+            x = dict(zip(x, np.split(joint, [4, 9]), strict=True))
+        else:
+            for i in range(2):
+                for name in x:
+                    h = hand.norm(f"own.{i}.norms.{name}", x[name])
+                    x[name] = x[name] + hand.attention(f"own.{i}.attentions.{name}", h, h, mask[name])[0]
+                x, _ = hand.exchange(f"cross.{i}", x, mask)
+            x = {name: hand.norm(f"norms.{name}", x[name]) for name in x}
+        for name, expected in x.items():
+            tolerance = 1e-6 * np.abs(expected).max()
+            ours, real = keep.streams[name], mask[name]
+            assert np.abs((ours.x_BTD[n].detach().numpy() - expected)[real]).max() < tolerance
+            pooled = expected[0] if name == "language" else expected[real].mean(0)
+            assert np.abs(ours.pooled_BD[n].detach().numpy() - pooled).max() < tolerance
 
 
 @pytest.mark.parametrize("pooled_only", [False, True])
 def test_transformer_fusion_is_its_formula(pooled_only: bool) -> None:
     torch.manual_seed(0)
     config = parse(FusionConfig, {"width": 32, "heads": 4, "rounds": 2})
-    fusion: Any = config.build({"language": 12, "vision": 20}).eval()
-    for parameter in fusion.parameters():  # biases and norms away from zero and one
-        nn.init.normal_(parameter, std=0.3)
+    fusion: Any = away_from_start(config.build({"language": 12, "vision": 20}))
     mask = torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False
     text = Tokens(torch.randn(3, 5, 12), mask, torch.randn(3, 12))
@@ -168,22 +356,19 @@ def test_transformer_fusion_is_its_formula(pooled_only: bool) -> None:
     streams = {"vision": image, "language": text}
     adapted = {name: fusion.adapt(name, tokens) for name, tokens in streams.items()}
     fused = fusion(adapted, pooled_only=pooled_only)
+    hand = ByHand(fusion, heads=4)
     for n in range(3):
-        rows = []
-        for name in ("language", "vision"):
-            adapter = fusion.adapters[name]
-            x = streams[name].x_BTD[n].double() @ adapter.weight.double().T + adapter.bias.double()
-            rows.append(x.detach().numpy())
-        joint_mask = np.concatenate([mask[n].numpy(), np.ones(9, dtype=bool)])
-        expected = by_hand(fusion, np.concatenate(rows), joint_mask, heads=4)
+        x, _ = rows_by_hand(hand, {"language": text, "vision": image}, n)
+        real = np.concatenate([mask[n].numpy(), np.ones(9, dtype=bool)])
+        expected = hand.sequence(2, np.concatenate(list(x.values())), real)
         scale = np.abs(expected).max()
         assert np.abs(fused.tokens.pooled_BD[n].detach().numpy() - expected[0]).max() < 1e-6 * scale
         if not pooled_only:
-            assert np.abs(fused.tokens.x_BTD[n].detach().numpy() - expected).max() < 1e-6 * scale
+            assert np.abs((fused.tokens.x_BTD[n].detach().numpy() - expected)[real]).max() < 1e-6 * scale
 
 
 def test_order_of_streams_in_the_mapping_is_nothing() -> None:
-    for kind in ("transformer", "concat"):
+    for kind in kinds("vlmodel.fusion"):
         torch.manual_seed(0)
         config: Any = parse(part_config("vlmodel.fusion", kind), {"kind": kind, "width": 16})
         fusion = config.build({"language": 16, "vision": 16, "audio": 16}).eval()
@@ -194,3 +379,65 @@ def test_order_of_streams_in_the_mapping_is_nothing() -> None:
         adapted = {name: fusion.adapt(name, tokens) for name, tokens in streams.items()}
         backwards = dict(reversed(adapted.items()))
         assert torch.equal(fusion(adapted).tokens.pooled_BD, fusion(backwards).tokens.pooled_BD)
+
+
+@pytest.mark.parametrize("architecture", ["bart", "bert", "electra", "gpt2"])
+@pytest.mark.parametrize("kind", ["caption", "answer"])
+def test_written_texts_are_transformers_own(architecture: str, kind: str, processor: VLProcessor) -> None:
+    """Loss and texts against a model of transformers that is given the same weights and the same hidden states."""
+    tree: Any = parse(part_config("vlmodel.decoder", kind), {"kind": kind, "architecture": architecture, "width": 16})
+    torch.manual_seed(0)
+    ours = tree.build({"joint": 16}, parts.Vocabulary(len(processor.tokenizer), 0, 0, begin=2, end=3)).eval()
+    for parameter in ours.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.4)
+    decoding = {"is_decoder": True, "add_cross_attention": True, "is_encoder_decoder": False}
+    sizes = {"bart": {"d_model": 16, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64,
+                      "max_position_embeddings": 128},
+             "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 128}}.get(
+        architecture,
+        {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+         "max_position_embeddings": 128} | ({"embedding_size": 16} if architecture == "electra" else {}),
+    )  # fmt: skip
+    config = AutoConfig.for_model(architecture, vocab_size=len(processor.tokenizer), **sizes, **decoding)
+    theirs = AutoModelForCausalLM.from_config(config).eval()
+    theirs.load_state_dict(ours.inner.state_dict())
+    theirs.generation_config = GenerationConfig()
+
+    mask_NS = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
+    joint = Tokens(torch.randn(3, 5, 16), mask_NS, torch.randn(3, 16))
+    encoded = Encoded({}, {}, Fused(joint, {"vision": (0, 5)}))
+    seen = {
+        "encoder_hidden_states": torch.cat([joint.x_BTD, joint.pooled_BD[:, None]], dim=1),
+        "encoder_attention_mask": torch.cat([mask_NS, torch.ones(3, 1, dtype=torch.bool)], dim=1).long(),
+    }
+    texts = ["a red circle", "what color is the shape", None]
+    targets = {key: torch.from_numpy(value) for key, value in processor.tokenize_targets(texts).items()}
+    labels = targets["target_ids_NT"].masked_fill(~targets["target_mask_NT"], -100)
+    if architecture == "bart":  # which leaves it to the caller to set each token against the next
+        labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+    with torch.no_grad():
+        decoded = ours(encoded, **targets)
+        expected = theirs(
+            input_ids=targets["target_ids_NT"], attention_mask=torch.ones_like(labels), labels=labels, **seen
+        ).loss
+        assert decoded.count == 4 + 6
+        torch.testing.assert_close(decoded.loss_sum / decoded.count, expected)
+
+        begin = torch.full((3, 1), 2)
+        tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "use_cache": False}
+        given = {"input_ids": begin, "attention_mask": torch.ones_like(begin), "max_new_tokens": 9, **tokens, **seen}
+        greedy = theirs.generate(**given)
+        beams = theirs.generate(
+            **given, num_beams=4, num_return_sequences=4, length_penalty=0.0, return_dict_in_generate=True,
+            output_scores=True,
+        )  # fmt: skip
+        found = ours.answer(encoded, processor, 1, max_new_tokens=9)
+        several = ours.answer(encoded, processor, 4, max_new_tokens=9)
+    assert [row[0][0] for row in found] == processor.tokenizer.batch_decode(greedy, skip_special_tokens=True)
+    written = processor.tokenizer.batch_decode(beams.sequences, skip_special_tokens=True)
+    assert len(set(written)) > 4
+    for n, row in enumerate(several):
+        own = dict(reversed(list(zip(written, beams.sequences_scores.exp().tolist(), strict=True))[4 * n : 4 * n + 4]))
+        assert [text for text, _ in row] == list(dict.fromkeys(written[4 * n : 4 * n + 4]))
+        np.testing.assert_allclose([p for _, p in row], [own[text] for text, _ in row], rtol=1e-4)

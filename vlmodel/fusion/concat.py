@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from vlmodel import parts
+from vlmodel.streams import PooledAdapters
 from vlmodel.tokens import Fused, Tokens
 
 
@@ -35,7 +36,7 @@ class ConcatFusion(parts.Fusion):
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.width = config.width
-        self.adapters = nn.ModuleDict({name: nn.Linear(widths[name], config.width) for name in sorted(widths)})
+        self.adapters = PooledAdapters(widths, config.width)
         self.mlp = nn.Sequential(
             nn.Linear(len(widths) * config.width, config.width),
             nn.GELU(),
@@ -45,14 +46,12 @@ class ConcatFusion(parts.Fusion):
         )
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        present_B1 = tokens.mask_BT.any(1, keepdim=True)
-        pooled_BD = self.adapters[name](tokens.pooled_BD) * present_B1
-        return Tokens(pooled_BD.unsqueeze(1), present_B1, pooled_BD)
+        return self.adapters.adapt(name, tokens)
 
     def forward(
         self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
     ) -> Fused:
-        names = sorted(streams)
-        present_B1 = torch.stack([streams[name].mask_BT for name in names]).any(0)
-        fused_BD = self.mlp(torch.cat([streams[name].pooled_BD for name in names], dim=-1))
+        complete = self.adapters.complete(streams).values()
+        present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
+        fused_BD = self.mlp(torch.cat([tokens.pooled_BD for tokens in complete], dim=-1))
         return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {})

@@ -1,27 +1,28 @@
-"""Text encoders of the transformers library: BERT, RoBERTa, DistilBERT, ELECTRA, ... from anywhere or from scratch."""
+"""Text encoders of the transformers library: BERT, RoBERTa, XLNet, DistilBERT, ... from anywhere or from scratch."""
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.config import ConfigError
-from vlmodel.layers import masked_mean
+from vlmodel.language import _architectures
+from vlmodel.language._architectures import ARCHITECTURES
+from vlmodel.layers import check_heads, masked_mean, masked_softmax
 from vlmodel.tokens import Tokens
 
-# These hand a four-dimensional mask on as it is. Given a two-dimensional one, transformers looks whether it is all
-# True, for which a GPU must be waited for in each step.
-_TAKES_4D_MASK = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
-_HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout")
+_HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+_XLNET_CLS_SEGMENT = 2
 
 
 class Config(parts.LanguagePart):
@@ -31,39 +32,57 @@ class Config(parts.LanguagePart):
     pretrained: str = ""
     """Folder or hub name of a pretrained encoder (safetensors); "" builds one from scratch by the settings below."""
     architecture: str = "bert"
-    """From scratch: transformers' name of the architecture ("model_type")."""
+    """From scratch: transformers' name of the architecture ("model_type"), such as bert, roberta or xlnet."""
     width: int = Field(256, ge=1)
     """From scratch: width of the tokens."""
-    depth: int = Field(2, ge=1)
-    """From scratch: number of layers."""
+    depth: int = Field(2, ge=0)
+    """From scratch: number of layers; with 0 the tokens are the embeddings."""
     heads: int = Field(4, ge=1)
     """From scratch: attention heads."""
     expansion: int = Field(4, ge=1)
     """From scratch: width of the feed-forward layers, in multiples of ``width``."""
     positions: int = Field(128, ge=1)
-    """From scratch: greatest number of tokens in a text."""
+    """From scratch: greatest number of tokens in a text; XLNet, which sees distances only, has no limit."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """From scratch: dropout of embeddings and layers; attention has none, for which fast kernels exist."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """The pooled vector: the classification token, or the mean of the real tokens."""
+    layers: int | None = Field(None, ge=0)
+    """Keep only the first layers, 0 for the embeddings alone; null keeps all."""
+    pooling: Literal["cls", "mean", "attention"] = "cls"
+    """The pooled vector: the classification token, or the mean of the real tokens, even or with learned weights."""
     output: Literal["tokens", "pooled"] = "tokens"
     """All tokens of the text, or its pooled vector as the only token, which makes the fusion cheaper."""
     projection: int | None = Field(None, ge=1)
     """Width of a linear projection of the tokens; null for none."""
+    activation: Literal["none", "gelu", "relu", "tanh"] = "none"
+    """Activation after the projection."""
     frozen: bool = False
     """Leave the encoder untrained (never its projection)."""
+    frozen_layers: int = Field(0, ge=0)
+    """Leave the embeddings and this many of the first layers untrained; 0 trains the embeddings too."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the encoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
+        if self.activation != "none" and self.projection is None:
+            raise ValueError(
+                f"activation={self.activation!r} follows a projection, and there is none; set projection to its width"
+            )
         if not self.pretrained and self.resolved is None:
-            _known(self.architecture)
-            if self.width % self.heads:
-                raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
+            if reason := _architectures.unfit(self.architecture):
+                raise ValueError(f"architecture={self.architecture!r} {reason}")
+            if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].bare:
+                raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
+            check_heads(self.width, self.heads)
         return self
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
+        """See ``LanguagePart``.
+
+        Raises:
+            ConfigError: the encoder does not fit the tokenizer, or has too few layers.
+            WeightsError: the pretrained encoder cannot be opened.
+        """
         if self.resolved is not None:
             return self
         chosen = self._of_pretrained(vocabulary) if self.pretrained else self._from_scratch(vocabulary)
@@ -71,18 +90,54 @@ class Config(parts.LanguagePart):
         resolved = json.loads(chosen.to_json_string(use_diff=False))
         for key in ("_name_or_path", "architectures", "transformers_version", "dtype"):
             resolved.pop(key, None)
-        return self.model_copy(update={"resolved": resolved})
+        config = self.model_copy(update={"resolved": resolved})
+        config.kept()
+        return config
 
     def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
         return TransformerEncoder(self.resolve(vocabulary))
 
     def longest_text(self) -> int | None:
-        return None if self.pretrained else self.positions
+        if self.resolved is not None:
+            return _architectures.longest_text(self.resolved)
+        return self.positions if not self.pretrained and ARCHITECTURES[self.architecture].limited else None
+
+    def embeddings(self) -> Config:
+        frozen = self.frozen or self.frozen_layers > 0
+        return self.model_copy(update={"layers": 0, "frozen": frozen, "frozen_layers": 0})
+
+    def whole(self) -> Any:
+        """transformers' configuration of the resolved encoder, with all its layers."""
+        from transformers import AutoConfig
+
+        assert self.resolved is not None
+        settings = {key: value for key, value in self.resolved.items() if key != "model_type"}
+        return AutoConfig.for_model(self.resolved["model_type"], **settings)
+
+    def kept(self) -> Any:
+        """The same with the layers that are kept.
+
+        Raises:
+            ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or they cannot be told apart.
+        """
+        inner = self.whole()
+        if self.layers is not None:
+            _architectures.keep_first(inner, self.layers)
+        if self.frozen_layers > inner.num_hidden_layers:
+            raise ConfigError(
+                f"language.frozen_layers={self.frozen_layers} is more than the {inner.num_hidden_layers} layers kept"
+            )
+        if self.frozen_layers and not ARCHITECTURES[inner.model_type].layers:
+            raise ConfigError(
+                f"language.frozen_layers={self.frozen_layers}: in {inner.model_type} one layer stands for all; use "
+                "language.frozen, or 0"
+            )
+        return inner
 
     def _from_scratch(self, vocabulary: parts.Vocabulary) -> Any:
         from transformers import AutoConfig
 
-        names = _known(self.architecture)
+        names = _architectures.settings_of(self.architecture)
         settings: dict[str, Any] = {
             "vocab_size": vocabulary.size,
             "pad_token_id": vocabulary.padding,
@@ -91,8 +146,8 @@ class Config(parts.LanguagePart):
             "num_attention_heads": self.heads,
         }
         if "max_position_embeddings" in names:
-            # RoBERTa counts positions from the padding id on.
-            settings["max_position_embeddings"] = self.positions + vocabulary.padding + 1
+            first = _architectures.first_position(self.architecture, vocabulary.padding)
+            settings["max_position_embeddings"] = first + self.positions
         settings.update({key: self.width for key in ("embedding_size",) if key in names})  # ELECTRA's, ALBERT's
         settings.update({key: self.width // self.heads for key in ("d_head",) if key in names})  # XLNet's
         for candidates, value in (
@@ -110,41 +165,112 @@ class Config(parts.LanguagePart):
             found = AutoConfig.from_pretrained(self.pretrained, trust_remote_code=False, **_locality(self.pretrained))
         except (OSError, ValueError) as error:
             raise parts.WeightsError(f"language.pretrained={self.pretrained!r} cannot be opened: {error}") from error
+        if reason := _architectures.unfit(found.model_type):
+            raise ConfigError(
+                f"language.pretrained={self.pretrained!r}: its architecture {found.model_type!r} {reason}"
+            )
         if found.vocab_size < vocabulary.size:
             raise ConfigError(
                 f"language.pretrained={self.pretrained!r} knows {found.vocab_size} tokens and the tokenizer makes "
                 f"{vocabulary.size}; use the tokenizer that belongs to it"
             )
+        if found.pad_token_id != vocabulary.padding:
+            raise ConfigError(
+                f"language.pretrained={self.pretrained!r} pads texts with token {found.pad_token_id} and the tokenizer "
+                f"with {vocabulary.padding}; use the tokenizer that belongs to it"
+            )
         return found
 
 
 class TransformerEncoder(parts.Encoder):
-    """transformers' encoder without its pooler, which nothing here reads, and an optional projection."""
+    """transformers' encoder without its pooler, which nothing here reads, and an optional projection.
+
+    Wherever the tokenizer puts padding and classification token: in the result the classification token is the first,
+    then come the other tokens in their order, then the padding.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
-        assert config.resolved is not None
         self.config = config
-        settings = {key: value for key, value in config.resolved.items() if key != "model_type"}
-        inner = AutoConfig.for_model(config.resolved["model_type"], **settings)
+        inner = config.kept()
         self.encoder = AutoModel.from_config(inner, trust_remote_code=False)
-        _drop_unused(self.encoder)
-        self.projection = nn.Linear(inner.hidden_size, config.projection) if config.projection else nn.Identity()
+        _architectures.drop_unused(self.encoder)
+        self.projection: nn.Module = nn.Identity()
+        if config.projection is not None:
+            self.projection = nn.Linear(inner.hidden_size, config.projection)
+        self.activation = _ACTIVATIONS[config.activation]()
         self.width = config.projection or inner.hidden_size
-        self._takes_4d_mask = inner.model_type in _TAKES_4D_MASK
+        self.mix = nn.Linear(self.width, 1, bias=False) if config.pooling == "attention" else None
+        self._name = inner.model_type
+        self._traits = ARCHITECTURES[inner.model_type]
         if config.frozen:
             self.freeze("encoder")
+        elif config.frozen_layers:
+            first = _architectures.first_modules(self._name, self.encoder, config.frozen_layers)
+            self.freeze(*(f"encoder.{path}" for path in first))
 
     def forward(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tokens:
-        mask = mask_NT[:, None, None, :] if self._takes_4d_mask else mask_NT.to(input_ids_NT.dtype)
-        x_NTD = self.encoder(input_ids=input_ids_NT, attention_mask=mask).last_hidden_state
-        x_NTD = self.projection(x_NTD)
-        pooled_ND = masked_mean(x_NTD, mask_NT) if self.config.pooling == "mean" else x_NTD[:, 0]
+        if not len(input_ids_NT):
+            # transformers cannot reshape an empty batch. A row of padding goes in its place, and not past it, so that
+            # every parameter still has a gradient.
+            one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
+            return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
+        order_NT = _order(mask_NT, self._traits.cls)
+        ordered_NT = mask_NT.take_along_dim(order_NT, 1)
+        if self._traits.cls == "first":
+            x_NTD = self._encode(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT)
+        else:
+            x_NTD = self._encode(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1)
+        x_NTD = self.activation(self.projection(x_NTD))
+        pooled_ND = self._pool(x_NTD, ordered_NT)
         if self.config.output == "pooled":
-            return Tokens(pooled_ND.unsqueeze(1), mask_NT[:, :1].new_ones(len(mask_NT), 1), pooled_ND)
-        return Tokens(x_NTD, mask_NT, pooled_ND)
+            return Tokens(pooled_ND.unsqueeze(1), ordered_NT[:, :1], pooled_ND)
+        if self.mix is not None:
+            # Not every fusion reads the pooled vector, and data-parallel training waits for every gradient.
+            x_NTD = x_NTD + 0 * self.mix.weight
+        return Tokens(x_NTD, ordered_NT, pooled_ND)
+
+    def _encode(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        more: dict[str, Any] = {}
+        if self._name == "xlnet":
+            segments_NT = _XLNET_CLS_SEGMENT * _last(mask_NT).to(input_ids_NT.dtype)
+            more = {"token_type_ids": segments_NT, "use_mems": False}
+        # An attention over nothing is not a number: a text without tokens sees its padding, and is masked afterwards.
+        seen_NT = mask_NT | ~mask_NT.any(1, keepdim=True)
+        x_NTD: Tensor = self.encoder(
+            input_ids=input_ids_NT, attention_mask=self._mask(seen_NT), **more
+        ).last_hidden_state
+        return x_NTD
+
+    def _mask(self, mask_NT: Tensor) -> Any:
+        if self._traits.mask == "rows":
+            return mask_NT.long()
+        mask_N1QT = mask_NT[:, None, None, :]
+        if self._traits.mask == "keys":
+            return self._as_added(mask_N1QT)
+        place_T = torch.arange(mask_NT.shape[1], device=mask_NT.device)
+        near_QT = (place_T[:, None] - place_T).abs() <= self.encoder.config.sliding_window
+        return {
+            "full_attention": self._as_added(mask_N1QT),
+            "sliding_attention": self._as_added(mask_N1QT & near_QT),
+        }
+
+    def _as_added(self, mask_N1QT: Tensor) -> Tensor:
+        """The mask for torch's kernels; where transformers attends without them, what it is to add to the scores."""
+        if self.encoder.config._attn_implementation == "sdpa":
+            return mask_N1QT
+        dtype = self.encoder.dtype
+        return (~mask_N1QT).to(dtype) * torch.finfo(dtype).min
+
+    def _pool(self, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
+        if self.config.pooling == "mean":
+            return masked_mean(x_NTD, mask_NT)
+        if self.mix is None:
+            return x_NTD[:, 0] * mask_NT[:, :1]  # zero for a text without any token
+        weights_NT1 = masked_softmax(self.mix(x_NTD), mask_NT.unsqueeze(-1), dim=1)
+        return (weights_NT1 * x_NTD).sum(1)
 
     def load_pretrained(self) -> None:
         if not self.config.pretrained:
@@ -154,44 +280,29 @@ class TransformerEncoder(parts.Encoder):
         try:
             source, info = AutoModel.from_pretrained(
                 self.config.pretrained,
+                config=self.config.whole(),
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype="float32",
                 output_loading_info=True,
                 **_locality(self.config.pretrained),
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever broken files lead its readers to
             raise parts.WeightsError(
                 f"language.pretrained={self.config.pretrained!r} has no weights that can be loaded: {error}"
             ) from error
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        own, state = self.encoder.state_dict(), source.state_dict()
+        missing = sorted(set(info["missing_keys"]) & set(own))
         if missing:
             raise parts.WeightsError(
                 f"language.pretrained={self.config.pretrained!r} lacks {len(missing)} weights of its own architecture: "
                 f"{', '.join(missing[:3])}; name a complete checkpoint of the encoder"
             )
-        _drop_unused(source)
-        self.encoder.load_state_dict(source.state_dict())
+        self.encoder.load_state_dict({key: state[key] for key in own})
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.pretrained:
             yield from (parameter for parameter in self.encoder.parameters() if parameter.requires_grad)
-
-
-def _known(architecture: str) -> set[str]:
-    """Names of the settings of ``architecture``; ValueError if there is none of that name, or it encodes no text."""
-    from transformers import CONFIG_MAPPING
-
-    if architecture not in CONFIG_MAPPING:
-        close = difflib.get_close_matches(architecture, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.5)
-        raise ValueError(
-            f"architecture={architecture!r} is unknown to transformers; close names: "
-            f"{', '.join(close) or 'bert, roberta'}"
-        )
-    example = CONFIG_MAPPING[architecture]()
-    if example.is_encoder_decoder or not hasattr(example, "vocab_size") or not hasattr(example, "hidden_size"):
-        raise ValueError(f"architecture={architecture!r} is no text encoder; use one such as bert or roberta")
-    return set(example.to_dict()) | set(example.attribute_map)
 
 
 def _locality(pretrained: str) -> dict[str, bool]:
@@ -199,9 +310,14 @@ def _locality(pretrained: str) -> dict[str, bool]:
     return {"local_files_only": True} if Path(pretrained).is_dir() else {}
 
 
-def _drop_unused(encoder: nn.Module) -> None:
-    """Take away what no loss of ours reaches: data-parallel training waits for every parameter's gradient."""
-    if isinstance(getattr(encoder, "pooler", None), nn.Module):
-        encoder.register_module("pooler", None)
-    if isinstance(getattr(encoder, "mask_emb", None), nn.Parameter):  # XLNet's, for its pretraining
-        encoder.mask_emb.requires_grad_(False)
+def _order(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
+    """Places of the tokens (N, T): first the classification token, then the other real ones, then the padding."""
+    rank_NT = mask_NT.int()
+    if cls == "last":
+        rank_NT = rank_NT + _last(mask_NT)
+    return rank_NT.argsort(dim=1, descending=True, stable=True)
+
+
+def _last(mask_NT: Tensor) -> Tensor:
+    """True at the last real token of each row (N, T)."""
+    return mask_NT & (mask_NT.flip(1).cumsum(1).flip(1) == 1)

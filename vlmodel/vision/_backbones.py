@@ -1,22 +1,26 @@
-"""torchvision's classification CNNs as chains of blocks that can be cut after any stage."""
+"""torchvision's classifiers that have feature maps, as chains of blocks that can be cut after any stage."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 Stem = Literal["imagenet", "small"]
 
-# Attention models are another part's work; GoogLeNet and Inception have side exits; a RegNet computes with tensors
-# while it is built, so that it cannot be laid out on the meta device, on which checkpoints are opened.
-_EXCLUDED = ("vit_", "swin_", "maxvit_", "googlenet", "inception_", "regnet_")
-_HEAD = ("avgpool", "fc", "classifier", "dropout")
+# A ViT is a kind of its own; MaxViT takes images of one size; GoogLeNet and Inception have side exits.
+_EXCLUDED = ("vit_", "maxvit_", "googlenet", "inception_")
+_HEAD = ("avgpool", "fc", "classifier", "dropout", "permute")
+_CHAINS = ("features", "layers", "trunk_output")
+_STAGE = re.compile(r"layer\d$|trunk_output\.")  # of a ResNet or RegNet
 _PROBE = 256
 
 
@@ -28,6 +32,7 @@ class Layout:
         blocks: torchvision's names of the blocks, in order of computation.
         stages: for each stage the number of blocks up to its end.
         channels, strides: width and pixels per grid cell at the end of each stage.
+        channels_last: blocks give maps (B, H, W, C), as Swin's do, and not (B, C, H, W).
         keys: names of all weights of the whole network, its classifier included.
     """
 
@@ -35,6 +40,7 @@ class Layout:
     stages: tuple[int, ...]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    channels_last: bool
     keys: frozenset[str]
 
 
@@ -51,8 +57,9 @@ def check(name: str, stem: Stem) -> None:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
         raise ValueError(
-            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any ResNet, VGG, "
-            "DenseNet, MobileNet, EfficientNet or ConvNeXt of torchvision.models.list_models() can be used"
+            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any ResNet, RegNet, VGG, DenseNet, "
+            "MobileNet, EfficientNet, ConvNeXt or Swin of torchvision.models.list_models() can be used; for a ViT set "
+            "vision.kind to 'vit'"
         )
     if stem == "small" and "layer1" not in layout(name, "imagenet").blocks:
         raise ValueError(f"stem='small' is made for ResNets, and name={name!r} is none; use stem='imagenet'")
@@ -65,7 +72,8 @@ def create(name: str, stem: Stem) -> nn.Module:
     """
     import torchvision
 
-    model: nn.Module = torchvision.models.get_model(name, weights=None)
+    with _NumbersOnHost() if name.startswith("regnet_") else nullcontext():
+        model: nn.Module = torchvision.models.get_model(name, weights=None)
     if stem == "small":
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore[union-attr, arg-type]
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -78,7 +86,7 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in model.named_children():
         if name.startswith(_HEAD):
             return
-        if name in ("features", "layers"):
+        if name in _CHAINS:
             yield from ((f"{name}.{inner}", block) for inner, block in child.named_children())
         else:
             yield name, child
@@ -88,25 +96,36 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def layout(name: str, stem: Stem) -> Layout:
     """The layout of a backbone. A stage ends where the next block lowers the resolution.
 
-    What a ResNet does before its first ``layer`` is its stem and not a stage, so ``stages=3`` ends with ``layer3``.
+    What a ResNet or RegNet does before its first stage is its stem, so ``stages=3`` of a ResNet ends with ``layer3``.
     """
     with torch.device("meta"), torch.no_grad():
         model = create(name, stem).eval()
         chain = list(blocks(model))
         x, sizes, widths = torch.zeros(1, 3, _PROBE, _PROBE), [], []
+        channels_last = name.startswith("swin_")
         for _, block in chain:
             x = block(x)
-            sizes.append(x.shape[-1])
-            widths.append(x.shape[1])
+            sizes.append(x.shape[2])
+            widths.append(x.shape[-1 if channels_last else 1])
     block_names = tuple(block_name for block_name, _ in chain)
-    if "layer1" in block_names:
-        stages = [i + 1 for i, block_name in enumerate(block_names) if block_name.startswith("layer")]
-    else:
-        stages = [i + 1 for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]]
+    stages = [i + 1 for i, block_name in enumerate(block_names) if _STAGE.match(block_name)] or [
+        i + 1 for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]
+    ]
     return Layout(
         block_names,
         tuple(stages),
         tuple(widths[i - 1] for i in stages),
         tuple(_PROBE // sizes[i - 1] for i in stages),
+        channels_last,
         frozenset(model.state_dict()),
     )
+
+
+class _NumbersOnHost(TorchFunctionMode):
+    """A RegNet reckons its depths with tensors; on the meta device, on which models are opened, they had no values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **({**kwargs, "device": "cpu"} if func in (torch.arange, torch.tensor) else kwargs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,17 @@ from torch import Tensor, nn
 
 from vlmodel.parts import WeightsError
 
+# What torchvision has renamed since it published weights; its own loading renames them too.
+_RENAMED = (
+    (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=\d\.)"), r"\1"),
+    (re.compile(r"(?<=\.mlp\.)linear_1(?=\.)"), "0"),
+    (re.compile(r"(?<=\.mlp\.)linear_2(?=\.)"), "3"),
+)
+
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded: names as in the source, sorted.
+    """What was loaded: torchvision's names, sorted.
 
     Attributes:
         loaded: weights that now are the backbone's.
@@ -35,13 +43,14 @@ def is_torchvision_name(weights: str) -> bool:
 def read(name: str, weights: str) -> dict[str, Tensor]:
     """A state dict: torchvision's for the backbone ``name``, or that of a local file (safetensors, or torch's).
 
-    A wrapping ``{"state_dict": ...}`` and the prefix ``module.`` of data-parallel training are taken off.
+    A wrapping ``{"state_dict": ...}`` and the prefix ``module.`` of data-parallel training are taken off, and names are
+    those that torchvision uses now.
 
     Raises:
         WeightsError: the weights do not exist, cannot be fetched or are no state dict.
     """
     if is_torchvision_name(weights):
-        return _from_torchvision(name, weights)
+        return _renamed(_from_torchvision(name, weights))
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(
@@ -61,17 +70,24 @@ def read(name: str, weights: str) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(f"vision.weights={weights!r} holds no state dict (names to tensors)")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return _renamed({key.removeprefix("module."): value for key, value in state.items()})
 
 
 def load(
-    backbone: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], ignorable: Iterable[str], source: str
+    backbone: nn.Module,
+    state: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    ignorable: Iterable[str],
+    source: str,
+    settings: str,
 ) -> WeightsReport:
     """Copy ``state`` into ``backbone``.
 
     Args:
         names: for each weight of the backbone its name in ``state``.
         ignorable: names that ``state`` may have beside those.
+        source: where ``state`` is from.
+        settings: what decides whether weights fit, for the error.
 
     Raises:
         WeightsError: a weight is missing, has another shape, or is unknown. Nothing has been loaded then.
@@ -93,11 +109,20 @@ def load(
                 for what, found in (("missing", missing), ("unknown", unexpected), ("of another shape", unfit))
                 if found
             )
-            + ". Set vision.name, vision.stem and vision.stages to those that the weights were trained with"
+            + f". Set {settings} to those that the weights were trained with"
         )
     backbone.load_state_dict({key: state[n] for key, n in names.items() if n in state}, strict=False)
     loaded = {n for n in names.values() if n in state}
     return WeightsReport(source, tuple(sorted(loaded)), tuple(sorted(set(state) - loaded)))
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, value in state.items():
+        for former, present in _RENAMED:
+            key = former.sub(present, key)
+        renamed[key] = value
+    return renamed
 
 
 def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:

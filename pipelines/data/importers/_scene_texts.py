@@ -89,7 +89,9 @@ def _count_all(scene: Scene, rng: random.Random) -> tuple[str, str]:
 def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     by_count: dict[int, list[str]] = {}
     for shape in SHAPES:
-        by_count.setdefault(sum(thing.shape == shape for thing in scene.objects), []).append(f"{shape}s")
+        by_count.setdefault(sum(thing.shape == shape for thing in scene.objects), []).append(
+            f"{shape}{'es' if shape.endswith('s') else 's'}"
+        )
     for color in COLORS:
         by_count.setdefault(sum(thing.color == color for thing in scene.objects), []).append(f"{color} objects")
     # The rarer a count is over all scenes, the more often it is asked for where there is one.

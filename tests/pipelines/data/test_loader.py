@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     tokenizer = train_tokenizer(["what is 0 1 2 3 ? a colour"], 64)
     VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["yes", "no"]).save_pretrained(folder / "processor")
-    return Source(str(folder), Index.open(str(folder)).hash, "train", "questions", str(folder / "processor"))
+    return Source(str(folder), Index.open(str(folder)).hash, "train", str(folder / "processor"))
 
 
 def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> TrainingParts:
@@ -106,7 +106,7 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(source: Source) -> 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_counts_each_sample_once(source: Source, world: int) -> None:
-    shares = [EvaluationBatches(source, 4, rank, world, with_texts=True) for rank in range(world)]
+    shares = [EvaluationBatches(source, 4, rank, world, answering="") for rank in range(world)]
     seen = [colour for share in shares for number in range(len(share)) for colour in colours(share[number])]
     assert sorted(seen) == [n for n in range(SAMPLES) if n % 4]
 

@@ -63,4 +63,4 @@ def pictures() -> list[bytes]:
 
 @pytest.fixture
 def score() -> Score:
-    return Score(accuracy=0.9, question_only=0.67, index_hash="ab" * 32, split="val", count=1000)
+    return Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)

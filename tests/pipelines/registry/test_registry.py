@@ -174,7 +174,7 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     with pytest.raises(RegistryError, match=r"'vqa' has no champion; train one .*jobs\.promote"):
         registry.champion()
     registry.log_model(run_id, checkpoint, example, score)
-    registry.log_model(run_id, other_checkpoint, example, replace(score, accuracy=0.95))
+    registry.log_model(run_id, other_checkpoint, example, replace(score, value=0.95))
 
     def aliases() -> list[str | None]:
         return [found.version if (found := registry.find(alias)) else None for alias in ("champion", "previous")]
@@ -190,7 +190,7 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     assert registry.newest("run-2") is None
     champion = registry.champion()
     assert isinstance(champion, LocalModel)
-    assert champion.score == replace(score, accuracy=0.95)
+    assert champion.score == replace(score, value=0.95)
     record = json.loads(champion.tags["promotion"])
     assert (record["reason"], record["former"]) == ("better", "1")
     assert json.loads(registry.version("1").tags["promotion"])["reason"] == "first"

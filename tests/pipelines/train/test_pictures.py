@@ -4,6 +4,7 @@ import ast
 import inspect
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from pipelines.train import pictures
-from pipelines.train.pictures import RIGHT, WRONG, attention_over, confusion, curves, examples_page, smoothed
+from pipelines.train.pictures import RIGHT, WRONG, Card, attention_over, confusion, curves, examples_page, smoothed
 
 
 def render(figure: Figure) -> np.ndarray:
@@ -99,30 +100,30 @@ def test_confusion_of_few_answers_has_no_row_for_others() -> None:
     assert [text.get_text() for text in confusion([], []).texts] == ["no answers"]
 
 
-def example(answer: str, predicted: str, attention: np.ndarray | None = None) -> dict[str, object]:
+def example(answer: str, predicted: str, attention: np.ndarray | None = None) -> Card:
     image = np.full((32, 32, 3), 255, dtype=np.uint8)
     image[:16, :16] = (255, 0, 0)
-    return {
-        "image": image,
-        "question": "what does it cost, $5 or $6?",
-        "answer": answer,
-        "predicted": predicted,
-        "probability": 0.75,
-        "attention_HW": attention,
-    }
+    return Card(image, "what does it cost, $5 or $6?", answer, predicted, 0.75, answer == predicted, attention)
 
 
 def test_examples_put_wrong_answers_first_and_say_which_is_right() -> None:
     figure = examples_page([example("red", "red"), example("blue", "red"), example("no", "no"), example("a", "a")])
     cards = figure.axes[:4]
     assert figure.get_suptitle() == "1 wrong and 3 right answers"
-    assert cards[0].texts[0].get_text() == "✗ red (75%)   right: blue"
+    assert cards[0].texts[0].get_text() == "✗ red (75%)\nright: blue"
     assert cards[1].texts[0].get_text() == "✓ red (75%)"
     assert [card.texts[0].get_color() for card in cards] == [WRONG, RIGHT, RIGHT, RIGHT]
     assert cards[0].get_title() == "what does it cost, $5 or $6?"
     assert all(card.images for card in cards)
     assert not any(axes.images for axes in figure.axes[4:])
     render(figure)
+
+
+def test_what_is_neither_right_nor_wrong_stands_beside_what_people_say() -> None:
+    page = examples_page([replace(example("a dog", "a cat"), title="", right=None)])
+    assert page.axes[0].texts[0].get_text() == "a cat (75%)\npeople: a dog"
+    assert page.get_suptitle() == ""
+    render(page)
 
 
 def test_attention_is_laid_over_a_second_copy_of_the_image() -> None:

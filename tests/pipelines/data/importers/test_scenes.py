@@ -72,9 +72,15 @@ def answer(question: str, objects: list[dict[str, Any]]) -> str:
     if m := re.fullmatch(r"how many (\w+) objects are there\?", question):
         assert m[1] in RGB
         return str(sum(o["color"] == m[1] for o in objects))
-    if m := re.fullmatch(r"how many (\w+?)(?:e?s) are there\?", question):
-        names = {"circl": "circle", "squar": "square", "triangl": "triangle", "cross": "cross", "star": "star"}
-        return str(sum(o["shape"] == names[m[1]] for o in objects))
+    if m := re.fullmatch(r"how many (\w+) are there\?", question):
+        shapes = {
+            "circles": "circle",
+            "squares": "square",
+            "triangles": "triangle",
+            "crosses": "cross",
+            "stars": "star",
+        }
+        return str(sum(o["shape"] == shapes[m[1]] for o in objects))
     if m := re.fullmatch(r"is the (\w+) (\w+) small or large\?", question):
         return _the(objects, color=m[1], shape=m[2])["size"]
     if m := re.fullmatch(r"where is the (\w+) (\w+)\?", question):

@@ -1,0 +1,102 @@
+"""Captions against the captions that people gave: the figures of the COCO caption evaluation (arXiv 1504.00325)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from nltk.tokenize import NLTKWordTokenizer
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from tokenizers import normalizers
+
+from pipelines.evaluate.metrics.check import same_length
+
+_PREPARE = normalizers.Sequence(
+    [
+        normalizers.NFC(),
+        normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True),
+    ]
+)
+_TREEBANK = NLTKWordTokenizer()
+_STOPS = ".?!…。！？।؟۔"
+_MARKS = frozenset(_STOPS + "`'\"()[]{},:;-–—‘’“”«»、，：；（）「」『』《》،؛")
+
+
+def tokenize(caption: str) -> str:
+    """The words of a caption as its figures count them: lower case, without punctuation, a blank between two.
+
+    The COCO evaluation takes the Penn Treebank tokens of a Java program and leaves out quotes, brackets, stops, commas,
+    colons and dashes. Here NLTK makes the same tokens: "isn't" is two, "t-shirt" is one, "$", "&" and "%" stay. They
+    differ at abbreviations ("U.S.") and slashes ("w/"), so figures differ slightly from those of the Java program; on
+    captions of plain words they are equal. Unlike there, each Chinese character is a word, since such captions have no
+    blanks, and the marks of other scripts are punctuation too.
+    """
+    # To NLTK only the last full stop is one.
+    words = (word.rstrip(_STOPS) for word in _TREEBANK.tokenize(_PREPARE.normalize_str(caption)))
+    return " ".join(word for word in words if not _MARKS.issuperset(word))
+
+
+def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider`` of one caption for each image, over the whole corpus.
+
+    BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) are those of
+    pycocoevalcap; all but CIDEr, which goes to 10, are from 0 to 1. CIDEr weighs words by how few images have them
+    in their references: figures of different sets of images are not comparable, and that of a single image is 0. A
+    caption without words counts 0.
+
+    Args:
+        predicted: a caption for each image, in any script.
+        references: the captions that people gave, at least one for each image. Those without words are left out.
+
+    Raises:
+        ValueError: empty, of different lengths, or an image without a reference that has words.
+    """
+    same_length(predicted=predicted, references=references)
+    results = {image: [tokenize(caption)] for image, caption in enumerate(predicted)}
+    truths = {image: list(filter(None, map(tokenize, captions))) for image, captions in enumerate(references)}
+    if empty := [image for image, captions in truths.items() if not captions]:
+        raise ValueError(
+            f"references[{empty[0]}] is {list(references[empty[0]])!r}; {len(empty)} of {len(truths)} images have no "
+            "reference with a word, leave them out"
+        )
+    bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
+    scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
+    scores["rouge_l"] = float(Rouge().compute_score(truths, results)[0])
+    scores["cider"] = float(Cider().compute_score(truths, results)[0])
+    return scores
+
+
+def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
+    """The training caption that is most like all others, to be given for every image: the floor of captioning.
+
+    Likeness is CIDEr's, the cosine of n-grams of one to four words weighted by their rarity; the consensus caption of
+    Devlin et al. 2015 (arXiv 1505.04467), here of the whole training split. The mean cosine with all captions is the
+    product with their mean, so that time and memory grow with ``limit`` alone and linearly.
+
+    Args:
+        limit: captions that are looked at, drawn with ``seed`` where there are more.
+
+    Returns:
+        One of ``captions``, the same for the same captions in the same order.
+
+    Raises:
+        ValueError: no caption has a word.
+    """
+    every = list(captions)
+    if len(every) > limit:
+        every = random.Random(seed).sample(every, limit)
+    sample = sorted(every)  # of equally typical captions the alphabetically first
+    words = [tokenize(caption) for caption in sample]
+    if not any(words):
+        raise ValueError(f"none of the {len(words)} captions has a word; the training split needs at least one")
+    likeness_N = np.zeros(len(words))
+    for n in range(1, 5):
+        options = {"ngram_range": (n, n), "lowercase": False, "token_pattern": None}
+        counter = HashingVectorizer(tokenizer=str.split, norm=None, alternate_sign=False, **options)
+        vectors_NV = TfidfTransformer().fit_transform(counter.transform(words))
+        likeness_N += vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel()
+    return sample[int(likeness_N.argmax())]

@@ -1,0 +1,79 @@
+"""Settings of the jobs that train many times: what varies, and how much runs at one time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from vlmodel.config import Section
+
+RANGES = ("uniform", "loguniform", "randint")
+
+
+class AblateConfig(Section):
+    """A grid of trainings that differ in the settings named here and in nothing else."""
+
+    grid: dict[str, list[Any]] = {}
+    """Dotted setting -> its values, as {"model.fusion.kind" = ["concat", "transformer"]}; every combination is run."""
+    seeds: list[int] = [0]
+    """Each combination is trained with each of these seeds."""
+    parallel: int = Field(1, ge=1)
+    """Trainings at one time. The cluster needs the CPUs (GPUs) of their workers and of their streams together."""
+
+    @field_validator("grid")
+    @classmethod
+    def _distinct_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in grid.items():
+            if not values or any(value in values[:n] for n, value in enumerate(values)):
+                raise ValueError(f"{key!r} = {values!r}: name at least one value, and none of them twice")
+        return grid
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, seeds: list[int]) -> list[int]:
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"{seeds!r}: name at least one seed, none below 0 and none twice")
+        return seeds
+
+
+class TuneConfig(Section):
+    """A search for good settings: random samples, of which the weak are stopped early (ASHA)."""
+
+    space: dict[str, dict[str, list[Any]]] = {}
+    """Dotted setting -> its distribution: {loguniform = [1e-4, 1e-2]}, {uniform = [low, high]}, {randint = [low, high]}
+    (high excluded) or {choice = [a, b, c]}."""
+    samples: int = Field(8, ge=1)
+    """Trainings (trials)."""
+    concurrent: int = Field(1, ge=1)
+    """Trials at one time. The cluster needs the CPUs (GPUs) of their workers and of their streams together."""
+    grace_epochs: int = Field(1, ge=1)
+    """Epochs that every trial gets before it can be stopped."""
+    reduction: int = Field(3, ge=2)
+    """At each of ASHA's looks (after grace_epochs times 1, r, r^2, ... epochs) the best 1/r of the trials go on."""
+
+    @field_validator("space")
+    @classmethod
+    def _known_distributions(cls, space: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+        for key, distribution in space.items():
+            if problem := _problem(distribution):
+                raise ValueError(f"{key!r} = {distribution!r}: {problem}")
+        return space
+
+
+def _problem(distribution: dict[str, list[Any]]) -> str:
+    if len(distribution) != 1:
+        return f"name one distribution: choice, {', '.join(RANGES)}"
+    ((kind, values),) = distribution.items()
+    if kind == "choice":
+        return "" if values else "name at least one value"
+    if kind not in RANGES:
+        return f"{kind!r} is unknown; use choice, {', '.join(RANGES)}"
+    number = int if kind == "randint" else (int, float)
+    if len(values) != 2 or not all(isinstance(v, number) and not isinstance(v, bool) for v in values):
+        return f"{kind} takes [low, high], two {'whole ' if kind == 'randint' else ''}numbers"
+    if values[0] >= values[1]:
+        return "low must be below high"
+    if kind == "loguniform" and values[0] <= 0:
+        return "loguniform needs bounds above 0"
+    return ""

@@ -1,0 +1,155 @@
+"""Configurations that differ from a base in a few settings, and the cells of a grid of them."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from vlmodel.config import ConfigError, Part, Section, parse, part_config
+
+S = TypeVar("S", bound=Section)
+
+FIXED = (
+    "name", "seed", "storage", "cluster", "source", "data", "tracking", "registry", "serve", "predict", "evaluate",
+    "ablate", "tune",
+)  # fmt: skip
+"""Settings that all trainings of a search share; seeds are named beside the grid."""
+_MAX_SLUG = 120
+
+
+@dataclass(frozen=True)
+class Cell(Generic[S]):
+    """One combination of a grid.
+
+    Attributes:
+        slug: readable name that follows from the settings alone, so that a repeated grid finds its cells again.
+        settings: what differs from the base.
+        config: the whole configuration; None where the combination is refused.
+        refused: why, in the words of the configuration.
+    """
+
+    slug: str
+    settings: dict[str, Any]
+    config: S | None
+    refused: str = ""
+
+
+def changed(config: S, settings: Mapping[str, Any]) -> S:
+    """``config`` with other values for some dotted settings.
+
+    A part that changes its ``kind`` keeps those explicit settings (from the file or the command line) that the new
+    kind has as well, such as a width: cells of a grid then differ in the kind and not in their sizes.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value or combination that is refused.
+    """
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    for key, value in sorted(settings.items(), key=lambda item: precedence(item[0])):
+        *parents, leaf = key.split(".")
+        node: Any = tree
+        for step in parents:
+            node = node.setdefault(step, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"unknown key {key!r}: {step!r} is a value, not a section")
+        if leaf == "kind" and (part := new_part(config, key, value)) is not None:
+            for name in node.keys() - part.model_fields.keys():
+                del node[name]
+        node[leaf] = value
+    return parse(type(config), tree)
+
+
+def new_part(config: Section, key: str, kind: str) -> type[Part] | None:
+    """The part that ``key = kind`` would choose, where ``key`` is the kind of a part.
+
+    Raises:
+        ConfigError: there is no part of this kind.
+    """
+    owner: Any = config
+    for step in key.split(".")[:-1]:
+        owner = owner.get(step) if isinstance(owner, Mapping) else getattr(owner, step, None)
+    if not isinstance(owner, Part) or not key.endswith(".kind"):
+        return None
+    return part_config(type(owner).__module__.rpartition(".")[0], kind)
+
+
+def cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> list[Cell[S]]:
+    """Every combination of the grid, the last key's values changing fastest.
+
+    Args:
+        where: the setting that holds the grid, for messages.
+
+    Raises:
+        ConfigError: there is no grid; a key does not exist or is not for a grid; a kind does not exist; or no
+            combination at all is accepted.
+    """
+    found = list(_cells(config, grid, where))
+    if all(cell.config is None for cell in found):
+        reasons = dict.fromkeys(cell.refused for cell in found)
+        raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(reasons))
+    return found
+
+
+def check(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
+    """Raise as ``cells`` does. Looks no further than the first combination that is accepted."""
+    refused: dict[str, None] = {}
+    for cell in _cells(config, grid, where):
+        if cell.config is not None:
+            return
+        refused[cell.refused] = None
+    raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(refused))
+
+
+def precedence(key: str) -> tuple[bool, int]:
+    """Sorts a part's kind first, an outer part's before an inner one's: it decides what other settings mean."""
+    return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
+
+
+def short(key: str) -> str:
+    """The setting as tables name it.
+
+    >>> short("model.fusion.kind"), short("train.optimizer.head_lr"), short("seed")
+    ('fusion', 'optimizer.head_lr', 'seed')
+    """
+    return ".".join(key.removesuffix(".kind").split(".")[-1 if key.endswith(".kind") else -2 :])
+
+
+def text(value: Any) -> str:
+    """The value as tables, names and the command line show it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def slug(settings: Mapping[str, Any]) -> str:
+    """Readable name of a combination, safe for file names; with a hash where something had to be left out.
+
+    >>> slug({"model.topology.kind": "dual", "model.fusion.width": 64})
+    'fusion.width-64-topology-dual'
+    """
+    whole = "-".join(f"{short(key)}-{text(value)}" for key, value in sorted(settings.items()))
+    safe = re.sub(r"[^A-Za-z0-9_.\-]+", "_", whole)[:_MAX_SLUG]
+    if safe == whole:
+        return safe
+    return f"{safe}-{hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def _cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator[Cell[S]]:
+    if not grid:
+        raise ConfigError(f'{where} is empty; name what varies, as in {where}={{"model.fusion.kind"=["concat"]}}')
+    for key, values in grid.items():
+        if key.split(".")[0] in FIXED:
+            raise ConfigError(f"{where}: {key!r} is the same for all trainings of a search; vary other settings")
+        for value in values if key.endswith(".kind") else []:
+            try:
+                new_part(config, key, value)
+            except ConfigError as error:
+                raise ConfigError(f"{where}: {key}: {error}") from None
+    for values in itertools.product(*grid.values()):
+        settings = dict(zip(grid, values, strict=True))
+        try:
+            yield Cell(slug(settings), settings, changed(config, settings))
+        except ConfigError as error:
+            yield Cell(slug(settings), settings, None, str(error))

@@ -1,0 +1,48 @@
+"""Functions that run in processes of their own on the cluster, while this one only waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import ray
+from ray import ObjectRef
+
+T = TypeVar("T")
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any]:
+    """Call ``function`` in another process. Ray keeps that process for the next call, with all that it imported."""
+    # It reserves nothing: it waits for workers, which reserve for themselves. DEFAULT: outside the caller's placement
+    # group, which a trial of Ray Tune has and in which nothing else would find room.
+    task: Any = ray.remote(_call)
+    task = task.options(num_cpus=0, max_retries=0, name="training", scheduling_strategy="DEFAULT")
+    return cast("ObjectRef[Any]", task.remote(function, *arguments))
+
+
+def each(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iterator[tuple[T, Any]]:
+    """``(item, function(item))`` in the order in which they are done, ``at_once`` of them at a time.
+
+    Yields:
+        the exception, in place of a result, of a process that died.
+    """
+    if at_once == 1:
+        for item in items:
+            yield item, function(item)
+        return
+    waiting = list(items)
+    running: dict[ObjectRef[Any], T] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            item = waiting.pop(0)
+            running[start(function, item)] = item
+        (ready,), _ = ray.wait(list(running), num_returns=1)
+        item = running.pop(ready)
+        try:
+            yield item, ray.get(ready)
+        except ray.exceptions.RayError as error:
+            yield item, error
+
+
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)

@@ -1,0 +1,99 @@
+"""The results of many trainings as one table: for the terminal and Markdown, and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from textwrap import shorten
+from typing import Any
+
+from pipelines.search.grid import Cell, short, text
+from pipelines.search.record import Record, Trial, spread
+
+Row = dict[str, Any]
+_LONGEST = 60
+
+
+def ablation_rows(
+    cells: Sequence[Cell[Any]], seeds: Sequence[int], records: Mapping[tuple[str, int], Record], measure: str
+) -> list[Row]:
+    """A row for each cell, in the order of the grid: mean and spread (sample standard deviation) over its seeds.
+
+    Args:
+        records: by the cell's slug and the seed.
+    """
+    rows = []
+    for cell in cells:
+        of_seed = {seed: records[cell.slug, seed] for seed in seeds}
+        scored = [record for record in of_seed.values() if record.score is not None]
+        scores = [record.score for record in scored if record.score is not None]
+        row: Row = _settings(cell.settings)
+        row[measure] = statistics.fmean(scores) if scores else None
+        row["spread"] = spread(scores)
+        row |= {f"seed {seed}": record.score for seed, record in of_seed.items()}
+        for name in ("parameters", "seconds", "images_per_s"):
+            row[name.replace("_per_", "/")] = statistics.fmean(getattr(r, name) for r in scored) if scored else None
+        row["status"] = "; ".join(dict.fromkeys(map(status, of_seed.values())))
+        rows.append(row)
+    return rows
+
+
+def tune_rows(trials: Sequence[Trial], records: Mapping[int, Record], measure: str) -> list[Row]:
+    """A row for each trial, the best first."""
+    rows = []
+    for trial in trials:
+        record = records[trial.number]
+        row: Row = {"trial": trial.number + 1}
+        row |= _settings(trial.settings)
+        row |= {measure: record.score, "best epoch": record.best_epoch, "epochs": record.epochs}
+        row |= {"parameters": record.parameters, "seconds": record.seconds, "images/s": record.images_per_s}
+        rows.append(row | {"status": status(record)})
+    return sorted(rows, key=lambda row: (row[measure] is None, -(row[measure] or 0.0)))
+
+
+def status(record: Record) -> str:
+    """The status, with the first line of its reason."""
+    return f"{record.status}: {record.reason.splitlines()[0]}" if record.reason else record.status
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table with aligned columns, which Markdown and a terminal both show. Long reasons are shortened."""
+    columns = list(rows[0])
+    lines = [columns, *([_shown(column, row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+    numeric = [all(isinstance(row[column], int | float | None) for row in rows) for column in columns]
+
+    def joined(cells: Sequence[str]) -> str:
+        padded = (c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = [f"{'-' * (w - 1)}:" if right else "-" * w for w, right in zip(widths, numeric, strict=True)]
+    return "\n".join([joined(lines[0]), joined(rule), *map(joined, lines[1:])])
+
+
+def comma_separated(rows: Sequence[Row]) -> str:
+    """The table as CSV, numbers in full."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
+
+
+def _settings(settings: Mapping[str, Any]) -> Row:
+    # A fraction as it was typed; the other columns have four decimals.
+    return {short(key): value if isinstance(value, int) else text(value) for key, value in settings.items()}
+
+
+def _shown(column: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if column == "parameters":
+        return f"{value:,.0f}"
+    if column in ("seconds", "images/s"):
+        return f"{value:.1f}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return shorten(str(value), _LONGEST, placeholder=" …").replace("|", "\\|")

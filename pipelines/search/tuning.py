@@ -1,0 +1,173 @@
+"""A search by Ray Tune: it samples settings, runs trials side by side, and ends the weak ones early (ASHA).
+
+ASHA is of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2018, arxiv.org/abs/1810.05934).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef, tune
+from ray.actor import ActorHandle
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from pipelines.search.config import TuneConfig
+from pipelines.search.errors import SearchError
+from pipelines.search.grid import short, text
+from pipelines.search.record import Record, Trial
+from pipelines.search.referee import create_referee
+from pipelines.search.remote import start
+
+SCORE = "score"
+_DIGITS = 4
+_STOP_S = 600.0
+
+Train = Callable[[int, dict[str, Any], ActorHandle[Any]], Record]
+"""Trains the trial of a number with the given settings to its end, asking the referee after each epoch."""
+
+
+def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, measure: str) -> list[Trial]:
+    """Run all trials; a search of the same folder continues, and repeats those that failed.
+
+    What ASHA compared before an interruption is not kept by Ray Tune: trials of the continued search are compared
+    among themselves.
+
+    Args:
+        folder: for Tune's own state, in storage.
+        epochs: of a trial that is not stopped.
+        measure: what the score is, for the lines that are printed.
+
+    Raises:
+        SearchError: the state in ``folder`` cannot be continued.
+    """
+    # Tune's own tables and files: what it finds is printed and kept by the job.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Ctrl-C ends the job at once and the next one continues; Tune would take it for the end of the search.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    # The trial itself only waits: a hundredth of a CPU, as Tune wants it to reserve something.
+    trainable = tune.with_resources(tune.with_parameters(_Trainable, train=train), {"CPU": 0.01})
+    if tune.Tuner.can_restore(folder):
+        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=space(config))
+    else:
+        storage, _, name = folder.rpartition("/")
+        tuner = tune.Tuner(
+            trainable,
+            param_space=space(config),
+            tune_config=tune.TuneConfig(
+                metric=SCORE,
+                mode="max",
+                num_samples=config.samples,
+                search_alg=BasicVariantGenerator(max_concurrent=config.concurrent, random_state=seed),
+                scheduler=ASHAScheduler(
+                    time_attr="epoch",
+                    max_t=epochs,
+                    grace_period=min(config.grace_epochs, epochs),
+                    reduction_factor=config.reduction,
+                ),
+                trial_dirname_creator=_folder_of,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=storage,
+                verbose=0,
+                callbacks=[_Lines(config.samples, measure)],
+                # The trainings keep their own.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
+        )
+    results = tuner.fit()
+    if len(results) < config.samples:
+        raise SearchError(
+            f"Ray Tune found {len(results)} of {config.samples} trials in {folder}; remove that folder and run again: "
+            "what was trained is kept beside it"
+        )
+    trials = [
+        Trial(int(PurePosixPath(found.path).name), plain(found.config or {}), str(found.error or ""))
+        for found in (results[n] for n in range(len(results)))
+    ]
+    return sorted(trials, key=lambda trial: trial.number)
+
+
+def space(config: TuneConfig) -> dict[str, Any]:
+    """The search space in Tune's terms."""
+    make: dict[str, Any] = {
+        "choice": tune.choice,
+        "uniform": tune.uniform,
+        "loguniform": tune.loguniform,
+        "randint": tune.randint,
+    }
+    return {
+        key: make[kind](values) if kind == "choice" else make[kind](*values)
+        for key, distribution in config.space.items()
+        for kind, values in distribution.items()
+    }
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples as settings: plain numbers, rounded so that they can be read and typed."""
+    values = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
+    return {key: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for key, v in values.items()}
+
+
+class _Trainable(tune.Trainable):
+    """A trial as Tune sees it. The training runs in a process of its own, outside the trial's placement group."""
+
+    def setup(self, config: dict[str, Any], train: Train) -> None:  # type: ignore[override]
+        self._train, self._settings = train, plain(config)
+        self._epoch = 0
+        self._training: ObjectRef[Any] | None = None
+
+    def step(self) -> dict[str, Any]:
+        """Wait for the end of the next epoch, or of the training."""
+        if self._training is None:
+            self._referee = create_referee()
+            self._training = start(self._train, _number(self.trial_id), self._settings, self._referee)
+        asking: ObjectRef[Any] = self._referee.after.remote(self._epoch)
+        (ready, *_), _ = ray.wait([asking, self._training], num_returns=1)
+        if ready == asking:
+            self._epoch, score = ray.get(asking)
+            return {"epoch": self._epoch, SCORE: score}
+        record: Record = ray.get(self._training)
+        if record.status == "failed":
+            raise RuntimeError(record.reason)
+        return {"epoch": record.epochs, SCORE: record.score or 0.0, "done": True}
+
+    def cleanup(self) -> None:
+        """Let the training end at the epoch where it waits."""
+        if self._training is not None:
+            ray.get(self._referee.stop.remote())
+            ray.wait([self._training], timeout=_STOP_S)
+
+
+class _Lines(tune.Callback):
+    """A line for each epoch of each trial."""
+
+    def __init__(self, samples: int, measure: str) -> None:
+        self._samples, self._measure = samples, measure
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        if result.get("done") and SCORE not in result:
+            return
+        settings = "  ".join(f"{short(key)}={text(value)}" for key, value in plain(trial.config).items())
+        print(
+            f"tune  trial {_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
+            f"{self._measure} {result[SCORE]:.4f}  {settings}",
+            flush=True,
+        )
+
+
+def _number(trial_id: str) -> int:
+    """Tune's ids are of the form 1f3ab_00007."""
+    return int(trial_id.rpartition("_")[2])
+
+
+def _folder_of(trial: Any) -> str:
+    return str(_number(trial.trial_id))

@@ -1,0 +1,90 @@
+"""VQA's rule against its definition, and its normalization by hand."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pipelines.evaluate.metrics.answers import accuracy, agreement, normalize, vqa_accuracy
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain"),
+    [
+        ("Yes.", "yes"),
+        ("The dog", "dog"),
+        ("a the an", ""),
+        ("Two", "2"),
+        ("none", "0"),
+        ("ten men", "10 men"),
+        ("eleven", "eleven"),
+        ("dont", "don't"),
+        ("wouldn'tve", "wouldn't've"),
+        ("ows'at 'ows'at", "ows'at 'ow's'at"),
+        ("well", "well"),
+        ("man's", "man's"),
+        ("5:30", "5:30"),
+        ("2.5", "2.5"),
+        ("u.s.a.", "usa"),
+        ("t-shirt", "t shirt"),
+        ("yes, sir", "yes sir"),
+        ("red,white", "red white"),
+        ("red / white", "red white"),
+        ("1,000 black-white", "1000 blackwhite"),
+        ("red\nand\twhite", "red and white"),
+        ("?", ""),
+        ("", ""),
+        ("Это КОТ!", "это кот"),
+        ("猫", "猫"),
+    ],
+)
+def test_normalized_answers(answer: str, plain: str) -> None:
+    assert normalize(answer) == plain
+
+
+@pytest.mark.parametrize(("agree", "value"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_of_ten_annotators_four_that_agree_are_enough(agree: int, value: float) -> None:
+    given = ["yes"] * agree + ["no"] * (10 - agree)
+    random.Random(agree).shuffle(given)
+    assert agreement("Yes", given) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("annotators", range(4, 12))
+def test_agreement_is_the_mean_over_all_who_are_left_out(annotators: int) -> None:
+    rng = random.Random(annotators)
+    for _ in range(20):
+        given = rng.choices("abc", [3, 2, 1], k=annotators)
+        others = [given[:out] + given[out + 1 :] for out in range(annotators)]
+        expected = sum(min(some.count("b") / 3, 1) for some in others) / annotators
+        assert agreement("b", given) == pytest.approx(expected)
+
+
+def test_few_annotators_can_agree_fully() -> None:
+    assert [agreement("cat", ["cat"] * n) for n in (1, 2, 3, 4)] == [1, 1, 1, 1]
+    assert [agreement("cat", ["dog"] * n) for n in (1, 2, 3, 4)] == [0, 0, 0, 0]
+    assert agreement("cat", ["cat", "dog"]) == pytest.approx(1 / 2)
+    assert agreement("cat", ["cat", "dog", "cow"]) == pytest.approx(1 / 3)
+    assert agreement("cat", ["cat", "cat", "cow"]) == pytest.approx((1 / 2 + 1 / 2 + 1) / 3)
+
+
+def test_both_sides_are_normalized() -> None:
+    assert agreement("a T-shirt", ["t shirt"] * 10) == 1
+    assert agreement("2", ["Two"] * 10) == 1
+
+
+def test_the_figures_are_means() -> None:
+    given = [["yes"] * 10, ["2"] * 3 + ["3"] * 7]
+    assert vqa_accuracy(["yes", "two"], given) == {"vqa_accuracy": pytest.approx(0.95)}
+    assert accuracy(["a", "", "是", "B"], ["a", "", "否", "b"]) == {"accuracy": 0.5}
+
+
+def test_input_that_cannot_be_scored() -> None:
+    with pytest.raises(ValueError, match="predicted has 0, answers has 0"):
+        accuracy([], [])
+    with pytest.raises(ValueError, match="predicted has 2, answers has 1"):
+        accuracy(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="predicted has 1, given has 0"):
+        vqa_accuracy(["a"], [])
+    with pytest.raises(ValueError, match="given has 0"):
+        vqa_accuracy(["a"], [[]])

@@ -1,0 +1,190 @@
+"""Reports of every kind of task, worked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.data.errors import DataError
+from pipelines.data.sample import Question, Texts
+from pipelines.evaluate.examples import choose
+from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.judge import judge, judge_answers
+from pipelines.evaluate.predict import SCHEMA
+from vlmodel.fields import Fields
+
+ASKED = Fields(reads="questions", target="answer")
+CAPTIONED = Fields(reads="captions", text=False, target="tokens")
+MATCHED = Fields(reads="questions", target="match")
+COMPARED = Fields(reads="captions", target="none")
+
+
+def table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([dict.fromkeys(SCHEMA.names) | row for row in rows], schema=SCHEMA)
+
+
+def answers(*rows: tuple[str, str, str | None, str], **more: Any) -> pa.Table:
+    """(key, question, right answer, predicted) rows; the second best answer is always "no"."""
+    return table(
+        *(
+            {
+                "key": key, "text": text, "target": target, "references": [target] if target else [],
+                "predicted": predicted, "probability": 0.5, "answers": [predicted, "no"],
+                "probabilities": [0.5, 0.3], **more,
+            }
+            for key, text, target, predicted in rows
+        )
+    )  # fmt: skip
+
+
+LEARNED = Floors.learn(
+    [("is it red?", "yes"), ("is it red?", "yes"), ("how many?", "2"), ("how many?", "1"), ("?", "no")]
+)
+
+
+def training() -> Iterable[Texts]:
+    yield Texts(("a dog runs", "a dog"), (Question("is it red?", "yes"), Question("how many?", "2")))
+    yield Texts(("a dog runs fast",), (Question("is it red?", "yes"),))
+
+
+def test_floors_are_the_most_frequent_answers() -> None:
+    assert LEARNED.majority == "yes"
+    assert LEARNED.by_question == {"is it red?": "yes", "how many?": "1", "?": "no"}  # of equals the first by name
+
+
+def test_every_answered_question_counts_and_unknown_ones_do_not() -> None:
+    given = answers(
+        ("a", "is it red?", "yes", "yes"),
+        ("a", "how many?", "2", "1"),
+        ("b", "how many?", "1", "1"),
+        ("b", "never asked before", "zebra", "yes"),
+        ("c", "is it red?", "no", "yes"),
+        ("c", "is it blue?", None, "yes"),
+    )
+    report = judge_answers(given, "val", LEARNED, ["yes", "no", "1", "2"])
+    assert (report.samples, report.rows, report.metric) == (3, 5, "accuracy")
+    assert report.value == report.figures["accuracy"] == pytest.approx(2 / 5)
+    assert report.floors["majority"] == {"accuracy": pytest.approx(1 / 5)}
+    assert report.floors["question_only"] == {"accuracy": pytest.approx(2 / 5)}
+    assert report.floor == pytest.approx(2 / 5)
+    assert "image_shuffled" not in report.floors
+    assert report.by_answer == [("1", 1, 1.0), ("2", 1, 0.0), ("no", 1, 0.0), ("yes", 1, 1.0), ("zebra", 1, 0.0)]
+    assert report.metrics()["val/floor_question_only"] == pytest.approx(2 / 5)
+    assert report.metrics("vqa")["val/vqa/accuracy"] == pytest.approx(2 / 5)
+    assert "accuracy 0.4000  (5 questions, 3 images)" in str(report)
+    assert "1 right answers are outside" in str(report)
+
+
+def test_the_k_best_say_something_among_many_answers_only() -> None:
+    given = answers(("a", "q", "no", "yes"), ("b", "q", "maybe", "yes"))
+    assert "top2_accuracy" not in judge_answers(given, "val", LEARNED, ["yes", "no"]).figures
+    many = [str(n) for n in range(21)]
+    assert judge_answers(given, "val", LEARNED, many).figures["top2_accuracy"] == 0.5
+
+
+def test_answers_about_other_images_are_a_floor() -> None:
+    given = pa.concat_tables(
+        [answers(("a", "q", "yes", "yes"), shuffled="no"), answers(("b", "q", "no", "no"), shuffled="no"),
+         answers(("c", "q", "no", "no"))]
+    )  # fmt: skip
+    report = judge_answers(given, "val", LEARNED)
+    assert report.floors["image_shuffled"] == {"accuracy": 0.5}
+    assert report.figures["accuracy"] == 1
+
+
+def test_several_annotators_make_agreement_a_figure() -> None:
+    given = answers(("a", "how many?", "2", "2"), references=["2"] * 3 + ["3"] * 7)
+    report = judge(given, "val", ASKED, training, ["2", "yes"])
+    assert report.figures["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
+    assert report.floors["question_only"]["vqa_accuracy"] == report.figures["vqa_accuracy"]
+    assert report.floors["majority"]["vqa_accuracy"] == 0
+
+
+def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> None:
+    rows = [
+        {"key": key, "text": "", "target": true[0], "references": true, "predicted": said, "probability": 0.1,
+         "shuffled": other}
+        for key, true, said, other in (
+            ("a", ["a dog runs on grass", "a brown dog"], "a dog runs on grass", "two men sit on a bench"),
+            ("b", ["two men sit on a bench", "men sitting"], "two men sit on a bench", "a dog runs on grass"),
+        )
+    ]  # fmt: skip
+    report = judge(table(*rows), "val", CAPTIONED, training)
+    assert (report.metric, report.unit, report.rows) == ("cider", "images", 2)
+    assert report.figures["bleu_4"] == pytest.approx(1, abs=1e-6)
+    assert report.value > report.floor
+    assert set(report.floors) == {"constant_caption", "image_shuffled"}
+    assert report.floors["image_shuffled"]["cider"] < report.value
+    assert 'constant caption: "a dog runs' in str(report)
+
+
+def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> None:
+    rows = [
+        {"key": key, "text": "t", "target": target, "references": [], "predicted": said, "probability": p}
+        for key, target, said, p in (
+            ("a", "match", "match", 0.9),
+            ("b", "Yes", "no match", 0.6),
+            ("c", "no-match", "no match", 0.8),
+            ("d", "no", "no match", 0.7),
+        )
+    ]
+    report = judge(table(*rows), "val", MATCHED, training)
+    assert report.value == pytest.approx(0.75)
+    assert report.figures["roc_auc"] == 1
+    assert report.floors["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
+
+
+def test_retrieval_ranks_both_ways() -> None:
+    basis = np.eye(3, dtype=np.float32)
+    rows = [
+        {"key": f"{image}", "text": f"{image}{n}", "target": None, "references": [], "predicted": "similarity",
+         "probability": 1.0, "image_embedding": basis[image] if n == 0 else None,
+         "text_embedding": basis[(image + n) % 3]}
+        for image in range(3) for n in range(2)
+    ]  # fmt: skip
+    report = judge(table(*rows), "val", COMPARED, training)
+    assert (report.samples, report.rows, report.unit) == (3, 6, "captions")
+    assert report.figures["text_to_image_recall_at_1"] == 0.5
+    assert report.floors["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
+    assert "median_rank" not in "".join(report.floors["chance"])
+    assert report.value == pytest.approx((0.5 + 1 + 1 + report.figures["image_to_text_recall_at_1"] + 1 + 1) / 6)
+
+
+def test_nothing_to_score_is_said() -> None:
+    with pytest.raises(DataError, match="no question of split 'test' has a right answer"):
+        judge(answers(("a", "q", None, "yes")), "test", ASKED, training, ["yes"])
+    with pytest.raises(DataError, match="no answered question"):
+        Floors.learn([])
+    captions = table({"key": "a", "text": "", "references": [], "predicted": "x", "probability": 1.0})
+    with pytest.raises(DataError, match="no image of split 'test' has a caption"):
+        judge(captions, "test", CAPTIONED, training)
+
+
+def test_examples_are_half_wrong_where_there_are_enough() -> None:
+    right = [(f"r{n}", "q", "yes", "yes") for n in range(9)]
+    wrong = [(f"w{n}", "q", "no", "yes") for n in range(9)]
+    chosen = choose(answers(*right, *wrong), ASKED, 6)
+    assert sorted(row.key[0] for row in chosen) == ["r"] * 3 + ["w"] * 3
+    assert chosen == choose(answers(*right, *wrong), ASKED, 6)
+    assert [row.key[0] for row in choose(answers(*right, wrong[0]), ASKED, 6)] == ["w"] + ["r"] * 5
+
+
+def test_captions_and_retrieved_texts_make_examples_too() -> None:
+    captions = table({"key": "a", "text": "", "target": "t", "references": ["t"], "predicted": "x", "probability": 1.0})
+    (chosen,) = choose(captions, CAPTIONED, 4)
+    assert (chosen.title, chosen.right, chosen.answer, chosen.predicted) == ("", None, "t", "x")
+    rows = [
+        {"key": key, "text": text, "probability": 1.0, "image_embedding": image, "text_embedding": words}
+        for key, text, image, words in (
+            ("a", "of a", [1.0, 0.0], [1.0, 0.0]),
+            ("a", "also of a", None, [0.9, 0.0]),
+            ("b", "of b", [0.5, 0.1], [0.0, 1.0]),
+        )
+    ]  # fmt: skip
+    found = {row.key: row for row in choose(table(*rows), COMPARED, 4)}
+    assert (found["a"].predicted, found["a"].right) == ("of a", True)
+    assert (found["b"].predicted, found["b"].right, found["b"].answer) == ("of a", False, "of b")

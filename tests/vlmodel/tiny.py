@@ -1,0 +1,64 @@
+"""Tiny models of any parts, and batches for any tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlmodel.config import parse, part_config
+from vlmodel.fields import Fields
+from vlmodel.model import ModelConfig
+from vlmodel.processor import Example, VLProcessor
+
+ROOMS = ("vision", "language", "topology", "fusion", "decoder")
+
+TINY: dict[tuple[str, str], dict[str, Any]] = {
+    ("vision", "cnn"): {"name": "resnet18", "stages": 1, "projection": 16},
+    ("vision", "vit"): {"image_size": 32, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "feed_forward": 32},
+    ("language", "transformer"): {"width": 16, "depth": 1, "heads": 2, "positions": 12, "dropout": 0.0},
+    ("fusion", "transformer"): {"width": 16, "dropout": 0.0},
+}
+"""Settings that make a kind tiny; another kind is made of width 16 where it has one, and without dropout."""
+
+DEFAULT_KINDS = {
+    "vision": "cnn", "language": "transformer", "topology": "dual", "fusion": "transformer", "decoder": "vqa"
+}  # fmt: skip
+
+
+def tiny_tree(**parts: dict[str, Any]) -> ModelConfig:
+    """Tiny parts, with the given settings on top."""
+    tree: dict[str, dict[str, Any]] = {}
+    for room, default in DEFAULT_KINDS.items():
+        changes = parts.get(room, {})
+        kind = changes.get("kind", default)
+        known = part_config(f"vlmodel.{room}", kind).model_fields
+        small = {key: value for key, value in {"width": 16, "dropout": 0.0}.items() if key in known}
+        tree[room] = {"kind": kind, **TINY.get((room, kind), small), **changes}
+    return parse(ModelConfig, tree)
+
+
+def for_tasks(processor: VLProcessor, tasks: Mapping[str, Fields]) -> VLProcessor:
+    """The same processor for other tasks."""
+    return VLProcessor(processor.config, processor.tokenizer, processor.labels, tasks)
+
+
+def batch_for(processor: VLProcessor, tasks: Mapping[str, Fields], examples: list[Example]) -> dict[str, Tensor]:
+    """The examples as the rows of each task."""
+    made = for_tasks(processor, tasks)
+    rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
+    return {name: torch.from_numpy(array) for name, array in made.collate_tasks(made.images(examples), rows).items()}
+
+
+def as_rows(example: Example, fields: Fields) -> Example:
+    """Questions and answers as what a task reads: captions are made of the questions."""
+    targets: tuple[str | None, ...] = {
+        "answer": example.targets,
+        "match": tuple(("match", "no match")[n % 2] for n in range(len(example.texts))),
+        "tokens": example.targets if fields.reads == "questions" else example.texts,
+        "none": (),
+    }[fields.target]
+    texts = example.texts if fields.text else ("",) * len(example.texts)
+    return Example(example.image, texts, targets, example.weights)

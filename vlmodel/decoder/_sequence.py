@@ -1,0 +1,350 @@
+"""Decoders that write a text, token by token: what captioning and answering by generation have in common."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmodel import parts
+from vlmodel.config import ConfigError
+from vlmodel.decoder import _causal
+from vlmodel.fields import Fields
+from vlmodel.layers import check_heads
+from vlmodel.tokens import Encoded
+
+if TYPE_CHECKING:
+    from vlmodel.processor import VLProcessor
+
+SETTINGS: dict[str, type] = {
+    "do_sample": bool,
+    "early_stopping": bool,
+    "length_penalty": float,
+    "max_new_tokens": int,
+    "max_time": float,
+    "min_new_tokens": int,
+    "min_p": float,
+    "no_repeat_ngram_size": int,
+    "num_beams": int,
+    "repetition_penalty": float,
+    "temperature": float,
+    "top_p": float,
+    "typical_p": float,
+}
+"""Settings of generation, of transformers' ``GenerationConfig``."""
+
+Memory = tuple[Tensor, Tensor]
+"""What a text is written from (N, S, D), and which of it is real (N, S)."""
+
+
+class SequenceConfig(parts.DecoderPart):
+    """Settings of a decoder that writes a text."""
+
+    pretrained: str = ""
+    """Folder or hub name of a pretrained decoder, or encoder, to start from; "" builds one by the settings below."""
+    architecture: str = "bert"
+    """From scratch: transformers' name of the architecture ("model_type"): bart, bert, electra or gpt2."""
+    width: int = Field(256, ge=1)
+    """From scratch: width of the layers and of the word embeddings, which the output is tied to."""
+    depth: int = Field(2, ge=1)
+    """From scratch: number of layers."""
+    heads: int = Field(4, ge=1)
+    """From scratch: attention heads."""
+    expansion: int = Field(4, ge=1)
+    """From scratch: width of the feed-forward layers, in multiples of ``width``."""
+    positions: int = Field(128, ge=3)
+    """From scratch: greatest number of tokens in a text, those that begin and end it included."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """From scratch: dropout of embeddings and layers; attention has none, for which fast kernels exist."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all tokens (Szegedy et al. 2016)."""
+    resolved: dict[str, Any] | None = None
+    """transformers' configuration of the decoder; filled in when the model is created, and stored with it."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> SequenceConfig:
+        if not self.pretrained and self.resolved is None:
+            if reason := _causal.unfit(self.architecture):
+                raise ValueError(f"architecture={self.architecture!r} {reason}")
+            check_heads(self.width, self.heads)
+        return self
+
+    def selects(self) -> Literal["accuracy", "loss"]:
+        return "loss"
+
+    def resolve(self, vocabulary: parts.Vocabulary) -> SequenceConfig:
+        if vocabulary.begin < 0 or vocabulary.end < 0:
+            raise ConfigError(
+                f"decoder.kind={self.kind!r} writes texts between a token that begins and one that ends them, and the "
+                f"tokenizer has {vocabulary.begin} and {vocabulary.end} (-1 is none); set its bos_token and eos_token"
+            )
+        if self.resolved is not None:
+            return self
+        if self.pretrained:
+            resolved = _causal.of_pretrained(self.pretrained, vocabulary)
+        else:
+            resolved = _causal.from_scratch(
+                self.architecture,
+                vocabulary,
+                width=self.width,
+                depth=self.depth,
+                heads=self.heads,
+                feed_forward=self.expansion * self.width,
+                positions=self.positions,
+                dropout=self.dropout,
+            )
+        return self.model_copy(update={"resolved": resolved})
+
+    def longest_target(self) -> int | None:
+        if self.resolved is not None:
+            return _causal.longest_target(self.resolved)
+        return None if self.pretrained else self.positions
+
+    def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> SequenceDecoder:
+        return SequenceDecoder(self.resolve(vocabulary), self.tasks()[""], widths["joint"])
+
+
+class SequenceDecoder(parts.Decoder):
+    """A causal language model of transformers that looks at the joint stream by cross-attention.
+
+    Its output is tied to its word embeddings. What it looks at are the joint tokens and, after them, their pooled
+    vector, so that whatever makes that vector is learned too. Where no token is real it sees zeros.
+    """
+
+    def __init__(self, config: SequenceConfig, fields: Fields, width: int) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        assert config.resolved is not None
+        self.fields, self.config = fields, config
+        self.inner = AutoModelForCausalLM.from_config(_causal.configuration(config.resolved), trust_remote_code=False)
+        self.begin, self.end, self.padding = (
+            int(config.resolved[f"{name}_token_id"]) for name in ("bos", "eos", "pad")
+        )
+        # What is written after the end is padding; it would warn of it.
+        self.inner.config.pad_token_id = None
+        # Some architectures bring settings along, such as a token to end with.
+        self.inner.generation_config = GenerationConfig()
+        own = self.inner.config.hidden_size
+        self.adapter: nn.Module = nn.Identity() if width == own else nn.Linear(width, own)
+
+    def forward(  # type: ignore[override]
+        self,
+        encoded: Encoded,
+        target_ids_NT: Tensor | None = None,
+        target_mask_NT: Tensor | None = None,
+        weights_N: Tensor | None = None,
+    ) -> parts.Decoded:
+        """Cross-entropy of each token given the right ones before it, and how many would have been chosen rightly.
+
+        Args:
+            target_ids_NT: the texts, each between the tokens that begin and end it; the first counts nothing.
+            target_mask_NT: True where a token is real; False throughout for a text that is unknown.
+            weights_N: weight of each text's tokens in loss and counts; one if not given.
+        """
+        if target_ids_NT is None or target_mask_NT is None:
+            return parts.Decoded()
+        memory = self._memory(encoded)
+        weights_NT = target_mask_NT[:, 1:].float()
+        if weights_N is not None:
+            weights_NT = weights_NT * weights_N[:, None]
+        if not len(target_ids_NT):
+            # transformers cannot reshape an empty batch. A row of weight zero goes in its place, and not past it, so
+            # that every parameter still has a gradient.
+            memory = F.pad(memory[0], (0, 0, 0, 0, 0, 1)), F.pad(memory[1], (0, 0, 0, 1), value=True)
+            target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
+        logits_NTK = self._pass(self.inner, target_ids_NT[:, :-1], memory).logits
+        labels_NT = target_ids_NT[:, 1:]
+        loss_NT = self._cross_entropy(logits_NTK, labels_NT, self.config.label_smoothing)
+        correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
+        count = weights_NT.sum()
+        return parts.Decoded(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
+
+    def answer(self, encoded: Encoded, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+        """At most ``top_k`` different texts for each row, each with the probability that the model gives it.
+
+        That is the product of the probabilities of its tokens, the last one included, however it was found. One text is
+        written greedily; ``top_k`` of them come out of a search with as many beams, which ranks them by that product
+        unless ``length_penalty`` says otherwise; with ``do_sample`` they are samples, the most probable first.
+
+        Args:
+            settings: of ``SETTINGS``, in place of these defaults, and ``streamer``, which is given the tokens of a
+                single row's text as they are written (transformers' ``TextStreamer`` with ``skip_prompt=True``).
+
+        Raises:
+            ValueError: a setting that is unknown or cannot be; the message names it.
+        """
+        streamer = settings.pop("streamer", None)
+        memory = self._memory(encoded)
+        count = len(memory[0])
+        if streamer is not None and (count != 1 or top_k != 1 or settings.get("num_beams", 1) != 1):
+            raise ValueError(
+                f"streamer takes the text of one row as it is written, and there are {count} rows with "
+                f"top_k={top_k} and num_beams={settings.get('num_beams', 1)}; make all of them 1"
+            )
+        if not count:
+            return []
+        ids_NkT = self._generate(memory, self._generation(processor, top_k, settings), streamer)
+        # One of the k after the other, so that no more scores are kept than in training.
+        found = []
+        for ids_NT in ids_NkT.unbind(1):
+            logits_NTK = self._pass(self.inner, ids_NT[:, :-1], memory).logits
+            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _until(ids_NT[:, 1:], self.end)
+            texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
+            found.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
+        return [_different(row, bool(settings.get("do_sample"))) for row in zip(*found, strict=True)]
+
+    def attention(self, encoded: Encoded, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
+        """See ``Decoder``: the mean of ``token_attention`` over the text's tokens but the one that ends it."""
+        fused = encoded.fused
+        if any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
+            # The spans are those of a topology before a fusion that keeps no sequence.
+            return None
+        tokens, weights_NLT = self.token_attention(encoded, processor, [row[0][0] for row in answers])
+        words = torch.tensor([max(1, len(row) - 1) for row in tokens], device=weights_NLT.device)
+        written_NL = torch.arange(weights_NLT.shape[1], device=words.device) < words[:, None]
+        return (weights_NLT * written_NL.unsqueeze(-1)).sum(1) / words[:, None]
+
+    def token_attention(
+        self, encoded: Encoded, processor: VLProcessor, texts: Sequence[str]
+    ) -> tuple[list[list[str]], Tensor]:
+        """Where in the joint stream the decoder looked before it wrote each token of N ``texts``.
+
+        Returns:
+            The tokens of each text with the one that ends it, and the attention to the joint stream (N, L, T), averaged
+            over layers and heads; what went to the pooled vector is left out. Padding has zeros.
+        """
+        memory = self._memory(encoded)
+        made = processor.tokenize_targets(texts)
+        ids_NT, mask_NT = (
+            torch.from_numpy(made[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
+        )
+        looked = self._pass(self._eager(), ids_NT[:, :-1], memory, output_attentions=True).cross_attentions
+        weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in looked]).mean(0)[..., :-1]
+        ids = [row[1 : int(length)] for row, length in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
+        tokens = [list(processor.tokenizer.convert_ids_to_tokens(row)) for row in ids]
+        return tokens, weights_NLT * mask_NT[:, 1:, None]
+
+    def load_pretrained(self) -> None:
+        if self.config.pretrained:
+            _causal.load(self.inner, self.config.pretrained)
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        """See ``Decoder``; what looks at the joint stream is new, wherever the rest came from."""
+        if self.config.pretrained:
+            yield from (p for key, p in self.inner.named_parameters() if not _causal.looks(self.inner, key))
+
+    def _memory(self, encoded: Encoded) -> Memory:
+        tokens = encoded.fused.tokens
+        present_N1 = tokens.mask_BT.any(1, keepdim=True)
+        mask_NS = torch.cat([tokens.mask_BT, present_N1], dim=1)
+        x_NSD = torch.cat([tokens.x_BTD, tokens.pooled_BD.unsqueeze(1)], dim=1)
+        return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
+
+    def _pass(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
+        """One pass over whole texts. Padding on their right is seen by no token before it, and so needs no mask."""
+        x_NSD, mask_NS = memory
+        length = ids_NT.shape[1]
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=ids_NT.device).tril()
+        return inner(
+            input_ids=ids_NT,
+            attention_mask=_as_added(inner, causal_TT[None, None]),
+            encoder_hidden_states=x_NSD,
+            encoder_attention_mask=_as_added(inner, mask_NS[:, None, None]),
+            use_cache=False,
+            **options,
+        )
+
+    def _cross_entropy(self, logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(
+            logits_NTK.float().flatten(0, 1), labels_NT.flatten(), reduction="none", label_smoothing=smoothing
+        ).view_as(labels_NT)
+
+    def _eager(self) -> Any:
+        """The same model, on the same weights, that gives its attention away; others may be writing with ``inner``."""
+        weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
+        inner = copy.deepcopy(self.inner, {id(tensor): tensor for tensor in weights})
+        inner.set_attn_implementation("eager")
+        return inner
+
+    def _generate(self, memory: Memory, generation: Any, streamer: Any) -> Tensor:
+        """The texts of each row (N, k, T), with the token that begins them."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        x_NSD, mask_NS = memory
+        begin_N1 = torch.full((len(x_NSD), 1), self.begin, device=x_NSD.device)
+        written: Tensor = self.inner.generate(
+            input_ids=begin_N1,
+            attention_mask=torch.ones_like(begin_N1),
+            encoder_hidden_states=x_NSD,
+            encoder_attention_mask=_as_added(self.inner, mask_NS[:, None, None]),
+            # transformers would make one for self-attention only.
+            cache=EncoderDecoderCache(*(DynamicCache(config=self.inner.config) for _ in range(2))),
+            generation_config=generation,
+            streamer=streamer,
+        )
+        return written.unflatten(0, (len(x_NSD), -1))
+
+    def _generation(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
+        from transformers import GenerationConfig
+
+        for name, value in settings.items():
+            if name not in SETTINGS:
+                raise ValueError(f"{name!r} is no setting of generation; they are {', '.join(SETTINGS)}")
+            wanted = SETTINGS[name]
+            if type(value) is not wanted and not (wanted is float and type(value) is int):
+                raise ValueError(f"{name}={value!r} must be of type {wanted.__name__}")
+        sampled = settings.get("do_sample", False)
+        chosen: dict[str, Any] = {
+            "max_new_tokens": processor.config.max_target_tokens - 1,
+            "num_beams": 1 if sampled else top_k,
+        }
+        chosen |= settings
+        if chosen["num_beams"] < (1 if sampled else top_k):
+            raise ValueError(
+                f"num_beams={chosen['num_beams']} cannot find top_k={top_k} texts; use as many, or do_sample"
+            )
+        longest = self.config.longest_target()
+        if longest is not None and chosen["max_new_tokens"] > longest:
+            raise ValueError(
+                f"max_new_tokens={chosen['max_new_tokens']} is more than the {longest} that the decoder knows"
+            )
+        if chosen["num_beams"] > 1:
+            chosen.setdefault("length_penalty", 0.0)
+        if sampled:
+            chosen["top_k"] = 0  # from all tokens, where top_p and its like do not say otherwise
+        return GenerationConfig(
+            **chosen,
+            num_return_sequences=top_k,
+            bos_token_id=self.begin,
+            eos_token_id=self.end,
+            pad_token_id=self.padding,
+        )
+
+
+def _as_added(inner: Any, mask: Tensor) -> Tensor:
+    """What transformers adds to the scores, where it attends without torch's kernels, which take the mask itself."""
+    if inner.config._attn_implementation == "sdpa":
+        return mask
+    return (~mask).to(inner.dtype) * torch.finfo(inner.dtype).min
+
+
+def _until(ids_NT: Tensor, end: int) -> Tensor:
+    """True for the tokens of each text, the first ``end`` included, and False for what follows."""
+    ends_NT = ids_NT == end
+    return (ends_NT.cumsum(1) - ends_NT.long()) == 0
+
+
+def _different(found: Sequence[tuple[str, float]], rank: bool) -> parts.Answers:
+    """Each text once, in their order or by probability."""
+    ordered = sorted(found, key=lambda answer: -answer[1]) if rank else found
+    answers: dict[str, float] = {}
+    for text, probability in ordered:
+        answers.setdefault(text, probability)
+    return list(answers.items())

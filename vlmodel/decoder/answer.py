@@ -1,0 +1,17 @@
+"""Visual question answering by generation: the answer is written, and not chosen from a list."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vlmodel.decoder._sequence import SequenceConfig
+from vlmodel.fields import Fields
+
+
+class Config(SequenceConfig):
+    """A decoder that writes answers."""
+
+    kind: Literal["answer"] = "answer"
+
+    def tasks(self) -> dict[str, Fields]:
+        return {"": Fields(reads="questions", text=True, target="tokens")}

@@ -1,0 +1,17 @@
+"""Captioning: a text is written from the image alone."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from vlmodel.decoder._sequence import SequenceConfig
+from vlmodel.fields import Fields
+
+
+class Config(SequenceConfig):
+    """A decoder that writes captions."""
+
+    kind: Literal["caption"] = "caption"
+
+    def tasks(self) -> dict[str, Fields]:
+        return {"": Fields(reads="captions", text=False, target="tokens")}

@@ -1,0 +1,54 @@
+"""Image-text matching: does this text belong to this image?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+
+from vlmodel import parts
+from vlmodel.decoder._classifier import Classifier, ClassifierConfig
+from vlmodel.fields import MATCH, NO_MATCH, Fields
+from vlmodel.tokens import Encoded
+
+if TYPE_CHECKING:
+    from vlmodel.processor import VLProcessor
+
+CLASSES = (NO_MATCH, MATCH)
+
+
+class Config(ClassifierConfig):
+    """A classifier of pairs of image and text."""
+
+    kind: Literal["matching"] = "matching"
+    pairs: Literal["captions", "questions"] = "captions"
+    """"captions" meet their own image and another of the batch; "questions" are statements with answers."""
+
+    def tasks(self) -> dict[str, Fields]:
+        return {"": Fields(reads=self.pairs, target="match")}
+
+    def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> MatchingDecoder:
+        return MatchingDecoder(self, self.tasks()[""], widths["joint"], len(CLASSES))
+
+
+class MatchingDecoder(Classifier):
+    """Two classes on the pooled joint vector, as the matching heads of ViLBERT (Lu et al. 2019) and its successors.
+
+    Labelled statements, as those of NLVR or SNLI-VE, are questions with answers such as "yes" or "entailment"
+    (``fields.MATCHES``).
+    """
+
+    def forward(  # type: ignore[override]
+        self, encoded: Encoded, labels_N: Tensor | None = None, weights_N: Tensor | None = None
+    ) -> parts.Decoded:
+        """As ``Classifier``'s; ``labels_N`` is 1 where text and image belong together, 0 where not, -1 if unknown.
+
+        A pair of which that is unknown can come out neither right nor wrong, so it is not among the ``total`` either.
+        """
+        decoded = super().forward(encoded, labels_N, weights_N)
+        return replace(decoded, total=decoded.count)
+
+    def classes(self, processor: VLProcessor) -> Sequence[str]:
+        return CLASSES

@@ -1,0 +1,67 @@
+"""Gated fusion: the pooled vectors of all streams mixed by gates that see all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from vlmodel import parts
+from vlmodel.layers import masked_softmax
+from vlmodel.streams import PooledAdapters
+from vlmodel.tokens import Fused, Tokens
+
+
+class Config(parts.FusionPart):
+    """A gated mixture of pooled vectors."""
+
+    kind: Literal["gated"] = "gated"
+    width: int = Field(256, ge=1)
+    """Width of each adapted stream and of the result."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of the mixed vector."""
+
+    def build(self, widths: Mapping[str, int]) -> GatedFusion:
+        return GatedFusion(self, widths)
+
+
+class GatedFusion(parts.Fusion):
+    """Gated Multimodal Unit (Arevalo et al. 2017, arXiv:1702.01992) for any number of streams.
+
+    Stream i gives h_i = tanh(W_i v_i) of its pooled vector v_i, and the result is the sum of z_i * h_i, dimension by
+    dimension. The gates are z = softmax over the streams that are present of a linear map of all W_i v_i side by side.
+    For two streams that is the paper's bimodal unit, whose gates are sigmoid(s) and 1 - sigmoid(s); its own form for
+    more (independent sigmoids) is not taken, as the size of the result would depend on how many streams a row has. A
+    missing stream has the gate 0, and the others share the whole. A single stream has no gate.
+
+    It keeps no sequence: its result is a stream of one token.
+    """
+
+    def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.width = config.width
+        self.adapters = PooledAdapters(widths, config.width)
+        joint = len(widths) * config.width
+        self.gate = nn.Linear(joint, joint) if len(widths) > 1 else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        return self.adapters.adapt(name, tokens)
+
+    def forward(
+        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
+    ) -> Fused:
+        complete = self.adapters.complete(streams).values()
+        present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
+        # One pooled token a stream, so T is the number of streams here.
+        x_BTD = torch.cat([tokens.x_BTD for tokens in complete], dim=1)
+        hidden_BTD = x_BTD.tanh()
+        if self.gate is not None:
+            mask_BT1 = torch.stack([tokens.mask_BT for tokens in complete], dim=1)
+            scores_BTD = self.gate(x_BTD.flatten(1)).view_as(x_BTD)
+            hidden_BTD = masked_softmax(scores_BTD, mask_BT1, dim=1) * hidden_BTD
+        fused_BD = self.dropout(hidden_BTD.sum(1))
+        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {})

@@ -1,0 +1,88 @@
+"""Interactive fusion: rounds of cross-attention between the streams, then their pooled vectors combined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vlmodel import parts
+from vlmodel.layers import check_heads
+from vlmodel.streams import ANCHOR, Adapters, CoAttention, pool, spans_of
+from vlmodel.tokens import Fused, Tokens
+
+
+class Config(parts.FusionPart):
+    """Rounds in which each stream asks all others."""
+
+    kind: Literal["interactive"] = "interactive"
+    width: int = Field(256, ge=1)
+    """Width of the streams, each brought to it by a linear adapter, and of the result."""
+    rounds: int = Field(2, ge=1)
+    """Number of rounds."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; they share the width evenly."""
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward layers, in multiples of ``width``."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after attention and within the feed-forward layers."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Config:
+        check_heads(self.width, self.heads)
+        return self
+
+    def build(self, widths: Mapping[str, int]) -> InteractiveFusion:
+        return InteractiveFusion(self, widths)
+
+
+class InteractiveFusion(parts.Fusion):
+    """Cross-attention both ways and feed-forward, pre-norm, in rounds.
+
+    After ViLBERT (Lu et al. 2019) and LXMERT (Tan & Bansal 2019), for any number of streams. Afterwards the streams lie
+    side by side as the joint sequence. Its pooled vector is a linear map of the streams' own, of which a missing one is
+    zeros: the first token of the language stream, the mean of any other. Its attention is from each token to the tokens
+    of the other streams, and zero within a stream. A single stream has nobody to ask: its rounds are feed-forward
+    layers, and it has no attention.
+    """
+
+    def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.width = config.width
+        self.adapters = Adapters(widths, config.width)
+        self.layers = nn.ModuleList(
+            CoAttention(widths, config.width, config.heads, config.expansion * config.width, config.dropout)
+            for _ in range(config.rounds)
+        )
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in sorted(widths)})
+        self.combine = nn.Linear(len(widths) * config.width, config.width)
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        return self.adapters.adapt(name, tokens)
+
+    def forward(
+        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
+    ) -> Fused:
+        complete = self.adapters.complete(streams)
+        x = {name: tokens.x_BTD for name, tokens in complete.items()}
+        mask = {name: tokens.mask_BT for name, tokens in complete.items()}
+        spans = {name: span for name, span in spans_of(x).items() if name in streams}
+        # Of the anchor, the last round need only be computed for its first token, if no other is read.
+        short = pooled_only and not output_attention
+        attention: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            queries = {ANCHOR: slice(0, 1)} if short and i == len(self.layers) - 1 else None
+            x, weights = layer(x, mask, queries, output_attention)
+            if weights is not None:
+                attention.append(weights)
+        x = {name: self.norms[name](x_BTD) for name, x_BTD in x.items()}
+        pooled = [pool(name, x[name], mask[name]) * mask[name].any(1, keepdim=True) for name in x]
+        pooled_BD = self.combine(torch.cat(pooled, dim=-1))
+        mask_BT = torch.cat(list(mask.values()), dim=1)
+        if short:
+            return Fused(Tokens(pooled_BD.unsqueeze(1), mask_BT.any(1, keepdim=True), pooled_BD), {})
+        tokens = Tokens(torch.cat(list(x.values()), dim=1), mask_BT, pooled_BD)
+        return Fused(tokens, spans, torch.stack(attention) if attention else None)

@@ -1,0 +1,161 @@
+"""The text encoders of transformers that are used here, and what sets each apart.
+
+A table, and no guess from a model's fields: that padding changes nothing, and in which way a mask reaches an
+architecture without waiting for a GPU, was tried for each (``tests/vlmodel/test_language.py`` does so for every row).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vlmodel.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is to be known of an architecture beside its settings.
+
+    Attributes:
+        layers: path of its list of layers; "" where one layer stands for all.
+        mask: how it is told which tokens are real. "keys": (N, 1, 1, T), which is used as it is; given (N, T) it would
+            look whether all are real, for which a GPU must be waited for in each step. "windows": the same, and one
+            more for the layers that see near tokens only. "rows": (N, T).
+        first_position: number of a text's first position; None for the padding's token id and one.
+        cls: where its tokenizer puts the classification token.
+        limited: there is a greatest number of tokens; otherwise only distances between tokens are known.
+        bare: it can be built without layers.
+    """
+
+    layers: str = "encoder.layer"
+    mask: Literal["keys", "windows", "rows"] = "keys"
+    first_position: int | None = 0
+    cls: Literal["first", "last"] = "first"
+    limited: bool = True
+    bare: bool = True
+
+
+_ROBERTA = Architecture(first_position=None)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "albert": Architecture(layers=""),
+    "bert": Architecture(),
+    "camembert": _ROBERTA,
+    "data2vec-text": _ROBERTA,
+    "deberta": Architecture(mask="rows"),
+    "deberta-v2": Architecture(mask="rows", bare=False),
+    "distilbert": Architecture(layers="transformer.layer"),
+    "electra": Architecture(),
+    "ernie": Architecture(),
+    "megatron-bert": Architecture(),
+    "modernbert": Architecture(layers="layers", mask="windows", bare=False),
+    "mpnet": Architecture(first_position=2),
+    "roberta": _ROBERTA,
+    "roberta-prelayernorm": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "xlm-roberta-xl": _ROBERTA,
+    "xlnet": Architecture(layers="layer", mask="rows", cls="last", limited=False),
+}
+
+_PADDING_LEAKS = "lets the padding of a text change its tokens"
+_UNFIT = {
+    "big_bird": "pads each text to whole blocks, for which a GPU must be waited for",
+    "convbert": _PADDING_LEAKS,
+    "fnet": _PADDING_LEAKS,
+    "funnel": "shortens the sequence of tokens, which then has no mask",
+    "mobilebert": _PADDING_LEAKS,
+    "nystromformer": _PADDING_LEAKS,
+    "yoso": _PADDING_LEAKS,
+}
+
+# These are read by layers alone.
+_OF_LAYERS = ("encoder.albert_layer_groups", "encoder.relative_attention_bias", "encoder.rel_embeddings")
+
+
+def unfit(name: str) -> str | None:
+    """Why transformers' architecture ``name`` cannot be used, and what could be; None if it can."""
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if name in ARCHITECTURES:
+        return None
+    if name not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.5)
+        return f"is unknown to transformers; close names: {', '.join(close) or 'bert, roberta'}"
+    example = CONFIG_MAPPING[name]()
+    if name in _UNFIT:
+        reason = _UNFIT[name]
+    elif example.is_encoder_decoder:
+        reason = "is an encoder and a decoder in one"
+    elif not hasattr(example, "vocab_size") or not hasattr(example, "hidden_size"):
+        reason = "is no text encoder"
+    elif type(example) in MODEL_FOR_CAUSAL_LM_MAPPING and type(example) not in MODEL_FOR_MASKED_LM_MAPPING:
+        reason = "reads from left to right, and so has no token that knows the whole text"
+    else:
+        reason = "is none of the encoders for which it was tried that padding changes nothing"
+    return f"{reason}; use one of {', '.join(ARCHITECTURES)}"
+
+
+def settings_of(name: str) -> set[str]:
+    """Names of the settings of the architecture ``name``."""
+    from transformers import CONFIG_MAPPING
+
+    example = CONFIG_MAPPING[name]()
+    return set(example.to_dict()) | set(example.attribute_map)
+
+
+def first_position(name: str, padding: int) -> int:
+    """Number of a text's first position, where ``padding`` is the padding's token id."""
+    first = ARCHITECTURES[name].first_position
+    return padding + 1 if first is None else first
+
+
+def longest_text(resolved: Mapping[str, Any]) -> int | None:
+    """Greatest number of tokens in a text, by transformers' configuration; None without a limit."""
+    name, positions = resolved["model_type"], resolved.get("max_position_embeddings")
+    if not ARCHITECTURES[name].limited or positions is None:
+        return None
+    return int(positions) - first_position(name, resolved["pad_token_id"])
+
+
+def keep_first(inner: Any, layers: int) -> None:
+    """Leave only the first ``layers`` in transformers' configuration ``inner``.
+
+    Raises:
+        ConfigError: there are fewer, or the architecture cannot be cut there.
+    """
+    name, available = inner.model_type, inner.num_hidden_layers
+    if layers > available:
+        raise ConfigError(
+            f"language.layers={layers}, and the encoder ({name}) has {available}; choose 0 to {available}"
+        )
+    if layers == 0 and not ARCHITECTURES[name].bare:
+        raise ConfigError(f"language.layers=0: {name} cannot be built without layers; keep one, or use another encoder")
+    if layers < available and getattr(inner, "num_hidden_groups", 1) > 1:
+        raise ConfigError(
+            f"language.layers={layers}: the {available} layers of this encoder ({name}) are repetitions of "
+            f"{inner.num_hidden_groups}, which cannot be cut; leave language.layers out"
+        )
+    inner.num_hidden_layers = layers
+    if getattr(inner, "layer_types", None) is not None:  # where layers are of several kinds
+        inner.layer_types = inner.layer_types[:layers]
+
+
+def first_modules(name: str, encoder: Any, layers: int) -> list[str]:
+    """Paths within ``encoder`` of its embeddings and its first ``layers``."""
+    embeddings = [child for child, _ in encoder.named_children() if "embed" in child]
+    return embeddings + [f"{ARCHITECTURES[name].layers}.{i}" for i in range(layers)]
+
+
+def drop_unused(encoder: Any) -> None:
+    """Take away what no loss of ours reaches: data-parallel training waits for every parameter's gradient."""
+    children = dict(encoder.named_modules())
+    if "pooler" in children:
+        encoder.register_module("pooler", None)
+    if hasattr(encoder, "mask_emb"):  # XLNet's, for its pretraining
+        encoder.mask_emb.requires_grad_(False)
+    if encoder.config.num_hidden_layers == 0:
+        for path in _OF_LAYERS:
+            if path in children:
+                children[path].requires_grad_(False)

@@ -1,0 +1,154 @@
+"""Named streams side by side: brought to one width, joined into one sequence, or asking each other.
+
+Streams go in the order of their names. One that is not given at all is one that is missing in every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmodel.layers import Attention, masked_mean, perceptron
+from vlmodel.tokens import Fused, Tokens
+
+ANCHOR = "language"
+"""The stream whose first token ([CLS]) stands for the whole of it."""
+
+Spans = dict[str, tuple[int, int]]
+
+
+class Adapters(nn.ModuleDict):
+    """A linear layer for each stream, which brings it to one width; its bias is the modality embedding.
+
+    Padding becomes zeros before it, so that nobody sees what padding holds, and the tokens of a missing stream are its
+    modality embedding: the anchor's first token can then still ask the other streams.
+    """
+
+    def __init__(self, widths: Mapping[str, int], width: int) -> None:
+        super().__init__({name: nn.Linear(widths[name], width) for name in sorted(widths)})
+        self.widths = dict(widths)
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        x_BTD = self[name](tokens.x_BTD.masked_fill(~tokens.mask_BT.unsqueeze(-1), 0))
+        pooled_BD = self[name](tokens.pooled_BD.masked_fill(~tokens.mask_BT.any(1, keepdim=True), 0))
+        return Tokens(x_BTD, tokens.mask_BT, pooled_BD)
+
+    def complete(self, streams: Mapping[str, Tokens], rows: Mapping[str, Tensor] | None = None) -> dict[str, Tokens]:
+        """All streams that there are adapters for; one that is not among the adapted ``streams`` is a masked token.
+
+        Args:
+            rows: rows of some streams that will be selected, which tells how many there will be of each.
+        """
+        some = next(iter(streams))
+        count = len((rows or {}).get(some, streams[some].mask_BT))
+        x_BTD = streams[some].x_BTD
+        complete = {}
+        for name in sorted(self.widths):
+            if name in streams:
+                complete[name] = streams[name]
+                continue
+            nothing = x_BTD.new_zeros(count, 1, self.widths[name])
+            absent = streams[some].mask_BT.new_zeros(count, 1)
+            complete[name] = self.adapt(name, Tokens(nothing, absent, nothing[:, 0]))
+        return complete
+
+
+class PooledAdapters(Adapters):
+    """Adapters of the pooled vectors alone: a stream becomes one token, of zeros in the rows where it is missing."""
+
+    def adapt(self, name: str, tokens: Tokens) -> Tokens:
+        present_B1 = tokens.mask_BT.any(1, keepdim=True)
+        pooled_BD = self[name](tokens.pooled_BD.masked_fill(~present_B1, 0)) * present_B1
+        return Tokens(pooled_BD.unsqueeze(1), present_B1, pooled_BD)
+
+
+class CoAttention(nn.Module):
+    """One layer in which each stream asks all others: cross-attention, then feed-forward, both pre-norm.
+
+    Each stream has its own weights, as in the co-attentional layers of ViLBERT (Lu et al. 2019). A row with nobody to
+    ask, and a single stream, are left to the feed-forward network.
+    """
+
+    def __init__(self, names: Iterable[str], width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        names = sorted(names)
+        asking = names if len(names) > 1 else []
+        self.attention_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in asking})
+        self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in asking})
+        self.feed_forward_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in names})
+        self.feed_forwards = nn.ModuleDict({name: perceptron(width, hidden, dropout) for name in names})
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Mapping[str, Tensor],
+        mask: Mapping[str, Tensor],
+        queries: Mapping[str, slice] | None = None,
+        output_weights: bool = False,
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Tokens (B, T, D) and masks (B, T) of all streams.
+
+        Args:
+            queries: of the streams that are named, only these tokens are updated and returned.
+
+        Returns:
+            The tokens, and where asked for the weights in the joint sequence (B, Q, S), zero within a stream; None for
+            a single stream.
+        """
+        normed = {name: norm(x[name]) for name, norm in self.attention_norms.items()}
+        result, weights = {}, []
+        for name in x:
+            asking = (queries or {}).get(name, slice(None))
+            x_BQD = x[name][:, asking]
+            if normed:
+                context_BSD = torch.cat([normed[other] for other in x if other != name], dim=1)
+                mask_BS = torch.cat([mask[other] for other in x if other != name], dim=1)
+                attended, weights_BQS = self.attentions[name](
+                    normed[name][:, asking], context_BSD, mask_BS, output_weights
+                )
+                x_BQD = x_BQD + self.dropout(attended)
+                if weights_BQS is not None:
+                    start, stop = spans_of(x)[name]
+                    own = weights_BQS.new_zeros(*weights_BQS.shape[:2], stop - start)
+                    weights.append(torch.cat([weights_BQS[..., :start], own, weights_BQS[..., start:]], dim=-1))
+            result[name] = x_BQD + self.dropout(self.feed_forwards[name](self.feed_forward_norms[name](x_BQD)))
+        return result, torch.cat(weights, dim=1) if weights else None
+
+
+def spans_of(x: Mapping[str, Tensor]) -> Spans:
+    """Place of each stream (B, T, D) in the joint sequence."""
+    spans, start = {}, 0
+    for name, x_BTD in x.items():
+        spans[name] = (start, start + x_BTD.shape[1])
+        start += x_BTD.shape[1]
+    return spans
+
+
+def block_diagonal(weights: Mapping[str, Tensor]) -> Tensor:
+    """Weights of each stream's attention to itself (B, T, T) in the joint sequence (B, Q, S)."""
+    spans = spans_of(weights)
+    total = max(stop for _, stop in spans.values())
+    return torch.cat([F.pad(w, (spans[name][0], total - spans[name][1])) for name, w in weights.items()], dim=1)
+
+
+def pool(name: str, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+    """One vector (B, D) for a stream: the anchor's first token, the mean of the real tokens of another."""
+    return x_BTD[:, 0] if name == ANCHOR else masked_mean(x_BTD, mask_BT)
+
+
+def with_earlier_rounds(fused: Fused, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]) -> Fused:
+    """``fused`` with the attention (B, Q, S) of a topology's ``rounds``, over a sequence of ``spans``, before its own.
+
+    A fusion without a sequence takes over the topology's spans with its attention; one with another sequence keeps its
+    own attention alone. Spans are kept of the ``given`` streams only.
+    """
+    attention = fused.attention_LBQS
+    if rounds and (not fused.spans or fused.spans == spans):
+        later = [] if attention is None else [attention]
+        attention = torch.cat([torch.stack(list(rounds)), *later])
+        fused = replace(fused, spans=spans, attention_LBQS=attention)
+    return replace(fused, spans={name: span for name, span in fused.spans.items() if name in given})

@@ -1,0 +1,124 @@
+"""Interactive streams: encoded apart, then through layers in which each stream also looks at all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vlmodel import parts
+from vlmodel.layers import Attention, check_heads
+from vlmodel.streams import Adapters, CoAttention, block_diagonal, pool, spans_of, with_earlier_rounds
+from vlmodel.tokens import Fused, Tokens
+
+
+class Config(parts.TopologyPart):
+    """Layers of self-attention, cross-attention to the other streams and feed-forward, before the fusion."""
+
+    kind: Literal["interactive"] = "interactive"
+    width: int = Field(256, ge=1)
+    """Width of the streams; each is brought to it by a linear adapter."""
+    depth: int = Field(2, ge=1)
+    """Number of layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; they share the width evenly."""
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward layers, in multiples of ``width``."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after attention and within the feed-forward layers."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Config:
+        check_heads(self.width, self.heads)
+        return self
+
+    def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
+        return dict.fromkeys(widths, self.width)
+
+    def build(self, fusion: parts.Fusion, widths: Mapping[str, int]) -> InteractiveStreams:
+        return InteractiveStreams(self, fusion, widths)
+
+
+class InteractiveStreams(parts.Topology):
+    """``depth`` co-attentional layers with weights for each stream, before the fusion.
+
+    As the cross-modality encoder of LXMERT (Tan & Bansal 2019) and the co-attentional layers of ViLBERT (Lu et al.
+    2019), pre-norm and for any number of streams. A shared stream is repeated for each of its texts where it first
+    meets them: its adapter and its first self-attention run once.
+
+    The attention is that of the layers, a round of self-attention (zero between streams) and one of cross-attention
+    (zero within a stream) each, followed by the fusion's own if it has the same joint sequence; with a fusion that
+    keeps no sequence, the spans are those of the layers' sequence.
+    """
+
+    def __init__(self, config: Config, fusion: parts.Fusion, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.fusion, self.width = fusion, fusion.width
+        self.adapters = Adapters(widths, config.width)
+        size = (config.width, config.heads)
+        self.own = nn.ModuleList(OwnAttention(widths, *size, config.dropout) for _ in range(config.depth))
+        self.cross = nn.ModuleList(
+            CoAttention(widths, *size, config.expansion * config.width, config.dropout) for _ in range(config.depth)
+        )
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in sorted(widths)})
+
+    def forward(
+        self,
+        streams: Mapping[str, Tokens],
+        rows: Mapping[str, Tensor],
+        *,
+        pooled_only: bool = False,
+        output_attention: bool = False,
+    ) -> Fused:
+        adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
+        complete = self.adapters.complete(adapted, rows)
+        x = {name: tokens.x_BTD for name, tokens in complete.items()}
+        mask = {name: tokens.mask_BT for name, tokens in complete.items()}
+        attention: list[Tensor] = []
+        for i, (own, cross) in enumerate(zip(self.own, self.cross, strict=True)):
+            x, weights = own(x, mask, output_attention)
+            if i == 0:
+                x, mask, weights = _select(x, rows), _select(mask, rows), _select(weights, rows)
+            if weights:
+                attention.append(block_diagonal(weights))
+            x, weights_BQS = cross(x, mask, None, output_attention)
+            if weights_BQS is not None:
+                attention.append(weights_BQS)
+        spans = spans_of(x)
+        encoded = {}
+        for name, norm in self.norms.items():
+            x_BTD = norm(x[name])
+            tokens = Tokens(x_BTD, mask[name], pool(name, x_BTD, mask[name]))
+            encoded[name] = self.fusion.adapt(name, tokens)
+        fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
+        return with_earlier_rounds(fused, attention, spans, streams)
+
+
+class OwnAttention(nn.Module):
+    """Self-attention of each stream with its own weights, pre-norm and residual."""
+
+    def __init__(self, names: Iterable[str], width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        names = sorted(names)
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in names})
+        self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in names})
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor], output_weights: bool = False
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Tokens (B, T, D) of each stream and, where asked for, its weights (B, T, T)."""
+        result, weights = {}, {}
+        for name, attention in self.attentions.items():
+            normed_BTD = self.norms[name](x[name])
+            attended, weights_BTT = attention(normed_BTD, normed_BTD, mask[name], output_weights)
+            result[name] = x[name] + self.dropout(attended)
+            if weights_BTT is not None:
+                weights[name] = weights_BTT
+        return result, weights
+
+
+def _select(tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.index_select(0, rows[name]) if name in rows else t for name, t in tensors.items()}

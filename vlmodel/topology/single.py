@@ -1,0 +1,93 @@
+"""Single stream: the tokens of all inputs are encoded together, in one sequence through one Transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vlmodel import parts
+from vlmodel.layers import TransformerLayer, check_heads
+from vlmodel.streams import Adapters, pool, spans_of, with_earlier_rounds
+from vlmodel.tokens import Fused, Tokens
+
+
+class Config(parts.TopologyPart):
+    """One Transformer over the concatenated streams; the language encoder gives its embeddings only."""
+
+    encodes_text: ClassVar[bool] = True
+
+    kind: Literal["single"] = "single"
+    width: int = Field(256, ge=1)
+    """Width of the sequence; each stream is brought to it by a linear adapter."""
+    depth: int = Field(4, ge=1)
+    """Number of layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; they share the width evenly."""
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward layers, in multiples of ``width``."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after attention and within the feed-forward layers."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Config:
+        check_heads(self.width, self.heads)
+        return self
+
+    def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
+        return dict.fromkeys(widths, self.width)
+
+    def build(self, fusion: parts.Fusion, widths: Mapping[str, int]) -> SingleStream:
+        return SingleStream(self, fusion, widths)
+
+
+class SingleStream(parts.Topology):
+    """``depth`` pre-norm Transformer layers over one sequence of all streams, which then go apart into the fusion.
+
+    After VisualBERT (Li et al. 2019), UNITER (Chen et al. 2020) and ViLT (Kim et al. 2021). The bias of a stream's
+    adapter is its modality embedding. A shared stream is adapted once, then repeated for each of its texts.
+
+    The attention is that of the layers, followed by the fusion's own if it has the same joint sequence; with a fusion
+    that keeps no sequence, the spans are those of the layers' sequence.
+    """
+
+    def __init__(self, config: Config, fusion: parts.Fusion, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        self.fusion, self.width = fusion, fusion.width
+        self.adapters = Adapters(widths, config.width)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config.width, config.heads, config.expansion * config.width, config.dropout)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(
+        self,
+        streams: Mapping[str, Tokens],
+        rows: Mapping[str, Tensor],
+        *,
+        pooled_only: bool = False,
+        output_attention: bool = False,
+    ) -> Fused:
+        adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
+        for name, index_N in rows.items():
+            adapted[name] = adapted[name].select(index_N)
+        complete = self.adapters.complete(adapted)
+        x_BTD = torch.cat([tokens.x_BTD for tokens in complete.values()], dim=1)
+        mask_BT = torch.cat([tokens.mask_BT for tokens in complete.values()], dim=1)
+        attention: list[Tensor] = []
+        for layer in self.layers:
+            x_BTD, weights = layer(x_BTD, mask_BT, None, output_attention)
+            if weights is not None:
+                attention.append(weights)
+        x_BTD = self.norm(x_BTD)
+        spans = spans_of({name: tokens.x_BTD for name, tokens in complete.items()})
+        encoded = {}
+        for name, (start, stop) in spans.items():
+            x, mask = x_BTD[:, start:stop], mask_BT[:, start:stop]
+            encoded[name] = self.fusion.adapt(name, Tokens(x, mask, pool(name, x, mask)))
+        fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
+        return with_earlier_rounds(fused, attention, spans, streams)

@@ -1,0 +1,108 @@
+"""What the vision encoders share: settings, normalisation of pixels, tokens of a feature map, weights, freezing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vlmodel import parts
+from vlmodel.vision import _weights
+
+log = logging.getLogger(__name__)
+
+_ACTIVATIONS = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+class BackboneConfig(parts.VisionPart):
+    """Settings of every backbone."""
+
+    grid: int | None = Field(None, ge=1)
+    """Average a feature map to this many cells a side (adaptive pooling), for fewer tokens; null keeps its own."""
+    projection: int | None = Field(None, ge=1)
+    """Width of a linear projection of the features; null for none."""
+    activation: Literal["none", "gelu", "relu", "tanh"] = "none"
+    """Function after the projection."""
+    weights: str = ""
+    """"" (from scratch), "imagenet", a name of torchvision's such as "IMAGENET1K_V2", or a state dict's path."""
+    frozen: bool = False
+    """Leave the whole backbone untrained (never its projection); it then runs without gradient."""
+    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), strict=False)
+    """Mean of the red, green and blue channels, which are scaled to 0..1; the default is ImageNet's."""
+    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), strict=False)
+    """Their standard deviation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BackboneConfig:
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be positive")
+        if self.activation != "none" and not self.projects():
+            raise ValueError(f"activation={self.activation!r} follows a projection, and there is none; set projection")
+        return self
+
+    def projects(self) -> bool:
+        """Whether the features pass a linear projection."""
+        return self.projection is not None
+
+
+class BackboneEncoder(parts.Encoder):
+    """Normalisation, ``backbone``, projection. Subclasses make ``backbone``, ``projection`` and ``forward``.
+
+    In a frozen part BatchNorm keeps its statistics; in a trained part it uses those of the batch, as torch does.
+
+    Attributes:
+        report: what was loaded, once ``load_pretrained`` has read weights.
+    """
+
+    config: BackboneConfig
+    backbone: nn.Module
+    mean_C: Tensor
+    std_C: Tensor
+    # Settings that an error about unfit weights names.
+    architecture: str
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation = _ACTIVATIONS[config.activation]()
+        self.register_buffer("mean_C", torch.tensor(config.mean))
+        self.register_buffer("std_C", torch.tensor(config.std))
+        self.report: _weights.WeightsReport | None = None
+
+    def normalise(self, pixels_BHWC: Tensor) -> Tensor:
+        """uint8 images as the backbone wants them, (B, C, H, W)."""
+        # A permuted view of BHWC is what torch calls channels-last: no copy is made.
+        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
+        scale_C = 1 / (255 * self.std_C)
+        return pixels_BCHW * scale_C[:, None, None] - (self.mean_C / self.std_C)[:, None, None]
+
+    def gradient(self) -> torch.autograd.grad_mode.set_grad_enabled:
+        """Context in which the backbone runs: a frozen one keeps no activations, even of inputs with a gradient."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen)
+
+    def tokens(self, map_BCHW: Tensor, projection: nn.Module, side: int | None) -> Tensor:
+        """Projected tokens (B, T, D) of a feature map, row by row, averaged to ``side`` x ``side`` cells if given."""
+        if side is not None:
+            map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
+        x_BTD: Tensor = self.activation(projection(map_BCHW.permute(0, 2, 3, 1).flatten(1, 2)))
+        return x_BTD
+
+    def load_weights(self, state: Mapping[str, Tensor], names: Mapping[str, str], known: frozenset[str]) -> None:
+        """Copy ``state`` into the backbone, whose weight ``key`` is there called ``names[key]``.
+
+        Args:
+            known: all names of the whole network, of which ``state`` may hold more than the backbone uses.
+        """
+        self.report = _weights.load(self.backbone, state, names, known, self.config.weights, self.architecture)
+        log.info(
+            "backbone: %d weights from %s, %d left", len(self.report.loaded), self.report.source, len(self.report.left)
+        )
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        if self.config.weights:
+            yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)

@@ -1,0 +1,200 @@
+"""Vision Transformers of torchvision's (Dosovitskiy et al. 2021), at any image size, whole or made smaller."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vlmodel.config import ConfigError
+from vlmodel.tokens import Tokens
+from vlmodel.vision import _weights
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder
+
+log = logging.getLogger(__name__)
+
+_POSITIONS = "encoder.pos_embedding"
+
+
+class Config(BackboneConfig):
+    """A torchvision ViT."""
+
+    kind: Literal["vit"] = "vit"
+    name: str = "vit_b_16"
+    """A ViT of torchvision.models.list_models(); the settings that are null are taken from it."""
+    image_size: int = Field(224, ge=1)
+    """Side of the images, in pixels: processor.image_size. Weights trained at another size have positions resampled."""
+    patch_size: int | None = Field(None, ge=1)
+    """Side of a patch, in pixels, which must divide the image size; each patch is a token."""
+    width: int | None = Field(None, ge=1)
+    """Width of the tokens."""
+    depth: int | None = Field(None, ge=1)
+    """Number of layers; with weights, the first ones are kept."""
+    heads: int | None = Field(None, ge=1)
+    """Attention heads."""
+    feed_forward: int | None = Field(None, ge=1)
+    """Width of the feed-forward layers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of embeddings and feed-forward layers."""
+    output: Literal["grid", "pooled"] = "grid"
+    """A token for each patch (or cell of ``grid``), or the pooled vector as the only token."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """The pooled vector: the class token, or the mean of the patches."""
+    frozen_layers: int = Field(0, ge=0)
+    """Leave the embeddings and this many layers untrained."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Config:
+        _check(self.name)
+        shape = self.shape()
+        if self.image_size % shape.patch_size:
+            raise ValueError(
+                f"patch_size={shape.patch_size} does not divide image_size={self.image_size}; choose a patch size that "
+                f"does, or an image size such as {max(1, round(self.image_size / shape.patch_size)) * shape.patch_size}"
+            )
+        if shape.width % shape.heads:
+            raise ValueError(f"width={shape.width} cannot be shared by heads={shape.heads}; make it a multiple")
+        if self.frozen_layers > shape.depth:
+            raise ValueError(f"frozen_layers={self.frozen_layers} is more than the {shape.depth} layers (depth)")
+        return self
+
+    def shape(self) -> Shape:
+        """Sizes of the ViT that is built."""
+        own = _layout(self.name)[0]
+        return Shape(
+            self.patch_size or own.patch_size,
+            self.width or own.width,
+            self.depth or own.depth,
+            self.heads or own.heads,
+            self.feed_forward or own.feed_forward,
+        )
+
+    def build(self) -> ViT:
+        return ViT(self)
+
+    def check_image(self, size: int) -> None:
+        if size != self.image_size:
+            raise ConfigError(
+                f"processor.image_size={size}, and model.vision has a position for each patch of images of "
+                f"image_size={self.image_size}; set both (model.vision.image_size) to one value"
+            )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a ViT, as in ``Config``."""
+
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    feed_forward: int
+
+
+class ViT(BackboneEncoder):
+    """Patches with positions through the encoder; the class token is no part of the grid."""
+
+    architecture = "vision.name, vision.patch_size, vision.width, vision.depth and vision.feed_forward"
+    config: Config
+    backbone: Any
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        from torchvision.models import VisionTransformer
+
+        shape = config.shape()
+        self._side = config.image_size // shape.patch_size
+        self.backbone = VisionTransformer(
+            config.image_size,
+            shape.patch_size,
+            shape.depth,
+            shape.heads,
+            shape.width,
+            shape.feed_forward,
+            config.dropout,
+        )
+        self.backbone.heads = nn.Identity()
+        self.width = config.projection or shape.width
+        self.projection = nn.Linear(shape.width, config.projection) if config.projection else nn.Identity()
+        self._freeze_first(config.frozen_layers)
+        if config.frozen:
+            self.freeze("backbone")
+        self.backbone.to(memory_format=torch.channels_last)
+
+    def encode(self, pixels_BHWC: Tensor) -> Tensor:
+        """The encoder's output (B, 1 + patches, width) for uint8 images: the class token, then the patches by rows."""
+        x_BCHW = self.normalise(pixels_BHWC)
+        with self.gradient():
+            patches_BTD = self.backbone.conv_proj(x_BCHW).flatten(2).transpose(1, 2)
+            class_B1D = self.backbone.class_token.expand(len(patches_BTD), -1, -1)
+            encoded_BTD: Tensor = self.backbone.encoder(torch.cat([class_B1D, patches_BTD], 1))
+        return encoded_BTD
+
+    def forward(self, pixels_BHWC: Tensor) -> Tokens:
+        encoded_BTD = self.encode(pixels_BHWC)
+        map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
+        x_BTD = self.tokens(map_BCHW, self.projection, 1 if self.config.output == "pooled" else self.config.grid)
+        pooled_BD = x_BTD.mean(1)
+        if self.config.pooling == "cls":
+            pooled_BD = self.activation(self.projection(encoded_BTD[:, 0]))
+        if self.config.output == "pooled":
+            x_BTD = pooled_BD.unsqueeze(1)
+        return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
+
+    def load_pretrained(self) -> None:
+        if not self.config.weights:
+            return
+        state = _weights.read(self.config.name, self.config.weights)
+        positions = state.get(_POSITIONS)
+        if positions is not None and positions.shape != self.backbone.encoder.pos_embedding.shape:
+            state = self._resampled(state, positions)
+        self.load_weights(state, {key: key for key in self.backbone.state_dict()}, _layout(self.config.name)[1])
+
+    def _resampled(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+        """``state`` with the positions of a square grid resampled to ours; others are left for ``load`` to refuse."""
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        side = math.isqrt(max(0, positions.shape[1] - 1)) if positions.ndim == 3 and len(positions) == 1 else 0
+        if not side or side**2 + 1 != positions.shape[1]:
+            return state
+        log.info("positions: resampled from %d x %d patches to %d x %d", side, side, self._side, self._side)
+        patch_size = self.config.shape().patch_size
+        return dict(
+            interpolate_embeddings(self.config.image_size, patch_size, {**state, _POSITIONS: positions.float()})
+        )
+
+    def _freeze_first(self, layers: int) -> None:
+        """Freeze the embeddings and the first ``layers`` layers, if any."""
+        if not layers:
+            return
+        for parameter in (self.backbone.class_token, self.backbone.encoder.pos_embedding):
+            parameter.requires_grad_(False)
+        frozen = [f"encoder.layers.encoder_layer_{i}" for i in range(layers)]
+        self.freeze(*(f"backbone.{name}" for name in ("conv_proj", "encoder.dropout", *frozen)))
+
+
+def _check(name: str) -> None:
+    """Raises ValueError if torchvision has no ViT ``name``."""
+    import torchvision
+
+    known = [n for n in torchvision.models.list_models(module=torchvision.models) if n.startswith("vit_")]
+    if name not in known:
+        raise ValueError(f"there is no ViT {name!r}; choose one of {', '.join(known)}")
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(name: str) -> tuple[Shape, frozenset[str]]:
+    """The sizes of a ViT of torchvision's and the names of all its weights, its classifier's included."""
+    import torchvision
+
+    with torch.device("meta"):
+        model: Any = torchvision.models.get_model(name, weights=None)
+    first = model.encoder.layers.encoder_layer_0
+    shape = Shape(model.patch_size, model.hidden_dim, len(model.encoder.layers), first.num_heads, model.mlp_dim)
+    return shape, frozenset(model.state_dict())
