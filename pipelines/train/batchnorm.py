@@ -6,29 +6,52 @@ learned far more slowly than with the same 32 on one. Shared, they also do not d
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over the workers. Each one's loss depends on the sum, so its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, value: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.group = group  # type: ignore[attr-defined]
-        total = value.clone()
-        dist.all_reduce(total, group=group)
-        return total
+class _Normalize(torch.autograd.Function):
+    """Normalisation by the mean and variance over all workers, with torch's fused kernels for what is local."""
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone()
-        dist.all_reduce(total, group=ctx.group)  # type: ignore[attr-defined]
-        return total, None
+    def forward(
+        ctx: Any, x_BCHW: Tensor, weight_C: Tensor, bias_C: Tensor, moments: _Moments, eps: float, group: Any
+    ) -> Tensor:
+        ctx.moments, ctx.eps, ctx.group = moments, eps, group
+        ctx.save_for_backward(x_BCHW, weight_C)
+        return F.batch_norm(x_BCHW, moments.mean_C, moments.var_C, weight_C, bias_C, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BCHW: Tensor) -> tuple[Tensor | None, ...]:
+        x_BCHW, weight_C = ctx.saved_tensors
+        mean_C, var_C, n = ctx.moments
+        # As if mean and variance were constants ...
+        direct_BCHW, weight_gradient_C, bias_gradient_C = torch.ops.aten.native_batch_norm_backward(
+            gradient_BCHW, x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
+        )
+        # ... and what they take away, which depends on the losses of all workers (Ioffe and Szegedy, 2015, section 3).
+        sums = torch.cat([bias_gradient_C, weight_gradient_C])
+        dist.all_reduce(sums, group=ctx.group)
+        of_mean_C, of_deviation_C = (sums / n).chunk(2)
+        inverse_C = torch.rsqrt(var_C + ctx.eps)
+        slope_C = weight_C * inverse_C.square() * of_deviation_C
+        offset_C = weight_C * inverse_C * of_mean_C - mean_C * slope_C
+        taken_BCHW = torch.addcmul(offset_C[:, None, None], x_BCHW, slope_C[:, None, None])
+        return direct_BCHW.sub_(taken_BCHW), weight_gradient_C, bias_gradient_C, None, None, None
+
+
+class _Moments(NamedTuple):
+    """Mean and (biased) variance of each channel, and of how many values, over all workers."""
+
+    mean_C: Tensor
+    var_C: Tensor
+    n: Tensor
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -40,17 +63,19 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training or self.group is None:
             return super().forward(x_BCHW)
-        x = x_BCHW.float()
-        count = x.new_tensor([x.numel() / x.shape[1]])
-        sums = torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count])
-        total: Tensor = _Sum.apply(sums, self.group)
-        n = total[-1]
-        mean_C, square_C = (total[:-1] / n).chunk(2)
-        var_C = (square_C - mean_C.square()).clamp_min(0)
-        self._remember(mean_C.detach(), var_C.detach() * n / (n - 1).clamp_min(1))
-        scale_C = torch.rsqrt(var_C + self.eps) * self.weight
-        shift_C = self.bias - mean_C * scale_C
-        return (x * scale_C[:, None, None] + shift_C[:, None, None]).to(x_BCHW.dtype)
+        moments = self._moments(x_BCHW.detach())
+        self._remember(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
+        normalized_BCHW: Tensor = _Normalize.apply(x_BCHW, self.weight, self.bias, moments, self.eps, self.group)
+        return normalized_BCHW
+
+    def _moments(self, x_BCHW: Tensor) -> _Moments:
+        var_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
+        mine = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
+        sums = torch.cat([mean_C * mine, (var_C + mean_C.square()) * mine, mine])
+        dist.all_reduce(sums, group=self.group)
+        n = sums[-1]
+        mean_C, square_C = (sums[:-1] / n).chunk(2)
+        return _Moments(mean_C, (square_C - mean_C.square()).clamp_min(0), n)
 
     def _remember(self, mean_C: Tensor, var_C: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

@@ -89,7 +89,12 @@ class TrainStep:
             else None
         )
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
-        self.forward = DistributedDataParallel(forward, gradient_as_bucket_view=True) if self.distributed else forward
+        # Buffers are made the first worker's where they are read (share_buffers), not in each forward pass.
+        self.forward = (
+            DistributedDataParallel(forward, gradient_as_bucket_view=True, broadcast_buffers=False)
+            if self.distributed
+            else forward
+        )
         # Once set it stays set, so that no later update can run before the host has looked.
         self._failed = torch.zeros((), device=self.device)
 
