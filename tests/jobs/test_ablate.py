@@ -115,6 +115,7 @@ def test_a_wrong_key_is_refused_before_anything_runs(pretended: Pretended) -> No
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_a_grid_in_earnest(job: Job, small: list[str], indexed: None) -> None:
     storage = Path(setting(small, "storage"))
     arguments = [

@@ -76,6 +76,7 @@ def test_the_space_is_in_the_terms_of_tune() -> None:
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_a_search_in_earnest(job: Job, small: list[str], indexed: None) -> None:
     storage = Path(setting(small, "storage"))
     # The first sample learns and the second cannot, so that it is stopped after its first epoch.
