@@ -97,7 +97,8 @@ def test_a_killed_driver_costs_nothing(uninterrupted: Path) -> None:
 def check(folder: Path, name: str) -> None:
     found = audit(folder / "runs" / name / "ledger", SAMPLES, EPOCHS)
     assert found.faults == []
-    assert found.replayed > 0
+    # Steps need not be done twice: the kill may come between a checkpoint and the next step.
+    assert len(list((folder / "runs" / name / "ledger").glob("rank0-*.jsonl"))) > 1, "nothing was interrupted"
     assert_equal_weights(final(folder, name), final(folder, "calm"))
 
     mlflow.set_tracking_uri(f"sqlite:///{folder}/runs/mlflow.db")
