@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.entities import Run
 from safetensors.numpy import load_file
 
 from pipelines.train import checkpoint
@@ -94,6 +95,13 @@ def test_a_killed_driver_costs_nothing(uninterrupted: Path) -> None:
     check(folder, name)
 
 
+def runs_of(client: mlflow.MlflowClient, name: str) -> list[Run]:
+    """The tracked runs of a training."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found: list[Run] = client.search_runs(experiments, f"tags.`training.run` = '{name}'")
+    return found
+
+
 def check(folder: Path, name: str) -> None:
     found = audit(folder / "runs" / name / "ledger", SAMPLES, EPOCHS)
     assert found.faults == []
@@ -101,18 +109,13 @@ def check(folder: Path, name: str) -> None:
     assert len(list((folder / "runs" / name / "ledger").glob("rank0-*.jsonl"))) > 1, "nothing was interrupted"
     assert_equal_weights(final(folder, name), final(folder, "calm"))
 
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/runs/mlflow.db")
-    runs = mlflow.search_runs(
-        search_all_experiments=True, filter_string=f"tags.`training.run` = '{name}'", output_format="list"
-    )
+    # Not mlflow.set_tracking_uri: that is an environment variable, which the jobs of later drills would obey.
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    runs, (calm,) = runs_of(client, name), runs_of(client, "calm")
     assert len(runs) == 1
-    client = mlflow.MlflowClient()
     for metric in ("train/loss", "val/accuracy"):
         lines = client.get_metric_history(runs[0].info.run_id, metric)
         steps = [line.step for line in lines]
         assert steps == sorted(set(steps)), f"{metric} has two lines for one step"
-        calm = mlflow.search_runs(
-            search_all_experiments=True, filter_string="tags.`training.run` = 'calm'", output_format="list"
-        )[0]
         expected = {m.step: m.value for m in client.get_metric_history(calm.info.run_id, metric)}
         assert {line.step: line.value for line in lines} == expected

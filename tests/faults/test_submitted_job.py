@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.faults.test_killed_worker import SETTINGS, prepare
+from tests.faults.test_killed_worker import SETTINGS, prepare, runs_of
 from tests.jobs.conftest import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -62,6 +62,5 @@ def test_a_training_is_submitted_with_a_token(cluster: dict[str, str], tmp_path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "registered vqa version 1" in done.stdout
     assert re.search(r"train  step \d+/\d+ .*loss .*left", done.stdout + done.stderr)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/runs/mlflow.db")
-    (run,) = mlflow.search_runs(search_all_experiments=True, output_format="list")
+    (run,) = runs_of(mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db"), "submitted")
     assert run.info.status == "FINISHED"
