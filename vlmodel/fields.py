@@ -19,6 +19,11 @@ MATCHES = frozenset({MATCH, "matched", "yes", "true", "1", "entailment", "entail
 """Answers that say that a text belongs to its image, in any case of letters; every other one says that it does not."""
 
 
+def is_match(answer: str) -> bool:
+    """Whether an answer says that a text belongs to its image."""
+    return answer.strip().lower() in MATCHES
+
+
 class Fields(Section):
     """What a task reads of a sample."""
 

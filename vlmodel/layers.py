@@ -7,10 +7,35 @@ nor return its attention, and takes in evaluation another path (nested tensors) 
 from __future__ import annotations
 
 import math
+from typing import Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vlmodel.config import Section
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+"""Functions that may follow an encoder's projection."""
+
+
+class AttentionSettings(Section):
+    """What every part that is made of attention layers can be told."""
+
+    width: int = Field(256, ge=1)
+    """Width of the layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; they share the width evenly."""
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward layers, in multiples of ``width``."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after attention and within the feed-forward layers."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        check_heads(self.width, self.heads)
+        return self
 
 
 class Attention(nn.Module):

@@ -19,7 +19,7 @@ from PIL import ExifTags, Image
 from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, parse
-from vlmodel.fields import MATCHES, Fields, join
+from vlmodel.fields import Fields, is_match, join
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -198,7 +198,7 @@ class VLProcessor:
             found = (-1 if target is None else self.label2id.get(target, -1) for target in targets)
             rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
         elif fields.target == "match":
-            found = (-1 if target is None else int(target.strip().lower() in MATCHES) for target in targets)
+            found = (-1 if target is None else int(is_match(target)) for target in targets)
             rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
         elif fields.target == "tokens":
             rows |= self.tokenize_targets(targets)
@@ -276,6 +276,10 @@ class VLProcessor:
             raise FileNotFoundError(f"{str(folder)!r} holds no {_FILE}; name the `model` folder of a checkpoint")
         tree = json.loads(file.read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if missing := {"processor", "labels", "tasks"} - set(tree):
+            raise ConfigError(
+                f"{str(file)!r} lacks {', '.join(sorted(missing))}; train the model anew with this version"
+            )
         tasks = {task: parse(Fields, fields) for task, fields in tree["tasks"].items()}
         return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks)
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.data.index import Index
 from pipelines.data.reader import ShardReader
 from pipelines.train.pictures import Card
-from vlmodel.fields import MATCH, MATCHES, Fields
+from vlmodel.fields import MATCH, Fields, is_match
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -84,7 +84,7 @@ def image_of(key: str, index: Index) -> bytes:
 def _answered(fields: Fields, key: str, text: str, target: str, predicted: str, probability: float) -> Chosen:
     row = Chosen(key, text, text, target, predicted, probability, target == predicted)
     if fields.target == "match":
-        return replace(row, right=(target.strip().lower() in MATCHES) == (predicted == MATCH))
+        return replace(row, right=is_match(target) == (predicted == MATCH))
     if fields.target == "tokens" and not fields.text:
         return replace(row, title="", right=None)
     return row

@@ -19,7 +19,7 @@ from pipelines.evaluate.metrics.captions import caption_scores, constant_caption
 from pipelines.evaluate.metrics.matching import matching_scores
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.evaluate.report import Report
-from vlmodel.fields import MATCH, MATCHES, Fields
+from vlmodel.fields import MATCH, Fields, is_match
 
 _TOP_SAYS_LITTLE = 10
 """With fewer classes than this many times k, nearly everything is among the k best."""
@@ -124,15 +124,15 @@ def _captions(answers: pa.Table, split: str, training: Callable[[], Iterable[Tex
 
 def _matching(answers: pa.Table, split: str) -> Report:
     pairs = _with_target(answers, split, "pair")
-    matches = [target.strip().lower() in MATCHES for target in pairs["target"].to_pylist()]
+    matches = [is_match(target) for target in pairs["target"].to_pylist()]
     scores = matching_scores(_match_probabilities(pairs["predicted"], pairs["probability"]), matches)
     floors = {"constant": _taken(scores, "floor_")}
     shuffled = pairs.filter(pc.is_valid(pairs["shuffled"]))
-    kinds = {target.strip().lower() in MATCHES for target in shuffled["target"].to_pylist()}
-    if len(kinds) == 2:
+    of_shuffled = [is_match(target) for target in shuffled["target"].to_pylist()]
+    if len(set(of_shuffled)) == 2:
         of_other = matching_scores(
             _match_probabilities(shuffled["shuffled"], shuffled["shuffled_probability"]),
-            [target.strip().lower() in MATCHES for target in shuffled["target"].to_pylist()],
+            of_shuffled,
         )
         _taken(of_other, "floor_")
         floors["image_shuffled"] = of_other

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -291,3 +292,12 @@ def test_decoding_loads_no_torch() -> None:
 
     code = "import sys, vlmodel.processor; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_processor_of_another_version_is_refused(processor: VLProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    tree = json.loads((tmp_path / "processor.json").read_text())
+    del tree["tasks"]
+    (tmp_path / "processor.json").write_text(json.dumps(tree))
+    with pytest.raises(ConfigError, match=r"processor\.json' lacks tasks"):
+        VLProcessor.from_pretrained(tmp_path)

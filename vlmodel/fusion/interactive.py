@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.layers import check_heads
+from vlmodel.layers import AttentionSettings
 from vlmodel.streams import ANCHOR, Adapters, CoAttention, pool, spans_of
 from vlmodel.tokens import Fused, Tokens
 
 
-class Config(parts.FusionPart):
+class Config(AttentionSettings, parts.FusionPart):
     """Rounds in which each stream asks all others."""
 
     kind: Literal["interactive"] = "interactive"
@@ -23,17 +23,6 @@ class Config(parts.FusionPart):
     """Width of the streams, each brought to it by a linear adapter, and of the result."""
     rounds: int = Field(2, ge=1)
     """Number of rounds."""
-    heads: int = Field(4, ge=1)
-    """Attention heads; they share the width evenly."""
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward layers, in multiples of ``width``."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after attention and within the feed-forward layers."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        check_heads(self.width, self.heads)
-        return self
 
     def build(self, widths: Mapping[str, int]) -> InteractiveFusion:
         return InteractiveFusion(self, widths)

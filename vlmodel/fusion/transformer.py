@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.layers import TransformerLayer, check_heads, masked_mean, masked_softmax
+from vlmodel.layers import AttentionSettings, TransformerLayer, masked_mean, masked_softmax
 from vlmodel.streams import ANCHOR, Adapters, spans_of
 from vlmodel.tokens import Fused, Tokens
 
 
-class Config(parts.FusionPart):
+class Config(AttentionSettings, parts.FusionPart):
     """Rounds of multi-head self-attention and feed-forward over the concatenated streams."""
 
     kind: Literal["transformer"] = "transformer"
@@ -23,20 +23,9 @@ class Config(parts.FusionPart):
     """Width of the joint sequence; each stream is brought to it by a linear adapter."""
     rounds: int = Field(2, ge=1)
     """Number of rounds."""
-    heads: int = Field(4, ge=1)
-    """Attention heads; they share the width evenly."""
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward layers, in multiples of ``width``."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after attention and within the feed-forward layers."""
     pooling: Literal["cls", "mean", "attention"] = "cls"
     """The pooled vector: the first token of the language stream ([CLS]; the mean where a model has no such stream), the
     mean, or a learned mix of all tokens."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        check_heads(self.width, self.heads)
-        return self
 
     def build(self, widths: Mapping[str, int]) -> TransformerFusion:
         return TransformerFusion(self, widths)

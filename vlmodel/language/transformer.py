@@ -15,13 +15,12 @@ from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.layers import check_heads, masked_mean, masked_softmax
+from vlmodel.layers import ACTIVATIONS, check_heads, masked_mean, masked_softmax
 from vlmodel.tokens import Tokens
 
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
 _HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 _XLNET_CLS_SEGMENT = 2
 
 
@@ -200,7 +199,7 @@ class TransformerEncoder(parts.Encoder):
         self.projection: nn.Module = nn.Identity()
         if config.projection is not None:
             self.projection = nn.Linear(inner.hidden_size, config.projection)
-        self.activation = _ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation]()
         self.width = config.projection or inner.hidden_size
         self.mix = nn.Linear(self.width, 1, bias=False) if config.pooling == "attention" else None
         self._name = inner.model_type

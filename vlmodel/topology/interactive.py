@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.layers import Attention, check_heads
+from vlmodel.layers import Attention, AttentionSettings
 from vlmodel.streams import Adapters, CoAttention, block_diagonal, pool, spans_of, with_earlier_rounds
 from vlmodel.tokens import Fused, Tokens
 
 
-class Config(parts.TopologyPart):
+class Config(AttentionSettings, parts.TopologyPart):
     """Layers of self-attention, cross-attention to the other streams and feed-forward, before the fusion."""
 
     kind: Literal["interactive"] = "interactive"
@@ -22,17 +22,6 @@ class Config(parts.TopologyPart):
     """Width of the streams; each is brought to it by a linear adapter."""
     depth: int = Field(2, ge=1)
     """Number of layers."""
-    heads: int = Field(4, ge=1)
-    """Attention heads; they share the width evenly."""
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward layers, in multiples of ``width``."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after attention and within the feed-forward layers."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        check_heads(self.width, self.heads)
-        return self
 
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
         return dict.fromkeys(widths, self.width)

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.layers import TransformerLayer, check_heads
+from vlmodel.layers import AttentionSettings, TransformerLayer
 from vlmodel.streams import Adapters, pool, spans_of, with_earlier_rounds
 from vlmodel.tokens import Fused, Tokens
 
 
-class Config(parts.TopologyPart):
+class Config(AttentionSettings, parts.TopologyPart):
     """One Transformer over the concatenated streams; the language encoder gives its embeddings only."""
 
     encodes_text: ClassVar[bool] = True
@@ -25,17 +25,6 @@ class Config(parts.TopologyPart):
     """Width of the sequence; each stream is brought to it by a linear adapter."""
     depth: int = Field(4, ge=1)
     """Number of layers."""
-    heads: int = Field(4, ge=1)
-    """Attention heads; they share the width evenly."""
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward layers, in multiples of ``width``."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after attention and within the feed-forward layers."""
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Config:
-        check_heads(self.width, self.heads)
-        return self
 
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
         return dict.fromkeys(widths, self.width)

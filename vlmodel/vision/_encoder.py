@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlmodel import parts
+from vlmodel.layers import ACTIVATIONS
 from vlmodel.vision import _weights
 
 log = logging.getLogger(__name__)
-
-_ACTIVATIONS = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 class BackboneConfig(parts.VisionPart):
@@ -69,7 +68,7 @@ class BackboneEncoder(parts.Encoder):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation = _ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation]()
         self.register_buffer("mean_C", torch.tensor(config.mean))
         self.register_buffer("std_C", torch.tensor(config.std))
         self.report: _weights.WeightsReport | None = None
