@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,4 +13,6 @@ def enter(arguments: Mapping[str, Any]) -> None:
     """Run a worker on the ``RunSpec`` that ``arguments["spec"]`` refers to."""
     from pipelines.train.worker import train_worker
 
+    # LoggingConfig's level filters the handlers of Ray Train alone, and what passes to those of Ray is still printed.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     train_worker(ray.get(arguments["spec"]))
