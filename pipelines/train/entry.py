@@ -11,8 +11,10 @@ import ray
 
 def enter(arguments: Mapping[str, Any]) -> None:
     """Run a worker on the ``RunSpec`` that ``arguments["spec"]`` refers to."""
+    from ray.train.v2._internal.execution import context
+
     from pipelines.train.worker import train_worker
 
-    # LoggingConfig's level filters the handlers of Ray Train alone, and what passes to those of Ray is still printed.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    # Ray names this logger after its file, not its module, and so LoggingConfig's level does not reach it.
+    context.logger.setLevel(logging.WARNING)
     train_worker(ray.get(arguments["spec"]))
