@@ -91,7 +91,7 @@ class TrainStep:
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         # Buffers are made the first worker's where they are read (share_buffers), not in each forward pass.
         self.forward = (
-            DistributedDataParallel(forward, gradient_as_bucket_view=True, broadcast_buffers=False)
+            DistributedDataParallel(forward, gradient_as_bucket_view=True, forward_sync_buffers=False)
             if self.distributed
             else forward
         )
