@@ -192,7 +192,7 @@ class _Loader:
         """What the model is to see of the samples of a slice: kept features or, where there are none, their images."""
         features = self.source.features
         if features is None:
-            return dict(self.processor.collate_tasks([self.processor.decode(record.image) for record in records], {}))
+            return self.processor.collate_tasks([self.processor.decode(record.image) for record in records], {})
         features_BF = np.empty((len(taken), features.width), features.precision)
         for shard, rows, places in self._by_shard(taken):
             features_BF[places] = features.read(shard, rows)

@@ -164,7 +164,8 @@ class CNN(BackboneEncoder):
             x_BTD = x_BTD + scale_D
         pooled_BD = x_BTD.mean(1)
         if self.config.position == "sine" and self.config.output != "pooled":
-            positions_TD = sine_positions(*grid_BHWC.shape[1:3], self.width, x_BTD.device)
+            height, width = grid_BHWC.shape[1:3]
+            positions_TD = sine_positions(height, width, self.width, x_BTD.device)
             x_BTD = x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
         return x_BTD, pooled_BD
 
