@@ -90,8 +90,9 @@ def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor)
         kept = {name: value for name, value in batch.items() if name != "pixels_BHWC"}
         kept["features_BF"] = remembering.model.vision.features(batch["pixels_BHWC"])
         found = [t(step, [b], 1) for t, b in ((seeing, batch), (remembering, kept))]
+        # Not weights: Adam makes a whole update of a gradient that is zero but for rounding, as that of a key's bias.
         torch.testing.assert_close(found[0].totals, found[1].totals, rtol=1e-5, atol=0)
-    torch.testing.assert_close(seeing.model.state_dict(), remembering.model.state_dict(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[0].grad_norm, found[1].grad_norm, rtol=1e-4, atol=0)
 
 
 def _worker(
