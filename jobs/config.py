@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jobs.cluster import ClusterConfig
 from pipelines.data.index import IndexConfig
@@ -67,3 +67,20 @@ class JobConfig(Section):
     serve: ServeConfig = ServeConfig()
     ablate: AblateConfig = AblateConfig()
     tune: TuneConfig = TuneConfig()
+
+    @model_validator(mode="after")
+    def _features_stay(self) -> JobConfig:
+        kept = f"train.feature_cache={self.train.feature_cache!r} keeps what the vision backbone gives of each image"
+        if self.train.feature_cache == "off":
+            return self
+        if not self.model.vision.rests():
+            raise ValueError(
+                f"{kept}, and with model.vision.frozen=false training changes that; set model.vision.frozen=true, or "
+                "train.feature_cache=off"
+            )
+        if self.train.augment.active:
+            raise ValueError(
+                f"{kept}, and train.augment (flip={self.train.augment.flip}, min_area={self.train.augment.min_area}) "
+                "changes the images in each epoch; set flip=0.0 and min_area=1.0, or train.feature_cache=off"
+            )
+        return self

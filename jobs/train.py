@@ -5,6 +5,7 @@ checkpoint is evaluated on the validation split and registered. The same name co
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from jobs import runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
+from pipelines.data.feature_build import Resources, build_features
+from pipelines.data.features import Features
 from pipelines.data.index import Index
 from pipelines.data.plan import Schedule, check_division
+from pipelines.data.progress import ShardProgress
 from pipelines.data.vocabulary import build_processor
 from pipelines.evaluate.assess import assess, show
 from pipelines.registry.registry import ModelVersion, Registry
@@ -21,13 +25,14 @@ from pipelines.train import checkpoint
 from pipelines.train.launch import launch
 from pipelines.train.progress import create_board
 from pipelines.train.tracking import Tracker
-from pipelines.train.worker import RunSpec
+from pipelines.train.worker import RunSpec, new_model
 from vlmodel.config import ConfigError, dump
+from vlmodel.processor import VLProcessor
 
 MAY_CHANGE = (
     "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
-    "train.max_failures", "train.log_steps", "train.ledger", "train.evaluation_cache_mb", "predict", "evaluate",
-    "tracking", "registry", "serve", "source", "data.tars", "ablate", "tune",
+    "train.max_failures", "train.log_steps", "train.ledger", "train.evaluation_cache_mb", "train.feature_cache",
+    "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "ablate", "tune",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
 
@@ -77,12 +82,34 @@ def fit(
     config.model.check_processor(made.config)
     tracker.log_params(dump(config), volatile=MAY_CHANGE)
     tracker.log_data(runs.index_facts(index, runs.tars(config)))
-    spec = _spec(config, index, processor, tracker, referee)
+    features = _features(config, index, made, label)
+    spec = _spec(config, index, processor, features, tracker, referee)
     launch(spec, has_dashboard=has_dashboard, label=label)
 
 
-def _spec(config: JobConfig, index: Index, processor: Path, tracker: Tracker, referee: Any) -> RunSpec:
-    training = runs.source(config, index, "train", processor)
+def _features(config: JobConfig, index: Index, processor: VLProcessor, label: str) -> Features | None:
+    """The kept features of the backbone with which the training begins; None where it is to read the images."""
+    train = config.train
+    if train.feature_cache == "off":
+        return None
+    resources = Resources(train.workers, train.cpus_per_worker, train.gpu, train.threads, train.evaluation_batch)
+    with ShardProgress(f"{label}  features") as progress:
+        return build_features(
+            index,
+            config.model.vision,
+            new_model(config.model, processor, config.seed).vision,
+            processor,
+            f"{runs.storage(config)}/features",
+            train.feature_cache,
+            resources,
+            progress,
+        )
+
+
+def _spec(
+    config: JobConfig, index: Index, processor: Path, features: Features | None, tracker: Tracker, referee: Any
+) -> RunSpec:
+    training = replace(runs.source(config, index, "train", processor), features=features)
     plan = training.plan(seed=config.seed, window=config.train.window, shuffle=True)
     schedule = Schedule(plan, config.train.batch, config.train.epochs)
     has_validation = index.counts().get("val", 0) > 0
@@ -99,7 +126,7 @@ def _spec(config: JobConfig, index: Index, processor: Path, tracker: Tracker, re
         stream=config.stream,
         schedule=schedule,
         train_source=training,
-        val_source=runs.source(config, index, "val", processor) if has_validation else None,
+        val_source=replace(training, split="val") if has_validation else None,
         run=tracker.handle,
         board=create_board(),
         config=dump(config),

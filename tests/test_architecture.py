@@ -40,6 +40,7 @@ ALLOWED_IMPORTS = {
     "ray": {
         "jobs/cluster.py",
         "pipelines/data/corpus.py",
+        "pipelines/data/feature_build.py",
         "pipelines/data/index_build.py",
         "pipelines/data/stream.py",
         "pipelines/evaluate/predict.py",

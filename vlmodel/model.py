@@ -139,7 +139,7 @@ class VLModel(PreTrainedModel):
             raise ConfigError("this VLConfig has no tree of parts; make a model with VLModel.from_tree")
         tree = parse(ModelConfig, config.model)
         vocabulary = _vocabulary(config)
-        self.vision: parts.Encoder = tree.vision.build()
+        self.vision: parts.VisionEncoder = tree.vision.build()
         widths = {"vision": self.vision.width}
         # What no task needs is not built: data-parallel training waits for the gradient of every parameter.
         self.language: parts.Encoder | None = None
@@ -213,9 +213,10 @@ class VLModel(PreTrainedModel):
 
     def forward(
         self,
-        pixels_BHWC: Tensor,
+        pixels_BHWC: Tensor | None = None,
         output_attention: bool = False,
         image_mask_B: Tensor | None = None,
+        features_BF: Tensor | None = None,
         **fields: Tensor | None,
     ) -> VLOutput:
         """Encode B images once; for each task encode its texts, fuse each row with its image, decode.
@@ -223,13 +224,17 @@ class VLModel(PreTrainedModel):
         Args:
             pixels_BHWC: uint8 RGB images.
             image_mask_B: False where there is no image; such an image changes nothing. All are real if not given.
+            features_BF: what ``vision.features`` has given of the images, in place of them.
             output_attention: return ``attention_LNQS`` and ``spans`` of the first task; costs nothing otherwise.
             fields: what ``VLProcessor`` makes of the texts, by the names that it gives (of several tasks
                 ``task.name``): ``text_image_N``, for each row its image; ``input_ids_NT`` and ``text_mask_NT``; with
                 ``distinct_U`` and ``text_distinct_N`` a text that is asked of several images is encoded once too;
                 and targets such as ``labels_N`` and ``weights_N``.
+
+        Raises:
+            ValueError: neither images nor features were given, or both.
         """
-        vision = self.see(pixels_BHWC, image_mask_B)
+        vision = self.see(pixels_BHWC, image_mask_B, features_BF)
         decoded: dict[str, parts.Decoded] = {}
         shown: Fused | None = None
         for task, head in self.decoder.heads().items():
@@ -254,9 +259,17 @@ class VLModel(PreTrainedModel):
             spans=shown.spans if shown is not None and output_attention else None,
         )
 
-    def see(self, pixels_BHWC: Tensor, image_mask_B: Tensor | None = None) -> Tokens:
-        """The encoded images."""
-        vision: Tokens = self.vision(pixels_BHWC)
+    def see(
+        self,
+        pixels_BHWC: Tensor | None = None,
+        image_mask_B: Tensor | None = None,
+        features_BF: Tensor | None = None,
+    ) -> Tokens:
+        """The encoded images, of which either the pixels or the features are given; see ``forward``."""
+        if (pixels_BHWC is None) == (features_BF is None):
+            given = "neither" if pixels_BHWC is None else "both"
+            raise ValueError(f"images come as pixels_BHWC or as features_BF, and {given} of them were given; give one")
+        vision: Tokens = self.vision(pixels_BHWC) if features_BF is None else self.vision.from_features(features_BF)
         if image_mask_B is None:
             return vision
         return Tokens(vision.x_BTD, vision.mask_BT & image_mask_B[:, None], vision.pooled_BD)

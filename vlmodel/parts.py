@@ -85,11 +85,40 @@ class Encoder(nn.Module):
         return self
 
 
-class VisionPart(Part):
-    """Configuration of a vision encoder, whose ``forward(pixels_BHWC: uint8)`` returns ``Tokens``."""
+class VisionEncoder(Encoder):
+    """Base of the vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``.
 
-    def build(self) -> Encoder:
+    Where the whole backbone rests (``VisionPart.rests``) it also comes in two halves, whose composition it is: what the
+    backbone gives of an image never changes, and so can be kept.
+    """
+
+    def features(self, pixels_BHWC: Tensor) -> Tensor:
+        """What the backbone gives of uint8 images, (B, F): all that the rest of the encoder reads."""
         raise NotImplementedError
+
+    def from_features(self, features_BF: Tensor) -> Tokens:
+        """The rest of the encoder.
+
+        Raises:
+            ValueError: the features are not of this encoder.
+        """
+        raise NotImplementedError
+
+    def resting(self) -> dict[str, Tensor]:
+        """All weights that training never changes, by their names; features depend on no others."""
+        parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
+        return parameters | dict(self.named_buffers())
+
+
+class VisionPart(Part):
+    """Configuration of a vision encoder."""
+
+    def build(self) -> VisionEncoder:
+        raise NotImplementedError
+
+    def rests(self) -> bool:
+        """Whether the whole backbone is left untrained, so that what it gives of an image never changes."""
+        return False
 
     def check_image(self, size: int) -> None:
         """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.

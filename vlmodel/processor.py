@@ -177,13 +177,17 @@ class VLProcessor:
     def collate_tasks(
         self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
-        """The rows of several tasks over the same images; a task's arrays are called ``task.name`` (see fields.py)."""
+        """Images, and the rows of several tasks over them."""
         size = self.config.image_size
-        batch: dict[str, NDArray[np.generic]] = {}
-        batch["pixels_BHWC"] = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        pixels_BHWC = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
+        return {"pixels_BHWC": pixels_BHWC, **self.collate_rows(examples)}
+
+    def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
+        """The rows of several tasks, without the images; a task's arrays are called ``task.name`` (see fields.py)."""
+        rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
-            batch |= join(task, self._rows(self.tasks[task], of_task))
-        return batch
+            rows |= join(task, self._rows(self.tasks[task], of_task))
+        return rows
 
     def _rows(self, fields: Fields, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         counts = [len(example.texts) for example in examples]

@@ -6,6 +6,7 @@ Legend, used as suffixes of names (``x_BTD`` has three dimensions):
     T  tokens of a stream                                 Q, S  query and key/value tokens of an attention
     D  width of a stream                                  K  classes, such as answers
     C  channels      H, W  height and width               L  layers or rounds
+    F  numbers that a frozen backbone gives of one image
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ a bare loop. They are small and picklable; what is heavy is opened once a proces
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.data.augment import AugmentConfig, augment
 from pipelines.data.errors import DataError
+from pipelines.data.features import Features
 from pipelines.data.index import Index
 from pipelines.data.plan import Ints, Plan, Schedule, Slice, derive_seed, fixed_batches
 from pipelines.data.reader import Record, ShardReader
@@ -37,12 +38,15 @@ class Source:
         split: train, val or test; "" takes all.
         processor: folder of the saved VLProcessor. It knows which texts the tasks read; a sample without any is left
             out.
+        features: kept features of the images; where they are given a batch has ``features_BF`` (B, F) in place of
+            ``pixels_BHWC``, and no image is read.
     """
 
     tars: str
     index_hash: str
     split: str
     processor: str
+    features: Features | None = None
 
     def plan(self, *, seed: int = 0, window: int = 65536, shuffle: bool) -> Plan:
         """The plan over this source's samples.
@@ -61,6 +65,9 @@ class TrainingParts(Sequence[Arrays]):
         source, schedule: what is read, in which order.
         rank, world, accumulation: which parts of a step are this worker's.
         augmentation: random changes of the pixels, seeded by (seed, epoch, sample).
+
+    Raises:
+        ValueError: augmentation of images that are not read.
     """
 
     source: Source
@@ -69,6 +76,10 @@ class TrainingParts(Sequence[Arrays]):
     world: int
     accumulation: int
     augmentation: AugmentConfig
+
+    def __post_init__(self) -> None:
+        if self.source.features is not None and self.augmentation.active:
+            raise ValueError("kept features are of unchanged images; augment nothing, or train on the images")
 
     def __len__(self) -> int:
         return self.schedule.steps * self.accumulation
@@ -87,12 +98,13 @@ class TrainingParts(Sequence[Arrays]):
         loader = _open(self.source)
         records = loader.read(taken)
         examples = loader.examples(records, weight)
-        images = [loader.processor.decode(record.image) for record in records]
+        seen = loader.see(taken, records)
         if self.augmentation.active:
             for i, record in enumerate(records):
                 seed = derive_seed(self.schedule.plan.seed, int(taken.epoch[i]), record.key, "augment")
-                images[i] = augment(images[i], self.augmentation, np.random.Generator(np.random.PCG64(seed)))
-        return loader.processor.collate_tasks(images, examples) | _provenance(taken, step, weight)
+                rng = np.random.Generator(np.random.PCG64(seed))
+                seen["pixels_BHWC"][i] = augment(seen["pixels_BHWC"][i], self.augmentation, rng)
+        return seen | loader.processor.collate_rows(examples) | _provenance(taken, step, weight)
 
 
 @dataclass(frozen=True)
@@ -121,14 +133,14 @@ class EvaluationBatches(Sequence[Arrays]):
         plan = self.source.plan(shuffle=False)
         taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, plan.size))
         records = loader.read(taken)
-        images = [loader.processor.decode(record.image) for record in records]
+        seen = loader.see(taken, records) | _provenance(taken, batch, 1.0)
         if self.answering is None:
-            return loader.processor.collate_tasks(images, loader.examples(records)) | _provenance(taken, batch, 1.0)
+            return seen | loader.processor.collate_rows(loader.examples(records))
         asked = rows_to_answer(records, loader.processor.tasks[self.answering])
         examples = [
             Example(record.image, tuple(r.text for r in rows)) for record, rows in zip(records, asked, strict=True)
         ]
-        arrays = loader.processor.collate_tasks(images, {self.answering: examples}) | _provenance(taken, batch, 1.0)
+        arrays = seen | loader.processor.collate_rows({self.answering: examples})
         rows = [astuple(row) for of_record in asked for row in of_record]
         arrays["rows_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         return arrays
@@ -168,19 +180,33 @@ class _Loader:
         self._rows = lru_cache(maxsize=256)(self._eligible_rows)
 
     def read(self, taken: Slice) -> list[Record]:
-        """The samples of a slice, in its order; each shard is opened once."""
+        """The samples of a slice, in its order; each shard is opened once. Where features are kept, without images."""
         records: list[Record | None] = [None] * len(taken)
-        for shard in np.unique(taken.shard):
-            places = np.flatnonzero(taken.shard == shard)
-            rows = self._rows(int(shard))[taken.row[places]]
-            found = self.reader.read(self.index.shards[shard].name, rows.tolist())
+        for shard, rows, places in self._by_shard(taken):
+            found = self.reader.read(shard, rows, images=self.source.features is None)
             for place, record in zip(places.tolist(), found, strict=True):
                 records[place] = record
         return [record for record in records if record is not None]
 
+    def see(self, taken: Slice, records: Sequence[Record]) -> Arrays:
+        """What the model is to see of the samples of a slice: kept features or, where there are none, their images."""
+        features = self.source.features
+        if features is None:
+            return self.processor.collate_tasks([self.processor.decode(record.image) for record in records], {})
+        features_BF = np.empty((len(taken), features.width), features.precision)
+        for shard, rows, places in self._by_shard(taken):
+            features_BF[places] = features.read(shard, rows)
+        return {"features_BF": features_BF}
+
     def examples(self, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
         """The rows of each task over the samples."""
         return {task: to_examples(records, fields, weight) for task, fields in self.processor.tasks.items()}
+
+    def _by_shard(self, taken: Slice) -> Iterator[tuple[str, list[int], Ints]]:
+        """(shard, rows of it, their places in the slice) for each shard of a slice."""
+        for shard in np.unique(taken.shard):
+            places = np.flatnonzero(taken.shard == shard)
+            yield self.index.shards[shard].name, self._rows(int(shard))[taken.row[places]].tolist(), places
 
     def _eligible_rows(self, shard: int) -> Ints:
         table = self.index.rows(self.index.shards[shard].name)

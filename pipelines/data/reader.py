@@ -41,23 +41,26 @@ class ShardReader:
         self.index, self.verify = index, verify
         self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
 
-    def read(self, shard: str, rows: Sequence[int]) -> list[Record]:
+    def read(self, shard: str, rows: Sequence[int], *, images: bool = True) -> list[Record]:
         """The samples at these rows of ``index.rows(shard)``, in the order asked for.
+
+        Args:
+            images: False reads the texts alone, and leaves ``image`` empty.
 
         Raises:
             DataError: the shard cannot be read, or is not the one that was indexed.
             IndexError: there is no such row.
         """
         samples = self._samples(shard, rows)
-        ranges, texts_at = [_image(sample) for sample in samples], []
+        ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
         for sample in samples:
             texts_at.append(len(ranges))
             ranges.extend(_texts(sample))
         pieces = self._read_ranges(shard, ranges)
         records = []
         for number, (sample, at) in enumerate(zip(samples, texts_at, strict=True)):
-            image = pieces[number]
-            if self.verify and not _is_image_of(sample, image):
+            image = pieces[number] if images else b""
+            if images and self.verify and not _is_image_of(sample, image):
                 image = self._read_ranges(shard, [_image(sample)])[0]
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
@@ -66,14 +69,7 @@ class ShardReader:
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
         """As ``read``, without the images."""
-        samples = self._samples(shard, rows)
-        ranges: list[Range] = []
-        texts_at = []
-        for sample in samples:
-            texts_at.append(len(ranges))
-            ranges.extend(_texts(sample))
-        pieces = self._read_ranges(shard, ranges)
-        return [self._parse(shard, sample, pieces[at:]) for sample, at in zip(samples, texts_at, strict=True)]
+        return [record.texts for record in self.read(shard, rows, images=False)]
 
     def _read_rows(self, shard: str) -> pa.Table:
         return self.index.rows(shard).select(_COLUMNS)

@@ -56,7 +56,7 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
         for arrays in batches:
             out = model(**to_tensors(arrays, device))
             sums += torch.stack([_sums(out), *(out.tasks or {}).values()])
-            images += len(arrays["pixels_BHWC"])
+            images += len(arrays["row_B"])
     model.train(training)
     if dist.is_initialized():
         dist.all_reduce(sums)

@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
+from pipelines.data.feature_build import check_backbone
 from pipelines.data.loader import Arrays, EvaluationBatches, Source, TrainingParts
 from pipelines.data.plan import Schedule, derive_seed
 from pipelines.data.stream import StreamConfig, stream
@@ -71,11 +72,12 @@ def train_worker(spec: RunSpec) -> None:
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
 
     processor = VLProcessor.from_pretrained(spec.train_source.processor)
-    torch.manual_seed(derive_seed(spec.seed, "weights") % 2**63)
-    model = VLModel.from_tree(spec.model, processor)
+    model = new_model(spec.model, processor, spec.seed)
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
     progress = resumed(_restore(spec, trainer, rank, device))
+    if spec.train_source.features is not None:
+        check_backbone(model.vision, spec.train_source.features)
 
     parts = TrainingParts(spec.train_source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
@@ -90,6 +92,17 @@ def train_worker(spec: RunSpec) -> None:
         # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
         if rank == 0:
             ray.get(spec.board.fail.remote(str(error)))
+
+
+def new_model(config: ModelConfig, processor: VLProcessor, seed: int) -> VLModel:
+    """The model with which a training of this seed begins, the same in every process. Seeds torch.
+
+    Raises:
+        ConfigError: parts that do not fit each other or the processor.
+        WeightsError: pretrained weights that do not exist or do not fit.
+    """
+    torch.manual_seed(derive_seed(seed, "weights") % 2**63)
+    return VLModel.from_tree(config, processor)
 
 
 def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:

@@ -35,6 +35,11 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
         ("model.fusion.kind=magic", "'magic' is not a part of vlmodel.fusion; choose one of concat"),
         ("nonsense", "is not of the form a.b.c=value"),
         ("name=../up", "name"),
+        (
+            "train.feature_cache=float32",
+            "train.feature_cache='float32' keeps what the vision backbone gives of each image, and with "
+            "model.vision.frozen=false training changes that; set model.vision.frozen=true",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +47,12 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert says in shown
     assert "python -m jobs.train --help" in shown
+
+
+def test_features_are_not_kept_of_images_that_change(capsys: pytest.CaptureFixture[str]) -> None:
+    both = ["model.vision.frozen=true", "train.feature_cache=float16", "train.augment.flip=0.5"]
+    assert main(train.run, "train", both) == 2
+    assert "train.augment (flip=0.5, min_area=1.0) changes the images in each epoch" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:

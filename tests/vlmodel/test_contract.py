@@ -246,6 +246,26 @@ def test_saved_model_needs_no_other_folder(make_model: Callable[..., Any], tmp_p
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
+@pytest.mark.parametrize("vision", [v for kind in kinds("vlmodel.vision") for v in variants("vision", kind)], ids=str)
+def test_features_in_place_of_images(
+    vision: dict[str, Any], make_model: Callable[..., Any], batch: dict[str, Tensor]
+) -> None:
+    model = make_model(vision={**vision, "frozen": True}).train()
+    assert tiny_tree(vision={**vision, "frozen": True}).vision.rests()
+    texts = {name: value for name, value in batch.items() if name != "pixels_BHWC"}
+    kept = {**texts, "features_BF": model.vision.features(batch["pixels_BHWC"])}
+    found = []
+    for inputs in (batch, kept):
+        model.zero_grad()
+        loss = model(**inputs).loss
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+    for wrong, given in (({**kept, **batch}, "both"), (texts, "neither")):
+        with pytest.raises(ValueError, match=f"pixels_BHWC or as features_BF, and {given} of them were given"):
+            model(**wrong)
+
+
 def torch_backbone() -> torch.nn.Module:
     from torchvision.models import resnet18
 

@@ -161,6 +161,46 @@ def test_frozen_runs_without_gradient(settings: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "numbers"),
+    [
+        ({"stages": 2, "projection": 8}, 128 * 25),
+        ({"stages": 2, "grid": 2}, 128 * 4),
+        ({"stages": 2, "output": "pooled", "projection": 8}, 128),
+        ({"stages": 3, "output": "multiscale", "projection": 8, "activation": "gelu"}, 128 * 25 + 256 * 9),
+        ({"stages": 3, "output": "multiscale", "grid": 2, "position": "none"}, (128 + 256) * 4),
+        ({"name": "swin_v2_t", "stages": 2, "output": "multiscale", "projection": 8}, 96 * 81 + 192 * 25),
+        ({"name": "vgg11", "output": "multiscale", "scales": 3}, 512 * (4 * 4 + 2 * 2 + 1)),
+        (VIT, 16 * 17),
+        ({**VIT, "grid": 2, "pooling": "mean"}, 16 * 4),
+        ({**VIT, "output": "pooled", "projection": 8}, 16),
+        ({**VIT, "output": "pooled", "pooling": "mean"}, 16),
+    ],
+    ids=str,
+)
+def test_the_halves_are_the_whole(settings: dict[str, object], numbers: int) -> None:
+    encoder = make(**settings, frozen=True).train()
+    given = pixels(32 if settings.get("kind") == "vit" else 36)
+    whole, features_BF = encoder(given), encoder.features(given)
+    assert features_BF.shape == (2, numbers)
+    assert not features_BF.requires_grad
+    halves = encoder.from_features(features_BF)
+    assert torch.equal(halves.mask_BT, whole.mask_BT)
+    torch.testing.assert_close((halves.x_BTD, halves.pooled_BD), (whole.x_BTD, whole.pooled_BD))
+    low = encoder.from_features(features_BF.half())
+    assert low.x_BTD.dtype == torch.float32
+    torch.testing.assert_close(low.x_BTD, whole.x_BTD, rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=f"features of {numbers + 1} numbers an image"):
+        encoder.from_features(torch.zeros(1, numbers + 1))
+
+
+@pytest.mark.parametrize("settings", [{"stages": 2}, VIT], ids=str)
+def test_features_depend_on_what_rests_alone(settings: dict[str, object]) -> None:
+    encoder = make(**settings, projection=8, frozen=True)
+    assert {name.partition(".")[0] for name in encoder.resting()} == {"backbone", "mean_C", "std_C"}
+    assert set(encoder.resting()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
+
+
+@pytest.mark.parametrize(
     ("settings", "still"),
     [
         ({"frozen_stages": 1}, ["conv1", "bn1", "layer1"]),

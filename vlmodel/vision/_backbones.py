@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -22,6 +24,7 @@ _HEAD = ("avgpool", "fc", "classifier", "dropout", "permute")
 _CHAINS = ("features", "layers", "trunk_output")
 _STAGE = re.compile(r"layer\d$|trunk_output\.")  # of a ResNet or RegNet
 _PROBE = 256
+_LARGEST = 1 << 14  # side of an image, in pixels
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,11 @@ def layout(name: str, stem: Stem) -> Layout:
     """
     with torch.device("meta"), torch.no_grad():
         model = create(name, stem).eval()
-        chain = list(blocks(model))
-        x, sizes, widths = torch.zeros(1, 3, _PROBE, _PROBE), [], []
-        channels_last = name.startswith("swin_")
-        for _, block in chain:
-            x = block(x)
-            sizes.append(x.shape[2])
-            widths.append(x.shape[-1 if channels_last else 1])
-    block_names = tuple(block_name for block_name, _ in chain)
+        block_names = tuple(block_name for block_name, _ in blocks(model))
+        shapes = _shapes(model, _PROBE, len(block_names))
+    channels_last = name.startswith("swin_")
+    sizes = [shape[2] for shape in shapes]
+    widths = [shape[-1 if channels_last else 1] for shape in shapes]
     stages = [i + 1 for i, block_name in enumerate(block_names) if _STAGE.match(block_name)] or [
         i + 1 for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]
     ]
@@ -119,6 +119,40 @@ def layout(name: str, stem: Stem) -> Layout:
         channels_last,
         frozenset(model.state_dict()),
     )
+
+
+@functools.lru_cache(maxsize=32)
+def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int) -> tuple[int, ...]:
+    """Cells a side of the maps after ``ends`` blocks each, where all together hold so many ``numbers`` of one image.
+
+    Larger images give larger maps, so the size of the image is searched for.
+
+    Returns:
+        those of the smallest image whose maps hold ``numbers`` or more.
+    """
+    with torch.device("meta"), torch.no_grad():
+        model = create(name, stem).eval()
+
+        def of(size: int) -> tuple[int, ...]:
+            shapes = _shapes(model, size, ends[-1])
+            return tuple(shapes[end - 1][2] for end in ends)
+
+        def held(size: int) -> int:
+            return sum(side * side * c for side, c in zip(of(size), channels, strict=True))
+
+        known = layout(name, stem)
+        smallest = max(s for stage, s in zip(known.stages, known.strides, strict=True) if stage <= ends[-1])
+        sizes = range(smallest, _LARGEST)
+        return of(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=held)])
+
+
+def _shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
+    """What each of the first ``count`` blocks gives of a square image: (B, C, H, W), or of a Swin (B, H, W, C)."""
+    x, shapes = torch.zeros(1, 3, size, size), []
+    for _, block in itertools.islice(blocks(model), count):
+        x = block(x)
+        shapes.append(x.shape)
+    return shapes
 
 
 class _NumbersOnHost(TorchFunctionMode):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from vlmodel import parts
 from vlmodel.layers import ACTIVATIONS
+from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
 
 log = logging.getLogger(__name__)
@@ -44,13 +46,17 @@ class BackboneConfig(parts.VisionPart):
             raise ValueError(f"activation={self.activation!r} follows a projection, and there is none; set projection")
         return self
 
+    def rests(self) -> bool:
+        return self.frozen
+
     def projects(self) -> bool:
         """Whether the features pass a linear projection."""
         return self.projection is not None
 
 
-class BackboneEncoder(parts.Encoder):
-    """Normalisation, ``backbone``, projection. Subclasses make ``backbone``, ``projection`` and ``forward``.
+class BackboneEncoder(parts.VisionEncoder):
+    """Normalisation, ``backbone``, projection. Subclasses make ``backbone`` and ``projection``, and give the two halves
+    of ``forward``: ``grids`` and ``assemble``.
 
     In a frozen part BatchNorm keeps its statistics; in a trained part it uses those of the batch, as torch does.
 
@@ -84,11 +90,39 @@ class BackboneEncoder(parts.Encoder):
         """Context in which the backbone runs: a frozen one keeps no activations, even of inputs with a gradient."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen)
 
-    def tokens(self, map_BCHW: Tensor, projection: nn.Module, side: int | None) -> Tensor:
-        """Projected tokens (B, T, D) of a feature map, row by row, averaged to ``side`` x ``side`` cells if given."""
-        if side is not None:
-            map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
-        x_BTD: Tensor = self.activation(projection(map_BCHW.permute(0, 2, 3, 1).flatten(1, 2)))
+    def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+        """All of the backbone's output that is read: grids of cells (B, H, W, C), averaged to as few as are wanted."""
+        raise NotImplementedError
+
+    def assemble(self, grids: Sequence[Tensor]) -> Tokens:
+        """Tokens of what ``grids`` returns."""
+        raise NotImplementedError
+
+    def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
+        """(side, channels) of each of the square ``grids`` that hold so many ``numbers`` of an image.
+
+        Raises:
+            ValueError: there are no such grids.
+        """
+        raise NotImplementedError
+
+    def forward(self, pixels_BHWC: Tensor) -> Tokens:
+        return self.assemble(self.grids(pixels_BHWC))
+
+    def features(self, pixels_BHWC: Tensor) -> Tensor:
+        return torch.cat([grid_BHWC.flatten(1) for grid_BHWC in self.grids(pixels_BHWC)], 1)
+
+    def from_features(self, features_BF: Tensor) -> Tokens:
+        layout = self.layout(features_BF.shape[1])
+        # Features may be kept at less precision than the weights have.
+        pieces = features_BF.to(self.mean_C.dtype).split([side * side * channels for side, channels in layout], 1)
+        return self.assemble(
+            [piece.unflatten(1, (side, side, channels)) for piece, (side, channels) in zip(pieces, layout, strict=True)]
+        )
+
+    def tokens(self, grid_BHWC: Tensor, projection: nn.Module) -> Tensor:
+        """Projected tokens (B, T, D) of a grid, row by row."""
+        x_BTD: Tensor = self.activation(projection(grid_BHWC.flatten(1, 2)))
         return x_BTD
 
     def load_weights(self, state: Mapping[str, Tensor], names: Mapping[str, str], known: frozenset[str]) -> None:
@@ -105,3 +139,22 @@ class BackboneEncoder(parts.Encoder):
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.weights:
             yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
+
+
+def averaged(map_BCHW: Tensor, side: int | None) -> Tensor:
+    """A feature map as a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if given."""
+    if side is not None:
+        map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
+    return map_BCHW.permute(0, 2, 3, 1)
+
+
+def side_of(numbers: int, channels: int) -> int:
+    """Side of the square grid that holds so many ``numbers`` in cells of ``channels``.
+
+    Raises:
+        ValueError: there is none.
+    """
+    side = math.isqrt(numbers // channels)
+    if not side or side * side * channels != numbers:
+        raise ValueError(f"features of {numbers} numbers an image are no square grid of {channels} channels")
+    return side

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _backbones, _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, averaged, side_of
 from vlmodel.vision._positions import sine_positions
 
 
@@ -93,7 +94,7 @@ class CNN(BackboneEncoder):
         for name, block in list(_backbones.blocks(_backbones.create(config.name, config.stem)))[:kept]:
             self.backbone.add_module(_identifier(name), block)
 
-        channels = layout.channels[first:stages]
+        self._channels = channels = layout.channels[first:stages]
         self.width = config.projection or channels[-1]
         self.projection: nn.Module
         if config.output == "multiscale":
@@ -117,15 +118,17 @@ class CNN(BackboneEncoder):
                     found.append(x.permute(0, 3, 1, 2) if self._channels_last else x)
         return found
 
-    def forward(self, pixels_BHWC: Tensor) -> Tokens:
-        maps = self.maps(pixels_BHWC)
+    def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+        return [averaged(map_BCHW, self._side) for map_BCHW in self.maps(pixels_BHWC)]
+
+    def assemble(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
             assert isinstance(self.projection, nn.ModuleList)
-            scales = zip(maps, self.projection, self.scale_LD, strict=True)
+            scales = zip(grids, self.projection, self.scale_LD, strict=True)
             sequences, means = zip(*(self._sequence(*scale) for scale in scales), strict=True)
             x_BTD, pooled_BD = torch.cat(sequences, 1), torch.stack(means).mean(0)
         else:
-            x_BTD, pooled_BD = self._sequence(maps[0], self.projection)
+            x_BTD, pooled_BD = self._sequence(grids[0], self.projection)
         return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 
     def as_map(self, weights_NT: Tensor) -> Tensor | None:
@@ -135,17 +138,33 @@ class CNN(BackboneEncoder):
         side = self.config.grid
         return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)
 
+    def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
+        channels = self._channels
+        if self._side is not None:
+            sides = [self._side] * len(channels)
+        elif len(channels) == 1:
+            sides = [side_of(numbers, channels[0])]
+        else:
+            sides = list(_backbones.sides(self.config.name, self.config.stem, self._ends, channels, numbers))
+        if sum(side * side * c for side, c in zip(sides, channels, strict=True)) != numbers:
+            raise ValueError(f"features of {numbers} numbers an image are none of {self.config.name} with this grid")
+        return list(zip(sides, channels, strict=True))
+
+    @property
+    def _side(self) -> int | None:
+        """Cells a side that maps are averaged to; None where they keep their own."""
+        return 1 if self.config.output == "pooled" else self.config.grid
+
     def _sequence(
-        self, map_BCHW: Tensor, projection: nn.Module, scale_D: Tensor | None = None
+        self, grid_BHWC: Tensor, projection: nn.Module, scale_D: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The tokens (B, T, D) of a feature map and, before positions are added, their mean (B, D)."""
-        pooled = self.config.output == "pooled"
-        height, width = map_BCHW.shape[-2:] if self.config.grid is None else (self.config.grid, self.config.grid)
-        x_BTD = self.tokens(map_BCHW, projection, 1 if pooled else self.config.grid)
+        """The tokens (B, T, D) of a grid and, before positions are added, their mean (B, D)."""
+        x_BTD = self.tokens(grid_BHWC, projection)
         if scale_D is not None:
             x_BTD = x_BTD + scale_D
         pooled_BD = x_BTD.mean(1)
-        if self.config.position == "sine" and not pooled:
+        if self.config.position == "sine" and self.config.output != "pooled":
+            height, width = grid_BHWC.shape[1:3]
             positions_TD = sine_positions(height, width, self.width, x_BTD.device)
             x_BTD = x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
         return x_BTD, pooled_BD

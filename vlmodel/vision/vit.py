@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, averaged
 
 log = logging.getLogger(__name__)
 
@@ -136,16 +137,37 @@ class ViT(BackboneEncoder):
             encoded_BTD: Tensor = self.backbone.encoder(torch.cat([class_B1D, patches_BTD], 1))
         return encoded_BTD
 
-    def forward(self, pixels_BHWC: Tensor) -> Tokens:
+    def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+        """The class token as a grid of one cell, the patches, or both."""
         encoded_BTD = self.encode(pixels_BHWC)
-        map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
-        x_BTD = self.tokens(map_BCHW, self.projection, 1 if self.config.output == "pooled" else self.config.grid)
-        pooled_BD = x_BTD.mean(1)
+        grids = [encoded_BTD[:, :1].unsqueeze(1)] if self.config.pooling == "cls" else []
+        if self._reads_patches:
+            map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
+            grids.append(averaged(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
+        return grids
+
+    def assemble(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.pooling == "cls":
-            pooled_BD = self.activation(self.projection(encoded_BTD[:, 0]))
-        if self.config.output == "pooled":
-            x_BTD = pooled_BD.unsqueeze(1)
+            class_BHWC, *patches = grids
+            pooled_BD = self.activation(self.projection(class_BHWC.flatten(1)))
+            x_BTD = self.tokens(patches[0], self.projection) if patches else pooled_BD.unsqueeze(1)
+        else:
+            x_BTD = self.tokens(grids[0], self.projection)
+            pooled_BD = x_BTD.mean(1)
         return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
+
+    def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
+        side = 1 if self.config.output == "pooled" else self.config.grid or self._side
+        channels = self.config.shape().width
+        layout = [(1, channels)] if self.config.pooling == "cls" else []
+        layout += [(side, channels)] if self._reads_patches else []
+        if sum(side * side * c for side, c in layout) != numbers:
+            raise ValueError(f"features of {numbers} numbers an image are none of {self.config.name} with this grid")
+        return layout
+
+    @property
+    def _reads_patches(self) -> bool:
+        return self.config.output == "grid" or self.config.pooling == "mean"
 
     def load_pretrained(self) -> None:
         if not self.config.weights:
