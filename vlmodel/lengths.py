@@ -32,11 +32,12 @@ def by_length(mask_UT: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64],
     """
     length_U = mask_UT.sum(1)
     order_U = np.argsort(length_U, kind="stable").astype(np.int64, copy=False)
-    groups, first = [], 0
+    groups: list[tuple[int, int, int]] = []
+    first = 0
     for stop in _stops(length_U, most):
         columns = np.flatnonzero(mask_UT[order_U[first:stop]].any(0))
         # Texts without a token keep a column: a sequence has one at least.
-        start, end = (columns[0], columns[-1] + 1) if len(columns) else (0, 1)
+        start, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
         groups.append((stop - first, start, end))
         first = stop
     return order_U, np.array(groups, np.int64).reshape(-1, 3)

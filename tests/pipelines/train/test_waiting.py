@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
@@ -66,10 +67,19 @@ class Waiting(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+class Reading(TorchFunctionMode):
+    """Refuses what reads a tensor's memory without an operation of torch's, and would fetch it from a GPU first."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.cpu):
+            raise AssertionError(f"the host would wait for {func}")
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
-        with Waiting():
+        with Waiting(), Reading():
             yield
         return
     torch.cuda.set_sync_debug_mode("error")
@@ -131,7 +141,7 @@ def test_the_check_sees_what_waits() -> None:
         lambda: torch.equal(x, x), lambda: x.repeat_interleave(torch.tensor([1, 2, 3])), lambda: x.to("meta"),
     ]  # fmt: skip
     for wait in waits:
-        with Waiting(), pytest.raises(AssertionError, match="the host would wait"):
+        with no_waiting(torch.device("cpu")), pytest.raises(AssertionError, match="the host would wait"):
             wait()
 
 
