@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmodel.fields import split
+from vlmodel.fields import on_host, split
 from vlmodel.model import INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
@@ -141,8 +141,10 @@ class Predictor:
         """The task's head, what it is given, and which tokens of its texts are real."""
         head = self.model.decoder.heads()[task]
         arrays = split(batch, task)
-        given: dict[str, Tensor | None] = {
-            name: torch.from_numpy(arrays[name]).to(self.device) for name in INPUTS if name in arrays
+        given: dict[str, Any] = {
+            name: arrays[name].tolist() if on_host(name) else torch.from_numpy(arrays[name]).to(self.device)
+            for name in INPUTS
+            if name in arrays
         }
         vision = self.model.see(torch.from_numpy(batch["pixels_BHWC"]).to(self.device))
         return head, self.model.encode(head, vision, given, attention), given.get("text_mask_NT")

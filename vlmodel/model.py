@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ from vlmodel.tokens import Encoded, Fused, Tokens
 if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
 
-INPUTS = ("text_image_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N")
+INPUTS = ("text_image_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3")
 """Arrays of a task that go in; the others are what should come out."""
+
+Groups = Sequence[Sequence[int]]
+"""``distinct_groups_G3`` as numbers (``fields.on_host``)."""
 
 
 class ModelConfig(Section):
@@ -217,7 +220,7 @@ class VLModel(PreTrainedModel):
         output_attention: bool = False,
         image_mask_B: Tensor | None = None,
         features_BF: Tensor | None = None,
-        **fields: Tensor | None,
+        **fields: Any,
     ) -> VLOutput:
         """Encode B images once; for each task encode its texts, fuse each row with its image, decode.
 
@@ -228,7 +231,8 @@ class VLModel(PreTrainedModel):
             output_attention: return ``attention_LNQS`` and ``spans`` of the first task; costs nothing otherwise.
             fields: what ``VLProcessor`` makes of the texts, by the names that it gives (of several tasks
                 ``task.name``): ``text_image_N``, for each row its image; ``input_ids_NT`` and ``text_mask_NT``; with
-                ``distinct_U`` and ``text_distinct_N`` a text that is asked of several images is encoded once too;
+                ``distinct_U`` and ``text_distinct_N`` a text that is asked of several images is encoded once too, and
+                with ``distinct_groups_G3``, which stays on the host, together with texts of like length;
                 and targets such as ``labels_N`` and ``weights_N``.
 
         Raises:
@@ -274,14 +278,26 @@ class VLModel(PreTrainedModel):
             return vision
         return Tokens(vision.x_BTD, vision.mask_BT & image_mask_B[:, None], vision.pooled_BD)
 
-    def read(self, input_ids_NT: Tensor, text_mask_NT: Tensor) -> Tokens:
-        """The encoded texts."""
+    def read(self, input_ids_NT: Tensor, text_mask_NT: Tensor, groups: Groups = ()) -> Tokens:
+        """The encoded texts.
+
+        Args:
+            groups: how many texts, one after the other, are encoded together, and the first column of their tokens and
+                the one after the last; all together if none are given.
+        """
         assert self.language is not None
-        language: Tokens = self.language(input_ids_NT, text_mask_NT)
-        return language
+        if len(groups) < 2:
+            language: Tokens = self.language(input_ids_NT, text_mask_NT)
+            return language
+        encoded, first = [], 0
+        for count, start, end in groups:
+            texts, columns = slice(first, first + count), slice(start, end)
+            encoded.append(self.language(input_ids_NT[texts, columns], text_mask_NT[texts, columns]))
+            first += count
+        return Tokens.concatenate(encoded)
 
     def encode(
-        self, head: parts.Decoder, vision: Tokens, given: Mapping[str, Tensor | None], output_attention: bool = False
+        self, head: parts.Decoder, vision: Tokens, given: Mapping[str, Any], output_attention: bool = False
     ) -> Encoded:
         """All that ``head`` is given: encoded texts and, if it reads it, the joint stream.
 
@@ -295,12 +311,13 @@ class VLModel(PreTrainedModel):
             ids_NT, mask_NT, distinct_U = (given.get(n) for n in ("input_ids_NT", "text_mask_NT", "distinct_U"))
             assert ids_NT is not None
             assert mask_NT is not None
-            row_N = given.get("text_distinct_N")
+            row_N, groups = given.get("text_distinct_N"), given.get("distinct_groups_G3")
             if distinct_U is not None and row_N is not None:
                 ids_NT, mask_NT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
             else:
+                groups = None  # of the distinct texts
                 row_N = torch.arange(len(ids_NT), device=ids_NT.device)
-            streams["language"], rows["language"] = self.read(ids_NT, mask_NT), row_N
+            streams["language"], rows["language"] = self.read(ids_NT, mask_NT, _as_numbers(groups)), row_N
         if not head.reads_joint or self.topology is None:
             return Encoded(streams, rows, None)
         if head.fields.text:
@@ -338,6 +355,12 @@ class VLModel(PreTrainedModel):
 def _vocabulary(config: VLConfig) -> parts.Vocabulary:
     labels = len(config.id2label or {})
     return parts.Vocabulary(config.vocab_size, config.pad_token_id, labels, config.begin_token_id, config.end_token_id)
+
+
+def _as_numbers(groups: Groups | Tensor | None) -> Groups:
+    if groups is None:
+        return ()
+    return groups.tolist() if isinstance(groups, Tensor) else groups
 
 
 def _sums(decoded: parts.Decoded) -> Tensor:

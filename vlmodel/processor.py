@@ -20,6 +20,7 @@ from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, parse
 from vlmodel.fields import Fields, is_match, join
+from vlmodel.lengths import by_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,9 @@ class ProcessorConfig(Section):
     """Longer texts are cut to this many tokens, special tokens included."""
     max_target_tokens: int = Field(32, ge=3)
     """Longer texts to be written are cut to this many tokens, those that begin and end them included."""
+    length_groups: int = Field(1, ge=1)
+    """The texts of a batch are encoded in at most so many groups of like length, each padded to its own longest text;
+    1 pads all to the longest of the batch."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Pictures of more pixels are refused before they are decoded."""
 
@@ -216,27 +220,26 @@ class VLProcessor:
         Returns:
             ``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text; ``distinct_U`` int64, the rows
             of these that hold each distinct text once; ``text_distinct_N`` int64, for each text its place among those.
+            With ``length_groups`` above 1 the distinct texts go from short to long, and ``distinct_groups_G3`` int64
+            tells how many of them, one after the other, are encoded together, and which columns hold their tokens
+            (``lengths.by_length``).
         """
         if not texts:
             none = np.zeros(0, np.int64)
             ids_NT = np.zeros((0, 1), np.int64)
-            return {
-                "input_ids_NT": ids_NT,
-                "text_mask_NT": ids_NT.astype(np.bool_),
-                "distinct_U": none,
-                "text_distinct_N": none,
-            }
+            mask_NT = ids_NT.astype(np.bool_)
+            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._distinct(none, none, mask_NT)
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self.tokenizer(
             list(rows), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
         )
         row_N = np.array([rows[text] for text in texts], dtype=np.int64)
+        mask_UT = encoded["attention_mask"].astype(np.bool_)
+        distinct_U = np.unique(row_N, return_index=True)[1].astype(np.int64, copy=False)
         return {
             "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False)[row_N],
-            "text_mask_NT": encoded["attention_mask"].astype(np.bool_)[row_N],
-            "distinct_U": np.unique(row_N, return_index=True)[1].astype(np.int64, copy=False),
-            "text_distinct_N": row_N,
-        }
+            "text_mask_NT": mask_UT[row_N],
+        } | self._distinct(distinct_U, row_N, mask_UT)
 
     def tokenize_targets(self, targets: Sequence[str | None]) -> dict[str, NDArray[np.generic]]:
         """Token ids of N texts to be written, each between the tokens that begin and end it, padded on the right.
@@ -286,6 +289,19 @@ class VLProcessor:
             )
         tasks = {task: parse(Fields, fields) for task, fields in tree["tasks"].items()}
         return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks)
+
+    def _distinct(
+        self, distinct_U: NDArray[np.int64], row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]
+    ) -> dict[str, NDArray[np.generic]]:
+        if self.config.length_groups == 1:
+            return {"distinct_U": distinct_U, "text_distinct_N": row_N}
+        order_U, groups_G3 = by_length(mask_UT, self.config.length_groups)
+        place_U = np.argsort(order_U)
+        return {
+            "distinct_U": distinct_U[order_U],
+            "text_distinct_N": place_U[row_N],
+            "distinct_groups_G3": groups_G3,
+        }
 
     def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         size = self.config.image_size

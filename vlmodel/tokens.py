@@ -4,6 +4,7 @@ Legend, used as suffixes of names (``x_BTD`` has three dimensions):
 
     B  images (or other primary inputs) in the batch      N  texts in the batch; each belongs to one image
     T  tokens of a stream                                 Q, S  query and key/value tokens of an attention
+    U  distinct texts in the batch                        G  groups of them that are encoded together
     D  width of a stream                                  K  classes, such as answers
     C  channels      H, W  height and width               L  layers or rounds
     F  numbers that a frozen backbone gives of one image
@@ -11,10 +12,12 @@ Legend, used as suffixes of names (``x_BTD`` has three dimensions):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ class Tokens:
     def select(self, index_N: Tensor) -> Tokens:
         """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
         return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
+
+    @staticmethod
+    def concatenate(groups: Sequence[Tokens]) -> Tokens:
+        """The rows of all groups as one stream, padded to the longest of them."""
+        longest = max(group.mask_BT.shape[1] for group in groups)
+        missing = [longest - group.mask_BT.shape[1] for group in groups]
+        return Tokens(
+            torch.cat([pad(group.x_BTD, (0, 0, 0, n)) for group, n in zip(groups, missing, strict=True)]),
+            torch.cat([pad(group.mask_BT, (0, n)) for group, n in zip(groups, missing, strict=True)]),
+            torch.cat([group.pooled_BD for group in groups]),
+        )
 
 
 @dataclass(frozen=True)

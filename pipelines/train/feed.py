@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipelines.data.loader import Arrays, model_inputs
+from vlmodel.fields import on_host
 
 
 class Feed:
@@ -26,10 +27,10 @@ class Feed:
         self._batches, self._device = batches, device
         self._ahead = self._fetch() if device.type == "cuda" else None
 
-    def __iter__(self) -> Iterator[tuple[Arrays, dict[str, Tensor]]]:
+    def __iter__(self) -> Iterator[tuple[Arrays, dict[str, Any]]]:
         return self
 
-    def __next__(self) -> tuple[Arrays, dict[str, Tensor]]:
+    def __next__(self) -> tuple[Arrays, dict[str, Any]]:
         if self._device.type != "cuda":
             fetched = self._fetch()
         else:
@@ -43,16 +44,21 @@ class Feed:
         if isinstance(self._batches, Generator):
             self._batches.close()
 
-    def _fetch(self) -> tuple[Arrays, dict[str, Tensor]] | None:
+    def _fetch(self) -> tuple[Arrays, dict[str, Any]] | None:
         start = time.perf_counter()
         arrays = next(self._batches, None)
         self.waited_s += time.perf_counter() - start
         return None if arrays is None else (arrays, to_tensors(arrays, self._device))
 
 
-def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
-    """The model's inputs on ``device``. Copied: the stream's arrays are read-only views of the object store."""
-    inputs = {name: torch.from_numpy(array.copy()) for name, array in model_inputs(arrays).items()}
+def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
+    """The model's inputs on ``device``, but for the numbers that the host must know without asking it (``on_host``).
+
+    Copied: the stream's arrays are read-only views of the object store.
+    """
+    given = model_inputs(arrays)
+    numbers = {name: array.tolist() for name, array in given.items() if on_host(name)}
+    inputs = {name: torch.from_numpy(array.copy()) for name, array in given.items() if name not in numbers}
     if device.type == "cuda":
-        return {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
-    return inputs
+        inputs = {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
+    return {**inputs, **numbers}

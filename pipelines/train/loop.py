@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
-from torch import Tensor
 
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.loader import Arrays
@@ -163,7 +162,7 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: st
     return math.exp(-score.loss) if selects == "loss" else score.accuracy
 
 
-def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Tensor]]:
+def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Any]]:
     for arrays, tensors in islice(feed, count):
         if int(arrays["step"][0]) != step:
             raise RuntimeError(f"the stream delivered step {int(arrays['step'][0])} where {step} was due")

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipelines.data.plan import derive_seed
+from pipelines.train.average import WeightAverage
 from pipelines.train.batchnorm import share_batchnorm
 from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
@@ -83,11 +83,7 @@ class TrainStep:
         grouped: HasGroups = model
         self.optimizer = build_optimizer(grouped, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-            if config.ema
-            else None
-        )
+        self.average = WeightAverage(model, config.ema) if config.ema else None
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         # Buffers are made the first worker's where they are read (share_buffers), not in each forward pass.
         self.forward = (
@@ -103,7 +99,7 @@ class TrainStep:
         """The weights that are evaluated, kept and served: the average where there is one."""
         return cast(VLModel, self.average.module) if self.average is not None else self.model
 
-    def __call__(self, step: int, parts: Iterable[Mapping[str, Tensor]], n_parts: int) -> StepResult:
+    def __call__(self, step: int, parts: Iterable[Mapping[str, Any]], n_parts: int) -> StepResult:
         """Run global step ``step`` over this rank's ``n_parts`` parts (collated batches on the device).
 
         Every rank must call this for the same step with as many parts.

@@ -1,0 +1,40 @@
+"""The moving average of the weights, kept up to date without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class WeightAverage(AveragedModel):
+    """Exponential moving average of parameters and buffers; what is counted in whole numbers is taken as it is.
+
+    torch's own update copies its counter to the device in each step, and the host waits for that.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of ``model`` in; the first ones as they are."""
+        # The counter lies in the host's memory.
+        weight = 1.0 if self.n_averaged == 0 else 1.0 - self.decay
+        averaged, current = [], []
+        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
+            if ours.is_floating_point():
+                averaged.append(ours)
+                current.append(theirs)
+            else:
+                ours.copy_(theirs)
+        torch._foreach_lerp_(averaged, current, weight)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    return chain(model.parameters(), model.buffers())
