@@ -108,7 +108,7 @@ def digest(encoder: VisionEncoder) -> str:
     found = hashlib.sha256()
     for name, value in sorted(encoder.resting().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

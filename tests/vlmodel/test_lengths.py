@@ -161,7 +161,7 @@ def test_groups_change_nothing(
         torch.testing.assert_close(loss, found[0][0], rtol=1e-5, atol=1e-5)
         assert list(gradients) == list(found[0][1])
         for name, value in found[0][1].items():
-            torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(gradients[name], value, rtol=1e-3, atol=1e-5, msg=f"gradient of {name}")
 
 
 def test_groups_of_several_tasks(

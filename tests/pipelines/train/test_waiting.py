@@ -35,7 +35,7 @@ WAITS = {
 BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
-DECODERS = {
+DECODERS: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind} for kind in kinds("vlmodel.decoder") if kind != "multitask"},
     "multitask": {
         "kind": "multitask",
@@ -152,7 +152,7 @@ def test_the_average_waits_for_nothing() -> None:
     for _ in range(2):
         with Waiting("meta"):
             average.update_parameters(model)
-    assert average.n_averaged.tolist() == 2
+    assert average.n_averaged.item() == 2
 
 
 def test_the_average_is_its_formula() -> None:
