@@ -25,7 +25,7 @@ from vlmodel.config import dump, load, parse
 from vlmodel.model import ModelConfig, VLConfig, VLModel
 from vlmodel.parts import Vocabulary
 
-ROUNDS, STEPS, LABELS, WORDS = 7, 4, 1000, 3000
+ROUNDS, STEPS, LABELS, WORDS = 7, 2, 1000, 3000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Batch = dict[str, Tensor]

@@ -14,11 +14,11 @@ import statistics
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mlflow import MlflowClient
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -93,11 +93,11 @@ def bare_step_s(folder: Path, ours: bool, processor: str, config: JobConfig, par
 def ray_step_s(config: JobConfig) -> tuple[float, float]:
     """Median seconds of a step, and the median share of it that was waiting for data."""
     train.run(config)
-    mlflow.set_tracking_uri(f"sqlite:///{config.storage}/mlflow.db")
-    (run,) = mlflow.search_runs(
-        search_all_experiments=True, filter_string=f"tags.`training.run` = '{config.name}'", output_format="list"
+    client = MlflowClient(f"sqlite:///{config.storage}/mlflow.db")
+    (run,) = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()],
+        f"tags.`training.run` = '{config.name}'",
     )
-    client = mlflow.MlflowClient()
 
     def series(name: str) -> list[float]:
         return [m.value for m in client.get_metric_history(run.info.run_id, name) if WARM_UP < m.step <= STEPS]
