@@ -25,6 +25,8 @@ _QUIET = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
     # A killed worker's stream holds its share of the cluster for this long; the default is three minutes.
     "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
+    # Serve's own lines lie in the session's log files.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TRANSFORMERS_VERBOSITY": "error",
