@@ -19,11 +19,12 @@ help: ## This list
 demo: $(STAMP) ## Draw a data set, train on it, register the model, serve it and ask it
 	$(RUN) -m jobs.pipeline --config jobs/configs/demo.toml $(ARGS)
 
-# Two processes, a thread each: more would each start a Ray cluster of their own.
+# Two processes, a thread each: more would each start a Ray cluster of their own. In the order of the folders, as the
+# files with the fewest tests (jobs) take longest and would else come last.
 test: export HF_HUB_OFFLINE ?= 1
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP) ## All tests but benchmarks and drills
-	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## ruff and mypy
 	$(RUN) -m ruff check .
