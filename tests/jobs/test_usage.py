@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import ablate, evaluate, import_data, index, pipeline, predict, promote, serve, train, tune
+from jobs.config import JobConfig
 from jobs.job import main
+from vlmodel.config import load
 
 MODULES = {
     m.__name__.split(".")[1]: m
@@ -84,6 +86,12 @@ def test_a_busy_port_is_found_before_the_work(tmp_path: Path, capsys: pytest.Cap
         port = taken.getsockname()[1]
         assert main(pipeline.run, "pipeline", [f"serve.port={port}", f"storage={tmp_path}"]) == 1
     assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_a_version_is_given_as_a_number() -> None:
+    """On a command line 3 is a number, and a version's name."""
+    config = load(JobConfig, "jobs/configs/demo.toml", ["evaluate.model=3"])
+    assert config.evaluate.model == "3"
 
 
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
