@@ -99,7 +99,7 @@ def _features(config: JobConfig, index: Index, processor: VLProcessor, label: st
             config.model.vision,
             new_model(config.model, processor, config.seed).vision,
             processor,
-            f"{runs.storage(config)}/features",
+            f"{runs.storage(config)}/_features",  # no run's name begins so
             train.feature_cache,
             resources,
             progress,

@@ -58,8 +58,8 @@ class TrainConfig(Section):
     """Worker failures after which the run gives up; -1 never does."""
     feature_cache: Literal["off", "float32", "float16"] = "off"
     """Precision at which the output of a frozen backbone (model.vision.frozen) is computed once and kept, if not "off".
-    It lies in <storage>/features/, where later trainings with the same backbone find it. No epoch then decodes an image
-    or runs the backbone."""
+    It lies in <storage>/_features/, where later trainings with the same backbone find it. No epoch then decodes an
+    image or runs the backbone."""
     ledger: bool = False
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -30,7 +30,7 @@ def test_features_train_as_images_do(job: Job, small: list[str], indexed: None) 
     job("train", *DEMO, *small, *FROZEN, "name=images")
     kept = job("train", *DEMO, *small, *FROZEN, "name=features", "train.feature_cache=float32")
     assert re.search(r"train  features: (\d+) of \1 shards", kept.stderr)
-    (folder,) = (Path(setting(small, "storage")) / "features").iterdir()
+    (folder,) = (Path(setting(small, "storage")) / "_features").iterdir()
     assert json.loads((folder / "features.json").read_text())["precision"] == "float32"
     for images, features in zip(history(small, "images"), history(small, "features"), strict=True):
         assert features == pytest.approx(images, rel=1e-3, abs=1e-6)
