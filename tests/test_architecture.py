@@ -39,9 +39,8 @@ FORBIDDEN_IMPORTS = [
 ALLOWED_IMPORTS = {
     "ray": {
         "jobs/cluster.py",
-        "pipelines/data/corpus.py",
         "pipelines/data/feature_build.py",
-        "pipelines/data/index_build.py",
+        "pipelines/data/shard_pass.py",
         "pipelines/data/stream.py",
         "pipelines/evaluate/predict.py",
         "pipelines/search/referee.py",

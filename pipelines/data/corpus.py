@@ -13,11 +13,11 @@ from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Texts
+from pipelines.data.shard_pass import over_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_MAX_BLOCKS = 10_000
 _SUBWORD = "##"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS_PER_LINE = 1000
@@ -57,8 +57,6 @@ def count_answers(index: Index, split: str = "train") -> Counter[str]:
     Raises:
         DataError: as ``corpus``.
     """
-    import ray
-
     _require(index, split)
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
@@ -71,14 +69,8 @@ def count_answers(index: Index, split: str = "train") -> Counter[str]:
         # As JSON: a column of Ray Data takes its type from the first rows.
         return {"counts": json.dumps(answers)}
 
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    shards = _shards_of(index, split)
-    with ray.data.DataContext.current(context):
-        done = ray.data.from_items(shards, override_num_blocks=min(len(shards), _MAX_BLOCKS)).map(count)
     total: Counter[str] = Counter()
-    for row in done.iter_rows():
+    for row in over_shards(_shards_of(index, split), count):
         total.update(json.loads(row["counts"]))
     return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
 

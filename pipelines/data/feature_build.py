@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from ray.data import ActorPoolStrategy
@@ -25,13 +24,13 @@ from pipelines.data.errors import DataError
 from pipelines.data.features import FACTS, Features, Precision, file_of
 from pipelines.data.index import Index, Shard
 from pipelines.data.reader import ShardReader
+from pipelines.data.shard_pass import over_shards
 from pipelines.data.storage import Folder
 from vlmodel.config import Part, dump
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import VLProcessor
 
 FORMAT = 1
-_MAX_BLOCKS = 10_000
 _SPLITS = ("train", "val")
 
 
@@ -137,23 +136,16 @@ def _map_shards(
     """The shards' names, in the order in which they are done."""
     if not shards:
         return
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    items = [{"shard": shard.name} for shard in shards]
     # One copy in the object store for all actors.
     shared = ray.put((index, encoder, processor))
-    with ray.data.DataContext.current(context):
-        done = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map_batches(
-            _Backbone,
-            fn_constructor_args=(shared, features, resources),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(resources.workers, len(items))),
-            num_cpus=resources.cpus_per_worker,
-            num_gpus=1 if resources.gpu else None,
-        )
-    for row in done.iter_rows():
+    for row in over_shards(
+        [{"shard": shard.name} for shard in shards],
+        _Backbone,
+        fn_constructor_args=(shared, features, resources),
+        compute=ActorPoolStrategy(size=min(resources.workers, len(shards))),
+        num_cpus=resources.cpus_per_worker,
+        num_gpus=1 if resources.gpu else None,
+    ):
         yield row["shard"]
 
 
@@ -168,10 +160,9 @@ class _Backbone:
         self._threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
         torch.set_num_threads(self._threads)
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        for shard in block["shard"].to_pylist():
-            self.write(shard)
-        return block
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.write(row["shard"])
+        return row
 
     def write(self, shard: str) -> None:
         """Compute and write a shard's features."""

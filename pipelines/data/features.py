@@ -15,7 +15,7 @@ import numpy as np
 
 from pipelines.data.errors import DataError
 from pipelines.data.index import Shard
-from pipelines.data.storage import Folder, is_transient
+from pipelines.data.storage import Folder
 
 Precision = Literal["float32", "float16"]
 
@@ -57,9 +57,7 @@ class Features:
         try:
             ranges = [(row * self.row_bytes, self.row_bytes) for row in rows]
             pieces = Folder(self.folder).read_ranges(file_of(shard), ranges)
-        except Exception as error:
-            if not (isinstance(error, OSError) or is_transient(error)):
-                raise
+        except OSError as error:
             raise DataError(
                 f"the features of shard {shard!r} in {self.folder!r} cannot be read ({type(error).__name__}: {error}); "
                 "start the train job again, which computes those that are gone, or set train.feature_cache=off"

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.index import FORMAT, Assignment, Index, IndexConfig, index_hash
@@ -31,14 +30,14 @@ from pipelines.data.index_files import (
 )
 from pipelines.data.quarantine import describe_faults, reason_counts
 from pipelines.data.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
+from pipelines.data.shard_pass import over_shards
 from pipelines.data.shards import SPLITS, shard_split
-from pipelines.data.storage import FileStamp, Folder, is_transient
+from pipelines.data.storage import FileStamp, Folder
 
 Summary = dict[str, Any]
 
 # Above this many samples, keys are compared in several passes over ranges of their hashes: 8 bytes each, a few copies.
 _KEYS_PER_PASS = 50_000_000
-_MAX_BLOCKS = 10_000
 _READERS = 16
 
 
@@ -101,10 +100,8 @@ def index_shard(
         try:
             with folder.stream(file.name, file.size) as stream:
                 scan = scan_tar(stream.read, **config.scan)
-        except Exception as error:
-            if isinstance(error, OSError) or is_transient(error):
-                return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
-            raise
+        except OSError as error:
+            return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
         facts = {
             "sha256": scan.sha256,
             "size": scan.size,
@@ -158,14 +155,8 @@ def _map_shards(
         # As JSON: a column of Ray Data takes its type from the first rows.
         return {"summary": json.dumps(index_shard(folder, file, config, assignment, force))}
 
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
     items = [{"name": file.name, "size": file.size, "stamp": file.stamp} for file in files]
-    with ray.data.DataContext.current(context):
-        # One shard a block as long as Ray can hold a task for each.
-        done = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_BLOCKS)).map(run)
-    for row in done.iter_rows():
+    for row in over_shards(items, run):
         yield json.loads(row["summary"])
 
 

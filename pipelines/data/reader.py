@@ -12,7 +12,6 @@ import pyarrow as pa
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.sample import Texts, parse_texts
-from pipelines.data.storage import is_transient
 
 _SHARDS_KEPT = 256
 _COLUMNS = ["key", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256"]
@@ -81,9 +80,7 @@ class ShardReader:
     def _read_ranges(self, shard: str, ranges: Sequence[Range]) -> list[bytes]:
         try:
             return self.index.folder.read_ranges(shard, ranges)
-        except Exception as error:
-            if not (isinstance(error, OSError) or is_transient(error)):
-                raise
+        except OSError as error:
             problem = f"shard {shard!r} of {self.index.tars!r} cannot be read ({type(error).__name__}: {error})"
             remedy = "if it has changed or is gone, run the index job again, else see that its storage can be reached"
             raise DataError(f"{problem}; {remedy}") from error

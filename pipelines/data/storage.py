@@ -32,14 +32,6 @@ _LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether trying again may help: errors of input and output, but not a missing file or permission."""
-    if isinstance(error, OSError):
-        return not isinstance(error, _PERMANENT)
-    # aiohttp, under fsspec's HTTP and S3, does not derive all of its connection errors from OSError.
-    return type(error).__module__.partition(".")[0] == "aiohttp"
-
-
 def retrying(operation: Callable[[], T]) -> T:
     """``operation()``, tried again after a transient error, each time after twice the delay.
 
@@ -49,8 +41,16 @@ def retrying(operation: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return operation()
+        except _PERMANENT:
+            raise
         except Exception as error:
-            if not is_transient(error) or attempt == ATTEMPTS - 1:
+            # aiohttp, under fsspec's HTTP and S3, does not derive all of its connection errors from OSError.
+            foreign = type(error).__module__.partition(".")[0] == "aiohttp"
+            if not foreign and not isinstance(error, OSError):
+                raise
+            if attempt == ATTEMPTS - 1:
+                if foreign:
+                    raise OSError(f"{type(error).__name__}: {error}") from error
                 raise
             time.sleep(FIRST_DELAY_S * 2**attempt)
     raise AssertionError("unreachable")

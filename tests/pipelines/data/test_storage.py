@@ -1,0 +1,58 @@
+"""Trying again: what may pass is, what stays is not, and what is left at the end is an OSError."""
+
+from __future__ import annotations
+
+import aiohttp
+import pytest
+
+from pipelines.data.storage import ATTEMPTS, retrying
+
+
+@pytest.fixture(autouse=True)
+def without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "attempts"),
+    [
+        (OSError("reset"), "reset", ATTEMPTS),
+        (TimeoutError("slow"), "slow", ATTEMPTS),
+        # Of aiohttp's errors some are no OSError.
+        (aiohttp.ServerDisconnectedError("gone"), "ServerDisconnectedError: gone", ATTEMPTS),
+        (aiohttp.ClientPayloadError("cut"), "ClientPayloadError: cut", ATTEMPTS),
+        (FileNotFoundError("no such file"), "no such file", 1),
+        (PermissionError("not yours"), "not yours", 1),
+    ],
+)
+def test_errors_of_input_and_output(raised: Exception, expected: str, attempts: int) -> None:
+    made = []
+
+    def operation() -> None:
+        made.append(1)
+        raise raised
+
+    with pytest.raises(OSError, match=expected):
+        retrying(operation)
+    assert len(made) == attempts
+
+
+def test_other_errors_pass_at_once() -> None:
+    made = []
+
+    def operation() -> None:
+        made.append(1)
+        raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        retrying(operation)
+    assert len(made) == 1
+
+
+def test_an_error_that_passes_is_forgotten() -> None:
+    errors = [OSError("reset"), aiohttp.ServerDisconnectedError()]
+    assert retrying(lambda: _raise(errors.pop()) if errors else "read") == "read"
+
+
+def _raise(error: Exception) -> str:
+    raise error
