@@ -30,7 +30,7 @@ class DataConfig(Section):
 class EvaluateConfig(Section):
     """What the evaluate and predict jobs answer, and with which model."""
 
-    model: str = Field("", strict=False, coerce_numbers_to_str=True)
+    model: str = ""
     """"" takes the run's registered version, "champion" the deployed one; else a version number or a model folder."""
     split: str = "test"
     """Split to answer; "" takes all samples."""

@@ -145,10 +145,13 @@ def _override(section: type[Section], tree: dict[str, Any], override: str) -> No
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    if leaf == "kind":
-        here, _ = _descend(section, tree, parents)
-        if isinstance(here, PartOf) and node.get("kind", here.default) != value:
-            node.clear()
+    here, _ = _descend(section, tree, parents)
+    if leaf == "kind" and isinstance(here, PartOf) and node.get("kind", here.default) != value:
+        node.clear()
+    owner = _class_of(here, node)
+    field = owner.model_fields.get(leaf) if owner else None
+    if field is not None and field.annotation is str and not isinstance(value, str):
+        value = text  # a name may look like a number
     node[leaf] = value
 
 

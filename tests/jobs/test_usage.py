@@ -88,10 +88,9 @@ def test_a_busy_port_is_found_before_the_work(tmp_path: Path, capsys: pytest.Cap
     assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
 
 
-def test_a_version_is_given_as_a_number() -> None:
-    """On a command line 3 is a number, and a version's name."""
-    config = load(JobConfig, "jobs/configs/demo.toml", ["evaluate.model=3"])
-    assert config.evaluate.model == "3"
+def test_a_name_may_look_like_a_number() -> None:
+    config = load(JobConfig, None, ["evaluate.model=3", "name=2024", 'storage="runs"'])
+    assert (config.evaluate.model, config.name, config.storage) == ("3", "2024", "runs")
 
 
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
