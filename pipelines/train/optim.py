@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import nn
 
 from vlmodel.config import Section
 
 
 class OptimizerConfig(Section):
-    """AdamW (Loshchilov and Hutter, 2019): a rate that rises linearly, may stay a while, and falls as a cosine."""
+    """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
 
     backbone_lr: float = Field(1e-3, ge=0)
     """Peak learning rate of the encoders' backbones; far smaller (1e-5 to 1e-4) where they are pretrained."""
@@ -26,18 +26,10 @@ class OptimizerConfig(Section):
     """Decay of the two moments."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of all steps over which the rate rises linearly from zero."""
-    hold: float = Field(0.0, ge=0, lt=1)
-    """Share of all steps at the peak, between warm-up and decay (Haegele et al., 2024); zero is the plain cosine."""
     final: float = Field(0.0, ge=0, le=1)
     """Share of the peak rate that is left at the end of the cosine."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
-
-    @model_validator(mode="after")
-    def _leaves_a_decay(self) -> OptimizerConfig:
-        if self.warmup + self.hold > 1:
-            raise ValueError(f"warmup={self.warmup} and hold={self.hold} are shares of all steps, together at most 1")
-        return self
 
 
 class HasGroups(Protocol):
@@ -66,6 +58,5 @@ def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup
-    held = round((config.warmup + config.hold) * steps)
-    progress = max(0, step - held) / max(1, steps - held)
+    progress = (step - warmup) / max(1, steps - warmup)
     return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
