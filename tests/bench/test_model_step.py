@@ -1,16 +1,12 @@
 """Time of the model's own step: against the same computation written directly, and with each image encoded once.
 
-No Ray and no loader: forward, backward and update on batches in memory, kinds taking turns in one process.
+Forward, backward and update on batches in memory, kinds taking turns in one process.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -20,15 +16,13 @@ from transformers import BertConfig, BertModel
 
 from jobs.config import JobConfig
 from tests.bench.conftest import Figure
+from tests.bench.model_steps import Batch, batch_of, loss_of, new_model, stepper, taking_turns
 from tests.jobs.conftest import ROOT
-from vlmodel.config import dump, load, parse
-from vlmodel.model import ModelConfig, VLConfig, VLModel
-from vlmodel.parts import Vocabulary
+from vlmodel.config import load, parse
+from vlmodel.model import ModelConfig, VLModel
 
-ROUNDS, STEPS, LABELS, WORDS = 7, 2, 1000, 3000
+LABELS = 1000
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Batch = dict[str, Tensor]
 
 
 class Direct(nn.Module):
@@ -49,6 +43,32 @@ class Direct(nn.Module):
         self.head = nn.Linear(width, labels)
         self.normalize = torchvision.transforms.Normalize(MEAN, STD)
 
+    def take(self, model: VLModel) -> None:
+        """The weights of ours, all of them; a weight of another name or shape is an error."""
+        assert model.language is not None
+        assert model.topology is not None
+        theirs: Any = model.topology.fusion
+        mine: Any = self.fusion
+        head: Any = model.decoder.head
+        self.bert.load_state_dict(model.language.encoder.state_dict())  # type: ignore[operator]
+        vision: Any = model.vision
+        self.backbone.load_state_dict(
+            dict(zip(self.backbone.state_dict(), vision.backbone.state_dict().values(), strict=True))
+        )
+        pairs = [(self.vision, theirs.adapters["vision"]), (self.language, theirs.adapters["language"])]
+        pairs += [(self.head, head[-1]), (mine.norm, theirs.norm)]
+        for ours, layer in zip(theirs.layers, mine.layers, strict=True):
+            pairs += [(layer.norm1, ours.attention_norm), (layer.norm2, ours.feed_forward_norm)]
+            pairs += [(layer.linear1, ours.feed_forward[0]), (layer.linear2, ours.feed_forward[-1])]
+            pairs += [(layer.self_attn.out_proj, ours.attention.out)]
+            with torch.no_grad():
+                asked, given = ours.attention.query, ours.attention.key_value
+                layer.self_attn.in_proj_weight.copy_(torch.cat([asked.weight, given.weight]))
+                layer.self_attn.in_proj_bias.copy_(torch.cat([asked.bias, given.bias]))
+        for taking, giving in pairs:
+            taking.load_state_dict(giving.state_dict())
+        assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in self.parameters())
+
     def forward(self, batch: Batch) -> Tensor:
         pixels = self.normalize(batch["pixels_BHWC"].permute(0, 3, 1, 2).float() / 255)
         grid = self.vision(self.backbone(pixels).flatten(2).transpose(1, 2))
@@ -56,51 +76,6 @@ class Direct(nn.Module):
         x = torch.cat([text, grid[batch["text_image_N"]]], dim=1)
         padding = torch.cat([~batch["text_mask_NT"], torch.zeros(x.shape[0], grid.shape[1], dtype=torch.bool)], dim=1)
         return F.cross_entropy(self.head(self.fusion(x, src_key_padding_mask=padding)[:, 0]), batch["labels_N"])
-
-
-def batch_of(images: int, size: int, texts: float, longest: int, labels: int) -> Batch:
-    """Random images with ``texts`` texts each, of 4 to ``longest`` tokens."""
-    rng = np.random.default_rng(0)
-    count = round(images * texts)
-    lengths = rng.integers(4, longest + 1, count)
-    return {
-        "pixels_BHWC": torch.from_numpy(rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8)),
-        "input_ids_NT": torch.from_numpy(rng.integers(5, WORDS, (count, longest))),
-        "text_mask_NT": torch.from_numpy(np.arange(longest) < lengths[:, None]),
-        "text_image_N": torch.from_numpy(np.sort(np.arange(count) % images)),
-        "labels_N": torch.from_numpy(rng.integers(0, labels, count)),
-    }
-
-
-def ours(tree: ModelConfig, labels: int) -> VLModel:
-    names = {i: str(i) for i in range(labels)}
-    config = VLConfig(vocab_size=WORDS, id2label=names, label2id={name: i for i, name in names.items()})
-    config.model = dump(tree.resolve(Vocabulary(WORDS, 0, labels)))
-    return VLModel(config).train()
-
-
-def stepper(model: nn.Module, loss_of: Callable[[], Tensor]) -> Callable[[], float]:
-    """Seconds of a step, the median of some."""
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
-
-    def step() -> float:
-        begun = time.perf_counter()
-        loss_of().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - begun
-
-    return lambda: statistics.median(step() for _ in range(STEPS))
-
-
-def taking_turns(kinds: Mapping[str, Callable[[], float]]) -> dict[str, float]:
-    for run in kinds.values():
-        run()
-    found: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(ROUNDS):
-        for name, run in kinds.items():
-            found[name].append(run())
-    return {name: statistics.median(values) for name, values in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -116,19 +91,17 @@ def test_against_torchvision_and_transformers(
         "language": {"width": width, "depth": depth, "heads": heads, "dropout": 0.0},
         "fusion": {"width": 256, "heads": 4, "rounds": 2, "dropout": 0.0},
     }
-    model = ours(parse(ModelConfig, tree), LABELS)
+    model = new_model(parse(ModelConfig, tree), LABELS)
     assert model.language is not None
     bert: Any = model.language.encoder
     direct = Direct(resnet, bert.config, 256, 4, 2, LABELS).train()
-    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in direct.parameters())
+    direct.take(model)
     batch = batch_of(images, size, 5, 16, LABELS)
-
-    def loss_of_model() -> Tensor:
-        loss = model(**batch).loss
-        assert loss is not None
-        return loss
-
-    medians = taking_turns({"ours": stepper(model, loss_of_model), "direct": stepper(direct, lambda: direct(batch))})
+    with torch.no_grad():
+        torch.testing.assert_close(direct(batch), model(**batch).loss, rtol=1e-4, atol=1e-4)
+    medians = taking_turns(
+        {"ours": stepper(model, loss_of(model, batch)), "direct": stepper(direct, lambda: direct(batch))}
+    )
     figure(
         f"model step, {resnet} + BERT of {depth} layers", medians["ours"], "s",
         peer="torchvision + transformers + nn.TransformerEncoder", peer_value=medians["direct"],
@@ -138,7 +111,7 @@ def test_against_torchvision_and_transformers(
 
 def test_an_image_once_for_all_its_questions(figure: Figure) -> None:
     config = load(JobConfig, ROOT / "jobs/configs/easy_vqa.toml", [])
-    model = ours(config.model, 13)
+    model = new_model(config.model, 13)
     # easy-VQA has 9.6 questions an image, of at most 11 tokens.
     once = batch_of(config.train.batch // 2, config.processor.image_size, 9.6, 11, 13)
     pairs = {
@@ -146,16 +119,8 @@ def test_an_image_once_for_all_its_questions(figure: Figure) -> None:
         "pixels_BHWC": once["pixels_BHWC"][once["text_image_N"]],
         "text_image_N": torch.arange(len(once["labels_N"])),
     }
-
-    def loss_of(batch: Batch) -> Callable[[], Tensor]:
-        def loss() -> Tensor:
-            found = model(**batch).loss
-            assert found is not None
-            return found
-
-        return loss
-
-    medians = taking_turns({"once": stepper(model, loss_of(once)), "pairs": stepper(model, loss_of(pairs))})
+    batches = {"once": once, "pairs": pairs}
+    medians = taking_turns({kind: stepper(model, loss_of(model, batch)) for kind, batch in batches.items()})
     figure(
         "model step, each image once for its 9.6 questions", medians["once"], "s",
         peer="each image once per question", peer_value=medians["pairs"],

@@ -18,13 +18,13 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.train.feed import to_tensors
 from tests.bench.conftest import Figure
-from tests.bench.test_model_step import ours
+from tests.bench.model_steps import WORDS, new_model
 from vlmodel.config import parse
 from vlmodel.lengths import by_length
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
-LABELS, WORDS, SPECIAL = 100, 3000, ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+LABELS, SPECIAL = 100, ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
 SIZES: dict[str, tuple[dict[str, Any], int]] = {
     "2 layers of width 256": ({"width": 256, "depth": 2, "heads": 4, "dropout": 0.0}, 15),
@@ -76,7 +76,7 @@ def model_of(language: dict[str, Any]) -> VLModel:
         "language": language,
         "fusion": {"kind": "concat", "width": 64, "dropout": 0.0},
     }
-    return ours(parse(ModelConfig, tree), LABELS)
+    return new_model(parse(ModelConfig, tree), LABELS)
 
 
 def step_times(model: VLModel, batches: Mapping[int, dict[str, Any]], rounds: int) -> dict[int, float]:
