@@ -11,9 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlmodel.images import ImageError
     from vlmodel.inference import Prediction, Predictor
     from vlmodel.model import ModelConfig, VLConfig, VLModel, VLOutput
-    from vlmodel.processor import Example, ImageError, ProcessorConfig, VLProcessor
+    from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 __all__ = [
     "Example",
@@ -30,7 +31,7 @@ __all__ = [
 
 _MODULES = {
     "Example": "processor",
-    "ImageError": "processor",
+    "ImageError": "images",
     "ModelConfig": "model",
     "Prediction": "inference",
     "Predictor": "inference",

@@ -5,41 +5,27 @@ Neither torch nor transformers is imported by importing this module: processes t
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
 from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, parse
 from vlmodel.fields import Fields, is_match, join
+from vlmodel.images import Resize, decode
 from vlmodel.lengths import by_length
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Image formats that are decoded; Pillow's other readers are never given any data."""
-
 _FILE = "processor.json"
-_WHITE = (255, 255, 255, 255)
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class ProcessorConfig(Section):
@@ -47,7 +33,7 @@ class ProcessorConfig(Section):
 
     image_size: int = Field(224, ge=1)
     """Side of the square image, in pixels."""
-    resize: Literal["squash", "crop"] = "squash"
+    resize: Resize = "squash"
     """"squash" keeps the whole picture and bends its shape; "crop" keeps its shape and the middle square."""
     max_tokens: int = Field(32, ge=2)
     """Longer texts are cut to this many tokens, special tokens included."""
@@ -58,21 +44,6 @@ class ProcessorConfig(Section):
     1 pads all to the longest of the batch."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Pictures of more pixels are refused before they are decoded."""
-
-
-class ImageError(ValueError):
-    """Bytes that give no image.
-
-    Attributes:
-        kind: "truncated", "undecodable" or "too_large".
-    """
-
-    def __init__(self, kind: Literal["truncated", "undecodable", "too_large"], message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 @dataclass(frozen=True)
@@ -138,22 +109,8 @@ class VLProcessor:
         Raises:
             ImageError: the bytes are cut off, are no image of a format in ``FORMATS``, or are one of too many pixels.
         """
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > self.config.max_pixels:
-                    raise _too_large(f"{image.width} x {image.height}", self.config.max_pixels)
-                return self._pixels(image)
-        except (ImageError, MemoryError):
-            raise
-        except Image.DecompressionBombError as error:
-            raise _too_large(str(error), self.config.max_pixels) from None
-        except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
-            cut_off = isinstance(error, EOFError) or "truncated" in str(error).lower()
-            kind: Literal["truncated", "undecodable"] = "truncated" if cut_off else "undecodable"
-            first = data[:8].hex(" ") or "no bytes"
-            raise ImageError(
-                kind, f"{kind} image ({len(data)} bytes, starting {first}): {error or type(error).__name__}"
-            ) from error
+        config = self.config
+        return decode(data, config.image_size, config.resize, config.max_pixels)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         """A batch of B images and all the N rows that the first task makes of them.
@@ -303,26 +260,6 @@ class VLProcessor:
             "distinct_groups_G3": groups_G3,
         }
 
-    def _pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        size = self.config.image_size
-        # A JPEG can be decoded at a half, quarter or eighth of its size for less. As twice the target is always left,
-        # the result is hardly another than that of the full size (Pillow's own thumbnail() does the same).
-        image.draft(None, (2 * size, 2 * size))
-        turn = _turn(image)
-        rgb = _rgb(image)
-        if turn is not None:
-            rgb = rgb.transpose(turn)
-        if rgb.size != (size, size):
-            rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=self._box(rgb))
-        return np.asarray(rgb)
-
-    def _box(self, image: Image.Image) -> tuple[float, float, float, float]:
-        if self.config.resize == "squash":
-            return (0, 0, image.width, image.height)
-        side = min(image.width, image.height)
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        return (left, top, left + side, top + side)
-
 
 def _targets(example: Example) -> Sequence[str | None]:
     if not example.targets:
@@ -347,29 +284,3 @@ def _keys(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[
 
 def _first_of(*ids: int | None) -> int | None:
     return next((number for number in ids if number is not None), None)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit greys at 255 instead of scaling them.
-        grey = np.asarray(image).astype(np.uint32).clip(0, 65535)
-        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the image upright by its EXIF orientation; None if it is, or does not say."""
-    try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # broken metadata in a picture that may be whole
-        return None
-
-
-def _too_large(found: str, limit: int) -> ImageError:
-    return ImageError("too_large", f"image of too many pixels ({found}); processor.max_pixels allows {limit}")

@@ -30,7 +30,7 @@ from vlmodel.config import Part, dump
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import VLProcessor
 
-FORMAT = 1
+FORMAT = 2
 _SPLITS = ("train", "val")
 
 

@@ -188,6 +188,11 @@ class Index:
     def assignment(self) -> Assignment:
         return Assignment(self._facts["validation_fraction"])
 
+    @property
+    def scan(self) -> dict[str, Any]:
+        """The settings that decided which samples are sound (``IndexConfig.scan``)."""
+        return dict(self._facts["scan"])
+
     def counts(self) -> dict[str, int]:
         """Samples of each split, zero where there are none."""
         return {split: int(pc.sum(self._table[f"samples_{split}"]).as_py() or 0) for split in SPLITS}

@@ -18,6 +18,8 @@ _COLUMNS = ["key", "image_offset", "image_size", "json_offset", "json_size", "tx
 
 Range = tuple[int, int]
 
+_NOTHING = Texts((), ())
+
 
 class Record(NamedTuple):
     """One sample: its key, its encoded image and its texts."""
@@ -40,11 +42,11 @@ class ShardReader:
         self.index, self.verify = index, verify
         self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
 
-    def read(self, shard: str, rows: Sequence[int], *, images: bool = True) -> list[Record]:
+    def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Record]:
         """The samples at these rows of ``index.rows(shard)``, in the order asked for.
 
         Args:
-            images: False reads the texts alone, and leaves ``image`` empty.
+            images, texts: False leaves these unread and empty.
 
         Raises:
             DataError: the shard cannot be read, or is not the one that was indexed.
@@ -52,23 +54,34 @@ class ShardReader:
         """
         samples = self._samples(shard, rows)
         ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
-        for sample in samples:
-            texts_at.append(len(ranges))
-            ranges.extend(_texts(sample))
+        if texts:
+            for sample in samples:
+                texts_at.append(len(ranges))
+                ranges.extend(_texts(sample))
         pieces = self._read_ranges(shard, ranges)
         records = []
-        for number, (sample, at) in enumerate(zip(samples, texts_at, strict=True)):
+        for number, sample in enumerate(samples):
             image = pieces[number] if images else b""
             if images and self.verify and not _is_image_of(sample, image):
                 image = self._read_ranges(shard, [_image(sample)])[0]
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
-            records.append(Record(sample["key"], image, self._parse(shard, sample, pieces[at:])))
+            said = self._parse(shard, sample, pieces, texts_at[number]) if texts else _NOTHING
+            records.append(Record(sample["key"], image, said))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
         """As ``read``, without the images."""
         return [record.texts for record in self.read(shard, rows, images=False)]
+
+    def keys(self, shard: str, rows: Sequence[int]) -> list[str]:
+        """Keys of the samples at these rows; nothing of the shard is read.
+
+        Raises:
+            DataError: the shard's part of the index cannot be read.
+        """
+        keys: list[str] = self._rows(shard)["key"].take(pa.array(rows, pa.int64())).to_pylist()
+        return keys
 
     def _read_rows(self, shard: str) -> pa.Table:
         return self.index.rows(shard).select(_COLUMNS)
@@ -85,9 +98,9 @@ class ShardReader:
             remedy = "if it has changed or is gone, run the index job again, else see that its storage can be reached"
             raise DataError(f"{problem}; {remedy}") from error
 
-    def _parse(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
-        json = pieces[0] if sample["json_offset"] is not None else None
-        txt = pieces[json is not None] if sample["txt_offset"] is not None else None
+    def _parse(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes], at: int) -> Texts:
+        json = pieces[at] if sample["json_offset"] is not None else None
+        txt = pieces[at + (json is not None)] if sample["txt_offset"] is not None else None
         try:
             return parse_texts(json, txt)
         except DataError as error:

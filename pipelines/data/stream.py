@@ -1,8 +1,13 @@
-"""The stream: batches made by Ray Data on any node of the cluster, delivered in order, with bounded memory.
+"""The stream: batches in order, made ahead of the consumer on any node of the cluster, with bounded memory.
 
 Ray Data sees rows that are batch numbers. A task makes a few consecutive batches and yields each as one row of raw
 arrays (wire.py); with ``preserve_order`` the rows arrive in the order of their numbers wherever they were made. So
 mid-epoch resume, which Ray Data does not have, is to start from another number.
+
+Tasks make the texts of a batch; its images are read and decoded by threads of the consumer's process. They would have
+to come to this node anyway, and as files they are a fraction of their pixels; decoders let go of Python's lock; and the
+pixels need not be copied into and out of the object store. Where a node's cores cannot keep up with its GPUs,
+``stream.threads=0`` has the tasks make the images too, on all nodes.
 
 A stream is a chain of small datasets, "spans", of which the next is made while this one is consumed. One dataset for
 all would be simpler, but its executor lives in the consumer's process and, whenever finished batches wait to be taken,
@@ -14,14 +19,18 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 
 import pyarrow as pa
 import ray
 from pydantic import Field
 from ray.data import DataContext, Dataset, TaskPoolStrategy
 
-from pipelines.data.loader import Arrays
+from pipelines.data.loader import Arrays, Batches
+from pipelines.data.pixel_cache import PixelCacheConfig
 from pipelines.data.wire import pack, unpack
 from vlmodel.config import Section
 
@@ -29,6 +38,8 @@ from vlmodel.config import Section
 class StreamConfig(Section):
     """How batches are made ahead of the consumer."""
 
+    threads: int = Field(2, ge=0)
+    """Threads of each consumer that read and decode images; 0 leaves that to the tasks."""
     tasks: int = Field(1, ge=1)
     """Ray tasks that make batches at one time, for each consumer."""
     cpus_per_task: float = Field(0.5, gt=0)
@@ -36,60 +47,114 @@ class StreamConfig(Section):
     batches_per_task: int = Field(16, ge=1)
     """Consecutive batches that one task makes: fewer share the work more evenly, more pay for the task's start."""
     memory_mb: int = Field(256, ge=1)
-    """Object-store memory for batches that are made ahead, for each consumer."""
+    """Memory for batches that are made ahead, for each consumer."""
+    cache: PixelCacheConfig = PixelCacheConfig()
 
 
-def stream(batches: Sequence[Arrays], config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:
-    """``batches[start]``, ``batches[start + 1]``, ... to the end, made by Ray Data.
+def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:
+    """``batches[start]``, ``batches[start + 1]``, ... to the end.
 
     Args:
-        batches: makes batch ``i`` from ``i`` alone; small and picklable (TrainingParts, EvaluationBatches).
+        batches: small and picklable (TrainingParts, EvaluationBatches).
 
     Yields:
-        read-only views of the object store's memory, valid while they are held.
+        arrays of which some are read-only views of the object store's memory, valid while they are held.
     """
-    stop, size = len(batches), config.tasks * config.batches_per_task
-    coming = _Span(batches, config, start, min(start + size, stop)) if start < stop else None
+    make = batches.rows if config.threads else batches.__getitem__
+    with closing(_Spans(make, config, start, len(batches))) as made:
+        if config.threads:
+            yield from _with_images(batches, made, config)
+        else:
+            yield from made
+
+
+def _with_images(batches: Batches, made: _Spans, config: StreamConfig) -> Iterator[Arrays]:
+    most = room = 2 * config.threads
+    ahead: deque[tuple[Arrays, Future[Arrays]]] = deque()
+    pool = ThreadPoolExecutor(config.threads, "images")
     try:
-        while coming is not None:
-            here, coming = coming, None
-            for number, arrays in enumerate(here, here.start):
-                if coming is None and here.stop < stop and 2 * (number + 1 - here.start) >= here.stop - here.start:
-                    room = (config.memory_mb << 20) // (2 * sum(array.nbytes for array in arrays.values()))
-                    coming = _Span(batches, config, here.stop, min(here.stop + max(1, min(size, room)), stop))
-                yield arrays
+        while True:
+            # Rows that are late hold up no images that are there.
+            while not ahead or (len(ahead) < room and made.ready):
+                if (rows := next(made, None)) is None:
+                    break
+                ahead.append((rows, pool.submit(batches.images, rows)))
+            if not ahead:
+                return
+            rows, coming = ahead.popleft()
+            images = coming.result()
+            room = max(1, min(most, (config.memory_mb << 20) // max(1, _nbytes(images))))
+            yield rows | images
     finally:
-        if coming is not None:
-            coming.cancel()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Spans(Iterator[Arrays]):
+    """Batches ``start`` to ``stop`` as ``make`` makes them, in a chain of spans."""
+
+    def __init__(self, make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int) -> None:
+        self._make, self._config, self._stop = make, config, stop
+        self._size = config.tasks * config.batches_per_task
+        self._spans: deque[_Span] = deque()
+        if start < stop:
+            self._begin(start, self._size)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next batch is there, or the end is."""
+        return not self._spans or self._spans[0].ready
+
+    def __next__(self) -> Arrays:
+        if not self._spans:
+            raise StopIteration
+        here = self._spans[0]
+        arrays = here.take()
+        if len(self._spans) == 1 and here.stop < self._stop and 2 * here.left <= here.stop - here.start:
+            self._begin(here.stop, (self._config.memory_mb << 20) // (2 * _nbytes(arrays)))
+        if not here.left:
+            here.cancel()
+            self._spans.popleft()
+        return arrays
+
+    def close(self) -> None:
+        """Make no further batches."""
+        for span in self._spans:
+            span.cancel()
+
+    def _begin(self, start: int, room: int) -> None:
+        stop = min(start + max(1, min(self._size, room)), self._stop)
+        self._spans.append(_Span(packed(self._make, self._config, start, stop), start, stop))
 
 
 class _Span:
     """Batches ``start`` to ``stop``, being made from the moment this is created."""
 
-    def __init__(self, batches: Sequence[Arrays], config: StreamConfig, start: int, stop: int) -> None:
-        self.start, self.stop = start, stop
+    def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
+        self.start, self.stop, self.left = start, stop, stop - start
         self._made: queue.SimpleQueue[pa.Table | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
-        dataset = packed(batches, config, start, stop)
-        self._thread = threading.Thread(target=self._take, args=(dataset,), daemon=True, name=f"span-{start}")
+        self._thread = threading.Thread(target=self._collect, args=(dataset,), daemon=True, name=f"span-{start}")
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Arrays]:
-        try:
-            for _ in range(self.start, self.stop):
-                made = self._made.get()
-                if isinstance(made, BaseException):
-                    raise made
-                yield unpack(made)
-        finally:
-            self.cancel()
+    @property
+    def ready(self) -> bool:
+        return not self._made.empty()
+
+    def take(self) -> Arrays:
+        """The next batch, once it is made."""
+        made = self._made.get()
+        if isinstance(made, BaseException):
+            self.left = 0
+            raise made
+        self.left -= 1
+        return unpack(made)
 
     def cancel(self) -> None:
         """Make no further batches. Does nothing where all are made."""
         self._cancelled.set()
         self._thread.join()
 
-    def _take(self, dataset: Dataset) -> None:
+    def _collect(self, dataset: Dataset) -> None:
         taken = 0
         try:
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -105,31 +170,36 @@ class _Span:
 
 
 def packed(
-    batches: Sequence[Arrays], config: StreamConfig, start: int, stop: int, *, row_is_block: bool = True
+    make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int, *, row_is_block: bool = True
 ) -> Dataset:
-    """``batches[start:stop]`` as a lazy Ray dataset of packed rows (wire.py), in order.
+    """Batches ``start`` to ``stop`` as a lazy Ray dataset of packed rows (wire.py), in order.
 
     Args:
+        make: makes a batch from its number alone, in any process.
         row_is_block: each batch is delivered as soon as it is made. False leaves the size of blocks to Ray Data, here
             and in all that is built upon it; rows that are answers would become as many blocks.
     """
     size = config.batches_per_task
     tasks = -(-(stop - start) // size)
 
-    def make(block: pa.Table) -> Iterator[pa.Table]:
+    def make_all(block: pa.Table) -> Iterator[pa.Table]:
         for task in block["id"].to_pylist():
             for number in range(start + task * size, min(start + (task + 1) * size, stop)):
-                yield pack(batches[number])
+                yield pack(make(number))
 
     with DataContext.current(_context(row_is_block)):
         return ray.data.range(tasks, override_num_blocks=tasks).map_batches(
-            make,
+            make_all,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=config.cpus_per_task,
             compute=TaskPoolStrategy(size=min(config.tasks, tasks)),
         )
+
+
+def _nbytes(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _context(row_is_block: bool) -> DataContext:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from PIL import Image, ImageOps
 
 from pipelines.data.errors import Reason, SampleError
-from vlmodel.processor import FORMATS
+from vlmodel.images import FORMATS
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""

@@ -130,7 +130,7 @@ def predict(
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
     batches = EvaluationBatches(source, config.batch, answering=task)
-    made = packed(batches, stream, 0, len(batches), row_is_block=False)
+    made = packed(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(
         _Answerer,
         fn_constructor_args=(model, task, config),

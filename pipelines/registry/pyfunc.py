@@ -18,8 +18,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from pipelines.registry.manifest import verify
+from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor
-from vlmodel.processor import Example, ImageError
+from vlmodel.processor import Example
 
 IMAGES_AT_ONCE = 32
 _Row = tuple[str | None, float | None, str | None, str | None]

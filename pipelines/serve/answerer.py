@@ -20,8 +20,9 @@ from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, model_threads
 from pipelines.serve.errors import ApiError, ServeError
 from pipelines.serve.service import Answered, Metrics, ModelInfo, NoMetrics
+from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor
-from vlmodel.processor import Example, ImageError, VLProcessor
+from vlmodel.processor import Example, VLProcessor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -54,11 +54,12 @@ class Feed:
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
     """The model's inputs on ``device``, but for the numbers that the host must know without asking it (``on_host``).
 
-    Copied: the stream's arrays are read-only views of the object store.
+    Those that are read-only are copied: they are views of the object store, which torch must not write to.
     """
     given = model_inputs(arrays)
     numbers = {name: array.tolist() for name, array in given.items() if on_host(name)}
-    inputs = {name: torch.from_numpy(array.copy()) for name, array in given.items() if name not in numbers}
+    own = {name: array if array.flags.writeable else array.copy() for name, array in given.items()}
+    inputs = {name: torch.from_numpy(array) for name, array in own.items() if name not in numbers}
     if device.type == "cuda":
         inputs = {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
     return {**inputs, **numbers}

@@ -20,7 +20,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.data.feature_build import check_backbone
-from pipelines.data.loader import Arrays, EvaluationBatches, Source, TrainingParts
+from pipelines.data.loader import Arrays, EvaluationBatches, Source, TrainingParts, keeping_pixels
 from pipelines.data.plan import Schedule, derive_seed
 from pipelines.data.stream import StreamConfig, stream
 from pipelines.train import checkpoint
@@ -79,7 +79,8 @@ def train_worker(spec: RunSpec) -> None:
     if spec.train_source.features is not None:
         check_backbone(model.vision, spec.train_source.features)
 
-    parts = TrainingParts(spec.train_source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
+    source = _keeping_pixels(spec, spec.train_source)
+    parts = TrainingParts(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank) if spec.train.ledger else None
     tracker = Tracker.attach(spec.run) if rank == 0 and spec.run is not None else NullTracker()
@@ -105,6 +106,11 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int) -> VLModel
     return VLModel.from_tree(config, processor)
 
 
+def _keeping_pixels(spec: RunSpec, source: Source) -> Source:
+    # Tasks run on any node, and would hardly ever meet an image again where it was kept.
+    return keeping_pixels(source, spec.stream.cache, spec.train.epochs) if spec.stream.threads else source
+
+
 def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
     """Load the newest usable checkpoint. The first worker chooses, so that all load the same."""
     filesystem, run = checkpoint.open_storage(spec.folder)
@@ -128,11 +134,10 @@ class _Hooks:
     ) -> None:
         self._spec, self._trainer, self._processor, self._tracker = spec, trainer, processor, tracker
         self._rank = rank
-        self._validation = (
-            _Cached(EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world), spec)
-            if spec.val_source is not None
-            else None
-        )
+        self._validation: _Cached | None = None
+        if spec.val_source is not None:
+            source = _keeping_pixels(spec, spec.val_source)
+            self._validation = _Cached(EvaluationBatches(source, spec.train.evaluation_batch, rank, world), spec)
 
     def evaluate(self) -> Score | None:
         if self._validation is None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from vlmodel.config import ConfigError, parse
+from vlmodel.images import ImageError
 from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
-from vlmodel.processor import Example, ImageError, ProcessorConfig, VLProcessor
+from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from vlmodel.config import ConfigError, parse
-from vlmodel.processor import Example, ImageError, ProcessorConfig, VLProcessor
+from vlmodel.images import ImageError
+from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (32, 32, 3), dtype=np.uint8)

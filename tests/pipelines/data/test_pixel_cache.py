@@ -1,0 +1,188 @@
+"""Kept pixels are those that decoding gives, whatever is kept, lost, torn or full."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data import pixel_cache
+from pipelines.data.augment import AugmentConfig
+from pipelines.data.corpus import train_tokenizer
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.loader import Source, TrainingParts, keeping_pixels
+from pipelines.data.pixel_cache import PixelCacheConfig, open_pixel_cache, pays
+from pipelines.data.plan import Schedule
+from pipelines.data.sample import Texts
+from pipelines.data.shards import ShardWriter
+from pipelines.data.stream import StreamConfig, stream
+from vlmodel.fields import Fields
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+SAMPLES, SIDE = 13, 16
+ROW = 3 * SIDE * SIDE
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
+    """Thirteen random pictures in three shards."""
+    folder, rng = tmp_path_factory.mktemp("tars"), np.random.default_rng(0)
+    with ShardWriter(folder, "train", max_samples=5) as writer:
+        for number in range(SAMPLES):
+            image = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "JPEG")
+            writer.add(f"{number:03d}", image.getvalue(), "jpg", Texts(("a picture",), ()))
+    index = build_index(str(folder), IndexConfig(validation_fraction=0.0))
+    reads = {"": Fields(reads="captions", target="none")}
+    processor = VLProcessor(ProcessorConfig(image_size=SIDE), train_tokenizer(["a picture"], 64), [], reads)
+    processor.save_pretrained(folder / "processor")
+    return Source(str(folder), index.hash, "train", str(folder / "processor"))
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Grows by one for each image that is decoded."""
+    count: list[int] = []
+    decode = VLProcessor.decode
+
+    def counting(self: VLProcessor, data: bytes) -> np.ndarray:
+        count.append(len(data))
+        return decode(self, data)
+
+    monkeypatch.setattr(VLProcessor, "decode", counting)
+    yield count
+    pixel_cache._given_up.clear()
+
+
+def config(folder: Path, **more: object) -> PixelCacheConfig:
+    return PixelCacheConfig(keep="always", folder=str(folder), **more)
+
+
+def epochs(source: Source, count: int = 1) -> TrainingParts:
+    schedule = Schedule(source.plan(seed=1, shuffle=True, window=6), batch=4, epochs=count)
+    return TrainingParts(source, schedule, 0, 1, 1, AugmentConfig(flip=0.5))
+
+
+def same(source: Source, kept: Source) -> None:
+    for expected, got in zip(epochs(source, 2), epochs(kept, 2), strict=True):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(got[name], array, err_msg=name)
+
+
+def test_each_image_is_decoded_once_and_is_the_same(source: Source, tmp_path: Path, decoded: list[int]) -> None:
+    kept = keeping_pixels(source, config(tmp_path), 2)
+    assert kept.pixels is not None
+    list(epochs(kept, 3))
+    assert len(decoded) == SAMPLES
+    same(source, kept)
+    again = keeping_pixels(source, config(tmp_path), 2)
+    before = len(decoded)
+    list(epochs(again))
+    assert len(decoded) == before, "another process finds them"
+
+
+def test_through_the_stream(source: Source, tmp_path: Path, decoded: list[int]) -> None:
+    kept = keeping_pixels(source, config(tmp_path), 2)
+    made = list(stream(epochs(kept, 3), StreamConfig(threads=3, batches_per_task=2)))
+    for expected, got in zip(epochs(source, 3), made, strict=True):
+        np.testing.assert_array_equal(got["pixels_BHWC"], expected["pixels_BHWC"])
+
+
+def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: list[int]) -> None:
+    kept = keeping_pixels(source, config(tmp_path), 2)
+    list(epochs(kept))
+    # A crash of the machine: one row's pixels never reached the disk, a file lost its end, another its checksums.
+    files = sorted(tmp_path.glob("*/*.pixels"))
+    with files[0].open("r+b") as file:
+        file.seek(2 * ROW)
+        file.write(bytes(ROW))
+    os.truncate(files[1], ROW + 7)
+    os.truncate(files[2].with_suffix(".checksums"), 0)
+    decoded.clear()
+    same(source, kept)
+    lost = 1 + 4 + 3
+    assert len(decoded) == 2 * SAMPLES + lost
+
+
+def test_no_more_than_allowed_is_kept(source: Source, tmp_path: Path, decoded: list[int]) -> None:
+    kept = keeping_pixels(source, config(tmp_path, max_gb=11 * ROW / 1e9), 2)
+    list(epochs(kept, 2))
+    assert len(decoded) == SAMPLES + 3, "two of three shards fit"
+    same(source, kept)
+    assert keeping_pixels(source, config(tmp_path, max_gb=4 * ROW / 1e9), 2).pixels is None
+
+
+def test_longest_unused_pixels_make_room(source: Source, tmp_path: Path) -> None:
+    index = Index.open(source.tars)
+    enough = config(tmp_path, max_gb=24_000 / 1e9)  # of two on a disk with blocks of 4 KiB, not of three
+    opened = []
+    for number, size in enumerate((16, 17, 18)):
+        cache = open_pixel_cache(index, ProcessorConfig(image_size=size), enough)
+        assert cache is not None
+        image = np.full((size, size, 3), number, np.uint8)
+        cache.write(index.shards[0], range(5), [image] * 5)
+        os.utime(cache.folder, (number, number))
+        opened.append(cache)
+    out = [np.zeros((18, 18, 3), np.uint8)]
+    assert not Path(opened[0].folder).exists()
+    assert opened[2].read(index.shards[0], [4], out).all()
+    assert (out[0] == 2).all()
+
+
+def test_a_full_disk_ends_the_keeping_and_nothing_else(
+    source: Source,
+    tmp_path: Path,
+    decoded: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    kept = keeping_pixels(source, config(tmp_path), 2)
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    same(source, kept)
+    assert [record.message for record in caplog.records] == [
+        f"no more pixels are kept in {kept.pixels.folder}: [Errno 28] No space left on device; set stream.cache.folder "
+        "to a disk with room"
+    ]
+
+
+def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
+    auto = PixelCacheConfig(folder=str(tmp_path))
+    assert keeping_pixels(source, auto, 1).pixels is None
+    assert keeping_pixels(source, replace_keep(auto, "never"), 9).pixels is None
+    image = np.zeros((64, 64, 3), np.uint8)
+    small = pays(lambda _: image, str(tmp_path))
+    assert not small[0], "nothing is faster than an image that is there"
+
+    def slow(_: int) -> np.ndarray:
+        for _ in range(300):
+            np.sort(np.arange(10_000)[::-1])
+        return image
+
+    assert pays(slow, str(tmp_path))[0]
+    assert list(tmp_path.glob("**/.trial*")) == []
+
+
+def replace_keep(config: PixelCacheConfig, keep: str) -> PixelCacheConfig:
+    return config.model_copy(update={"keep": keep})
+
+
+def test_an_image_that_cannot_be_decoded_is_named(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmodel.images import ImageError
+
+    def broken(self: VLProcessor, data: bytes) -> np.ndarray:
+        raise ImageError("undecodable", "undecodable image")
+
+    monkeypatch.setattr(VLProcessor, "decode", broken)
+    with pytest.raises(DataError, match=r"sample '\d+' in shard 'train-00000\d.tar'.*index the data again"):
+        epochs(replace(source))[0]
