@@ -110,12 +110,13 @@ def _spec(
     config: JobConfig, index: Index, processor: Path, features: Features | None, tracker: Tracker, referee: Any
 ) -> RunSpec:
     training = replace(runs.source(config, index, "train", processor), features=features)
-    plan = training.plan(seed=config.seed, window=config.train.window, shuffle=True)
+    train = config.train
+    plan = training.plan(seed=config.seed, window=train.window, run=train.window_run, shuffle=True)
     schedule = Schedule(plan, config.train.batch, config.train.epochs)
     has_validation = index.counts().get("val", 0) > 0
     print(
-        f"train {config.name}: {plan.size} images, {schedule.steps} steps of {config.train.batch} images, "
-        f"{config.train.epochs} epochs, {config.train.workers} workers",
+        f"train {config.name}: {plan.size} images, {schedule.steps} steps of {train.batch} images, "
+        f"{train.epochs} epochs, {train.workers} workers",
         flush=True,
     )
     return RunSpec(

@@ -59,13 +59,13 @@ class Source:
     features: Features | None = None
     pixels: PixelCache | None = None
 
-    def plan(self, *, seed: int = 0, window: int = 65536, shuffle: bool) -> Plan:
+    def plan(self, *, seed: int = 0, window: int = 65536, run: int = 1, shuffle: bool) -> Plan:
         """The plan over this source's samples.
 
         Raises:
             DataError: the split has no sample with such texts.
         """
-        return Plan(self.index_hash, _open(self).counts, seed, window, shuffle)
+        return Plan(self.index_hash, _open(self).counts, seed, window, shuffle, run)
 
 
 class Batches(Sequence[Arrays]):

@@ -5,8 +5,8 @@ positions ``[s * batch, (s + 1) * batch)`` of it, so a batch may hold the end of
 every batch but the very last is full, and each epoch holds each sample exactly once. A cursor is one number, the step.
 
 An epoch's permutation is made in two layers, so that its memory grows with shards and not with samples: the shards are
-permuted, consecutive shards form windows of about ``window`` samples, and a window's samples are permuted among
-themselves. Seeking to a position builds one window only.
+permuted, consecutive shards form windows of about ``window`` samples, and a window's samples, or short runs of
+neighbours, are permuted among themselves. Seeking to a position builds one window only.
 
 Random numbers are the raw output of PCG64, which NumPy keeps stable for ever (NEP 19), ordered by a stable sort;
 ``Generator.permutation`` has no such promise.
@@ -58,6 +58,7 @@ class Plan:
         seed: of the whole training.
         window: samples that are shuffled among themselves, at least; at most one shard more.
         shuffle: False keeps the order of the index in every epoch, as evaluation wants it.
+        run: so many neighbours of a shard stay together, and are read at once.
         size: samples in an epoch (derived).
         key: digest of all the above (derived).
     """
@@ -67,16 +68,19 @@ class Plan:
     seed: int
     window: int = 65536
     shuffle: bool = True
+    run: int = 1
     size: int = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window = {self.window} must be at least 1 sample")
+        if self.run < 1:
+            raise ValueError(f"run = {self.run} must be at least 1 sample")
         counts = np.asarray(self.counts, np.int64)
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "size", int(counts.sum()))
-        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|".encode()
+        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{self.run}|".encode()
         object.__setattr__(self, "key", hashlib.sha256(facts + counts.tobytes()).hexdigest())
         if self.size <= 0:
             raise ValueError("a plan needs at least one sample; index the data, or choose another split")
@@ -199,7 +203,9 @@ def _window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
     shard = np.repeat(shards, sizes)
     row = np.arange(len(shard)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     if plan.shuffle:
-        order = _permutation(len(shard), plan, epoch, f"window {window}")
+        starts_run = row % plan.run == 0
+        rank = np.argsort(_permutation(int(starts_run.sum()), plan, epoch, f"window {window}"))
+        order = np.argsort(rank[np.cumsum(starts_run) - 1], kind="stable")
         shard, row = shard[order], row[order]
     return shard, row
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.loader import Arrays
 from pipelines.data.plan import Schedule
+from pipelines.data.shuffling import shuffling
 from pipelines.train.evaluate import Score
 from pipelines.train.feed import Feed
 from pipelines.train.optim import OptimizerConfig
@@ -45,7 +46,11 @@ class TrainConfig(Section):
     accumulation: int = Field(1, ge=1)
     """Forward and backward passes that make one step."""
     window: int = Field(65536, ge=1)
-    """Samples that are shuffled among themselves."""
+    """Samples that are shuffled among themselves, at least; shards are shuffled whole. As many as there are samples
+    shuffles all, which costs a read each."""
+    window_run: int = Field(1, ge=1)
+    """Neighbours of a tar that stay together when a window is shuffled; more means fewer reads, which object stores
+    charge for, and a poorer shuffle. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
     """Images of one evaluation batch."""
     evaluation_cache_mb: int = Field(256, ge=0)
@@ -144,6 +149,8 @@ def train(
 
 def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: str) -> float:
     epoch = schedule.epochs_done(progress.step)
+    figures = shuffling(schedule.plan, epoch - 1, schedule.batch)._asdict()
+    hooks.log({f"shuffle/{name}": value for name, value in figures.items()}, progress.step)
     score = hooks.evaluate()
     (loss, count, correct), progress.epoch_sums = progress.epoch_sums, [0.0, 0.0, 0.0]
     entry = {

@@ -1,5 +1,7 @@
 """The order of samples: a permutation each epoch, seekable, the same at any number of workers."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,12 +21,22 @@ def pairs(taken) -> list[tuple[int, int, int]]:
 
 
 @settings(deadline=None)
-@given(sizes, st.integers(0, 5), st.integers(1, 60), st.integers(0, 3))
-def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, window: int, epoch: int) -> None:
-    p = plan(counts, seed, window)
+@given(sizes, st.integers(0, 5), st.integers(1, 60), st.integers(0, 3), st.integers(1, 9))
+def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, window: int, epoch: int, run: int) -> None:
+    p = plan(counts, seed, window, run=run)
     taken = p.take(epoch * p.size, (epoch + 1) * p.size)
     everything = [(epoch, shard, row) for shard, n in enumerate(counts) for row in range(n)]
     assert sorted(pairs(taken)) == everything
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(2, 9))
+def test_runs_stay_together(counts: list[int], run: int) -> None:
+    p = plan(counts, window=10_000, run=run)
+    order = pairs(p.take(0, p.size))
+    for (_, shard, row), (_, next_shard, next_row) in itertools.pairwise(order):
+        if (row + 1) % run and row + 1 < counts[shard]:
+            assert (next_shard, next_row) == (shard, row + 1)
 
 
 @settings(deadline=None)
@@ -73,7 +85,7 @@ def test_the_order_is_stable_for_ever() -> None:
 ORDER_OF_SEED_7 = [(0, s, r) for s, r in [(3, 3), (0, 0), (3, 1), (3, 0), (0, 2), (3, 2), (0, 1), (2, 1), (2, 0)]]
 
 
-@pytest.mark.parametrize("change", [{"identity": "other"}, {"seed": 1}, {"window": 10}])
+@pytest.mark.parametrize("change", [{"identity": "other"}, {"seed": 1}, {"window": 10}, {"run": 3}])
 def test_order_depends_on_identity_seed_and_window(change: dict[str, object]) -> None:
     arguments = {"identity": "an index", "counts": np.array([30, 30, 30]), "seed": 0, "window": 40}
     one, other = Plan(**arguments), Plan(**{**arguments, **change})  # type: ignore[arg-type]
