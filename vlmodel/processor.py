@@ -308,10 +308,7 @@ class VLProcessor:
         # A JPEG can be decoded at a half, quarter or eighth of its size for less. As twice the target is always left,
         # the result is hardly another than that of the full size (Pillow's own thumbnail() does the same).
         image.draft(None, (2 * size, 2 * size))
-        turn = _turn(image)
-        rgb = _rgb(image)
-        if turn is not None:
-            rgb = rgb.transpose(turn)
+        rgb = upright(image)
         if rgb.size != (size, size):
             rgb = rgb.resize((size, size), Image.Resampling.BILINEAR, box=self._box(rgb))
         return np.asarray(rgb)
@@ -322,6 +319,13 @@ class VLProcessor:
         side = min(image.width, image.height)
         left, top = (image.width - side) / 2, (image.height - side) / 2
         return (left, top, left + side, top + side)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as RGB: turned as its EXIF orientation says, on white where it is transparent."""
+    turn = _turn(image)
+    rgb = _rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _targets(example: Example) -> Sequence[str | None]:
