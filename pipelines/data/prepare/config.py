@@ -26,9 +26,10 @@ class PrepareConfig(Section):
     """Captions and questions of more characters are left out, as above; 0 allows all."""
     languages: list[str] = []
     """ISO 639 codes, as ["en", "de"]: samples whose texts together are in no such language are dropped; [] allows all.
-    Few words are easily mistaken: look at the report."""
-    language_probability: float = Field(0.5, ge=0, le=1)
-    """How probable these languages must be, together, for a sample to stay."""
+    Two or three words can be of many languages: look at the report."""
+    language_probability: float = Field(0.1, ge=0, le=1)
+    """How probable these languages must be, together, for a sample to stay. A short sentence reaches a few tenths in its
+    own language, and a hundredth in another."""
     duplicates: bool = True
     """Of training samples with the same image the first stays, and takes the texts of the others; where val or test has
     the image, none stays. Val and test stay whole."""
