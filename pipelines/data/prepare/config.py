@@ -28,8 +28,8 @@ class PrepareConfig(Section):
     """ISO 639 codes, as ["en", "de"]: samples whose texts together are in no such language are dropped; [] allows all.
     Two or three words can be of many languages: look at the report."""
     language_probability: float = Field(0.1, ge=0, le=1)
-    """How probable these languages must be, together, for a sample to stay. A short sentence reaches a few tenths in its
-    own language, and a hundredth in another."""
+    """How probable these languages must be, together, for a sample to stay. A short sentence has some tenths in its own
+    language, and a hundredth in another."""
     duplicates: bool = True
     """Of training samples with the same image the first stays, and takes the texts of the others; where val or test has
     the image, none stays. Val and test stay whole."""
