@@ -25,9 +25,9 @@ SETTINGS = ["longest_side=160", "near_duplicates=4", "format=webp", "samples_per
 
 def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
     settings = [f"prepare.{setting}" for setting in (*SETTINGS, f"out={folder / out}")]
-    command = [sys.executable, "-m", "jobs.prepare", "--config", "jobs/configs/demo.toml", "cluster.object_store_mb=150"]
+    command = [sys.executable, "-m", "jobs.prepare", "--config", "jobs/configs/demo.toml"]
     return subprocess.Popen(
-        [*command, f"data.tars={folder / 'data'}", *settings],
+        [*command, "cluster.object_store_mb=150", f"data.tars={folder / 'data'}", *settings],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=(folder / f"{out}.log").open("ab"), stderr=subprocess.STDOUT,
     )  # fmt: skip
 

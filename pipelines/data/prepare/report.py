@@ -32,13 +32,12 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; } th, td { padding: .2rem .9rem; border-bottom: 1px solid var(--line); }
 th { text-align: left; font-weight: 600; } td, thead th + th { text-align: right; font-variant-numeric: tabular-nums; }
 tr.total th, tr.total td { font-weight: 600; background: var(--soft); } tr.none { opacity: .55; }
-.cards { display: flex; flex-wrap: wrap; gap: .8rem; }
-figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: .4rem; max-width: 24rem; }
-figure .pictures { display: flex; gap: .4rem; align-items: flex-start; }
-figure img, figure .gone { max-width: 176px; max-height: 176px; background: var(--soft); display: block; }
-figure .gone { padding: 2rem 1rem; }
-figcaption { font-size: .85rem; width: min-content; min-width: 100%; overflow-wrap: anywhere; }
-figcaption p { margin: .3rem 0 0; } small { opacity: .7; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-start; }
+figure { margin: 0; padding: .6rem; border: 1px solid var(--line); border-radius: .4rem; width: 176px; }
+figure.pair { width: 360px; } .pictures { display: flex; gap: 8px; } .pictures div { width: 176px; }
+img, .gone { display: block; max-width: 100%; background: var(--soft); } .gone { padding: 2rem 0; text-align: center; }
+figcaption { font-size: .85rem; margin-top: .3rem; overflow-wrap: anywhere; } figcaption p { margin: .3rem 0 0; }
+small { opacity: .7; }
 """
 
 
@@ -98,13 +97,16 @@ def _section(reason: DropReason, summary: Summary, dropped: pa.Table, reader: Sh
 
 def _card(row: dict[str, Any], reader: ShardReader) -> str:
     record = _read(reader, row["shard"], row["row"])
-    pictures = [_picture(record)]
-    if row["original_shard"] is not None:
-        pictures.append(_picture(_read(reader, row["original_shard"], row["original_row"])))
+    pair = row["original_shard"] is not None
+    pictures = f"<div>{_picture(record)}{'<small>dropped</small>' if pair else ''}</div>"
+    if pair:
+        original = _read(reader, row["original_shard"], row["original_row"])
+        pictures += f"<div>{_picture(original)}<small>stays</small></div>"
     texts = "".join(f"<p>{escape(text)}</p>" for text in _some_texts(record))
     place = f"<small>{escape(row['split'])}, {escape(row['shard'])}</small>"
     about = f"<b>{escape(row['key'])}</b> {place}<p>{escape(row['detail'])}</p>{texts}"
-    return f'<figure><div class="pictures">{"".join(pictures)}</div><figcaption>{about}</figcaption></figure>'
+    kind = ' class="pair"' if pair else ""
+    return f'<figure{kind}><div class="pictures">{pictures}</div><figcaption>{about}</figcaption></figure>'
 
 
 def _read(reader: ShardReader, shard: str, row: int) -> Record | None:
