@@ -367,3 +367,13 @@ def test_real_photographs(tmp_path: Path, here: Here, shared_data: Callable[[str
     prepared = Index.open(str(tmp_path / "out"))
     records = ShardReader(prepared).read("train-000000.tar", range(40))
     assert {decoded(record.image).size for record in records} == {(128, 128)}
+
+
+def test_a_folder_that_is_not_local(source: Index) -> None:
+    import fsspec
+
+    out = "memory://prepared"
+    summary = prepare(source.tars, CONFIG.model_copy(update={"out": out}))
+    assert Index.open(out).counts() == summary.after == {"train": 6, "val": 1, "test": 3}
+    assert not [file for file in fsspec.filesystem("memory").find("/prepared") if "/work/" in file]
+    fsspec.filesystem("memory").rm("/prepared", recursive=True)
