@@ -11,6 +11,7 @@ MANIFEST = f"{FOLDER}/prepare.json"
 """Written last: that it was done, and the counts."""
 REPORT = f"{FOLDER}/report.html"
 DROPPED = f"{FOLDER}/dropped.parquet"
+LINEAGE = f"{FOLDER}/lineage"
 WORK = f"{FOLDER}/work"
 """Of the measuring pass; deleted when all shards are written."""
 
@@ -76,4 +77,4 @@ def images_file(shard: str, part: int) -> str:
 
 def lineage_file(shard: str) -> str:
     """Where the samples of a prepared shard come from."""
-    return f"{FOLDER}/lineage/{shard}.parquet"
+    return f"{LINEAGE}/{shard}.parquet"

@@ -16,7 +16,7 @@ from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.index_files import table_bytes
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.decide import Decision, decide
-from pipelines.data.prepare.files import BEGUN, DROPPED, MANIFEST, REPORT, WORK
+from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, MANIFEST, REPORT, WORK
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages
 from pipelines.data.prepare.losses import losses
@@ -63,7 +63,7 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
     summary = _summary(index, prepared, decision, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
     out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))
-    out.remove_folder(WORK)
+    _sweep(out)
     return summary
 
 
@@ -90,7 +90,7 @@ def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | 
     if done is None:
         return None
     Index.open(out.uri)
-    out.remove_folder(WORK)
+    _sweep(out)
     return Summary(**done["summary"])
 
 
@@ -131,6 +131,15 @@ def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, 
 def _index(out: Folder, config: IndexConfig) -> Index:
     with ShardProgress("index") as progress:
         return build_index(out.uri, config, report_progress=progress)
+
+
+def _sweep(out: Folder) -> None:
+    """Delete what only the passes needed, and what was being written when a job was killed."""
+    out.remove_folder(WORK)
+    for folder in ("", FOLDER, LINEAGE):
+        for file in out.files(folder):
+            if file.name.endswith(".partial"):
+                out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 
 def _summary(index: Index, prepared: Index, decision: Decision, dropped: pa.Table) -> Summary:
