@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from jobs.cluster import ClusterConfig
 from pipelines.data.index import IndexConfig
+from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
@@ -55,6 +56,7 @@ class JobConfig(Section):
     source: part("pipelines.data.importers", "scenes") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """What import_data reads."""
     data: DataConfig = DataConfig()
+    prepare: PrepareConfig = PrepareConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     processor: ProcessorConfig = ProcessorConfig()
     model: ModelConfig = ModelConfig()

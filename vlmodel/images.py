@@ -62,7 +62,7 @@ def decode(data: bytes, size: int, resize: Resize, max_pixels: int) -> NDArray[n
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise _too_large(f"{image.width} x {image.height}", max_pixels)
-            return _resized(_upright(image, data, size), size, resize)
+            return _resized(_pixels(image, data, size), size, resize)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -76,16 +76,21 @@ def decode(data: bytes, size: int, resize: Resize, max_pixels: int) -> NDArray[n
         ) from error
 
 
-def _upright(image: Image.Image, data: bytes, size: int) -> NDArray[np.uint8]:
+def upright(image: Image.Image) -> Image.Image:
+    """An opened image as RGB: turned as its EXIF orientation says, on white where it is transparent."""
     turn = _turn(image)
+    rgb = _rgb(image)
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _pixels(image: Image.Image, data: bytes, size: int) -> NDArray[np.uint8]:
     # A JPEG can be decoded at a half, quarter or eighth of its size for less. As twice the target is always left, the
     # result is hardly another than that of the full size (Pillow's own thumbnail() does the same).
     scaled = image.draft(None, (2 * size, 2 * size)) is not None and image.decoderconfig[0] > 1  # type: ignore[attr-defined]
-    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and turn is None and not scaled
+    plain = image.format == "JPEG" and image.mode in ("RGB", "L") and _turn(image) is None and not scaled
     if plain and (pixels_HWC := _whole_jpeg(data)) is not None:
         return pixels_HWC
-    rgb = _rgb(image)
-    return np.asarray(rgb if turn is None else rgb.transpose(turn))
+    return np.asarray(upright(image))
 
 
 def _whole_jpeg(data: bytes) -> NDArray[np.uint8] | None:

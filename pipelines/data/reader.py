@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index
-from pipelines.data.sample import Texts, parse_texts
+from pipelines.data.sample import Texts, parse_metadata, parse_texts
 
 _SHARDS_KEPT = 256
 _COLUMNS = ["key", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256"]
@@ -82,6 +82,20 @@ class ShardReader:
         """
         keys: list[str] = self._rows(shard)["key"].take(pa.array(rows, pa.int64())).to_pylist()
         return keys
+
+    def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What the JSON of each sample says beside its texts; the errors of ``read``."""
+        samples = self._samples(shard, rows)
+        stored = [sample for sample in samples if sample["json_offset"] is not None]
+        pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
+        found = []
+        for sample in samples:
+            json = next(pieces) if sample["json_offset"] is not None else None
+            try:
+                found.append(parse_metadata(json))
+            except (DataError, ValueError) as error:
+                raise self._changed(shard, sample) from error
+        return found
 
     def _read_rows(self, shard: str) -> pa.Table:
         return self.index.rows(shard).select(_COLUMNS)

@@ -19,6 +19,9 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 """Extensions of image members: lower case, without the dot."""
 
 
+_TEXT_KEYS = frozenset({"captions", "questions"})
+
+
 @dataclass(frozen=True)
 class Question:
     """A question about the image.
@@ -86,7 +89,7 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> Texts:
         record = _parse_json(json_bytes)
         captions = record.captions
         questions = tuple(Question(q.question, q.answer, q.answers, q.id) for q in record.questions)
-        ours = not record.model_fields_set.isdisjoint({"captions", "questions"})
+        ours = not record.model_fields_set.isdisjoint(_TEXT_KEYS)
         if not ours and isinstance(record.caption, str):
             metadata_caption = record.caption.strip()
     caption = (_decode(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
@@ -95,6 +98,12 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> Texts:
     if not captions and not questions:
         raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
     return Texts(captions, questions)
+
+
+def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
+    """What the ``.json`` of a sound sample says beside the texts of this project's schema."""
+    tree: dict[str, Any] = json.loads(_decode(json_bytes, ".json")) if json_bytes is not None else {}
+    return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
 
 
 def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
@@ -107,7 +116,7 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
         SampleError: BAD_UTF8 for text with lone surrogates, BAD_SCHEMA for ``extra`` that is not plain JSON.
     """
     tree: dict[str, Any] = dict(extra or {})
-    if clash := {"captions", "questions"} & tree.keys():
+    if clash := _TEXT_KEYS & tree.keys():
         raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are taken by the texts themselves")
     tree["captions"] = list(texts.captions)
     tree["questions"] = [_question_tree(question) for question in texts.questions]

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,9 @@ _SPLIT_NAMES = {split: split for split in SPLITS} | {"validation": "val", "valid
 _KEY = re.compile(r"[^./\\\x00-\x1f\x7f]+(?:/[^./\\\x00-\x1f\x7f]+)*")
 _TAR_BLOCK = 512
 
+Member = tuple[str, bytes]
+"""A file of a tar: its name and its bytes."""
+
 
 def canonical_split(name: str) -> str | None:
     """``train``, ``val`` or ``test`` for one of their usual spellings, else None."""
@@ -32,6 +35,53 @@ def shard_split(filename: str) -> str:
     """Split of a shard by its file name: what stands before the last ``-`` if that names a split, else ``train``."""
     prefix, dash, _ = filename.rpartition("-")
     return (canonical_split(prefix) if dash else None) or "train"
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{number:06d}.tar"
+
+
+def sample_members(
+    key: str, image_bytes: bytes, image_ext: str, texts: Texts, extra: Mapping[str, Any] | None = None
+) -> list[Member]:
+    """What a tar holds of one sample.
+
+    Args:
+        key: no dots, control characters or empty path steps; ``/`` is allowed inside.
+        image_bytes: stored as they are.
+        image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter.
+        extra: see ``dump_texts``.
+
+    Raises:
+        SampleError: UNSAFE_MEMBER for an unfit key, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE for an unknown
+            extension, MISSING_TEXT for texts that are empty, or what ``dump_texts`` raises.
+    """
+    if not _KEY.fullmatch(key):
+        raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
+    if not image_bytes:
+        raise SampleError(Reason.EMPTY_MEMBER, f"the image of key {key!r} has no bytes")
+    extension = image_ext.lower().removeprefix(".")
+    if extension not in IMAGE_EXTENSIONS:
+        known = ", ".join(IMAGE_EXTENSIONS)
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"image extension {image_ext!r} is not one of {known}")
+    if not texts.captions and not texts.questions:
+        raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
+    return [(f"{key}.{extension}", image_bytes), (f"{key}.json", dump_texts(texts, extra))]
+
+
+def stored_size(members: Iterable[Member]) -> int:
+    """Bytes that members take in a tar, with their headers and padding."""
+    return sum(_TAR_BLOCK + _round_up(len(data)) for _, data in members)
+
+
+def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
+    """A whole tar; equal members give equal bytes."""
+    out = io.BytesIO()
+    with _open_tar(file=out) as tar:
+        for members in samples:
+            _add(tar, members)
+    return out.getvalue()
 
 
 class ShardWriter:
@@ -69,40 +119,20 @@ class ShardWriter:
     ) -> None:
         """Append one sample; nothing is written when it is refused.
 
-        Args:
-            key: unique in the split; no dots, control characters or empty path steps; ``/`` is allowed inside.
-            image_bytes: written as they are.
-            image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter.
-            extra: see ``dump_texts``.
-
         Raises:
-            SampleError: UNSAFE_MEMBER for an unfit key, DUPLICATE_KEY, EMPTY_MEMBER for no image bytes,
-                UNDECODABLE_IMAGE for an unknown extension, MISSING_TEXT for texts that are empty, or what
-                ``dump_texts`` raises.
+            SampleError: DUPLICATE_KEY where the split has the key already, or what ``sample_members`` raises.
         """
-        if not _KEY.fullmatch(key):
-            raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
         if key in self._keys:
             raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
-        if not image_bytes:
-            raise SampleError(Reason.EMPTY_MEMBER, f"the image of key {key!r} has no bytes")
-        extension = image_ext.lower().removeprefix(".")
-        if extension not in IMAGE_EXTENSIONS:
-            known = ", ".join(IMAGE_EXTENSIONS)
-            raise SampleError(Reason.UNDECODABLE_IMAGE, f"image extension {image_ext!r} is not one of {known}")
-        if not texts.captions and not texts.questions:
-            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
-        members = ((f"{key}.{extension}", image_bytes), (f"{key}.json", dump_texts(texts, extra)))
-
-        size = sum(_TAR_BLOCK + _round_up(len(data)) for _, data in members)
+        members = sample_members(key, image_bytes, image_ext, texts, extra)
+        size = stored_size(members)
         if self._samples_in_shard and (
             self._samples_in_shard >= self.max_samples or self._bytes_in_shard + size > self.max_bytes
         ):
             self._finish_shard()
         if self._tar is None:
-            self._tar = tarfile.open(self._temporary(), "w", format=tarfile.PAX_FORMAT, encoding="utf-8")  # noqa: SIM115
-        for name, data in members:
-            self._tar.addfile(_member(name, len(data)), io.BytesIO(data))
+            self._tar = _open_tar(self._temporary())
+        _add(self._tar, members)
         self._keys.add(key)
         self.samples += 1
         self._samples_in_shard += 1
@@ -127,7 +157,7 @@ class ShardWriter:
             self._temporary().unlink()
 
     def _name(self) -> str:
-        return f"{self.split}-{len(self.shards):06d}.tar"
+        return shard_name(self.split, len(self.shards))
 
     def _temporary(self) -> Path:
         return self.folder / f".{self._name()}.partial"
@@ -142,6 +172,15 @@ class ShardWriter:
         temporary.replace(self.folder / name)
         self.shards.append(name)
         self._samples_in_shard = self._bytes_in_shard = 0
+
+
+def _open_tar(path: Path | None = None, file: io.BytesIO | None = None) -> tarfile.TarFile:
+    return tarfile.open(path, "w", file, format=tarfile.PAX_FORMAT, encoding="utf-8")
+
+
+def _add(tar: tarfile.TarFile, members: Iterable[Member]) -> None:
+    for name, data in members:
+        tar.addfile(_member(name, len(data)), io.BytesIO(data))
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:

@@ -203,6 +203,12 @@ class Folder:
         with suppress(FileNotFoundError):
             retrying(lambda: fs.rm_file(path))
 
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder and all that is in it; nothing happens where there is none."""
+        fs, path = self._location[0], self.path(name)
+        with suppress(FileNotFoundError):
+            retrying(lambda: fs.rm(path, recursive=True))
+
     def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
         # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
         if entry.get("islink") or entry.get("size") is None:

@@ -50,6 +50,26 @@ def test_samples_in_the_order_asked_for(index):
         ShardReader(index).read("a.tar", [10])
 
 
+def test_metadata_is_what_the_json_says_beside_the_texts(tmp_path):
+    entries = [
+        *samples([1]),
+        ("2.jpg", photo(2)), ("2.json", b'{"captions": ["two"], "url": "http://x", "number": {"a": [1, null]}}'),
+        ("3.jpg", photo(3)), ("3.txt", b"three"),
+        ("4.jpg", photo(4)), ("4.json", b'{"caption": "of img2dataset", "width": 48}'),
+    ]  # fmt: skip
+    write_tar(tmp_path, "a.tar", entries)
+    reader = ShardReader(build_index(str(tmp_path), IndexConfig(validation_fraction=0.0)))
+    assert reader.read_metadata("a.tar", [3, 2, 1, 0]) == [
+        {"caption": "of img2dataset", "width": 48},
+        {},
+        {"url": "http://x", "number": {"a": [1, None]}},
+        {},
+    ]
+    write_tar(tmp_path, "a.tar", [("0.jpg", photo(9)), ("0.txt", b"\xff" * 9000)])
+    with pytest.raises(DataError, match="run the index job"):
+        reader.read_metadata("a.tar", [1])
+
+
 def test_rows_are_kept_for_a_bounded_number_of_shards(tmp_path):
     for n in range(4):
         write_tar(tmp_path, f"{n}.tar", samples([n]))

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data.errors import Reason, SampleError
 from pipelines.data.sample import Question, Texts, dump_texts, parse_texts
-from pipelines.data.shards import ShardWriter, canonical_split, shard_split
+from pipelines.data.shards import ShardWriter, canonical_split, sample_members, shard_split, stored_size, tar_bytes
 
 TEXTS = Texts(("Ein Fußgänger 🚶",), (Question("wo?", "links"),))
 
@@ -42,6 +42,13 @@ def test_same_samples_give_same_bytes(tmp_path: Path) -> None:
     assert first == second
     # A golden value: another machine, year or user must not change it.
     assert hashlib.sha256(first).hexdigest() == "f08e88d824e15bf4800226259cc33046c8a6783444e0923332a2bc6e3844eefa"
+
+
+def test_a_tar_in_memory_is_that_of_the_writer(tmp_path: Path) -> None:
+    (name,) = _write(tmp_path, 3)
+    samples = [sample_members(f"sample-{n}", b"image %d" % n, ".JPG", TEXTS, {"number": n}) for n in range(3)]
+    assert tar_bytes(iter(samples)) == (tmp_path / name).read_bytes()
+    assert [stored_size(members) for members in samples] == [2048] * 3
 
 
 def test_size_limit_counts_headers_and_padding(tmp_path: Path) -> None:

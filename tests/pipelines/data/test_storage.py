@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import aiohttp
 import pytest
 
-from pipelines.data.storage import ATTEMPTS, retrying
+from pipelines.data.storage import ATTEMPTS, Folder, retrying
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +58,17 @@ def test_an_error_that_passes_is_forgotten() -> None:
 
 def _raise(error: Exception) -> str:
     raise error
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_is_deleted_with_all_that_is_in_it(tmp_path: Path, remote: bool) -> None:
+    folder = Folder("memory://storage-test" if remote else tmp_path)
+    folder.write("a/b/c", b"1")
+    folder.write("a/d", b"2")
+    folder.write("e", b"3")
+    folder.remove_folder("a/b")
+    assert [file.name for file in folder.files("a")] == ["d"]
+    folder.remove_folder("a")
+    folder.remove_folder("a")
+    assert not folder.files("a")
+    assert folder.read("e") == b"3"

@@ -1,0 +1,65 @@
+"""Settings of the prepare job."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.data.prepare.hashing import MAX_DISTANCE
+from vlmodel.config import Section
+
+
+class PrepareConfig(Section):
+    """What is dropped of the samples of ``data.tars``, how images are stored, and where."""
+
+    out: str = "build/prepared"
+    """Folder or URI of the prepared tars; empty, absent, or of the same preparation, which goes on."""
+
+    min_side: int = Field(0, ge=0)
+    """Images whose shorter side has fewer pixels are dropped."""
+    max_aspect: float = Field(0.0, ge=0)
+    """Images whose longer side is more than this many times the shorter one are dropped; 0 allows all."""
+    min_chars: int = Field(0, ge=0)
+    """Captions and questions of fewer characters are left out; a sample is dropped where none is left."""
+    max_chars: int = Field(0, ge=0)
+    """Captions and questions of more characters are left out, as above; 0 allows all."""
+    languages: list[str] = []
+    """ISO 639 codes, as ["en", "de"]: samples whose texts together are in no such language are dropped; [] allows all.
+    Two or three words can be of many languages: look at the report."""
+    language_probability: float = Field(0.1, ge=0, le=1)
+    """How probable these languages must be, together, for a sample to stay. A short sentence has some tenths in its own
+    language, and a hundredth in another."""
+    duplicates: bool = True
+    """Of training samples with the same image the first stays, and takes the texts of the others; where val or test has
+    the image, none stays. Val and test stay whole."""
+    near_duplicates: int = Field(0, ge=0, le=MAX_DISTANCE)
+    """Training images are dropped whose perceptual hash of 64 bits differs in at most this many from that of an earlier
+    training image, or of any image of val or test. 4 finds other sizes and qualities of a picture; 0 looks for none."""
+
+    longest_side: int = Field(0, ge=0)
+    """Larger images are shrunk until their longer side has this many pixels; 0 shrinks none."""
+    shortest_side: int = Field(0, ge=0)
+    """Larger images are shrunk until their shorter side has this many pixels; 0 shrinks none."""
+    format: Literal["same", "jpeg", "webp"] = "same"
+    """What images are written as. "same" leaves a JPEG and a WebP what they are, and makes a PNG of all else that is
+    shrunk. An image that has the format and is small enough keeps its bytes."""
+    quality: int = Field(90, ge=1, le=100)
+    """Of JPEG and WebP images that are written anew."""
+
+    samples_per_shard: int = Field(1000, ge=1)
+    """Samples of a tar, about; the tars of a split have like sizes in bytes."""
+    bytes_per_shard: int = Field(256 << 20, ge=1)
+    """Size of a tar, about; whichever limit asks for more tars decides."""
+    examples: int = Field(12, ge=0)
+    """Dropped samples on the report's page, for each reason."""
+
+    @model_validator(mode="after")
+    def _limits_leave_something(self) -> PrepareConfig:
+        if 0 < self.max_aspect < 1:
+            raise ValueError(
+                f"max_aspect = {self.max_aspect} is below that of a square; give at least 1, or 0 to allow all"
+            )
+        if 0 < self.max_chars < self.min_chars:
+            raise ValueError(f"max_chars = {self.max_chars} is below min_chars = {self.min_chars}; no text fits both")
+        return self

@@ -1,0 +1,152 @@
+"""What all measurements together tell: which samples are duplicates, and which shard each of the others goes to."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipelines.data.index import Index
+from pipelines.data.index_files import read_table
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.prepare.duplicates import repeated_images, similar_images
+from pipelines.data.prepare.files import measure_file
+from pipelines.data.prepare.layout import shard_numbers
+from pipelines.data.prepare.write import Place, ShardPlan
+from pipelines.data.shards import SPLITS, shard_name
+from pipelines.data.storage import Folder
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The N samples of an index, numbered by shard and row.
+
+    Attributes:
+        shards: names of the index's shards.
+        starts: the number of the first sample of each.
+        splits: of each sample.
+    """
+
+    shards: list[str]
+    starts: NDArray[np.int64]
+    splits: NDArray[np.str_]
+
+    def place(self, number: int) -> Place:
+        """Shard and row of a sample."""
+        shard = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return self.shards[shard], number - int(self.starts[shard])
+
+    def by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+        """Ascending numbers in pieces: the shard, its rows and their numbers."""
+        of_shard = np.searchsorted(self.starts, numbers, side="right") - 1
+        for piece in _equal_neighbours(of_shard):
+            shard = of_shard[piece.start]
+            yield self.shards[shard], numbers[piece] - self.starts[shard], numbers[piece]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of N samples.
+
+    Attributes:
+        samples: which they are.
+        unfit_N: whether the sample was dropped by itself.
+        repeats_N: the sample whose image it repeats, -1 for none.
+        resembles_N: the sample whose image it looks like, -1 for none.
+        plans: the shards to be written.
+        texts_left_out, rewritten: see ``Summary``.
+    """
+
+    samples: Samples
+    unfit_N: NDArray[np.bool_]
+    repeats_N: NDArray[np.int64]
+    resembles_N: NDArray[np.int64]
+    plans: list[ShardPlan]
+    texts_left_out: int
+    rewritten: int
+
+    @property
+    def dropped(self) -> NDArray[np.bool_]:
+        """Whether each sample is absent from the prepared set."""
+        return self.unfit_N | (self.repeats_N >= 0) | (self.resembles_N >= 0)
+
+    @property
+    def joined(self) -> int:
+        """Duplicates whose texts another sample takes."""
+        return sum(len(places) for plan in self.plans for _, places in plan.joining)
+
+
+def decide(index: Index, config: PrepareConfig, out: Folder) -> Decision:
+    """Holds some hundred bytes of memory a sample."""
+    tables = [_columns(index, shard.name, out) for shard in index.shards]
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
+    table = pa.concat_tables(tables)
+    del tables
+    splits = table["split"].to_numpy().astype("<U5")
+    samples = Samples([shard.name for shard in index.shards], starts, splits)
+    unfit_N = table["unfit"].to_numpy()
+    fit = np.flatnonzero(~unfit_N)
+
+    repeats_N, resembles_N = np.full(len(splits), -1, np.int64), np.full(len(splits), -1, np.int64)
+    if config.duplicates:
+        images_N = table["sha256"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        first = repeated_images(splits[fit], images_N[fit])
+        repeats_N[fit] = np.where(first < 0, -1, fit[first])
+    if config.near_duplicates:
+        hashes_N = table["hash"].to_numpy()
+        like = similar_images(splits[fit], hashes_N[fit], config.near_duplicates, taking_part=repeats_N[fit] < 0)
+        resembles_N[fit] = np.where(like < 0, -1, fit[like])
+
+    stays_N = ~unfit_N & (repeats_N < 0) & (resembles_N < 0)
+    plans = _plans(samples, stays_N, repeats_N, table["stored"].to_numpy(), config)
+    left_out, rewritten = (int(table[name].to_numpy()[stays_N].sum()) for name in ("left_out", "rewritten"))
+    return Decision(samples, unfit_N, repeats_N, resembles_N, plans, left_out, rewritten)
+
+
+def _columns(index: Index, shard: str, out: Folder) -> pa.Table:
+    rows = index.rows(shard)
+    measured = read_table(out.read(measure_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
+    columns = {name: measured[name].fill_null(0) for name in ("left_out", "hash", "stored")}
+    columns |= {"unfit": measured["reason"].is_valid(), "rewritten": measured["part"].is_valid()}
+    return pa.table({"split": rows["split"], "sha256": rows["sha256"], **columns})
+
+
+def _plans(
+    samples: Samples,
+    stays_N: NDArray[np.bool_],
+    repeats_N: NDArray[np.int64],
+    stored_N: NDArray[np.int64],
+    config: PrepareConfig,
+) -> list[ShardPlan]:
+    takes: dict[int, list[int]] = defaultdict(list)
+    for number in np.flatnonzero(repeats_N >= 0).tolist():
+        original = int(repeats_N[number])
+        # Val and test take nothing from training, and who does not stay takes nothing.
+        if stays_N[original] and samples.splits[original] == "train":
+            takes[original].append(number)
+    plans = []
+    for split in SPLITS:
+        of_split = np.flatnonzero(stays_N & (samples.splits == split))
+        shard_of = shard_numbers(stored_N[of_split], config.samples_per_shard, config.bytes_per_shard)
+        for number, piece in enumerate(_equal_neighbours(shard_of)):
+            here = of_split[piece]
+            runs = [(shard, rows.tolist()) for shard, rows, _ in samples.by_shard(here)]
+            joining = [
+                (n, [samples.place(other) for other in takes[sample]])
+                for n, sample in enumerate(here.tolist())
+                if sample in takes
+            ]
+            plans.append(ShardPlan(shard_name(split, number), runs, joining))
+    return plans
+
+
+def _equal_neighbours(values: NDArray[np.int64]) -> Iterator[slice]:
+    """Pieces of an array whose values are equal."""
+    if len(values):
+        edges = np.flatnonzero(np.diff(values)) + 1
+        for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True):
+            yield slice(start, stop)

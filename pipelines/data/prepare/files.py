@@ -1,0 +1,80 @@
+"""The files of a preparation: where they are within its folder, and their columns."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+FOLDER = "_prepare"
+BEGUN = f"{FOLDER}/begun.json"
+"""Written first: what is being prepared, and how."""
+MANIFEST = f"{FOLDER}/prepare.json"
+"""Written last: that it was done, and the counts."""
+REPORT = f"{FOLDER}/report.html"
+DROPPED = f"{FOLDER}/dropped.parquet"
+LINEAGE = f"{FOLDER}/lineage"
+WORK = f"{FOLDER}/work"
+"""Of the measuring pass; deleted when all shards are written."""
+
+MEASURE_SCHEMA = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("left_out", pa.int32()),
+        ("hash", pa.uint64()),
+        ("stored", pa.int64()),
+        ("extension", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("part", pa.int32()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+    ]
+)
+"""A row for each of ``Index.rows(shard)``. ``reason`` is null where the sample by itself may stay; then ``left_out`` is
+its number of texts of unfit length, ``stored`` its bytes in a tar, and the next three are of the image that it will
+have: bytes of a file of encoded images, or, where ``part`` is null, those of the source."""
+
+LINEAGE_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source_shard", pa.string()),
+        ("source_key", pa.string()),
+        ("source_sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("rewritten", pa.bool_()),
+        ("joined", pa.list_(pa.struct([("shard", pa.string()), ("key", pa.string())]))),
+    ]
+)
+"""A row for each sample of a shard, in tar order. ``source_sha256`` is of the source's image; ``rewritten`` tells
+whether the sample's image has other bytes than that; ``joined`` names the duplicates whose texts the sample took."""
+
+DROPPED_SCHEMA = pa.schema(
+    [
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("row", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("original_shard", pa.string()),
+        ("original_row", pa.int64()),
+        ("original_key", pa.string()),
+    ]
+)
+"""All of the source. The last three name the sample that a duplicate repeats, and are null otherwise."""
+
+
+def measure_file(shard: str) -> str:
+    """What was measured of a source's shard."""
+    return f"{WORK}/{shard}.parquet"
+
+
+def images_file(shard: str, part: int) -> str:
+    """Encoded images of a source's shard, one after the other."""
+    return f"{WORK}/{shard}.{part:06d}.images"
+
+
+def lineage_file(shard: str) -> str:
+    """Where the samples of a prepared shard come from."""
+    return f"{LINEAGE}/{shard}.parquet"

@@ -1,0 +1,105 @@
+"""What a sample can be dropped for, and the filters that look at one sample alone."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.prepare.language import probability
+from pipelines.data.sample import Texts
+
+
+class DropReason(StrEnum):
+    """Why a sample is not in the prepared set, in the order in which that is asked; the value is what files hold."""
+
+    SMALL = "small"
+    """The image has too few pixels on its shorter side."""
+    ELONGATED = "elongated"
+    """The image is too long for its width, or too wide for its height."""
+    TEXT_LENGTH = "text_length"
+    """None of the texts has a fitting length."""
+    LANGUAGE = "language"
+    """The texts are in another language."""
+    UNDECODABLE = "undecodable"
+    """The image has to be decoded, and cannot be."""
+    UNWRITABLE = "unwritable"
+    """The key or the metadata cannot be stored."""
+    DUPLICATE = "duplicate"
+    """An earlier sample, or one of val or test, has the same image."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """An earlier sample, or one of val or test, has an image that looks the same."""
+
+
+class Drop(NamedTuple):
+    """Why one sample is dropped; ``detail`` is for a person, with the value that decided."""
+
+    reason: DropReason
+    detail: str
+
+
+def judge_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
+    """By the size of the upright image, in pixels."""
+    short, long = sorted((width, height))
+    if short < config.min_side:
+        return Drop(DropReason.SMALL, f"{width} x {height} pixels; prepare.min_side = {config.min_side}")
+    if config.max_aspect and long > config.max_aspect * short:
+        found = f"{width} x {height} pixels, {long / short:.2f} to 1"
+        return Drop(DropReason.ELONGATED, f"{found}; prepare.max_aspect = {config.max_aspect:g}")
+    return None
+
+
+def fitting_texts(texts: Texts, config: PrepareConfig) -> Texts:
+    """The captions and questions of fitting length."""
+
+    def fits(text: str) -> bool:
+        return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
+
+    return Texts(
+        tuple(caption for caption in texts.captions if fits(caption)),
+        tuple(question for question in texts.questions if fits(question.question)),
+    )
+
+
+def judge_texts(fitting: Texts, texts: Texts, config: PrepareConfig) -> Drop | None:
+    """By the texts.
+
+    Args:
+        fitting: what ``fitting_texts`` leaves of ``texts``.
+    """
+    left = _all(fitting)
+    if not left:
+        lengths = sorted(map(len, _all(texts)))
+        found = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
+        return Drop(
+            DropReason.TEXT_LENGTH,
+            f"{found}; prepare.min_chars = {config.min_chars}, prepare.max_chars = {config.max_chars}",
+        )
+    if config.languages:
+        certain, likely = probability("\n".join(left), config.languages)
+        if certain < config.language_probability:
+            wanted = ", ".join(config.languages)
+            return Drop(
+                DropReason.LANGUAGE,
+                f"rather {likely}; {wanted} with probability {certain:.2f}, "
+                f"prepare.language_probability = {config.language_probability:g}",
+            )
+    return None
+
+
+def joined(first: Texts, *others: Texts) -> Texts:
+    """The texts of a sample, and those of others that it does not have."""
+    captions, questions = list(first.captions), list(first.questions)
+    for texts in others:
+        captions += [caption for caption in texts.captions if caption not in captions]
+        questions += [question for question in texts.questions if question not in questions]
+    return Texts(tuple(captions), tuple(questions))
+
+
+def text_count(texts: Texts) -> int:
+    """Captions and questions."""
+    return len(texts.captions) + len(texts.questions)
+
+
+def _all(texts: Texts) -> list[str]:
+    return [*texts.captions, *(question.question for question in texts.questions)]

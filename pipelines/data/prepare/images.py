@@ -1,0 +1,102 @@
+"""An image in the form in which it will be stored: no larger than asked for, and untouched where that is no change."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import NamedTuple
+
+from PIL import Image
+
+from pipelines.data.errors import Reason, SampleError
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.prepare.hashing import perceptual_hash
+from pipelines.data.validate import ImageFacts
+from vlmodel.images import FORMATS, upright
+
+_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp"}
+# Formats that are written; "same" makes lossless PNGs of the others.
+_WRITTEN = ("jpeg", "webp")
+_HASHED_SIDE = 64
+"""Enough of a picture that is only hashed."""
+
+
+class Stored(NamedTuple):
+    """An image as it will be stored.
+
+    Attributes:
+        data: the encoded image; None where the source's bytes stay.
+        extension: of its member in a tar.
+        width, height: of the upright image, in pixels.
+        hash: its perceptual hash; 0 if that was not asked for.
+    """
+
+    data: bytes | None
+    extension: str
+    width: int
+    height: int
+    hash: int
+
+
+def target(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
+    """Format and size that an image will have. It is never made larger, and no side becomes less than a pixel."""
+    long, short = max(image.width, image.height), min(image.width, image.height)
+    scale = min(1.0, (config.longest_side or long) / long, (config.shortest_side or short) / short)
+    width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
+    form = image.format if config.format == "same" else config.format
+    if form not in _WRITTEN and (width, height) != (image.width, image.height):
+        form = "png"
+    return ImageFacts(form, width, height)
+
+
+def needs_pixels(image: ImageFacts, config: PrepareConfig) -> bool:
+    """Whether the image has to be decoded."""
+    return config.near_duplicates > 0 or target(image, config) != image
+
+
+def store(data: bytes, image: ImageFacts, config: PrepareConfig) -> Stored:
+    """Decode the image as the processor does, hash it if asked for, shrink and encode it if it is to change.
+
+    Metadata of an image that changes is left out, as the processor reads none: turned as EXIF says, it needs no EXIF.
+
+    Args:
+        image: what ``data`` is, as the index says.
+
+    Raises:
+        SampleError: UNDECODABLE_IMAGE.
+    """
+    wanted = target(image, config)
+    changes = wanted != image
+    side = max(wanted.width, wanted.height) if changes else _HASHED_SIDE
+    try:
+        with warnings.catch_warnings():
+            # The index has refused what is too large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                # As in the processor: a JPEG is decoded at a fraction of its size where twice the target is left.
+                opened.draft(None, (2 * side, 2 * side))
+                rgb = upright(opened)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"{image.format}: {error or type(error).__name__}") from None
+    hashed = perceptual_hash(rgb) if config.near_duplicates else 0
+    encoded = _encode(rgb, wanted, config.quality) if changes else None
+    return Stored(encoded, _EXTENSIONS[wanted.format], wanted.width, wanted.height, hashed)
+
+
+def kept(image: ImageFacts) -> Stored:
+    """An image that nothing has to be known of and that stays as it is."""
+    return Stored(None, _EXTENSIONS[image.format], image.width, image.height, 0)
+
+
+def _encode(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:
+    size = (wanted.width, wanted.height)
+    if rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+    # A fresh image: what the source's file said of itself would be written again.
+    clean = Image.frombytes("RGB", rgb.size, rgb.tobytes())
+    out = io.BytesIO()
+    settings = {"jpeg": {"quality": quality, "optimize": True}, "webp": {"quality": quality}, "png": {}}
+    clean.save(out, wanted.format, **settings[wanted.format])
+    return out.getvalue()

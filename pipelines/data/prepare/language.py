@@ -1,0 +1,43 @@
+"""Which language a text is in, by the model that comes inside the package py3langid: nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from pipelines.data.errors import DataError
+
+
+def check_languages(languages: Sequence[str]) -> None:
+    """Refuse codes that cannot be told apart.
+
+    Raises:
+        DataError: an unknown code, or py3langid is not installed.
+    """
+    if not languages:
+        return
+    known = _identifier().labels
+    if unknown := [code for code in languages if code not in known]:
+        raise DataError(
+            f"prepare.languages has {', '.join(map(repr, unknown))}; choose among the ISO 639 codes "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def probability(text: str, languages: Sequence[str]) -> tuple[float, str]:
+    """How probable it is that the text is in one of the languages, and the code of the most probable one of all."""
+    ranked = _identifier().rank(text)
+    return sum(share for code, share in ranked if code in languages), ranked[0][0]
+
+
+@cache
+def _identifier() -> Any:
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError:
+        raise DataError(
+            "prepare.languages needs the package py3langid; install it (pip install py3langid), or leave languages "
+            "empty to allow all"
+        ) from None
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

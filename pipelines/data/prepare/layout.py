@@ -1,0 +1,26 @@
+"""Which shard each sample goes to: shards of like size, in the order of the source."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def shard_numbers(sizes_N: NDArray[np.int64], samples: int, size: int) -> NDArray[np.int64]:
+    """The shard of each of N samples of a split, from 0 without gaps.
+
+    There are as few shards as the limits allow, and all have the same share of the bytes, give or take a sample.
+
+    Args:
+        sizes_N: of each sample in a tar, in bytes.
+        samples: of a shard.
+        size: of a shard, in bytes.
+    """
+    if not len(sizes_N):
+        return np.zeros(0, np.int64)
+    total = int(sizes_N.sum())
+    shards = max(-(-len(sizes_N) // samples), -(-total // size))
+    # Where the middle of the sample lies decides, as a fraction of all bytes: 2 * total avoids halves.
+    middles_N = 2 * np.cumsum(sizes_N) - sizes_N
+    fair_N = middles_N / (2 * total) * shards
+    return np.unique(fair_N.astype(np.int64), return_inverse=True)[1].astype(np.int64)

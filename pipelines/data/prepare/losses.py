@@ -1,0 +1,53 @@
+"""What was dropped: a row for each sample, with its reason and, for a duplicate, the sample that it repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.index import Index
+from pipelines.data.index_files import read_table
+from pipelines.data.prepare.decide import Decision
+from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
+from pipelines.data.prepare.filters import DropReason
+from pipelines.data.storage import Folder
+
+
+def losses(index: Index, decision: Decision, out: Folder) -> pa.Table:
+    """A table of ``DROPPED_SCHEMA``, by shard and row of the source."""
+    samples = decision.samples
+    originals_N = np.maximum(decision.repeats_N, decision.resembles_N)
+    keys = _keys(index, decision, np.unique(originals_N[originals_N >= 0]))
+    found: list[dict[str, Any]] = []
+    for shard, rows, numbers in samples.by_shard(np.flatnonzero(decision.dropped)):
+        of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
+        judged = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
+        for row, number, sample, judgement in zip(rows.tolist(), numbers.tolist(), of_index, judged, strict=True):
+            place = {"shard": shard, "row": row, **sample}
+            if (original := int(originals_N[number])) >= 0:
+                judgement = _repetition(decision, number, original, keys[original])
+            found.append({**place, **judgement})
+    return pa.Table.from_pylist(found, DROPPED_SCHEMA)
+
+
+def _repetition(decision: Decision, number: int, original: int, key: str) -> dict[str, Any]:
+    same = decision.repeats_N[number] >= 0
+    shard, row = decision.samples.place(original)
+    where = f"{key} of {decision.samples.splits[original]}, in {shard}"
+    return {
+        "reason": str(DropReason.DUPLICATE if same else DropReason.NEAR_DUPLICATE),
+        "detail": f"{'has the image of' if same else 'looks like'} {where}",
+        "original_shard": shard,
+        "original_row": row,
+        "original_key": key,
+    }
+
+
+def _keys(index: Index, decision: Decision, numbers: np.ndarray) -> dict[int, str]:
+    """The keys of some samples, by their numbers."""
+    keys: dict[int, str] = {}
+    for shard, rows, of_shard in decision.samples.by_shard(numbers):
+        keys |= dict(zip(of_shard.tolist(), index.rows(shard)["key"].take(pa.array(rows)).to_pylist(), strict=True))
+    return keys

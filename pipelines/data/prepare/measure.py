@@ -1,0 +1,159 @@
+"""The measuring pass: a task reads the samples of one shard of the source, judges each, and encodes what changes.
+
+The encoded images are kept: an image is decoded once, and the sizes of all samples are known when shards are laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.data.errors import SampleError
+from pipelines.data.index import Index
+from pipelines.data.index_files import metadata, read_table, table_bytes
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_file
+from pipelines.data.prepare.filters import Drop, DropReason, fitting_texts, judge_size, judge_texts, text_count
+from pipelines.data.prepare.images import Stored, kept, needs_pixels, store
+from pipelines.data.reader import Record, ShardReader
+from pipelines.data.shards import sample_members, stored_size
+from pipelines.data.storage import Folder
+from pipelines.data.validate import ImageFacts
+
+_CHUNK_BYTES = 32 << 20
+_PART_BYTES = 64 << 20
+
+Row = dict[str, Any]
+
+
+def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, identity: str) -> None:
+    """Write what there is to know of a shard's samples, unless it is there already.
+
+    Args:
+        identity: of the preparation; measurements of another one are not used.
+
+    Raises:
+        DataError: the shard cannot be read, or has changed since it was indexed.
+    """
+    facts = {"identity": identity, "sha256": index.shard(shard).sha256}
+    if _facts(out, shard) == facts:
+        return
+    rows = index.rows(shard).to_pylist()
+    reader, parts = ShardReader(index), _Parts(out, shard)
+    measured: list[Row] = []
+    for chunk in _chunks(rows):
+        measured += _measure(reader, shard, rows, chunk, config, parts)
+    parts.close()
+    # Written last: it vouches for the images.
+    out.write(measure_file(shard), table_bytes(pa.Table.from_pylist(measured, MEASURE_SCHEMA), facts))
+
+
+def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of a prepared sample: what the source's JSON says beside the texts, and where the sample comes from.
+
+    A sample that was prepared twice keeps the first entry inside the second.
+    """
+    entry = {"shard": shard, "key": key, "sha256": sha256}
+    earlier = {"prepared_from": before["prepared_from"]} if "prepared_from" in before else {}
+    return {**before, "prepared_from": {**entry, **earlier}}
+
+
+def _facts(out: Folder, shard: str) -> dict[str, Any]:
+    try:
+        return metadata(read_table(out.read(measure_file(shard)), []))
+    except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
+        return {}
+
+
+def _chunks(rows: Sequence[Row]) -> Iterator[range]:
+    """Neighbouring rows whose images are read together."""
+    start = size = 0
+    for number, row in enumerate(rows):
+        size += row["image_size"]
+        if size >= _CHUNK_BYTES:
+            yield range(start, number + 1)
+            start, size = number + 1, 0
+    if start < len(rows):
+        yield range(start, len(rows))
+
+
+def _measure(
+    reader: ShardReader, shard: str, rows: Sequence[Row], chunk: range, config: PrepareConfig, parts: _Parts
+) -> list[Row]:
+    images = {n: ImageFacts(rows[n]["image_format"], rows[n]["width"], rows[n]["height"]) for n in chunk}
+    drops = {n: judge_size(images[n].width, images[n].height, config) for n in chunk}
+    left = [n for n in chunk if drops[n] is None]
+    seen = [n for n in left if needs_pixels(images[n], config)]
+    unseen = sorted(set(left) - set(seen))
+    records = dict(zip(seen, reader.read(shard, seen), strict=True))
+    records |= dict(zip(unseen, reader.read(shard, unseen, images=False), strict=True))
+    extras = dict(zip(left, reader.read_metadata(shard, left), strict=True))
+    measured = []
+    for n in chunk:
+        drop = drops[n]
+        if drop is None:
+            extra = lineage_entry(shard, rows[n]["key"], rows[n]["sha256"], extras[n])
+            found = _judge(records[n], images[n], rows[n]["image_size"], extra, config, parts)
+        else:
+            found = drop
+        measured.append({"reason": str(found.reason), "detail": found.detail} if isinstance(found, Drop) else found)
+    return measured
+
+
+def _judge(
+    record: Record, image: ImageFacts, source_size: int, extra: Row, config: PrepareConfig, parts: _Parts
+) -> Row | Drop:
+    texts = fitting_texts(record.texts, config)
+    if (drop := judge_texts(texts, record.texts, config)) is not None:
+        return drop
+    try:
+        stored = store(record.image, image, config) if needs_pixels(image, config) else kept(image)
+    except SampleError as error:
+        return Drop(DropReason.UNDECODABLE, error.detail)
+    try:
+        # The source's image is not read where it stays as it is, and only its size counts.
+        data = stored.data if stored.data is not None else bytes(source_size)
+        members = sample_members(record.key, data, stored.extension, texts, extra)
+    except SampleError as error:
+        return Drop(DropReason.UNWRITABLE, error.detail)
+    return _row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
+
+
+def _row(stored: Stored, size: int, left_out: int, parts: _Parts) -> Row:
+    part, offset = parts.add(stored.data) if stored.data is not None else (None, None)
+    return {
+        "left_out": left_out,
+        "hash": stored.hash,
+        "stored": size,
+        "extension": stored.extension,
+        "width": stored.width,
+        "height": stored.height,
+        "part": part,
+        "offset": offset,
+        "size": len(stored.data) if stored.data is not None else None,
+    }
+
+
+class _Parts:
+    """Writes encoded images one after the other, into files small enough to be held in memory."""
+
+    def __init__(self, out: Folder, shard: str) -> None:
+        self._out, self._shard = out, shard
+        self._part = 0
+        self._images = bytearray()
+
+    def add(self, image: bytes) -> tuple[int, int]:
+        """The number of the file, and the offset within it, in bytes."""
+        if self._images and len(self._images) + len(image) > _PART_BYTES:
+            self.close()
+            self._part += 1
+            self._images = bytearray()
+        offset = len(self._images)
+        self._images += image
+        return self._part, offset
+
+    def close(self) -> None:
+        if self._images:
+            self._out.write(images_file(self._shard, self._part), bytes(self._images))

@@ -1,0 +1,175 @@
+"""The preparation of a data set from its beginning to its report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.index_files import table_bytes
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.prepare.decide import Decision, decide
+from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, MANIFEST, REPORT, WORK
+from pipelines.data.prepare.filters import DropReason
+from pipelines.data.prepare.language import check_languages
+from pipelines.data.prepare.losses import losses
+from pipelines.data.prepare.measure import measure_shard
+from pipelines.data.prepare.report import page
+from pipelines.data.prepare.summary import Summary
+from pipelines.data.prepare.write import ShardPlan, write_shard
+from pipelines.data.progress import ShardProgress
+from pipelines.data.shard_pass import over_shards
+from pipelines.data.storage import Folder
+
+_FORMAT = 1
+
+
+def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None = None) -> Summary:
+    """Prepare the tars of an indexed folder; does nothing where that was done, and goes on where it was interrupted.
+
+    The same source and settings give the same bytes.
+
+    Args:
+        index_config: for the index of the prepared tars. Its splits are those of the source, whatever it says of them.
+
+    Raises:
+        DataError: the source has no index or has changed since; ``config.out`` holds something else; an unknown
+            language; or every sample would be dropped.
+    """
+    index, out = Index.open(tars), Folder(config.out)
+    settings = config.model_dump(mode="json", exclude={"out"})
+    begun = {"format": _FORMAT, "index": index.hash, "config": settings}
+    if (done := _finished(index, out, begun)) is not None:
+        return done
+    check_languages(config.languages)
+    out.write(BEGUN, _json(begun))
+    _measure_all(index, config, out, hashlib.sha256(_json(begun)).hexdigest())
+    decision = decide(index, config, out)
+    if not decision.plans:
+        raise DataError(f"none of the samples of {index.tars!r} would stay; {_most_frequent(index, decision, out)}")
+    _write_all(index, decision.plans, config, out)
+
+    dropped = losses(index, decision, out)
+    out.write(DROPPED, table_bytes(dropped, {}))
+    fraction = {"validation_fraction": index.assignment.fraction}
+    prepared = _index(out, (index_config or IndexConfig()).model_copy(update=fraction))
+    summary = _summary(index, prepared, decision, dropped)
+    out.write(REPORT, page(summary, dropped, index, config).encode())
+    out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))
+    _sweep(out)
+    return summary
+
+
+def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | None:
+    """The summary of what ``begun`` describes, if ``out`` holds it; None where it is to be done.
+
+    Raises:
+        DataError: ``out`` holds something else.
+    """
+    if out.uri == index.folder.uri:
+        raise DataError(f"prepare.out is data.tars itself, {out.uri!r}; name another folder")
+    remedy = "choose another folder for prepare.out, or remove this one to prepare anew"
+    if not out.exists(BEGUN):
+        if tars := [file.name for file in out.files() if file.name.endswith(".tar")]:
+            raise DataError(f"{out.uri!r} holds {tars[0]}, which no preparation wrote; {remedy}")
+        return None
+    try:
+        found = json.loads(out.read(BEGUN))
+        done = json.loads(out.read(MANIFEST)) if out.exists(MANIFEST) else None
+    except ValueError as error:
+        raise DataError(f"{BEGUN} or {MANIFEST} of {out.uri!r} cannot be read ({error}); {remedy}") from None
+    if found != begun:
+        raise DataError(f"{out.uri!r} holds another preparation ({_difference(found, begun)}); {remedy}")
+    if done is None:
+        return None
+    Index.open(out.uri)
+    _sweep(out)
+    return Summary(**done["summary"])
+
+
+def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if found.get("format") != wanted["format"]:
+        return "of another version"
+    old, new = found.get("config", {}), wanted["config"]
+    for name in new:
+        if old.get(name) != new[name]:
+            return f"prepare.{name} is {old.get(name)!r} there and {new[name]!r} here"
+    return "of other data: the index of data.tars is another one"
+
+
+def _measure_all(index: Index, config: PrepareConfig, out: Folder, identity: str) -> None:
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        measure_shard(index, row["shard"], config, out, identity)
+        return row
+
+    items = [{"shard": shard.name} for shard in index.shards]
+    with ShardProgress("measure") as progress:
+        for done, _ in enumerate(over_shards(items, run), 1):
+            progress(done, len(items))
+
+
+def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, out: Folder) -> None:
+    def run(row: dict[str, Any]) -> dict[str, Any]:
+        plan = ShardPlan(**json.loads(row["plan"]))
+        write_shard(index, plan, config, out)
+        return {"name": plan.name}
+
+    # As JSON: a column of Ray Data takes its type from the first rows.
+    items = [{"plan": json.dumps(asdict(plan))} for plan in plans]
+    with ShardProgress("write") as progress:
+        for done, _ in enumerate(over_shards(items, run), 1):
+            progress(done, len(items))
+
+
+def _index(out: Folder, config: IndexConfig) -> Index:
+    with ShardProgress("index") as progress:
+        return build_index(out.uri, config, report_progress=progress)
+
+
+def _sweep(out: Folder) -> None:
+    """Delete what only the passes needed, and what was being written when a job was killed."""
+    out.remove_folder(WORK)
+    for folder in ("", FOLDER, LINEAGE):
+        for file in out.files(folder):
+            if file.name.endswith(".partial"):
+                out.remove(f"{folder}/{file.name}" if folder else file.name)
+
+
+def _summary(index: Index, prepared: Index, decision: Decision, dropped: pa.Table) -> Summary:
+    counts = {str(reason): dict.fromkeys(index.counts(), 0) for reason in DropReason}
+    for row in dropped.group_by(["reason", "split"]).aggregate([([], "count_all")]).to_pylist():
+        counts[row["reason"]][row["split"]] = row["count_all"]
+    return Summary(
+        tars=index.tars,
+        out=prepared.tars,
+        before=index.counts(),
+        after=prepared.counts(),
+        bytes_before=sum(shard.size for shard in index.shards),
+        bytes_after=sum(shard.size for shard in prepared.shards),
+        shards_before=len(index.shards),
+        shards_after=len(prepared.shards),
+        dropped=counts,
+        quarantined=index.quarantine_counts(),
+        texts_left_out=decision.texts_left_out,
+        joined=decision.joined,
+        rewritten=decision.rewritten,
+    )
+
+
+def _most_frequent(index: Index, decision: Decision, out: Folder) -> str:
+    dropped = losses(index, decision, out)
+    reasons, counts = np.unique(np.array(dropped["reason"].to_pylist()), return_counts=True)
+    example = dropped.slice(0, 1).to_pylist()[0]
+    found = ", ".join(f"{count:,} {reason}" for reason, count in zip(reasons, counts, strict=True))
+    return f"{found}, as {example['key']!r}: {example['detail']}. Allow more in prepare, and remove {out.uri!r}"
+
+
+def _json(tree: Mapping[str, Any]) -> bytes:
+    return json.dumps(tree, indent=1, sort_keys=True).encode()

@@ -1,0 +1,74 @@
+"""What a preparation did, in numbers: kept in its manifest, printed as a table."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipelines.data.prepare.filters import DropReason
+from pipelines.data.shards import SPLITS
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The counts of a preparation.
+
+    Attributes:
+        tars: the source.
+        out: the prepared folder.
+        before, after: samples by split.
+        bytes_before, bytes_after: of all tars.
+        shards_before, shards_after: tars.
+        dropped: samples by reason, then by split; every reason is there.
+        quarantined: what the source's index had left out, by its reason; none of it was read.
+        texts_left_out: captions and questions of unfit length, of samples that stayed.
+        joined: duplicates whose texts the sample that stayed has taken.
+        rewritten: images that were encoded anew.
+    """
+
+    tars: str
+    out: str
+    before: dict[str, int]
+    after: dict[str, int]
+    bytes_before: int
+    bytes_after: int
+    shards_before: int
+    shards_after: int
+    dropped: dict[str, dict[str, int]]
+    quarantined: dict[str, int]
+    texts_left_out: int
+    joined: int
+    rewritten: int
+
+    def tree(self) -> dict[str, Any]:
+        """As plain JSON values; ``Summary(**summary.tree()) == summary``."""
+        return asdict(self)
+
+    def rows(self) -> list[tuple[str, list[int]]]:
+        """The table's lines: a name, the number for each split, and for all."""
+        counts = [("before", self.before), *((str(reason), self.dropped[reason]) for reason in DropReason)]
+        counts.append(("after", self.after))
+        return [(name, [*(of.get(s, 0) for s in SPLITS), sum(of.values())]) for name, of in counts]
+
+    def notes(self) -> list[str]:
+        """What the table does not say, a line each."""
+        size = f"{self.shards_before:,} tars of {_megabytes(self.bytes_before)} became"
+        lines = [f"{size} {self.shards_after:,} of {_megabytes(self.bytes_after)}"]
+        lines.append(f"{self.rewritten:,} images were written anew, the others keep their bytes")
+        if self.joined:
+            lines.append(f"{self.joined:,} duplicates gave their texts to the sample that stayed")
+        if self.texts_left_out:
+            lines.append(f"{self.texts_left_out:,} texts of unfit length were left out of samples that stayed")
+        if self.quarantined:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.quarantined.items())
+            lines.append(f"{sum(self.quarantined.values()):,} were in quarantine and not read: {reasons}")
+        return lines
+
+    def __str__(self) -> str:
+        head = f"{'':<16}" + "".join(f"{name:>12}" for name in (*SPLITS, "all"))
+        lines = [f"{name:<16}" + "".join(f"{number:>12,}" for number in numbers) for name, numbers in self.rows()]
+        return "\n".join([f"prepared {self.tars} as {self.out}", "", head, *lines, "", *self.notes()])
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,115 @@
+"""The writing pass: a task reads the samples of one prepared shard from the source, and writes it as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from pipelines.data.index_files import read_table, table_bytes
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
+from pipelines.data.prepare.filters import fitting_texts, joined
+from pipelines.data.prepare.measure import lineage_entry
+from pipelines.data.reader import Record, ShardReader
+from pipelines.data.shards import Member, sample_members, tar_bytes
+from pipelines.data.storage import Folder
+
+# Read together; a task holds these beside the tar that it writes.
+_CHUNK = 64
+
+Row = dict[str, Any]
+Place = tuple[str, int]
+"""A sample of the source: its shard, and its row in ``Index.rows`` of that shard."""
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be written.
+
+    Attributes:
+        name: of the tar.
+        runs: its samples in order: shards of the source, each with rows of ``Index.rows`` of it.
+        joining: samples, by their number in the shard, with the duplicates whose texts they take.
+    """
+
+    name: str
+    runs: list[tuple[str, list[int]]]
+    joining: list[tuple[int, list[Place]]]
+
+
+def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folder) -> None:
+    """Write a shard and its lineage, unless it is there already. Holds the whole shard in memory.
+
+    Raises:
+        DataError: the source or what was measured of it cannot be read, or has changed.
+    """
+    # The tar comes last: it vouches for the lineage.
+    if out.exists(plan.name):
+        return
+    lineage: list[Row] = []
+    tar = tar_bytes(_members(ShardReader(index), plan, config, out, lineage))
+    out.write(lineage_file(plan.name), table_bytes(pa.Table.from_pylist(lineage, LINEAGE_SCHEMA), {}))
+    out.write(plan.name, tar)
+
+
+def _members(
+    reader: ShardReader, plan: ShardPlan, config: PrepareConfig, out: Folder, lineage: list[Row]
+) -> Iterator[list[Member]]:
+    """The members of each sample; appends to ``lineage``."""
+    joining, number = dict(plan.joining), 0
+    for shard, rows in plan.runs:
+        hashes = reader.index.rows(shard)["sha256"]
+        all_measured = read_table(_read_work(out, shard))
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
+            measured = all_measured.take(pa.array(chunk)).to_pylist()
+            images = _images(reader, shard, chunk, measured, out)
+            records, extras = reader.read(shard, chunk, images=False), reader.read_metadata(shard, chunk)
+            for row, known, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
+                others = [(name, reader.read(name, [at], images=False)[0]) for name, at in joining.get(number, [])]
+                texts = joined(*(fitting_texts(r.texts, config) for r in (record, *(other for _, other in others))))
+                entry = lineage_entry(shard, record.key, hashes[row].as_py(), extra)
+                lineage.append(_lineage(record, entry["prepared_from"], known, others))
+                number += 1
+                yield sample_members(record.key, image, known["extension"], texts, entry)
+
+
+def _lineage(record: Record, source: Row, known: Row, others: Sequence[tuple[str, Record]]) -> Row:
+    return {
+        "key": record.key,
+        **{f"source_{name}": source[name] for name in ("shard", "key", "sha256")},
+        "width": known["width"],
+        "height": known["height"],
+        "rewritten": known["part"] is not None,
+        "joined": [{"shard": shard, "key": other.key} for shard, other in others],
+    }
+
+
+def _images(reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder) -> list[bytes]:
+    """The images of samples, encoded anew or the source's own."""
+    same = [n for n, known in enumerate(measured) if known["part"] is None]
+    images = dict(zip(same, (r.image for r in reader.read(shard, [rows[n] for n in same])), strict=True))
+    for part in sorted({known["part"] for known in measured if known["part"] is not None}):
+        of_part = [n for n, known in enumerate(measured) if known["part"] == part]
+        ranges = [(measured[n]["offset"], measured[n]["size"]) for n in of_part]
+        try:
+            images |= dict(zip(of_part, out.read_ranges(images_file(shard, part), ranges), strict=True))
+        except OSError as error:
+            raise _gone(out, images_file(shard, part)) from error
+    return [images[n] for n in range(len(rows))]
+
+
+def _read_work(out: Folder, shard: str) -> bytes:
+    try:
+        return out.read(measure_file(shard))
+    except OSError as error:
+        raise _gone(out, measure_file(shard)) from error
+
+
+def _gone(out: Folder, name: str) -> DataError:
+    return DataError(f"{name} of {out.uri!r} cannot be read; remove that folder and prepare the data anew")
