@@ -24,7 +24,7 @@ from vlmodel.processor import Example, VLProcessor
 
 Arrays = dict[str, np.ndarray]
 
-PROVENANCE = frozenset({"step", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
+PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
 """Arrays that tell where a batch came from; the model takes all the others."""
 
 
@@ -54,7 +54,33 @@ class Source:
         Raises:
             DataError: the split has no sample with such texts.
         """
-        return Plan(self.index_hash, _open(self).counts, seed, window, shuffle)
+        return Plan(self.index_hash, _open_member(self).counts, seed, window, shuffle)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources that are read as one; their numbers are those of an order over them (mixture.py).
+
+    Attributes:
+        members: the sources, of one processor; all have kept features of one backbone, or none has.
+    """
+
+    members: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        kept = [member.features for member in self.members]
+        assert len({member.processor for member in self.members}) == 1
+        assert len({f and (f.width, f.precision, f.backbone) for f in kept}) == 1
+
+    @property
+    def processor(self) -> str:
+        """Folder of the saved VLProcessor."""
+        return self.members[0].processor
+
+    @property
+    def features(self) -> Features | None:
+        """The first source's kept features: None, or of all sources' width, precision and backbone."""
+        return self.members[0].features
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class TrainingParts(Sequence[Arrays]):
         ValueError: augmentation of images that are not read.
     """
 
-    source: Source
+    source: Source | Mixture
     schedule: Schedule
     rank: int
     world: int
@@ -151,8 +177,8 @@ def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
-class _Loader:
-    """An opened source: the index, its readers and the processor."""
+class _Member:
+    """An opened source: its index and reader."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -163,8 +189,7 @@ class _Loader:
                 f"{self.index.hash[:12]}); start the job again, under another name, to use the new data"
             )
         self.reader = ShardReader(self.index)
-        self.processor = VLProcessor.from_pretrained(source.processor)
-        self.reads = sorted({fields.reads for fields in self.processor.tasks.values()})
+        self.reads = sorted({fields.reads for fields in _processor(source.processor).tasks.values()})
         # Every sample has a caption or a question.
         counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
         self.counts: Ints = np.array(
@@ -177,36 +202,7 @@ class _Loader:
                 f"{source.tars} has no {source.split or 'indexed'} sample with {' or '.join(self.reads)} "
                 f"(it has {found}); choose another split, or raise data.index.validation_fraction and index again"
             )
-        self._rows = lru_cache(maxsize=256)(self._eligible_rows)
-
-    def read(self, taken: Slice) -> list[Record]:
-        """The samples of a slice, in its order; each shard is opened once. Where features are kept, without images."""
-        records: list[Record | None] = [None] * len(taken)
-        for shard, rows, places in self._by_shard(taken):
-            found = self.reader.read(shard, rows, images=self.source.features is None)
-            for place, record in zip(places.tolist(), found, strict=True):
-                records[place] = record
-        return [record for record in records if record is not None]
-
-    def see(self, taken: Slice, records: Sequence[Record]) -> Arrays:
-        """What the model is to see of the samples of a slice: kept features or, where there are none, their images."""
-        features = self.source.features
-        if features is None:
-            return self.processor.collate_tasks([self.processor.decode(record.image) for record in records], {})
-        features_BF = np.empty((len(taken), features.width), features.precision)
-        for shard, rows, places in self._by_shard(taken):
-            features_BF[places] = features.read(shard, rows)
-        return {"features_BF": features_BF}
-
-    def examples(self, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
-        """The rows of each task over the samples."""
-        return {task: to_examples(records, fields, weight) for task, fields in self.processor.tasks.items()}
-
-    def _by_shard(self, taken: Slice) -> Iterator[tuple[str, list[int], Ints]]:
-        """(shard, rows of it, their places in the slice) for each shard of a slice."""
-        for shard in np.unique(taken.shard):
-            places = np.flatnonzero(taken.shard == shard)
-            yield self.index.shards[shard].name, self._rows(int(shard))[taken.row[places]].tolist(), places
+        self.rows = lru_cache(maxsize=256)(self._eligible_rows)
 
     def _eligible_rows(self, shard: int) -> Ints:
         table = self.index.rows(self.index.shards[shard].name)
@@ -216,9 +212,59 @@ class _Loader:
         return np.flatnonzero(eligible).astype(np.int64)
 
 
+class _Loader:
+    """Opened sources and their processor."""
+
+    def __init__(self, source: Source | Mixture) -> None:
+        members = source.members if isinstance(source, Mixture) else (source,)
+        self.members = [_open_member(member) for member in members]
+        self.processor, self.features = _processor(source.processor), source.features
+        self.size = sum(member.size for member in self.members)
+
+    def read(self, taken: Slice) -> list[Record]:
+        """The samples of a slice, in its order; each shard is opened once. Where features are kept, without images."""
+        records: list[Record | None] = [None] * len(taken)
+        for member, shard, rows, places in self._by_shard(taken):
+            found = member.reader.read(shard, rows, images=self.features is None)
+            for place, record in zip(places.tolist(), found, strict=True):
+                records[place] = record
+        return [record for record in records if record is not None]
+
+    def see(self, taken: Slice, records: Sequence[Record]) -> Arrays:
+        """What the model is to see of the samples of a slice: kept features or, where there are none, their images."""
+        if self.features is None:
+            return self.processor.collate_tasks([self.processor.decode(record.image) for record in records], {})
+        features_BF = np.empty((len(taken), self.features.width), self.features.precision)
+        for member, shard, rows, places in self._by_shard(taken):
+            assert member.source.features is not None
+            features_BF[places] = member.source.features.read(shard, rows)
+        return {"features_BF": features_BF}
+
+    def examples(self, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
+        """The rows of each task over the samples."""
+        return {task: to_examples(records, fields, weight) for task, fields in self.processor.tasks.items()}
+
+    def _by_shard(self, taken: Slice) -> Iterator[tuple[_Member, str, list[int], Ints]]:
+        """(source, shard, rows of it, their places in the slice) for each shard of a slice."""
+        for number, shard in np.unique(np.stack([taken.source, taken.shard]), axis=1).T.tolist():
+            member = self.members[number]
+            places = np.flatnonzero((taken.source == number) & (taken.shard == shard))
+            yield member, member.index.shards[shard].name, member.rows(shard)[taken.row[places]].tolist(), places
+
+
 @lru_cache(maxsize=8)
-def _open(source: Source) -> _Loader:
+def _open(source: Source | Mixture) -> _Loader:
     return _Loader(source)
+
+
+@lru_cache(maxsize=64)
+def _open_member(source: Source) -> _Member:
+    return _Member(source)
+
+
+@lru_cache(maxsize=8)
+def _processor(folder: str) -> VLProcessor:
+    return VLProcessor.from_pretrained(folder)
 
 
 def _in_split(counts: Mapping[str, int], split: str) -> int:
@@ -228,6 +274,7 @@ def _in_split(counts: Mapping[str, int], split: str) -> int:
 def _provenance(taken: Slice, step: int, weight: float) -> Arrays:
     return {
         "step": np.array([step], np.int64),
+        "source_B": taken.source,
         "epoch_B": taken.epoch,
         "shard_B": taken.shard,
         "row_B": taken.row,

@@ -182,7 +182,7 @@ class Ledger:
 
     def write(self, arrays: Arrays) -> None:
         seen = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
-        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("epoch", "shard", "row")}
+        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("source", "epoch", "shard", "row")}
         line = {"step": int(arrays["step"][0]), "rank": self._rank, "pid": os.getpid(), **columns}
         self._file.write(json.dumps(line) + "\n")
 
@@ -224,6 +224,7 @@ class Meter:
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
             "speed/left_s": self._left(step, seconds / steps),
+            **self._schedule.plan.figures(step * self._schedule.batch),
         }
         self._results, self._images, self._last = [], 0, now
         return metrics, sums
