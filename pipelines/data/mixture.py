@@ -32,14 +32,25 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import numpy as np
+from pydantic import Field
 
 from pipelines.data.plan import Ints, Plan, Slice, permutation
+from vlmodel.config import Section
 
 MIN_SHARE = 1e-6
 """A source of which less is seen is refused: a block, which is shuffled as a whole, would be too long."""
 
 _STAGES = 64
 _DECIMALS = Context(prec=60)
+
+
+class MixedSource(Section):
+    """One of several data sets that are trained on together."""
+
+    tars: str = Field(min_length=1)
+    """Folder or URI of its tars, which are indexed."""
+    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Its share of the samples is in proportion to this. All sources have a weight, or none; then it is their size."""
 
 
 @dataclass(frozen=True, eq=False)

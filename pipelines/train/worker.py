@@ -20,7 +20,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.data.feature_build import check_backbone
-from pipelines.data.loader import Arrays, EvaluationBatches, Source, TrainingParts
+from pipelines.data.loader import Arrays, EvaluationBatches, Mixture, Source, TrainingParts
 from pipelines.data.plan import Schedule, derive_seed
 from pipelines.data.stream import StreamConfig, stream
 from pipelines.train import checkpoint
@@ -56,7 +56,7 @@ class RunSpec:
     train: TrainConfig
     stream: StreamConfig
     schedule: Schedule
-    train_source: Source
+    train_source: Source | Mixture
     val_source: Source | None
     run: RunHandle | None
     board: ActorHandle[Any]

@@ -203,7 +203,7 @@ def test_sources_too_rare_are_refused() -> None:
         ValueError, match=r"tiny would be 5\.0e-07 of the samples at temperature 1, .* raise its weight"
     ):
         MixturePlan(("big", "tiny"), plans, (2e6, 1.0))
-    with pytest.raises(ValueError, match="at temperature 0.5"):
+    with pytest.raises(ValueError, match=r"at temperature 0\.5"):
         MixturePlan(("big", "tiny"), plans, (2e3, 1.0), (1.0, 0.5))
 
 
