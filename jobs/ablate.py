@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from jobs import runs
+from jobs import mixing, runs
 from jobs.cells import Surroundings, base, measure, publish, train_cell, validated
 from jobs.cluster import connected
 from jobs.config import JobConfig
@@ -48,8 +48,8 @@ def run(config: JobConfig) -> list[Row]:
         connected(config.cluster) as own,
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
-        tracker.log_params(dump(config), volatile=MAY_CHANGE)
-        tracker.log_data(runs.index_facts(index, runs.tars(config)))
+        tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
+        tracker.log_data(mixing.facts(config, index))
         records |= _train_all(config, found, Surroundings(runs.run_folder(config), tracker.run_id, not own))
         named = measure(config)
         rows = ablation_rows(found, seeds, records, named)

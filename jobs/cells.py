@@ -40,7 +40,10 @@ def base(config: JobConfig) -> JobConfig:
     """What the trainings of a search vary: without the search itself, and with absolute paths, as they run in other
     processes.
     """
-    data = config.data.model_copy(update={"tars": runs.tars(config)})
+    mix = {
+        name: source.model_copy(update={"tars": runs.absolute(source.tars)}) for name, source in config.data.mix.items()
+    }
+    data = config.data.model_copy(update={"tars": runs.tars(config), "mix": mix})
     update = {"storage": runs.storage(config), "data": data, "ablate": AblateConfig(), "tune": TuneConfig()}
     return config.model_copy(update=update)
 

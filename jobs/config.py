@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import math
+import re
+
+from pydantic import Field, field_validator, model_validator
 
 from jobs.cluster import ClusterConfig
 from pipelines.data.index import IndexConfig
+from pipelines.data.mixture import MixedSource
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
@@ -25,7 +29,30 @@ class DataConfig(Section):
 
     tars: str = "build/data"
     """Folder or URI (s3://...) of the tars; import_data writes there, all other jobs read."""
+    mix: dict[str, MixedSource] = {}
+    """Train on these in place of data.tars, which is then what models are judged on; a name for each."""
+    mix_temperature: list[float] = [1.0]
+    """Shares in the mix are in proportion to weight^(1/T): T = 1 leaves the weights, a greater T evens them out. Of
+    several, T goes from one to the next over the training."""
     index: IndexConfig = IndexConfig()
+
+    @field_validator("mix")
+    @classmethod
+    def _possible_mix(cls, mix: dict[str, MixedSource]) -> dict[str, MixedSource]:
+        for name in mix:
+            if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+                raise ValueError(f"{name!r}: a source's name has letters, digits, _ and - only")
+        without = sorted(name for name, source in mix.items() if source.weight is None)
+        if 0 < len(without) < len(mix):
+            raise ValueError(f"{', '.join(without)} without a weight; give every source a weight, or none")
+        return mix
+
+    @field_validator("mix_temperature")
+    @classmethod
+    def _possible_temperatures(cls, temperatures: list[float]) -> list[float]:
+        if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
+            raise ValueError(f"{temperatures!r}: name at least one temperature, all above 0")
+        return temperatures
 
 
 class EvaluateConfig(Section):

@@ -7,16 +7,17 @@ import sys
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import Index, build_index
+from pipelines.data.index import build_index
 from pipelines.data.progress import ShardProgress
 
 
-def run(config: JobConfig) -> Index:
-    """Build or update the index of ``data.tars``."""
-    with connected(config.cluster), ShardProgress("index") as progress:
-        index = build_index(config.data.tars, config.data.index, report_progress=progress)
-    print(index.report(), flush=True)
-    return index
+def run(config: JobConfig) -> None:
+    """Build or update the index of ``data.tars``, and of every source of ``data.mix``."""
+    with connected(config.cluster):
+        for tars in dict.fromkeys([config.data.tars, *(source.tars for source in config.data.mix.values())]):
+            with ShardProgress("index") as progress:
+                index = build_index(tars, config.data.index, report_progress=progress)
+            print(index.report(), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import JobConfig
+from pipelines.data.dataset import Source
 from pipelines.data.index import Index
-from pipelines.data.loader import Source
 from pipelines.evaluate.report import Report
 from pipelines.registry.gate import Score
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
@@ -33,7 +33,7 @@ class ChosenModel:
 
 def storage(config: JobConfig) -> str:
     """The storage folder, absolute where it is local."""
-    return config.storage if "://" in config.storage else str(Path(config.storage).absolute())
+    return absolute(config.storage)
 
 
 def run_folder(config: JobConfig) -> str:
@@ -47,8 +47,13 @@ def local_folder(config: JobConfig) -> Path:
 
 
 def tars(config: JobConfig) -> str:
-    """The tars' folder, absolute where it is local: workers have other working directories."""
-    return config.data.tars if "://" in config.data.tars else str(Path(config.data.tars).absolute())
+    """The tars' folder, absolute where it is local."""
+    return absolute(config.data.tars)
+
+
+def absolute(folder: str) -> str:
+    """A folder that is local, as workers find it, which have other working directories; a URI as it is."""
+    return folder if "://" in folder else str(Path(folder).absolute())
 
 
 def source(config: JobConfig, index: Index, split: str, processor: str | Path) -> Source:

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from jobs import runs
+from jobs import mixing, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
+from pipelines.data.dataset import Mixture, Source
 from pipelines.data.feature_build import Resources, build_features
 from pipelines.data.features import Features
 from pipelines.data.index import Index
-from pipelines.data.plan import Schedule, check_division
+from pipelines.data.plan import Order, Schedule, check_division
 from pipelines.data.progress import ShardProgress
 from pipelines.data.vocabulary import build_processor
 from pipelines.evaluate.assess import assess, show
@@ -78,44 +78,59 @@ def fit(
         referee: asked after each epoch whether to go on.
     """
     processor = runs.local_folder(config) / "processor"
-    made = build_processor(index, config.vocabulary, config.processor, config.model.decoder.tasks(), str(processor))
+    trained = mixing.indexes(config, index)
+    made = build_processor(
+        list(trained.values()), config.vocabulary, config.processor, config.model.decoder.tasks(), str(processor)
+    )
     config.model.check_processor(made.config)
-    tracker.log_params(dump(config), volatile=MAY_CHANGE)
-    tracker.log_data(runs.index_facts(index, runs.tars(config)))
-    features = _features(config, index, made, label)
-    spec = _spec(config, index, processor, features, tracker, referee)
+    tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
+    tracker.log_data(mixing.facts(config, index))
+    features = _features(config, [index, *trained.values()], made, label)
+    source, order = mixing.training(config, trained, processor, features)
+    spec = _spec(config, index, source, order, features.get(index.hash), tracker, referee)
     launch(spec, has_dashboard=has_dashboard, label=label)
 
 
-def _features(config: JobConfig, index: Index, processor: VLProcessor, label: str) -> Features | None:
-    """The kept features of the backbone with which the training begins; None where it is to read the images."""
+def _features(config: JobConfig, indexes: list[Index], processor: VLProcessor, label: str) -> dict[str, Features]:
+    """The kept features of the backbone with which the training begins, by the hash of their index; none where it is
+    to read the images.
+    """
     train = config.train
     if train.feature_cache == "off":
-        return None
+        return {}
     resources = Resources(train.workers, train.cpus_per_worker, train.gpu, train.threads, train.evaluation_batch)
-    with ShardProgress(f"{label}  features") as progress:
-        return build_features(
-            index,
-            config.model.vision,
-            new_model(config.model, processor, config.seed).vision,
-            processor,
-            f"{runs.storage(config)}/_features",  # no run's name begins so
-            train.feature_cache,
-            resources,
-            progress,
-        )
+    vision = new_model(config.model, processor, config.seed).vision
+    found = {}
+    for index in {index.hash: index for index in indexes}.values():
+        with ShardProgress(f"{label}  features") as progress:
+            found[index.hash] = build_features(
+                index,
+                config.model.vision,
+                vision,
+                processor,
+                f"{runs.storage(config)}/_features",  # no run's name begins so
+                train.feature_cache,
+                resources,
+                progress,
+            )
+    return found
 
 
 def _spec(
-    config: JobConfig, index: Index, processor: Path, features: Features | None, tracker: Tracker, referee: Any
+    config: JobConfig,
+    index: Index,
+    training: Source | Mixture,
+    order: Order,
+    features: Features | None,
+    tracker: Tracker,
+    referee: Any,
 ) -> RunSpec:
-    training = replace(runs.source(config, index, "train", processor), features=features)
     train = config.train
-    plan = training.plan(seed=config.seed, window=train.window, run=train.window_run, shuffle=True)
-    schedule = Schedule(plan, config.train.batch, config.train.epochs)
+    schedule = Schedule(order, train.batch, train.epochs)
     has_validation = index.counts().get("val", 0) > 0
+    validation = replace(runs.source(config, index, "val", training.processor), features=features)
     print(
-        f"train {config.name}: {plan.size} images, {schedule.steps} steps of {train.batch} images, "
+        f"train {config.name}: {order.size} images, {schedule.steps} steps of {train.batch} images, "
         f"{train.epochs} epochs, {train.workers} workers",
         flush=True,
     )
@@ -127,7 +142,7 @@ def _spec(
         stream=config.stream,
         schedule=schedule,
         train_source=training,
-        val_source=replace(training, split="val") if has_validation else None,
+        val_source=validation if has_validation else None,
         run=tracker.handle,
         board=create_board(),
         config=dump(config),

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from jobs import runs
+from jobs import mixing, runs
 from jobs.cells import Surroundings, base, measure, publish, train_cell, validated
 from jobs.cluster import connected
 from jobs.config import JobConfig
@@ -47,8 +47,8 @@ def run(config: JobConfig) -> list[Row]:
         connected(config.cluster) as own,
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
-        tracker.log_params(dump(config), volatile=_MAY_CHANGE)
-        tracker.log_data(runs.index_facts(index, runs.tars(config)))
+        tracker.log_params(dump(config), volatile=(*_MAY_CHANGE, *mixing.places(config)))
+        tracker.log_data(mixing.facts(config, index))
         train = functools.partial(train_trial, shared, Surroundings(folder, tracker.run_id, not own))
         found = search(train, config.tune, f"{folder}/tune", config.seed, config.train.epochs, named)
         kept = Records(folder)

@@ -165,28 +165,30 @@ def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", (field.description or "").split("\n")[0]
         marker, of_values = _markers(field)
+        inner_section = _section_of(field.annotation)
         if of_values is not None:
-            marker, key = of_values, f"{key}.NAME"
+            key = f"{key}.NAME"
+            marker, inner_section = (of_values, None) if isinstance(of_values, PartOf) else (None, of_values)
         if marker is not None:
             yield f"{key}.kind", marker.default, f"{doc} One of {', '.join(kinds(marker.package))}."
             # Settings of the default kind; another kind's are listed when it is refused a wrong one.
             for inner in _walk(part_config(marker.package, marker.default), f"{key}."):
                 if inner[0] != f"{key}.kind":
                     yield inner
-        elif (inner_section := _section_of(field.annotation)) is not None:
+        elif inner_section is not None:
             yield from _walk(inner_section, f"{key}.")
         else:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
             yield key, default, doc
 
 
-def _markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | None]:
-    """The markers of a field that holds a part, and of one that holds several by their names."""
+def _markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
+    """The marker of a field that holds a part, and what one that holds several parts or sections by name holds."""
     own = _marker_in(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
         return own, None
     _, values = typing.get_args(field.annotation)
-    return own, _marker_in(typing.get_args(values)[1:])
+    return own, _marker_in(typing.get_args(values)[1:]) or _section_of(values)
 
 
 def _marker_in(metadata: Sequence[Any]) -> PartOf | None:
@@ -225,7 +227,7 @@ def _descend(
     Below an unknown key that is what the key was looked for in.
     """
     here: type[Section] | PartOf | None = section
-    of_values: PartOf | None = None
+    of_values: PartOf | type[Section] | None = None
     node: Any = tree
     for step in location:
         if of_values is not None:

@@ -15,9 +15,10 @@ Random numbers are the raw output of PCG64, which NumPy keeps stable for ever (N
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,13 @@ class Slice:
     """Consecutive positions of the order, as parallel arrays.
 
     Attributes:
-        epoch: epoch of each position.
-        shard: number of its shard in the plan's list.
+        source: number of the source of each position; 0 where there is one.
+        epoch: its epoch, as its source counts them.
+        shard: number of its shard in the source's list.
         row: number of the sample among the shard's samples of this split.
     """
 
+    source: Ints
     epoch: Ints
     shard: Ints
     row: Ints
@@ -43,7 +46,29 @@ class Slice:
         return len(self.row)
 
     def __getitem__(self, where: slice | Ints) -> Slice:
-        return Slice(self.epoch[where], self.shard[where], self.row[where])
+        return Slice(self.source[where], self.epoch[where], self.shard[where], self.row[where])
+
+
+class Order(Protocol):
+    """An endless order of samples: of one source (Plan) or of several (mixture.py)."""
+
+    @property
+    def size(self) -> int:
+        """Positions of an epoch."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the whole training."""
+
+    def take(self, start: int, stop: int) -> Slice:
+        """Positions ``[start, stop)``."""
+
+    @property
+    def parts(self) -> Mapping[str, Plan]:
+        """The order of each source, by its name; "" where there is one."""
+
+    def figures(self, position: int) -> Mapping[str, float]:
+        """What there is to tell of the order at a position, by the names that tracking shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +105,7 @@ class Plan:
         counts = np.asarray(self.counts, np.int64)
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "size", int(counts.sum()))
-        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{self.run}|".encode()
+        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{f'{self.run}|' if self.run > 1 else ''}".encode()
         object.__setattr__(self, "key", hashlib.sha256(facts + counts.tobytes()).hexdigest())
         if self.size <= 0:
             raise ValueError("a plan needs at least one sample; index the data, or choose another split")
@@ -102,18 +127,30 @@ class Plan:
             start += end - offset
         if not pieces:
             nothing = np.zeros(0, np.int64)
-            return Slice(nothing, nothing, nothing)
-        return Slice(*(np.concatenate([getattr(p, name) for p in pieces]) for name in ("epoch", "shard", "row")))
+            return Slice(nothing, nothing, nothing, nothing)
+        names = ("source", "epoch", "shard", "row")
+        return Slice(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
+
+    @property
+    def parts(self) -> Mapping[str, Plan]:
+        """This plan alone."""
+        return {"": self}
+
+    def figures(self, position: int) -> Mapping[str, float]:
+        """Nothing: there is one source, and the epoch says where in it a training is."""
+        return {}
 
     def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[Slice]:
-        layout = _epoch_layout(self, epoch if self.shuffle else 0)
+        layout_of, window_of = _kept(self)
+        layout = layout_of(epoch if self.shuffle else 0)
         pieces = []
         window = int(np.searchsorted(layout.starts, start, side="right")) - 1
         while start < stop:
-            shard, row = _window(self, epoch if self.shuffle else 0, window)
+            shard, row = window_of(epoch if self.shuffle else 0, window)
             origin = int(layout.starts[window])
             here = slice(start - origin, min(stop - origin, len(row)))
-            pieces.append(Slice(np.full(here.stop - here.start, epoch, np.int64), shard[here], row[here]))
+            n = here.stop - here.start
+            pieces.append(Slice(np.zeros(n, np.int64), np.full(n, epoch, np.int64), shard[here], row[here]))
             start = origin + here.stop
             window += 1
         return pieces
@@ -128,12 +165,12 @@ class Schedule:
     not depend on how the parts are spread over workers.
 
     Attributes:
-        plan: the order.
+        plan: the order, of one source or of several.
         batch: samples of a global step.
         epochs: passes over the data; the last step is shorter where they do not divide evenly.
     """
 
-    plan: Plan
+    plan: Order
     batch: int
     epochs: int
 
@@ -185,33 +222,42 @@ class _EpochLayout:
     starts: Ints  # position of each window's first sample
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
+def _kept(plan: Plan) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
+    """``_epoch_layout`` and ``_window`` of a plan. Each plan keeps its own, as those of a mixture take turns."""
+    return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_window, plan))
+
+
 def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
     sizes = plan.counts
-    order = _permutation(len(sizes), plan, epoch, "shards") if plan.shuffle else np.arange(len(sizes))
+    order = _shuffled(len(sizes), plan, epoch, "shards") if plan.shuffle else np.arange(len(sizes))
     order = order[sizes[order] > 0]
     starts = np.concatenate([[0], np.cumsum(sizes[order])])[:-1]
     first_of_window = np.flatnonzero(np.diff(starts // plan.window, prepend=-1))
     return _EpochLayout(order, np.append(first_of_window, len(order)), starts[first_of_window])
 
 
-@lru_cache(maxsize=4)
 def _window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
-    layout = _epoch_layout(plan, epoch)
+    layout = _kept(plan)[0](epoch)
     shards = layout.order[layout.bounds[window] : layout.bounds[window + 1]]
     sizes = plan.counts[shards]
     shard = np.repeat(shards, sizes)
     row = np.arange(len(shard)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     if plan.shuffle:
         starts_run = row % plan.run == 0
-        rank = np.argsort(_permutation(int(starts_run.sum()), plan, epoch, f"window {window}"))
+        rank = np.argsort(_shuffled(int(starts_run.sum()), plan, epoch, f"window {window}"))
         order = np.argsort(rank[np.cumsum(starts_run) - 1], kind="stable")
         shard, row = shard[order], row[order]
     return shard, row
 
 
-def _permutation(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
-    bits = np.random.PCG64(derive_seed(plan.identity, plan.seed, epoch, purpose)).random_raw(n)
+def _shuffled(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
+    return permutation(n, plan.identity, plan.seed, epoch, purpose)
+
+
+def permutation(n: int, *what: str | int) -> Ints:
+    """A permutation of ``range(n)`` that depends on all of ``what`` and on nothing else."""
+    bits = np.random.PCG64(derive_seed(*what)).random_raw(n)
     return np.argsort(bits, kind="stable").astype(np.int64)
 
 

@@ -29,7 +29,8 @@ import ray
 from pydantic import Field
 from ray.data import DataContext, Dataset, TaskPoolStrategy
 
-from pipelines.data.loader import Arrays, Batches
+from pipelines.data.dataset import Arrays
+from pipelines.data.loader import Batches
 from pipelines.data.pixel_cache import PixelCacheConfig
 from pipelines.data.wire import pack, unpack
 from vlmodel.config import Section

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from pydantic import Field
@@ -33,9 +35,13 @@ class VocabularyConfig(Section):
 
 
 def build_processor(
-    index: Index, config: VocabularyConfig, processor: ProcessorConfig, tasks: Mapping[str, Fields], folder: str
+    indexes: Sequence[Index],
+    config: VocabularyConfig,
+    processor: ProcessorConfig,
+    tasks: Mapping[str, Fields],
+    folder: str,
 ) -> VLProcessor:
-    """The processor for a training of ``tasks`` on ``index``; made once and kept in ``folder``.
+    """The processor for a training of ``tasks`` on the data of ``indexes``; made once and kept in ``folder``.
 
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
@@ -44,14 +50,17 @@ def build_processor(
     if target.is_dir():
         return VLProcessor.from_pretrained(target)
     classifies = any(fields.target == "answer" for fields in tasks.values())
-    counted = count_answers(index, "train") if classifies else {}
+    counted: Counter[str] = Counter()
+    for index in indexes if classifies else ():
+        counted.update(count_answers(index, "train"))
     labels = answer_vocabulary(counted, config.answers, config.min_answer_count)
     if classifies and len(labels) < 2:
         raise DataError(
-            f"the training split of {index.tars} has {len(labels)} different answers, and a classifier needs at least "
-            "two; check the source's answers, or lower vocabulary.min_answer_count"
+            f"the training split of {' and '.join(index.tars for index in indexes)} has {len(labels)} different "
+            "answers, and a classifier needs at least two; check the source's answers, or lower "
+            "vocabulary.min_answer_count"
         )
-    made = VLProcessor(processor, _tokenizer(index, config), labels, tasks)
+    made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -61,9 +70,10 @@ def build_processor(
     return VLProcessor.from_pretrained(target)
 
 
-def _tokenizer(index: Index, config: VocabularyConfig) -> PreTrainedTokenizerBase:
+def _tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:
     if not config.tokenizer:
-        return train_tokenizer(corpus(index, "train"), config.size, config.lowercase)
+        texts = chain.from_iterable(corpus(index, "train") for index in indexes)
+        return train_tokenizer(texts, config.size, config.lowercase)
     local = {"local_files_only": True} if Path(config.tokenizer).is_dir() else {}
     try:
         return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False, **local)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipelines.data.corpus import read_texts
+from pipelines.data.dataset import Source
 from pipelines.data.index import Index
-from pipelines.data.loader import Source
 from pipelines.data.stream import StreamConfig
 from pipelines.evaluate.examples import choose, illustrate, image_of
 from pipelines.evaluate.judge import judge

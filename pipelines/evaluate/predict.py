@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
-from pipelines.data.loader import EvaluationBatches, Source
+from pipelines.data.dataset import Source
+from pipelines.data.loader import EvaluationBatches
 from pipelines.data.stream import StreamConfig, packed
 from pipelines.data.wire import unpack
 from vlmodel.config import ConfigError, Section

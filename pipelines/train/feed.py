@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.data.loader import Arrays, model_inputs
+from pipelines.data.dataset import Arrays
+from pipelines.data.loader import model_inputs
 from vlmodel.fields import on_host
 
 

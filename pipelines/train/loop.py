@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from pipelines.data.augment import AugmentConfig
-from pipelines.data.loader import Arrays
+from pipelines.data.dataset import Arrays
 from pipelines.data.plan import Schedule
 from pipelines.data.shuffling import shuffling
 from pipelines.train.evaluate import Score
@@ -149,8 +149,10 @@ def train(
 
 def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: str) -> float:
     epoch = schedule.epochs_done(progress.step)
-    figures = shuffling(schedule.plan, epoch - 1, schedule.batch)._asdict()
-    hooks.log({f"shuffle/{name}": value for name, value in figures.items()}, progress.step)
+    for source, plan in schedule.plan.parts.items():
+        figures = shuffling(plan, epoch - 1, schedule.batch)._asdict()
+        prefix = f"shuffle/{source}/" if source else "shuffle/"
+        hooks.log({f"{prefix}{name}": value for name, value in figures.items()}, progress.step)
     score = hooks.evaluate()
     (loss, count, correct), progress.epoch_sums = progress.epoch_sums, [0.0, 0.0, 0.0]
     entry = {
@@ -189,7 +191,7 @@ class Ledger:
 
     def write(self, arrays: Arrays) -> None:
         seen = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
-        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("epoch", "shard", "row")}
+        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("source", "epoch", "shard", "row")}
         line = {"step": int(arrays["step"][0]), "rank": self._rank, "pid": os.getpid(), **columns}
         self._file.write(json.dumps(line) + "\n")
 
@@ -231,6 +233,7 @@ class Meter:
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
             "speed/left_s": self._left(step, seconds / steps),
+            **self._schedule.plan.figures(step * self._schedule.batch),
         }
         self._results, self._images, self._last = [], 0, now
         return metrics, sums

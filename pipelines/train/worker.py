@@ -19,8 +19,9 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
+from pipelines.data.dataset import Arrays, Mixture, Source, keeping_pixels
 from pipelines.data.feature_build import check_backbone
-from pipelines.data.loader import Arrays, EvaluationBatches, Source, TrainingParts, keeping_pixels
+from pipelines.data.loader import EvaluationBatches, TrainingParts
 from pipelines.data.plan import Schedule, derive_seed
 from pipelines.data.stream import StreamConfig, stream
 from pipelines.train import checkpoint
@@ -56,7 +57,7 @@ class RunSpec:
     train: TrainConfig
     stream: StreamConfig
     schedule: Schedule
-    train_source: Source
+    train_source: Source | Mixture
     val_source: Source | None
     run: RunHandle | None
     board: ActorHandle[Any]
@@ -79,7 +80,9 @@ def train_worker(spec: RunSpec) -> None:
     if spec.train_source.features is not None:
         check_backbone(model.vision, spec.train_source.features)
 
-    source = _keeping_pixels(spec, spec.train_source)
+    source = spec.train_source
+    if spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
+        source = keeping_pixels(source, spec.stream.cache, spec.train.epochs)
     parts = TrainingParts(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank) if spec.train.ledger else None
@@ -104,11 +107,6 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int) -> VLModel
     """
     torch.manual_seed(derive_seed(seed, "weights") % 2**63)
     return VLModel.from_tree(config, processor)
-
-
-def _keeping_pixels(spec: RunSpec, source: Source) -> Source:
-    # Tasks run on any node, and would hardly ever meet an image again where it was kept.
-    return keeping_pixels(source, spec.stream.cache, spec.train.epochs) if spec.stream.threads else source
 
 
 def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
@@ -136,8 +134,8 @@ class _Hooks:
         self._rank = rank
         self._validation: _Cached | None = None
         if spec.val_source is not None:
-            source = _keeping_pixels(spec, spec.val_source)
-            self._validation = _Cached(EvaluationBatches(source, spec.train.evaluation_batch, rank, world), spec)
+            batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world)
+            self._validation = _Cached(batches, spec)
 
     def evaluate(self) -> Score | None:
         if self._validation is None:

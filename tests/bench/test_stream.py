@@ -29,8 +29,9 @@ from torchvision.transforms import v2
 
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import corpus, train_tokenizer
+from pipelines.data.dataset import Source, keeping_pixels
 from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.loader import Source, TrainingParts, keeping_pixels
+from pipelines.data.loader import TrainingParts
 from pipelines.data.pixel_cache import PixelCacheConfig
 from pipelines.data.plan import Schedule
 from pipelines.data.sample import Texts

@@ -17,11 +17,12 @@ from PIL import Image
 from pipelines.data import feature_build
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
+from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
 from pipelines.data.feature_build import Resources, build_features, check_backbone, digest
 from pipelines.data.features import FACTS, Features
 from pipelines.data.index import Index, IndexConfig, Shard, build_index
-from pipelines.data.loader import EvaluationBatches, Source, TrainingParts
+from pipelines.data.loader import EvaluationBatches, TrainingParts
 from pipelines.data.plan import Schedule
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Question, Texts

@@ -13,9 +13,10 @@ from PIL import Image
 
 from pipelines.data.augment import AugmentConfig, augment
 from pipelines.data.corpus import train_tokenizer
+from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.loader import EvaluationBatches, Source, TrainingParts
+from pipelines.data.loader import EvaluationBatches, TrainingParts
 from pipelines.data.plan import Schedule
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter

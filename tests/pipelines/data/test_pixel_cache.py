@@ -15,9 +15,10 @@ from PIL import Image
 from pipelines.data import pixel_cache
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
+from pipelines.data.dataset import Source, keeping_pixels
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.loader import Source, TrainingParts, keeping_pixels
+from pipelines.data.loader import TrainingParts
 from pipelines.data.pixel_cache import PixelCacheConfig, open_pixel_cache, pays
 from pipelines.data.plan import Schedule
 from pipelines.data.sample import Texts

@@ -1,0 +1,86 @@
+"""What a training reads: the tars of ``data.tars``, or the several sources of ``data.mix`` in one order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from jobs import runs
+from jobs.config import JobConfig
+from pipelines.data.dataset import Mixture, Source
+from pipelines.data.features import Features
+from pipelines.data.index import Index
+from pipelines.data.mixture import MixturePlan
+from pipelines.data.plan import Order
+from vlmodel.config import ConfigError
+
+
+def indexes(config: JobConfig, judged: Index) -> dict[str, Index]:
+    """The indexes of what is trained on, by the names in ``data.mix`` and in their order; "" is the one of
+    ``data.tars`` where nothing is mixed.
+
+    Raises:
+        ConfigError: two sources hold the same samples.
+        DataError: a source has no index.
+    """
+    if not config.data.mix:
+        return {"": judged}
+    found = {name: Index.open(runs.absolute(config.data.mix[name].tars)) for name in sorted(config.data.mix)}
+    names: dict[str, str] = {}
+    for name, index in found.items():
+        if (other := names.setdefault(index.hash, name)) != name:
+            raise ConfigError(
+                f"data.mix.{other} and data.mix.{name} hold the same samples (index {index.hash[:12]}); keep one, with "
+                "the weight of both"
+            )
+    return found
+
+
+def places(config: JobConfig) -> tuple[str, ...]:
+    """Settings that only say where the sources of a mix lie."""
+    return tuple(f"data.mix.{name}.tars" for name in config.data.mix)
+
+
+def facts(config: JobConfig, judged: Index) -> dict[str, object]:
+    """The data as tracking records them: what is judged on and, where sources are mixed, each of these."""
+    found = runs.index_facts(judged, runs.tars(config))
+    if not config.data.mix:
+        return found
+    mix = {name: runs.index_facts(index, index.tars) for name, index in indexes(config, judged).items()}
+    hashes = [judged.hash, *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
+    return found | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
+
+
+def training(
+    config: JobConfig, trained: Mapping[str, Index], processor: str | Path, features: Mapping[str, Features]
+) -> tuple[Source | Mixture, Order]:
+    """Where the training's samples come from, and their order.
+
+    Args:
+        trained: as of ``indexes``.
+        features: kept features by the hash of their index; empty where images are read.
+
+    Raises:
+        ConfigError: a source is too rare to be mixed.
+        DataError: a source has no samples with the texts that the tasks read.
+    """
+    sources = {
+        name: Source(index.tars, index.hash, "train", str(processor), features.get(index.hash))
+        for name, index in trained.items()
+    }
+    plans = {
+        name: source.plan(seed=config.seed, window=config.train.window, run=config.train.window_run, shuffle=True)
+        for name, source in sources.items()
+    }
+    if not config.data.mix:
+        return sources[""], plans[""]
+    weights = {name: config.data.mix[name].weight or plan.size for name, plan in plans.items()}
+    try:
+        order = MixturePlan(
+            tuple(plans), tuple(plans.values()), tuple(weights.values()), tuple(config.data.mix_temperature),
+            config.train.epochs,
+        )  # fmt: skip
+    except ValueError as error:
+        raise ConfigError(f"data.mix: {error}") from None
+    return Mixture(tuple(sources.values())), order

@@ -1,0 +1,241 @@
+"""Indexed samples as a training or evaluation sees them: their texts, their images, of one source or of several.
+
+A Source is small and picklable and only says where samples are. What is heavy, the index, the readers, the processor,
+is opened once a process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.data.errors import DataError
+from pipelines.data.features import Features
+from pipelines.data.index import Index, Shard
+from pipelines.data.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
+from pipelines.data.plan import Ints, Plan, Slice
+from pipelines.data.reader import Record, ShardReader
+from vlmodel.images import ImageError
+from vlmodel.processor import VLProcessor
+
+log = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where samples come from and what makes them examples.
+
+    Attributes:
+        tars: folder or URI of the tars and their index.
+        index_hash: the index as it was when the plan was made; a changed one is refused.
+        split: train, val or test; "" takes all.
+        processor: folder of the saved VLProcessor. It knows which texts the tasks read; a sample without any is left
+            out.
+        features: kept features of the images; where they are given a batch has ``features_BF`` (B, F) in place of
+            ``pixels_BHWC``, and no image is read.
+        pixels: images that this node keeps once they are decoded.
+    """
+
+    tars: str
+    index_hash: str
+    split: str
+    processor: str
+    features: Features | None = None
+    pixels: PixelCache | None = None
+
+    def plan(self, *, seed: int = 0, window: int = 65536, run: int = 1, shuffle: bool) -> Plan:
+        """The plan over this source's samples.
+
+        Raises:
+            DataError: the split has no sample with such texts.
+        """
+        return Plan(self.index_hash, _open_member(self).counts, seed, window, shuffle, run)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several sources that are read as one; their numbers are those of an order over them (mixture.py).
+
+    Attributes:
+        members: the sources, of one processor; all have kept features of one backbone, or none has.
+    """
+
+    members: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        kept = [member.features for member in self.members]
+        assert len({member.processor for member in self.members}) == 1
+        assert len({f and (f.width, f.precision, f.backbone) for f in kept}) == 1
+
+    @property
+    def processor(self) -> str:
+        """Folder of the saved VLProcessor."""
+        return self.members[0].processor
+
+    @property
+    def features(self) -> Features | None:
+        """The first source's kept features: None, or of all sources' width, precision and backbone."""
+        return self.members[0].features
+
+
+def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: int) -> Source | Mixture:
+    """The source, whose images this node keeps once they are decoded if that is wanted. Of several each has a share of
+    the room, by its samples.
+    """
+    if isinstance(source, Source):
+        return _keeping_pixels(source, config, epochs)
+    sizes = [_open_member(member).size for member in source.members]
+    rooms = [config.model_copy(update={"max_gb": config.max_gb * size / sum(sizes)}) for size in sizes]
+    members = zip(source.members, rooms, strict=True)
+    return Mixture(tuple(_keeping_pixels(member, room, epochs) for member, room in members))
+
+
+def _keeping_pixels(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
+    if config.keep == "never" or source.features is not None or (config.keep == "auto" and epochs < 2):
+        return source
+    samples = open_samples(source)
+    index = samples.members[0].index
+    if (pixels := open_pixel_cache(index, samples.processor.config, config)) is None:
+        return source
+    if config.keep == "auto":
+        some = source.plan(shuffle=True)
+        worth, decoding, reading = pays(lambda n: samples.see(some.take(n, n + 1))["pixels_BHWC"][0], pixels.folder)
+        log.info("an image takes %.2f ms to decode, %.2f ms to read back", 1e3 * decoding, 1e3 * reading)
+        if not worth:
+            return source
+    return replace(source, pixels=pixels)
+
+
+class Samples:
+    """Opened sources and their processor. Threads may share it."""
+
+    def __init__(self, source: Source | Mixture) -> None:
+        members = source.members if isinstance(source, Mixture) else (source,)
+        self.members = [_open_member(member) for member in members]
+        self.processor, self.features = _processor(source.processor), source.features
+        self.size = sum(member.size for member in self.members)
+
+    def read_texts(self, taken: Slice) -> list[Record]:
+        """The samples of a slice without their images, in its order; each shard is opened once."""
+        records: list[Record | None] = [None] * len(taken)
+        for member, shard, rows, places in self._by_shard(taken):
+            for place, record in zip(places, member.reader.read(shard.name, rows, images=False), strict=True):
+                records[place] = record
+        return [record for record in records if record is not None]
+
+    def keys(self, taken: Slice) -> list[str]:
+        """The keys of the samples of a slice, in its order."""
+        keys = [""] * len(taken)
+        for member, shard, rows, places in self._by_shard(taken):
+            for place, key in zip(places, member.reader.keys(shard.name, rows), strict=True):
+                keys[place] = key
+        return keys
+
+    def see(self, taken: Slice) -> Arrays:
+        """What the model is to see of the samples of a slice: kept features or, where there are none, their images.
+
+        Raises:
+            DataError: a shard cannot be read, or an image of it cannot be decoded.
+        """
+        if self.features is not None:
+            features_BF = np.empty((len(taken), self.features.width), self.features.precision)
+            for member, shard, rows, places in self._by_shard(taken):
+                assert member.source.features is not None
+                features_BF[places] = member.source.features.read(shard.name, rows)
+            return {"features_BF": features_BF}
+        size = self.processor.config.image_size
+        pixels_BHWC = np.empty((len(taken), size, size, 3), np.uint8)
+        for member, shard, rows, places in self._by_shard(taken):
+            member.fill(shard, rows, [pixels_BHWC[place] for place in places], self.processor)
+        return {"pixels_BHWC": pixels_BHWC}
+
+    def _by_shard(self, taken: Slice) -> Iterator[tuple[_Member, Shard, list[int], list[int]]]:
+        """(source, shard, rows of it, their places in the slice) for each shard of a slice."""
+        for number, shard in np.unique(np.stack([taken.source, taken.shard]), axis=1).T.tolist():
+            member = self.members[number]
+            places = np.flatnonzero((taken.source == number) & (taken.shard == shard))
+            yield member, member.index.shards[shard], member.rows(shard)[taken.row[places]].tolist(), places.tolist()
+
+
+@lru_cache(maxsize=8)
+def open_samples(source: Source | Mixture) -> Samples:
+    """The samples of a source, opened once a process.
+
+    Raises:
+        DataError: the index is not the one that was, or the split has no sample with texts of the tasks.
+    """
+    return Samples(source)
+
+
+class _Member:
+    """An opened source: its index and reader."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.index = Index.open(source.tars)
+        if self.index.hash != source.index_hash:
+            raise DataError(
+                f"the index of {source.tars} changed while it was in use ({source.index_hash[:12]} -> "
+                f"{self.index.hash[:12]}); start the job again, under another name, to use the new data"
+            )
+        self.reader = ShardReader(self.index)
+        self.reads = sorted({fields.reads for fields in _processor(source.processor).tasks.values()})
+        # Every sample has a caption or a question.
+        counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
+        self.counts: Ints = np.array(
+            [_in_split(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
+        )
+        self.size = int(self.counts.sum())
+        if not self.size:
+            found = {split: n for split, n in self.index.counts().items() if n}
+            raise DataError(
+                f"{source.tars} has no {source.split or 'indexed'} sample with {' or '.join(self.reads)} "
+                f"(it has {found}); choose another split, or raise data.index.validation_fraction and index again"
+            )
+        self.rows = lru_cache(maxsize=256)(self._eligible_rows)
+
+    def fill(self, shard: Shard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]], processor: VLProcessor) -> None:
+        """Images of a shard into the places given for them: kept ones, and those that are decoded now."""
+        kept = self.source.pixels
+        missing = range(len(rows)) if kept is None else np.flatnonzero(~kept.read(shard, rows, out)).tolist()
+        if not missing:
+            return
+        here, places = [rows[n] for n in missing], [out[n] for n in missing]
+        for record, place in zip(self.reader.read(shard.name, here, texts=False), places, strict=True):
+            try:
+                place[:] = processor.decode(record.image)
+            except ImageError as error:
+                raise DataError(
+                    f"sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the data "
+                    "again with data.index.verify=decode, which leaves such samples out"
+                ) from error
+        if kept is not None:
+            kept.write(shard, here, places)
+
+    def _eligible_rows(self, shard: int) -> Ints:
+        table = self.index.rows(self.index.shards[shard].name)
+        eligible = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
+        if self.source.split:
+            eligible &= np.asarray(table["split"].to_pylist()) == self.source.split
+        return np.flatnonzero(eligible).astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _open_member(source: Source) -> _Member:
+    return _Member(source)
+
+
+@lru_cache(maxsize=8)
+def _processor(folder: str) -> VLProcessor:
+    return VLProcessor.from_pretrained(folder)
+
+
+def _in_split(counts: Mapping[str, int], split: str) -> int:
+    return counts.get(split, 0) if split else sum(counts.values())

@@ -1,0 +1,283 @@
+"""Several data sets trained on as one: the order in which their samples take turns.
+
+Each source keeps the endless order that it has alone (plan.py), with epochs of its own; the mixture decides whose turn
+it is. Its positions are cut into blocks, and in a block each source has a fixed number of turns, in a shuffled order.
+Of the positions before a block a source has ``round(S_i) - round(S_(i-1))``, where ``S_i`` is how many are due to the
+sources up to the i-th by their shares: less than one off what is due to it, however long the training, and known for
+any block without those before it. No block gives a source less than nothing, as each is long enough to owe it a turn.
+
+A share is ``weight ** (1 / T)``, divided by the sum of these: with the sizes of the sources as weights, the temperature
+T leads from proportional (1) towards equal shares (Arivazhagan et al. 2019, https://arxiv.org/abs/1907.05019). It may
+change over a training, in ``_STAGES`` steps.
+
+An epoch of the mixture has as many positions as all sources have samples, and ends with a block unless a source is so
+rare that a block is longer than an epoch. So with shares proportional to the sizes each epoch of the mixture holds each
+sample exactly once.
+
+All is whole numbers, or decimals of a stated precision: no machine's rounding changes the order. A position costs time
+and memory for a block (1024 positions, or more for a rare source), and for sources x stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Context, Decimal, localcontext
+from fractions import Fraction
+from functools import lru_cache
+from itertools import accumulate, pairwise
+
+import numpy as np
+from pydantic import Field
+
+from pipelines.data.plan import Ints, Plan, Slice, permutation
+from vlmodel.config import Section
+
+MIN_SHARE = 1e-6
+"""A source of which less is seen is refused: a block, which is shuffled as a whole, would be too long."""
+
+_STAGES = 64
+_DECIMALS = Context(prec=60)
+
+
+class MixedSource(Section):
+    """One of several data sets that are trained on together."""
+
+    tars: str = Field(min_length=1)
+    """Folder or URI of its tars, which are indexed."""
+    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Its share of the samples is in proportion to this. All sources have a weight, or none; then it is their size."""
+
+
+@dataclass(frozen=True, eq=False)
+class MixturePlan:
+    """The order of the samples of several sources.
+
+    Attributes:
+        names: of the sources, for figures and messages.
+        plans: their orders, all of one seed.
+        weights: of the sources, before the temperature; above zero. Their sizes give proportional shares.
+        temperatures: at evenly spaced moments of the training, the first at its start and the last at its end; changes
+            linearly between them. One alone stays.
+        epochs: of the mixture in the whole training, over which the temperature changes; afterwards it stays.
+        block: positions of a block, at least, where an epoch has as many; more where a source would else have less than
+            one turn in each.
+        size: positions of an epoch of the mixture: the samples of all sources (derived).
+        key: digest of all that the order depends on (derived).
+
+    Raises:
+        ValueError: a source would have less than ``MIN_SHARE`` of the positions; the message names it and the remedy.
+    """
+
+    names: tuple[str, ...]
+    plans: tuple[Plan, ...]
+    weights: tuple[float, ...]
+    temperatures: tuple[float, ...] = (1.0,)
+    epochs: int = 1
+    block: int = 1024
+    size: int = field(init=False)
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert len(self.names) == len(self.plans) == len(self.weights) > 0
+        assert len({plan.seed for plan in self.plans}) == 1
+        assert min(self.weights) > 0
+        assert min(self.temperatures) > 0
+        object.__setattr__(self, "size", sum(plan.size for plan in self.plans))
+        changes = len(set(self.temperatures)) > 1
+        facts = [
+            [plan.key for plan in self.plans],
+            [float(weight) for weight in self.weights],
+            [float(temperature) for temperature in (self.temperatures if changes else self.temperatures[:1])],
+            self.epochs if changes else 0,
+            self.block,
+        ]
+        object.__setattr__(self, "key", hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+        self._refuse_rare_sources()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MixturePlan) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the whole training."""
+        return self.plans[0].seed
+
+    @property
+    def parts(self) -> dict[str, Plan]:
+        """The order of each source, by its name."""
+        return dict(zip(self.names, self.plans, strict=True))
+
+    def take(self, start: int, stop: int) -> Slice:
+        """Positions ``[start, stop)`` of the endless order."""
+        turns_P = self._turns(start, stop)
+        columns = Slice(turns_P, *np.empty((3, len(turns_P)), np.int64))
+        before = self.counts_before(start)
+        for number in np.unique(turns_P).tolist():
+            places = np.flatnonzero(turns_P == number)
+            taken = self.plans[number].take(before[number], before[number] + len(places))
+            columns.epoch[places], columns.shard[places], columns.row[places] = taken.epoch, taken.shard, taken.row
+        return columns
+
+    def counts_before(self, position: int) -> list[int]:
+        """How many of the first ``position`` positions each source has."""
+        layout = _layout(self)
+        number = layout.block_at(position)
+        here = np.bincount(_block(self, number)[: position - layout.start(number)], minlength=len(self.plans))
+        return [before + within for before, within in zip(layout.counts(number), here.tolist(), strict=True)]
+
+    def block_at(self, position: int) -> range:
+        """The positions among which the turns are shuffled that a position belongs to."""
+        layout = _layout(self)
+        number = layout.block_at(position)
+        return range(layout.start(number), layout.start(number + 1))
+
+    def shares(self, position: int) -> list[float]:
+        """The share of each source around a position, by its weight and the temperature there."""
+        layout = _layout(self)
+        return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
+
+    def figures(self, position: int) -> dict[str, float]:
+        """Of each source its share around a position, and how often its samples were seen before it, in epochs."""
+        counted = zip(self.names, self.plans, self.shares(position), self.counts_before(position), strict=True)
+        return {
+            f"mix/{name}/{figure}": value
+            for name, plan, share, count in counted
+            for figure, value in (("share", share), ("epoch", count / plan.size))
+        }
+
+    def _turns(self, start: int, stop: int) -> Ints:
+        """The source of each of the positions ``[start, stop)``."""
+        layout, pieces = _layout(self), [np.zeros(0, np.int64)]
+        while start < stop:
+            number = layout.block_at(start)
+            origin, end = layout.start(number), layout.start(number + 1)
+            pieces.append(_block(self, number)[start - origin : stop - origin])
+            start = end
+        return np.concatenate(pieces)
+
+    def _refuse_rare_sources(self) -> None:
+        # A share has its least value at one of these: the smallest weight's grows with the temperature.
+        for temperature in self.temperatures:
+            rarest, name = min(zip(_shares(self.weights, Fraction(temperature)), self.names, strict=True))
+            if rarest < MIN_SHARE:
+                raise ValueError(
+                    f"{name} would be {float(rarest):.1e} of the samples at temperature {temperature:g}, and less than "
+                    f"{MIN_SHARE:g} cannot be mixed; raise its weight or the temperature, or leave it out"
+                )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The blocks of a mixture, and what is due to its sources.
+
+    Attributes:
+        positions, blocks: so many positions are cut into so many blocks, again and again.
+        firsts: the first block of each stage.
+        unit: what is due to all sources together for a position, so that what is due to each is a whole number.
+        dues: what is due to each source for a position of each stage.
+        dues_before: what is due to the sources up to each, for all positions before each stage.
+    """
+
+    positions: int
+    blocks: int
+    firsts: list[int]
+    unit: int
+    dues: list[list[int]]
+    dues_before: list[list[int]]
+
+    def start(self, block: int) -> int:
+        """The first position of a block."""
+        return block * self.positions // self.blocks
+
+    def block_at(self, position: int) -> int:
+        """The block that a position lies in."""
+        return ((position + 1) * self.blocks - 1) // self.positions
+
+    def stage_of(self, block: int) -> int:
+        return bisect_right(self.firsts, block) - 1
+
+    def counts(self, block: int) -> list[int]:
+        """How many positions before a block each source has."""
+        stage = self.stage_of(block)
+        length = self.start(block) - self.start(self.firsts[stage])
+        dues = self._add(self.dues_before[stage], length, stage)
+        rounded = [(2 * due + self.unit) // (2 * self.unit) for due in dues]
+        return [after - before for before, after in pairwise([0, *rounded])]
+
+    def end_stages(self) -> None:
+        """Work out ``dues_before``."""
+        self.dues_before.append([0] * len(self.dues[0]))
+        for stage, (first, after) in enumerate(pairwise(self.firsts)):
+            length = self.start(after) - self.start(first)
+            self.dues_before.append(self._add(self.dues_before[stage], length, stage))
+
+    def _add(self, before: list[int], length: int, stage: int) -> list[int]:
+        return [b + length * due for b, due in zip(before, accumulate(self.dues[stage]), strict=True)]
+
+
+@lru_cache(maxsize=8)
+def _layout(plan: MixturePlan) -> _Layout:
+    unit = _unit(plan.weights)
+    stages = _STAGES if len(set(plan.temperatures)) > 1 else 1
+    moments = [Fraction(2 * stage + 1, 2 * stages) for stage in range(stages)]
+    dues = [_dues(_shares(plan.weights, _temperature(plan.temperatures, moment)), unit) for moment in moments]
+    owing = -(-unit // min(map(min, dues)))
+    length = max(min(plan.block, plan.size), owing)
+    positions, blocks = -(-length // plan.size) * plan.size, max(1, plan.size // length)
+    total = -(-plan.epochs * plan.size * blocks // positions)
+    # A block is of the stage that its middle lies in.
+    firsts = [max(0, -((stages - 2 * total * stage) // (2 * stages))) for stage in range(stages)]
+    layout = _Layout(positions, blocks, firsts, unit, dues, [])
+    layout.end_stages()
+    return layout
+
+
+@lru_cache(maxsize=8)
+def _block(plan: MixturePlan, number: int) -> Ints:
+    """Whose turn it is at each position of a block."""
+    layout = _layout(plan)
+    turns = np.subtract(layout.counts(number + 1), layout.counts(number))
+    sources = np.repeat(np.arange(len(turns), dtype=np.int64), turns)
+    return sources[permutation(len(sources), plan.key, plan.seed, f"block {number}")]
+
+
+def _temperature(temperatures: Sequence[float], moment: Fraction) -> Fraction:
+    """The temperature when ``moment`` of the training is done, which is less than all of it."""
+    leg, part = divmod(moment * (len(temperatures) - 1), 1)
+    here, there = (Fraction(t) for t in (*temperatures, temperatures[-1])[leg : leg + 2])
+    return here + (there - here) * part
+
+
+def _shares(weights: Sequence[float], temperature: Fraction) -> list[Decimal]:
+    with localcontext(_DECIMALS):
+        logarithms = [_ln(weight) * temperature.denominator / temperature.numerator for weight in weights]
+        powers = [(logarithm - max(logarithms)).exp() for logarithm in logarithms]
+        return [power / sum(powers) for power in powers]
+
+
+@lru_cache(maxsize=256)
+def _ln(weight: float) -> Decimal:
+    return _DECIMALS.ln(Decimal(weight))
+
+
+def _unit(weights: Sequence[float]) -> int:
+    """Finer than any training is long, and so that proportional shares of it are whole numbers."""
+    exact = [Fraction(weight) for weight in weights]
+    common = math.lcm(*(weight.denominator for weight in exact))
+    whole = [int(weight * common) for weight in exact]
+    return sum(whole) // math.gcd(*whole) << 62
+
+
+def _dues(shares: Sequence[Decimal], unit: int) -> list[int]:
+    """The shares in whole numbers, which add up to ``unit``."""
+    with localcontext(_DECIMALS):
+        up_to = [round(due * unit) for due in accumulate(shares[:-1], initial=Decimal(0))]
+    return [after - before for before, after in pairwise([*up_to, unit])]

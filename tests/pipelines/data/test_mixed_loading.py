@@ -1,0 +1,160 @@
+"""Batches of several sources: which samples they hold, whatever cuts them, and from any number on."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.augment import AugmentConfig
+from pipelines.data.corpus import train_tokenizer
+from pipelines.data.dataset import Mixture, Source
+from pipelines.data.errors import DataError
+from pipelines.data.features import Features, file_of
+from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.loader import TrainingParts, model_inputs
+from pipelines.data.mixture import MixturePlan
+from pipelines.data.plan import Schedule
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import ShardWriter
+from pipelines.data.stream import StreamConfig, stream
+from vlmodel.fields import Fields
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+ASKED, NAMED = 11, 23
+"""Samples of the two sources: of one with a question each, and of one with a caption each."""
+NAMES = ("asked", "named")
+
+
+def write(folder: Path, base: int, count: int, texts: Texts) -> Index:
+    """Images whose colour is ``base`` and their number; keys are the same in both sources."""
+    with ShardWriter(folder, "train", max_samples=4) as writer:
+        for number in range(count):
+            image = io.BytesIO()
+            Image.new("RGB", (16, 16), (base, number, 0)).save(image, "PNG")
+            writer.add(f"{number:03d}", image.getvalue(), "png", texts)
+    return build_index(str(folder), IndexConfig(validation_fraction=0.0))
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixture:
+    folder = tmp_path_factory.mktemp("mixed")
+    for name in NAMES:
+        (folder / name).mkdir()
+    asked = write(folder / "asked", 10, ASKED, Texts((), (Question("what is it?", "a colour"),)))
+    named = write(folder / "named", 20, NAMED, Texts(("a colour",), ()))
+    tasks = {"ask": Fields(reads="questions"), "name": Fields(reads="captions", text=False, target="tokens")}
+    tokenizer = train_tokenizer(["what is it? a colour"], 64)
+    made = VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["a colour", "no"], tasks)
+    made.save_pretrained(folder / "processor")
+    return Mixture(
+        tuple(Source(index.tars, index.hash, "train", str(folder / "processor")) for index in (asked, named))
+    )
+
+
+def order(mixture: Mixture, seed: int = 3) -> MixturePlan:
+    plans = tuple(source.plan(seed=seed, shuffle=True, window=8) for source in mixture.members)
+    return MixturePlan(NAMES, plans, (2.0, 1.0), block=8)
+
+
+def parts(mixture: Mixture, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> TrainingParts:
+    schedule = Schedule(order(mixture), batch=8, epochs=2)
+    return TrainingParts(mixture, schedule, rank, world, accumulation, AugmentConfig(**more))
+
+
+def colours(arrays: dict[str, np.ndarray]) -> list[tuple[int, int]]:
+    """(base, number) of each image that counts."""
+    return [tuple(pixel) for pixel in arrays["pixels_BHWC"][arrays["counts_B"], 0, 0, :2].tolist()]
+
+
+def rows(arrays: dict[str, np.ndarray]) -> list[tuple[int, int, int, int]]:
+    names = ("source_B", "epoch_B", "shard_B", "row_B")
+    return list(zip(*(arrays[name][arrays["counts_B"]].tolist() for name in names), strict=True))
+
+
+def test_images_are_those_that_the_provenance_names(mixture: Mixture) -> None:
+    mine = parts(mixture)
+    seen: Counter[int] = Counter()
+    for number in range(len(mine)):
+        batch = mine[number]
+        expected = [((10, 20)[source], 4 * shard + row) for source, _, shard, row in rows(batch)]
+        assert colours(batch) == expected
+        seen.update(source for source, *_ in rows(batch))
+    # Two of three are from the first source, though it is the smaller.
+    assert seen[0] == pytest.approx(2 * 2 * (ASKED + NAMED) / 3, abs=1)
+
+
+def test_each_sample_has_the_rows_of_its_own_texts(mixture: Mixture) -> None:
+    batch = parts(mixture)[0]
+    of_source = [np.flatnonzero(batch["source_B"] == number).tolist() for number in (0, 1)]
+    assert all(of_source)
+    assert [batch[f"{task}.text_image_N"].tolist() for task in ("ask", "name")] == of_source
+    assert not [name for name in model_inputs(batch) if name.startswith("source")]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (1, 2), (4, 2)])
+def test_workers_share_each_step(mixture: Mixture, world: int, accumulation: int) -> None:
+    whole = parts(mixture)
+    shares = [parts(mixture, rank, world, accumulation) for rank in range(world)]
+    for step in range(len(whole)):
+        cut = [rows(share[step * accumulation + micro]) for share in shares for micro in range(accumulation)]
+        assert [sample for part in cut for sample in part] == rows(whole[step])
+
+
+def test_ray_delivers_the_same_batches_from_any_start(mixture: Mixture) -> None:
+    mine = parts(mixture, accumulation=2, flip=0.5, min_area=0.5)
+    for start in (0, 5):
+        delivered = list(stream(mine, StreamConfig(tasks=2, batches_per_task=8, memory_mb=16), start=start))
+        assert len(delivered) == len(mine) - start
+        for number, arrays in enumerate(delivered, start):
+            for name, expected in mine[number].items():
+                np.testing.assert_array_equal(arrays[name], expected, err_msg=f"batch {number}, {name}")
+
+
+def test_one_source_gives_the_batches_that_it_gives_alone(mixture: Mixture) -> None:
+    source = mixture.members[0]
+    alone = Schedule(source.plan(seed=3, shuffle=True, window=8), 8, 2)
+    mixed = Schedule(MixturePlan(("only",), (source.plan(seed=3, shuffle=True, window=8),), (1.0,)), 8, 2)
+    for number in range(alone.steps):
+        one = TrainingParts(source, alone, 0, 1, 1, AugmentConfig(flip=0.5))[number]
+        other = TrainingParts(Mixture((source,)), mixed, 0, 1, 1, AugmentConfig(flip=0.5))[number]
+        assert one.keys() == other.keys()
+        for name, expected in one.items():
+            np.testing.assert_array_equal(other[name], expected, err_msg=name)
+
+
+def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp_path: Path) -> None:
+    members = []
+    for number, source in enumerate(mixture.members):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for shard, facts in enumerate(Index.open(source.tars).shards):
+            table = [[number, shard, row] for row in range(sum(facts.samples.values()))]
+            (folder / file_of(facts.name)).write_bytes(np.array(table, np.float32).tobytes())
+        members.append(replace(source, features=Features(str(folder), 3, "float32", "backbone")))
+    mine = parts(Mixture(tuple(members)))
+    for number in range(len(mine)):
+        batch = mine[number]
+        expected = np.stack([batch["source_B"], batch["shard_B"], batch["row_B"]], axis=1)
+        np.testing.assert_array_equal(batch["features_BF"], expected)
+
+
+def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_path: Path) -> None:
+    asked, named = mixture.members
+    processor = VLProcessor.from_pretrained(asked.processor)
+    captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
+    captioner.save_pretrained(tmp_path)
+    assert replace(named, processor=str(tmp_path)).plan(shuffle=True).size == NAMED
+    with pytest.raises(DataError, match=r"asked has no train sample with captions \(it has {'train': 11}\)"):
+        replace(asked, processor=str(tmp_path)).plan(shuffle=True)
+
+
+def test_everything_is_small_to_send(mixture: Mixture) -> None:
+    import pickle
+
+    assert len(pickle.dumps(parts(mixture))) < 4000
