@@ -69,9 +69,11 @@ def test_a_killed_job_goes_on(tmp_path: Path) -> None:
             time.sleep(0.01)
         if job.poll() is None:
             job.kill()
+            job.wait()
             kills += 1
-        job.wait()
-        time.sleep(3)  # the cluster that the job had started ends with it
+            time.sleep(3)  # the cluster that the job had started ends with it
+        else:
+            assert job.returncode == 0, (tmp_path / "out.log").read_text()
         assert kills < 30, (tmp_path / "out.log").read_text()
     assert start(tmp_path, "out").wait(900) == 0, (tmp_path / "out.log").read_text()
     assert kills >= 3
