@@ -1,4 +1,7 @@
-"""Index the tars: validate every sample, write the index and the quarantine beside them. Only new tars are read."""
+"""Index the tars: validate every sample, write the index and the quarantine beside them. Only new tars are read.
+
+--report also shows what was left out, with its pictures, on a page: _index/quarantine.html beside the tars.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ def run(config: JobConfig) -> None:
             with ShardProgress("index") as progress:
                 index = build_index(tars, config.data.index, report_progress=progress)
             print(index.report(), flush=True)
+            if config.data.index.report:
+                print(f"shown in {index.folder.path('_index/quarantine.html')}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, "index"))
+    sys.exit(main(run, "index", flags={"--report": "data.index.report=true"}))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import ClusterError
@@ -18,25 +19,37 @@ from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.search.errors import SearchError
 from pipelines.serve.errors import ServeError
 from pipelines.train.checkpoint import CheckpointError
+from pipelines.train.errors import LostWorkerError
 from pipelines.train.step import NonFiniteLossError
 from pipelines.train.tracking import TrackingError
 from vlmodel.config import ConfigError, dump, explain_keys, load
 from vlmodel.parts import WeightsError
 
 EXPECTED = (
-    ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, NonFiniteLossError, RegistryError,
-    SearchError, ServeError, SmokeError, TrackingError, WeightsError,
+    ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, LostWorkerError, NonFiniteLossError,
+    RegistryError, SearchError, ServeError, SmokeError, TrackingError, WeightsError,
 )  # fmt: skip
 """Errors that say by themselves what is wrong and what to do."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
-def main(run: Callable[[JobConfig], Any], name: str, argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage."""
-    arguments = _parser(run, name).parse_args(argv)
+
+def main(
+    run: Callable[[JobConfig], Any],
+    name: str,
+    argv: Sequence[str] | None = None,
+    flags: Mapping[str, str] | None = None,
+) -> int:
+    """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage.
+
+    Args:
+        flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``.
+    """
+    arguments = _parser(run, name, flags or {}).parse_args(argv)
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        config = load(JobConfig, arguments.config, arguments.override)
+        config = load(JobConfig, arguments.config, [*arguments.flags, *arguments.override])
     except ConfigError as error:
         print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
         return 2
@@ -50,13 +63,10 @@ def main(run: Callable[[JobConfig], Any], name: str, argv: Sequence[str] | None 
     except KeyboardInterrupt:
         print(f"\n{name}: stopped", file=sys.stderr)
         return 130
-    except EXPECTED as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
         if (known := expected_cause(error)) is None:
             raise
-        print(f"{name}: {known}", file=sys.stderr)
+        print(f"{name}: {_told(known)}", file=sys.stderr)
         return 1
     return 0
 
@@ -73,7 +83,9 @@ def render(tree: dict[str, Any], prefix: str = "") -> str:
 
 
 def expected_cause(error: BaseException | None) -> BaseException | None:
-    """An error of ours inside those that Ray wraps around what its workers raise."""
+    """An error that needs no traceback (one of ours, or a full disk), or that is inside those that Ray wraps around
+    what its workers raise.
+    """
     seen: set[int] = set()
     pending = [error]
     while pending:
@@ -81,12 +93,21 @@ def expected_cause(error: BaseException | None) -> BaseException | None:
         if here is None or id(here) in seen:
             continue
         seen.add(id(here))
-        if isinstance(here, EXPECTED):
+        if isinstance(here, EXPECTED) or _is_full(here):
             return here
         failures = getattr(here, "worker_failures", None)
         pending += [here.__cause__, here.__context__, getattr(here, "cause", None)]
         pending += list(failures.values()) if isinstance(failures, dict) else []
     return None
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _told(error: BaseException) -> str:
+    remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
+    return f"{error}{remedy if _is_full(error) else ''}"
 
 
 class _Help(argparse.Action):
@@ -102,7 +123,7 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def _parser(run: Callable[[JobConfig], Any], name: str) -> argparse.ArgumentParser:
+def _parser(run: Callable[[JobConfig], Any], name: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
         description=textwrap.dedent(sys.modules[run.__module__].__doc__ or ""),
@@ -112,5 +133,8 @@ def _parser(run: Callable[[JobConfig], Any], name: str) -> argparse.ArgumentPars
     parser.add_argument("-h", "--help", action=_Help, help="show this help with all settings, and exit")
     parser.add_argument("--config", metavar="FILE", help="TOML file of settings, such as jobs/configs/demo.toml")
     parser.add_argument("--print", action="store_true", help="print the resolved settings, and exit")
+    parser.set_defaults(flags=[])
+    for flag, override in flags.items():
+        parser.add_argument(flag, dest="flags", action="append_const", const=override, help=f"the same as {override}")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="settings that override those of the file")
     return parser

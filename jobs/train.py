@@ -31,8 +31,10 @@ from vlmodel.processor import VLProcessor
 
 MAY_CHANGE = (
     "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
-    "train.max_failures", "train.log_steps", "train.ledger", "train.evaluation_cache_mb", "train.feature_cache",
-    "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "ablate", "tune",
+    "train.max_failures", "train.answer_timeout_s", "train.log_steps", "train.ledger", "train.evaluation_cache_mb",
+    "train.feature_cache",
+    "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "data.index.report",
+    "ablate", "tune",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
 

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     """The image has more pixels than the limit allows."""
     BAD_UTF8 = "bad_utf8"
-    """Text that is not UTF-8."""
+    """Text that is not UTF-8, or has a zero byte in it, as lost data has."""
     BAD_JSON = "bad_json"
     """A JSON member that does not parse."""
     BAD_SCHEMA = "bad_schema"

@@ -6,7 +6,8 @@ It lies beside the tars, in ``_index/``:
 - ``faults/SHARD.parquet``: what is wrong in that tar; only where something is.
 - ``shards.parquet``: one row a shard: its sha256, size and counts by split, and the rows of ``samples`` that are left
   out because an earlier shard has the same key.
-- ``quarantine.parquet``: everything that was left out, with its typed reason.
+- ``quarantine.parquet``: everything that was left out, with its typed reason; ``quarantine.html``, if it is asked for,
+  shows it.
 - ``index.json``: written last; without it, and unless all of these belong together, there is no index.
 
 An opened ``Index`` holds memory for its shards, not its samples. Opening one does not import Ray.
@@ -43,7 +44,7 @@ class IndexConfig(Section):
 
     validation_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of the train samples that becomes the validation split, by hash of the key, where no shard is one."""
-    max_quarantine_fraction: float = Field(0.05, ge=0, le=1)
+    max_quarantine_fraction: float = Field(0.01, ge=0, le=1)
     """The index job fails above this share of faults."""
     max_quarantine_run: int = Field(100, ge=1)
     """The index job fails where this many samples in a row are at fault."""
@@ -51,6 +52,8 @@ class IndexConfig(Section):
     """Images of more pixels are left out; no more are decoded."""
     max_image_bytes: int = Field(256 << 20, ge=1)
     """Image files of more bytes are left out."""
+    report: bool = False
+    """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""
 

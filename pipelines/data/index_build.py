@@ -29,6 +29,7 @@ from pipelines.data.index_files import (
     without,
 )
 from pipelines.data.quarantine import describe_faults, reason_counts
+from pipelines.data.quarantine_page import quarantine_page
 from pipelines.data.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
 from pipelines.data.shard_pass import over_shards
 from pipelines.data.shards import SPLITS, shard_split
@@ -65,15 +66,18 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
         _leave_out(folder, summaries[name], [row for _, row, _ in of_shard], assignment)
     quarantine = _collect_faults(folder, shards, [*lost, *(fault.row(name) for name, _, fault in repeats)])
 
+    counts = {split: sum(s[f"samples_{split}"] for s in shards) for split in SPLITS}
     facts = {
         "format": FORMAT,
         "hash": index_hash([(s["name"], s["sha256"]) for s in shards], config.scan, assignment),
         "scan": config.scan,
         "validation_fraction": assignment.fraction,
-        "counts": {split: sum(s[f"samples_{split}"] for s in shards) for split in SPLITS},
+        "counts": counts,
         "quarantine": reason_counts(quarantine),
     }
     folder.write(f"{FOLDER}/quarantine.parquet", table_bytes(quarantine, {"hash": facts["hash"]}))
+    if config.report:
+        folder.write(f"{FOLDER}/quarantine.html", quarantine_page(folder, quarantine, counts).encode())
     try:
         _check_limits(tars, facts, quarantine, max((s["worst_run"] for s in shards), default=0), config)
     except DataError:
@@ -245,13 +249,14 @@ def _check_limits(
         limit = f"data.index.max_quarantine_fraction = {config.max_quarantine_fraction}"
         problem = f"has faults in {faults:,} of {samples + faults:,} samples ({fraction:.1%}), above {limit}"
         remedy = "mend the tars, or raise that limit"
-    elif worst_run > config.max_quarantine_run:
+    elif worst_run >= config.max_quarantine_run:
         limit = f"data.index.max_quarantine_run = {config.max_quarantine_run}"
-        problem, remedy = f"has {worst_run:,} faults in a row, above {limit}", "mend the tars, or raise that limit"
+        problem, remedy = f"has {worst_run:,} faults in a row, with {limit}", "mend the tars, or raise that limit"
     else:
         return
     report = "\n".join(describe_faults(quarantine, facts["quarantine"]))
-    raise DataError(f"{tars!r} {problem}; {remedy}. All of them are in {FOLDER}/quarantine.parquet.\n{report}")
+    shown = " and quarantine.html" if config.report else "; data.index.report=true shows them on a page"
+    raise DataError(f"{tars!r} {problem}; {remedy}. All of them are in {FOLDER}/quarantine.parquet{shown}.\n{report}")
 
 
 def _sweep(folder: Folder, tars: set[str]) -> None:

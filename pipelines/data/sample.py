@@ -151,6 +151,8 @@ def _parse_json(json_bytes: bytes) -> _TextsRecord:
 
 
 def _decode(data: bytes, member: str) -> str:
+    if (zero := data.find(0)) >= 0:  # UTF-8 allows it, and a block that was lost is nothing else
+        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {zero} is zero, as no text has it: lost data")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

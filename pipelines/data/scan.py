@@ -170,6 +170,11 @@ class _Group:
         return frozenset(self.members)
 
     @property
+    def shape(self) -> frozenset[str]:
+        """What it is made of, whatever the image's format."""
+        return frozenset("image" if extension in IMAGE_EXTENSIONS else extension for extension in self.members)
+
+    @property
     def complete(self) -> bool:
         return self.image is not None and any(_is_text(extension) for extension in self.members)
 
@@ -208,7 +213,7 @@ class _Grouping:
         self.seen: dict[str, _Seen] = {}
         self.group: _Group | None = None
         self.after_break = False
-        # Extensions of the first whole sample: what a sample of this shard looks like.
+        # The shape of the first whole sample: what a sample of this shard looks like.
         self.usual: frozenset[str] | None = None
 
     def take(self, member: Member) -> None:
@@ -240,14 +245,14 @@ class _Grouping:
         if group is None or not (group.fault or group.image or any(map(_is_text, group.members))):
             return None
         if what_follows == "break" or group.after_break:
-            usual = self.usual or group.extensions
-            if not group.complete or not group.extensions >= usual:
+            usual = self.usual or group.shape
+            if not group.complete or not group.shape >= usual:
                 return group.key
         outcome = self._repeated(group) if group.key in self.seen else _judge(group, self.check)
         if outcome is None:
             return None
         if self.usual is None and isinstance(outcome, dict):
-            self.usual = group.extensions
+            self.usual = group.shape
         if group.key not in self.seen:
             first = next(iter(group.members.values()))
             self.seen[group.key] = _Seen(len(self.outcomes), group.extensions, first.offset)

@@ -144,35 +144,48 @@ class Folder:
         return retrying(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (offset, size). Neighbouring ranges are read together.
+        """The bytes of each (offset, size). Neighbouring ranges are read together, and what has arrived is not asked for
+        again when another range has failed.
 
         Raises:
             OSError: after several attempts; also where the file ends before a range does.
         """
         merged = _merge(ranges, _LOCAL_GAP if self.is_local else _REMOTE_GAP)
-        spans = [(start, stop) for start, stop, _ in merged]
-        pieces = retrying(lambda: self._read_spans(name, spans))
+        pieces: dict[tuple[int, int], bytes] = {}
+
+        def read_the_rest() -> None:
+            missing = [(start, stop) for start, stop, _ in merged if (start, stop) not in pieces]
+            failures = []
+            for span, piece in zip(missing, self._read_spans(name, missing), strict=True):
+                if isinstance(piece, Exception):
+                    failures.append(piece)
+                elif len(piece) != span[1] - span[0]:
+                    failures.append(OSError(f"{name}: read {len(piece)} of {span[1] - span[0]} bytes at {span[0]}"))
+                else:
+                    pieces[span] = piece
+            if failures:
+                raise failures[0]
+
+        retrying(read_the_rest)
         out: list[bytes] = [b""] * len(ranges)
-        for (start, _, members), piece in zip(merged, pieces, strict=True):
+        for start, stop, members in merged:
+            piece = pieces[start, stop]
             for number in members:
                 offset, size = ranges[number]
                 out[number] = piece[offset - start : offset - start + size]
         return out
 
-    def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Sequence[bytes | Exception]:
+        """What arrives of each span (start, stop), or what kept it from arriving."""
         fs, path = self._location[0], self.path(name)
         if self.is_local:
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                pieces = [_pread(descriptor, start, stop) for start, stop in spans]
+                return [_pread(descriptor, start, stop) for start, stop in spans]
             finally:
                 os.close(descriptor)
-        else:
-            starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
-            pieces = fs.cat_ranges([path] * len(spans), starts, stops, on_error="raise")
-        for (start, stop), piece in zip(spans, pieces, strict=True):
-            if len(piece) != stop - start:
-                raise OSError(f"{name}: read {len(piece)} of {stop - start} bytes at {start}")
+        starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+        pieces: list[bytes | Exception] = fs.cat_ranges([path] * len(spans), starts, stops, on_error="return")
         return pieces
 
     def stream(self, name: str, size: int) -> ResumingStream:

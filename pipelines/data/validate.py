@@ -35,6 +35,8 @@ _END_MARK = {"jpeg": b"\xff\xd9", "png": b"IEND", "gif": b"\x3b"}
 _BLOCK = bytes(512)
 # How far a run of zeros may reach over a block's border: the byte beside a lost block may be zero as well.
 _SLACK = 2
+# The least that is lost of a last block that the file does not fill: sound files may end in a zero or two.
+_LAST_BLOCK = 8
 _UNCHECKED = ("jpeg", "webp")
 _END_WINDOW = 64 << 10  # some cameras and programs append data of their own
 
@@ -108,7 +110,9 @@ def _lost_block(data: bytes) -> int | None:
         if -found % size <= _SLACK and (end % size <= _SLACK or end == len(data)):
             return found
         found = data.find(_BLOCK, end)
-    return None
+    zeros = len(data) - len(data.rstrip(b"\0"))
+    last = len(data) % size
+    return len(data) - last if _LAST_BLOCK <= last <= zeros <= last + _SLACK else None
 
 
 def _is_cut(data: bytes) -> bool:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import cast
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR
+from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR, WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from pipelines.data.plan import check_division
 from pipelines.train.entry import enter
+from pipelines.train.errors import LostWorkerError
 from pipelines.train.progress import Display
 from pipelines.train.step import NonFiniteLossError
 from pipelines.train.worker import RunSpec
 
 log = logging.getLogger(__name__)
 
-_RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+_LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+# Ray keeps the newest besides the best. Of these it keeps two: where the newest is the best, one must lie behind it.
+_CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selection")
 
 
 def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -> None:
@@ -37,13 +42,15 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -
     Raises:
         NonFiniteLossError: the loss stopped being a number; the last checkpoint is from before.
         ValueError: the global batch does not divide over the workers.
-        ray.train.TrainingFailedError: more failures than ``max_failures``, or an error of the training itself.
+        LostWorkerError: workers died or stood still more than ``max_failures`` times.
+        ray.train.TrainingFailedError: an error of the training itself.
     """
     check_division(spec.train.batch, spec.train.workers, spec.train.accumulation)
     storage, _, name = spec.folder.rpartition("/")
-    _set_aside_torn_snapshot(Path(spec.folder))
+    set_aside_unusable_list(spec.folder)
     # The controller looks at its workers at this interval, and a report waits for the look.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
+    os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(spec.train.answer_timeout_s)
     trainer = (TorchTrainer if has_dashboard else _TrainerWithoutCleaner)(
         enter,
         # By reference, so that the controller passes it on unread.
@@ -57,15 +64,29 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -
             name=name,
             storage_path=storage,
             failure_config=FailureConfig(max_failures=spec.train.max_failures),
-            # Ray keeps the newest besides the best.
-            checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute="selection"),
+            checkpoint_config=_CHECKPOINTS,
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     with Display(spec.board, spec.schedule.steps, label):
-        trainer.fit()
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            # What the others raise then is no cause: their collectives broke.
+            lost = {rank: e for rank, e in error.worker_failures.items() if isinstance(e, _LOST)}
+            if not lost:
+                raise
+            raise LostWorkerError(_lost(lost, spec.train.max_failures)) from error
     if failure := cast(str, ray.get(spec.board.failure.remote())):
         raise NonFiniteLossError(failure)
+
+
+def _lost(workers: Mapping[int, Exception], max_failures: int) -> str:
+    reasons = [f"rank {rank}: " + str(error).partition("\n")[0] for rank, error in sorted(workers.items())]
+    return (
+        f"workers were lost ({'; '.join(reasons)}) with no restart left of train.max_failures = {max_failures}; look "
+        "at their nodes and memory, and start the job again: it continues from the last whole checkpoint"
+    )
 
 
 class _TrainerWithoutCleaner(TorchTrainer):
@@ -80,13 +101,25 @@ class _TrainerWithoutCleaner(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-def _set_aside_torn_snapshot(run: Path) -> None:
-    """A crash can leave Ray's own list of checkpoints half written, and Ray then refuses the run. We need none."""
-    snapshot = run / _RAY_SNAPSHOT
+def set_aside_unusable_list(run: str) -> None:
+    """Rename Ray's own list of a run's checkpoints where Ray could not read it, and would refuse the run.
+
+    A crash can leave it half written, and it may name a checkpoint that is gone. Nothing here needs it: Ray alone goes
+    by it, to delete old checkpoints.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    storage, _, name = run.rpartition("/")
+    context = StorageContext(storage, name, read_only=True)
     try:
-        json.loads(snapshot.read_bytes())
-    except FileNotFoundError:
-        return
-    except ValueError:
-        log.warning("%s is torn and was set aside; the checkpoints themselves are checked one by one", snapshot)
-        snapshot.rename(snapshot.with_suffix(".torn"))
+        CheckpointManager(_CHECKPOINTS, context)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the contents lead Ray's reader to
+        path = context.checkpoint_manager_snapshot_path
+        context.storage_filesystem.move(path, f"{path}.unusable")
+        log.warning(
+            "Ray's list of checkpoints %s cannot be used and was set aside (%s: %s); the checkpoints themselves are "
+            "checked one by one", path, type(error).__name__, str(error).partition("\n")[0],
+        )  # fmt: skip

@@ -61,6 +61,8 @@ class TrainConfig(Section):
     """Steps between two lines of metrics. Reading them waits for the device."""
     max_failures: int = Field(3, ge=-1)
     """Worker failures after which the run gives up; -1 never does."""
+    answer_timeout_s: float = Field(45.0, gt=0)
+    """Seconds without an answer after which a worker is taken for dead, and all are started anew."""
     feature_cache: Literal["off", "float32", "float16"] = "off"
     """Precision at which the output of a frozen backbone (model.vision.frozen) is computed once and kept, if not "off".
     It lies in <storage>/_features/, where later trainings with the same backbone find it. No epoch then decodes an
@@ -183,16 +185,16 @@ def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator
 class Ledger:
     """Which samples this worker used, a JSON line for each part of a step; for audits and fault drills."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, world: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._rank = rank
+        self._worker = {"rank": rank, "world": world, "pid": os.getpid()}
         # A file for each process: a restarted worker adds, and what the dead one wrote stays.
         self._file = (folder / f"rank{rank}-{time.time_ns()}-{os.getpid()}.jsonl").open("a", buffering=1)
 
     def write(self, arrays: Arrays) -> None:
         seen = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
         columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("source", "epoch", "shard", "row")}
-        line = {"step": int(arrays["step"][0]), "rank": self._rank, "pid": os.getpid(), **columns}
+        line = {"step": int(arrays["step"][0]), **self._worker, **columns}
         self._file.write(json.dumps(line) + "\n")
 
 

@@ -85,7 +85,7 @@ def train_worker(spec: RunSpec) -> None:
         source = keeping_pixels(source, spec.stream.cache, spec.train.epochs)
     parts = TrainingParts(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
-    ledger = Ledger(Path(spec.folder) / "ledger", rank) if spec.train.ledger else None
+    ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
     tracker = Tracker.attach(spec.run) if rank == 0 and spec.run is not None else NullTracker()
     try:
         with tracker:
@@ -197,7 +197,13 @@ def _upload(local: Checkpoint, name: str) -> Checkpoint:
     """Copy with the manifest last (Ray's own copy has no order), in the background."""
     storage = ray.train.get_context().get_storage()
     target = storage.build_checkpoint_path_from_name(name)
-    checkpoint.upload(Path(local.path), storage.storage_filesystem, target)
+    try:
+        checkpoint.upload(Path(local.path), storage.storage_filesystem, target)
+    except OSError as error:
+        raise checkpoint.CheckpointError(
+            f"{target} cannot be written ({error}); see that its storage has room and can be reached, and start the "
+            "job again: it continues from the last whole checkpoint"
+        ) from error
     return Checkpoint(target, filesystem=storage.storage_filesystem)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from pathlib import Path
 
@@ -65,6 +66,26 @@ def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_printed_settings_are_valid_overrides(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(train.run, "train", ["--config", "jobs/configs/demo.toml", "--print", "train.epochs=7"]) == 0
     assert "train.epochs = 7" in capsys.readouterr().out
+
+
+def test_a_flag_is_short_for_a_setting_of_one_job(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = {"--report": "data.index.report=true"}
+    assert main(index.run, "index", ["--print", "--report"], flags) == 0
+    assert "data.index.report = True" in capsys.readouterr().out
+    assert main(index.run, "index", ["--print", "--report", "data.index.report=false"], flags) == 0
+    assert "data.index.report = False" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(train.run, "train", ["--print", "--report"])
+
+
+def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(config: JobConfig) -> None:
+        raise RuntimeError("a worker failed") from OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
+    monkeypatch.setattr(run, "__module__", train.__name__)
+    assert main(run, "train", []) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("train: [Errno 28] No space left on device: '/data/x'; make room and start the job again")
 
 
 def test_data_that_was_not_indexed_names_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from pipelines.data.errors import DataError
 from pipelines.data.index import Assignment, Index, IndexConfig, build_index
 from pipelines.data.index_build import index_shard
 from pipelines.data.progress import ShardProgress
+from pipelines.data.reader import ShardReader
 from pipelines.data.storage import Folder
-from tests.pipelines.data.tar_maker import header_of, photo, samples, tar_bytes, write_tar
+from tests.pipelines.data.tar_maker import Entry, header_of, link, photo, samples, tar_bytes, texts, write_tar
 
 LENIENT = IndexConfig(max_quarantine_fraction=1.0)
 
@@ -173,6 +175,28 @@ def test_faults_are_rows_and_neighbours_survive(tmp_path):
     assert again.hash == index.hash
 
 
+def test_nothing_is_written_outside_and_nothing_unpickled(tmp_path):
+    """A pickle that leaves a trace, names that lead out of the folder, a link that leads in."""
+    trace = tmp_path / "trace"
+    pickled = b"cos\nmkdir\n(S'%b'\ntR." % str(trace).encode()
+    pickle.loads(pickled)  # noqa: S301 - what it would do
+    trace.rmdir()
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    hostile: list[Entry | tarfile.TarInfo] = [
+        ("../out.jpg", photo(2)), ("../out.json", texts(2)),
+        (f"{tmp_path}/absolute.jpg", photo(3)), (f"{tmp_path}/absolute.json", texts(3)),
+        link("4.jpg", "/etc/passwd"), ("4.json", texts(4)),
+        ("5.jpg", photo(5)), ("5.json", texts(5)), ("5.pkl", pickled),
+    ]  # fmt: skip
+    write_tar(folder, "a.tar", [*samples([1]), *hostile, *samples([9])])
+    index = build_index(str(folder), LENIENT)
+    assert [reason for _, _, reason in faults(index)] == ["unsafe_member"] * 4
+    assert [record.key for record in ShardReader(index).read("a.tar", [0, 1])] == ["0001", "0009"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tars"]
+    assert sorted(path.name for path in folder.iterdir()) == ["_index", "a.tar"]
+
+
 def test_a_key_in_two_shards_belongs_to_the_first(tmp_path):
     write_tar(tmp_path, "b.tar", [*samples([2]), *samples([1]), *samples([3])])
     write_tar(tmp_path, "a.tar", samples([1]))
@@ -214,8 +238,13 @@ def test_too_many_faults_stop_the_job(tmp_path):
     assert index.quarantine().num_rows == 2
     with pytest.raises(DataError, match="run the index job"):
         Index.open(str(tmp_path))
-    with pytest.raises(DataError, match=r"2 faults in a row, above data\.index.max_quarantine_run = 1"):
-        build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.5, max_quarantine_run=1))
+    build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.5, max_quarantine_run=3))
+    assert not (tmp_path / "_index" / "quarantine.html").exists()
+    with pytest.raises(DataError, match=r"quarantine.parquet and quarantine.html\."):
+        build_index(str(tmp_path), IndexConfig(report=True))
+    assert "y.jpg" in (tmp_path / "_index" / "quarantine.html").read_text()
+    with pytest.raises(DataError, match=r"2 faults in a row, with data\.index.max_quarantine_run = 2"):
+        build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.5, max_quarantine_run=2))
 
 
 def test_nothing_to_index(tmp_path):

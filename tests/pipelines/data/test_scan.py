@@ -79,6 +79,7 @@ CASES: dict[str, tuple[Reason, list[Entry | tarfile.TarInfo]]] = {
     "empty image": (Reason.EMPTY_MEMBER, [("5.jpg", b""), ("5.json", TEXTS)]),
     "empty text": (Reason.EMPTY_MEMBER, [("5.jpg", JPEG), ("5.txt", b"")]),
     "bad UTF-8 in JSON": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.json", b'{"captions": ["\xff"]}')]),
+    "zero in text": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"a\0b")]),
     "bad UTF-8 in text": (Reason.BAD_UTF8, [("5.jpg", JPEG), ("5.txt", b"caf\xe9")]),
     "bad JSON": (Reason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"captions": [')]),
     "bad schema": (Reason.BAD_SCHEMA, [("5.jpg", JPEG), ("5.json", b'{"captions": [7]}')]),
@@ -155,6 +156,24 @@ def test_broken_tars_are_one_row_and_what_is_whole_is_delivered(data, lost):
     found = scan(data[: len(TAR)])
     assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR], found.faults
     assert keys(found) == [f"{n:04d}" for n in range(1, 6) if n not in lost]
+
+
+MIXED = tar_bytes(
+    [
+        entry
+        for n, form in enumerate(("JPEG", "JPEG", "PNG", "WEBP"))
+        for entry in ((f"{n}.{form.lower()}", photo(n, form=form)), (f"{n}.json", texts(n)), (f"{n}.txt", b"a caption"))
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    "at", [at for at in range(header_of(MIXED, "1.jpeg"), len(MIXED), 512) if any(MIXED[at : at + 512])]
+)
+def test_every_zeroed_block_is_found_and_costs_one_sample(at):
+    found = scan(zeroed(MIXED, at))
+    assert len(found.faults) == 1
+    assert len(keys(found)) == 3
 
 
 def test_a_sample_cut_to_a_plausible_one_is_not_delivered():
