@@ -105,7 +105,8 @@ class Plan:
         counts = np.asarray(self.counts, np.int64)
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "size", int(counts.sum()))
-        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{f'{self.run}|' if self.run > 1 else ''}".encode()
+        run = f"{self.run}|" if self.run > 1 else ""
+        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{run}".encode()
         object.__setattr__(self, "key", hashlib.sha256(facts + counts.tobytes()).hexdigest())
         if self.size <= 0:
             raise ValueError("a plan needs at least one sample; index the data, or choose another split")

@@ -23,7 +23,7 @@ from PIL import Image
 
 from pipelines.data.storage import Folder
 from pipelines.data.tarindex import BLOCK
-from vlmodel.processor import FORMATS
+from vlmodel.images import FORMATS
 
 _ROWS = 24
 """Faults shown of each reason, and shards with their counts; the rest is counted."""
