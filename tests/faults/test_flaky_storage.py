@@ -14,8 +14,9 @@ import ray
 
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Source, TrainingParts
+from pipelines.data.dataset import Source
 from pipelines.data.index import IndexConfig, build_index
+from pipelines.data.loader import TrainingParts
 from pipelines.data.plan import Schedule
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
