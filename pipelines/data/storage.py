@@ -144,8 +144,8 @@ class Folder:
         return retrying(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (offset, size). Neighbouring ranges are read together, and what has arrived is not asked
-        for again when another range has failed.
+        """The bytes of each (offset, size). Neighbouring ranges are read together, and when one fails, those that have
+        arrived are not asked for again.
 
         Raises:
             OSError: after several attempts; also where the file ends before a range does.

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.faults.test_killed_worker import SETTINGS, prepare, runs_of
+from tests.faults.trainings import SETTINGS, places, prepare, runs_of
 from tests.jobs.conftest import ROOT
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -47,10 +47,10 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def test_a_training_is_submitted_with_a_token(cluster: dict[str, str], tmp_path: Path) -> None:
     prepare(tmp_path)
-    places = [f"storage={tmp_path / 'runs'}", f"data.tars={tmp_path / 'data'}"]
     command = [
         RAY, "job", "submit", "--working-dir", str(ROOT), "--",
-        sys.executable, "-m", "jobs.train", "--config", "jobs/configs/demo.toml", "name=submitted", *SETTINGS, *places,
+        sys.executable, "-m", "jobs.train", "--config", "jobs/configs/demo.toml", "name=submitted", *SETTINGS,
+        *places(tmp_path),
     ]  # fmt: skip
     without = {k: v for k, v in cluster.items() if "TOKEN" not in k and k != "RAY_AUTH_MODE"}
     refused = subprocess.run(

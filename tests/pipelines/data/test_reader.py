@@ -138,6 +138,17 @@ def test_transient_errors_of_a_remote_store_lose_nothing(monkeypatch):
         Folder("flaky://store").read_ranges("a.tar", ranges)
 
 
+def test_what_has_arrived_is_not_asked_for_again(monkeypatch):
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    monkeypatch.setattr(FlakyFileSystem, "faults", ("", "error", "short", "", "error"))
+    monkeypatch.setattr(FlakyFileSystem, "requests", 0)
+    data = bytes(range(256)) * 4096
+    fsspec.filesystem("flaky").pipe_file("/store/b.tar", data)
+    ranges = [(0, 10), (300_007, 10), (600_011, 10)]  # too far from each other to be read together
+    assert Folder("flaky://store").read_ranges("b.tar", ranges) == [data[at : at + n] for at, n in ranges]
+    assert FlakyFileSystem.requests == 3 + 2 + 1
+
+
 def test_a_missing_back_end_is_named():
     with pytest.raises(DataError, match="'nosuch://x' cannot be opened"):
         Folder("nosuch://x")
