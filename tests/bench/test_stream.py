@@ -182,11 +182,11 @@ def _alone(share: tuple[str, Source, list[bytes]]) -> int:
     how, source, jpegs = share
     torch.set_num_threads(1)
     decode, normalise = by_pillow if how == "pillow" else by_ours(source), Normalise()
-    pixels_BHWC = torch.empty(BATCH, SIDE, SIDE, 3, dtype=torch.uint8)
+    pixels_BHWC = np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
     for begin in range(0, len(jpegs), BATCH):
         for place, jpeg in enumerate(jpegs[begin : begin + BATCH]):
-            pixels_BHWC[place] = torch.from_numpy(decode(jpeg).copy())
-        normalise(pixels_BHWC)
+            pixels_BHWC[place] = decode(jpeg)
+        normalise(torch.from_numpy(pixels_BHWC))
     return len(jpegs)
 
 
