@@ -164,7 +164,8 @@ def ray_idiom(data: Data) -> float:
         ids = processor.tokenizer(row["json"]["captions"], padding="max_length", max_length=32)["input_ids"]
         return {"pixels": finish(image).numpy(), "ids": np.array(ids)}
 
-    dataset = ray.data.read_webdataset(data.source.tars).map(example)
+    tars = sorted(map(str, Path(data.source.tars).glob("*.tar")))
+    dataset = ray.data.read_webdataset(tars).map(example)
     return rate(iter(dataset.iter_torch_batches(batch_size=BATCH, local_shuffle_buffer_size=1000)))
 
 
