@@ -39,7 +39,8 @@ from pipelines.data.validate import check_image
 look = lambda data: check_image(data, 100_000_000)
 """
 DECODE = """
-from vlmodel.processor import ImageError as Refused, VLProcessor
+from vlmodel.images import ImageError as Refused
+from vlmodel.processor import VLProcessor
 look = VLProcessor.from_pretrained(sys.argv[2]).decode
 """
 # The peak of a process's own memory: that of getrusage may be of the process that started it.
