@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import ray
 import torch
 import webdataset
 from PIL import Image
@@ -154,21 +153,6 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-def ray_idiom(data: Data) -> float:
-    """Ray Data as its documentation has it: read_webdataset, map, iter_torch_batches."""
-    processor = VLProcessor.from_pretrained(data.source.processor)
-    finish = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
-
-    def example(row: dict[str, object]) -> dict[str, object]:
-        image = Image.fromarray(row["jpg"]).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-        ids = processor.tokenizer(row["json"]["captions"], padding="max_length", max_length=32)["input_ids"]
-        return {"pixels": finish(image).numpy(), "ids": np.array(ids)}
-
-    tars = sorted(map(str, Path(data.source.tars).glob("*.tar")))
-    dataset = ray.data.read_webdataset(tars).map(example)
-    return rate(iter(dataset.iter_torch_batches(batch_size=BATCH, local_shuffle_buffer_size=1000)))
-
-
 def limit(data: Data, how: str) -> float:
     """Decoding, resizing and normalising alone, in a bare loop on each core, files in memory."""
     shares = [(how, data.source, data.jpegs[n::WORKERS]) for n in range(WORKERS)]
@@ -217,7 +201,6 @@ def test_stream(data: Data, figure: Figure, tmp_path: Path) -> None:
             "kept": lambda: rate(batches(data, source=kept)),
             "fast dataloader": lambda: dataloader(data, by_ours(data.source)),
             "pillow dataloader": lambda: dataloader(data, by_pillow),
-            "ray idiom": lambda: ray_idiom(data),
             "limit": lambda: limit(data, "ours"),
             "pillow limit": lambda: limit(data, "pillow"),
         }
@@ -226,7 +209,6 @@ def test_stream(data: Data, figure: Figure, tmp_path: Path) -> None:
     for peer, name in {
         "pillow dataloader": "webdataset + DataLoader, Pillow",
         "fast dataloader": "webdataset + DataLoader, our decoder",
-        "ray idiom": "read_webdataset + map",
     }.items():
         figure("stream", ours, "images/s", peer=name, peer_value=medians[peer], limit=best)
     figure("stream, decoded in tasks", medians["tasks"], "images/s", limit=best)
