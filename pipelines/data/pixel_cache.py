@@ -20,10 +20,11 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,12 +88,15 @@ class PixelCache:
         found = np.zeros(len(rows), np.bool_)
         if (files := self._files(shard)) is None:
             return found
-        checksums = np.frombuffer(os.pread(files.checksums, _samples(shard) * 4, 0), _CHECKSUM)
-        for place, (row, image) in enumerate(zip(rows, out, strict=True)):
-            if row < len(checksums) and checksums[row]:
-                data = image.data.cast("B")
-                read = os.preadv(files.pixels, [data], row * self.row_bytes)
-                found[place] = read == self.row_bytes and _checksum(data) == checksums[row]
+        try:
+            checksums = np.frombuffer(os.pread(files.checksums.fileno(), _samples(shard) * 4, 0), _CHECKSUM)
+            for place, (row, image) in enumerate(zip(rows, out, strict=True)):
+                if row < len(checksums) and checksums[row]:
+                    data = image.data.cast("B")
+                    read = os.preadv(files.pixels.fileno(), [data], row * self.row_bytes)
+                    found[place] = read == self.row_bytes and _checksum(data) == checksums[row]
+        except OSError as error:  # a failing disk costs decoding, not the training
+            _give_up(self.folder, error)
         return found
 
     def write(self, shard: Shard, rows: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> None:
@@ -102,8 +106,8 @@ class PixelCache:
         try:
             for row, image in zip(rows, images, strict=True):
                 data = image.data.cast("B")
-                if os.pwrite(files.pixels, data, row * self.row_bytes) == self.row_bytes:
-                    os.pwrite(files.checksums, _checksum(data).to_bytes(4, "little"), row * 4)
+                if os.pwrite(files.pixels.fileno(), data, row * self.row_bytes) == self.row_bytes:
+                    os.pwrite(files.checksums.fileno(), _checksum(data).to_bytes(4, "little"), row * 4)
         except OSError as error:
             _give_up(self.folder, error)
 
@@ -173,33 +177,26 @@ def pays(decode: Callable[[int], NDArray[np.uint8]], folder: str, count: int = _
     return decoding >= _PAYS * reading, decoding, reading
 
 
-@dataclass
-class _Files:
-    """Open files of a shard; closed when nothing refers to them any more."""
+class _Files(NamedTuple):
+    """Open files of a shard, unbuffered; they close when nothing refers to them any more."""
 
-    pixels: int
-    checksums: int
-    _close: Callable[[int], None] = field(default=os.close, repr=False)
-
-    def __del__(self) -> None:
-        self._close(self.pixels)
-        self._close(self.checksums)
+    pixels: FileIO
+    checksums: FileIO
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 def _opened(folder: str, name: str, samples: int, row_bytes: int) -> _Files:
-    sizes = {"pixels": samples * row_bytes, "checksums": samples * 4}
-    opened: dict[str, int] = {}
-    try:
-        for kind, size in sizes.items():
-            opened[kind] = os.open(Path(folder) / f"{name}.{kind}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if os.fstat(opened[kind]).st_size != size:
-                os.ftruncate(opened[kind], size)
-    except OSError:
-        for descriptor in opened.values():
-            os.close(descriptor)
-        raise
-    return _Files(opened["pixels"], opened["checksums"])
+    return _Files(
+        _sized(Path(folder) / f"{name}.pixels", samples * row_bytes),
+        _sized(Path(folder) / f"{name}.checksums", samples * 4),
+    )
+
+
+def _sized(path: Path, size: int) -> FileIO:
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+    if os.fstat(file.fileno()).st_size != size:
+        os.ftruncate(file.fileno(), size)
+    return file
 
 
 def _name(shard: Shard) -> str:

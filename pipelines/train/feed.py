@@ -59,8 +59,11 @@ def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[s
     """
     given = model_inputs(arrays)
     numbers = {name: array.tolist() for name, array in given.items() if on_host(name)}
-    own = {name: array if array.flags.writeable else array.copy() for name, array in given.items()}
-    inputs = {name: torch.from_numpy(array) for name, array in own.items() if name not in numbers}
+    inputs = {
+        name: torch.from_numpy(array if array.flags.writeable else array.copy())
+        for name, array in given.items()
+        if name not in numbers
+    }
     if device.type == "cuda":
         inputs = {name: t.pin_memory().to(device, non_blocking=True) for name, t in inputs.items()}
     return {**inputs, **numbers}

@@ -157,6 +157,21 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
     ]
 
 
+def test_a_disk_that_cannot_be_read_costs_decoding_alone(
+    source: Source, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = keeping_pixels(source, config(tmp_path), 2)
+    list(epochs(kept))
+    decoded.clear()
+
+    def failing(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", failing)
+    same(source, kept)
+    assert len(decoded) == 4 * SAMPLES
+
+
 def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
     auto = PixelCacheConfig(folder=str(tmp_path))
     assert keeping_pixels(source, auto, 1).pixels is None
