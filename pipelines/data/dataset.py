@@ -210,7 +210,7 @@ class _Member:
         here, places = [rows[n] for n in missing], [out[n] for n in missing]
         for record, place in zip(self.reader.read(shard.name, here, texts=False), places, strict=True):
             try:
-                place[:] = processor.decode(record.image)
+                processor.decode(record.image, place)
             except ImageError as error:
                 raise DataError(
                     f"sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the data "

@@ -62,6 +62,8 @@ def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterato
         arrays of which some are read-only views of the object store's memory, valid while they are held.
     """
     make = batches.rows if config.threads else batches.__getitem__
+    if config.threads:  # texts are small and quickly made: what a span costs can be spread over more of them
+        config = config.model_copy(update={"batches_per_task": 2 * config.batches_per_task})
     with closing(_Spans(make, config, start, len(batches))) as made:
         if config.threads:
             yield from _with_images(batches, made, config)

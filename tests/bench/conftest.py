@@ -7,7 +7,9 @@ value, unit, peer, ratio_to_peer, ratio_to_limit.
 from __future__ import annotations
 
 import json
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +36,22 @@ class Figure(Protocol):
         peer_value: float | None = None,
         limit: float | None = None,
     ) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray cluster of the size of this machine, for there is no other test to share it with."""
+    import ray
+
+    ray.init(
+        address="local",
+        object_store_memory=1 << 30,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture
