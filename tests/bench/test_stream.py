@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -24,6 +25,7 @@ import ray
 import torch
 import webdataset
 from PIL import Image
+from ray._private.internal_api import node_stats
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -155,7 +157,7 @@ def _one_thread(_: int) -> None:
 
 
 def ray_idiom(data: Data) -> float:
-    """Ray Data as its documentation has it: read_webdataset, map, iter_torch_batches."""
+    """Ray Data as its documentation has it: read_webdataset, map, iter_torch_batches; not shuffled."""
     processor = VLProcessor.from_pretrained(data.source.processor)
     finish = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
@@ -166,7 +168,7 @@ def ray_idiom(data: Data) -> float:
 
     tars = sorted(map(str, Path(data.source.tars).glob("*.tar")))
     dataset = ray.data.read_webdataset(tars).map(example)
-    return rate(iter(dataset.iter_torch_batches(batch_size=BATCH, local_shuffle_buffer_size=1000)))
+    return rate(iter(dataset.iter_torch_batches(batch_size=BATCH)))
 
 
 def limit(data: Data, how: str) -> float:
@@ -216,6 +218,10 @@ class Consumer:
             case _:
                 return limit(data, name)
 
+    def peak_mb(self) -> float:
+        """The largest memory that this process has had."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
     def first(self, start: int) -> float:
         """Seconds to the first batch."""
         begun = time.perf_counter()
@@ -264,6 +270,28 @@ def test_first_batch(consumer: Any, figure: Figure) -> None:
     figure("first batch", start, "s")
     figure("first batch at a cursor", middle, "s", peer="at the start", peer_value=start)
     assert start > 0
+
+
+def test_memory(data: Data, figure: Figure, tmp_path: Path) -> None:
+    """Peak memory of the consumer and of the object store, over an epoch of all tars and of a quarter of them."""
+    quarter = tmp_path / "quarter"
+    quarter.mkdir()
+    for tar in sorted(Path(data.source.tars).glob("*.tar"))[::4]:
+        os.link(tar, quarter / tar.name)
+    build_index(str(quarter), IndexConfig(validation_fraction=0.0))
+    fewer = Source(str(quarter), Index.open(str(quarter)).hash, "train", data.source.processor)
+    peaks = []
+    for source in (fewer, data.source):
+        actor: Any = ray.remote(num_cpus=0)(Consumer)
+        consumer = actor.remote(data._replace(source=source), source)
+        ray.get(consumer.rate.remote("ours"))
+        peaks.append(ray.get(consumer.peak_mb.remote()))
+        ray.kill(consumer)
+    few, many = peaks
+    spilled = node_stats().store_stats.spilled_bytes_total
+    figure("peak memory of a stream's consumer", many, "MB", peer="a quarter of the data", peer_value=few)
+    figure("spilled by the object store", spilled / 1e6, "MB")
+    assert spilled == 0
 
 
 def test_pixels(data: Data, figure: Figure) -> None:
