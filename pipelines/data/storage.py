@@ -69,9 +69,13 @@ def retrying(operation: Callable[[], T]) -> T:
 
 def _file_error(error: Exception) -> OSError | None:
     """The error in the terms of the standard library; None where it is not one of reading and writing."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client(cause) == "aiohttp":
+        # fsspec calls a file missing whose size it could not ask for, whatever the reason.
+        return error if getattr(cause, "status", None) in (404, 410) else _file_error(cause)
     if isinstance(error, OSError):
         return error
-    if type(error).__module__.partition(".")[0] not in _CLIENTS:
+    if _client(error) is None:
         return None
     message = f"{type(error).__name__}: {error}"
     status = getattr(error, "status", None)  # of an HTTP response
@@ -80,6 +84,11 @@ def _file_error(error: Exception) -> OSError | None:
     if status == 501 or (status is not None and 400 <= status < 500 and status not in (408, 425, 429)):
         return RefusedError(message)
     return OSError(message)
+
+
+def _client(error: Exception) -> str | None:
+    package = type(error).__module__.partition(".")[0]
+    return package if package in _CLIENTS else None
 
 
 @dataclass(frozen=True)
@@ -273,16 +282,16 @@ class Folder:
 
     def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
         # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
-        if entry.get("islink") or entry.get("size") is None:
-            fs: AbstractFileSystem = self._location[0]
+        fs: AbstractFileSystem = self._location[0]
+        try:
             if entry.get("islink"):
-                try:
-                    target = os.stat(entry["name"])
-                except OSError:  # it points nowhere; whoever opens it will say so
-                    return {"name": entry["name"], "size": 0}
+                target = os.stat(entry["name"])
                 return {**entry, "size": target.st_size, "mtime": target.st_mtime}
-            return {**entry, **fs.info(entry["name"])}
-        return entry
+            return entry if entry.get("size") is not None else {**entry, **fs.info(entry["name"])}
+        except Exception as error:
+            if not entry.get("islink") and not isinstance(_file_error(error), (*_PERMANENT, RefusedError)):
+                raise
+            return {"name": entry["name"], "size": 0}  # it leads nowhere; whoever opens it will say so
 
 
 class ResumingStream:

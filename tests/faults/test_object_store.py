@@ -68,7 +68,7 @@ def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
     for path in write(local, 0, SAMPLES):
         bucket.write(path.name, path.read_bytes())
     expected = build_index(str(local), CONFIG)
-    store.faults.kinds = cycle([500, "", "cut", "", "", 503, ""])
+    store.faults.kinds = cycle([500, "", "", "cut", "", "", "", 503, "", "", ""])
     index = build_index(TARS, CONFIG)
     assert index.hash == expected.hash
     assert index.quarantine().num_rows == 0

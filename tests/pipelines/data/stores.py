@@ -23,21 +23,21 @@ _EVERYTHING = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Actio
 
 @dataclass
 class Faults:
-    """Spoils the answers to some GETs of tars, as a busy store does over a bad line.
+    """Spoils the answers to some requests for tars, as a busy store does over a bad line.
 
     Attributes:
-        kinds: the faults of the next GETs, one each: a status, "cut" for half a body, or "" for none.
+        kinds: the faults of the next GETs and HEADs, one each: a status, "cut" for half a body, or "" for none.
         seen: how often each was met.
     """
 
     app: Any
-    kinds: Iterator[int | str] = iter(())
+    kinds: Iterator[int | str] = field(default_factory=lambda: iter(()))
     seen: Counter[int | str] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         kind: int | str = ""
-        if environ["REQUEST_METHOD"] == "GET" and environ["PATH_INFO"].endswith(".tar"):
+        if environ["REQUEST_METHOD"] in ("GET", "HEAD") and environ["PATH_INFO"].endswith(".tar"):
             with self._lock:
                 kind = next(self.kinds, "")
                 self.seen[kind] += bool(kind)

@@ -86,13 +86,13 @@ def test_what_another_writer_does_is_seen_at_once(folder: Folder, store: S3Store
 def test_transient_errors_lose_nothing(folder: Folder, store: S3Store, kind: int | str) -> None:
     data = tar_bytes([(f"{n}.png", photo(n, (640, 640), "PNG")) for n in range(8)])
     folder.write("a.tar", data)
-    store.faults.kinds = cycle([kind, ""])
+    store.faults.kinds = cycle([kind, "", ""])
     ranges = [(0, 10), (3_000_000, 10), (6_000_011, 100)]
     assert folder.read_ranges("a.tar", ranges) == [data[at : at + size] for at, size in ranges]
     assert folder.read("a.tar") == data
     with folder.stream("a.tar", len(data)) as stream:
         assert b"".join(iter(lambda: stream.read(1 << 20), b"")) == data
-    assert store.faults.seen[kind] >= 5
+    assert store.faults.seen[kind] >= 3
 
 
 def test_an_error_that_stays_is_raised(folder: Folder, store: S3Store) -> None:
@@ -143,7 +143,8 @@ def test_wrong_credentials_are_named_with_the_remedy(
     monkeypatch.setenv(wrong, "wrong")
     s3fs.S3FileSystem.clear_instance_cache()
     stranger = Folder(folder.uri)
-    refused = rf"'{re.escape(folder.uri)}' refuses access .*in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    remedy = "in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    refused = f"'{re.escape(folder.uri)}' refuses access .*{remedy}"
     for attempt in (
         stranger.files,
         stranger.subfolders,
