@@ -40,7 +40,8 @@ class Faults:
         if environ["REQUEST_METHOD"] in ("GET", "HEAD") and environ["PATH_INFO"].endswith(".tar"):
             with self._lock:
                 kind = next(self.kinds, "")
-                self.seen[kind] += bool(kind)
+                if kind:
+                    self.seen[kind] += 1
         if isinstance(kind, int):
             start_response(f"{kind} Fault", [("Content-Type", "text/plain"), ("Content-Length", "0")])
             return [b""]
