@@ -46,6 +46,7 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
     """See ``pipelines.data.index.build_index``."""
     folder = Folder(tars)
     files = _find_tars(folder)
+    _check_writable(folder)
     shard_splits = {file.name: shard_split(file.name) for file in files}
     assignment = Assignment(0.0 if "val" in shard_splits.values() else config.validation_fraction)
 
@@ -102,8 +103,11 @@ def index_shard(
     samples = None if force else _unchanged(folder, file, config)
     if samples is None:
         try:
+            before = folder.stamp(file.name)
             with folder.stream(file.name, file.size) as stream:
                 scan = scan_tar(stream.read, **config.scan)
+            if folder.stamp(file.name) != before:
+                raise OSError("it changed while it was read; run the index job again")
         except OSError as error:
             return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
         facts = {
@@ -147,6 +151,17 @@ def _find_tars(folder: Folder) -> list[FileStamp]:
     else:
         remedy = "import data first (python -m jobs.import_data --config ...), or name another folder in data.tars"
     raise DataError(f"{where}; {remedy}")
+
+
+def _check_writable(folder: Folder) -> None:
+    """Before hours of reading, not after."""
+    probe = f"{FOLDER}/.writable"
+    try:
+        folder.write(probe, b"")
+        folder.remove(probe)
+    except (OSError, NotImplementedError) as error:
+        remedy = "index the tars where they can be written beside; the index may then be served with them, read-only"
+        raise DataError(f"no index can be written beside the tars of {folder.uri!r} ({error}); {remedy}") from error
 
 
 def _map_shards(

@@ -1,6 +1,7 @@
 """Folders on any file system that fsspec knows: listing, sequential and ranged reads that retry, atomic writes.
 
-Credentials come from the environment, as each fsspec back end documents.
+Credentials come from the environment, as each fsspec back end documents: for S3 and stores like it, that is
+``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY`` or ``~/.aws``, and ``AWS_ENDPOINT_URL`` where the store is not AWS.
 """
 
 from __future__ import annotations
@@ -30,6 +31,21 @@ CHUNK = 4 << 20
 _LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
 # Trying again does not make a file appear or a permission granted.
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# The clients under fsspec's HTTP and S3 do not derive all of their errors from OSError.
+_CLIENTS = ("aiohttp", "aiobotocore", "botocore")
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, and AWS_ENDPOINT_URL where the store is not AWS",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+
+
+class AccessError(PermissionError, DataError):
+    """The store refuses: to who handles a file, a file's error; to the user, what is wrong and what to do."""
+
+
+class RefusedError(OSError):
+    """An answer of the server that asking again would not change."""
 
 
 def retrying(operation: Callable[[], T]) -> T:
@@ -41,19 +57,38 @@ def retrying(operation: Callable[[], T]) -> T:
     for attempt in range(ATTEMPTS):
         try:
             return operation()
-        except _PERMANENT:
-            raise
         except Exception as error:
-            # aiohttp, under fsspec's HTTP and S3, does not derive all of its connection errors from OSError.
-            foreign = type(error).__module__.partition(".")[0] == "aiohttp"
-            if not foreign and not isinstance(error, OSError):
-                raise
-            if attempt == ATTEMPTS - 1:
-                if foreign:
-                    raise OSError(f"{type(error).__name__}: {error}") from error
-                raise
+            known = _file_error(error)
+            if known is None or isinstance(known, (*_PERMANENT, RefusedError)) or attempt == ATTEMPTS - 1:
+                if known is None or known is error:
+                    raise
+                raise known from error
             time.sleep(FIRST_DELAY_S * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _file_error(error: Exception) -> OSError | None:
+    """The error in the terms of the standard library; None where it is not one of reading and writing."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client(cause) == "aiohttp":
+        # fsspec calls a file missing whose size it could not ask for, whatever the reason.
+        return error if getattr(cause, "status", None) in (404, 410) else _file_error(cause)
+    if isinstance(error, OSError):
+        return error
+    if _client(error) is None:
+        return None
+    message = f"{type(error).__name__}: {error}"
+    status = getattr(error, "status", None)  # of an HTTP response
+    if status in (401, 403) or type(error).__name__ in _NO_CREDENTIALS:
+        return PermissionError(message)
+    if status == 501 or (status is not None and 400 <= status < 500 and status not in (408, 425, 429)):
+        return RefusedError(message)
+    return OSError(message)
+
+
+def _client(error: Exception) -> str | None:
+    package = type(error).__module__.partition(".")[0]
+    return package if package in _CLIENTS else None
 
 
 @dataclass(frozen=True)
@@ -93,7 +128,8 @@ class Folder:
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
         try:
-            fs, root = url_to_fs(self.uri)
+            # Others write here too: what was listed a while ago may be no more.
+            fs, root = url_to_fs(self.uri, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise DataError(f"folder {self.uri!r} cannot be opened: {error}") from None
         return fs, str(root).rstrip("/")
@@ -101,6 +137,18 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return isinstance(self._location[0], LocalFileSystem)
+
+    def _retrying(self, operation: Callable[[], T]) -> T:
+        try:
+            return retrying(operation)
+        except PermissionError as error:
+            if self.is_local:
+                remedy = "its owner can change the permissions"
+            else:
+                protocol = self.uri.partition(":")[0]
+                where = _CREDENTIALS.get(protocol, f"as fsspec's back end for {protocol} documents")
+                remedy = f"give every node credentials that may, in the environment: {where}"
+            raise AccessError(f"{self.uri!r} refuses access ({error}); {remedy}") from error
 
     def path(self, name: str) -> str:
         return f"{self._location[1]}/{name}" if name else self._location[1]
@@ -110,21 +158,28 @@ class Folder:
         fs, folder = self._location[0], self.path(subfolder)
 
         def listing() -> list[dict[str, Any]]:
-            fs.invalidate_cache(folder)
             return [self._info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
 
         try:
-            entries = retrying(listing)
+            entries = self._retrying(listing)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        stamps = [FileStamp(str(e["name"]).rsplit("/", 1)[-1], int(e["size"] or 0), _stamp(e)) for e in entries]
-        return sorted(stamps, key=lambda stamp: stamp.name)
+        return sorted(map(_file_stamp, entries), key=lambda stamp: stamp.name)
+
+    def stamp(self, name: str) -> FileStamp:
+        """The file as it is now. Its stamp compares with that of another call; a listing may write it differently.
+
+        Raises:
+            OSError: it does not exist, or could not be asked for after several attempts.
+        """
+        fs, path = self._location[0], self.path(name)
+        return _file_stamp(self._retrying(lambda: self._info(fs.info(path))))
 
     def subfolders(self) -> list[str]:
         """Names of the folders directly in it, sorted; [] where it does not exist."""
         fs, folder = self._location
         try:
-            entries = retrying(lambda: fs.ls(folder, detail=True))
+            entries = self._retrying(lambda: fs.ls(folder, detail=True))
         except (FileNotFoundError, NotADirectoryError):
             return []
         names = (str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
@@ -132,7 +187,7 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         fs, path = self._location[0], self.path(name)
-        return retrying(lambda: bool(fs.exists(path)))
+        return self._retrying(lambda: bool(fs.exists(path)))
 
     def read(self, name: str) -> bytes:
         """The whole file.
@@ -141,7 +196,7 @@ class Folder:
             OSError: it does not exist, or could not be read after several attempts.
         """
         fs, path = self._location[0], self.path(name)
-        return retrying(lambda: bytes(fs.cat_file(path)))
+        return self._retrying(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """The bytes of each (offset, size). Neighbouring ranges are read together, and when one fails, those that have
@@ -159,6 +214,9 @@ class Folder:
             for span, piece in zip(missing, self._read_spans(name, missing), strict=True):
                 if isinstance(piece, Exception):
                     failures.append(piece)
+                elif len(piece) > span[1] - span[0]:
+                    problem = f"{name}: the whole file came where {span[1] - span[0]} bytes were asked for"
+                    failures.append(RefusedError(f"{problem}; serve it with a server that knows ranges"))
                 elif len(piece) != span[1] - span[0]:
                     failures.append(OSError(f"{name}: read {len(piece)} of {span[1] - span[0]} bytes at {span[0]}"))
                 else:
@@ -166,7 +224,7 @@ class Folder:
             if failures:
                 raise failures[0]
 
-        retrying(read_the_rest)
+        self._retrying(read_the_rest)
         out: list[bytes] = [b""] * len(ranges)
         for start, stop, members in merged:
             piece = pieces[start, stop]
@@ -191,7 +249,7 @@ class Folder:
     def stream(self, name: str, size: int) -> ResumingStream:
         """The file's bytes in order, read once; see ``ResumingStream``."""
         fs, path = self._location[0], self.path(name)
-        return ResumingStream(lambda: fs.open(path, "rb", block_size=CHUNK), name, size)
+        return ResumingStream(lambda: fs.open(path, "rb", block_size=CHUNK), name, size, self._retrying)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
@@ -199,7 +257,7 @@ class Folder:
         """
         fs, path = self._location[0], self.path(name)
         if not self.is_local:
-            retrying(lambda: fs.pipe_file(path, data))
+            self._retrying(lambda: fs.pipe_file(path, data))
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -214,26 +272,26 @@ class Folder:
         """Delete a file; nothing happens where there is none."""
         fs, path = self._location[0], self.path(name)
         with suppress(FileNotFoundError):
-            retrying(lambda: fs.rm_file(path))
+            self._retrying(lambda: fs.rm_file(path))
 
     def remove_folder(self, name: str) -> None:
         """Delete a folder and all that is in it; nothing happens where there is none."""
         fs, path = self._location[0], self.path(name)
         with suppress(FileNotFoundError):
-            retrying(lambda: fs.rm(path, recursive=True))
+            self._retrying(lambda: fs.rm(path, recursive=True))
 
     def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
         # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
-        if entry.get("islink") or entry.get("size") is None:
-            fs: AbstractFileSystem = self._location[0]
+        fs: AbstractFileSystem = self._location[0]
+        try:
             if entry.get("islink"):
-                try:
-                    target = os.stat(entry["name"])
-                except OSError:  # it points nowhere; whoever opens it will say so
-                    return {"name": entry["name"], "size": 0}
+                target = os.stat(entry["name"])
                 return {**entry, "size": target.st_size, "mtime": target.st_mtime}
-            return {**entry, **fs.info(entry["name"])}
-        return entry
+            return entry if entry.get("size") is not None else {**entry, **fs.info(entry["name"])}
+        except Exception as error:
+            if not entry.get("islink") and not isinstance(_file_error(error), (*_PERMANENT, RefusedError)):
+                raise
+            return {"name": entry["name"], "size": 0}  # it leads nowhere; whoever opens it will say so
 
 
 class ResumingStream:
@@ -243,8 +301,10 @@ class ResumingStream:
     for a short file.
     """
 
-    def __init__(self, open_file: Callable[[], Any], name: str, size: int) -> None:
-        self._open_file, self._name, self._size = open_file, name, size
+    def __init__(
+        self, open_file: Callable[[], Any], name: str, size: int, retry: Callable[[Callable[[], bytes]], bytes]
+    ) -> None:
+        self._open_file, self._name, self._size, self._retry = open_file, name, size, retry
         self._file: Any = None
         self.position = 0
 
@@ -254,7 +314,7 @@ class ResumingStream:
         Raises:
             OSError: after several attempts in a row.
         """
-        data = retrying(lambda: self._read(size))
+        data = self._retry(lambda: self._read(size))
         self.position += len(data)
         return data
 
@@ -287,8 +347,12 @@ class ResumingStream:
         self.close()
 
 
+def _file_stamp(entry: dict[str, Any]) -> FileStamp:
+    return FileStamp(str(entry["name"]).rsplit("/", 1)[-1], int(entry["size"] or 0), _stamp(entry))
+
+
 def _stamp(entry: dict[str, Any]) -> str:
-    for name in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created"):
+    for name in ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created"):
         if entry.get(name):
             value = entry[name]
             return str(value.isoformat() if hasattr(value, "isoformat") else value)

@@ -1,15 +1,25 @@
-"""What the check of an image costs where the image is a bomb. Which images are sound is tested in test_scan.py."""
+"""What the check of an image costs where the image is a bomb, and that its quick look accepts no more than Pillow.
+
+Which images are sound is tested in test_scan.py.
+"""
 
 from __future__ import annotations
 
+import io
 import json
+import random
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from pipelines.data import validate
 from pipelines.data.corpus import train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
@@ -72,3 +82,34 @@ def test_a_bomb_is_refused_without_being_decoded(look: str, bomb: Path, tmp_path
     print(f"{extra_mb:.0f} MB more, {seconds:.3f} s")
     assert "900000000 pixels" in refused
     assert extra_mb < EXTRA_MB
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 3}], ids=str)
+def test_the_quick_look_accepts_nothing_that_pillow_refuses(mode: str, how: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (15, 20, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((160, 120)).convert(mode).save(out, "JPEG", **how)
+    sound, rng = out.getvalue(), random.Random(0)
+    verdicts = [(_pillow_decodes(data), validate._decodes_cleanly(data)) for data in _spoiled(sound, rng, 150)]
+    assert (False, True) not in verdicts
+    assert {(False, False), (True, True)} <= set(verdicts)
+    assert validate._decodes_cleanly(sound)
+
+
+def _spoiled(sound: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
+    """Cut, or with a byte, a block or a few bytes more that are wrong."""
+    for number in range(count):
+        at = rng.randrange(len(sound))
+        wrong = (b"", rng.randbytes(1), bytes(512), rng.randbytes(9))[number % 4]
+        behind = (len(sound), at + 1, at + 512, at)[number % 4]
+        yield sound[:at] + wrong[: len(sound) - at] + sound[behind:]
+
+
+def _pillow_decodes(data: bytes) -> bool:
+    try:
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            image.load()
+    except Exception:  # whatever broken bytes lead it to
+        return False
+    return True
