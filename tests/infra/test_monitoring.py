@@ -45,18 +45,13 @@ EXPRESSIONS = [pytest.param(expr, id=name) for name, expr in [*rule_expressions(
 
 
 def metrics_of(expression: str) -> set[str]:
-    found = set()
+    found: set[str] = set()
 
     def visit(node: Any) -> None:
         if isinstance(node, promql.VectorSelector):
             found.add(node.name)
-        for child in ("expr", "lhs", "rhs", "vector_selector", "param"):
-            if (below := getattr(node, child, None)) is not None and not isinstance(below, str):
-                visit(below)
-        for below in getattr(node, "args", []) or []:
-            visit(below)
 
-    visit(promql.parse(expression))
+    promql.walk(promql.parse(expression), visit)
     return found
 
 
