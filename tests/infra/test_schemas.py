@@ -32,7 +32,7 @@ VERSIONS = ["1.30", kubernetes_validate.latest_version()]
 
 @cache
 def registry(version: str) -> Registry[Any]:
-    full = next(v for v in kubernetes_validate.all_versions() if v.startswith(version))
+    full = next(v for v in kubernetes_validate.utils.all_versions() if v.startswith(version))
     folder = files("kubernetes_validate").joinpath(f"kubernetes-json-schema/v{full}-local-strict")
     definitions = json.loads(folder.joinpath("_definitions.json").read_text(encoding="utf-8"))
     return Registry().with_resources(
