@@ -20,9 +20,25 @@ DOCUMENTS = ["README.md", "CONTRIBUTING.md", "infra/README.md"]
 SHELLS = {"bash", "sh", "shell", "console"}
 
 # Programs whose arguments are checked below.
-OURS = {"make", "python", "python3", ".venv/bin/python", "ray", ".venv/bin/ray", "infra/cluster.sh", "eval", ".ci/run"}
+SCRIPTS = {"infra/cluster.sh", "infra/retrain.sh", "infra/services.sh"}
+OURS = {"make", "python", "python3", ".venv/bin/python", "ray", ".venv/bin/ray", "eval", ".ci/run"} | SCRIPTS
 # Programs that are not ours: the names are known, what they do is theirs to check.
-OTHERS = {"cd", "curl", "docker", "export", "git", "kubectl", "mlflow", "open", "podman", "source", "."}
+OTHERS = {
+    "cd",
+    "cp",
+    "curl",
+    "docker",
+    "export",
+    "git",
+    "kubectl",
+    "loginctl",
+    "mlflow",
+    "open",
+    "podman",
+    "source",
+    "systemctl",
+    ".",
+}
 
 
 def blocks(text: str) -> Iterator[str]:
@@ -90,11 +106,8 @@ def check(words: list[str]) -> None:
             check(arguments[arguments.index("--") + 1 :])
         else:
             assert arguments[0] in ("start", "stop", "status", "job"), f"unknown ray command {arguments[0]!r}"
-    elif program == "infra/cluster.sh":
-        usage = (ROOT / program).read_text(encoding="utf-8")
-        assert re.search(rf"\b{arguments[0]}\b", usage.split("TEXT")[1]), f"cluster.sh knows no {arguments[0]!r}"
-        for option in [a for a in arguments[1:] if a.startswith("--") and a != "--"]:
-            assert f"{option} " in usage, f"cluster.sh knows no {option!r}"
+    elif program in SCRIPTS:
+        check_script(program, arguments)
     elif program == "eval":
         inner = re.fullmatch(r"\$\((.*)\)", arguments[0])
         assert inner, f"cannot check {arguments[0]!r}"
@@ -105,6 +118,17 @@ def check(words: list[str]) -> None:
         assert program in OTHERS, f"unknown command {program!r}; teach this test to check it"
         for file in [a for a in arguments if re.match(r"(infra|jobs|pipelines|vlmodel|tests)/", a)]:
             assert (ROOT / file).exists(), f"there is no {file}"
+
+
+def check_script(program: str, arguments: list[str]) -> None:
+    usage = (ROOT / program).read_text(encoding="utf-8").split("TEXT")[1]
+    if not arguments[0].startswith("-"):
+        assert re.search(rf"^  {arguments[0]}\b", usage, re.MULTILINE), f"{program} knows no {arguments[0]!r}"
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    for option in [argument for argument in options if argument.startswith("--")]:
+        assert f"{option} " in usage, f"{program} knows no {option!r}"
+    if program == "infra/retrain.sh":
+        check_job("retrain", arguments[arguments.index("--") + 1 :])
 
 
 def check_job(job: str, arguments: list[str]) -> None:
@@ -165,6 +189,7 @@ def test_links_lead_somewhere(document: str) -> None:
         "ray job submit --working-dir . -- python -m jobs.train train.epochs=many",
         "infra/cluster.sh begin",
         "infra/cluster.sh start --prot 3",
+        "infra/services.sh start --prot 3",
         "kubectl apply -f infra/k8s/nothing.yaml",
         "rm -rf build",
     ],

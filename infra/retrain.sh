@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# What the schedules call: hands one retraining to a Ray cluster and leaves.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: infra/retrain.sh [--window FORMAT] [--dry-run] -- arguments of jobs.retrain
+
+Submits `python -m jobs.retrain` under the id retrain-WINDOW. Ray takes each id once, so a window that was submitted
+already is left alone, with exit code 0: a schedule may call twice, or again after a failure of its own.
+
+  --window FORMAT   of `date`, in UTC (%Y-%m-%d: a window a day); {window} in an argument is replaced by it
+  --dry-run         print the command, submit nothing
+
+The cluster is the one of RAY_API_SERVER_ADDRESS, else the one that infra/cluster.sh started on this machine. How a
+retraining ended: ray job status retrain-WINDOW
+TEXT
+}
+
+fail() {
+    echo "retrain.sh: $*" >&2
+    exit 1
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+format=%Y-%m-%d dry_run=no
+while [[ $# -gt 0 && $1 != -- ]]; do
+    case $1 in
+    -h | --help | help)
+        usage
+        exit 0
+        ;;
+    --window)
+        [[ $# -ge 2 ]] || fail "option $1 needs a value; see infra/retrain.sh --help"
+        format=$2
+        shift
+        ;;
+    --dry-run) dry_run=yes ;;
+    *) fail "unknown option $1; see infra/retrain.sh --help" ;;
+    esac
+    shift
+done
+[[ $# -gt 1 ]] || fail "what is to be retrained? Give the arguments of jobs.retrain after --"
+shift
+
+window=$(date --utc "+$format")
+# It becomes a part of paths and log names.
+[[ $window =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "window '$window' may have letters, digits and . _ - only"
+id=retrain-$window
+command=(python -m jobs.retrain "${@//\{window\}/$window}")
+if [[ $dry_run == yes ]]; then
+    printf '%s:' "$id"
+    printf ' %q' "${command[@]}"
+    echo
+    exit
+fi
+if [[ -z ${RAY_API_SERVER_ADDRESS:-} ]]; then
+    exports=$("$root/infra/cluster.sh" env) || fail "no cluster; start one, or set RAY_API_SERVER_ADDRESS"
+    eval "$exports"
+fi
+python=$([[ -x $root/.venv/bin/python ]] && echo "$root/.venv/bin/python" || echo python)
+
+# The server decides whether an id is new: to ask first would let two schedules pass at once.
+if said=$("$python" -m ray.scripts.scripts job submit --no-wait --submission-id "$id" --working-dir "$root" \
+    -- "${command[@]}" 2>&1); then
+    echo "submitted: $id"
+elif [[ $said == *"$id already exists"* ]]; then
+    echo "submitted before: $id"
+else
+    echo "$said" >&2
+    fail "$id was not submitted"
+fi
