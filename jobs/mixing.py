@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs import runs
 from jobs.config import JobConfig
 from pipelines.data.dataset import Mixture, Source
+from pipelines.data.errors import DataError
 from pipelines.data.features import Features
 from pipelines.data.index import Index
 from pipelines.data.mixture import MixturePlan
@@ -22,11 +23,17 @@ def indexes(config: JobConfig, judged: Index) -> dict[str, Index]:
 
     Raises:
         ConfigError: two sources hold the same samples.
-        DataError: a source has no index.
+        DataError: a source has no index, or one of other members than ``data.mix`` says.
     """
     if not config.data.mix:
         return {"": judged}
     found = {name: Index.open(runs.absolute(config.data.mix[name].tars)) for name in sorted(config.data.mix)}
+    for name, index in found.items():
+        if index.members != (members := config.data.mix[name].members):
+            raise DataError(
+                f"{index.tars} was indexed as {index.members}, and data.mix.{name}.members={members}; run the index "
+                "job again, or set what it holds"
+            )
     names: dict[str, str] = {}
     for name, index in found.items():
         if (other := names.setdefault(index.hash, name)) != name:

@@ -64,15 +64,15 @@ class Mixture:
     """Several sources that are read as one; their numbers are those of an order over them (mixture.py).
 
     Attributes:
-        members: the sources, of one processor; all have kept features of one backbone, or none has.
+        members: the sources, of one processor; all that have images have kept features of one backbone, or none has.
     """
 
     members: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        kept = [member.features for member in self.members]
+        kept = [member.features for member in self.members if member.features is not None]
         assert len({member.processor for member in self.members}) == 1
-        assert len({f and (f.width, f.precision, f.backbone) for f in kept}) == 1
+        assert len({(f.width, f.precision, f.backbone) for f in kept}) <= 1
 
     @property
     def processor(self) -> str:
@@ -81,8 +81,8 @@ class Mixture:
 
     @property
     def features(self) -> Features | None:
-        """The first source's kept features: None, or of all sources' width, precision and backbone."""
-        return self.members[0].features
+        """The first kept features of a source: None, or of all sources' width, precision and backbone."""
+        return next((member.features for member in self.members if member.features is not None), None)
 
 
 def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: int) -> Source | Mixture:
@@ -91,14 +91,17 @@ def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: i
     """
     if isinstance(source, Source):
         return _keeping_pixels(source, config, epochs)
-    sizes = [_open_member(member).size for member in source.members]
-    rooms = [config.model_copy(update={"max_gb": config.max_gb * size / sum(sizes)}) for size in sizes]
+    opened = [_open_member(member) for member in source.members]
+    sizes = [member.size if member.pictured else 0 for member in opened]
+    rooms = [config.model_copy(update={"max_gb": config.max_gb * size / max(1, sum(sizes))}) for size in sizes]
     members = zip(source.members, rooms, strict=True)
     return Mixture(tuple(_keeping_pixels(member, room, epochs) for member, room in members))
 
 
 def _keeping_pixels(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
     if config.keep == "never" or source.features is not None or (config.keep == "auto" and epochs < 2):
+        return source
+    if not _open_member(source).pictured:
         return source
     samples = open_samples(source)
     index = samples.members[0].index
@@ -121,6 +124,7 @@ class Samples:
         self.members = [_open_member(member) for member in members]
         self.processor, self.features = _processor(source.processor), source.features
         self.size = sum(member.size for member in self.members)
+        self._pictured = np.array([member.pictured for member in self.members])
 
     def read_texts(self, taken: Slice) -> list[Record]:
         """The samples of a slice without their images, in its order; each shard is opened once."""
@@ -129,6 +133,18 @@ class Samples:
             for place, record in zip(places, member.reader.read(shard.name, rows, images=False), strict=True):
                 records[place] = record
         return [record for record in records if record is not None]
+
+    def pictured(self, taken: Slice) -> Slice:
+        """The samples of a slice that have an image."""
+        return taken if self._pictured.all() else taken[np.flatnonzero(self._pictured[taken.source])]
+
+    def image_places(self, taken: Slice) -> Arrays:
+        """``image_place_B`` (see ``VLModel.forward``) of a slice; nothing where each sample has an image."""
+        if self._pictured.all():
+            return {}
+        has_image_B = self._pictured[taken.source]
+        place_B = np.where(has_image_B, np.cumsum(has_image_B) - 1, has_image_B.sum())
+        return {"image_place_B": place_B.astype(np.int64, copy=False)}
 
     def keys(self, taken: Slice) -> list[str]:
         """The keys of the samples of a slice, in its order."""
@@ -139,7 +155,8 @@ class Samples:
         return keys
 
     def see(self, taken: Slice) -> Arrays:
-        """What the model is to see of the samples of a slice: kept features or, where there are none, their images.
+        """What the model is to see of the samples of a slice, all with an image: kept features or, where there are
+        none, the images.
 
         Raises:
             DataError: a shard cannot be read, or an image of it cannot be decoded.
@@ -186,7 +203,15 @@ class _Member:
                 f"{self.index.hash[:12]}); start the job again, under another name, to use the new data"
             )
         self.reader = ShardReader(self.index)
-        self.reads = sorted({fields.reads for fields in _processor(source.processor).tasks.values()})
+        self.pictured = self.index.members != "texts"
+        tasks = _processor(source.processor).tasks
+        able = [fields for fields in tasks.values() if self.pictured or not fields.needs_image]
+        if not able:
+            raise DataError(
+                f"{source.tars} holds texts without images (data.index.members=texts), and of these the model's task "
+                "makes nothing: it is about images; leave this source out"
+            )
+        self.reads = sorted({fields.reads for fields in able})
         # Every sample has a caption or a question.
         counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
         self.counts: Ints = np.array(
