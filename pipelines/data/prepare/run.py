@@ -62,8 +62,8 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
 
     dropped = losses(index, decision, out)
     out.write(DROPPED, table_bytes(dropped, {}))
-    fraction = {"validation_fraction": index.assignment.fraction}
-    prepared = _index(out, (index_config or IndexConfig()).model_copy(update=fraction))
+    same = {"validation_fraction": index.assignment.fraction, "members": index.members}
+    prepared = _index(out, (index_config or IndexConfig()).model_copy(update=same))
     summary = _summary(index, prepared, decision, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
     out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))
