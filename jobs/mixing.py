@@ -70,8 +70,9 @@ def training(
 
     Raises:
         ConfigError: a source is too rare to be mixed.
-        DataError: a source has no samples with the texts that the tasks read.
+        DataError: a source has no samples with the texts that the tasks read, or images alone, of which none learns.
     """
+    _refuse_idle(config, trained)
     sources = {
         name: Source(index.tars, index.hash, "train", str(processor), features.get(index.hash))
         for name, index in trained.items()
@@ -91,3 +92,15 @@ def training(
     except ValueError as error:
         raise ConfigError(f"data.mix: {error}") from None
     return Mixture(tuple(sources.values())), order
+
+
+def _refuse_idle(config: JobConfig, trained: Mapping[str, Index]) -> None:
+    """A captioner writes about images without texts, and learns nothing of them."""
+    if any(fields.target == "none" for fields in config.model.decoder.tasks().values()):
+        return
+    for index in trained.values():
+        if index.members == "images":
+            raise DataError(
+                f"{index.tars} holds images alone, and only contrastive tasks learn of images without texts; leave it "
+                "out of data.mix, or add such a task"
+            )

@@ -40,6 +40,11 @@ class Fields(Section):
         """Whether a row is about an image, so that texts without one make none."""
         return not self.text or self.target in ("match", "none")
 
+    @property
+    def uses_lone_images(self) -> bool:
+        """Whether an image without texts is of use: something is written about it, or it is one that no text means."""
+        return not self.text or self.target == "none"
+
 
 def on_host(name: str) -> bool:
     """Whether the array ``name`` of a batch goes into the model as numbers (``tolist``) and not as a tensor: it decides

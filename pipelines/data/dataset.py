@@ -20,6 +20,8 @@ from pipelines.data.index import Index, Shard
 from pipelines.data.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
 from pipelines.data.plan import Ints, Plan, Slice
 from pipelines.data.reader import Record, ShardReader
+from pipelines.data.sample import Members
+from vlmodel.fields import Fields, join
 from vlmodel.images import ImageError
 from vlmodel.processor import VLProcessor
 
@@ -125,6 +127,7 @@ class Samples:
         self.processor, self.features = _processor(source.processor), source.features
         self.size = sum(member.size for member in self.members)
         self._pictured = np.array([member.pictured for member in self.members])
+        self._lone = np.array([member.index.members == "images" for member in self.members])
 
     def read_texts(self, taken: Slice) -> list[Record]:
         """The samples of a slice without their images, in its order; each shard is opened once."""
@@ -145,6 +148,16 @@ class Samples:
         has_image_B = self._pictured[taken.source]
         place_B = np.where(has_image_B, np.cumsum(has_image_B) - 1, has_image_B.sum())
         return {"image_place_B": place_B.astype(np.int64, copy=False)}
+
+    def lone_images(self, taken: Slice, weight: float) -> Arrays:
+        """``lone_B`` of the tasks that compare: which images of a slice of that weight are without texts; nothing where
+        no source is.
+        """
+        if not self._lone.any():
+            return {}
+        lone = {"lone_B": self._lone[taken.source] & (weight > 0)}
+        comparing = [task for task, fields in self.processor.tasks.items() if fields.target == "none"]
+        return {name: array for task in comparing for name, array in join(task, lone)}
 
     def keys(self, taken: Slice) -> list[str]:
         """The keys of the samples of a slice, in its order."""
@@ -205,14 +218,15 @@ class _Member:
         self.reader = ShardReader(self.index)
         self.pictured = self.index.members != "texts"
         tasks = _processor(source.processor).tasks
-        able = [fields for fields in tasks.values() if self.pictured or not fields.needs_image]
+        able = [fields for fields in tasks.values() if _is_of_use(self.index.members, fields)]
         if not able:
             raise DataError(
-                f"{source.tars} holds texts without images (data.index.members=texts), and of these the model's task "
-                "makes nothing: it is about images; leave this source out"
+                f"{source.tars} holds {self.index.members} alone (data.index.members), and the model's tasks make "
+                "nothing of them; leave this source out"
             )
-        self.reads = sorted({fields.reads for fields in able})
-        # Every sample has a caption or a question.
+        # A sample of images alone has nothing else to be chosen by.
+        self.reads = sorted({fields.reads for fields in able}) if self.index.members != "images" else []
+        # Every sample of the others has a caption or a question.
         counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
         self.counts: Ints = np.array(
             [_in_split(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
@@ -246,7 +260,9 @@ class _Member:
 
     def _eligible_rows(self, shard: int) -> Ints:
         table = self.index.rows(self.index.shards[shard].name)
-        eligible = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
+        eligible = np.ones(table.num_rows, np.bool_)
+        if self.reads:
+            eligible = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
         if self.source.split:
             eligible &= np.asarray(table["split"].to_pylist()) == self.source.split
         return np.flatnonzero(eligible).astype(np.int64)
@@ -260,6 +276,11 @@ def _open_member(source: Source) -> _Member:
 @lru_cache(maxsize=8)
 def _processor(folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(folder)
+
+
+def _is_of_use(members: Members, fields: Fields) -> bool:
+    """Whether a task makes anything of such samples."""
+    return {"pairs": True, "texts": not fields.needs_image, "images": fields.uses_lone_images}[members]
 
 
 def _in_split(counts: Mapping[str, int], split: str) -> int:

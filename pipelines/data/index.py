@@ -58,7 +58,8 @@ class IndexConfig(Section):
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""
     members: Members = "pairs"
-    """What a sample is: "pairs", an image with its texts; "texts", texts alone, whatever images lie beside them."""
+    """What a sample is: "pairs", an image with its texts; "texts" or "images", one without the other, which is passed
+    over where there is some."""
 
     @property
     def scan(self) -> dict[str, Any]:
@@ -176,7 +177,7 @@ class Index:
 
         Columns: key, split, image_offset, image_size, image_format, width, height, json_offset, json_size, txt_offset,
         txt_size (these four may be null), captions, questions, sha256 (of the image bytes). Of texts without images the
-        columns that tell of an image are null.
+        columns that tell of an image are null, and of images without texts those that tell where texts are.
 
         Raises:
             DataError: the shard's part of the index was rewritten since this index was opened, or is gone.

@@ -256,8 +256,11 @@ def _check_limits(
         problem, remedy = f"has {worst_run:,} faults in a row, with {limit}", "mend the tars, or raise that limit"
     else:
         return
-    if 2 * facts["quarantine"].get(Reason.MISSING_IMAGE, 0) > samples + faults:
-        remedy += "; or, if it holds texts without images, set data.index.members=texts (data.mix.NAME.members)"
+    for reason, members in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
+        if 2 * facts["quarantine"].get(reason, 0) > samples + faults:
+            remedy += (
+                f"; or, if it is to hold {members} alone, set data.index.members={members} (data.mix.NAME.members)"
+            )
     report = "\n".join(describe_faults(quarantine, facts["quarantine"]))
     shown = " and quarantine.html" if config.report else "; data.index.report=true shows them on a page"
     raise DataError(f"{tars!r} {problem}; {remedy}. All of them are in {FOLDER}/quarantine.parquet{shown}.\n{report}")

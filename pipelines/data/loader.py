@@ -74,8 +74,9 @@ class TrainingParts(Batches):
         taken, weight = self._taken(number)
         samples = open_samples(self.source)
         examples = _examples(samples, samples.read_texts(taken), weight)
+        absent = samples.image_places(taken) | samples.lone_images(taken, weight)
         provenance = _provenance(taken, number // self.accumulation, weight)
-        return samples.processor.collate_rows(examples) | samples.image_places(taken) | provenance
+        return samples.processor.collate_rows(examples) | absent | provenance
 
     def images(self, rows: Arrays) -> Arrays:
         samples = open_samples(self.source)

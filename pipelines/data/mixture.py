@@ -53,7 +53,8 @@ class MixedSource(Section):
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Its share of the samples is in proportion to this. All sources have a weight, or none; then it is their size."""
     members: Members = "pairs"
-    """What its samples are, as data.index.members says it of data.tars: "pairs", or "texts" without images."""
+    """What its samples are, as data.index.members says it of data.tars: "pairs", "texts" without images, or "images"
+    without texts, which contrastive tasks learn to tell from those that are asked for."""
 
 
 @dataclass(frozen=True, eq=False)

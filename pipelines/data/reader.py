@@ -116,6 +116,8 @@ class ShardReader:
             raise DataError(f"{problem}; {remedy}") from error
 
     def _parse(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes], at: int) -> Texts:
+        if sample["json_offset"] is None and sample["txt_offset"] is None:
+            return _NOTHING
         json = pieces[at] if sample["json_offset"] is not None else None
         txt = pieces[at + (json is not None)] if sample["txt_offset"] is not None else None
         try:

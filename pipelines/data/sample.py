@@ -18,8 +18,8 @@ from pipelines.data.errors import Reason, SampleError
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 """Extensions of image members: lower case, without the dot."""
 
-Members = Literal["pairs", "texts"]
-"""What the samples of a set of tars are made of: an image with its texts, or texts alone."""
+Members = Literal["pairs", "texts", "images"]
+"""What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
 
 
 _TEXT_KEYS = frozenset({"captions", "questions"})

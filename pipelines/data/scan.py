@@ -9,7 +9,7 @@ Rules where a key appears more than once in a shard:
 
 A sample at a break of the tar is part of the break, and has no row of its own, unless all of it is there.
 
-Of a set of texts the images are passed over, if there are any.
+Of a set of texts the images are passed over, if there are any, and of a set of images the texts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipelines.data.errors import Reason, SampleError
-from pipelines.data.sample import IMAGE_EXTENSIONS, Members, parse_texts
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, parse_texts
 from pipelines.data.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
 from pipelines.data.validate import Verify, check_image
 
@@ -45,7 +45,7 @@ SAMPLE_SCHEMA = pa.schema(
     ]
 )
 """``key_hash`` is the first 8 bytes of sha256(key), big-endian; offsets and sizes are bytes of the tar. What tells of
-an image, ``sha256`` too, is null where a sample is texts alone."""
+an image, ``sha256`` too, is null where a sample is texts alone; where it is an image alone, the places of texts are."""
 
 FAULT_SCHEMA = pa.schema(
     [
@@ -140,9 +140,9 @@ def scan_tar(
         extension = (split_name(name) or ("", ""))[1]
         if extension in IMAGE_EXTENSIONS:
             return check.images and n <= max_image_bytes
-        return n <= _MAX_TEXT_BYTES * _is_text(extension)
+        return check.texts and n <= _MAX_TEXT_BYTES * _is_text(extension)
 
-    check = _Check(max_pixels, max_image_bytes, verify, images=members != "texts")
+    check = _Check(max_pixels, max_image_bytes, verify, images=members != "texts", texts=members != "images")
     outcomes = _outcomes(read_tar(read_and_hash, wanted), check)
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
@@ -167,6 +167,7 @@ class _Check:
     max_image_bytes: int
     verify: Verify
     images: bool
+    texts: bool
 
 
 @dataclass
@@ -174,7 +175,7 @@ class _Group:
     """Adjacent members of one key."""
 
     key: str
-    needs_image: bool
+    check: _Check
     members: dict[str, Member] = field(default_factory=dict)
     fault: Fault | None = None
     after_break: bool = False
@@ -191,7 +192,8 @@ class _Group:
 
     @property
     def complete(self) -> bool:
-        return (self.image is not None or not self.needs_image) and any(map(_is_text, self.members))
+        has_image, has_text = self.image is not None, any(map(_is_text, self.members))
+        return (has_image or not self.check.images) and (has_text or not self.check.texts)
 
     def add(self, extension: str, member: Member) -> None:
         problem = _member_problem(extension, member)
@@ -244,7 +246,7 @@ class _Grouping:
         group = self.group
         if group is None or group.key != key or (extension in group.members and group.complete):
             self.close("next")
-            group = self.group = _Group(key, self.check.images, after_break=self.after_break)
+            group = self.group = _Group(key, self.check, after_break=self.after_break)
             self.after_break = False
         group.add(extension, member)
 
@@ -305,12 +307,13 @@ def _judge(group: _Group, check: _Check) -> _Row | Fault:
     def fault(member: Member, reason: Reason, detail: str) -> Fault:
         return Fault(group.key, member.name, member.offset, reason, detail)
 
-    image, json, txt = group.image if check.images else None, group.members.get("json"), group.members.get("txt")
+    image = group.image if check.images else None
+    json, txt = (group.members.get(kind) if check.texts else None for kind in ("json", "txt"))
     listing = ", ".join(f".{extension}" for extension in group.members)
     if image is None and check.images:
         known = ", ".join(IMAGE_EXTENSIONS)
         return fault(first, Reason.MISSING_IMAGE, f"there is only {listing}; an image ends in one of {known}")
-    if json is None and txt is None:
+    if json is None and txt is None and check.texts:
         return fault(image or first, Reason.MISSING_TEXT, f"there is only {listing}; texts are in .json or .txt")
     for member in (image, json, txt):
         if member is not None and member.size == 0:
@@ -336,10 +339,12 @@ def _judge(group: _Group, check: _Check) -> _Row | Fault:
             "height": facts.height,
             "sha256": hashlib.sha256(image.data).hexdigest(),
         }
-    try:
-        texts = parse_texts(json.data if json else None, txt.data if txt else None)
-    except SampleError as error:
-        return fault(_text_at_fault(error, json, txt) or first, error.reason, error.detail)
+    texts = Texts((), ())
+    if check.texts:
+        try:
+            texts = parse_texts(json.data if json else None, txt.data if txt else None)
+        except SampleError as error:
+            return fault(_text_at_fault(error, json, txt) or first, error.reason, error.detail)
     return {
         "key": group.key,
         "key_hash": hash_key(group.key),

@@ -127,16 +127,18 @@ def predict(
 
     Raises:
         ConfigError: the model has no such task.
-        DataError: the task is about images, and the data set has none.
+        DataError: the task is about images, and the data set has none; or it is about texts, and there are none.
     """
     tasks = VLProcessor.from_pretrained(model).tasks
     task = next(iter(tasks)) if task is None else task
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
-    if tasks[task].needs_image and Index.open(source.tars).members == "texts":
+    members, fields = Index.open(source.tars).members, tasks[task]
+    if (members == "texts" and fields.needs_image) or (members == "images" and fields.text):
+        missing = "images" if members == "texts" else "texts"
         raise DataError(
-            f"{source.tars} holds texts without images, and the model's task{f' {task!r}' if task else ''} is about "
-            "images; name data with images, or another task in evaluate.task"
+            f"{source.tars} holds {members} alone, and the model's task{f' {task!r}' if task else ''} is about "
+            f"{missing}; name data that has some, or another task in evaluate.task"
         )
     batches = EvaluationBatches(source, config.batch, answering=task)
     made = packed(batches.__getitem__, stream, 0, len(batches), row_is_block=False)

@@ -30,7 +30,7 @@ from pipelines.search.referee import create_referee
 from pipelines.train import checkpoint
 from pipelines.train.tracking import Tracker
 from tests.jobs.conftest import ROOT, SMALL
-from tests.pipelines.data.tar_maker import write_tar
+from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.config import ConfigError, load
 from vlmodel.processor import VLProcessor
 
@@ -188,8 +188,17 @@ def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pyte
     assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
     assert answers["target"].to_pylist() == ["green"] * 6
     assert answers["shuffled"].null_count == 6
-    with pytest.raises(DataError, match="the model's task 'find' is about images; name data with images"):
+    with pytest.raises(DataError, match="the model's task 'find' is about images; name data that has some"):
         predict(model, source, config.predict, config.stream, "find")
+
+
+def test_images_alone_are_refused_where_no_task_learns_of_them(data: Path, tmp_path: Path) -> None:
+    build_index(str(data / "named"), IndexConfig(validation_fraction=0.0))
+    write_tar(tmp_path, "train-000000.tar", [(f"{n}.jpg", photo(n)) for n in range(3)])
+    build_index(str(tmp_path), IndexConfig(validation_fraction=0.0, members="images"))
+    more = [f"data.mix.lone.tars={tmp_path}", "data.mix.lone.members=images"]
+    with pytest.raises(DataError, match=r"holds images alone, and only contrastive tasks learn"):
+        spent(settings(data, *more, "model.decoder.kind=caption"))
 
 
 def lines(folder: Path) -> Iterator[dict[str, Any]]:

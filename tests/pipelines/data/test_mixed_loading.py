@@ -24,7 +24,7 @@ from pipelines.data.plan import Schedule
 from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import StreamConfig, stream
-from tests.pipelines.data.tar_maker import write_tar
+from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
@@ -222,8 +222,40 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, 
     processor = VLProcessor.from_pretrained(said.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"holds texts without images .* is about images; leave this source out"):
+    with pytest.raises(DataError, match=r"holds texts alone .* the model's tasks make nothing of them; leave this"):
         replace(said, processor=str(tmp_path)).plan(shuffle=True)
+
+
+def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path) -> None:
+    """Beside captioned images, texts alone, and with a task that compares."""
+    processor = VLProcessor.from_pretrained(mixture.processor)
+    tasks = {"ask": Fields(reads="questions"), "find": Fields(reads="captions", target="none")}
+    VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], tasks).save_pretrained(tmp_path / "finder")
+    (tmp_path / "lone").mkdir()
+    write_tar(tmp_path / "lone", "train-000000.tar", [(f"{n}.png", photo(n, (16, 16), "PNG")) for n in range(9)])
+    index = build_index(str(tmp_path / "lone"), IndexConfig(validation_fraction=0.0, members="images"))
+    assert index.counts()["train"] == 9
+    members = [replace(source, processor=str(tmp_path / "finder")) for source in mixture.members]
+    mixed = Mixture((*members, Source(index.tars, index.hash, "train", str(tmp_path / "finder"))))
+    mine = parts_with_texts(mixed, rank=1, world=4)
+    told = 0
+    for number in range(len(mine)):
+        batch = mine[number]
+        assert "image_place_B" not in batch
+        assert "lone_B" not in batch
+        lone_B = (batch["source_B"] == 2) & batch["counts_B"]
+        np.testing.assert_array_equal(batch["find.lone_B"], lone_B)
+        assert not lone_B[batch["find.text_image_N"]].any()
+        assert not lone_B[batch["ask.text_image_N"]].any()
+        expected = processor.decode(photo(int(batch["row_B"][0]), (16, 16), "PNG"))
+        assert not lone_B[0] or (batch["pixels_BHWC"][0] == expected).all()
+        told += lone_B.sum()
+    assert told
+    answering = VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], {"": tasks["ask"]})
+    answering.save_pretrained(tmp_path / "answering")
+    unanswered = replace(mixed.members[2], processor=str(tmp_path / "answering"))
+    with pytest.raises(DataError, match=r"holds images alone .* make nothing of them"):
+        unanswered.plan(shuffle=True)
 
 
 def test_everything_is_small_to_send(mixture: Mixture) -> None:

@@ -305,3 +305,31 @@ class TestTextsAlone:
         found = scan(zeroed(data, header_of(data, "2.json")), members="texts")
         assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR]
         assert "1" in keys(found)
+
+
+class TestImagesAlone:
+    """A set of images: texts are neither needed nor read."""
+
+    def test_rows_have_an_image_and_no_texts(self):
+        entries = [("1.jpg", photo(1)), ("2.png", photo(2, form="PNG")), ("2.json", b"no JSON"), *sample(3)]
+        found = scan(tar_bytes(entries), members="images")
+        assert found.faults == []
+        assert keys(found) == ["1", "2", "0003"]
+        assert found.samples["captions"].to_pylist() == found.samples["questions"].to_pylist() == [0, 0, 0]
+        assert found.samples["image_format"].to_pylist() == ["jpeg", "png", "jpeg"]
+        for column in ("json_offset", "json_size", "txt_offset", "txt_size"):
+            assert found.samples[column].null_count == 3
+
+    @pytest.mark.parametrize(
+        ("reason", "entries"),
+        [
+            (Reason.MISSING_IMAGE, [("5.json", TEXTS)]),
+            (Reason.EMPTY_MEMBER, [("5.jpg", b"")]),
+            (Reason.TRUNCATED_IMAGE, [("5.jpg", JPEG[: len(JPEG) // 2])]),
+            (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("6.jpg", photo(6)), ("5.jpg", JPEG)]),
+        ],
+    )
+    def test_each_fault_is_one_row(self, reason, entries):
+        found = scan(tar_bytes([("1.jpg", photo(1)), *entries, ("9.jpg", photo(9))]), members="images")
+        assert [fault.reason for fault in found.faults] == [reason], found.faults
+        assert {"1", "9"} <= set(keys(found))
