@@ -11,6 +11,7 @@ from jobs.cluster import ClusterConfig
 from pipelines.data.index import IndexConfig
 from pipelines.data.mixture import MixedSource
 from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.sample import Members
 from pipelines.data.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
@@ -53,6 +54,22 @@ class DataConfig(Section):
         if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
             raise ValueError(f"{temperatures!r}: name at least one temperature, all above 0")
         return temperatures
+
+    @model_validator(mode="after")
+    def _one_kind_each(self) -> DataConfig:
+        known = {self.tars: ("data.index.members", self.index.members)}
+        for name, source in self.mix.items():
+            other, members = known.setdefault(source.tars, (f"data.mix.{name}.members", source.members))
+            if members != source.members:
+                raise ValueError(
+                    f"{source.tars} has one index, and data.mix.{name}.members={source.members} says another thing of "
+                    f"it than {other}={members}; make them equal"
+                )
+        return self
+
+    def sets(self) -> dict[str, Members]:
+        """What the samples of each folder of tars are, ``tars`` first and then the sources of the mix."""
+        return {self.tars: self.index.members} | {source.tars: source.members for source in self.mix.values()}
 
 
 class EvaluateConfig(Section):

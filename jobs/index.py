@@ -17,9 +17,10 @@ from pipelines.data.progress import ShardProgress
 def run(config: JobConfig) -> None:
     """Build or update the index of ``data.tars``, and of every source of ``data.mix``."""
     with connected(config.cluster):
-        for tars in dict.fromkeys([config.data.tars, *(source.tars for source in config.data.mix.values())]):
+        for tars, members in config.data.sets().items():
+            settings = config.data.index.model_copy(update={"members": members})
             with ShardProgress("index") as progress:
-                index = build_index(tars, config.data.index, report_progress=progress)
+                index = build_index(tars, settings, report_progress=progress)
             print(index.report(), flush=True)
             if config.data.index.report:
                 print(f"shown in {index.folder.path('_index/quarantine.html')}", flush=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs import runs
 from jobs.config import JobConfig
 from pipelines.data.dataset import Mixture, Source
+from pipelines.data.errors import DataError
 from pipelines.data.features import Features
 from pipelines.data.index import Index
 from pipelines.data.mixture import MixturePlan
@@ -22,11 +23,17 @@ def indexes(config: JobConfig, judged: Index) -> dict[str, Index]:
 
     Raises:
         ConfigError: two sources hold the same samples.
-        DataError: a source has no index.
+        DataError: a source has no index, or one of other members than ``data.mix`` says.
     """
     if not config.data.mix:
         return {"": judged}
     found = {name: Index.open(runs.absolute(config.data.mix[name].tars)) for name in sorted(config.data.mix)}
+    for name, index in found.items():
+        if index.members != (members := config.data.mix[name].members):
+            raise DataError(
+                f"{index.tars} was indexed as {index.members}, and data.mix.{name}.members={members}; run the index "
+                "job again, or set what it holds"
+            )
     names: dict[str, str] = {}
     for name, index in found.items():
         if (other := names.setdefault(index.hash, name)) != name:
@@ -63,8 +70,9 @@ def training(
 
     Raises:
         ConfigError: a source is too rare to be mixed.
-        DataError: a source has no samples with the texts that the tasks read.
+        DataError: a source has no samples with the texts that the tasks read, or images alone, of which none learns.
     """
+    _refuse_idle(config, trained)
     sources = {
         name: Source(index.tars, index.hash, "train", str(processor), features.get(index.hash))
         for name, index in trained.items()
@@ -84,3 +92,15 @@ def training(
     except ValueError as error:
         raise ConfigError(f"data.mix: {error}") from None
     return Mixture(tuple(sources.values())), order
+
+
+def _refuse_idle(config: JobConfig, trained: Mapping[str, Index]) -> None:
+    """A captioner writes about images without texts, and learns nothing of them."""
+    if any(fields.target == "none" for fields in config.model.decoder.tasks().values()):
+        return
+    for index in trained.values():
+        if index.members == "images":
+            raise DataError(
+                f"{index.tars} holds images alone, and only contrastive tasks learn of images without texts; leave it "
+                "out of data.mix, or add such a task"
+            )

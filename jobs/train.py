@@ -19,7 +19,7 @@ from pipelines.data.index import Index
 from pipelines.data.plan import Order, Schedule, check_division
 from pipelines.data.progress import ShardProgress
 from pipelines.data.vocabulary import build_processor
-from pipelines.evaluate.assess import assess, show
+from pipelines.evaluate.assess import assess, check_judgeable, show
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.train import checkpoint
 from pipelines.train.launch import launch
@@ -55,13 +55,15 @@ def ready(config: JobConfig) -> Index:
 
     Raises:
         ConfigError: the batch does not divide over the workers.
-        DataError: there is no index.
+        DataError: there is no index, or models cannot be judged by it.
     """
     try:
         check_division(config.train.batch, config.train.workers, config.train.accumulation)
     except ValueError as error:
         raise ConfigError(f"train.batch: {error}") from None
-    return Index.open(runs.tars(config))
+    index = Index.open(runs.tars(config))
+    check_judgeable(index)
+    return index
 
 
 def fit(
@@ -103,7 +105,7 @@ def _features(config: JobConfig, indexes: list[Index], processor: VLProcessor, l
     resources = Resources(train.workers, train.cpus_per_worker, train.gpu, train.threads, train.evaluation_batch)
     vision = new_model(config.model, processor, config.seed).vision
     found = {}
-    for index in {index.hash: index for index in indexes}.values():
+    for index in {index.hash: index for index in indexes if index.members != "texts"}.values():
         with ShardProgress(f"{label}  features") as progress:
             found[index.hash] = build_features(
                 index,

@@ -35,6 +35,16 @@ class Fields(Section):
     """What comes out: one of the known answers; a text, token by token; whether text and image belong together; or
     nothing that the sample would have to say (the pairing is what is learned)."""
 
+    @property
+    def needs_image(self) -> bool:
+        """Whether a row is about an image, so that texts without one make none."""
+        return not self.text or self.target in ("match", "none")
+
+    @property
+    def uses_lone_images(self) -> bool:
+        """Whether an image without texts is of use: something is written about it, or it is one that no text means."""
+        return not self.text or self.target == "none"
+
 
 def on_host(name: str) -> bool:
     """Whether the array ``name`` of a batch goes into the model as numbers (``tolist``) and not as a tensor: it decides

@@ -146,7 +146,12 @@ class Predictor:
             for name in INPUTS
             if name in arrays
         }
-        vision = self.model.see(torch.from_numpy(batch["pixels_BHWC"]).to(self.device))
+        seen = {
+            name: torch.from_numpy(batch[name]).to(self.device)
+            for name in ("pixels_BHWC", "image_place_B")
+            if name in batch
+        }
+        vision = self.model.see(**seen)
         return head, self.model.encode(head, vision, given, attention), given.get("text_mask_NT")
 
 

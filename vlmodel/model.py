@@ -220,6 +220,7 @@ class VLModel(PreTrainedModel):
         output_attention: bool = False,
         image_mask_B: Tensor | None = None,
         features_BF: Tensor | None = None,
+        image_place_B: Tensor | None = None,
         **fields: Any,
     ) -> VLOutput:
         """Encode B images once; for each task encode its texts, fuse each row with its image, decode.
@@ -228,6 +229,9 @@ class VLModel(PreTrainedModel):
             pixels_BHWC: uint8 RGB images.
             image_mask_B: False where there is no image; such an image changes nothing. All are real if not given.
             features_BF: what ``vision.features`` has given of the images, in place of them.
+            image_place_B: where the image of each sample is among the P that are given, and P of a sample without
+                one, whose rows have no vision stream. Such a sample costs the vision encoder nothing, and does not
+                enter its batch statistics. The images are those of the samples, one each, if not given.
             output_attention: return ``attention_LNQS`` and ``spans`` of the first task; costs nothing otherwise.
             fields: what ``VLProcessor`` makes of the texts, by the names that it gives (of several tasks
                 ``task.name``): ``text_image_N``, for each row its image; ``input_ids_NT`` and ``text_mask_NT``; with
@@ -238,7 +242,7 @@ class VLModel(PreTrainedModel):
         Raises:
             ValueError: neither images nor features were given, or both.
         """
-        vision = self.see(pixels_BHWC, image_mask_B, features_BF)
+        vision = self.see(pixels_BHWC, image_mask_B, features_BF, image_place_B)
         decoded: dict[str, parts.Decoded] = {}
         shown: Fused | None = None
         for task, head in self.decoder.heads().items():
@@ -268,12 +272,15 @@ class VLModel(PreTrainedModel):
         pixels_BHWC: Tensor | None = None,
         image_mask_B: Tensor | None = None,
         features_BF: Tensor | None = None,
+        image_place_B: Tensor | None = None,
     ) -> Tokens:
         """The encoded images, of which either the pixels or the features are given; see ``forward``."""
         if (pixels_BHWC is None) == (features_BF is None):
             given = "neither" if pixels_BHWC is None else "both"
             raise ValueError(f"images come as pixels_BHWC or as features_BF, and {given} of them were given; give one")
         vision: Tokens = self.vision(pixels_BHWC) if features_BF is None else self.vision.from_features(features_BF)
+        if image_place_B is not None:
+            vision = vision.spread(image_place_B)
         if image_mask_B is None:
             return vision
         return Tokens(vision.x_BTD, vision.mask_BT & image_mask_B[:, None], vision.pooled_BD)

@@ -7,6 +7,7 @@ Legend, used as suffixes of names (``x_BTD`` has three dimensions):
     U  distinct texts in the batch                        G  groups of them that are encoded together
     D  width of a stream                                  K  classes, such as answers
     C  channels      H, W  height and width               L  layers or rounds
+    P  images that are there, where some samples have none
     F  numbers that a frozen backbone gives of one image
 """
 
@@ -37,6 +38,13 @@ class Tokens:
     def select(self, index_N: Tensor) -> Tokens:
         """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
         return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
+
+    def spread(self, place_B: Tensor) -> Tokens:
+        """The stream of B samples of which not all have one: row b is row ``place_B[b]`` or, where that is one past the
+        last, missing: all of it is padding, and zeros.
+        """
+        streams = (self.x_BTD, self.mask_BT, self.pooled_BD)
+        return Tokens(*(torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in streams)).select(place_B)
 
     @staticmethod
     def concatenate(groups: Sequence[Tokens]) -> Tokens:

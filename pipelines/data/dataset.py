@@ -20,6 +20,8 @@ from pipelines.data.index import Index, Shard
 from pipelines.data.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
 from pipelines.data.plan import Ints, Plan, Slice
 from pipelines.data.reader import Record, ShardReader
+from pipelines.data.sample import Members
+from vlmodel.fields import Fields, join
 from vlmodel.images import ImageError
 from vlmodel.processor import VLProcessor
 
@@ -64,15 +66,15 @@ class Mixture:
     """Several sources that are read as one; their numbers are those of an order over them (mixture.py).
 
     Attributes:
-        members: the sources, of one processor; all have kept features of one backbone, or none has.
+        members: the sources, of one processor; all that have images have kept features of one backbone, or none has.
     """
 
     members: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        kept = [member.features for member in self.members]
+        kept = [member.features for member in self.members if member.features is not None]
         assert len({member.processor for member in self.members}) == 1
-        assert len({f and (f.width, f.precision, f.backbone) for f in kept}) == 1
+        assert len({(f.width, f.precision, f.backbone) for f in kept}) <= 1
 
     @property
     def processor(self) -> str:
@@ -81,8 +83,8 @@ class Mixture:
 
     @property
     def features(self) -> Features | None:
-        """The first source's kept features: None, or of all sources' width, precision and backbone."""
-        return self.members[0].features
+        """The first kept features of a source: None, or of all sources' width, precision and backbone."""
+        return next((member.features for member in self.members if member.features is not None), None)
 
 
 def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: int) -> Source | Mixture:
@@ -91,14 +93,17 @@ def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: i
     """
     if isinstance(source, Source):
         return _keeping_pixels(source, config, epochs)
-    sizes = [_open_member(member).size for member in source.members]
-    rooms = [config.model_copy(update={"max_gb": config.max_gb * size / sum(sizes)}) for size in sizes]
+    opened = [_open_member(member) for member in source.members]
+    sizes = [member.size if member.pictured else 0 for member in opened]
+    rooms = [config.model_copy(update={"max_gb": config.max_gb * size / max(1, sum(sizes))}) for size in sizes]
     members = zip(source.members, rooms, strict=True)
     return Mixture(tuple(_keeping_pixels(member, room, epochs) for member, room in members))
 
 
 def _keeping_pixels(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
     if config.keep == "never" or source.features is not None or (config.keep == "auto" and epochs < 2):
+        return source
+    if not _open_member(source).pictured:
         return source
     samples = open_samples(source)
     index = samples.members[0].index
@@ -121,6 +126,8 @@ class Samples:
         self.members = [_open_member(member) for member in members]
         self.processor, self.features = _processor(source.processor), source.features
         self.size = sum(member.size for member in self.members)
+        self._pictured = np.array([member.pictured for member in self.members])
+        self._lone = np.array([member.index.members == "images" for member in self.members])
 
     def read_texts(self, taken: Slice) -> list[Record]:
         """The samples of a slice without their images, in its order; each shard is opened once."""
@@ -129,6 +136,28 @@ class Samples:
             for place, record in zip(places, member.reader.read(shard.name, rows, images=False), strict=True):
                 records[place] = record
         return [record for record in records if record is not None]
+
+    def pictured(self, taken: Slice) -> Slice:
+        """The samples of a slice that have an image."""
+        return taken if self._pictured.all() else taken[np.flatnonzero(self._pictured[taken.source])]
+
+    def image_places(self, taken: Slice) -> Arrays:
+        """``image_place_B`` (see ``VLModel.forward``) of a slice; nothing where each sample has an image."""
+        if self._pictured.all():
+            return {}
+        has_image_B = self._pictured[taken.source]
+        place_B = np.where(has_image_B, np.cumsum(has_image_B) - 1, has_image_B.sum())
+        return {"image_place_B": place_B.astype(np.int64, copy=False)}
+
+    def lone_images(self, taken: Slice, weight: float) -> Arrays:
+        """``lone_B`` of the tasks that compare: which images of a slice of that weight are without texts; nothing where
+        no source is.
+        """
+        if not self._lone.any():
+            return {}
+        lone = {"lone_B": self._lone[taken.source] & (weight > 0)}
+        comparing = [task for task, fields in self.processor.tasks.items() if fields.target == "none"]
+        return {name: array for task in comparing for name, array in join(task, lone)}
 
     def keys(self, taken: Slice) -> list[str]:
         """The keys of the samples of a slice, in its order."""
@@ -139,7 +168,8 @@ class Samples:
         return keys
 
     def see(self, taken: Slice) -> Arrays:
-        """What the model is to see of the samples of a slice: kept features or, where there are none, their images.
+        """What the model is to see of the samples of a slice, all with an image: kept features or, where there are
+        none, the images.
 
         Raises:
             DataError: a shard cannot be read, or an image of it cannot be decoded.
@@ -186,8 +216,17 @@ class _Member:
                 f"{self.index.hash[:12]}); start the job again, under another name, to use the new data"
             )
         self.reader = ShardReader(self.index)
-        self.reads = sorted({fields.reads for fields in _processor(source.processor).tasks.values()})
-        # Every sample has a caption or a question.
+        self.pictured = self.index.members != "texts"
+        tasks = _processor(source.processor).tasks
+        able = [fields for fields in tasks.values() if _is_of_use(self.index.members, fields)]
+        if not able:
+            raise DataError(
+                f"{source.tars} holds {self.index.members} alone (data.index.members), and the model's tasks make "
+                "nothing of them; leave this source out"
+            )
+        # A sample of images alone has nothing else to be chosen by.
+        self.reads = sorted({fields.reads for fields in able}) if self.index.members != "images" else []
+        # Every sample of the others has a caption or a question.
         counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
         self.counts: Ints = np.array(
             [_in_split(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
@@ -221,7 +260,9 @@ class _Member:
 
     def _eligible_rows(self, shard: int) -> Ints:
         table = self.index.rows(self.index.shards[shard].name)
-        eligible = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
+        eligible = np.ones(table.num_rows, np.bool_)
+        if self.reads:
+            eligible = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
         if self.source.split:
             eligible &= np.asarray(table["split"].to_pylist()) == self.source.split
         return np.flatnonzero(eligible).astype(np.int64)
@@ -235,6 +276,11 @@ def _open_member(source: Source) -> _Member:
 @lru_cache(maxsize=8)
 def _processor(folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(folder)
+
+
+def _is_of_use(members: Members, fields: Fields) -> bool:
+    """Whether a task makes anything of such samples."""
+    return {"pairs": True, "texts": not fields.needs_image, "images": fields.uses_lone_images}[members]
 
 
 def _in_split(counts: Mapping[str, int], split: str) -> int:

@@ -31,6 +31,7 @@ from pydantic import Field
 from pipelines.data.errors import DataError
 from pipelines.data.index_files import COUNTS, FOLDER, metadata, read_table, samples_file, without
 from pipelines.data.quarantine import describe_faults
+from pipelines.data.sample import Members
 from pipelines.data.shards import SPLITS
 from pipelines.data.storage import Folder
 from pipelines.data.validate import PILLOW_MAX_PIXELS, Verify
@@ -56,11 +57,16 @@ class IndexConfig(Section):
     """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""
+    members: Members = "pairs"
+    """What a sample is: "pairs", an image with its texts; "texts" or "images", one without the other, which is passed
+    over where there is some."""
 
     @property
     def scan(self) -> dict[str, Any]:
         """The settings that decide which samples are sound."""
-        return {"max_pixels": self.max_pixels, "max_image_bytes": self.max_image_bytes, "verify": self.verify}
+        settings = {"max_pixels": self.max_pixels, "max_image_bytes": self.max_image_bytes, "verify": self.verify}
+        # Not told of pairs, so that their indexes have the hash that they always had.
+        return settings if self.members == "pairs" else settings | {"members": self.members}
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ class Index:
         """The samples of a shard, in tar order; read anew at every call.
 
         Columns: key, split, image_offset, image_size, image_format, width, height, json_offset, json_size, txt_offset,
-        txt_size (these four may be null), captions, questions, sha256 (of the image bytes).
+        txt_size (these four may be null), captions, questions, sha256 (of the image bytes). Of texts without images the
+        columns that tell of an image are null, and of images without texts those that tell where texts are.
 
         Raises:
             DataError: the shard's part of the index was rewritten since this index was opened, or is gone.
@@ -195,6 +202,12 @@ class Index:
     def scan(self) -> dict[str, Any]:
         """The settings that decided which samples are sound (``IndexConfig.scan``)."""
         return dict(self._facts["scan"])
+
+    @property
+    def members(self) -> Members:
+        """What its samples are made of."""
+        members: Members = self._facts["scan"].get("members", "pairs")
+        return members
 
     def counts(self) -> dict[str, int]:
         """Samples of each split, zero where there are none."""

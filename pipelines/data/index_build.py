@@ -204,12 +204,14 @@ def _repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str,
         for number in range(passes):
             first: dict[str, str] = {}
             for name, rows in _equal_hashes(folder, names, number, passes):
-                samples = _read_samples(folder, name, ["key", "image_offset"]).take(pa.array(rows))
+                offsets = ["image_offset", "json_offset", "txt_offset"]
+                samples = _read_samples(folder, name, ["key", *offsets]).take(pa.array(rows))
                 for row, sample in zip(rows.tolist(), samples.to_pylist(), strict=True):
                     key = sample["key"]
                     if (earlier := first.setdefault(key, name)) != name:
                         detail = f"shard {earlier} has this key too; keys are unique within a split"
-                        fault = Fault(key, None, sample["image_offset"], Reason.DUPLICATE_KEY, detail)
+                        place = next(sample[offset] for offset in offsets if sample[offset] is not None)
+                        fault = Fault(key, None, place, Reason.DUPLICATE_KEY, detail)
                         repeats.append((name, row, fault))
     return sorted(repeats, key=lambda repeat: repeat[:2])
 
@@ -269,6 +271,11 @@ def _check_limits(
         problem, remedy = f"has {worst_run:,} faults in a row, with {limit}", "mend the tars, or raise that limit"
     else:
         return
+    for reason, members in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
+        if 2 * facts["quarantine"].get(reason, 0) > samples + faults:
+            remedy += (
+                f"; or, if it is to hold {members} alone, set data.index.members={members} (data.mix.NAME.members)"
+            )
     report = "\n".join(describe_faults(quarantine, facts["quarantine"]))
     shown = " and quarantine.html" if config.report else "; data.index.report=true shows them on a page"
     raise DataError(f"{tars!r} {problem}; {remedy}. All of them are in {FOLDER}/quarantine.parquet{shown}.\n{report}")

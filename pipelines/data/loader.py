@@ -34,7 +34,9 @@ class Batches(Sequence[Arrays]):
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given all the rest of it."""
+        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given all the rest of it.
+        Samples without an image are left out (``image_place_B``).
+        """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
         rows = self.rows(number)
@@ -72,10 +74,13 @@ class TrainingParts(Batches):
         taken, weight = self._taken(number)
         samples = open_samples(self.source)
         examples = _examples(samples, samples.read_texts(taken), weight)
-        return samples.processor.collate_rows(examples) | _provenance(taken, number // self.accumulation, weight)
+        absent = samples.image_places(taken) | samples.lone_images(taken, weight)
+        provenance = _provenance(taken, number // self.accumulation, weight)
+        return samples.processor.collate_rows(examples) | absent | provenance
 
     def images(self, rows: Arrays) -> Arrays:
-        samples, taken = open_samples(self.source), _taken_by(rows)
+        samples = open_samples(self.source)
+        taken = samples.pictured(_taken_by(rows))
         seen = samples.see(taken)
         if self.augmentation.active:
             for i, key in enumerate(samples.keys(taken)):
@@ -122,7 +127,8 @@ class EvaluationBatches(Batches):
         batch = range(self.rank, len(fixed_batches(samples.size, self.batch)), self.world)[number]
         plan = self.source.plan(shuffle=False)
         taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, plan.size))
-        records, provenance = samples.read_texts(taken), _provenance(taken, batch, 1.0)
+        records = samples.read_texts(taken)
+        provenance = samples.image_places(taken) | _provenance(taken, batch, 1.0)
         if self.answering is None:
             return samples.processor.collate_rows(_examples(samples, records)) | provenance
         asked = rows_to_answer(records, samples.processor.tasks[self.answering])
@@ -133,7 +139,8 @@ class EvaluationBatches(Batches):
         return arrays
 
     def images(self, rows: Arrays) -> Arrays:
-        return open_samples(self.source).see(_taken_by(rows))
+        samples = open_samples(self.source)
+        return samples.see(samples.pictured(_taken_by(rows)))
 
 
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:

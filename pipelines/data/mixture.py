@@ -35,6 +35,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.data.plan import Ints, Plan, Slice, permutation
+from pipelines.data.sample import Members
 from vlmodel.config import Section
 
 MIN_SHARE = 1e-6
@@ -51,6 +52,9 @@ class MixedSource(Section):
     """Folder or URI of its tars, which are indexed."""
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Its share of the samples is in proportion to this. All sources have a weight, or none; then it is their size."""
+    members: Members = "pairs"
+    """What its samples are, as data.index.members says it of data.tars: "pairs", "texts" without images, or "images"
+    without texts, which contrastive tasks learn to tell from those that are asked for."""
 
 
 @dataclass(frozen=True, eq=False)

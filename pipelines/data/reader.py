@@ -22,11 +22,12 @@ _NOTHING = Texts((), ())
 
 
 class Record(NamedTuple):
-    """One sample: its key, its encoded image and its texts."""
+    """One sample: its key, its encoded image, its texts, and whether it has an image, read or not."""
 
     key: str
     image: bytes
     texts: Texts
+    pictured: bool = True
 
 
 class ShardReader:
@@ -53,6 +54,8 @@ class ShardReader:
             IndexError: there is no such row.
         """
         samples = self._samples(shard, rows)
+        pictured = self.index.members != "texts"
+        images = images and pictured
         ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
         if texts:
             for sample in samples:
@@ -67,7 +70,7 @@ class ShardReader:
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
             said = self._parse(shard, sample, pieces, texts_at[number]) if texts else _NOTHING
-            records.append(Record(sample["key"], image, said))
+            records.append(Record(sample["key"], image, said, pictured))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
@@ -113,6 +116,8 @@ class ShardReader:
             raise DataError(f"{problem}; {remedy}") from error
 
     def _parse(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes], at: int) -> Texts:
+        if sample["json_offset"] is None and sample["txt_offset"] is None:
+            return _NOTHING
         json = pieces[at] if sample["json_offset"] is not None else None
         txt = pieces[at + (json is not None)] if sample["txt_offset"] is not None else None
         try:

@@ -1,13 +1,20 @@
-"""From samples to the rows of a task: what it learns from, and what it is asked and judged by."""
+"""From samples to the rows of a task: what it learns from, and what it is asked and judged by.
+
+Texts without an image make rows of the tasks that can do without one; for the others they are no more than captions of
+something else.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pipelines.data.reader import Record
 from vlmodel.fields import MATCH, NO_MATCH, Fields
 from vlmodel.processor import Example
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,23 @@ def to_examples(records: Sequence[Record], fields: Fields, weight: float = 1.0) 
             tuple(target for _, target in rows),
             (weight,) * len(rows),
         )
-        for record, rows in zip(records, _learned(records, fields), strict=True)
+        for record, rows in zip(records, _possible(_learned(records, fields), records, fields), strict=True)
     ]
 
 
 def rows_to_answer(records: Sequence[Record], fields: Fields) -> list[list[Row]]:
     """The rows that a task is asked, for each sample of a batch: one an image where it is given no text."""
+    return _possible(_asked(records, fields), records, fields)
+
+
+def _possible(rows: list[list[R]], records: Sequence[Record], fields: Fields) -> list[list[R]]:
+    """The rows, less those that would be about an image which is not there."""
+    if not fields.needs_image:
+        return rows
+    return [of_record if record.pictured else [] for of_record, record in zip(rows, records, strict=True)]
+
+
+def _asked(records: Sequence[Record], fields: Fields) -> list[list[Row]]:
     if fields.reads == "questions":
         return [
             [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -17,6 +17,9 @@ from pipelines.data.errors import Reason, SampleError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
 """Extensions of image members: lower case, without the dot."""
+
+Members = Literal["pairs", "texts", "images"]
+"""What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
 
 
 _TEXT_KEYS = frozenset({"captions", "questions"})

@@ -8,6 +8,8 @@ Rules where a key appears more than once in a shard:
   cannot be known.
 
 A sample at a break of the tar is part of the break, and has no row of its own, unless all of it is there.
+
+Of a set of texts the images are passed over, if there are any, and of a set of images the texts.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipelines.data.errors import Reason, SampleError
-from pipelines.data.sample import IMAGE_EXTENSIONS, parse_texts
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, parse_texts
 from pipelines.data.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
 from pipelines.data.validate import Verify, check_image
 
@@ -42,7 +44,8 @@ SAMPLE_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""``key_hash`` is the first 8 bytes of sha256(key), big-endian; offsets and sizes are bytes of the tar."""
+"""``key_hash`` is the first 8 bytes of sha256(key), big-endian; offsets and sizes are bytes of the tar. What tells of
+an image, ``sha256`` too, is null where a sample is texts alone; where it is an image alone, the places of texts are."""
 
 FAULT_SCHEMA = pa.schema(
     [
@@ -106,11 +109,19 @@ class Scan:
     size: int
 
 
-def scan_tar(read: Callable[[int], bytes], *, max_pixels: int, max_image_bytes: int, verify: Verify = "decode") -> Scan:
+def scan_tar(
+    read: Callable[[int], bytes],
+    *,
+    max_pixels: int,
+    max_image_bytes: int,
+    verify: Verify = "decode",
+    members: Members = "pairs",
+) -> Scan:
     """Read one tar from start to end, once.
 
     Args:
         read: gives the next bytes, b"" at the end.
+        members: what a sample must have.
 
     Raises:
         OSError: what ``read`` raises.
@@ -127,9 +138,11 @@ def scan_tar(read: Callable[[int], bytes], *, max_pixels: int, max_image_bytes: 
 
     def wanted(name: str, n: int) -> bool:
         extension = (split_name(name) or ("", ""))[1]
-        return n <= (max_image_bytes if extension in IMAGE_EXTENSIONS else _MAX_TEXT_BYTES * _is_text(extension))
+        if extension in IMAGE_EXTENSIONS:
+            return check.images and n <= max_image_bytes
+        return check.texts and n <= _MAX_TEXT_BYTES * _is_text(extension)
 
-    check = _Check(max_pixels, max_image_bytes, verify)
+    check = _Check(max_pixels, max_image_bytes, verify, images=members != "texts", texts=members != "images")
     outcomes = _outcomes(read_tar(read_and_hash, wanted), check)
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
@@ -153,6 +166,8 @@ class _Check:
     max_pixels: int
     max_image_bytes: int
     verify: Verify
+    images: bool
+    texts: bool
 
 
 @dataclass
@@ -160,6 +175,7 @@ class _Group:
     """Adjacent members of one key."""
 
     key: str
+    check: _Check
     members: dict[str, Member] = field(default_factory=dict)
     fault: Fault | None = None
     after_break: bool = False
@@ -176,7 +192,8 @@ class _Group:
 
     @property
     def complete(self) -> bool:
-        return self.image is not None and any(_is_text(extension) for extension in self.members)
+        has_image, has_text = self.image is not None, any(map(_is_text, self.members))
+        return (has_image or not self.check.images) and (has_text or not self.check.texts)
 
     def add(self, extension: str, member: Member) -> None:
         problem = _member_problem(extension, member)
@@ -229,7 +246,7 @@ class _Grouping:
         group = self.group
         if group is None or group.key != key or (extension in group.members and group.complete):
             self.close("next")
-            group = self.group = _Group(key, after_break=self.after_break)
+            group = self.group = _Group(key, self.check, after_break=self.after_break)
             self.after_break = False
         group.add(extension, member)
 
@@ -290,46 +307,54 @@ def _judge(group: _Group, check: _Check) -> _Row | Fault:
     def fault(member: Member, reason: Reason, detail: str) -> Fault:
         return Fault(group.key, member.name, member.offset, reason, detail)
 
-    image, json, txt = group.image, group.members.get("json"), group.members.get("txt")
+    image = group.image if check.images else None
+    json, txt = (group.members.get(kind) if check.texts else None for kind in ("json", "txt"))
     listing = ", ".join(f".{extension}" for extension in group.members)
-    if image is None:
+    if image is None and check.images:
         known = ", ".join(IMAGE_EXTENSIONS)
         return fault(first, Reason.MISSING_IMAGE, f"there is only {listing}; an image ends in one of {known}")
-    if json is None and txt is None:
-        return fault(image, Reason.MISSING_TEXT, f"there is only {listing}; texts are in .json or .txt")
+    if json is None and txt is None and check.texts:
+        return fault(image or first, Reason.MISSING_TEXT, f"there is only {listing}; texts are in .json or .txt")
     for member in (image, json, txt):
         if member is not None and member.size == 0:
             return fault(member, Reason.EMPTY_MEMBER, f"{member.name!r} has no bytes")
-    if image.data is None:
+    if image is not None and image.data is None:
         limit = f"data.index.max_image_bytes allows {check.max_image_bytes}"
         return fault(image, Reason.IMAGE_TOO_LARGE, f"a file of {image.size} bytes; {limit}")
     for member in (json, txt):
         if member is not None and member.data is None:
             detail = f"a text of {member.size} bytes; at most {_MAX_TEXT_BYTES} are read"
             return fault(member, Reason.BAD_SCHEMA, detail)
-    try:
-        facts = check_image(image.data, check.max_pixels, check.verify)
-    except SampleError as error:
-        return fault(image, error.reason, error.detail)
-    try:
-        texts = parse_texts(json.data if json else None, txt.data if txt else None)
-    except SampleError as error:
-        return fault(_text_at_fault(error, json, txt) or image, error.reason, error.detail)
+    about_image: _Row = {}
+    if image is not None and image.data is not None:
+        try:
+            facts = check_image(image.data, check.max_pixels, check.verify)
+        except SampleError as error:
+            return fault(image, error.reason, error.detail)
+        about_image = {
+            "image_offset": image.offset,
+            "image_size": image.size,
+            "image_format": facts.format,
+            "width": facts.width,
+            "height": facts.height,
+            "sha256": hashlib.sha256(image.data).hexdigest(),
+        }
+    texts = Texts((), ())
+    if check.texts:
+        try:
+            texts = parse_texts(json.data if json else None, txt.data if txt else None)
+        except SampleError as error:
+            return fault(_text_at_fault(error, json, txt) or first, error.reason, error.detail)
     return {
         "key": group.key,
         "key_hash": hash_key(group.key),
-        "image_offset": image.offset,
-        "image_size": image.size,
-        "image_format": facts.format,
-        "width": facts.width,
-        "height": facts.height,
+        **about_image,
         "json_offset": json.offset if json else None,
         "json_size": json.size if json else None,
         "txt_offset": txt.offset if txt else None,
         "txt_size": txt.size if txt else None,
         "captions": len(texts.captions),
         "questions": len(texts.questions),
-        "sha256": hashlib.sha256(image.data).hexdigest(),
     }
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from pipelines.data.corpus import read_texts
 from pipelines.data.dataset import Source
+from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.stream import StreamConfig
 from pipelines.evaluate.examples import choose, illustrate, image_of
@@ -39,6 +40,19 @@ class Assessment:
     example: tuple[bytes, str] = field(repr=False)
 
 
+def check_judgeable(index: Index) -> None:
+    """Refuse data that models cannot be judged by: the floors, the page and the served example are of images.
+
+    Raises:
+        DataError: its samples have no images.
+    """
+    if index.members != "pairs":
+        raise DataError(
+            f"models are judged on images with texts, and {index.tars} holds {index.members} alone; name such pairs in "
+            "data.tars, and this in data.mix to train on it too"
+        )
+
+
 def assess(
     model: str, source: Source, index: Index, config: PredictConfig, stream: StreamConfig, examples: int
 ) -> list[Assessment]:
@@ -49,6 +63,7 @@ def assess(
     Raises:
         DataError: the split has nothing to judge by.
     """
+    check_judgeable(index)
     predictor = Predictor.from_pretrained(model)
     found = []
     for task, fields in predictor.processor.tasks.items():

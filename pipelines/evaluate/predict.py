@@ -17,6 +17,8 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from pipelines.data.dataset import Source
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
 from pipelines.data.loader import EvaluationBatches
 from pipelines.data.stream import StreamConfig, packed
 from pipelines.data.wire import unpack
@@ -125,11 +127,19 @@ def predict(
 
     Raises:
         ConfigError: the model has no such task.
+        DataError: the task is about images, and the data set has none; or it is about texts, and there are none.
     """
-    tasks = list(VLProcessor.from_pretrained(model).tasks)
-    task = tasks[0] if task is None else task
+    tasks = VLProcessor.from_pretrained(model).tasks
+    task = next(iter(tasks)) if task is None else task
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
+    members, fields = Index.open(source.tars).members, tasks[task]
+    if (members == "texts" and fields.needs_image) or (members == "images" and fields.text):
+        missing = "images" if members == "texts" else "texts"
+        raise DataError(
+            f"{source.tars} holds {members} alone, and the model's task{f' {task!r}' if task else ''} is about "
+            f"{missing}; name data that has some, or another task in evaluate.task"
+        )
     batches = EvaluationBatches(source, config.batch, answering=task)
     made = packed(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(

@@ -31,6 +31,10 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, gradient_BCHW: Tensor) -> tuple[Tensor | None, ...]:
         x_BCHW, weight_C = ctx.saved_tensors
         mean_C, var_C, n = ctx.moments
+        if not x_BCHW.numel():
+            nothing_C = torch.zeros_like(weight_C)
+            dist.all_reduce(torch.cat([nothing_C, nothing_C]), group=ctx.group)
+            return gradient_BCHW, nothing_C, nothing_C.clone(), None, None, None
         # As if mean and variance were constants ...
         direct_BCHW, weight_gradient_C, bias_gradient_C = torch.ops.aten.native_batch_norm_backward(
             gradient_BCHW, x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
@@ -55,7 +59,10 @@ class _Moments(NamedTuple):
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers; parameters and buffers are the same."""
+    """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers; parameters and buffers are the same.
+
+    A worker whose samples have no image takes part with an empty batch: it adds nothing, and learns what others saw.
+    """
 
     # Of its own, so that its collectives cannot come between those of DDP, which run at the same time.
     group: ClassVar[dist.ProcessGroup | None] = None
@@ -69,6 +76,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return normalized_BCHW
 
     def _moments(self, x_BCHW: Tensor) -> _Moments:
+        if not x_BCHW.numel():
+            return self._moments_of_others(x_BCHW)
         var_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
         mine = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
         sums = torch.cat([mean_C * mine, (var_C + mean_C.square()) * mine, mine])
@@ -76,6 +85,18 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         n = sums[-1]
         mean_C, square_C = (sums[:-1] / n).chunk(2)
         return _Moments(mean_C, (square_C - mean_C.square()).clamp_min(0), n)
+
+    def _moments_of_others(self, x_BCHW: Tensor) -> _Moments:
+        sums = torch.zeros(2 * x_BCHW.shape[1] + 1, device=x_BCHW.device)
+        dist.all_reduce(sums, group=self.group)
+        seen, n = sums[-1] > 0, sums[-1].clamp_min(1)
+        mean_C, square_C = (sums[:-1] / n).chunk(2)
+        var_C = (square_C - mean_C.square()).clamp_min(0)
+        if self.running_mean is None or self.running_var is None:
+            return _Moments(mean_C, var_C, n)
+        # Where no worker has an image there is nothing to remember but what is remembered already; of n = 1 the
+        # unbiased variance is taken to be the same.
+        return _Moments(torch.where(seen, mean_C, self.running_mean), torch.where(seen, var_C, self.running_var), n)
 
     def _remember(self, mean_C: Tensor, var_C: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import io
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import ray
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jobs import mixing, runs, train
+from jobs import index, mixing, runs, train
 from jobs.config import JobConfig
 from jobs.job import main
+from pipelines.data.dataset import Source
+from pipelines.data.errors import DataError
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.plan import Schedule
-from pipelines.data.sample import Question, Texts
+from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
+from pipelines.evaluate.predict import collect, predict
 from pipelines.search.referee import create_referee
 from pipelines.train import checkpoint
 from pipelines.train.tracking import Tracker
 from tests.jobs.conftest import ROOT, SMALL
+from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.config import ConfigError, load
+from vlmodel.processor import VLProcessor
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
 TASKS = [
@@ -79,7 +85,7 @@ def spent(config: JobConfig) -> tuple[Any, Any]:
         ("data.mix={a={tars='x', weight=inf}}", "data.mix.a.weight"),
         ("data.mix={a={tars=''}}", "data.mix.a.tars"),
         ("data.mix={a={weight=1.0}}", "key 'data.mix.a.tars' is required"),
-        ("data.mix.a.tar=x", "unknown key 'data.mix.a.tar'; valid keys of data.mix.a: tars, weight"),
+        ("data.mix.a.tar=x", "unknown key 'data.mix.a.tar'; valid keys of data.mix.a: members, tars, weight"),
         ("data.mix={'a/b'={tars='x'}}", "'a/b': a source's name has letters, digits, _ and - only"),
         ("data.mix_temperature=[]", "name at least one temperature, all above 0"),
         ("data.mix_temperature=[1.0, 0.0]", "[1.0, 0.0]: name at least one temperature"),
@@ -119,6 +125,80 @@ def test_the_record_changes_with_every_source(data: Path) -> None:
     assert isinstance(found["mix"], dict)
     assert set(found["mix"]) == {"asked", "named"}
     assert len({found["hash"], mixing.facts(other, judged)["hash"], judged.hash}) == 3
+
+
+def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
+    config = settings(data, "data.mix.named.members=texts")
+    with pytest.raises(
+        DataError, match=r"named was indexed as pairs, and data\.mix\.named\.members=texts; run the index"
+    ):
+        mixing.indexes(config, Index.open(runs.tars(config)))
+
+
+def test_one_folder_cannot_be_two_things(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    override = f"data={{tars='{data}', mix={{a={{tars='{data}', members='texts'}}}}}}"
+    assert main(train.run, "train", [override]) == 2
+    assert "data.mix.a.members=texts says another thing of it than data.index.members=pairs" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def said(data: Path) -> Path:
+    """Questions without images, of a word that is in no other source, not indexed yet."""
+    folder = data / "said"
+    folder.mkdir()
+    for split, count in (("train", 30), ("val", 6)):
+        asked = [Texts((), (Question("what colour is grass?", "green"),)) for _ in range(count)]
+        write_tar(folder, f"{split}-000000.tar", [(f"{split}{n}.json", dump_texts(t)) for n, t in enumerate(asked)])
+    return folder
+
+
+def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path) -> None:
+    all_train = "data.index.validation_fraction=0.0"
+    index.run(settings(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
+    assert Index.open(str(said)).members == "texts"
+    assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
+    assert Index.open(str(data / "named")).members == "pairs"
+
+
+def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
+    build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
+    with pytest.raises(DataError, match=r"judged on images with texts, and .*said holds texts alone; .* data\.mix"):
+        train.ready(settings(data, f"data.tars={said}", "data.index.members=texts", "data.mix={}"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, shared BatchNorm, every sample once an epoch; then the set of texts is answered."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
+    config = settings(
+        data, *TASKS, "train.ledger=true", "train.workers=2", "train.step.sync_batchnorm=true", "train.epochs=1",
+        "train.batch=4", f"data.mix.said.tars={said}", "data.mix.said.members=texts", "name=with-texts",
+    )  # fmt: skip
+    ended = fit(config)
+    counted = Counter(sample for samples in seen(config).values() for sample in samples)
+    assert Counter(source for source, *_ in counted) == {0: 20, 1: 44, 2: 30}
+    assert set(counted.values()) == {1}
+
+    model = f"{ended.path}/model"
+    assert "grass" in VLProcessor.from_pretrained(model).tokenizer.get_vocab()
+    source = Source(str(said), Index.open(str(said)).hash, "val", model)
+    answers = pa.concat_tables(list(collect(predict(model, source, config.predict, config.stream, "ask"))))
+    assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
+    assert answers["target"].to_pylist() == ["green"] * 6
+    assert answers["shuffled"].null_count == 6
+    with pytest.raises(DataError, match="the model's task 'find' is about images; name data that has some"):
+        predict(model, source, config.predict, config.stream, "find")
+
+
+def test_images_alone_are_refused_where_no_task_learns_of_them(data: Path, tmp_path: Path) -> None:
+    build_index(str(data / "named"), IndexConfig(validation_fraction=0.0))
+    write_tar(tmp_path, "train-000000.tar", [(f"{n}.jpg", photo(n)) for n in range(3)])
+    build_index(str(tmp_path), IndexConfig(validation_fraction=0.0, members="images"))
+    more = [f"data.mix.lone.tars={tmp_path}", "data.mix.lone.members=images"]
+    with pytest.raises(DataError, match=r"holds images alone, and only contrastive tasks learn"):
+        spent(settings(data, *more, "model.decoder.kind=caption"))
 
 
 def lines(folder: Path) -> Iterator[dict[str, Any]]:

@@ -52,6 +52,7 @@ def by_hand(
     text_N: list[int],
     weights_N: list[float],
     scale: float,
+    lone: Sequence[int] = (),
 ) -> tuple[float, float, float]:
     """Loss sum, count and correct in float64, pair by pair."""
     image_BD, text_ND = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image_BD, text_ND))
@@ -61,7 +62,7 @@ def by_hand(
     for n in real:
         scores = {m: scale * image_BD[image_N[n]] @ text_ND[m] for m in real}
         right = {m for m in real if (image_N[n], text_N[m]) in belongs}
-        images = {b: scale * image_BD[b] @ text_ND[n] for b in {image_N[m] for m in real}}
+        images = {b: scale * image_BD[b] @ text_ND[n] for b in {*(image_N[m] for m in real), *lone}}
         right_images = {b for b in images if (b, text_N[n]) in belongs}
         for found, partners in ((scores, right), (images, right_images)):
             wrong = found.keys() - partners
@@ -100,6 +101,25 @@ def test_loss_is_its_formula(image_N: list[int], text_N: list[int], weights_N: l
             expected, rel=2e-6, abs=1e-6
         )
         assert out.total.item() == out.count.item()
+
+
+def test_lone_images_are_wrong_partners_of_every_text() -> None:
+    decoder = make(temperature=0.2)
+    image_BD, text_UD = torch.randn(4, 6, requires_grad=True), torch.randn(5, 5)
+    image_N, text_N = [0, 0, 2], [0, 1, 2]
+    given = encoded(image_BD, text_UD, image_N, text_N)
+    out = decoder(given, lone_B=torch.tensor([False, False, False, True]))
+    projected = [
+        x.detach().double().numpy() @ linear.weight.detach().double().numpy().T
+        for x, linear in ((image_BD, decoder.image), (text_UD, decoder.text))
+    ]
+    expected = by_hand(projected[0], projected[1][text_N], image_N, text_N, [1, 1, 1], 5.0, lone=[3])
+    assert (out.loss_sum.item(), out.count.item(), out.correct.item()) == pytest.approx(expected, rel=2e-6, abs=1e-6)
+    assert out.loss_sum > decoder(given).loss_sum
+    out.loss_sum.backward()
+    assert image_BD.grad is not None
+    assert image_BD.grad.any(1).tolist() == [True, False, True, True]
+    assert torch.equal(decoder(given, lone_B=torch.zeros(4, dtype=torch.bool)).loss_sum, decoder(given).loss_sum)
 
 
 def test_equal_texts_are_told_by_their_keys_as_by_their_rows() -> None:
@@ -301,7 +321,15 @@ def _worker(rank: int, port: int, folder: str, cases: dict[str, Case]) -> None:
     dist.destroy_process_group()
 
 
-TOGETHER = ("gathered", "apart", "some captions", "captions of one", "no captions")
+def with_lone(processor: VLProcessor, examples: list[Example], count: int) -> dict[str, Tensor]:
+    """A batch, and ``count`` further images without texts."""
+    rng = np.random.default_rng(7)
+    lone = [Example(encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), ()) for _ in range(count)]
+    lone_B = torch.arange(len(examples) + count) >= len(examples)
+    return tensors(processor, [*examples, *lone]) | {"lone_B": lone_B}
+
+
+TOGETHER = ("gathered", "apart", "lone images", "some captions", "captions of one", "no captions")
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +341,11 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
     halves = [tensors(contrastive, part) for part in (captioned[:2], captioned[2:])]
     found: dict[str, Case] = {
         "gathered": (model, [tensors(contrastive, part) for part in cut], [tensors(contrastive, captioned)]),
+        "lone images": (
+            model,
+            [with_lone(contrastive, captioned[:1], 0), with_lone(contrastive, captioned[1:], 2)],
+            [with_lone(contrastive, captioned, 2)],
+        ),
         "apart": (plain_model(contrastive, {"kind": "contrastive", "width": 8, "gather": False}), halves, halves),
     }
     # Of two tasks, where one process or both have no row of one.
@@ -352,7 +385,7 @@ def test_two_processes_are_one(name: str, cases: dict[str, Case], of_two_process
         torch.testing.assert_close(found["sums"], expected)
         for key, parameter in model.named_parameters():
             torch.testing.assert_close(found["gradients"][key], parameter.grad, rtol=1e-3, atol=1e-5)
-    assert expected[1].item() == {"gathered": 7, "apart": 7, "some captions": 8}.get(name, 1)
+    assert expected[1].item() == {"gathered": 7, "apart": 7, "lone images": 7, "some captions": 8}.get(name, 1)
 
 
 def test_in_evaluation_each_process_is_alone(cases: dict[str, Case], of_two_processes: list[dict[str, Any]]) -> None:

@@ -56,6 +56,7 @@ class _Pairs:
         image_M: the image of each text.
         key_M: equal for equal texts.
         counted_M: False where a pair is to be as if it were not there.
+        lone_A: True for images that belong to no text, and to which texts are compared all the same; None for none.
     """
 
     image_AD: Tensor
@@ -63,6 +64,7 @@ class _Pairs:
     image_M: Tensor
     key_M: Tensor
     counted_M: Tensor
+    lone_A: Tensor | None = None
 
     def gathered(self) -> _Pairs:
         """Those of all processes."""
@@ -71,7 +73,10 @@ class _Pairs:
         image_M = self.image_M + sum(images[: dist.get_rank()])
         about_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
         image_M, key_M, counted_M = about_M3.unbind(1)
-        return _Pairs(gather(self.image_AD, images), gather(self.text_MD, texts), image_M, key_M, counted_M.bool())
+        lone_A = None if self.lone_A is None else gather(self.lone_A.long(), images).bool()
+        return _Pairs(
+            gather(self.image_AD, images), gather(self.text_MD, texts), image_M, key_M, counted_M.bool(), lone_A
+        )
 
 
 class ContrastiveDecoder(parts.Decoder):
@@ -82,6 +87,7 @@ class ContrastiveDecoder(parts.Decoder):
     of the negative log probabilities of all of them (Khosla et al. 2020, eq. 2; for images and texts Yang et al. 2022).
     Where there is no wrong partner there is nothing to learn, and that half of the pair is not counted. A half came
     out right if a right partner is nearer than every wrong one, so the accuracy depends on how many are compared.
+    Images without texts are wrong partners of all texts.
 
     Partners are those of one forward pass: in training of all workers, which must run it together; in evaluation, where
     workers may have different numbers of batches, the worker's own. Accumulation makes the number smaller.
@@ -99,13 +105,18 @@ class ContrastiveDecoder(parts.Decoder):
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def forward(  # type: ignore[override]
-        self, encoded: Encoded, weights_N: Tensor | None = None, text_key_N: Tensor | None = None
+        self,
+        encoded: Encoded,
+        weights_N: Tensor | None = None,
+        text_key_N: Tensor | None = None,
+        lone_B: Tensor | None = None,
     ) -> parts.Decoded:
         """Loss and counts of the N pairs.
 
         Args:
             weights_N: weight of each pair; one if not given. A pair of weight zero is nobody's partner, right or wrong.
             text_key_N: equal for equal texts, in all workers. If not given, texts that were encoded once are equal.
+            lone_B: True for images that come without texts; given to all workers or to none.
 
         Raises:
             ValueError: ``text_key_N`` is not given and texts of several workers are to be compared.
@@ -120,7 +131,7 @@ class ContrastiveDecoder(parts.Decoder):
                 "text_key_N is needed to tell equal texts of several workers; give what VLProcessor makes, or set "
                 "decoder.gather=false"
             )
-        own = _Pairs(image_BD, text_ND, image_N, row_N if text_key_N is None else text_key_N, weights_N > 0)
+        own = _Pairs(image_BD, text_ND, image_N, row_N if text_key_N is None else text_key_N, weights_N > 0, lone_B)
         every = own.gathered() if together else own
         if self.training:
             # Clamped in the computation instead, a scale above the limit would get no gradient and stay there.
@@ -159,6 +170,8 @@ def _compare(own: _Pairs, every: _Pairs, scale: Tensor) -> tuple[Tensor, Tensor]
     texts, images = len(own.text_MD), len(every.image_AD)
     right_NA = equal_NM.new_zeros(texts, images).index_add(1, every.image_M, equal_NM) > 0
     counted_A = equal_NM.new_zeros(images).index_add(0, every.image_M, every.counted_M.float()) > 0
+    if every.lone_A is not None:
+        counted_A = counted_A | every.lone_A
     of_text_3N = _half(scale * own.text_MD @ every.image_AD.T, right_NA, counted_A)
     return of_image_3B, of_text_3N
 

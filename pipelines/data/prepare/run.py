@@ -40,10 +40,14 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
         index_config: for the index of the prepared tars. Its splits are those of the source, whatever it says of them.
 
     Raises:
-        DataError: the source has no index or has changed since; ``config.out`` holds something else; an unknown
-            language; or every sample would be dropped.
+        DataError: the source has no index, has changed since, or holds no pairs; ``config.out`` holds something else;
+            an unknown language; or every sample would be dropped.
     """
     index, out = Index.open(tars), Folder(config.out)
+    if index.members != "pairs":
+        raise DataError(
+            f"images with texts are prepared, and {index.tars} holds {index.members} alone; train on it as it is"
+        )
     settings = config.model_dump(mode="json", exclude={"out"})
     begun = {"format": _FORMAT, "index": index.hash, "config": settings}
     if (done := _finished(index, out, begun)) is not None:
@@ -58,8 +62,8 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
 
     dropped = losses(index, decision, out)
     out.write(DROPPED, table_bytes(dropped, {}))
-    fraction = {"validation_fraction": index.assignment.fraction}
-    prepared = _index(out, (index_config or IndexConfig()).model_copy(update=fraction))
+    same = {"validation_fraction": index.assignment.fraction, "members": index.members}
+    prepared = _index(out, (index_config or IndexConfig()).model_copy(update=same))
     summary = _summary(index, prepared, decision, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
     out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))

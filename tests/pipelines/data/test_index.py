@@ -435,3 +435,37 @@ def test_remote_folder_without_ray():
     assert folder.exists("_index/samples/a.tar.parquet")
     assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
     fs.rm("/index-test", recursive=True)
+
+
+TEXTS_ALONE = IndexConfig(members="texts", validation_fraction=0.0)
+
+
+def test_texts_without_images(tmp_path):
+    write_tar(tmp_path, "train-000000.tar", [(f"{n}.json", texts(n)) for n in range(4)])
+    write_tar(tmp_path, "train-000001.tar", [("3.txt", b"again"), ("4.txt", b"a caption")])
+    with pytest.raises(DataError, match=r"holds no sound sample; .*texts without images, set data\.index\.members"):
+        build_index(str(tmp_path), LENIENT)
+    index = build_index(str(tmp_path), TEXTS_ALONE.model_copy(update={"max_quarantine_fraction": 0.5}))
+    assert index.members == "texts"
+    assert index.counts() == {"train": 5, "val": 0, "test": 0}
+    (repeated,) = index.quarantine().to_pylist()
+    assert (repeated["key"], repeated["reason"], repeated["offset"]) == ("3", "duplicate_key", 512)
+    reader = ShardReader(index)
+    records = reader.read("train-000000.tar", [2, 0])
+    assert [(r.key, r.image, r.pictured, r.texts.captions) for r in records] == [
+        ("2", b"", False, ("picture 2",)), ("0", b"", False, ("picture 0",)),
+    ]  # fmt: skip
+    assert reader.read_texts("train-000001.tar", [0])[0].captions == ("a caption",)
+
+
+def test_what_samples_are_made_of_is_part_of_what_an_index_is(tmp_path):
+    write_tar(tmp_path, "train-000000.tar", samples(range(4)))
+    pairs = build_index(str(tmp_path))
+    found = keys(pairs)
+    alone = build_index(str(tmp_path), IndexConfig(members="texts"))
+    assert pairs.hash != alone.hash
+    assert keys(alone) == found
+    assert alone.rows("train-000000.tar")["sha256"].null_count == 4
+    assert build_index(str(tmp_path)).hash == pairs.hash
+    assert pairs.members == "pairs"
+    assert "members" not in pairs.scan

@@ -13,16 +13,18 @@ from PIL import Image
 
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Mixture, Source
+from pipelines.data.dataset import Mixture, Source, keeping_pixels
 from pipelines.data.errors import DataError
 from pipelines.data.features import Features, file_of
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.loader import TrainingParts, model_inputs
 from pipelines.data.mixture import MixturePlan
+from pipelines.data.pixel_cache import PixelCacheConfig
 from pipelines.data.plan import Schedule
-from pipelines.data.sample import Question, Texts
+from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import StreamConfig, stream
+from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
@@ -152,6 +154,108 @@ def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_p
     assert replace(named, processor=str(tmp_path)).plan(shuffle=True).size == NAMED
     with pytest.raises(DataError, match=r"asked has no train sample with captions \(it has {'train': 11}\)"):
         replace(asked, processor=str(tmp_path)).plan(shuffle=True)
+
+
+@pytest.fixture(scope="module")
+def with_texts(mixture: Mixture, tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixture:
+    """The two sources of images, and one of questions without images."""
+    folder = tmp_path_factory.mktemp("texts")
+    for shard in range(2):
+        said = [Texts((), (Question(f"what is it? {n}", "no"),)) for n in range(7)]
+        write_tar(folder, f"train-{shard:06d}.tar", [(f"{shard}{n}.json", dump_texts(t)) for n, t in enumerate(said)])
+    index = build_index(str(folder), IndexConfig(validation_fraction=0.0, members="texts"))
+    return Mixture((*mixture.members, Source(index.tars, index.hash, "train", mixture.processor)))
+
+
+def parts_with_texts(mixture: Mixture, rank: int = 0, world: int = 1, **more: float) -> TrainingParts:
+    plans = tuple(source.plan(seed=3, shuffle=True, window=8) for source in mixture.members)
+    schedule = Schedule(MixturePlan((*NAMES, "said"), plans, (1.0, 1.0, 1.0), block=8), batch=8, epochs=2)
+    return TrainingParts(mixture, schedule, rank, world, 1, AugmentConfig(**more))
+
+
+def test_texts_without_images_have_rows_and_no_pixels(with_texts: Mixture) -> None:
+    mine, seen = parts_with_texts(with_texts, flip=0.5), Counter[int]()
+    for number in range(len(mine)):
+        batch = mine[number]
+        has_image_B = batch["source_B"] < 2
+        seen.update(batch["source_B"].tolist())
+        assert len(batch["pixels_BHWC"]) == has_image_B.sum()
+        # Each sample's own image, which tells by its colour what it is of.
+        expected = [((10, 20)[source], 4 * shard + row) for source, _, shard, row in rows(batch) if source < 2]
+        place_B = batch["image_place_B"]
+        found = [tuple(batch["pixels_BHWC"][place, 0, 0, :2].tolist()) for place in place_B[has_image_B]]
+        assert found == expected
+        assert (place_B[~has_image_B] == has_image_B.sum()).all()
+        asked = batch["source_B"][batch["ask.text_image_N"]]
+        assert set(asked.tolist()) <= {0, 2}
+        assert len(asked) == (batch["source_B"] != 1).sum()
+        assert set(batch["source_B"][batch["name.text_image_N"]].tolist()) <= {1}
+        assert "image_place_B" in model_inputs(batch)
+    assert seen[2] == pytest.approx(seen.total() / 3, abs=1)
+
+
+def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: Mixture) -> None:
+    mine = parts_with_texts(with_texts, rank=1, world=4, flip=0.5)
+    assert not all(len(mine[number]["pixels_BHWC"]) for number in range(len(mine)))
+    for threads in (2, 0):
+        config = StreamConfig(tasks=1, batches_per_task=8, memory_mb=16, threads=threads)
+        for number, arrays in enumerate(stream(mine, config)):
+            expected = mine[number]
+            assert arrays.keys() == expected.keys()
+            for name, array in expected.items():
+                np.testing.assert_array_equal(arrays[name], array, err_msg=f"batch {number}, {name}")
+
+
+def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: Mixture, tmp_path: Path) -> None:
+    config = PixelCacheConfig(keep="always", folder=str(tmp_path))
+    kept = keeping_pixels(with_texts, config, 2)
+    assert isinstance(kept, Mixture)
+    assert [source.pixels is not None for source in kept.members] == [True, True, False]
+    plain, cached = parts_with_texts(with_texts), parts_with_texts(kept)
+    for _ in range(2):
+        for number in range(len(plain)):
+            np.testing.assert_array_equal(cached[number]["pixels_BHWC"], plain[number]["pixels_BHWC"])
+
+
+def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, tmp_path: Path) -> None:
+    said = with_texts.members[2]
+    processor = VLProcessor.from_pretrained(said.processor)
+    captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
+    captioner.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"holds texts alone .* the model's tasks make nothing of them; leave this"):
+        replace(said, processor=str(tmp_path)).plan(shuffle=True)
+
+
+def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path) -> None:
+    """Beside captioned images, texts alone, and with a task that compares."""
+    processor = VLProcessor.from_pretrained(mixture.processor)
+    tasks = {"ask": Fields(reads="questions"), "find": Fields(reads="captions", target="none")}
+    VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], tasks).save_pretrained(tmp_path / "finder")
+    (tmp_path / "lone").mkdir()
+    write_tar(tmp_path / "lone", "train-000000.tar", [(f"{n}.png", photo(n, (16, 16), "PNG")) for n in range(9)])
+    index = build_index(str(tmp_path / "lone"), IndexConfig(validation_fraction=0.0, members="images"))
+    assert index.counts()["train"] == 9
+    members = [replace(source, processor=str(tmp_path / "finder")) for source in mixture.members]
+    mixed = Mixture((*members, Source(index.tars, index.hash, "train", str(tmp_path / "finder"))))
+    mine = parts_with_texts(mixed, rank=1, world=4)
+    told = 0
+    for number in range(len(mine)):
+        batch = mine[number]
+        assert "image_place_B" not in batch
+        assert "lone_B" not in batch
+        lone_B = (batch["source_B"] == 2) & batch["counts_B"]
+        np.testing.assert_array_equal(batch["find.lone_B"], lone_B)
+        assert not lone_B[batch["find.text_image_N"]].any()
+        assert not lone_B[batch["ask.text_image_N"]].any()
+        expected = processor.decode(photo(int(batch["row_B"][0]), (16, 16), "PNG"))
+        assert not lone_B[0] or (batch["pixels_BHWC"][0] == expected).all()
+        told += lone_B.sum()
+    assert told
+    answering = VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], {"": tasks["ask"]})
+    answering.save_pretrained(tmp_path / "answering")
+    unanswered = replace(mixed.members[2], processor=str(tmp_path / "answering"))
+    with pytest.raises(DataError, match=r"holds images alone .* make nothing of them"):
+        unanswered.plan(shuffle=True)
 
 
 def test_everything_is_small_to_send(mixture: Mixture) -> None:

@@ -93,3 +93,24 @@ def test_matching_is_asked_what_it_learns() -> None:
     asked = [[(row.text, row.target) for row in rows] for rows in rows_to_answer(records, MATCH)]
     assert asked == learned(records, MATCH)
     assert {row.key for row in rows_to_answer(records, MATCH)[1]} == {"b"}
+
+
+def test_texts_without_an_image_make_rows_of_tasks_that_need_none() -> None:
+    alone = record("a", "one", "two", questions=QUESTIONS)._replace(pictured=False)
+    records = [alone, record("b", "three")]
+    for target in ("answer", "tokens"):
+        fields = Fields(reads="questions", target=target)
+        assert len(learned(records, fields)[0]) == len(rows_to_answer(records, fields)[0]) == 3
+    for fields in (
+        Fields(reads="captions", text=False, target="tokens"),
+        Fields(reads="captions", target="none"),
+        Fields(reads="captions", target="match"),
+        Fields(reads="questions", target="match"),
+    ):
+        assert fields.needs_image
+        assert learned(records, fields)[0] == rows_to_answer(records, fields)[0] == []
+        assert len(rows_to_answer(records, fields)[1]) == (fields.reads == "captions") * (
+            1 + (fields.target == "match")
+        )
+    # A text of no image is one that does not match another's.
+    assert learned(records, Fields(reads="captions", target="match"))[1] == [("three", "match"), ("one", "no match")]

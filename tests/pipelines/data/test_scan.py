@@ -261,3 +261,75 @@ def test_zeros_of_one_colour_are_no_lost_block():
     Image.new("L", (3000, 3000), 128).save(out, "JPEG", optimize=True)
     assert bytes(4096) in out.getvalue()
     assert scan(between(("5.jpg", out.getvalue()), ("5.json", TEXTS))).faults == []
+
+
+class TestTextsAlone:
+    """A set of texts: images are neither needed nor read."""
+
+    def scan(self, *entries: Entry | tarfile.TarInfo) -> Scan:
+        return scan(tar_bytes(entries), members="texts")
+
+    def test_rows_have_texts_and_no_image(self):
+        entries = [("1.json", texts(1)), ("2.txt", b"a caption"), ("3.jpg", b"no image at all"), ("3.json", texts(3))]
+        found = self.scan(*entries)
+        assert found.faults == []
+        assert keys(found) == ["1", "2", "3"]
+        assert found.samples["captions"].to_pylist() == [1, 1, 1]
+        assert found.samples["questions"].to_pylist() == [1, 0, 1]
+        data = tar_bytes(entries)
+        assert found.samples["json_offset"].to_pylist() == [data_of(data, "1.json"), None, data_of(data, "3.json")]
+        assert found.samples["txt_offset"].to_pylist() == [None, data_of(data, "2.txt"), None]
+        for column in ("image_offset", "image_size", "image_format", "width", "height", "sha256"):
+            assert found.samples[column].null_count == 3
+
+    @pytest.mark.parametrize(
+        ("reason", "entries"),
+        [
+            (Reason.MISSING_TEXT, [("5.jpg", JPEG)]),
+            (Reason.MISSING_TEXT, [("5.json", b'{"url": "x"}')]),
+            (Reason.EMPTY_MEMBER, [("5.txt", b"")]),
+            (Reason.BAD_UTF8, [("5.txt", b"caf\xe9")]),
+            (Reason.BAD_JSON, [("5.json", b'{"captions": [')]),
+            (Reason.DUPLICATE_KEY, [("5.json", texts(5)), ("6.json", texts(6)), ("5.json", texts(5))]),
+            (Reason.DUPLICATE_KEY, [("5.json", texts(5)), ("5.json", texts(5))]),
+            (Reason.UNSAFE_MEMBER, [("5.json", texts(5)), ("5.pkl", b"cos\nsystem\n(S'x'\ntR.")]),
+        ],
+    )
+    def test_each_fault_is_one_row(self, reason, entries):
+        found = self.scan(("1.json", texts(1)), *entries, ("9.json", texts(9)))
+        assert [fault.reason for fault in found.faults] == [reason], found.faults
+        assert {"1", "9"} <= set(keys(found))
+
+    def test_a_sample_at_a_break_is_part_of_it_unless_it_is_whole(self):
+        data = tar_bytes([(f"{n}.json", texts(n)) for n in (1, 2, 3)])
+        found = scan(zeroed(data, header_of(data, "2.json")), members="texts")
+        assert [fault.reason for fault in found.faults] == [Reason.BROKEN_TAR]
+        assert "1" in keys(found)
+
+
+class TestImagesAlone:
+    """A set of images: texts are neither needed nor read."""
+
+    def test_rows_have_an_image_and_no_texts(self):
+        entries = [("1.jpg", photo(1)), ("2.png", photo(2, form="PNG")), ("2.json", b"no JSON"), *sample(3)]
+        found = scan(tar_bytes(entries), members="images")
+        assert found.faults == []
+        assert keys(found) == ["1", "2", "0003"]
+        assert found.samples["captions"].to_pylist() == found.samples["questions"].to_pylist() == [0, 0, 0]
+        assert found.samples["image_format"].to_pylist() == ["jpeg", "png", "jpeg"]
+        for column in ("json_offset", "json_size", "txt_offset", "txt_size"):
+            assert found.samples[column].null_count == 3
+
+    @pytest.mark.parametrize(
+        ("reason", "entries"),
+        [
+            (Reason.MISSING_IMAGE, [("5.json", TEXTS)]),
+            (Reason.EMPTY_MEMBER, [("5.jpg", b"")]),
+            (Reason.TRUNCATED_IMAGE, [("5.jpg", JPEG[: len(JPEG) // 2])]),
+            (Reason.DUPLICATE_KEY, [("5.jpg", JPEG), ("6.jpg", photo(6)), ("5.jpg", JPEG)]),
+        ],
+    )
+    def test_each_fault_is_one_row(self, reason, entries):
+        found = scan(tar_bytes([("1.jpg", photo(1)), *entries, ("9.jpg", photo(9))]), members="images")
+        assert [fault.reason for fault in found.faults] == [reason], found.faults
+        assert {"1", "9"} <= set(keys(found))

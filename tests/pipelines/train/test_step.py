@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -94,8 +94,21 @@ def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor)
         torch.testing.assert_close(found[0].grad_norm, found[1].grad_norm, rtol=1e-4, atol=0)
 
 
+def without_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same samples, none of which has an image."""
+    images = len(batch["pixels_BHWC"])
+    return batch | {"pixels_BHWC": batch["pixels_BHWC"][:0], "image_place_B": torch.zeros(images, dtype=torch.long)}
+
+
 def _worker(
-    rank: int, port: int, folder: str, batch: dict[str, Tensor], model: VLModel, poison: bool, shared: bool
+    rank: int,
+    port: int,
+    folder: str,
+    batch: dict[str, Tensor],
+    model: VLModel,
+    poison: bool,
+    shared: bool,
+    blind: Sequence[int],
 ) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
@@ -103,6 +116,8 @@ def _worker(
     model = copy.deepcopy(model)  # spawn had moved its memory to where both processes share it
     trainer = step_of(without_dropout(model), sync_batchnorm=True) if shared else step_of(without_noise(model))
     mine = part(batch, 0, 1) if rank == 0 else part(batch, 1, 4)
+    if rank in blind:
+        mine = without_images(mine)
     if poison and rank == 1:
         mine["weights_N"] = mine["weights_N"] * torch.nan
     result = trainer(0, [mine], 1)
@@ -118,12 +133,17 @@ def _worker(
 
 
 def in_two_processes(
-    folder: Path, model: VLModel, batch: dict[str, Tensor], poison: bool = False, shared: bool = False
+    folder: Path,
+    model: VLModel,
+    batch: dict[str, Tensor],
+    poison: bool = False,
+    shared: bool = False,
+    blind: Sequence[int] = (),
 ) -> list[dict[str, object]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, (port, str(folder), batch, model, poison, shared), nprocs=2)
+    mp.spawn(_worker, (port, str(folder), batch, model, poison, shared, blind), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -148,6 +168,34 @@ def test_shared_batchnorm_makes_two_workers_one(tiny_model: Callable[[], VLModel
             torch.testing.assert_close(found["gradients"][name], value, rtol=2e-3, atol=1e-6)  # type: ignore[index]
         for name, value in alone.model.named_buffers():
             torch.testing.assert_close(found["buffers"][name], value, rtol=1e-4, atol=1e-5)  # type: ignore[index]
+
+
+def test_a_worker_without_images_takes_part(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:
+    batch = images_and_texts(4, TEXTS)
+    mixed = batch | {"pixels_BHWC": batch["pixels_BHWC"][1:], "image_place_B": torch.tensor([3, 0, 1, 2])}
+    alone = step_of(without_dropout(tiny_model()))
+    expected = alone(0, [mixed], 1)
+    for found in in_two_processes(tmp_path, tiny_model(), batch, shared=True, blind=[0]):
+        torch.testing.assert_close(found["totals"], expected.totals)
+        for name, value in gradients(alone).items():
+            torch.testing.assert_close(found["gradients"][name], value, rtol=2e-3, atol=1e-6)  # type: ignore[index]
+        for name, value in alone.model.named_buffers():
+            torch.testing.assert_close(found["buffers"][name], value, rtol=1e-4, atol=1e-5)  # type: ignore[index]
+
+
+def test_workers_without_any_image_leave_shared_statistics_alone(
+    tiny_model: Callable[[], VLModel], tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in tiny_model().named_buffers() if "running" in name}
+    assert before
+    for found in in_two_processes(tmp_path, tiny_model(), images_and_texts(4, TEXTS), shared=True, blind=[0, 1]):
+        assert not found["failed"]
+        assert found["totals"][1] == sum(TEXTS)  # type: ignore[index]
+        for name, value in before.items():
+            assert torch.equal(found["buffers"][name], value)  # type: ignore[index]
+        for name, value in found["gradients"].items():  # type: ignore[attr-defined]
+            assert value.isfinite().all()
+            assert not (name.startswith("vision.") and value.any())
 
 
 def test_one_worker_with_a_nan_stops_all_before_the_update(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:

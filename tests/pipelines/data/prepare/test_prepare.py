@@ -383,3 +383,12 @@ def test_a_folder_that_is_not_local(source: Index) -> None:
     assert Index.open(out).counts() == summary.after == {"train": 6, "val": 1, "test": 3}
     assert not [file for file in fsspec.filesystem("memory").find("/prepared") if "/work/" in file]
     fsspec.filesystem("memory").rm("/prepared", recursive=True)
+
+
+def test_texts_alone_are_not_prepared(tmp_path: Path, ray_local: None) -> None:
+    (tmp_path / "said").mkdir()
+    write_tar(tmp_path / "said", "train-000000.tar", [(f"{n}.txt", b"a text") for n in range(4)])
+    build_index(str(tmp_path / "said"), IndexConfig(members="texts"))
+    with pytest.raises(DataError, match=r"images with texts are prepared, and .*said holds texts alone"):
+        prepare(str(tmp_path / "said"), CONFIG.model_copy(update={"out": str(tmp_path / "out")}))
+    assert not (tmp_path / "out").exists()
