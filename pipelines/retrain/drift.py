@@ -23,8 +23,9 @@ Statistics = dict[str, dict[str, int]]
 
 _KEPT = 1000
 """So many values of a statistic are kept, the most frequent; the others count as one."""
-_COMPARED = 50
-"""So many are compared, for the same reason: of values that occur once or twice, two samples share few by chance."""
+_EXPECTED = 5
+"""Values that are expected less often than this in the smaller of two data sets count as one, as for a chi-squared
+test: of such values two samples share few by chance."""
 _OTHERS = "…"
 
 
@@ -78,11 +79,11 @@ def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     """
     if not before or not now:
         return float(bool(before) != bool(now))
-    frequent = [value for value, _ in (Counter(before) + Counter(now)).most_common(_COMPARED)]
-    counts_2K = np.array(
-        [[*(side.get(v, 0) for v in frequent), sum(n for v, n in side.items() if v not in frequent)]
-         for side in (before, now)], np.float64,
-    )  # fmt: skip
+    sizes = [sum(side.values()) for side in (before, now)]
+    pooled = Counter(before) + Counter(now)
+    frequent = [value for value, count in pooled.items() if count * min(sizes) >= _EXPECTED * sum(sizes)]
+    counts = [[side.get(value, 0) for value in frequent] for side in (before, now)]
+    counts_2K = np.array([[*of, size - sum(of)] for of, size in zip(counts, sizes, strict=True)], np.float64)
     counts_2K = counts_2K[:, counts_2K.any(axis=0)]
     sizes_2 = counts_2K.sum(axis=1)
     shares_2K = counts_2K / sizes_2[:, None]
