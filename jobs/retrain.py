@@ -22,13 +22,10 @@ from pipelines.retrain.cycle import Outcome, Step, run_window
 from pipelines.retrain.errors import BusyError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
 from pipelines.retrain.window import Window
-from vlmodel.config import ConfigError
 
 
 def run(config: JobConfig) -> Outcome | None:
     """Retrain in one window, or in one after the other. Returns what came of it, None where another was at work."""
-    if not config.retrain.incoming:
-        raise ConfigError("retrain.incoming is not set; name the folder into which new tars are moved")
     if not config.retrain.watch:
         return in_window(config, config.retrain.window or _now(config).id)
     while True:

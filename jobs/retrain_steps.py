@@ -138,14 +138,15 @@ def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
 
 
 def gated(config: JobConfig, cycle: Cycle) -> Facts:
-    """Let the gate decide. Whoever is champion afterwards is what counts."""
+    """Let the gate decide. Whoever is champion afterwards is what counts: this may be repeated after a promotion whose
+    record was lost.
+    """
     version = cycle.records["trained"]["version"]
-    registry = _registry(config)
-    if _is_champion(registry.find(), version):
-        # Killed between the promotion and its record: compared with itself, a candidate is no better.
-        return {"promoted": True, "reason": "was promoted before"}
-    decision = promote.run(_of_version(_training(config, cycle), version))
-    return {"promoted": _is_champion(registry.find(), version), "reason": decision.reason}
+    named = config.evaluate.model_copy(update={"model": version})
+    decision = promote.run(_training(config, cycle).model_copy(update={"evaluate": named}))
+    champion = _registry(config).find()
+    promoted = champion is not None and champion.version == version
+    return {"promoted": promoted, "reason": decision.reason}
 
 
 def swapped(config: JobConfig, cycle: Cycle) -> Facts:
@@ -180,7 +181,7 @@ def say(line: str) -> None:
 
 
 def _incoming(config: JobConfig) -> Folder:
-    return Folder(runs.absolute(config.retrain.incoming))
+    return Folder(runs.absolute(config.retrain.incoming or f"{config.data.tars.rstrip('/')}/incoming"))
 
 
 def _taken(config: JobConfig, cycle: Cycle) -> str:
@@ -190,15 +191,11 @@ def _taken(config: JobConfig, cycle: Cycle) -> str:
 
 
 def _tars(config: JobConfig, cycle: Cycle) -> str:
-    return f"{runs.absolute(config.retrain.incoming).rstrip('/')}/{_taken(config, cycle)}"
+    return f"{_incoming(config).uri.rstrip('/')}/{_taken(config, cycle)}"
 
 
 def _registry(config: JobConfig) -> Registry:
     return Registry.open(config.tracking, runs.storage(config), config.registry)
-
-
-def _is_champion(champion: ModelVersion | None, version: str) -> bool:
-    return champion is not None and champion.version == version
 
 
 def _statistics_before(config: JobConfig, judged: Index) -> tuple[drift.Statistics, str]:
@@ -259,10 +256,6 @@ def _training(config: JobConfig, cycle: Cycle) -> JobConfig:
             "train": config.train.model_copy(update={"init": facts["init"], "epochs": epochs}),
         }
     )
-
-
-def _of_version(config: JobConfig, version: str) -> JobConfig:
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"model": version})})
 
 
 def _scores(

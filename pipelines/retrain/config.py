@@ -33,8 +33,9 @@ class RetrainConfig(Section):
     """Retraining on new tars."""
 
     incoming: str = ""
-    """Folder or URI into which finished tars are moved. They are never changed or deleted; a name that begins with a
-    dot is not looked at, so a tar can be written here under such a name and then renamed."""
+    """Folder or URI into which finished tars are moved; "" is the folder incoming within data.tars. They are never
+    changed or deleted. A name that begins with a dot is not looked at, so a tar can be written here under such a name
+    and then renamed."""
     ledger: str = ""
     """Local or shared folder that tells which cycle consumed which tars; "" is _retrain/NAME in the storage folder."""
     period_minutes: int = Field(1440, ge=1)

@@ -1,4 +1,4 @@
-"""A whole cycle with real jobs: from tars that come in to a decision, killed on the way, and again in the same window."""
+"""Whole cycles with real jobs: killed on the way, started again in the same window, and given unlike data."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ MONDAY, TUESDAY = "20260105T0000Z", "20260106T0000Z"
 def drop(incoming: Path, name: str, seed: int, colours: dict[str, tuple[int, int, int]] = COLOURS) -> None:
     """Move a finished tar of forty pictures in, with the questions of ``coloured_pictures``."""
     rng = np.random.default_rng(seed)
-    elsewhere = incoming.parent / f"written-{name}"
-    elsewhere.mkdir()
+    elsewhere = incoming / f".{name}"
+    elsewhere.mkdir(parents=True)
     with ShardWriter(elsewhere, "train", max_samples=100) as writer:
         for number in range(40):
             colour, asked = (list(colours)[int(n)] for n in rng.integers(0, len(colours), 2))
@@ -41,25 +41,32 @@ def drop(incoming: Path, name: str, seed: int, colours: dict[str, tuple[int, int
             questions = tuple(Question(question, answer) for question, answer in pairs)
             writer.add(f"{name}{number}", image.getvalue(), "png", Texts((), questions))
     (tar,) = elsewhere.glob("*.tar")
-    incoming.mkdir(exist_ok=True)
     tar.rename(incoming / f"{name}.tar")
 
 
 def settings(folder: Path, *more: str) -> JobConfig:
     pictures = folder / "pictures"
     source = [f"source.file={pictures / 'questions.csv'}", "source.kind=table", "source.samples_per_shard=40"]
-    places = [f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}", f"retrain.incoming={folder / 'incoming'}"]
+    places = [f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}"]
     return load(
         JobConfig, ROOT / "jobs/configs/demo.toml",
         [*SMALL, *source, *places, "registry.smoke_test=false", f"retrain.window={MONDAY}", *more],
     )  # fmt: skip
 
 
-def test_no_incoming_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(retrain.run, "retrain", [f"storage={tmp_path}"]) == 1
-    assert "retrain.incoming is not set" in capsys.readouterr().err
-    assert main(retrain.run, "retrain", ["retrain.window=monday"]) == 2
-    assert main(retrain.run, "retrain", ["retrain.watch=true", f"retrain.window={MONDAY}"]) == 2
+@pytest.mark.parametrize(
+    ("overrides", "status", "says"),
+    [
+        (["retrain.window=monday"], 2, "retrain.window = 'monday'"),
+        (["retrain.watch=true", f"retrain.window={MONDAY}"], 2, "watch goes on from now"),
+        (["retrain.ledger=s3://bucket/ledger"], 1, "'s3://bucket/ledger' is no folder of a file system"),
+    ],
+)
+def test_wrong_settings_are_named(
+    overrides: list[str], status: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(retrain.run, "retrain", [f"storage={tmp_path}", *overrides]) == status
+    assert says in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    incoming, runs = folder / "incoming", folder / "runs"
+    incoming, runs = folder / "data" / "incoming", folder / "runs"
     drop(incoming, "a", seed=1)
     (incoming / "copy-of-old.tar").write_bytes((folder / "data" / "train-000000.tar").read_bytes())
 
@@ -125,7 +132,7 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
 
     # Data that are unlike those before are refused, and what is mended is planned anew.
     drop(incoming, "odd", seed=3, colours={"mauve": (180, 130, 200)})
-    tuesday = settings(folder, f"retrain.window={TUESDAY}")
+    tuesday = settings(folder, f"retrain.window={TUESDAY}", "retrain.drift.answers=0.1")
     with pytest.raises(DataError, match=r"unlike those of cycle 20260105T0000Z, above retrain\.drift\.answers"):
         retrain.run(tuesday)
     (incoming / "odd.tar").unlink()
