@@ -21,7 +21,7 @@ from pipelines.evaluate.assess import assess
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
-from pipelines.retrain.incoming import check_taken, new_tars, take
+from pipelines.retrain.incoming import check_taken, images_in_common, new_tars, take
 from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
 from pipelines.serve import deploy
 from pipelines.train import initial
@@ -81,6 +81,8 @@ def checked(config: JobConfig, cycle: Cycle) -> Facts:
     before, named = _statistics_before(config, judged)
     moved = drift.divergences(before, statistics)
     drift.check(moved, config.retrain.drift, named, f"cycle {cycle.id}")
+    if seen := images_in_common(new, judged, HOLD_OUT):
+        say(f"{seen} new training samples have an image of the hold-out, which flatters the candidate there")
     init, why = _init(config, new)
     say(f"begins with {f'version {init}' if init else 'new weights'}: {why}")
     return {
@@ -91,6 +93,7 @@ def checked(config: JobConfig, cycle: Cycle) -> Facts:
         "statistics": statistics,
         "drift": moved,
         "compared_with": named,
+        "hold_out_images": seen,
         "init": init,
         "init_because": why,
         "tars": new.tars,
@@ -108,7 +111,7 @@ def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
     """Let candidate and champion answer the same hold-out, and the same slice of the new data.
 
     Raises:
-        DataError: the hold-out is not the one that the cycle began with.
+        DataError: the hold-out is not the one that the cycle began with, or a split has nothing to be judged by.
     """
     registry = _registry(config)
     judged, new = Index.open(runs.tars(config)), Index.open(cycle.records["checked"]["tars"])

@@ -10,6 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
+import pyarrow.compute as pc
+
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.storage import CHUNK, FileStamp, Folder
@@ -81,6 +83,21 @@ def check_taken(index: Index, tars: Sequence[Tar]) -> None:
                 f"{shard.name} of {index.tars!r} has changed while it was taken; move tars into retrain.incoming when "
                 "they are whole (write elsewhere, then rename), and start again"
             )
+
+
+def images_in_common(new: Index, judged: Index, split: str) -> int:
+    """Training samples of ``new`` whose image is also one of a split of ``judged``, by which models are compared.
+
+    Holds the hashes of that split's images in memory.
+    """
+    held_out = {sha256 for shard in judged.shards for sha256 in _images(judged, shard.name, split)}
+    return sum(sha256 in held_out for shard in new.shards for sha256 in _images(new, shard.name, "train"))
+
+
+def _images(index: Index, shard: str, split: str) -> list[str]:
+    table = index.rows(shard)
+    hashes: list[str] = table.filter(pc.equal(table["split"], split))["sha256"].to_pylist()
+    return hashes
 
 
 def _sha256(folder: Folder, file: FileStamp) -> str:

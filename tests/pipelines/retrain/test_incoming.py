@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import DataError
+from pipelines.data.index import IndexConfig, build_index
 from pipelines.data.storage import FileStamp, Folder
 from pipelines.retrain import incoming
-from pipelines.retrain.incoming import new_tars, take
+from pipelines.retrain.incoming import images_in_common, new_tars, take
 from pipelines.retrain.ledger import Tar
+from tests.pipelines.data.tar_maker import samples, write_tar
 
 
 def sha(data: bytes) -> str:
@@ -107,6 +109,18 @@ def test_a_tar_that_is_gone_is_named(folder: Folder) -> None:
     folder.write("b.tar", b"two")
     with pytest.raises(DataError, match=r"a.tar is gone from .*; start again to go on without it"):
         take(folder, [Tar("a.tar", 3, "", sha(b"one"))], "_taken/x")
+
+
+def test_images_of_the_hold_out_are_counted(ray_local: None, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    write_tar(old, "train-000000.tar", samples([1, 2]))
+    write_tar(old, "val-000000.tar", samples([3, 4]))
+    write_tar(new, "train-000000.tar", samples([1, 3, 5]))
+    write_tar(new, "val-000000.tar", samples([4]))
+    judged, came = (build_index(str(folder), IndexConfig()) for folder in (old, new))
+    assert images_in_common(came, judged, "val") == 1
 
 
 def test_no_bytes_are_copied_on_a_local_disk(tmp_path: Path) -> None:
