@@ -85,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
 @pytest.mark.timeout(1500)
 def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     incoming, runs = folder / "data" / "incoming", folder / "runs"
-    drop(incoming, "a", seed=1)
+    drop(incoming, "d", seed=1)
     (incoming / "copy-of-old.tar").write_bytes((folder / "data" / "train-000000.tar").read_bytes())
 
     # Killed when the training is done and not yet recorded; another process then looks in and continues.
@@ -104,7 +104,7 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     (cycle,) = retrain.run(settings(folder)).finished
 
     assert list(cycle.records) == list(STEPS)
-    assert [tar.name for tar in cycle.tars] == ["a.tar"]
+    assert [tar.name for tar in cycle.tars] == ["d.tar"]
     checked, evaluated = cycle.records["checked"], cycle.records["evaluated"]
     assert checked["init"] == "1"
     assert checked["mix"] == {
@@ -140,4 +140,4 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     assert [tar.name for tar in second.tars] == ["b.tar"]
     assert set(second.records["checked"]["mix"]) == {f"cycle-{TUESDAY}", f"cycle-{MONDAY}", "old"}
     assert sum(source["weight"] for source in second.records["checked"]["mix"].values()) == pytest.approx(1.0)
-    assert sorted(file.name for file in incoming.glob("*.tar")) == ["a.tar", "b.tar", "copy-of-old.tar"]
+    assert sorted(file.name for file in incoming.glob("*.tar")) == ["b.tar", "copy-of-old.tar", "d.tar"]
