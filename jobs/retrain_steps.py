@@ -111,7 +111,7 @@ def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
     """Let candidate and champion answer the same hold-out, and the same slice of the new data.
 
     Raises:
-        DataError: the hold-out is not the one that the cycle began with, or a split has nothing to be judged by.
+        DataError: the hold-out is not the one that the cycle began with, or has nothing to be judged by.
     """
     registry = _registry(config)
     judged, new = Index.open(runs.tars(config)), Index.open(cycle.records["checked"]["tars"])
@@ -128,7 +128,7 @@ def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
             continue
         scores = {
             "hold_out": _scores(config, registry, version, judged),
-            "new": _scores(config, registry, version, new) if new.counts()[HOLD_OUT] else {},
+            "new": _new_scores(config, registry, version, new),
         }
         found[who] = {"version": version.version, **scores}
         for where, tasks in scores.items():
@@ -259,6 +259,17 @@ def _training(config: JobConfig, cycle: Cycle) -> JobConfig:
             "train": config.train.model_copy(update={"init": facts["init"], "epochs": epochs}),
         }
     )
+
+
+def _new_scores(
+    config: JobConfig, registry: Registry, version: ModelVersion, new: Index
+) -> Mapping[str, Mapping[str, Any]]:
+    """As ``_scores``; {} where the new tars have too little held out to compare by, which is no reason to stop."""
+    try:
+        return _scores(config, registry, version, new)
+    except DataError as error:
+        say(f"nothing of the new tars to compare by: {error}")
+        return {}
 
 
 def _scores(
