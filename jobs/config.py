@@ -16,6 +16,7 @@ from pipelines.data.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import RegistryConfig
+from pipelines.retrain.config import RetrainConfig
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
 from pipelines.train.loop import TrainConfig
@@ -113,6 +114,7 @@ class JobConfig(Section):
     serve: ServeConfig = ServeConfig()
     ablate: AblateConfig = AblateConfig()
     tune: TuneConfig = TuneConfig()
+    retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="after")
     def _features_stay(self) -> JobConfig:

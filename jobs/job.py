@@ -16,6 +16,7 @@ from jobs.cluster import ClusterError
 from jobs.config import JobConfig
 from pipelines.data.errors import DataError
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
+from pipelines.retrain.errors import RetrainError
 from pipelines.search.errors import SearchError
 from pipelines.serve.errors import ServeError
 from pipelines.train.checkpoint import CheckpointError
@@ -27,7 +28,7 @@ from vlmodel.parts import WeightsError
 
 EXPECTED = (
     ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, LostWorkerError, NonFiniteLossError,
-    RegistryError, SearchError, ServeError, SmokeError, TrackingError, WeightsError,
+    RegistryError, RetrainError, SearchError, ServeError, SmokeError, TrackingError, WeightsError,
 )  # fmt: skip
 """Errors that say by themselves what is wrong and what to do."""
 

@@ -18,10 +18,10 @@ from pipelines.data.features import Features
 from pipelines.data.index import Index
 from pipelines.data.plan import Order, Schedule, check_division
 from pipelines.data.progress import ShardProgress
-from pipelines.data.vocabulary import build_processor
+from pipelines.data.vocabulary import build_processor, keep_processor
 from pipelines.evaluate.assess import assess, check_judgeable, show
 from pipelines.registry.registry import ModelVersion, Registry
-from pipelines.train import checkpoint
+from pipelines.train import checkpoint, initial
 from pipelines.train.launch import launch
 from pipelines.train.progress import create_board
 from pipelines.train.tracking import Tracker
@@ -34,7 +34,7 @@ MAY_CHANGE = (
     "train.max_failures", "train.answer_timeout_s", "train.log_steps", "train.ledger", "train.evaluation_cache_mb",
     "train.feature_cache",
     "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "data.index.report",
-    "ablate", "tune",
+    "ablate", "tune", "retrain",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
 
@@ -83,19 +83,44 @@ def fit(
     """
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
-    made = build_processor(
-        list(trained.values()), config.vocabulary, config.processor, config.model.decoder.tasks(), str(processor)
-    )
+    init = _init(config)
+    made = _processor(config, list(trained.values()), str(processor), init)
     config.model.check_processor(made.config)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
     tracker.log_data(mixing.facts(config, index))
-    features = _features(config, [index, *trained.values()], made, label)
+    features = _features(config, [index, *trained.values()], made, init, label)
     source, order = mixing.training(config, trained, processor, features)
-    spec = _spec(config, index, source, order, features.get(index.hash), tracker, referee)
+    spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)
     launch(spec, has_dashboard=has_dashboard, label=label)
 
 
-def _features(config: JobConfig, indexes: list[Index], processor: VLProcessor, label: str) -> dict[str, Features]:
+def _init(config: JobConfig) -> str:
+    """Where the model that the training begins with lies in the run's folder; "" where it begins with new weights.
+
+    Raises:
+        ConfigError: it is of other settings than are configured.
+    """
+    if not config.train.init:
+        return ""
+    if kept := initial.kept(runs.run_folder(config)):
+        return kept
+    named = config.evaluate.model_copy(update={"model": config.train.init})
+    chosen = runs.choose_model(config.model_copy(update={"evaluate": named}))
+    initial.check(chosen.folder, config.model, config.processor, config.model.decoder.tasks())
+    print(f"train {config.name}: begins with {chosen.name} version {chosen.version}", flush=True)
+    return initial.keep(chosen.folder, runs.run_folder(config))
+
+
+def _processor(config: JobConfig, indexes: list[Index], folder: str, init: str) -> VLProcessor:
+    if not init:
+        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), folder)
+    with initial.local(init) as model:
+        return keep_processor(VLProcessor.from_pretrained(model), folder)
+
+
+def _features(
+    config: JobConfig, indexes: list[Index], processor: VLProcessor, init: str, label: str
+) -> dict[str, Features]:
     """The kept features of the backbone with which the training begins, by the hash of their index; none where it is
     to read the images.
     """
@@ -103,7 +128,7 @@ def _features(config: JobConfig, indexes: list[Index], processor: VLProcessor, l
     if train.feature_cache == "off":
         return {}
     resources = Resources(train.workers, train.cpus_per_worker, train.gpu, train.threads, train.evaluation_batch)
-    vision = new_model(config.model, processor, config.seed).vision
+    vision = new_model(config.model, processor, config.seed, init).vision
     found = {}
     for index in {index.hash: index for index in indexes if index.members != "texts"}.values():
         with ShardProgress(f"{label}  features") as progress:
@@ -127,6 +152,7 @@ def _spec(
     order: Order,
     features: Features | None,
     tracker: Tracker,
+    init: str,
     referee: Any,
 ) -> RunSpec:
     train = config.train
@@ -150,6 +176,7 @@ def _spec(
         run=tracker.handle,
         board=create_board(),
         config=dump(config),
+        init=init,
         referee=referee,
     )
 

@@ -22,7 +22,7 @@ ROOMS = ("vlmodel", "pipelines", "jobs")
 
 PACKAGES = [
     *(f"vlmodel/{room}" for room in ("vision", "language", "modality", "topology", "fusion", "decoder", "knowledge")),
-    *(f"pipelines/{room}" for room in ("data", "train", "registry", "search", "serve")),
+    *(f"pipelines/{room}" for room in ("data", "train", "registry", "retrain", "search", "serve")),
     "vlmodel",
     "pipelines",
     "jobs",

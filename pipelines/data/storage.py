@@ -7,6 +7,7 @@ Credentials come from the environment, as each fsspec back end documents: for S3
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -267,6 +268,30 @@ class Folder:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
+
+    def duplicate(self, name: str, second: str) -> None:
+        """Give a file a second name within the folder, in place of what has that: a hard link where the folder is local
+        and its disk can, else a copy; there as a whole or not at all.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        fs, path, target = self._location[0], self.path(name), self.path(second)
+        if not self.is_local:
+            retrying(lambda: fs.cp_file(path, target))
+            return
+        # A link to a symbolic link would be one too, and follow what that is later made to point to.
+        real, place = os.path.realpath(path, strict=True), Path(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(real, temporary)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            shutil.copyfile(real, temporary)
+        temporary.replace(place)
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""

@@ -46,9 +46,8 @@ def build_processor(
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
     """
-    target = Path(folder)
-    if target.is_dir():
-        return VLProcessor.from_pretrained(target)
+    if Path(folder).is_dir():
+        return VLProcessor.from_pretrained(folder)
     classifies = any(fields.target == "answer" for fields in tasks.values())
     counted: Counter[str] = Counter()
     for index in indexes if classifies else ():
@@ -60,14 +59,27 @@ def build_processor(
             "answers, and a classifier needs at least two; check the source's answers, or lower "
             "vocabulary.min_answer_count"
         )
-    made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks)
+    return keep_processor(VLProcessor(processor, _tokenizer(indexes, config), labels, tasks), folder)
+
+
+def keep_processor(made: VLProcessor, folder: str) -> VLProcessor:
+    """Save a processor in ``folder``, unless one is there. Returns it as every other process will have it."""
+    target = Path(folder)
+    if target.is_dir():
+        return VLProcessor.from_pretrained(target)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     made.save_pretrained(partial)
     partial.rename(target)
-    # As every other process will have it.
     return VLProcessor.from_pretrained(target)
+
+
+def known_answers(counted: Mapping[str, int], labels: Sequence[str]) -> float:
+    """Share of answers, by how often each occurs, that are among the labels; 1 where there are none."""
+    known = set(labels)
+    total = sum(counted.values())
+    return sum(n for answer, n in counted.items() if answer in known) / total if total else 1.0
 
 
 def _tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:

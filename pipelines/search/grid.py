@@ -16,7 +16,7 @@ S = TypeVar("S", bound=Section)
 
 FIXED = (
     "name", "seed", "storage", "cluster", "source", "data", "tracking", "registry", "serve", "predict", "evaluate",
-    "ablate", "tune",
+    "ablate", "tune", "retrain",
 )  # fmt: skip
 """Settings that all trainings of a search share; seeds are named beside the grid."""
 _MAX_SLUG = 120

@@ -141,6 +141,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def is_running() -> bool:
+    """Whether the service is deployed on the cluster that this process is connected to."""
+    return ray.is_initialized() and APP_NAME in serve.status().applications
+
+
 def stop() -> None:
     """Let requests in flight end, then remove the service from the cluster. Does nothing where none runs."""
     if ray.is_initialized():

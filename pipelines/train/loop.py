@@ -69,6 +69,9 @@ class TrainConfig(Section):
     image or runs the backbone."""
     ledger: bool = False
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
+    init: str = ""
+    """Model to begin with: "champion", a version number or a model folder, of the same model settings; its tokenizer
+    and answers are kept, and `vocabulary` is not looked at. "" draws new weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     augment: AugmentConfig = AugmentConfig()

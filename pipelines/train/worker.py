@@ -24,7 +24,7 @@ from pipelines.data.feature_build import check_backbone
 from pipelines.data.loader import EvaluationBatches, TrainingParts
 from pipelines.data.plan import Schedule, derive_seed
 from pipelines.data.stream import StreamConfig, stream
-from pipelines.train import checkpoint
+from pipelines.train import checkpoint, initial
 from pipelines.train.evaluate import Score, evaluate
 from pipelines.train.feed import Feed
 from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, train
@@ -48,6 +48,7 @@ class RunSpec:
         run: the tracked run.
         board: where progress is posted.
         config: the resolved configuration tree, kept in each checkpoint.
+        init: where in storage the model lies that the training begins with; "" where it begins with new weights.
         referee: asked after each epoch whether to go on (pipelines/search/referee.py); None where nobody ends it early.
     """
 
@@ -62,6 +63,7 @@ class RunSpec:
     run: RunHandle | None
     board: ActorHandle[Any]
     config: dict[str, Any]
+    init: str = ""
     referee: ActorHandle[Any] | None = None
 
 
@@ -73,7 +75,7 @@ def train_worker(spec: RunSpec) -> None:
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
 
     processor = VLProcessor.from_pretrained(spec.train_source.processor)
-    model = new_model(spec.model, processor, spec.seed)
+    model = new_model(spec.model, processor, spec.seed, spec.init)
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
     progress = resumed(_restore(spec, trainer, rank, device))
@@ -98,14 +100,21 @@ def train_worker(spec: RunSpec) -> None:
             ray.get(spec.board.fail.remote(str(error)))
 
 
-def new_model(config: ModelConfig, processor: VLProcessor, seed: int) -> VLModel:
+def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:
     """The model with which a training of this seed begins, the same in every process. Seeds torch.
+
+    Args:
+        init: where in storage a model of the same settings lies whose weights are taken; "" draws them.
 
     Raises:
         ConfigError: parts that do not fit each other or the processor.
         WeightsError: pretrained weights that do not exist or do not fit.
     """
     torch.manual_seed(derive_seed(seed, "weights") % 2**63)
+    if init:
+        with initial.local(init) as folder:
+            model: VLModel = VLModel.from_pretrained(str(folder), local_files_only=True)
+        return model
     return VLModel.from_tree(config, processor)
 
 

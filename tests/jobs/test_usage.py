@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, serve, train, tune
+from jobs import ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, retrain, serve, train, tune
 from jobs.config import JobConfig
 from jobs.job import main
 from vlmodel.config import load
 
 MODULES = {
     m.__name__.split(".")[1]: m
-    for m in (ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, serve, train, tune)
+    for m in (ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, retrain, serve, train, tune)
 }
 
 

@@ -1,0 +1,126 @@
+"""Simple statistics of a data set, and how far those of two data sets are apart."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from pipelines.data.corpus import read_texts
+from pipelines.data.errors import DataError
+from pipelines.data.index import Index
+from pipelines.data.sample import Texts
+from pipelines.data.shard_pass import over_shards
+from pipelines.retrain.config import DriftConfig
+from vlmodel.config import dump
+
+Statistics = dict[str, dict[str, int]]
+"""For each of the fields of ``DriftConfig`` how often each value, or range of values, occurs."""
+
+_KEPT = 1000
+"""So many values of a statistic are kept, the most frequent; the others count as one."""
+_EXPECTED = 5
+"""Values that are expected less often than this in the smaller of two data sets count as one, as for a chi-squared
+test: of such values two samples share few by chance."""
+_OTHERS = "…"
+
+
+def collect(index: Index, split: str = "train") -> Statistics:
+    """The statistics of a split, counted by Ray Data, a task a shard; of the tars only texts are read."""
+
+    def count(row: dict[str, Any]) -> dict[str, Any]:
+        table = index.rows(row["item"])
+        rows = [sample for sample in table.to_pylist() if sample["split"] == split]
+        # As JSON: a column of Ray Data takes its type from the first rows.
+        return {"counts": json.dumps(count_samples(rows, read_texts(index, split, [row["item"]])))}
+
+    total: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
+    for row in over_shards([shard.name for shard in index.shards if split in shard.samples], count):
+        for name, counts in json.loads(row["counts"]).items():
+            total[name].update(counts)
+    return {name: _cut(counts, _KEPT) for name, counts in total.items()}
+
+
+def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
+    """The statistics of samples.
+
+    Args:
+        rows: as of ``Index.rows``.
+        texts: of the same samples.
+    """
+    found: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
+    for row in rows:
+        for name in ("questions", "captions"):
+            found[name][_octave(row[name])] += 1
+        found["image_size"][_octave(row["width"] * row["height"])] += 1
+        found["image_shape"][f"2^{round(2 * math.log2(row['width'] / row['height'])) / 2:g}"] += 1
+    for of_image in texts:
+        for text in (*of_image.captions, *(question.question for question in of_image.questions)):
+            found["text_length"][_octave(len(text))] += 1
+        found["answers"].update(q.answer for q in of_image.questions if q.answer is not None)
+    return {name: dict(counts) for name, counts in found.items()}
+
+
+def divergences(before: Statistics, now: Statistics) -> dict[str, float]:
+    """How far each statistic has moved, as limited by ``DriftConfig``."""
+    return {name: divergence(before.get(name, {}), now.get(name, {})) for name in DriftConfig.model_fields}
+
+
+def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
+    """Jensen-Shannon divergence (Lin 1991) in bits of two histograms, less what two samples of one distribution have
+    on average; 0 at the least. Two that are empty are alike, an empty one has nothing in common with another.
+
+    For K values and n and m observations that average is (K - 1)(1/n + 1/m) / (8 ln 2): near its minimum the
+    divergence is a chi-squared statistic (Grosse et al. 2002, https://doi.org/10.1103/PhysRevE.65.041905).
+    """
+    if not before or not now:
+        return float(bool(before) != bool(now))
+    sizes = [sum(side.values()) for side in (before, now)]
+    pooled = Counter(before) + Counter(now)
+    frequent = [value for value, count in pooled.items() if count * min(sizes) >= _EXPECTED * sum(sizes)]
+    counts = [[side.get(value, 0) for value in frequent] for side in (before, now)]
+    counts_2K = np.array([[*of, size - sum(of)] for of, size in zip(counts, sizes, strict=True)], np.float64)
+    counts_2K = counts_2K[:, counts_2K.any(axis=0)]
+    sizes_2 = counts_2K.sum(axis=1)
+    shares_2K = counts_2K / sizes_2[:, None]
+    ratio_2K = shares_2K / shares_2K.mean(axis=0)
+    terms_2K = shares_2K * np.log2(ratio_2K, out=np.zeros_like(ratio_2K), where=ratio_2K > 0)
+    by_chance = (counts_2K.shape[1] - 1) * (1 / sizes_2).sum() / (8 * math.log(2))
+    return float(max(0.0, terms_2K.sum() / 2 - by_chance))
+
+
+def check(found: Mapping[str, float], limits: DriftConfig, before: str, now: str) -> None:
+    """Refuse data that have moved too far.
+
+    Args:
+        found: as of ``divergences``.
+        before, now: what was compared, for the message.
+
+    Raises:
+        DataError: naming each statistic that is above its limit.
+    """
+    above = [
+        f"retrain.drift.{name} = {limit} (found {found[name]:.3f})"
+        for name, limit in dump(limits).items()
+        if found[name] > limit
+    ]
+    if above:
+        raise DataError(
+            f"the samples of {now} are unlike those of {before}, above {', '.join(above)}; see whether they are meant, "
+            "and then raise these limits, or take the tars away, and start again"
+        )
+
+
+def _octave(number: int) -> str:
+    """The power of two at or below a whole number, which is what changes matter by."""
+    return str(1 << (number.bit_length() - 1)) if number > 0 else "0"
+
+
+def _cut(counts: Mapping[str, int], size: int) -> dict[str, int]:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(count for _, count in ranked[size:])
+    return dict(ranked[:size]) | ({_OTHERS: rest} if rest else {})

@@ -1,0 +1,217 @@
+"""The ledger of retraining: which tars each cycle took, how far it came, and what each of its steps found.
+
+    LEDGER/
+        20260131T0000Z/         a cycle, named by its window
+            0-planned.json      the tars that it consumes: name, size, sha256 ...
+            1-checked.json      ... then one file a step, written whole when the step is done, never changed
+            6-committed.json    the cycle is over, and its tars are consumed
+        _abandoned/             cycles that were given up
+
+A tar is known by its content. A cycle takes only tars that no committed cycle has, and there is never more than one
+that is not committed: so each tar is consumed by exactly one, whatever is killed whenever. The watermark, a digest of
+all that is consumed, is written into a plan and compared at its commit: a second writer, which a file system without
+working locks may let in, is found out before it consumes anything.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.storage import Folder
+from pipelines.retrain.errors import BusyError, RetrainError
+from pipelines.retrain.window import PATTERN
+
+STEPS = ("planned", "checked", "trained", "evaluated", "gated", "swapped", "committed")
+
+_ABANDONED = "_abandoned"
+_POLL_S = 0.2
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tar:
+    """A tar by its content.
+
+    Attributes:
+        name: in the folder of incoming tars.
+        size: in bytes.
+        stamp: as of ``FileStamp``; with the same name, size and stamp a file is not read again.
+        sha256: of its bytes, in hexadecimal.
+    """
+
+    name: str
+    size: int
+    stamp: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """A cycle as far as it came.
+
+    Attributes:
+        id: its window, with ``-2`` and so on where earlier ones of that window were abandoned.
+        records: what each step that is done has found, in the order of the steps.
+    """
+
+    id: str
+    records: Mapping[str, Facts]
+
+    @property
+    def window(self) -> str:
+        return self.id.partition("-")[0]
+
+    @property
+    def done(self) -> str:
+        """The last step that is done."""
+        return STEPS[len(self.records) - 1]
+
+    @property
+    def next(self) -> str:
+        """The step that comes now; of a cycle that is not committed."""
+        return STEPS[len(self.records)]
+
+    @property
+    def committed(self) -> bool:
+        return len(self.records) == len(STEPS)
+
+    @property
+    def tars(self) -> list[Tar]:
+        return [Tar(**tar) for tar in self.records["planned"]["tars"]]
+
+
+class Ledger:
+    """The cycles in a folder. All but ``locked`` is for the one who holds the lock.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder).absolute()
+        self._folder = Folder(self.path)
+
+    @contextmanager
+    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
+        """Be the only one while the block runs. The system frees the lock of a process that dies.
+
+        Raises:
+            BusyError: another process holds it, and still did after ``wait_s`` seconds.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + wait_s
+        with (self.path / ".lock").open("a") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise BusyError(f"another cycle is at work with the ledger {self.path}") from None
+                time.sleep(_POLL_S)
+            yield
+
+    def cycles(self) -> list[Cycle]:
+        """All that were not abandoned, in the order of their windows.
+
+        Raises:
+            RetrainError: a record is missing or cannot be read.
+        """
+        if not self.path.is_dir():
+            return []
+        folders = [path for path in self.path.iterdir() if path.is_dir() and re.match(PATTERN, path.name)]
+        found = [self._read(folder) for folder in folders]
+        return sorted((cycle for cycle in found if cycle.records), key=lambda cycle: _order(cycle.id))
+
+    def unfinished(self) -> Cycle | None:
+        """The cycle that was begun and not committed; there is never more than one."""
+        return next((cycle for cycle in self.cycles() if not cycle.committed), None)
+
+    def committed(self) -> list[Cycle]:
+        """The cycles that are over, in the order of their windows."""
+        return [cycle for cycle in self.cycles() if cycle.committed]
+
+    def consumed(self) -> dict[Tar, str]:
+        """Each consumed tar, and the cycle that consumed it."""
+        return {tar: cycle.id for cycle in self.committed() for tar in cycle.tars}
+
+    def watermark(self) -> str:
+        """Digest of the content of all that is consumed."""
+        return hashlib.sha256("\n".join(sorted(tar.sha256 for tar in self.consumed())).encode()).hexdigest()
+
+    def plan(self, window: str, tars: Sequence[Tar]) -> Cycle:
+        """Begin the cycle of a window."""
+        assert self.unfinished() is None
+        attempts = len(list((self.path / _ABANDONED).glob(f"{window}*")))
+        cycle = Cycle(f"{window}-{attempts + 1}" if attempts else window, {})
+        facts = {"tars": [asdict(tar) for tar in tars], "watermark": self.watermark()}
+        return self.record(cycle, facts)
+
+    def record(self, cycle: Cycle, facts: Facts) -> Cycle:
+        """The next step of a cycle is done, and found these facts (plain JSON values).
+
+        Raises:
+            RetrainError: the cycle was to be committed, and another one was since it was planned.
+        """
+        step = cycle.next
+        if step == "committed" and cycle.records["planned"]["watermark"] != self.watermark():
+            raise RetrainError(
+                f"cycle {cycle.id} was planned before another cycle was committed; two have used the ledger "
+                f"{self.path} at one time, so its file system has no locks: set retrain.ledger to a folder on one "
+                "that has, and give this cycle up with --abandon"
+            )
+        whole = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        self._folder.write(f"{cycle.id}/{_file(step)}", json.dumps(whole, indent=1, sort_keys=True).encode())
+        return Cycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(whole))})
+
+    def discard(self, cycle: Cycle) -> None:
+        """Forget a plan of which nothing was made."""
+        assert cycle.done == "planned"
+        shutil.rmtree(self.path / cycle.id)
+
+    def abandon(self, cycle: Cycle) -> None:
+        """Give a cycle up, and keep its records aside; its tars are new again."""
+        assert not cycle.committed
+        aside = self.path / _ABANDONED
+        aside.mkdir(exist_ok=True)
+        os.rename(self.path / cycle.id, aside / cycle.id)
+
+    def _read(self, folder: Path) -> Cycle:
+        records: dict[str, Facts] = {}
+        there = {file.name for file in folder.iterdir() if file.suffix == ".json"}
+        for step in STEPS:
+            if _file(step) not in there:
+                break
+            try:
+                records[step] = json.loads((folder / _file(step)).read_bytes())
+            except ValueError as error:
+                raise RetrainError(
+                    f"{folder / _file(step)} cannot be read ({error}); restore it, or, to have that step done again, "
+                    "delete it and the records of later steps"
+                ) from None
+        if later := sorted(there - {_file(step) for step in records}):
+            missing = _file(STEPS[len(records)])
+            raise RetrainError(f"{folder} has {later[0]} and no {missing}; restore that, or delete what comes after it")
+        return Cycle(folder.name, records)
+
+
+def _file(step: str) -> str:
+    return f"{STEPS.index(step)}-{step}.json"
+
+
+def _order(cycle: str) -> tuple[str, int]:
+    window, _, attempt = cycle.partition("-")
+    return window, int(attempt or 1)

@@ -1,0 +1,37 @@
+"""Windows of a schedule: two starts within one window are the same cycle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+PATTERN = r"\d{8}T\d{4}Z"
+"""What ``Window.id`` looks like; ids sort as their windows do."""
+
+_FORMAT = "%Y%m%dT%H%MZ"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of time.
+
+    Attributes:
+        start: its first moment, in UTC.
+        end: the first moment of the next one.
+    """
+
+    start: datetime
+    end: datetime
+
+    @classmethod
+    def at(cls, moment: datetime, minutes: int) -> Window:
+        """The window that holds ``moment``, of those of this length that follow each other since 1970."""
+        period = timedelta(minutes=minutes)
+        epoch = datetime.fromtimestamp(0, UTC)
+        start = epoch + (moment - epoch) // period * period
+        return cls(start, start + period)
+
+    @property
+    def id(self) -> str:
+        """Its beginning as ``20260131T0000Z``."""
+        return self.start.strftime(_FORMAT)

@@ -1,0 +1,94 @@
+"""Beginning with the weights of a model that was trained before, with its tokenizer and its answers.
+
+The model is copied into the run's folder once. So every worker finds it on whatever node, and a training that continues
+before its first checkpoint begins with the same weights, whoever has become champion since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pipelines.train import checkpoint
+from pipelines.train.provenance import flatten
+from vlmodel.config import ConfigError, dump, parse
+from vlmodel.fields import Fields
+from vlmodel.model import ModelConfig, VLConfig
+from vlmodel.parts import Vocabulary, WeightsError
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+_FOLDER, _LAST = "init", "config.json"
+
+
+def kept(run: str) -> str:
+    """Where in the folder of a run in storage its initial model lies; "" where there is none."""
+    filesystem, folder = checkpoint.open_storage(run)
+    there = filesystem.get_file_info(f"{folder}/{_FOLDER}/{_LAST}").type != pafs.FileType.NotFound
+    return f"{run}/{_FOLDER}" if there else ""
+
+
+def keep(model: Path, run: str) -> str:
+    """Copy a model's folder into that of a run in storage. Returns where it lies."""
+    filesystem, folder = checkpoint.open_storage(run)
+    files = [file for file in sorted(model.rglob("*")) if file.is_file() and file.name != _LAST]
+    # The last one tells that all are there.
+    for file in [*files, model / _LAST]:
+        name = f"{folder}/{_FOLDER}/{file.relative_to(model).as_posix()}"
+        filesystem.create_dir(name.rpartition("/")[0], recursive=True)
+        pafs.copy_files(str(file), f"{name}.partial", destination_filesystem=filesystem)
+        filesystem.move(f"{name}.partial", name)
+    return f"{run}/{_FOLDER}"
+
+
+@contextmanager
+def local(folder: str) -> Iterator[Path]:
+    """What ``keep`` returned as a local folder: in place where storage is local, else a temporary download."""
+    filesystem, path = checkpoint.open_storage(folder)
+    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, 0, {})) as found:
+        yield found
+
+
+def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: Mapping[str, Fields]) -> VLProcessor:
+    """Refuse a model that is not the one that is configured: weights of the same shape can mean something else.
+
+    Returns:
+        its processor, with which the training goes on.
+
+    Raises:
+        ConfigError: naming each setting that differs, with both values.
+        WeightsError: the folder's configuration is of another version.
+    """
+    found = VLProcessor.from_pretrained(model)
+    begin, end = (-1 if number is None else number for number in (found.begin_id, found.end_id))
+    vocabulary = Vocabulary(len(found.tokenizer), found.tokenizer.pad_token_id, len(found.labels), begin, end)
+    theirs = VLConfig.from_pretrained(str(model)).model
+    if theirs is None:
+        raise WeightsError(f"{str(model / _LAST)!r} describes no parts; train that model anew with this version")
+    changes = [
+        *_changes("model", dump(config.resolve(vocabulary)), dump(parse(ModelConfig, theirs))),
+        *_changes("processor", dump(processor), dump(found.config)),
+        *_changes("tasks", _plain(tasks), _plain(found.tasks)),
+    ]
+    if changes:
+        raise ConfigError(
+            f"train.init names a model of other settings than are configured ({'; '.join(changes)}); take over its "
+            'settings, or train from scratch (train.init="")'
+        )
+    return found
+
+
+def _plain(tasks: Mapping[str, Fields]) -> dict[str, Any]:
+    return {task: dump(fields) for task, fields in tasks.items()}
+
+
+def _changes(prefix: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    one, other = flatten({prefix: ours}), flatten({prefix: theirs})
+    return [
+        f"{key}: {other.get(key, 'nothing')} there, {one.get(key, 'nothing')} here"
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
+    ]

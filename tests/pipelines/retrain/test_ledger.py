@@ -1,0 +1,140 @@
+"""The ledger: what it says after any step, one writer at a time, and records that were tampered with."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from pipelines.retrain.errors import BusyError, RetrainError
+from pipelines.retrain.ledger import STEPS, Cycle, Ledger, Tar
+
+MONDAY, TUESDAY = "20260105T0000Z", "20260106T0000Z"
+
+
+def tar(number: int) -> Tar:
+    return Tar(f"{number}.tar", number, f"{number}.5", f"{number:064x}")
+
+
+def finish(ledger: Ledger, cycle: Cycle) -> Cycle:
+    while not cycle.committed:
+        cycle = ledger.record(cycle, {"step": cycle.next})
+    return cycle
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger")
+
+
+def test_a_new_ledger_is_empty(ledger: Ledger) -> None:
+    assert ledger.cycles() == []
+    assert ledger.unfinished() is None
+    assert ledger.consumed() == {}
+
+
+def test_each_step_is_read_back_and_tars_are_consumed_with_the_last(ledger: Ledger) -> None:
+    cycle = ledger.plan(MONDAY, [tar(1), tar(2)])
+    for step in STEPS[1:]:
+        assert ledger.consumed() == {}
+        assert ledger.unfinished() == cycle
+        assert cycle.next == step
+        cycle = ledger.record(cycle, {"found": {"by": step}})
+        assert cycle.done == step
+        assert ledger.cycles() == [cycle]
+        assert cycle.records[step]["found"] == {"by": step}
+    assert ledger.consumed() == {tar(1): MONDAY, tar(2): MONDAY}
+    assert ledger.unfinished() is None
+
+
+def test_the_watermark_tells_what_is_consumed_not_when(tmp_path: Path) -> None:
+    one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
+    before = one.watermark()
+    finish(one, one.plan(MONDAY, [tar(1), tar(2)]))
+    finish(other, other.plan(MONDAY, [tar(2)]))
+    assert len({before, one.watermark(), other.watermark()}) == 3
+    finish(other, other.plan(TUESDAY, [tar(1)]))
+    assert one.watermark() == other.watermark()
+
+
+def test_a_second_writer_is_found_out_before_it_consumes(ledger: Ledger) -> None:
+    """On a file system whose locks do nothing two cycles could be planned over the same tars."""
+    cycle = ledger.plan(MONDAY, [tar(1)])
+    for _ in STEPS[1:-1]:
+        cycle = ledger.record(cycle, {})
+    other = Ledger(ledger.path)
+    (ledger.path / MONDAY).rename(ledger.path / "hidden")
+    finish(other, other.plan(TUESDAY, [tar(1)]))
+    (ledger.path / "hidden").rename(ledger.path / MONDAY)
+    with pytest.raises(RetrainError, match=r"planned before another cycle was committed.*retrain.ledger"):
+        ledger.record(cycle, {})
+    assert ledger.consumed() == {tar(1): TUESDAY}
+
+
+def test_an_abandoned_cycle_gives_its_tars_back_and_its_window_another_name(ledger: Ledger) -> None:
+    cycle = ledger.record(ledger.plan(MONDAY, [tar(1)]), {})
+    ledger.abandon(cycle)
+    assert ledger.unfinished() is None
+    again = ledger.plan(MONDAY, [tar(1)])
+    assert (again.id, again.window) == (f"{MONDAY}-2", MONDAY)
+    ledger.abandon(ledger.record(again, {}))
+    assert finish(ledger, ledger.plan(MONDAY, [tar(1)])).id == f"{MONDAY}-3"
+    assert ledger.consumed() == {tar(1): f"{MONDAY}-3"}
+
+
+def damaged(ledger: Ledger) -> None:
+    (ledger.path / MONDAY / "1-checked.json").write_text('{"half')
+
+
+def missing(ledger: Ledger) -> None:
+    (ledger.path / MONDAY / "1-checked.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [(damaged, "1-checked.json cannot be read"), (missing, "has 2-trained.json and no 1-checked.json")],
+)
+def test_a_spoiled_record_is_named(ledger: Ledger, spoil: Callable[[Ledger], None], says: str) -> None:
+    ledger.record(ledger.record(ledger.plan(MONDAY, [tar(1)]), {}), {})
+    spoil(ledger)
+    with pytest.raises(RetrainError, match=says):
+        ledger.unfinished()
+
+
+def hold(path: Path, holds: Event) -> None:
+    with Ledger(path).locked():
+        holds.set()
+        multiprocessing.Event().wait()
+
+
+def test_the_lock_keeps_others_out_and_goes_with_its_process(ledger: Ledger) -> None:
+    context = multiprocessing.get_context("spawn")
+    holds = context.Event()
+    holder = context.Process(target=hold, args=(ledger.path, holds))
+    holder.start()
+    assert holds.wait(60)
+    with pytest.raises(BusyError, match="another cycle is at work"), ledger.locked():
+        pass
+    holder.kill()
+    holder.join()
+    with ledger.locked():
+        pass
+
+
+def test_the_second_waits_for_the_first(ledger: Ledger) -> None:
+    order = []
+
+    def second() -> None:
+        with Ledger(ledger.path).locked(wait_s=60):
+            order.append("second")
+
+    with ledger.locked():
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
