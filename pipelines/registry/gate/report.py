@@ -42,7 +42,11 @@ def title(decision: Decision) -> str:
 
 def markdown(decision: Decision) -> str:
     """The tables of checks and of differences."""
-    parts = [f"# {title(decision)}", decision.reason, _markdown_table(_COLUMNS, _check_rows(decision.checks))]
+    parts = [
+        f"# {title(decision)}",
+        _markdown_cell(decision.reason),
+        _markdown_table(_COLUMNS, _check_rows(decision.checks)),
+    ]
     if decision.differences:
         parts += ["## Differences", _markdown_table(_difference_columns(), _difference_rows(decision.differences))]
     return "\n\n".join(parts) + "\n"

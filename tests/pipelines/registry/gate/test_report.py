@@ -56,6 +56,7 @@ def test_the_tables_hold_every_check_and_nothing_of_the_data_unescaped() -> None
     assert text.index("| hold-out |") < text.rindex("| target=&lt;b&gt;") < text.index("| target=fine |")
     assert "| 100 | 0.5000 | 0.8000 | -0.3000 | -0.4000 | -0.2000 | 0.02 | ✗ worse |" in text
     page = report.page(found)
+    assert "<b>" not in text
     assert "<b>" not in page
     assert page.count('<tr class="failed">') == 2
     assert "default-src &#x27;none&#x27;" in page
