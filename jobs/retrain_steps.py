@@ -149,6 +149,7 @@ def gated(config: JobConfig, cycle: Cycle) -> Facts:
     decision = promote.run(_training(config, cycle).model_copy(update={"evaluate": named}))
     champion = _registry(config).find()
     promoted = champion is not None and champion.version == version
+    assert decision is not None  # which only a rollback is
     return {"promoted": promoted, "reason": decision.reason}
 
 

@@ -10,8 +10,8 @@ from jobs.config import JobConfig
 from pipelines.data.dataset import Source
 from pipelines.data.index import Index
 from pipelines.evaluate.report import Report
-from pipelines.registry.gate import Score
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
+from pipelines.registry.score import Score
 from pipelines.train.checkpoint import CheckpointError
 
 

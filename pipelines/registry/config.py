@@ -1,18 +1,60 @@
-"""Settings of the model registry."""
+"""Settings of the model registry and of its gate."""
 
 from __future__ import annotations
+
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from vlmodel.config import Section
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Rewording = Literal["case", "punctuation", "politeness"]
+
+
+class GateConfig(Section):
+    """What a candidate must show before it becomes the champion."""
+
+    split: str = "val"
+    """The hold-out: both models answer all of it. The test split is for reports, not for choices."""
+    margin: float = Field(0.0, ge=0)
+    """By more than this the candidate's figure must be above the champion's, with the certainty of alpha."""
+    alpha: float = Field(0.05, gt=0, lt=0.5)
+    """Probability of calling a candidate better that is not: of the one-sided intervals and of McNemar's test."""
+    resamples: int = Field(2000, ge=100)
+    """Resamples of each bootstrap."""
+    seed: int = Field(0, ge=0)
+    """Of the resamples, and of the choice of images for the behavioural checks."""
+    slices: list[str] = ["question_type", "target"]
+    """By what the hold-out is cut: "question_type" (the first two words of the text), or a text column of the answers
+    table, such as "target", the right answer."""
+    slice_rows: int = Field(50, ge=2)
+    """Slices of fewer rows are not judged."""
+    slice_tolerance: Share = 0.02
+    """A slice, or another task of the model, may be worse than the champion's by this much. It is held against the
+    candidate where it is worse by more and the loss is more than chance (alpha)."""
+    slice_tolerances: dict[str, Share] = {}
+    """Tolerances of single slices in place of slice_tolerance, as {"target=yes" = 0.05}."""
+    probe_images: int = Field(64, ge=2)
+    """Images of the hold-out with which the behavioural checks are made, in the process of the job."""
+    agreement: dict[Rewording, Share] = {"case": 0.95, "punctuation": 0.8, "politeness": 0.2}
+    """Least share of answers that stay the same when texts are reworded; kinds left out are not asked for. A language
+    encoder that was trained on few fixed phrases has never met a politeness, so raise that one for others."""
+    image_use: Share = 0.05
+    """Least share of rows whose answer changes, or loses 0.1 of its confidence, when another image is shown."""
+    blank_confidence: Share = 0.1
+    """By how much the mean confidence about a blank image may be above that about the true one."""
+    behaviour_tolerance: Share = 0.1
+    """By how much agreement with rewordings and use of the image may be below the champion's."""
+
 
 class RegistryConfig(Section):
     """Registering and promoting models."""
 
-    margin: float = Field(0.0, ge=0, le=1)
-    """By how much accuracy a candidate may be worse than the champion and still be promoted."""
+    gate: GateConfig = GateConfig()
     smoke_test: bool = True
-    """Load each model in a fresh process, from its stored files alone, before it is registered."""
+    """Load each model in a fresh process, from its stored files alone, before it is registered and promoted."""
     cache: str = ""
     """Local folder of downloaded models; empty: models in the storage folder."""
+    rollback: bool = False
+    """Promote nothing, and make the former champion the champion again; the promote job's flag --rollback."""

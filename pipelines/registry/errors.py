@@ -7,6 +7,10 @@ class RegistryError(RuntimeError):
     """A model or version that the registry does not have. The message names the remedy."""
 
 
+class ChampionChangedError(RegistryError):
+    """The champion is no longer the one that a candidate was judged against. Another promotion was faster."""
+
+
 class ArtifactError(RuntimeError):
     """A stored model whose files are not those that were stored. The message names them and the remedy."""
 

@@ -85,6 +85,12 @@ def inference_folder(package: Path) -> Path:
     return package / flavour["artifacts"]["model"]["path"]
 
 
+def signature(package: Path) -> dict[str, str] | None:
+    """Inputs, outputs and parameters of an MLflow model; None for one that does not tell them."""
+    stored = Model.load(str(package)).signature
+    return None if stored is None else stored.to_dict()
+
+
 @contextmanager
 def no_progress_bar() -> Iterator[None]:
     """MLflow draws one for each copy of a folder unless the environment says otherwise."""

@@ -1,6 +1,9 @@
 """The model registry: versions with their scores and hashes, and the aliases that say which one is in use.
 
-``champion`` is the version that serves, ``previous`` the one before it.
+``champion`` is the version that serves, ``previous`` the one before it, ``challenger`` a newer one that is fit to be
+used and has not been shown to be better. MLflow's aliases know no compare-and-swap, the last writer wins; so they are
+changed under a lock (lock.py). Setting ``champion`` is the one write that counts: what is written before says nothing
+without it, and what comes after it is completed by any later change.
 """
 
 from __future__ import annotations
@@ -8,8 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -23,15 +27,17 @@ from mlflow.models import Model
 
 from pipelines.registry import manifest, package
 from pipelines.registry.config import RegistryConfig
-from pipelines.registry.errors import ArtifactError, RegistryError
-from pipelines.registry.gate import Score
+from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
+from pipelines.registry.lock import locked
+from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.train.tracking import RUN_TAG, TrackingConfig, connect, explained, tracking_uri
 
 log = logging.getLogger(__name__)
 
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 MANIFEST_TAG, MODEL_TAG = "manifest_sha256", "model_sha256"
+PROMOTION_TAG, ROLLBACK_TAG = "promotion", "rollback"
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,18 @@ class ModelVersion:
         """What its evaluation said, None for a version without."""
         return Score.from_tags(self.tags)
 
+    @property
+    def former(self) -> str | None:
+        """The champion that it took the place of; None where there was none."""
+        former: str | None = json.loads(self.tags.get(PROMOTION_TAG, "{}")).get("former")
+        return former
+
+    @property
+    def given_up(self) -> str:
+        """Why it was rolled back; "" where it was not."""
+        reason: str = json.loads(self.tags.get(ROLLBACK_TAG, "{}")).get("reason", "")
+        return reason
+
 
 @dataclass(frozen=True)
 class LocalModel(ModelVersion):
@@ -69,8 +87,9 @@ class LocalModel(ModelVersion):
 class Registry:
     """One registered model."""
 
-    def __init__(self, client: MlflowClient, name: str, cache: Path, *, smoke_test: bool = True) -> None:
-        self.name, self._client, self._cache, self._smoke_test = name, client, cache, smoke_test
+    def __init__(self, client: MlflowClient, name: str, cache: Path, lock: Path, *, smoke_test: bool = True) -> None:
+        self.name, self._client, self._cache, self._lock = name, client, cache, lock
+        self._smoke_test = smoke_test
 
     @classmethod
     def open(cls, tracking: TrackingConfig, storage: str, config: RegistryConfig | None = None) -> Self:
@@ -85,7 +104,9 @@ class Registry:
             raise RegistryError(f"storage {storage!r} is not a local folder; set registry.cache to one for downloads")
         cache = Path(config.cache or Path(storage) / "models").absolute()
         client = connect(tracking_uri(tracking, storage))
-        return cls(client, tracking.model_name, cache, smoke_test=config.smoke_test)
+        # Where all who promote see it: the storage folder is shared by all nodes.
+        lock = (cache if "://" in storage else Path(storage).absolute()) / f".{tracking.model_name}.lock"
+        return cls(client, tracking.model_name, cache, lock, smoke_test=config.smoke_test)
 
     def log_model(
         self, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score, step: int = 0
@@ -180,12 +201,7 @@ class Registry:
         Raises:
             ArtifactError: what the store holds is not what was registered.
         """
-        expected = version.tags.get(MANIFEST_TAG)
-        if expected is None:
-            raise ArtifactError(
-                f"version {version.version} of model {self.name!r} has no tag {MANIFEST_TAG}, so its files cannot be "
-                "verified; register the model again with this program"
-            )
+        expected = self._expected(version)
         place = self._cache / self.name / f"{version.version}-{expected[:16]}"
         if place.is_dir():
             try:
@@ -198,30 +214,103 @@ class Registry:
         folder = package.inference_folder(place)
         return LocalModel(version.name, version.version, version.run_id, version.tags, place, folder)
 
-    def promote(self, version: str, reason: str) -> LocalModel:
+    def verify_stored(self, version: ModelVersion) -> None:
+        """Compare what the store holds now, not the local copy, with what was registered.
+
+        Raises:
+            ArtifactError: it differs.
+        """
+        with TemporaryDirectory() as scratch:
+            self._fetch(version, Path(scratch), self._expected(version))
+
+    def promote(self, version: str, reason: str, over: str | None) -> LocalModel:
         """Make a version the champion; the former champion becomes ``previous``. Repeating it changes nothing.
 
         Args:
             version: its number.
             reason: why, for the record in the version's tags.
+            over: the champion that it was judged against, None for none.
 
         Raises:
             RegistryError: there is no such version.
+            ChampionChangedError: another version has become the champion meanwhile; nothing is changed.
             ArtifactError: its files are not those that were registered; the champion stays.
         """
         model = self.download(self.version(version))
-        with explained(f"promote version {version} of model {self.name!r}"):
-            former = self._aliases().get(CHAMPION)
-            if former == model.version:
-                return model
-            record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "reason": reason, "former": former}
-            self._client.set_model_version_tag(self.name, version, "promotion", json.dumps(record))
-            # In this order a crash between the two leaves the champion as it was, and a repetition completes it.
-            if former is not None:
-                self._client.set_registered_model_alias(self.name, PREVIOUS, former)
-            self._client.set_registered_model_alias(self.name, CHAMPION, version)
-        log.info("%s version %s is the champion: %s", self.name, version, reason)
+        with self._changing(f"promote version {version}") as aliases:
+            champion = aliases.get(CHAMPION)
+            if champion not in (version, over):
+                raise ChampionChangedError(
+                    f"version {version} of model {self.name!r} was judged against "
+                    f"{_called(over)}, and now {_called(champion)} is the champion; judge it again"
+                )
+            if champion != version:
+                self._record(version, PROMOTION_TAG, {"reason": reason, "former": champion})
+                self._client.set_registered_model_alias(self.name, CHAMPION, version)
+                log.info("%s version %s is the champion: %s", self.name, version, reason)
+            model = replace(model, tags=self.version(version).tags)
+            self._follow(model, aliases)
         return model
+
+    def rollback(self, reason: str, of: str) -> LocalModel:
+        """Make the champion that ``of`` took the place of the champion again. Repeating it changes nothing; with the
+        new champion's number it goes back further.
+
+        Args:
+            reason: why, for the record in the tags of the version that is given up.
+            of: the version to give up.
+
+        Raises:
+            RegistryError: there is no champion, or none before it.
+            ChampionChangedError: another version is the champion meanwhile; nothing is changed.
+            ArtifactError: the former champion's files are not those that were registered; the champion stays.
+        """
+        former = self.version(of).former
+        if former is None:
+            raise RegistryError(
+                f"version {of} of model {self.name!r} took no champion's place; promote another version"
+            )
+        model = self.download(self.version(former))
+        with self._changing(f"roll back version {of}") as aliases:
+            champion = aliases.get(CHAMPION)
+            if champion not in (former, of):
+                raise ChampionChangedError(
+                    f"version {of} of model {self.name!r} was to be rolled back, and now {_called(champion)} is the "
+                    "champion; look at it first"
+                )
+            if champion == of:
+                self._record(of, ROLLBACK_TAG, {"reason": reason, "to": former})
+                self._client.set_registered_model_alias(self.name, CHAMPION, former)
+                log.info("%s version %s is the champion again: %s", self.name, former, reason)
+            self._follow(model, aliases)
+        return model
+
+    def challenge(self, version: str, *, fit: bool) -> None:
+        """Make a version the ``challenger``, or, where it is not fit to be, see that it is not."""
+        with self._changing(f"name version {version} the challenger") as aliases:
+            if fit and aliases.get(CHAMPION) != version:
+                self._client.set_registered_model_alias(self.name, CHALLENGER, version)
+            elif aliases.get(CHALLENGER) == version:
+                self._client.delete_registered_model_alias(self.name, CHALLENGER)
+
+    @contextmanager
+    def _changing(self, action: str) -> Iterator[dict[str, str]]:
+        """The aliases, which nobody else changes while the block runs."""
+        with locked(self._lock), explained(f"{action} of model {self.name!r}"):
+            yield self._aliases()
+
+    def _follow(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:
+        """Make the other aliases those that belong to a champion."""
+        if champion.former is not None:
+            self._client.set_registered_model_alias(self.name, PREVIOUS, champion.former)
+        elif PREVIOUS in aliases:
+            self._client.delete_registered_model_alias(self.name, PREVIOUS)
+        if aliases.get(CHALLENGER) == champion.version:
+            self._client.delete_registered_model_alias(self.name, CHALLENGER)
+
+    def _record(self, version: str, tag: str, facts: Mapping[str, str | None]) -> None:
+        record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        self._client.set_model_version_tag(self.name, version, tag, json.dumps(record))
 
     def _store(self, model_id: str, run_id: str, checkpoint: Path, example: tuple[bytes, str]) -> str:
         with TemporaryDirectory() as scratch:
@@ -233,25 +322,39 @@ class Registry:
             self._client.log_model_artifacts(model_id, str(built))
         return manifest_hash
 
+    def _expected(self, version: ModelVersion) -> str:
+        expected = version.tags.get(MANIFEST_TAG)
+        if expected is None:
+            raise ArtifactError(
+                f"version {version.version} of model {self.name!r} has no tag {MANIFEST_TAG}, so its files cannot be "
+                "verified; register the model again with this program"
+            )
+        return expected
+
     def _download(self, version: ModelVersion, place: Path, expected: str) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(mkdtemp(prefix=".download-", dir=place.parent))
         try:
-            with explained(f"download version {version.version} of model {self.name!r}"):
-                address = self._client.get_model_version_download_uri(self.name, version.version)
-                uri = self._client.tracking_uri
-                with package.no_progress_bar():
-                    got = artifacts.download_artifacts(
-                        artifact_uri=address, dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
-                    )
-            manifest.verify(Path(got), expected)
+            got = self._fetch(version, scratch, expected)
             try:
-                Path(got).rename(place)
+                got.rename(place)
             except OSError:
                 # Another process may have been faster; its copy must be as good.
                 manifest.verify(place, expected)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _fetch(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
+        """The stored files of a version in ``scratch``, verified."""
+        with explained(f"download version {version.version} of model {self.name!r}"):
+            address = self._client.get_model_version_download_uri(self.name, version.version)
+            uri = self._client.tracking_uri
+            with package.no_progress_bar():
+                got = artifacts.download_artifacts(
+                    artifact_uri=address, dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
+                )
+        manifest.verify(Path(got), expected)
+        return Path(got)
 
     def _create_model(self) -> None:
         try:
@@ -271,6 +374,10 @@ class Registry:
 
     def _numbers(self) -> list[str]:
         return [str(found.version) for found in self._client.search_model_versions(f"name = '{self.name}'")]
+
+
+def _called(version: str | None) -> str:
+    return f"version {version}" if version is not None else "no version"
 
 
 def _version(stored: StoredVersion) -> ModelVersion:

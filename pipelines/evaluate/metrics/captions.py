@@ -55,19 +55,22 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
     Raises:
         ValueError: empty, of different lengths, or an image without a reference that has words.
     """
-    same_length(predicted=predicted, references=references)
-    results = {image: [tokenize(caption)] for image, caption in enumerate(predicted)}
-    truths = {image: list(filter(None, map(tokenize, captions))) for image, captions in enumerate(references)}
-    if empty := [image for image, captions in truths.items() if not captions]:
-        raise ValueError(
-            f"references[{empty[0]}] is {list(references[empty[0]])!r}; {len(empty)} of {len(truths)} images have no "
-            "reference with a word, leave them out"
-        )
+    results, truths = _words(predicted, references)
     bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
     scores["rouge_l"] = float(Rouge().compute_score(truths, results)[0])
     scores["cider"] = float(Cider().compute_score(truths, results)[0])
     return scores
+
+
+def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """The CIDEr-D of each image, whose mean is the ``cider`` of ``caption_scores``; float64.
+
+    Raises:
+        ValueError: as there.
+    """
+    results, truths = _words(predicted, references)
+    return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
 def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
@@ -100,3 +103,18 @@ def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0
         vectors_NV = TfidfTransformer().fit_transform(counter.transform(words))
         likeness_N += vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel()
     return sample[int(likeness_N.argmax())]
+
+
+def _words(
+    predicted: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    """What pycocoevalcap takes: the tokenized captions and references of each image."""
+    same_length(predicted=predicted, references=references)
+    results = {image: [tokenize(caption)] for image, caption in enumerate(predicted)}
+    truths = {image: list(filter(None, map(tokenize, captions))) for image, captions in enumerate(references)}
+    if empty := [image for image, captions in truths.items() if not captions]:
+        raise ValueError(
+            f"references[{empty[0]}] is {list(references[empty[0]])!r}; {len(empty)} of {len(truths)} images have no "
+            "reference with a word, leave them out"
+        )
+    return results, truths

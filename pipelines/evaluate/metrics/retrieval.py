@@ -35,22 +35,32 @@ def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
         ValueError: no image or text, different lengths or widths, an index that is no row of ``image_BD``, or numbers
             that are not finite.
     """
+    scores: dict[str, float] = {}
+    for way, rank_N in retrieval_ranks(image_BD, text_ND, text_image_N).items():
+        scores |= {f"{way}_recall_at_{k}": (rank_N <= k).double().mean().item() for k in RANKS}
+        scores[f"{way}_median_rank"] = float(np.median(rank_N.numpy(force=True)))
+    texts_B = torch.bincount(text_image_N.to(text_ND.device), minlength=len(image_BD))
+    scores |= {f"floor_text_to_image_recall_at_{k}": min(1.0, k / len(image_BD)) for k in RANKS}
+    return scores | {f"floor_image_to_text_recall_at_{k}": _chance(texts_B[texts_B > 0], k) for k in RANKS}
+
+
+def retrieval_ranks(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> dict[str, Tensor]:
+    """The ranks behind ``retrieval_scores``, from 1: ``text_to_image`` for each text that of its image, and
+    ``image_to_text`` for each image that has texts that of the best of them.
+
+    Raises:
+        ValueError: as there.
+    """
     same_length(text_ND=text_ND, text_image_N=text_image_N)
     same_length(image_BD=image_BD)
     _check(image_BD, text_ND, text_image_N)
     text_image_N = text_image_N.to(text_ND.device)
     image_BD, text_ND = image_BD.detach().float(), text_ND.detach().float()
     texts_B = torch.bincount(text_image_N, minlength=len(image_BD))
-    ranks = {
+    return {
         "text_to_image": _ranks_of_images(image_BD, text_ND, text_image_N),
         "image_to_text": _ranks_of_texts(image_BD, text_ND, text_image_N)[texts_B > 0],
     }
-    scores: dict[str, float] = {}
-    for way, rank_N in ranks.items():
-        scores |= {f"{way}_recall_at_{k}": (rank_N <= k).double().mean().item() for k in RANKS}
-        scores[f"{way}_median_rank"] = float(np.median(rank_N.numpy(force=True)))
-    scores |= {f"floor_text_to_image_recall_at_{k}": min(1.0, k / len(image_BD)) for k in RANKS}
-    return scores | {f"floor_image_to_text_recall_at_{k}": _chance(texts_B[texts_B > 0], k) for k in RANKS}
 
 
 def _check(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> None:

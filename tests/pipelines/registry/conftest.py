@@ -12,11 +12,16 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.registry.gate import Score
+from pipelines.registry.config import RegistryConfig
+from pipelines.registry.registry import Registry
+from pipelines.registry.score import Score
+from pipelines.train.tracking import Tracker, TrackingConfig
 from vlmodel.config import parse
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
+QUESTION = "what colour is the shape?"
+FAST = RegistryConfig(smoke_test=False)
 TREE = {
     "vision": {"stages": 1, "grid": 2},
     "language": {"width": 16, "depth": 1, "heads": 2, "positions": 16},
@@ -64,3 +69,26 @@ def pictures() -> list[bytes]:
 @pytest.fixture
 def score() -> Score:
     return Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
+
+
+@pytest.fixture
+def run_id(storage: str, tracking: TrackingConfig) -> str:
+    with Tracker.open(tracking, storage, "run-1") as tracker:
+        tracker.log_params({"lr": 0.1})
+    return tracker.run_id
+
+
+@pytest.fixture
+def registry(storage: str, tracking: TrackingConfig) -> Registry:
+    return Registry.open(tracking, storage, FAST)
+
+
+@pytest.fixture
+def example(pictures: list[bytes]) -> tuple[bytes, str]:
+    return pictures[0], QUESTION
+
+
+def stored_file(storage: str, name: str) -> Path:
+    """The file in the artifact store, not in the cache of downloads."""
+    (found,) = (Path(storage) / "mlartifacts").rglob(name)
+    return found

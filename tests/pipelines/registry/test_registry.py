@@ -9,46 +9,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 import pytest
+from mlflow import MlflowClient
 from mlflow.models import Model
 
 from pipelines.registry import manifest, smoke
 from pipelines.registry import registry as registry_module
-from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
-from pipelines.registry.gate import Score
 from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.train.tracking import Tracker, TrackingConfig, connect
+from pipelines.train.tracking import TrackingConfig, connect
+from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
-
-QUESTION = "what colour is the shape?"
-FAST = RegistryConfig(smoke_test=False)
-
-
-@pytest.fixture
-def run_id(storage: str, tracking: TrackingConfig) -> str:
-    with Tracker.open(tracking, storage, "run-1") as tracker:
-        tracker.log_params({"lr": 0.1})
-    return tracker.run_id
-
-
-@pytest.fixture
-def registry(storage: str, tracking: TrackingConfig) -> Registry:
-    return Registry.open(tracking, storage, FAST)
-
-
-@pytest.fixture
-def example(pictures: list[bytes]) -> tuple[bytes, str]:
-    return pictures[0], QUESTION
-
-
-def stored_file(storage: str, name: str) -> Path:
-    """The file in the artifact store, not in the cache of downloads."""
-    (found,) = (Path(storage) / "mlartifacts").rglob(name)
-    return found
 
 
 def test_a_model_is_registered_with_its_score_once(
@@ -179,12 +155,12 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     def aliases() -> list[str | None]:
         return [found.version if (found := registry.find(alias)) else None for alias in ("champion", "previous")]
 
-    registry.promote("1", "first")
+    registry.promote("1", "first", over=None)
     assert aliases() == ["1", None]
-    registry.promote("1", "again")
+    registry.promote("1", "again", over=None)
     assert aliases() == ["1", None]
-    registry.promote("2", "better")
-    registry.promote("2", "better")
+    registry.promote("2", "better", over="1")
+    registry.promote("2", "better", over="1")
     assert aliases() == ["2", "1"]
     assert registry.newest("run-1") == registry.version("2")
     assert registry.newest("run-2") is None
@@ -195,8 +171,121 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     assert (record["reason"], record["former"]) == ("better", "1")
     assert json.loads(registry.version("1").tags["promotion"])["reason"] == "first"
     with pytest.raises(RegistryError, match=r"no version '3'; it has: [12], [12]"):
-        registry.promote("3", "typo")
+        registry.promote("3", "typo", over="2")
     assert aliases() == ["2", "1"]
+
+
+def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
+    registry: Registry,
+    run_id: str,
+    checkpoint: Path,
+    other_checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.log_model(run_id, checkpoint, example, score)
+    registry.log_model(run_id, other_checkpoint, example, score)
+
+    def answers() -> bytes:
+        ((prediction,),) = Predictor.from_pretrained(registry.champion().folder).predict([Example(*asked)])
+        return np.array([probability for _, probability in prediction.answers]).tobytes()
+
+    asked = (example[0], (example[1],))
+    registry.promote("1", "first", over=None)
+    before = answers()
+    registry.promote("2", "better", over="1")
+    assert answers() != before
+    assert registry.rollback("it is slow", of="2").version == "1"
+    assert answers() == before, "byte for byte"
+    assert registry.find("previous") is None, "nothing was before version 1"
+    assert json.loads(registry.version("2").tags["rollback"])["reason"] == "it is slow"
+    # A repetition, as of a job that was killed, does not go back further.
+    assert registry.rollback("it is slow", of="2").version == "1"
+    with pytest.raises(RegistryError, match="version 1 of model 'vqa' took no champion's place"):
+        registry.rollback("once more", of="1")
+
+
+def test_a_damaged_former_champion_is_not_rolled_back_to(
+    registry: Registry,
+    storage: str,
+    run_id: str,
+    checkpoint: Path,
+    other_checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+) -> None:
+    registry.log_model(run_id, checkpoint, example, score)
+    file = stored_file(storage, "model.safetensors")
+    first = registry.promote("1", "first", over=None)
+    registry.log_model(run_id, other_checkpoint, example, score)
+    registry.promote("2", "better", over="1")
+    for copy in (file, first.folder / "model.safetensors"):
+        copy.write_bytes(copy.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match=r"not what was registered.*model\.safetensors"):
+        registry.rollback("slow", of="2")
+    assert registry.champion().version == "2"
+
+
+@pytest.mark.parametrize("killed_at", ["tag", "champion", "previous"])
+def test_a_promotion_that_is_killed_has_happened_or_not(
+    registry: Registry,
+    storage: str,
+    run_id: str,
+    checkpoint: Path,
+    other_checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+    killed_at: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry.log_model(run_id, checkpoint, example, score)
+    registry.log_model(run_id, other_checkpoint, example, score)
+    registry.promote("1", "first", over=None)
+
+    def dies(self: MlflowClient, name: str, key: str, *rest: str) -> None:
+        if killed_at in (key, "tag"):
+            raise KeyboardInterrupt
+        original(self, name, key, *rest)
+
+    method = "set_model_version_tag" if killed_at == "tag" else "set_registered_model_alias"
+    original = getattr(MlflowClient, method)
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, method, dies)
+        with pytest.raises(KeyboardInterrupt):
+            registry.promote("2", "better", over="1")
+    assert registry.champion().version == ("2" if killed_at == "previous" else "1")
+    assert registry.find("previous") is None
+    registry.promote("2", "better", over="1")
+    found = [registry.find(alias) for alias in ("champion", "previous")]
+    assert [version.version for version in found if version] == ["2", "1"]
+
+
+def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
+    registry: Registry,
+    run_id: str,
+    checkpoint: Path,
+    other_checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+) -> None:
+    registry.log_model(run_id, checkpoint, example, score)
+    registry.log_model(run_id, other_checkpoint, example, score)
+
+    def challenger() -> str | None:
+        return found.version if (found := registry.find("challenger")) else None
+
+    registry.challenge("1", fit=True)
+    assert challenger() == "1"
+    registry.challenge("2", fit=False)
+    assert challenger() == "1", "of another one it says nothing"
+    registry.promote("1", "first", over=None)
+    assert challenger() is None
+    registry.challenge("1", fit=True)
+    assert challenger() is None
+    registry.challenge("2", fit=True)
+    registry.challenge("2", fit=False)
+    assert challenger() is None
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pyfunc.py", "MLmodel"])
@@ -215,7 +304,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
     content[-1] ^= 1
     file.write_bytes(content)
     with pytest.raises(ArtifactError, match=f"not what was registered.*{name}"):
-        registry.promote("1", "tampered")
+        registry.promote("1", "tampered", over=None)
     assert registry.find() is None
     assert not list((Path(storage) / "models").rglob(name)), "nothing of it stays in the cache"
 
@@ -224,7 +313,7 @@ def test_a_damaged_copy_is_downloaded_again_and_only_then(
     registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
-    first = registry.promote("1", "first")
+    first = registry.promote("1", "first", over=None)
     weights = first.folder / "model.safetensors"
     good, inode = weights.read_bytes(), weights.stat().st_ino
     assert registry.champion() == registry.champion()
@@ -242,7 +331,7 @@ def test_a_version_that_something_else_registered_is_refused(registry: Registry,
     client.create_registered_model("vqa")
     client.create_model_version("vqa", f"{storage}/elsewhere")
     with pytest.raises(ArtifactError, match="version 1 of model 'vqa' has no tag manifest_sha256"):
-        registry.promote("1", "foreign")
+        registry.promote("1", "foreign", over=None)
 
 
 def test_a_remote_storage_needs_a_local_cache(tracking: TrackingConfig, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""What each row of an evaluation adds to the figure by which models are compared, so that two models can be compared
+row by row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from pipelines.evaluate.metrics.captions import cider_of_each
+from pipelines.evaluate.metrics.retrieval import RANKS, retrieval_ranks
+from vlmodel.fields import MATCH, Fields, is_match
+
+
+@dataclass(frozen=True)
+class Credits:
+    """N rows that count, and what each is worth. The figure is the mean over the groups of the mean over their rows.
+
+    Attributes:
+        worth_N: float64; 0 or 1 for an answer that is wrong or right, the CIDEr-D of a caption, the share of recalls
+            (at 1, 5 and 10) that find what belongs to a text or an image.
+        group_N: int64; balanced accuracy has a group for each kind of pair, recall one for each way.
+        image_N: int64; rows of one image are not independent of each other.
+        row_N: int64; the row of the table of answers.
+        binary: whether rows are right or wrong.
+    """
+
+    worth_N: NDArray[np.float64]
+    group_N: NDArray[np.int64]
+    image_N: NDArray[np.int64]
+    row_N: NDArray[np.int64]
+    binary: bool
+
+    def __len__(self) -> int:
+        return len(self.worth_N)
+
+    @property
+    def figure(self) -> float:
+        """The figure by which models are compared: ``Report.value`` of the same answers."""
+        groups = np.unique(self.group_N)
+        return float(np.mean([self.worth_N[self.group_N == group].mean() for group in groups]))
+
+    def of_rows(self, chosen: NDArray[np.bool_]) -> Credits:
+        """Those of the chosen rows of the table alone."""
+        kept_N = chosen[self.row_N]
+        return replace(
+            self,
+            worth_N=self.worth_N[kept_N],
+            group_N=self.group_N[kept_N],
+            image_N=self.image_N[kept_N],
+            row_N=self.row_N[kept_N],
+        )
+
+
+def credits_of(answers: pa.Table, fields: Fields) -> Credits:
+    """The rows of a table of ``predict.SCHEMA`` that ``judge`` counts.
+
+    Args:
+        fields: what the task reads, which says what kind of task it is.
+    """
+    image_R = pc.dictionary_encode(answers["key"]).combine_chunks().indices.to_numpy().astype(np.int64)
+    if fields.target == "none":
+        return _retrieval(answers, image_R)
+    if fields.target == "tokens" and not fields.text:
+        row_N = np.flatnonzero(pc.greater(pc.list_value_length(answers["references"]), 0).to_numpy())
+        captioned = answers.take(pa.array(row_N))
+        worth_N = cider_of_each(captioned["predicted"].to_pylist(), captioned["references"].to_pylist())
+        return Credits(worth_N, np.zeros(len(row_N), np.int64), image_R[row_N], row_N, binary=False)
+    row_N = np.flatnonzero(pc.is_valid(answers["target"]).to_numpy())
+    targets, predicted = (answers[name].take(pa.array(row_N)).to_pylist() for name in ("target", "predicted"))
+    if fields.target == "match":
+        group_N = np.array([is_match(target) for target in targets], np.int64)
+        right = group_N == np.array([answer == MATCH for answer in predicted])
+    else:
+        group_N = np.zeros(len(row_N), np.int64)
+        right = np.array([target == answer for target, answer in zip(targets, predicted, strict=True)], np.bool_)
+    return Credits(right.astype(np.float64), group_N, image_R[row_N], row_N, binary=True)
+
+
+def _retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> Credits:
+    """A text's row counts for the text; the first row of an image also for the image."""
+    first_B = np.flatnonzero(pc.is_valid(answers["image_embedding"]).to_numpy())
+    place = {image: b for b, image in enumerate(image_R[first_B].tolist())}
+    image_BD = np.stack(answers["image_embedding"].take(pa.array(first_B)).to_numpy())
+    text_ND = np.stack(answers["text_embedding"].to_numpy())
+    text_image_N = torch.tensor([place[image] for image in image_R.tolist()])
+    ranks = retrieval_ranks(torch.from_numpy(image_BD), torch.from_numpy(text_ND), text_image_N)
+    row_N = np.concatenate([np.arange(len(text_ND)), first_B])
+    rank_N = np.concatenate([ranks["text_to_image"].numpy(force=True), ranks["image_to_text"].numpy(force=True)])
+    return Credits(
+        worth_N=(rank_N[:, None] <= np.array(RANKS)).mean(1),
+        group_N=np.repeat(np.arange(2), [len(text_ND), len(first_B)]),
+        image_N=image_R[row_N],
+        row_N=row_N,
+        binary=False,
+    )

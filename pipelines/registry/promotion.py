@@ -1,0 +1,203 @@
+"""From a candidate to the champion: judge it beside the champion on the same hold-out, record, exchange.
+
+A failure anywhere before the exchange leaves every alias as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pipelines.data.dataset import Source
+from pipelines.data.index import Index
+from pipelines.data.reader import Record
+from pipelines.data.stream import StreamConfig
+from pipelines.evaluate.assess import Assessment, assess
+from pipelines.evaluate.credit import credits_of
+from pipelines.evaluate.predict import PredictConfig
+from pipelines.registry.config import GateConfig, RegistryConfig
+from pipelines.registry.errors import ChampionChangedError, RegistryError
+from pipelines.registry.gate import comparison, report, stored
+from pipelines.registry.gate.behaviour import behaviour_checks, observe, probe_records
+from pipelines.registry.gate.check import Check, Decision, Difference
+from pipelines.registry.registry import LocalModel, ModelVersion, Registry
+from pipelines.train.tracking import NullTracker
+from vlmodel.fields import Fields
+from vlmodel.inference import Predictor
+from vlmodel.processor import VLProcessor
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The data that both models answer, and how.
+
+    Attributes:
+        index: the frozen data.
+        predict, stream: how it is answered; the same for both models.
+    """
+
+    index: Index
+    predict: PredictConfig
+    stream: StreamConfig
+
+    def evaluate(self, model: LocalModel, split: str) -> list[Assessment]:
+        """Let a model answer the split: its tasks with a row for each answer. Ray must be connected.
+
+        Raises:
+            DataError: the split has nothing to judge by.
+        """
+        source = Source(self.index.tars, self.index.hash, split, str(model.folder))
+        return assess(str(model.folder), source, self.index, self.predict, self.stream, examples=0)
+
+
+def decide(
+    registry: Registry,
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
+    holdout: Holdout,
+    config: RegistryConfig,
+) -> Decision:
+    """Judge a candidate; nothing is changed. A candidate whose files are not whole is not loaded.
+
+    Args:
+        champion: what it would take the place of; None where there is none, and nothing to compare it with.
+
+    Raises:
+        ArtifactError: the champion's files are not those that were registered.
+        DataError: the hold-out has nothing to judge by.
+    """
+    names = (candidate.name, candidate.version, champion.version if champion else None)
+    entry = [stored.not_given_up(candidate), stored.files_are_whole(registry, candidate)]
+    if not all(check.passed for check in entry):
+        return Decision(*names, tuple(entry))
+    ours = registry.download(candidate)
+    theirs = registry.download(champion) if champion else None
+    entry.append(stored.same_schema(ours, theirs))
+    if not entry[-1].passed:
+        return Decision(*names, tuple(entry))
+    found = holdout.evaluate(ours, config.gate.split)
+    entry.append(stored.answers_by_itself(ours, found[0].example, wanted=config.smoke_test))
+    records = probe_records(holdout.index, config.gate.split, config.gate)
+    behaviours = _behave(ours, theirs, records, config.gate)
+    decision = Decision(*names, (*entry, *behaviours, above_floor(found[0])))
+    if theirs is None:
+        return decision
+    tasks = VLProcessor.from_pretrained(ours.folder).tasks
+    checks, differences = compare(found, holdout.evaluate(theirs, config.gate.split), tasks, config.gate)
+    return replace(decision.with_checks(checks), differences=tuple(differences))
+
+
+def compare(
+    candidate: Sequence[Assessment],
+    champion: Sequence[Assessment],
+    tasks: Mapping[str, Fields],
+    config: GateConfig,
+) -> tuple[list[Check], list[Difference]]:
+    """Compare answers row by row. Of several tasks the first must be better; the others are treated as slices.
+
+    Args:
+        candidate, champion: an assessment of each task, in the same order.
+        tasks: what each reads.
+    """
+    same = all(comparison.same_rows(a.answers, b.answers) for a, b in zip(candidate, champion, strict=True))
+    frozen = Check(
+        name="same hold-out",
+        passed=same,
+        measured=f"{candidate[0].answers.num_rows} rows{'' if same else ', which differ'}",
+        required="the same rows in the same order",
+        explanation="figures of different rows are not compared",
+        compares=True,
+    )
+    if not same:
+        return [frozen], []
+    first, *others = candidate
+    ours, theirs = (credits_of(one.answers, tasks[first.task]) for one in (first, champion[0]))
+    whole = comparison.difference("hold-out", ours, theirs, config)
+    sliced = comparison.slice_differences(ours, theirs, comparison.slices(first.answers, config.slices), config)
+    for one, other in zip(others, champion[1:], strict=True):
+        pair = [credits_of(table, tasks[one.task]) for table in (one.answers, other.answers)]
+        of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
+        sliced.append(comparison.tolerated(of_task, config))
+    checks = [
+        frozen,
+        comparison.better(whole, first.report.metric, config),
+        comparison.mcnemar(ours, theirs, config),
+        comparison.nowhere_worse(sliced, config),
+    ]
+    return checks, [whole, *sliced]
+
+
+def above_floor(found: Assessment) -> Check:
+    """Whether the candidate is above what is reached without looking; it counts without a champion too."""
+    one = found.report
+    return Check(
+        name="better than without looking",
+        passed=bool(one.value > one.floor),  # not a number is not above
+        measured=f"{one.metric} {one.value:.4f} on {one.rows} {one.unit} of {one.split}",
+        required=f"above {one.floor:.4f}",
+        explanation="the highest of what is reached by the question alone, by one answer for all, or by chance",
+    )
+
+
+def carry_out(registry: Registry, decision: Decision, tracker: NullTracker) -> Decision:
+    """Record the decision with the candidate's run, and exchange the champion if it says so.
+
+    Returns:
+        The decision; where another promotion was faster, with a check that failed.
+    """
+    record(decision, tracker)
+    registry.challenge(decision.candidate, fit=decision.fit)
+    if not decision.promote:
+        return decision
+    try:
+        registry.promote(decision.candidate, decision.reason, over=decision.champion)
+    except ChampionChangedError as error:
+        lost = Check("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
+        decision = decision.with_checks([lost])
+        record(decision, tracker)
+    return decision
+
+
+def record(decision: Decision, tracker: NullTracker) -> None:
+    """Store the decision with a run: a table as Markdown and as a page, a picture, and JSON for programs."""
+    folder = f"gate/{decision.candidate}-against-{decision.champion or 'none'}"
+    tracker.log_text(report.markdown(decision), f"{folder}/decision.md")
+    tracker.log_text(report.page(decision), f"{folder}/decision.html")
+    tracker.log_text(json.dumps(decision.to_tree(), indent=1), f"{folder}/decision.json")
+    tracker.log_figure(report.picture(decision), f"{folder}/decision.png")
+    tracker.set_tags({"gate.promote": str(decision.promote).lower(), "gate.reason": decision.reason[:4000]})
+
+
+def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersion], NullTracker]) -> LocalModel:
+    """Give up the champion for the one before it.
+
+    Args:
+        tracker_of: opens the run of a version, in which it is recorded.
+
+    Raises:
+        RegistryError: there is no champion, or none before it.
+        ArtifactError: the former champion's files are not those that were registered; the champion stays.
+    """
+    given_up = registry.find()
+    if given_up is None:
+        raise RegistryError(
+            f"model {registry.name!r} has no champion to roll back; promote one (python -m jobs.promote)"
+        )
+    former = registry.rollback(reason, of=given_up.version)
+    with tracker_of(given_up) as tracker:
+        tracker.set_tags({"gate.rolled_back": f"to version {former.version}: {reason}"})
+    return former
+
+
+def _behave(
+    candidate: LocalModel, champion: LocalModel | None, records: Sequence[Record], config: GateConfig
+) -> list[Check]:
+    """The behavioural checks of every task."""
+    ours = Predictor.from_pretrained(candidate.folder)
+    theirs = Predictor.from_pretrained(champion.folder) if champion else None
+    checks = []
+    for task in ours.processor.tasks:
+        before = observe(theirs, records, task) if theirs else None
+        checks += behaviour_checks(observe(ours, records, task), before, config, task)
+    return checks

@@ -1,0 +1,243 @@
+"""From the answers of two models to the exchange of the champion."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.judge import judge_answers
+from pipelines.registry.config import GateConfig
+from pipelines.registry.errors import ChampionChangedError
+from pipelines.registry.gate import stored
+from pipelines.registry.gate.check import Check, Decision
+from pipelines.registry.promotion import above_floor, carry_out, compare, roll_back
+from pipelines.registry.registry import ModelVersion, Registry
+from pipelines.registry.score import Score
+from pipelines.train.tracking import NullTracker, Tracker, TrackingConfig, TrackingError, connect
+from tests.pipelines.evaluate.test_judge import ASKED, answers
+from tests.pipelines.registry.conftest import FAST, stored_file
+
+CONFIG = GateConfig(resamples=500)
+FLOORS = Floors.learn([("is it red?", "yes"), ("what is it?", "cat")])
+
+
+def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -> Assessment:
+    table = answers(
+        *(
+            (f"k{n}", asked if n % 2 else "what is it?", ("yes", "no", "cat")[n % 3], ("yes", "no", "cat")[n % 3])
+            if ok
+            else (f"k{n}", asked if n % 2 else "what is it?", ("yes", "no", "cat")[n % 3], "?")
+            for n, ok in enumerate(right)
+        )
+    )
+    return Assessment(task, judge_answers(table, "val", FLOORS), table, [], (b"", ""))
+
+
+def accuracy(share: float, rows: int = 600, seed: int = 0) -> list[bool]:
+    return (np.random.default_rng(seed).random(rows) < share).tolist()
+
+
+def failed(checks: Sequence[Check]) -> list[str]:
+    return [check.name for check in checks if check.passed is False]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "fails"),
+    [
+        (0.9, 0.8, []),
+        (0.8, 0.9, ["better on the hold-out", "not by chance", "no slice worse"]),
+        (0.8, 0.8, ["better on the hold-out", "not by chance"]),
+    ],
+)
+def test_a_worse_candidate_or_an_equal_one_does_not_pass(ours: float, theirs: float, fails: list[str]) -> None:
+    checks, differences = compare([assessed(accuracy(ours))], [assessed(accuracy(theirs))], {"": ASKED}, CONFIG)
+    assert failed(checks) == fails
+    assert differences[0].name == "hold-out"
+    assert {"question_type=what is", "target=cat"} <= {one.name for one in differences}
+
+
+def test_a_better_candidate_that_gives_up_a_slice_does_not_pass() -> None:
+    theirs = accuracy(0.6, rows=900)
+    ours = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(theirs)]  # all right, but for "cat"
+    checks, _ = compare([assessed(ours)], [assessed(theirs)], {"": ASKED}, CONFIG)
+    assert failed(checks) == ["no slice worse"]
+    assert "target=cat" in checks[-1].measured
+
+
+def test_answers_to_other_rows_are_not_compared() -> None:
+    checks, differences = compare(
+        [assessed(accuracy(0.9))], [assessed(accuracy(0.1), asked="is it big?")], {"": ASKED}, CONFIG
+    )
+    assert failed(checks) == ["same hold-out"]
+    assert not differences
+
+
+def test_of_several_tasks_the_others_may_not_be_worse() -> None:
+    tasks = {"vqa": ASKED, "answer": ASKED}
+    theirs = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
+    ours = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
+    checks, _ = compare(ours, theirs, tasks, CONFIG)
+    assert failed(checks) == ["no slice worse"]
+    assert "task=answer" in checks[-1].measured
+
+
+def test_the_first_model_must_be_above_what_needs_no_image() -> None:
+    found = assessed(accuracy(0.9))
+    assert above_floor(found).passed
+    assert above_floor(assessed(accuracy(0.1))).passed is False
+    broken = replace(found, report=replace(found.report, figures={"accuracy": float("nan")}))
+    assert above_floor(broken).passed is False
+
+
+@pytest.fixture
+def versions(
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+) -> list[ModelVersion]:
+    """Two versions of the same files."""
+    first = registry.log_model(run_id, checkpoint, example, score)
+    client = connect(f"sqlite:///{storage}/mlflow.db")
+    source = str(client.get_model_version("vqa", "1").source)
+    client.create_model_version("vqa", source, run_id, tags=dict(first.tags))
+    return [first, registry.version("2")]
+
+
+@pytest.fixture
+def tracker(tracking: TrackingConfig, storage: str, run_id: str) -> Tracker:
+    return Tracker.of_run(tracking, storage, run_id)
+
+
+def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> Decision:
+    return Decision("vqa", version, over, (Check("better", passed, "0.9", "0.8", "", compares=compares),))
+
+
+def alias(registry: Registry, name: str) -> str | None:
+    return found.version if (found := registry.find(name)) else None
+
+
+@pytest.mark.usefixtures("versions")
+def test_each_decision_is_recorded_with_the_run(
+    registry: Registry, tracker: Tracker, storage: str, run_id: str
+) -> None:
+    assert carry_out(registry, decision("1", None), tracker).promote
+    assert not carry_out(registry, decision("2", "1", passed=False), tracker).promote
+    assert (alias(registry, "champion"), alias(registry, "challenger")) == ("1", "2")
+    client = connect(f"sqlite:///{storage}/mlflow.db")
+    for folder in ("1-against-none", "2-against-1"):
+        files = {Path(file.path).name for file in client.list_artifacts(run_id, f"gate/{folder}")}
+        assert files == {"decision.md", "decision.html", "decision.json", "decision.png"}
+    assert client.get_run(run_id).data.tags["gate.reason"] == "better: 0.9, required 0.8"
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_candidate_that_is_not_fit_is_no_challenger(registry: Registry) -> None:
+    registry.challenge("2", fit=True)
+    carry_out(registry, decision("2", None, passed=False, compares=False), NullTracker())
+    assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_decision_about_another_champion_promotes_nothing(registry: Registry, tracker: Tracker) -> None:
+    registry.promote("1", "faster", over=None)
+    lost = carry_out(registry, decision("2", None), tracker)
+    assert not lost.promote
+    assert "judged against no version, and now version 1 is the champion; judge it again" in lost.reason
+    assert (alias(registry, "champion"), alias(registry, "challenger")) == ("1", "2")
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_gate_that_crashes_promotes_nothing(registry: Registry) -> None:
+    class Crashes(NullTracker):
+        def log_figure(self, figure: Figure, name: str) -> None:
+            raise TrackingError("the disk is full")
+
+    with pytest.raises(TrackingError):
+        carry_out(registry, decision("1", None), Crashes())
+    assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
+
+
+def test_stored_files_are_checked_where_they_are_stored(
+    registry: Registry, storage: str, versions: list[ModelVersion]
+) -> None:
+    registry.download(versions[0])
+    assert stored.files_are_whole(registry, versions[0]).passed
+    file = stored_file(storage, "model.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    check = stored.files_are_whole(registry, versions[0])
+    assert check.passed is False, "the local copy is good and does not count"
+    assert "model.safetensors" in check.measured
+
+
+def test_another_kind_of_model_is_not_of_the_schema(registry: Registry, versions: list[ModelVersion]) -> None:
+    ours, theirs = (registry.download(version) for version in versions)
+    assert stored.same_schema(ours, theirs).passed
+    assert stored.same_schema(ours, None).passed
+    file = theirs.folder / "processor.json"
+    tree = json.loads(file.read_text())
+    tree["tasks"] = {"": {"reads": "questions", "text": True, "target": "match"}}
+    file.write_text(json.dumps(tree))
+    check = stored.same_schema(ours, theirs)
+    assert check.passed is False
+    assert "'target': 'answer'" in check.measured
+    assert "'target': 'match'" in check.measured
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_rollback_is_recorded_with_the_run_of_what_is_given_up(
+    registry: Registry, tracker: Tracker, storage: str, run_id: str
+) -> None:
+    registry.promote("1", "first", over=None)
+    registry.promote("2", "better", over="1")
+    assert roll_back(registry, "slow", lambda version: tracker).version == "1"
+    tags = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags
+    assert tags["gate.rolled_back"] == "to version 1: slow"
+    assert alias(registry, "champion") == "1"
+    assert stored.not_given_up(registry.version("1")).passed
+    given_up = stored.not_given_up(registry.version("2"))
+    assert (given_up.passed, given_up.measured) == (False, "rolled back: slow")
+
+
+def promote_at_once(tracking: TrackingConfig, storage: str, version: str, start: Barrier) -> None:
+    registry = Registry.open(tracking, storage, FAST)
+    start.wait(600)
+    try:
+        registry.promote(version, f"by {version}", over=None)
+    except ChampionChangedError:
+        raise SystemExit(3) from None
+
+
+@pytest.mark.slow  # eight processes that import MLflow
+@pytest.mark.timeout(900)
+def test_eight_promotions_at_once_have_one_winner(
+    registry: Registry, tracking: TrackingConfig, storage: str, run_id: str, versions: list[ModelVersion]
+) -> None:
+    client = connect(f"sqlite:///{storage}/mlflow.db")
+    source = str(client.get_model_version("vqa", "1").source)
+    for _ in range(6):
+        client.create_model_version("vqa", source, run_id, tags=dict(versions[0].tags))
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(8)
+    processes = [
+        context.Process(target=promote_at_once, args=(tracking, storage, str(version), start))
+        for version in range(1, 9)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(600)
+    codes = {str(version): process.exitcode for version, process in enumerate(processes, 1)}
+    champion = alias(registry, "champion")
+    assert sorted(codes.values(), key=str) == [0, *[3] * 7]
+    assert [version for version, code in codes.items() if code == 0] == [champion]
+    assert alias(registry, "previous") is None
+    promoted = [version for version in codes if "promotion" in registry.version(version).tags]
+    assert promoted == [champion]
