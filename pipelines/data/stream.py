@@ -17,6 +17,7 @@ enough to be taken whole, and then its executor is gone.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections import deque
@@ -126,14 +127,20 @@ class _Spans(Iterator[Arrays]):
 
     def _begin(self, start: int, room: int) -> None:
         stop = min(start + max(1, min(self._size, room)), self._stop)
-        self._spans.append(_Span(packed(self._make, self._config, start, stop), start, stop))
+        dataset = packed(self._make, self._config, start, stop)
+        self._spans.append(_Span(dataset, start, stop, quick=self._config.threads > 0))
 
 
 class _Span:
-    """Batches ``start`` to ``stop``, being made from the moment this is created."""
+    """Batches ``start`` to ``stop``, being made from the moment this is created.
 
-    def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
-        self.start, self.stop, self.left = start, stop, stop - start
+    Args:
+        quick: they are soon made, and so made to the end where no more are wanted. Ray kills the process of a task that
+            is cut short, and whoever comes next waits seconds for another to start.
+    """
+
+    def __init__(self, dataset: Dataset, start: int, stop: int, *, quick: bool) -> None:
+        self.start, self.stop, self.left, self._quick = start, stop, stop - start, quick
         self._made: queue.SimpleQueue[pa.Table | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._collect, args=(dataset,), daemon=True, name=f"span-{start}")
@@ -161,7 +168,7 @@ class _Span:
         taken = 0
         try:
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                if self._cancelled.is_set():
+                if self._cancelled.is_set() and not self._quick:
                     return
                 assert isinstance(block, pa.Table)
                 taken += 1
@@ -186,6 +193,8 @@ def packed(
     tasks = -(-(stop - start) // size)
 
     def make_all(block: pa.Table) -> Iterator[pa.Table]:
+        # A task has its cores for itself no more than the tokenizers' threads would; these only wait for each other.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         for task in block["id"].to_pylist():
             for number in range(start + task * size, min(start + (task + 1) * size, stop)):
                 yield pack(make(number))

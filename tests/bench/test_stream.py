@@ -288,7 +288,8 @@ def test_memory(data: Data, figure: Figure, tmp_path: Path) -> None:
         peaks.append(ray.get(consumer.peak_mb.remote()))
         ray.kill(consumer)
     few, many = peaks
-    spilled = node_stats().store_stats.spilled_bytes_total
+    (node,) = ray.nodes()
+    spilled = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"]).store_stats.spilled_bytes_total
     figure("peak memory of a stream's consumer", many, "MB", peer="a quarter of the data", peer_value=few)
     figure("spilled by the object store", spilled / 1e6, "MB")
     assert spilled == 0

@@ -13,8 +13,8 @@ import pytest
 
 from tests.jobs.test_pipeline import DEMO, setting
 
-# Whole jobs, each of which starts a cluster: slow machines take minutes.
-pytestmark = pytest.mark.timeout(1200)
+# Whole jobs, each of which starts a cluster: slow machines take minutes. (test_pipeline.py promotes a model each time.)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 

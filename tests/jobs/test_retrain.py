@@ -119,7 +119,7 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
         assert one["rows"] == other["rows"] == rows > 0
         assert one["index"] == other["index"]
     champion = client.get_model_version_by_alias("vqa", "champion").version
-    assert champion == ("2" if cycle.records["gated"]["promoted"] else "1")
+    assert str(champion) == ("2" if cycle.records["gated"]["promoted"] else "1")
     run = client.get_run(cycle.records["trained"]["run_id"])
     assert run.data.tags["retrain.cycle"] == MONDAY
     audit = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/retrain/audit.json")

@@ -443,7 +443,7 @@ TEXTS_ALONE = IndexConfig(members="texts", validation_fraction=0.0)
 def test_texts_without_images(tmp_path):
     write_tar(tmp_path, "train-000000.tar", [(f"{n}.json", texts(n)) for n in range(4)])
     write_tar(tmp_path, "train-000001.tar", [("3.txt", b"again"), ("4.txt", b"a caption")])
-    with pytest.raises(DataError, match=r"holds no sound sample; .*texts without images, set data\.index\.members"):
+    with pytest.raises(DataError, match=r"holds no sound sample; .*texts alone, set data\.index\.members"):
         build_index(str(tmp_path), LENIENT)
     index = build_index(str(tmp_path), TEXTS_ALONE.model_copy(update={"max_quarantine_fraction": 0.5}))
     assert index.members == "texts"
