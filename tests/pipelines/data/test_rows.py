@@ -108,7 +108,8 @@ def test_texts_without_an_image_make_rows_of_tasks_that_need_none() -> None:
         Fields(reads="questions", target="match"),
     ):
         assert fields.needs_image
-        assert not learned(records, fields)[0] and not rows_to_answer(records, fields)[0]
+        assert not learned(records, fields)[0]
+        assert not rows_to_answer(records, fields)[0]
         assert len(rows_to_answer(records, fields)[1]) == (fields.reads == "captions") * (
             1 + (fields.target == "match")
         )
