@@ -9,7 +9,7 @@ usage: infra/retrain.sh [--window FORMAT] [--dry-run] -- arguments of jobs.retra
 Submits `python -m jobs.retrain` under the id retrain-WINDOW. Ray takes each id once, so a window that was submitted
 already is left alone, with exit code 0: a schedule may call twice, or again after a failure of its own.
 
-  --window FORMAT   of `date`, in UTC (%Y-%m-%d: a window a day); {window} in an argument is replaced by it
+  --window FORMAT   of `date`, in UTC (%Y%m%dT0000Z: a window a day); {window} in an argument is replaced by it
   --dry-run         print the command, submit nothing
 
 The cluster is the one of RAY_API_SERVER_ADDRESS, else the one that infra/cluster.sh started on this machine. How a
@@ -23,7 +23,7 @@ fail() {
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-format=%Y-%m-%d dry_run=no
+format=%Y%m%dT0000Z dry_run=no
 while [[ $# -gt 0 && $1 != -- ]]; do
     case $1 in
     -h | --help | help)

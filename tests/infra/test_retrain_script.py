@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.retrain.window import Window
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "infra" / "retrain.sh"
 SCHEDULE = ROOT / "infra" / "schedule"
@@ -128,12 +130,14 @@ def calls_of_schedules() -> dict[str, str]:
 
 @pytest.mark.parametrize("scheduler", ["systemd", "cron"])
 def test_schedules_call_the_script_as_it_is_used(checkout: Path, scheduler: str) -> None:
-    script, *arguments = calls_of_schedules()[scheduler].split()
+    call = calls_of_schedules()[scheduler].replace("%h", "/home/vl").replace("$HOME", "/home/vl")
+    script, *arguments = call.split()
     assert script == "infra/retrain.sh"
     done = retrain(checkout, "--dry-run", *arguments)
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    today = Window.at(datetime.now(UTC), 1440).id
     assert done.stdout == f"retrain-{today}: python -m jobs.retrain {' '.join(arguments[1:])}\n", done.stderr
     assert (ROOT / arguments[arguments.index("--config") + 1]).is_file()
+    assert {"data.tars=/home/vl/raylm/build/data/easy-vqa", "storage=/home/vl/raylm/build/runs"} <= {*arguments}
 
 
 def test_a_percent_would_end_the_command_in_a_crontab() -> None:
