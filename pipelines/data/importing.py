@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.shards import SPLITS, ShardWriter
-from pipelines.data.source import Reading, Record, Reject, Source
 from vlmodel.config import Part, dump
 
 MANIFEST = "_import.json"
@@ -72,7 +72,7 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
         DataError: the source is missing or unusable as a whole, none of its records can be used, ``out_folder``
             is a URI or holds something else, or another process imports into it.
     """
-    if not isinstance(config, Source):
+    if not isinstance(config, Importer):
         raise TypeError(f"{type(config).__name__} is not the Config of an importer")
     if "://" in str(out_folder):
         raise DataError(
@@ -95,7 +95,7 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
     return summary
 
 
-def _write(config: Source, reading: Reading, folder: Path, progress: bool) -> ImportSummary:
+def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> ImportSummary:
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
     first: list[Reject] = []

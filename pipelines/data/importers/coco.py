@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, load_json, source_folder
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
-from pipelines.data.source import Reading, Record, Reject, Source
 from vlmodel.config import Section
 
 
@@ -32,7 +32,7 @@ class Subset(Section):
     """Answers to the questions, as v2_mscoco_train2014_annotations.json; a test split may have none."""
 
 
-class Config(Source):
+class Config(Importer):
     """Captions, questions, or both, with the images in any sub-folder or in a plain tar."""
 
     kind: str = "coco"

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._files import Images, fingerprint, load_json, source_folder
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
-from pipelines.data.source import Reading, Record, Reject, Source
 
 
-class Config(Source):
+class Config(Importer):
     """The complete data set or any in its layout; a ``val`` split beside ``train`` and ``test`` is read too."""
 
     kind: str = "easy_vqa"

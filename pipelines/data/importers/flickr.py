@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._delimited import csv_rows, open_text
 from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, source_folder
 from pipelines.data.sample import Texts
 from pipelines.data.shards import SPLITS
-from pipelines.data.source import Reading, Record, Reject, Source
 
 _CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")
 _LISTS = {
@@ -26,7 +26,7 @@ _LISTS = {
 }
 
 
-class Config(Source):
+class Config(Importer):
     """Without any list of a split, all images are of split train; an image that is in no list is left out."""
 
     kind: str = "flickr"

@@ -14,18 +14,18 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._scene import MOST_OBJECTS, Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
 from pipelines.data.sample import Texts
 from pipelines.data.shards import SPLITS
-from pipelines.data.source import Reading, Record, Reject, Source
 
 _VERSION = 1
 """Raised when the same settings give other scenes, pictures or texts than before."""
 
 
-class Config(Source):
+class Config(Importer):
     """How many scenes to draw, and how large."""
 
     kind: str = "scenes"

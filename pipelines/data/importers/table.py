@@ -13,18 +13,18 @@ import pyarrow
 import pyarrow.parquet
 
 from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import csv_rows, open_text
 from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, key_of
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import canonical_split
-from pipelines.data.source import Reading, Record, Reject, Source
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
 
 
-class Config(Source):
+class Config(Importer):
     """A column that is absent is taken as empty, unless it was named by other than its default.
 
     A cell of a caption, question, answer or answers column holds one text, or (JSON lines, Parquet) a list of texts.

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import DataError, Reason
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers import easy_vqa, scenes, table
 from pipelines.data.importing import MANIFEST, REJECTS, SplitCounts, import_data
 from pipelines.data.sample import Texts, parse_texts
 from pipelines.data.shards import shard_split
-from pipelines.data.source import Reading, Record, Reject, Source
 from vlmodel.config import dump, kinds, parse, part_config
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
 
 
-class Listed(Source):
+class Listed(Importer):
     """A source of records that a test lists."""
 
     kind: str = "listed"
@@ -57,7 +57,7 @@ def test_every_kind_is_an_importer() -> None:
     assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "flickr", "scenes", "table"]
     for kind in kinds("pipelines.data.importers"):
         config = part_config("pipelines.data.importers", kind)
-        assert issubclass(config, Source)
+        assert issubclass(config, Importer)
         assert config.model_fields["kind"].default == kind
         assert all(
             field.description

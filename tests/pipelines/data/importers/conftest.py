@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.data.source import Record, Reject, Source
+from pipelines.data.importer import Importer, Record, Reject
 
 
 @pytest.fixture(scope="session")
@@ -26,10 +26,10 @@ def picture() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def read_all() -> Callable[[Source], tuple[dict[str, Record], list[Reject]]]:
+def read_all() -> Callable[[Importer], tuple[dict[str, Record], list[Reject]]]:
     """Records by key, and rejects, of a whole source; no key may come twice."""
 
-    def read(source: Source) -> tuple[dict[str, Record], list[Reject]]:
+    def read(source: Importer) -> tuple[dict[str, Record], list[Reject]]:
         entries = list(source.read().records)
         records = [entry for entry in entries if isinstance(entry, Record)]
         by_key = {record.key: record for record in records}

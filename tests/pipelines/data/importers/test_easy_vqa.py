@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.data.errors import DataError, Reason
+from pipelines.data.importer import Record
 from pipelines.data.importers.easy_vqa import Config
 from pipelines.data.sample import Question, Texts
-from pipelines.data.source import Record
 
 
 def _layout(root: Path, picture, questions: dict[str, list[Any]], images: dict[str, list[int]]) -> Path:

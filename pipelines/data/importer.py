@@ -43,7 +43,7 @@ class Reading(NamedTuple):
     records: Iterator[Record | Reject]
 
 
-class Source(Part):
+class Importer(Part):
     """Base of every importer's settings."""
 
     samples_per_shard: int = Field(default=1000, ge=1)
