@@ -354,7 +354,7 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
     none = [Example(example.image, ()) for example in captioned]
     asked = [Example(captioned[0].image, ("what color?",), ("red",)), *none[1:]]
     model = plain_model(both, {"kind": "multitask", "heads": heads})
-    for name, captions in zip(TOGETHER[2:], (captioned, [*none[:3], captioned[3]], none), strict=True):
+    for name, captions in zip(TOGETHER[3:], (captioned, [*none[:3], captioned[3]], none), strict=True):
         parts = []
         for some in (slice(0, 3), slice(3, 4), slice(0, 4)):
             arrays = both.collate_tasks(both.images(captioned[some]), {"find": captions[some], "vqa": asked[some]})

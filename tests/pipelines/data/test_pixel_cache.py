@@ -53,9 +53,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     count: list[int] = []
     decode = VLProcessor.decode
 
-    def counting(self: VLProcessor, data: bytes) -> np.ndarray:
+    def counting(self: VLProcessor, data: bytes, out: np.ndarray) -> np.ndarray:
         count.append(len(data))
-        return decode(self, data)
+        return decode(self, data, out)
 
     monkeypatch.setattr(VLProcessor, "decode", counting)
     yield count
@@ -196,7 +196,7 @@ def replace_keep(config: PixelCacheConfig, keep: str) -> PixelCacheConfig:
 def test_an_image_that_cannot_be_decoded_is_named(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     from vlmodel.images import ImageError
 
-    def broken(self: VLProcessor, data: bytes) -> np.ndarray:
+    def broken(self: VLProcessor, data: bytes, out: np.ndarray) -> np.ndarray:
         raise ImageError("undecodable", "undecodable image")
 
     monkeypatch.setattr(VLProcessor, "decode", broken)
