@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,74 +21,17 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.data.errors import DataError
+from pipelines.data.retrying import PERMANENT, AccessError, RefusedError, file_error, retrying
 
 T = TypeVar("T")
 
-ATTEMPTS = 5
-FIRST_DELAY_S = 0.2
 CHUNK = 4 << 20
 # Reading through a small gap is cheaper than another request; a merged read stays small enough to hold.
 _LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
-# Trying again does not make a file appear or a permission granted.
-_PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-# The clients under fsspec's HTTP and S3 do not derive all of their errors from OSError.
-_CLIENTS = ("aiohttp", "aiobotocore", "botocore")
-_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, and AWS_ENDPOINT_URL where the store is not AWS",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
 }
-
-
-class AccessError(PermissionError, DataError):
-    """The store refuses: to who handles a file, a file's error; to the user, what is wrong and what to do."""
-
-
-class RefusedError(OSError):
-    """An answer of the server that asking again would not change."""
-
-
-def retrying(operation: Callable[[], T]) -> T:
-    """``operation()``, tried again after a transient error, each time after twice the delay.
-
-    Raises:
-        OSError: the last error, when every attempt failed, or the first that is not transient.
-    """
-    for attempt in range(ATTEMPTS):
-        try:
-            return operation()
-        except Exception as error:
-            known = _file_error(error)
-            if known is None or isinstance(known, (*_PERMANENT, RefusedError)) or attempt == ATTEMPTS - 1:
-                if known is None or known is error:
-                    raise
-                raise known from error
-            time.sleep(FIRST_DELAY_S * 2**attempt)
-    raise AssertionError("unreachable")
-
-
-def _file_error(error: Exception) -> OSError | None:
-    """The error in the terms of the standard library; None where it is not one of reading and writing."""
-    cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client(cause) == "aiohttp":
-        # fsspec calls a file missing whose size it could not ask for, whatever the reason.
-        return error if getattr(cause, "status", None) in (404, 410) else _file_error(cause)
-    if isinstance(error, OSError):
-        return error
-    if _client(error) is None:
-        return None
-    message = f"{type(error).__name__}: {error}"
-    status = getattr(error, "status", None)  # of an HTTP response
-    if status in (401, 403) or type(error).__name__ in _NO_CREDENTIALS:
-        return PermissionError(message)
-    if status == 501 or (status is not None and 400 <= status < 500 and status not in (408, 425, 429)):
-        return RefusedError(message)
-    return OSError(message)
-
-
-def _client(error: Exception) -> str | None:
-    package = type(error).__module__.partition(".")[0]
-    return package if package in _CLIENTS else None
 
 
 @dataclass(frozen=True)
@@ -278,7 +220,7 @@ class Folder:
         """
         fs, path, target = self._location[0], self.path(name), self.path(second)
         if not self.is_local:
-            retrying(lambda: fs.cp_file(path, target))
+            self._retrying(lambda: fs.cp_file(path, target))
             return
         # A link to a symbolic link would be one too, and follow what that is later made to point to.
         real, place = os.path.realpath(path, strict=True), Path(target)
@@ -314,7 +256,7 @@ class Folder:
                 return {**entry, "size": target.st_size, "mtime": target.st_mtime}
             return entry if entry.get("size") is not None else {**entry, **fs.info(entry["name"])}
         except Exception as error:
-            if not entry.get("islink") and not isinstance(_file_error(error), (*_PERMANENT, RefusedError)):
+            if not entry.get("islink") and not isinstance(file_error(error), (*PERMANENT, RefusedError)):
                 raise
             return {"name": entry["name"], "size": 0}  # it leads nowhere; whoever opens it will say so
 

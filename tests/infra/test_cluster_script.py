@@ -36,7 +36,7 @@ def free_ports(number: int) -> list[int]:
     return ports
 
 
-@pytest.mark.parametrize("script", ["infra/cluster.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["infra/cluster.sh", "infra/retrain.sh", "infra/services.sh", ".ci/run"])
 def test_scripts_parse(script: str) -> None:
     assert (ROOT / script).stat().st_mode & stat.S_IXUSR, f"{script} is not executable"
     done = subprocess.run(["bash", "-n", str(ROOT / script)], capture_output=True, text=True, check=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import stat
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,16 +105,6 @@ def test_the_words_by_which_a_known_id_is_told_are_those_of_ray() -> None:
 
     source = Path(ray.__file__).parent.joinpath("dashboard/modules/job/job_manager.py").read_text(encoding="utf-8")
     assert "Job with submission_id {submission_id} already exists" in source
-
-
-@pytest.mark.parametrize("script", ["infra/retrain.sh", "infra/services.sh"])
-def test_scripts_parse(script: str) -> None:
-    assert (ROOT / script).stat().st_mode & stat.S_IXUSR, f"{script} is not executable"
-    done = subprocess.run(["bash", "-n", str(ROOT / script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    if shellcheck := shutil.which("shellcheck"):
-        done = subprocess.run([shellcheck, str(ROOT / script)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout
 
 
 def calls_of_schedules() -> dict[str, str]:

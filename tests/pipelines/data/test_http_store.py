@@ -15,14 +15,15 @@ from pipelines.data.errors import DataError
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.index_build import build
 from pipelines.data.reader import ShardReader
-from pipelines.data.storage import AccessError, Folder, RefusedError
+from pipelines.data.retrying import AccessError, RefusedError
+from pipelines.data.storage import Folder
 from tests.pipelines.data.stores import Faults, http_store
 from tests.pipelines.data.tar_maker import photo, samples, tar_bytes
 
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("pipelines.data.retrying.FIRST_DELAY_S", 0.001)
 
 
 @pytest.fixture

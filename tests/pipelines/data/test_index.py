@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch):
-    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("pipelines.data.retrying.FIRST_DELAY_S", 0.001)
 
 
 def keys(index: Index, split: str | None = None) -> list[str]:

@@ -14,8 +14,9 @@ import s3fs
 from pipelines.data.errors import DataError
 from pipelines.data.index import Assignment, IndexConfig
 from pipelines.data.index_build import build, index_shard
+from pipelines.data.retrying import AccessError
 from pipelines.data.scan import scan_tar
-from pipelines.data.storage import AccessError, Folder
+from pipelines.data.storage import Folder
 from tests.pipelines.data.stores import S3Store, s3_store
 from tests.pipelines.data.tar_maker import photo, sample, samples, tar_bytes
 
@@ -33,7 +34,7 @@ def store() -> Iterator[S3Store]:
 def _environment(store: S3Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in store.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("pipelines.data.retrying.FIRST_DELAY_S", 0.001)
     store.faults.seen.clear()
     yield
     store.faults.kinds = iter(())
@@ -61,8 +62,13 @@ def test_what_is_written_is_listed_read_and_deleted(folder: Folder) -> None:
     assert pickle.loads(pickle.dumps(folder)).read("_index/samples/a") == b"1"  # noqa: S301
     ranges = [(len(data) - 5, 5), (512, 10), (0, 700)]
     assert folder.read_ranges("a.tar", ranges) == [data[at : at + size] for at, size in ranges]
+    folder.duplicate("a.tar", "taken/a.tar")
     folder.remove("a.tar")
     folder.remove("a.tar")
+    assert folder.read("taken/a.tar") == data
+    with pytest.raises(FileNotFoundError):
+        folder.duplicate("a.tar", "taken/b.tar")
+    folder.remove_folder("taken")
     folder.remove_folder("_index")
     assert folder.files() == []
     assert folder.subfolders() == []
@@ -152,6 +158,7 @@ def test_wrong_credentials_are_named_with_the_remedy(
         lambda: stranger.read_ranges("a.tar", [(0, 10)]),
         lambda: stranger.stream("a.tar", file.size).read(10),
         lambda: stranger.write("b.tar", b""),
+        lambda: stranger.duplicate("a.tar", "b.tar"),
         lambda: build(folder.uri, PLAIN, force=False, report_progress=None),
     ):
         with pytest.raises(AccessError, match=refused):
@@ -175,7 +182,7 @@ def test_an_error_of_access_crosses_processes() -> None:
 
 def test_a_store_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("pipelines.data.storage.ATTEMPTS", 1)
+    monkeypatch.setattr("pipelines.data.retrying.ATTEMPTS", 1)
     with pytest.raises(OSError, match="Could not connect"):
         Folder("s3://store/x").read("a.tar")
 

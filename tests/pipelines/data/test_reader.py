@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch):
-    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("pipelines.data.retrying.FIRST_DELAY_S", 0.001)
 
 
 @pytest.fixture

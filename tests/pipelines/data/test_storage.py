@@ -7,12 +7,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from pipelines.data.storage import ATTEMPTS, Folder, retrying
+from pipelines.data.retrying import ATTEMPTS, retrying
+from pipelines.data.storage import Folder
 
 
 @pytest.fixture(autouse=True)
 def without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.data.storage.FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr("pipelines.data.retrying.FIRST_DELAY_S", 0.0)
 
 
 @pytest.mark.parametrize(
