@@ -127,7 +127,9 @@ def _features(
     train = config.train
     if train.feature_cache == "off":
         return {}
-    resources = Resources(train.workers, train.cpus_per_worker, train.gpu, train.threads, train.evaluation_batch)
+    resources = Resources(
+        train.workers, train.cpus_per_worker, train.gpus_per_worker, train.threads, train.evaluation_batch
+    )
     vision = new_model(config.model, processor, config.seed, init).vision
     found = {}
     for index in {index.hash: index for index in indexes if index.members != "texts"}.values():

@@ -41,14 +41,14 @@ class Resources:
     Attributes:
         workers: copies of the backbone.
         cpus_per_worker: CPUs that each reserves in Ray's books.
-        gpu: one GPU for each.
+        gpus_per_worker: GPUs that each reserves; 0 computes on CPU.
         threads: torch threads of each; 0 shares the machine's cores among all.
         batch: images of one forward pass.
     """
 
     workers: int = 1
     cpus_per_worker: float = 1.0
-    gpu: bool = False
+    gpus_per_worker: float = 0.0
     threads: int = 0
     batch: int = 64
 
@@ -144,7 +144,7 @@ def _map_shards(
         fn_constructor_args=(shared, features, resources),
         compute=ActorPoolStrategy(size=min(resources.workers, len(shards))),
         num_cpus=resources.cpus_per_worker,
-        num_gpus=1 if resources.gpu else None,
+        num_gpus=resources.gpus_per_worker or None,
     ):
         yield row["shard"]
 
@@ -155,7 +155,7 @@ class _Backbone:
     def __init__(self, shared: Any, features: Features, resources: Resources) -> None:
         index, encoder, self._processor = ray.get(shared)
         self._reader, self._features, self._batch = ShardReader(index), features, resources.batch
-        self._device = torch.device("cuda" if resources.gpu else "cpu")
+        self._device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
         self._encoder: VisionEncoder = encoder.to(self._device).eval()
         self._threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
         torch.set_num_threads(self._threads)

@@ -47,6 +47,7 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -
     """
     check_division(spec.train.batch, spec.train.workers, spec.train.accumulation)
     storage, _, name = spec.folder.rpartition("/")
+    gpus = spec.train.gpus_per_worker
     set_aside_unusable_list(spec.folder)
     # The controller looks at its workers at this interval, and a report waits for the look.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
@@ -57,8 +58,8 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -
         train_loop_config={"spec": ray.put(spec)},
         scaling_config=ScalingConfig(
             num_workers=spec.train.workers,
-            use_gpu=spec.train.gpu,
-            resources_per_worker={"CPU": spec.train.cpus_per_worker} | ({"GPU": 1} if spec.train.gpu else {}),
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": spec.train.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
             name=name,

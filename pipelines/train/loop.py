@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.data.augment import AugmentConfig
 from pipelines.data.dataset import Arrays
@@ -33,8 +33,9 @@ class TrainConfig(Section):
 
     workers: int = Field(1, ge=1)
     """Workers (DDP ranks)."""
-    gpu: bool = False
-    """One GPU for each worker, with nccl; else CPU, with gloo."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
+    of one worker (`ablate.parallel`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
     cpus_per_worker: float = Field(1.0, gt=0)
     """CPUs that each worker reserves in Ray's books."""
     threads: int = Field(0, ge=0)
@@ -75,6 +76,15 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each(self) -> Self:
+        if self.workers > 1 and 0 < self.gpus_per_worker < 1:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: nccl joins no two workers "
+                "on one GPU; set gpus_per_worker to 1, or workers to 1"
+            )
+        return self
 
 
 @dataclass

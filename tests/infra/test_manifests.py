@@ -227,7 +227,7 @@ def test_the_training_job_has_valid_settings_and_enough_gpus() -> None:
     config = settings(steps[1][3:])
     assert load(JobConfig, None, steps[0][3:]).data.tars == config.data.tars
     gpus = next(g["replicas"] for g in cluster("rayjob-train.yaml")["workerGroupSpecs"] if g["groupName"] == "gpu")
-    assert config.train.gpu
+    assert config.train.gpus_per_worker == 1
     assert config.train.workers <= gpus
     assert yaml.safe_load(spec["runtimeEnvYAML"]) == {"working_dir": "/app"}
     assert config.tracking.uri == "http://mlflow:5000"
