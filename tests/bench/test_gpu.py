@@ -1,0 +1,128 @@
+"""What a GPU gives: the training step in each precision, and JPEGs decoded there, against what stands beside it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from pipelines.train.optim import OptimizerConfig
+from pipelines.train.step import StepConfig, TrainStep
+from tests.bench.conftest import Figure
+from tests.bench.model_steps import Batch, Direct, batch_of, new_model
+from tests.bench.photographs import photograph
+from vlmodel.config import parse
+from vlmodel.images import decode
+from vlmodel.model import ModelConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+IMAGES, TEXTS, SIZE, LABELS, ROUNDS, STEPS, JPEGS = 64, 5, 224, 1000, 5, 10, 1024
+TREE: dict[str, Any] = {
+    "vision": {"name": "resnet50", "position": "none"},
+    "language": {"width": 768, "depth": 12, "heads": 12, "dropout": 0.0},
+    "fusion": {"width": 256, "heads": 4, "rounds": 2, "dropout": 0.0},
+}
+
+
+def seconds(run: Callable[[], object], times: int = STEPS) -> float:
+    """Of one run, when the GPU is done."""
+    torch.cuda.synchronize()
+    begun = time.perf_counter()
+    for _ in range(times):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / times
+
+
+def taking_turns(kinds: dict[str, Callable[[], object]], times: int = STEPS) -> dict[str, float]:
+    for run in kinds.values():
+        seconds(run, 3)
+    rounds = [{name: seconds(run, times) for name, run in kinds.items()} for _ in range(ROUNDS)]
+    return {name: statistics.median(found[name] for found in rounds) for name in kinds}
+
+
+def by_hand(bert: Any, batch: Batch, autocast: bool) -> Callable[[], object]:
+    """The least that a step is: forward, backward, update."""
+    model = Direct("resnet50", bert, 256, 4, 2, LABELS).cuda().train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            loss = model(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def test_training_step(figure: Figure) -> None:
+    """ResNet-50 and BERT-base, 64 images of 224 x 224 with 5 texts each, with clipping and the check of the loss."""
+    batch = {name: t.cuda() for name, t in batch_of(IMAGES, SIZE, TEXTS, 32, LABELS).items()}
+    settings = {
+        "fp32": StepConfig(),
+        "bf16": StepConfig(precision="bf16"),
+        "bf16, compiled": StepConfig(precision="bf16", compile=True),
+    }
+    kinds: dict[str, Callable[[], object]] = {}
+    bert: Any = None
+    for name, config in settings.items():
+        model = new_model(parse(ModelConfig, TREE), LABELS).cuda()
+        assert model.language is not None
+        language: Any = model.language.encoder
+        bert = language.config
+        step = TrainStep(model, OptimizerConfig(), config, steps=10_000, seed=0)
+        kinds[name] = lambda step=step: step(0, [batch], 1)
+    kinds["bf16 by hand"] = by_hand(bert, batch, autocast=True)
+    kinds["fp32 by hand"] = by_hand(bert, batch, autocast=False)
+    medians = taking_turns(kinds)
+    for name in settings:
+        peer = f"{name.partition(',')[0]} by hand"
+        figure(f"GPU step, {name}", IMAGES / medians[name], "images/s", peer=peer, peer_value=IMAGES / medians[peer])
+    assert min(medians.values()) > 0
+
+
+def test_jpeg_decoding(figure: Figure) -> None:
+    """Files of 500 x 375 to batches of 224 x 224 in the GPU's memory."""
+    rng = np.random.default_rng(0)
+    pool = [photograph(rng) for _ in range(64)]
+    files = [pool[n % len(pool)] for n in range(JPEGS)]
+    tensors = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
+
+    def on_gpu() -> torch.Tensor:
+        for begin in range(0, JPEGS, IMAGES):
+            images = decode_jpeg(tensors[begin : begin + IMAGES], ImageReadMode.RGB, device="cuda")
+            out = torch.cat([
+                F.interpolate(image[None].float(), (SIZE, SIZE), mode="bilinear", antialias=True) for image in images
+            ])  # fmt: skip
+        return out
+
+    def on_cpu(threads: int) -> Callable[[], torch.Tensor]:
+        workers = ThreadPoolExecutor(threads)
+
+        def run() -> torch.Tensor:
+            for begin in range(0, JPEGS, IMAGES):
+                batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
+                list(workers.map(lambda n: decode(files[begin + n], SIZE, "squash", 10**8, batch[n]), range(IMAGES)))  # noqa: B023
+                out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
+            return out
+
+        return run
+
+    torch.set_num_threads(1)
+    kinds = {"gpu": on_gpu} | {f"{n} threads": on_cpu(n) for n in (1, 2, 4, 8, 16)}
+    medians = {name: JPEGS / s for name, s in taking_turns(dict(kinds), times=1).items()}
+    error = (on_gpu().round().permute(0, 2, 3, 1) - on_cpu(4)().float()).square().mean()
+    for name, value in medians.items():
+        figure(f"JPEGs to the GPU, {name}", value, "images/s", peer="2 threads", peer_value=medians["2 threads"])
+    figure("pixels decoded on the GPU against the CPU's", float(10 * torch.log10(255**2 / error)), "dB")
+    assert min(medians.values()) > 0
