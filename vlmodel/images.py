@@ -6,7 +6,7 @@ torch is imported where something is resized: processes that only look at header
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -92,25 +92,50 @@ def upright(image: Image.Image) -> Image.Image:
     return rgb if turn is None else rgb.transpose(turn)
 
 
-def _plain_jpeg(data: bytes, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
-    """The pixels that Pillow would give, by the same library in a third of the steps; None where Pillow is to judge."""
+class JpegHeader(NamedTuple):
+    """What the header of a plain JPEG says: one that is upright as it is, of 8 bits and of common colours."""
+
+    height: int
+    width: int
+    colours: str
+
+
+def plain_jpeg(data: bytes, max_pixels: int) -> JpegHeader | None:
+    """The header of a plain JPEG; None for all else.
+
+    Raises:
+        ImageError: an image of too many pixels.
+    """
     # What turns a picture stands before its first scan.
     head = data[: data.find(b"\xff\xda")]
     if not head.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in head or b"Orientation" in head:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "RGB", "Gray"):
-            return None
-        _require_fewer(height, width, max_pixels)
-        if min(height, width) >= 2 * _KEPT * size:
-            return None  # Pillow decodes it smaller
+    except ValueError:
+        return None
+    if colours not in ("YCbCr", "RGB", "Gray"):
+        return None
+    _require_fewer(height, width, max_pixels)
+    return JpegHeader(height, width, colours)
+
+
+def _plain_jpeg(data: bytes, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
+    """The pixels that Pillow would give, by the same library in a third of the steps; None where Pillow is to judge."""
+    header = plain_jpeg(data, max_pixels)
+    if header is None or min(header.height, header.width) >= 2 * _KEPT * size:
+        return None  # the large ones Pillow decodes smaller
+    try:
         pixels_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
-    except ImageError:
-        raise
     except ValueError:  # also of what a reader can overlook
         return None
     return pixels_HWC
+
+
+def middle_square(height: int, width: int) -> tuple[int, int, int]:
+    """Its first row, first column and side."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side
 
 
 def _resized(
@@ -118,8 +143,7 @@ def _resized(
 ) -> NDArray[np.uint8]:
     height, width = pixels_HWC.shape[:2]
     if resize == "crop" and height != width:
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
+        top, left, side = middle_square(height, width)
         pixels_HWC = pixels_HWC[top : top + side, left : left + side]
     if out_HWC is None:
         out_HWC = np.empty((size, size, 3), np.uint8)

@@ -114,6 +114,15 @@ class VLProcessor:
         config = self.config
         return decode(data, config.image_size, config.resize, config.max_pixels, out)
 
+    def decode_on(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
+        """Decode what a CUDA device can of the files, into a place for each; which ones were."""
+        import torch
+
+        from vlmodel.gpu_images import decode_jpegs
+
+        config = self.config
+        return decode_jpegs(files, config.image_size, config.resize, config.max_pixels, torch.device(gpu), out)
+
     def collate(self, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         """A batch of B images and all the N rows that the first task makes of them.
 

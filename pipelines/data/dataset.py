@@ -43,6 +43,7 @@ class Source:
         features: kept features of the images; where they are given a batch has ``features_BF`` (B, F) in place of
             ``pixels_BHWC``, and no image is read.
         pixels: images that this node keeps once they are decoded.
+        gpu: CUDA device of this process that decodes the images; "" leaves that to the CPU.
     """
 
     tars: str
@@ -51,6 +52,7 @@ class Source:
     processor: str
     features: Features | None = None
     pixels: PixelCache | None = None
+    gpu: str = ""
 
     def plan(self, *, seed: int = 0, window: int = 65536, run: int = 1, shuffle: bool) -> Plan:
         """The plan over this source's samples.
@@ -85,6 +87,13 @@ class Mixture:
     def features(self) -> Features | None:
         """The first kept features of a source: None, or of all sources' width, precision and backbone."""
         return next((member.features for member in self.members if member.features is not None), None)
+
+
+def decoding_on(source: Source | Mixture, gpu: str) -> Source | Mixture:
+    """The source, whose images a CUDA device of this process decodes."""
+    if isinstance(source, Source):
+        return replace(source, gpu=gpu)
+    return Mixture(tuple(replace(member, gpu=gpu) for member in source.members))
 
 
 def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: int) -> Source | Mixture:
@@ -182,9 +191,28 @@ class Samples:
             return {"features_BF": features_BF}
         size = self.processor.config.image_size
         pixels_BHWC = np.empty((len(taken), size, size, 3), np.uint8)
-        for member, shard, rows, places in self._by_shard(taken):
-            member.fill(shard, rows, [pixels_BHWC[place] for place in places], self.processor)
+        shards = [
+            (member, shard, rows, [pixels_BHWC[place] for place in places])
+            for member, shard, rows, places in self._by_shard(taken)
+        ]
+        if gpu := self.members[0].source.gpu:
+            self._fill_on(gpu, shards)
+        else:
+            for member, shard, rows, out in shards:
+                member.fill(shard, rows, out, self.processor)
         return {"pixels_BHWC": pixels_BHWC}
+
+    def _fill_on(self, gpu: str, shards: Sequence[tuple[_Member, Shard, list[int], list[NDArray[np.uint8]]]]) -> None:
+        """All images of a slice at once, as a GPU is fast with many; what it leaves the CPU decodes."""
+        files = [
+            (member, shard, record, place)
+            for member, shard, rows, out in shards
+            for record, place in zip(member.reader.read(shard.name, rows, texts=False), out, strict=True)
+        ]
+        done = self.processor.decode_on(gpu, [file[2].image for file in files], [file[3] for file in files])
+        for (member, shard, record, place), is_done in zip(files, done, strict=True):
+            if not is_done:
+                member.decode(shard, record, place, self.processor)
 
     def _by_shard(self, taken: Slice) -> Iterator[tuple[_Member, Shard, list[int], list[int]]]:
         """(source, shard, rows of it, their places in the slice) for each shard of a slice."""
@@ -248,15 +276,19 @@ class _Member:
             return
         here, places = [rows[n] for n in missing], [out[n] for n in missing]
         for record, place in zip(self.reader.read(shard.name, here, texts=False), places, strict=True):
-            try:
-                processor.decode(record.image, place)
-            except ImageError as error:
-                raise DataError(
-                    f"sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the data "
-                    "again with data.index.verify=decode, which leaves such samples out"
-                ) from error
+            self.decode(shard, record, place, processor)
         if kept is not None:
             kept.write(shard, here, places)
+
+    def decode(self, shard: Shard, record: Record, place: NDArray[np.uint8], processor: VLProcessor) -> None:
+        """One image into its place."""
+        try:
+            processor.decode(record.image, place)
+        except ImageError as error:
+            raise DataError(
+                f"sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the data "
+                "again with data.index.verify=decode, which leaves such samples out"
+            ) from error
 
     def _eligible_rows(self, shard: int) -> Ints:
         table = self.index.rows(self.index.shards[shard].name)

@@ -24,10 +24,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from typing import Literal, Self
 
 import pyarrow as pa
 import ray
-from pydantic import Field
+from pydantic import Field, model_validator
 from ray.data import DataContext, Dataset, TaskPoolStrategy
 
 from pipelines.data.dataset import Arrays
@@ -42,6 +43,10 @@ class StreamConfig(Section):
 
     threads: int = Field(2, ge=0)
     """Threads of each consumer that read and decode images; 0 leaves that to the tasks."""
+    decoder: Literal["cpu", "gpu"] = "cpu"
+    """"gpu" has the GPU of each training worker decode JPEGs (nvJPEG), and keeps no pixels. It takes several cores'
+    work for a little of the GPU's time; what it cannot decode, and all where there is none, the CPU does. Validation
+    always sees what the CPU decodes, as a service does."""
     tasks: int = Field(1, ge=1)
     """Ray tasks that make batches at one time, for each consumer."""
     cpus_per_task: float = Field(0.5, gt=0)
@@ -51,6 +56,16 @@ class StreamConfig(Section):
     memory_mb: int = Field(256, ge=1)
     """Memory for batches that are made ahead, for each consumer."""
     cache: PixelCacheConfig = PixelCacheConfig()
+
+    @model_validator(mode="after")
+    def _gpu_with_threads(self) -> Self:
+        if self.decoder == "gpu" and not self.threads:
+            raise ValueError("decoder = 'gpu' with threads = 0: tasks have no GPU; set threads to 1 or more")
+        if self.decoder == "gpu" and self.cache.keep == "always":
+            raise ValueError(
+                "decoder = 'gpu' with cache.keep = 'always': set one of them, as kept pixels are the CPU's"
+            )
+        return self
 
 
 def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterator[Arrays]:

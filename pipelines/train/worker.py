@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.data.dataset import Arrays, Mixture, Source, keeping_pixels
+from pipelines.data.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
 from pipelines.data.feature_build import check_backbone
 from pipelines.data.loader import EvaluationBatches, TrainingParts
 from pipelines.data.plan import Schedule, derive_seed
@@ -83,7 +83,9 @@ def train_worker(spec: RunSpec) -> None:
         check_backbone(model.vision, spec.train_source.features)
 
     source = spec.train_source
-    if spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
+    if spec.stream.decoder == "gpu" and device.type == "cuda":
+        source = decoding_on(source, str(device))
+    elif spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
         source = keeping_pixels(source, spec.stream.cache, spec.train.epochs)
     parts = TrainingParts(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)

@@ -1,11 +1,31 @@
-"""JPEGs that cost what photographs cost."""
+"""JPEGs that cost what photographs cost, and tars of them."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from pipelines.data.corpus import corpus, train_tokenizer
+from pipelines.data.dataset import Source
+from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.sample import Texts
+from pipelines.data.shards import ShardWriter
+from vlmodel.fields import Fields
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
+READS = {"": Fields(reads="captions", target="none")}
+
+
+class Data(NamedTuple):
+    """The tars, and some files of their images."""
+
+    source: Source
+    jpegs: list[bytes]
 
 
 def photograph(rng: np.random.Generator) -> bytes:
@@ -19,3 +39,20 @@ def photograph(rng: np.random.Generator) -> bytes:
     out = io.BytesIO()
     Image.fromarray((image + 128).clip(0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
     return out.getvalue()
+
+
+def write(folder: Path, images: int, side: int) -> Data:
+    """Photographs of 500 x 375 with five captions each, 250 to a tar, indexed, with a processor."""
+    rng = np.random.default_rng(0)
+    pool = [photograph(rng) for _ in range(100)]
+    # Each image differs, so that nothing takes it for a copy: a JPEG ends at its end marker.
+    jpegs = [pool[number % 100] + number.to_bytes(4, "little") for number in range(images)]
+    with ShardWriter(folder, "train", max_samples=250) as writer:
+        for number, jpeg in enumerate(jpegs):
+            captions = tuple(" ".join(rng.choice(WORDS, 10)) for _ in range(5))
+            writer.add(f"{number:06d}", jpeg, "jpg", Texts(captions, ()))
+    build_index(str(folder), IndexConfig(validation_fraction=0.0))
+    index = Index.open(str(folder))
+    processor = VLProcessor(ProcessorConfig(image_size=side), train_tokenizer(corpus(index), 200), [], READS)
+    processor.save_pretrained(folder / "p")
+    return Data(Source(str(folder), index.hash, "train", str(folder / "p")), jpegs[:1000])

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
-from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_jpeg
 
+from pipelines.data.augment import AugmentConfig
+from pipelines.data.dataset import decoding_on
+from pipelines.data.loader import TrainingParts
+from pipelines.data.plan import Schedule
+from pipelines.data.stream import StreamConfig, stream
+from pipelines.train.feed import Feed
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import Batch, Direct, batch_of, new_model
-from tests.bench.photographs import photograph
+from tests.bench.photographs import Data, photograph, write
+from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse
+from vlmodel.gpu_images import decode_jpegs
 from vlmodel.images import decode
 from vlmodel.model import ModelConfig
 
@@ -91,19 +100,60 @@ def test_training_step(figure: Figure) -> None:
     assert min(medians.values()) > 0
 
 
+class Consumer:
+    """Takes batches where a training worker would, to the memory of its GPU."""
+
+    def __init__(self, data: Data) -> None:
+        torch.set_num_threads(1)
+        self._data, self._device = data, torch.device("cuda")
+
+    def ours(self, config: StreamConfig) -> float:
+        """Images a second after the first batch."""
+        source: Any = self._data.source
+        if config.decoder == "gpu":
+            source = decoding_on(source, str(self._device))
+        parts = TrainingParts(source, Schedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
+        feed = Feed(stream(parts, config), self._device)
+        next(feed)
+        begun, done = time.perf_counter(), sum(len(arrays["row_B"]) for arrays, _ in feed)
+        torch.cuda.synchronize()
+        return done / (time.perf_counter() - begun)
+
+    def dataloader(self, workers: int) -> float:
+        return dataloader(self._data, by_ours(self._data.source), workers)
+
+
+def test_stream(tmp_path: Path, ray_local: None, figure: Figure) -> None:
+    """From tars to batches in the GPU's memory: exact order, checked bytes, token ids."""
+    actor: Any = ray.remote(num_cpus=0, num_gpus=1)(Consumer)
+    consumer = actor.remote(write(tmp_path, 12_000, SIZE))
+    cores = len(os.sched_getaffinity(0))
+    ours = {f"{n} threads": StreamConfig(threads=n, tasks=4) for n in (2, 8, cores)}
+    ours["decoder=gpu"] = StreamConfig(threads=4, tasks=6, decoder="gpu")
+    rounds = [
+        {name: ray.get(consumer.ours.remote(config)) for name, config in ours.items()}
+        | {"dataloader": ray.get(consumer.dataloader.remote(cores))}
+        for _ in range(3)
+    ]
+    medians = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+    peer = f"webdataset + DataLoader of {cores} workers, our decoder"
+    for name in ours:
+        figure(f"stream to the GPU, {name}", medians[name], "images/s", peer=peer, peer_value=medians["dataloader"])
+    assert min(medians.values()) > 0
+
+
 def test_jpeg_decoding(figure: Figure) -> None:
     """Files of 500 x 375 to batches of 224 x 224 in the GPU's memory."""
     rng = np.random.default_rng(0)
     pool = [photograph(rng) for _ in range(64)]
     files = [pool[n % len(pool)] for n in range(JPEGS)]
-    tensors = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in files]
 
     def on_gpu() -> torch.Tensor:
         for begin in range(0, JPEGS, IMAGES):
-            images = decode_jpeg(tensors[begin : begin + IMAGES], ImageReadMode.RGB, device="cuda")
-            out = torch.cat([
-                F.interpolate(image[None].float(), (SIZE, SIZE), mode="bilinear", antialias=True) for image in images
-            ])  # fmt: skip
+            batch = np.empty((IMAGES, SIZE, SIZE, 3), np.uint8)
+            done = decode_jpegs(files[begin : begin + IMAGES], SIZE, "squash", 10**8, torch.device("cuda"), list(batch))
+            assert done.all()
+            out = torch.from_numpy(batch).pin_memory().cuda(non_blocking=True)
         return out
 
     def on_cpu(threads: int) -> Callable[[], torch.Tensor]:
@@ -121,7 +171,7 @@ def test_jpeg_decoding(figure: Figure) -> None:
     torch.set_num_threads(1)
     kinds = {"gpu": on_gpu} | {f"{n} threads": on_cpu(n) for n in (1, 2, 4, 8, 16)}
     medians = {name: JPEGS / s for name, s in taking_turns(dict(kinds), times=1).items()}
-    error = (on_gpu().round().permute(0, 2, 3, 1) - on_cpu(4)().float()).square().mean()
+    error = (on_gpu().float() - on_cpu(4)().float()).square().mean()
     for name, value in medians.items():
         figure(f"JPEGs to the GPU, {name}", value, "images/s", peer="2 threads", peer_value=medians["2 threads"])
     figure("pixels decoded on the GPU against the CPU's", float(10 * torch.log10(255**2 / error)), "dB")

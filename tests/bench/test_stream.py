@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,53 +30,27 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from pipelines.data.augment import AugmentConfig
-from pipelines.data.corpus import corpus, train_tokenizer
 from pipelines.data.dataset import Source, keeping_pixels
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.loader import TrainingParts
 from pipelines.data.pixel_cache import PixelCacheConfig
 from pipelines.data.plan import Schedule
-from pipelines.data.sample import Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import StreamConfig, stream
 from pipelines.train.feed import to_tensors
 from tests.bench.conftest import Figure
-from tests.bench.photographs import photograph
-from vlmodel.fields import Fields
-from vlmodel.processor import Example, ProcessorConfig, VLProcessor
+from tests.bench.photographs import Data, write
+from vlmodel.processor import Example, VLProcessor
 
 IMAGES, BATCH, ROUNDS, WORKERS, SIDE = int(os.environ.get("BENCH_IMAGES", 4000)), 64, 3, 2, 224
-WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
-READS = {"": Fields(reads="captions", target="none")}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STREAM = StreamConfig(threads=WORKERS)
 
 Decode = Callable[[bytes], np.ndarray]
 
 
-class Data(NamedTuple):
-    """The tars, and some files of their images."""
-
-    source: Source
-    jpegs: list[bytes]
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Data:
-    folder = tmp_path_factory.mktemp("photographs")
-    rng = np.random.default_rng(0)
-    pool = [photograph(rng) for _ in range(100)]
-    # Each image differs, so that nothing takes it for a copy: a JPEG ends at its end marker.
-    jpegs = [pool[number % 100] + number.to_bytes(4, "little") for number in range(IMAGES)]
-    with ShardWriter(folder, "train", max_samples=250) as writer:
-        for number, jpeg in enumerate(jpegs):
-            captions = tuple(" ".join(rng.choice(WORDS, 10)) for _ in range(5))
-            writer.add(f"{number:06d}", jpeg, "jpg", Texts(captions, ()))
-    build_index(str(folder), IndexConfig(validation_fraction=0.0))
-    index = Index.open(str(folder))
-    processor = VLProcessor(ProcessorConfig(image_size=SIDE), train_tokenizer(corpus(index), 200), [], READS)
-    processor.save_pretrained(folder / "p")
-    return Data(Source(str(folder), index.hash, "train", str(folder / "p")), jpegs[:1000])
+    return write(tmp_path_factory.mktemp("photographs"), IMAGES, SIDE)
 
 
 class Normalise:
@@ -123,7 +97,7 @@ def batches(
         yield tensors
 
 
-def dataloader(data: Data, decode: Decode) -> float:
+def dataloader(data: Data, decode: Decode, workers: int = WORKERS) -> float:
     """webdataset and a DataLoader, everything in its workers, as its documentation has it."""
     processor = VLProcessor.from_pretrained(data.source.processor)
     finish = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
@@ -137,7 +111,7 @@ def dataloader(data: Data, decode: Decode) -> float:
 
     tars = sorted(map(str, Path(data.source.tars).glob("*.tar")))
     dataset = webdataset.WebDataset(tars, shardshuffle=100, seed=0).shuffle(1000).map(example).batched(BATCH, collate)
-    return rate(iter(DataLoader(dataset, batch_size=None, num_workers=WORKERS, worker_init_fn=_one_thread)))
+    return rate(iter(DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=_one_thread)))
 
 
 def _one_thread(_: int) -> None:

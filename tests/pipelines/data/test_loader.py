@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from pipelines.data.augment import AugmentConfig, augment
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Source
+from pipelines.data.dataset import Source, decoding_on
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.loader import EvaluationBatches, TrainingParts
@@ -21,6 +22,7 @@ from pipelines.data.plan import Schedule
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import StreamConfig, stream
+from vlmodel import gpu_images
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 SAMPLES = 23
@@ -125,3 +127,29 @@ def test_everything_is_small_to_send(source: Source) -> None:
 
     assert len(pickle.dumps(parts(source))) < 4000
     assert Path(source.tars).is_dir()
+
+
+def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code, over libjpeg: the test of the GPU itself is tests/vlmodel/test_gpu_images.py."""
+    calls = []
+    decode_jpegs = gpu_images.decode_jpegs
+
+    def counting(files: list[bytes], *args: Any) -> np.ndarray:
+        calls.append(len(files))
+        return decode_jpegs(files, *args)
+
+    monkeypatch.setattr(gpu_images, "decode_jpegs", counting)
+    with ShardWriter(tmp_path, "train", max_samples=3) as writer:
+        for number in range(12):
+            image = io.BytesIO()
+            kind = "PNG" if number % 4 == 0 else "JPEG"
+            Image.new("RGB", (20, 30), (20 * number, 90, 200)).save(image, kind)
+            writer.add(f"{number:03d}", image.getvalue(), kind.lower(), Texts((), (Question("what is 0?", "yes"),)))
+    build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
+    mine = replace(source, tars=str(tmp_path), index_hash=Index.open(str(tmp_path)).hash)
+    for expected, got in zip(parts(mine), parts(decoding_on(mine, "cpu")), strict=True):
+        difference = np.abs(got["pixels_BHWC"].astype(int) - expected["pixels_BHWC"])
+        assert difference.max() <= 1
+    assert calls == [8] * 3
