@@ -80,10 +80,7 @@ class _Answerer:
         )
         self._task, self._config = task, config
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return pa.concat_tables([self._answer(block.slice(row, 1)) for row in range(block.num_rows)])
-
-    def _answer(self, row: pa.Table) -> pa.Table:
+    def __call__(self, row: pa.Table) -> pa.Table:
         arrays = {name: array.copy() for name, array in unpack(row).items()}
         rows = json.loads(arrays["rows_json"].tobytes())
         if not rows:
@@ -145,7 +142,7 @@ def predict(
     return made.map_batches(
         _Answerer,
         fn_constructor_args=(model, task, config),
-        batch_size=None,
+        batch_size=1,  # a row is a batch of the model's
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(size=config.workers),

@@ -32,7 +32,7 @@ from pipelines.data.sample import Texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.validate import Verify
 from tests.bench.conftest import Figure
-from tests.bench.test_stream import photograph
+from tests.bench.photographs import photograph
 
 MEGABYTES, TARS, ROUNDS, WORKERS = int(os.environ.get("BENCH_MB", 400)), 16, 3, os.cpu_count() or 1
 CAPTION = "a dog runs over the green grass beside the water"
