@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 APP_NAME = "vqa"
 
-# A dead replica is noticed, and replaced, within this time; Serve's own default is 10 s.
+# A dead replica is noticed within this time; Serve's own default is 10 s.
 _HEALTH_CHECK_S = 2.0
 # For replicas to say what they were deployed with; a busy one is asked in its turn.
 _ASK_S = 10.0
@@ -49,6 +49,7 @@ def build_app(
 
     Raises:
         ServeError: the folder holds no model, or the service is to be exposed and has no API keys.
+        ArtifactError: a link in the folder, which could point anywhere.
     """
     folder = Path(model_folder).expanduser().resolve()
     if not (folder / "config.json").is_file():
@@ -150,7 +151,7 @@ def start(
             _run(application)
         _wait_until_ready(config, address, report)
     except BaseException:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), _quiet():
             if former is not None:
                 # Else Serve would go on wanting what failed, and never replace a dead replica of the former model.
                 _run(_application(former))
@@ -168,7 +169,8 @@ def _run(application: serve.Application) -> None:
 def _deployed() -> Deployed | None:
     """What the running replicas were deployed with; None where none says it."""
     try:
-        deployed: Deployed = serve.get_app_handle(APP_NAME).deployed.remote().result(timeout_s=_ASK_S)
+        with _quiet():
+            deployed: Deployed = serve.get_app_handle(APP_NAME).deployed.remote().result(timeout_s=_ASK_S)
     except Exception as error:  # whatever ails a service is a reason to update it
         log.warning("the running service does not say what it was deployed with: %r", error)
         return None
@@ -177,7 +179,7 @@ def _deployed() -> Deployed | None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Serve from telling that it starts twice: once with our options, once more for the application."""
+    """Keep Serve from telling that it starts twice, with our options and for the application, and how it routes."""
     logger = logging.getLogger("ray.serve")
     level = logger.level
     logger.setLevel(logging.WARNING)
