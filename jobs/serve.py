@@ -32,7 +32,7 @@ def start(config: JobConfig) -> str:
     """Deploy the champion and return the service's address."""
     model = Registry.open(config.tracking, runs.storage(config), config.registry).champion()
     return deploy.start(
-        config.serve, model.folder, model.name, model.version, report=lambda line: print(line, flush=True)
+        config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True)
     )
 
 

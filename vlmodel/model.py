@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
@@ -192,11 +193,16 @@ class VLModel(PreTrainedModel):
         """As transformers', with safetensors only.
 
         Raises:
-            WeightsError: the weights are not exactly those of the model that the configuration describes.
+            WeightsError: the weights cannot be read, or are not exactly those of the model that the configuration
+                describes.
         """
         with_info = kwargs.pop("output_loading_info", False)
         kwargs.setdefault("use_safetensors", True)
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        folder = str(args[0]) if args else "?"
+        try:
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:  # neither a ValueError nor an OSError
+            raise parts.WeightsError(f"the weights in {folder!r} are damaged: {error}; restore the file") from error
         model, info = loaded
         problems = [
             f"{len(info[kind])} {kind.removesuffix('_keys')}: {', '.join(map(str, sorted(info[kind])[:3]))}"
@@ -205,8 +211,7 @@ class VLModel(PreTrainedModel):
         ]
         if problems:
             raise parts.WeightsError(
-                f"the weights in {str(args[0]) if args else '?'!r} are of another architecture than its configuration: "
-                + "; ".join(problems)
+                f"the weights in {folder!r} are of another architecture than its configuration: " + "; ".join(problems)
             )
         # transformers puts fresh parameters in the place of ours, trained and contiguous.
         for name in model._untrained:

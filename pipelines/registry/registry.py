@@ -83,6 +83,11 @@ class LocalModel(ModelVersion):
     package: Path
     folder: Path
 
+    @property
+    def digest(self) -> str:
+        """``manifest.digest`` of ``folder`` when it was registered."""
+        return self.tags[MODEL_TAG]
+
 
 class Registry:
     """One registered model."""

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from pipelines.registry import manifest
+from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, model_threads
 from pipelines.serve.errors import ApiError, ServeError
@@ -100,14 +102,17 @@ class Answerer:
     def model(self) -> ModelInfo | None:
         return self._loaded.info if self._loaded else None
 
-    async def load(self, folder: str | Path, name: str, version: str) -> None:
+    async def load(self, folder: str | Path, name: str, version: str, digest: str = "") -> None:
         """Load a model, warm it up and answer with it from then on. Requests in flight end with the former one.
+
+        Args:
+            digest: of the folder (``manifest.digest``) when it was deployed; files that changed since are refused.
 
         Raises:
             ServeError: the folder holds no usable model; the former one, if any, goes on.
         """
         try:
-            predictor = await asyncio.to_thread(self._read, Path(folder))
+            predictor = await asyncio.to_thread(self._read, Path(folder), digest)
         except (OSError, ValueError, RuntimeError) as error:
             raise ServeError(f"model {name!r} version {version} in {str(folder)!r} does not load: {error}") from error
         await asyncio.get_running_loop().run_in_executor(self._predicting, self._warm_up, predictor)
@@ -159,7 +164,13 @@ class Answerer:
         self._decoding.shutdown(cancel_futures=True)
         self._predicting.shutdown(cancel_futures=True)
 
-    def _read(self, folder: Path) -> Predictor:
+    def _read(self, folder: Path, digest: str) -> Predictor:
+        # A replica that starts anew, maybe weeks after the deployment, reads the files as they are then.
+        if digest and manifest.digest(folder) != digest:
+            raise ArtifactError(
+                "its files are not those that were deployed; deploy it again (python -m jobs.serve), which restores "
+                "a damaged copy of a registered model"
+            )
         device = "cuda" if self._config.num_gpus > 0 else "cpu"
         predictor = Predictor.from_pretrained(folder, device=device, threads=self._threads)
         plain = predictor.processor

@@ -169,6 +169,8 @@ async def _read(request: Request) -> VQARequest:
             return VQARequest.model_validate(await _read_form(request))
     except ValidationError as error:
         raise _explain(error) from None
+    except UnicodeError:  # of the charset that a form names, which Starlette hands to Python's codecs
+        raise ApiError(400, "bad_request", "the form's charset cannot be decoded; send it in UTF-8") from None
     raise ApiError(
         415,
         "unsupported_media_type",

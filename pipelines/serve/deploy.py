@@ -17,18 +17,26 @@ from ray import serve
 from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
+from pipelines.registry import manifest
 from pipelines.serve.client import is_ready
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
-from pipelines.serve.replica import Replica
+from pipelines.serve.replica import Deployed, Replica
 from vlmodel.config import dump, parse
+
+log = logging.getLogger(__name__)
 
 APP_NAME = "vqa"
 
+# A dead replica is noticed within this time; Serve's own default is 10 s.
+_HEALTH_CHECK_S = 2.0
+# For replicas to say what they were deployed with; a busy one is asked in its turn.
+_ASK_S = 10.0
+
 
 def build_app(
-    config: ServeConfig, model_folder: str | Path, name: str = "vqa", version: str = "0"
+    config: ServeConfig, model_folder: str | Path, name: str = "vqa", version: str = "0", digest: str = ""
 ) -> serve.Application:
     """The Serve application that answers with the model in ``model_folder``.
 
@@ -36,9 +44,12 @@ def build_app(
         config: the service's settings.
         model_folder: a folder written by ``save_pretrained``, readable on every node that runs a replica.
         name, version: of the model in the registry; every answer carries them.
+        digest: of the folder (``manifest.digest``), as the registry has it; if not given, as it is now. A replica
+            refuses to start from other files, also one that takes a dead one's place later.
 
     Raises:
         ServeError: the folder holds no model, or the service is to be exposed and has no API keys.
+        ArtifactError: a link in the folder, which could point anywhere.
     """
     folder = Path(model_folder).expanduser().resolve()
     if not (folder / "config.json").is_file():
@@ -50,10 +61,21 @@ def build_app(
         raise ServeError(
             f"serve.expose is true and there are no API keys; put SHA-256 hashes of keys into {KEY_HASHES_VARIABLE}"
         )
+    model = {
+        "folder": str(folder),
+        "name": name,
+        "version": str(version),
+        "digest": digest or manifest.digest(folder),
+    }
+    return _application(Deployed(dump(config), key_hashes, model))
+
+
+def _application(deployed: Deployed) -> serve.Application:
+    config = parse(ServeConfig, deployed.config)
     deployment = serve.deployment(
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
-        user_config={"folder": str(folder), "name": name, "version": str(version)},
+        user_config=dict(deployed.model),
         # The application refuses the excess itself, with JSON and a measured Retry-After; these are a second line.
         max_ongoing_requests=2 * config.max_in_flight + 64,
         max_queued_requests=config.max_in_flight,
@@ -63,9 +85,10 @@ def build_app(
         max_constructor_retry_count=1,
         # With the default of 0 the old replica stops first, and an update is an outage.
         max_surge_percent=100,
+        health_check_period_s=_HEALTH_CHECK_S,
         logging_config=LoggingConfig(enable_access_log=False),
     )(Replica)
-    return deployment.bind(dump(config), key_hashes)
+    return deployment.bind(deployed.config, deployed.key_hashes)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
@@ -86,22 +109,29 @@ def start(
     model_folder: str | Path,
     name: str = "vqa",
     version: str = "0",
+    digest: str = "",
     report: Callable[[str], None] = lambda line: None,
 ) -> str:
     """Deploy on the cluster that this process is connected to, and wait until it answers.
 
     Where Serve runs already, the application is updated without an interruption.
 
+    Args:
+        config, model_folder, name, version, digest: see ``build_app``.
+        report: is told each change of the service's status.
+
     Returns:
         The address, such as ``http://127.0.0.1:8000``.
 
     Raises:
-        ServeError: the port is taken, the model does not load, or nothing answers in time. What was begun is undone.
+        ServeError: the port is taken, the model does not load, or nothing answers in time. What was begun is undone:
+            replicas of the former model have gone on, and one that dies is replaced by one of the former model.
     """
     if not ray.is_initialized():
         raise ServeError("not connected to a Ray cluster; call ray.init() first")
-    application = build_app(config, model_folder, name, version)
+    application = build_app(config, model_folder, name, version, digest)
     running = bool(serve.status().proxies)
+    former = _deployed() if is_running() else None
     if not running:
         check_port_free(config.host, config.port)
     address = address_of(config)
@@ -118,20 +148,38 @@ def start(
                 ),
                 logging_config=LoggingConfig(enable_access_log=False),
             )
-            target = serve.RunTarget(application, name=APP_NAME, route_prefix="/")
-            serve.run_many([target], wait_for_applications_running=False)
+            _run(application)
         _wait_until_ready(config, address, report)
     except BaseException:
-        if not running:
-            with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), _quiet():
+            if former is not None:
+                # Else Serve would go on wanting what failed, and never replace a dead replica of the former model.
+                _run(_application(former))
+            elif not running:
                 stop()
         raise
     return address
 
 
+def _run(application: serve.Application) -> None:
+    target = serve.RunTarget(application, name=APP_NAME, route_prefix="/")
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def _deployed() -> Deployed | None:
+    """What the running replicas were deployed with; None where none says it."""
+    try:
+        with _quiet():
+            deployed: Deployed = serve.get_app_handle(APP_NAME).deployed.remote().result(timeout_s=_ASK_S)
+    except Exception as error:  # whatever ails a service is a reason to update it
+        log.warning("the running service does not say what it was deployed with: %r", error)
+        return None
+    return deployed
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Serve from telling that it starts twice: once with our options, once more for the application."""
+    """Keep Serve from telling that it starts twice, with our options and for the application, and how it routes."""
     logger = logging.getLogger("ray.serve")
     level = logger.level
     logger.setLevel(logging.WARNING)

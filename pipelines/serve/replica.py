@@ -8,6 +8,7 @@ in one, 40 in two; alone 51 ms and 62 ms).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ray import serve
@@ -17,7 +18,22 @@ from pipelines.serve.answerer import Answerer
 from pipelines.serve.app import create_app
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.metrics import RayMetrics
-from vlmodel.config import parse
+from vlmodel.config import dump, parse
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What a replica was made of: all that it takes to deploy the same again.
+
+    Attributes:
+        config: the dumped ``ServeConfig``.
+        key_hashes: SHA-256 hashes of the API keys.
+        model: its folder, name and version in the registry, and the digest of its files.
+    """
+
+    config: Mapping[str, Any]
+    key_hashes: tuple[str, ...]
+    model: Mapping[str, str]
 
 
 @serve.ingress()
@@ -32,6 +48,7 @@ class Replica:
     def __init__(self, config: Mapping[str, Any], key_hashes: Sequence[str]) -> None:
         self._config = parse(ServeConfig, config)
         self._key_hashes = tuple(key_hashes)
+        self._model: Mapping[str, str] = {}
         self._metrics = RayMetrics()
         self._answerer = Answerer(self._config, self._metrics)
 
@@ -39,7 +56,12 @@ class Replica:
         return create_app(self._answerer, self._config, self._key_hashes, self._metrics)
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
-        await self._answerer.load(model["folder"], model["name"], model["version"])
+        await self._answerer.load(model["folder"], model["name"], model["version"], model["digest"])
+        self._model = model
+
+    def deployed(self) -> Deployed:
+        """What this replica answers with, for who updates the service and may have to go back."""
+        return Deployed(dump(self._config), self._key_hashes, self._model)
 
     def check_health(self) -> None:
         self._answerer.check_health()

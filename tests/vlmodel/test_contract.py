@@ -221,6 +221,14 @@ def test_weights_of_another_architecture_are_refused(make_model: Callable[..., A
         VLModel.from_pretrained(tmp_path / "one")
 
 
+def test_weights_that_are_cut_off_are_refused(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=rf"the weights in '{tmp_path}' are damaged"):
+        VLModel.from_pretrained(tmp_path)
+
+
 def test_parameter_groups(make_model: Callable[..., Any], tmp_path: Path) -> None:
     scratch = make_model()
     assert list(scratch.backbone_parameters()) == []

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines.registry import manifest
 from pipelines.serve.answerer import Answerer
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
@@ -132,6 +133,25 @@ def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(ServeError, match=f"version 2 in '{folder}' does not load"):
                 await answerer.load(folder, "vqa", "2")
+        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+
+    asyncio.run(go())
+
+
+def test_files_that_changed_since_the_deployment_are_refused(
+    answerer: Answerer, model_folder: Path, tmp_path: Path
+) -> None:
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    deployed = manifest.digest(model_folder)
+
+    async def go() -> None:
+        await answerer.load(tmp_path, "vqa", "1", deployed)
+        weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        with pytest.raises(ServeError, match=r"version 2 .* does not load: its files are not those that"):
+            await answerer.load(tmp_path, "vqa", "2", deployed)
         assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())

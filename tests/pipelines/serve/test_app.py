@@ -143,6 +143,13 @@ def test_a_broken_form_gets_400(app: Any, boundary: str) -> None:
     assert (response.status_code, error_code(response)) == (400, "bad_request")
 
 
+def test_a_form_in_a_charset_that_is_none_gets_400(app: Any) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x; charset=undefined"}
+    body = b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\nwhat?\r\n--x--\r\n'
+    response = send(app, "POST", "/v1/vqa", content=body, headers=headers)
+    assert (response.status_code, error_code(response)) == (400, "bad_request")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from pydantic import ValidationError
+from ray import serve
 
 from pipelines.serve import deploy
 from pipelines.serve.client import ask
@@ -147,6 +148,10 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
     with pytest.raises(ServeError, match=r"the service did not start: .*version 5 in .* does not load"):
         deploy.start(config, tmp_path, "vqa", "5")
     assert ask(address, picture(), QUESTIONS).model.version == version
+    assert serve.status().applications[deploy.APP_NAME].status != "DEPLOY_FAILED", "Serve wants the former one again"
+    deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
+    assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
+    assert parse(ServeConfig, deployed.config) == config
 
 
 def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_folder: Path) -> None:

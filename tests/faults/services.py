@@ -1,0 +1,125 @@
+"""A service of tiny registered models for the drills to disturb, deployed as the jobs deploy it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import ray
+from ray import serve as ray_serve
+
+from jobs import promote, serve
+from jobs.config import JobConfig
+from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.score import Score
+from pipelines.serve import deploy
+from pipelines.train.tracking import Tracker
+from tests.pipelines.registry.conftest import QUESTION, picture, save_model
+from tests.pipelines.serve.test_deploy import free_port
+from vlmodel.config import parse
+
+SCORE = Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
+
+
+@contextmanager
+def cluster() -> Iterator[None]:
+    """A Ray cluster of this process's own, with room for two replicas and the two that take their place."""
+    ray.init(
+        address="local", num_cpus=4, object_store_memory=150 << 20, include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Service:
+    """A registry in ``folder``, and the service that its champion is deployed to.
+
+    Args:
+        folder: for all files.
+        settings: of ``serve``, over those that suit a small machine.
+    """
+
+    def __init__(self, folder: Path, **settings: object) -> None:
+        small = {"port": free_port(), "num_cpus": 0.5, "model_threads": 1, "shutdown_timeout_s": 5.0}
+        tree = {
+            "storage": str(folder / "runs"),
+            "tracking": {"system_metrics": False},
+            "registry": {"smoke_test": False},
+            "serve": {**small, **settings},
+        }
+        self.config = parse(JobConfig, tree)
+        self.address = deploy.address_of(self.config.serve)
+        self._folder = folder
+        (folder / "runs").mkdir()
+
+    @property
+    def registry(self) -> Registry:
+        return Registry.open(self.config.tracking, self.config.storage, self.config.registry)
+
+    @property
+    def champion(self) -> str | None:
+        found = self.registry.find()
+        return found.version if found else None
+
+    def register(self, seed: int) -> str:
+        """Register a model of random weights and return its version."""
+        with Tracker.open(self.config.tracking, self.config.storage, f"run-{seed}") as tracker:
+            pass
+        checkpoint = save_model(self._folder / f"model-{seed}", seed)
+        return self.registry.log_model(tracker.run_id, checkpoint, (picture(0), QUESTION), SCORE).version
+
+    def promote(self, version: str) -> LocalModel:
+        return self.registry.promote(version, "a drill", over=self.champion)
+
+    def roll_back(self) -> None:
+        """What ``python -m jobs.promote --rollback`` does."""
+        rollback = self.config.registry.model_copy(update={"rollback": True})
+        promote.run(self.config.model_copy(update={"registry": rollback}))
+
+    def deploy(self) -> None:
+        """What ``python -m jobs.serve`` does on a running cluster."""
+        assert serve.start(self.config) == self.address
+
+    def is_whole(self) -> bool:
+        """Whether all replicas run, as Serve sees it and as processes."""
+        wanted = self.config.serve.replicas
+        app = ray_serve.status().applications[deploy.APP_NAME]
+        states = [deployment.replica_states for deployment in app.deployments.values()]
+        return app.status == "RUNNING" and states == [{"RUNNING": wanted}] and len(replicas()) == wanted
+
+    def message(self) -> str:
+        """What Serve says about the replicas."""
+        app = ray_serve.status().applications[deploy.APP_NAME]
+        return " ".join(deployment.message for deployment in app.deployments.values())
+
+
+def replicas() -> set[int]:
+    """Process ids of the replicas on this process's own cluster."""
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
+                found.add(process.pid)
+    return found
+
+
+def seconds_until(condition: Callable[[], bool], at_most_s: float) -> float:
+    """Wait for it and return how long that took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < at_most_s, f"not within {at_most_s:g} s"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
