@@ -16,7 +16,7 @@ import pytest
 from pipelines.serve.app import create_app
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from pipelines.serve.schema import VQARequest, VQAResponse
+from pipelines.serve.schema.vqa import VQARequest, VQAResponse
 from tests.pipelines.serve.conftest import FakeService, picture
 
 KEY = "correct horse battery staple"
@@ -392,7 +392,7 @@ def test_every_answer_is_counted_by_route_status_reason_and_version(service: Fak
             assert seconds > 0
             self.requests.append((route, status, code, version))
 
-        def batch(self, size: int, seconds: float, version: str) -> None:
+        def batch(self, task: str, size: int, seconds: float, version: str) -> None:
             raise AssertionError("no pass was made")
 
     seen = Seen()
