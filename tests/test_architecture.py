@@ -63,7 +63,10 @@ ALLOWED_IMPORTS = {
     },
     "fastapi": {
         "pipelines/serve/app.py",
-        *(f"pipelines/serve/routes/{name}.py" for name in ("about", "call", "caption", "embed", "match", "page", "vqa")),
+        *(
+            f"pipelines/serve/routes/{name}.py"
+            for name in ("about", "call", "caption", "embed", "match", "page", "vqa")
+        ),
     },
 }
 

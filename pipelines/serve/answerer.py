@@ -117,9 +117,7 @@ class Answerer:
         answered = await self._ask("caption", image, ("",), top_k, attention)
         return Answered(answered.result[0], answered.model, answered.stages_s)
 
-    async def stream_caption(
-        self, image: bytes, attention: bool
-    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
         """See ``Service``. What keeps it from being begun is raised here, and not by the iterator."""
         loaded = self._with("caption")
         head = loaded.heads["caption"]

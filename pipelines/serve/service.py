@@ -94,9 +94,7 @@ class Service(Protocol):
     async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
         """At most ``top_k`` captions of one encoded image."""
 
-    async def stream_caption(
-        self, image: bytes, attention: bool
-    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
         """One caption piece by piece, while it is written, and the whole of it at the end."""
 
     async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:

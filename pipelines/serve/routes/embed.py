@@ -15,7 +15,9 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     """The route of embeddings."""
     routes = APIRouter()
 
-    @routes.post("/v1/embed", summary="Turn pictures and texts into vectors", **documentation(EmbedRequest, EmbedResponse))
+    @routes.post(
+        "/v1/embed", summary="Turn pictures and texts into vectors", **documentation(EmbedRequest, EmbedResponse)
+    )
     async def embed(request: Request) -> Response:
         """Send a picture, texts or both, as JSON with the image in base64 or as a multipart form."""
         call = Call(request, service, config, "embed")

@@ -31,7 +31,10 @@ class CaptionRequest(TaskRequest):
 
     image: ImageBytes = Field(description=IMAGE)
     top_k: int = Field(
-        default=1, ge=1, le=10, description="How many captions: one is written greedily, more by a search of as many beams."
+        default=1,
+        ge=1,
+        le=10,
+        description="How many captions: one is written greedily, more by a search of as many beams.",
     )
     attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
     stream: bool = Field(

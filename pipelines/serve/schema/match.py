@@ -50,7 +50,9 @@ class TextMatch(BaseModel):
 
     text: str
     probability: float | None = Field(
-        ge=0, le=1, description="See `method`; null for a lone text by `similarity`, as there is nothing to choose among."
+        ge=0,
+        le=1,
+        description="See `method`; null for a lone text by `similarity`, as there is nothing to choose among.",
     )
     similarity: float | None = Field(
         default=None, ge=-1, le=1, description="By `similarity`: cosine of the angle between text and picture."

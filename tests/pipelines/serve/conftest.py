@@ -105,9 +105,7 @@ class FakeService:
         self.seen.append((image, top_k, attention))
         return self.answered(Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention)))
 
-    async def stream_caption(
-        self, image: bytes, attention: bool
-    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
         self.seen.append((image, "streamed", attention))
         return self.pieces(attention)
 

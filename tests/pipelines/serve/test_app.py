@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import re
@@ -17,38 +16,15 @@ from pipelines.serve.app import create_app
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.schema.vqa import VQARequest, VQAResponse
-from tests.pipelines.serve.conftest import FakeService, picture
+from tests.pipelines.serve.conftest import FakeService
+from tests.pipelines.serve.http import IMAGE, TEXT, error_code, http, send
 
 KEY = "correct horse battery staple"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
-IMAGE = picture()
-TEXT = base64.b64encode(IMAGE).decode()
-
-
-def http(app: Any, client: tuple[str, int] = ("127.0.0.1", 9), base: str = "http://127.0.0.1") -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, client=client, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url=base)
-
-
-def send(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    async def go() -> httpx.Response:
-        async with http(app) as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(go())
 
 
 def post(app: Any, body: Any, **options: Any) -> httpx.Response:
     return send(app, "POST", "/v1/vqa", json=body, **options)
-
-
-def error_code(response: httpx.Response) -> str:
-    """Its code, having checked that the answer has the shape of every error."""
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"code", "message"}
-    assert body["error"]["message"]
-    return str(body["error"]["code"])
 
 
 @pytest.fixture
