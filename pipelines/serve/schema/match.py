@@ -91,7 +91,7 @@ class MatchResponse(TaskResponse):
 
     method: Literal["matching", "similarity"] = Field(
         description="`matching`: a matching decoder judges each text by itself. `similarity`: a contrastive decoder "
-        "compares; probabilities are the softmax of similarity / temperature over the texts of the request, and sum to 1."
+        "compares; probabilities are the softmax of similarity / temperature over the texts of the request."
     )
     temperature: float | None = Field(default=None, description="By `similarity`: the temperature that was learned.")
     matches: list[TextMatch] = Field(description="One for each text, in the order given.")

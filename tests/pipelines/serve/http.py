@@ -27,6 +27,14 @@ def send(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
     return asyncio.run(go())
 
 
+def json_scope(path: str) -> dict[str, Any]:
+    """A POST of JSON, for tests that are the server themselves: httpx's transport gathers a whole answer first."""
+    return {
+        "type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": "", "scheme": "http",
+        "http_version": "1.1", "client": None, "headers": [(b"content-type", b"application/json")],
+    }  # fmt: skip
+
+
 def error_code(response: httpx.Response) -> str:
     """Its code, having checked that the answer has the shape of every error."""
     body = response.json()

@@ -17,7 +17,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.schema.vqa import VQARequest, VQAResponse
 from tests.pipelines.serve.conftest import FakeService
-from tests.pipelines.serve.http import IMAGE, TEXT, error_code, http, send
+from tests.pipelines.serve.http import IMAGE, TEXT, error_code, http, json_scope, send
 
 KEY = "correct horse battery staple"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
@@ -240,11 +240,7 @@ def test_a_body_that_trickles_gets_408(service: FakeService) -> None:
         async def send_message(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/vqa", "query_string": b"", "root_path": "", "scheme": "http",
-            "http_version": "1.1", "client": None, "headers": [(b"content-type", b"application/json")],
-        }  # fmt: skip
-        await app(scope, receive, send_message)
+        await app(json_scope("/v1/vqa"), receive, send_message)
         return httpx.Response(sent[0]["status"], content=sent[1]["body"])
 
     response = asyncio.run(go())

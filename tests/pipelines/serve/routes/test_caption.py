@@ -14,7 +14,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.schema.caption import CaptionResponse
 from tests.pipelines.serve.conftest import FakeService
-from tests.pipelines.serve.http import IMAGE, TEXT, error_code, events, http, send
+from tests.pipelines.serve.http import IMAGE, TEXT, error_code, events, json_scope, send
 
 
 @pytest.fixture
@@ -172,11 +172,7 @@ def test_a_client_that_leaves_ends_the_stream() -> None:
             if message.get("body"):
                 left.set()
 
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/caption", "query_string": b"", "root_path": "",
-            "scheme": "http", "http_version": "1.1", "client": None, "headers": [(b"content-type", b"application/json")],
-        }  # fmt: skip
-        await asyncio.wait_for(app(scope, receive, take), 10)
+        await asyncio.wait_for(app(json_scope("/v1/caption"), receive, take), 10)
         await asyncio.wait_for(service.closed.wait(), 10)
 
     asyncio.run(go())
@@ -206,12 +202,7 @@ def test_pieces_are_sent_when_they_are_written_and_not_at_the_end() -> None:
                 seen.append(message["body"].decode().partition("\n")[0])
                 service.read.set()
 
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/caption", "query_string": b"", "root_path": "",
-            "scheme": "http", "http_version": "1.1", "client": None, "headers": [(b"content-type", b"application/json")],
-            "asgi": {"spec_version": "2.4"},
-        }  # fmt: skip
-        await asyncio.wait_for(app(scope, receive, take), 10)
+        await asyncio.wait_for(app(json_scope("/v1/caption"), receive, take), 10)
         return seen
 
     assert asyncio.run(go()) == ["event: piece", "event: done"]
@@ -221,14 +212,3 @@ def test_openapi_names_both_kinds_of_answer(app: Any) -> None:
     answers = send(app, "GET", "/openapi.json").json()["paths"]["/v1/caption"]["post"]["responses"]["200"]
     assert answers["content"].keys() == {"application/json", "text/event-stream"}
     assert answers["content"]["application/json"]["schema"]["$ref"].endswith("/CaptionResponse")
-
-
-def test_many_streams_and_captions_share_a_session(app: Any) -> None:
-    async def go() -> list[int]:
-        async with http(app) as client:
-            calls = [
-                client.post("/v1/caption", json={"image": TEXT, "stream": stream}) for stream in (True, False, True)
-            ]
-            return [response.status_code for response in await asyncio.gather(*calls)]
-
-    assert asyncio.run(go()) == [200, 200, 200]
