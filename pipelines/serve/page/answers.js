@@ -67,7 +67,12 @@ export function showAnswers(turn, result, roundTrip) {
 export function showCaptions(turn, result, roundTrip) {
   const [first] = result.captions;
   const several = result.captions.length > 1;
-  const entries = result.captions.map(({ caption, probability }) => ({ text: caption || "(nothing)", share: probability }));
+  // A whole sentence has a small probability; what tells is how the captions compare.
+  const entries = result.captions.map(({ caption, probability }) => ({
+    text: caption || "(nothing)",
+    share: probability / (first.probability || 1),
+    label: percent(probability),
+  }));
   turn.end(several ? "Captions" : first.caption || "(nothing)", several ? [ranked(entries, true)] : [], result.attention, result, roundTrip,
     several ? "" : `probability ${percent(first.probability)}`);
 }

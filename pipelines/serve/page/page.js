@@ -7,6 +7,9 @@ import { apiKey, fetchJSON, fetchStream } from "./service.js";
 
 const form = $("form"), question = $("question"), texts = $("texts");
 
+// On a phone the focus would open the keyboard over the picture and the answers.
+const hasKeyboard = matchMedia("(hover: hover)").matches;
+
 const given = () => texts.value.split("\n").map((text) => text.trim()).filter(Boolean);
 
 // What the page can ask of a model that can do it; `missing` says what must be typed first.
@@ -21,7 +24,7 @@ const TASKS = {
       body.append("attention", $("attention").checked);
       const result = await fetchJSON("v1/vqa", { method: "POST", body });
       showAnswers(turn, result, clock());
-      question.select();
+      if (hasKeyboard) question.select();
       return result;
     },
     heading: () => question.value.trim(),
@@ -125,8 +128,7 @@ picture.onChange = () => {
     texts.value = texts.dataset.example;
   }
   suggest();
-  // On a phone this would open the keyboard over the picture.
-  if (current === "vqa" && matchMedia("(hover: hover)").matches) question.focus({ preventScroll: true });
+  if (current === "vqa" && hasKeyboard) question.focus({ preventScroll: true });
 };
 
 form.addEventListener("submit", async (event) => {
