@@ -183,6 +183,8 @@ async def _read(request: Request, kind: type[Asked]) -> Asked:
             return kind.model_validate(await _read_form(request, kind.repeated))
     except ValidationError as error:
         raise _explain(error, kind) from None
+    except UnicodeError:  # of the charset that a form names, which Starlette hands to Python's codecs
+        raise ApiError(400, "bad_request", "the form's charset cannot be decoded; send it in UTF-8") from None
     raise ApiError(
         415,
         "unsupported_media_type",

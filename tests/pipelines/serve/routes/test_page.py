@@ -58,16 +58,16 @@ class Visits:
         app.get("/visit/script.js")(lambda: Response(self.script, media_type="text/javascript"))
         app.get("/visit/wait")(self._wait)
         app.get("/visit/over")(self._over)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(app, port=self.port, log_level="error"))
+        # It listens from here on: who comes before the model is loaded waits, and is not refused.
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         self.thread = threading.Thread(target=asyncio.run, args=(self._serve(folder),))
         self.thread.start()
 
     async def _serve(self, folder: Path) -> None:
         await self.answerer.load(folder, "tiny", "4")
-        await self.server.serve()
+        await self.server.serve([self.listener])
         self.answerer.close()
 
     async def _wait(self) -> Response:
@@ -97,6 +97,7 @@ class Visits:
     def close(self) -> None:
         self.server.should_exit = True
         self.thread.join(30)
+        self.listener.close()
 
 
 @pytest.fixture
