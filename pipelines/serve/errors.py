@@ -36,7 +36,7 @@ def not_ready() -> ApiError:
 
 
 def lacks_task(task: str, model: str, tasks: Sequence[str]) -> ApiError:
-    """The model cannot do what it was asked: 404, as for any address with nothing behind it until another model comes."""
+    """The model cannot do what it was asked: 404, as for any address that has nothing behind it."""
     has = ", ".join(f"/v1/{name}" for name in tasks)
     return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {has}")
 

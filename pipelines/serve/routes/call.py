@@ -1,4 +1,4 @@
-"""What the routes of all tasks do alike: read a request in time, wait no longer for its answer, send it, document it."""
+"""What the routes of all tasks do alike: read a request and wait for its answer in time, send it, document it."""
 
 from __future__ import annotations
 

@@ -142,7 +142,11 @@ def test_all_tasks_are_done_one_after_the_other(visits: Callable[[str], Visits],
     assert len(names(answers)) == 5
     assert len(names(captions)) >= 2
     assert "probability" in caption
-    assert sorted(names(matches)) == ["a green triangle on its own", "a red circle and a blue square", "two yellow circles"]
+    assert sorted(names(matches)) == [
+        "a green triangle on its own",
+        "a red circle and a blue square",
+        "two yellow circles",
+    ]
     for entry in (matches, captions, caption, answers):
         assert "tiny version 4" in entry
     assert re.search(r'id="notice"[^>]*hidden', html)
