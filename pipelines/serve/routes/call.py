@@ -58,6 +58,8 @@ class Call:
         if task not in service.model.tasks:
             raise lacks_task(task, service.model.name, service.model.tasks)
         self._request, self._limit_s = request, config.request_timeout_s
+        # As many texts as are allowed, each in a field of its own, and some room for the other fields.
+        self._most_fields = max(config.max_questions, config.max_texts) + 32
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
     async def read(self, kind: type[Asked]) -> Asked:
@@ -68,7 +70,7 @@ class Call:
         """
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await _read(self._request, kind)
+                return await _read(self._request, kind, self._most_fields)
         except TimeoutError:
             message = f"the request did not arrive within {self._limit_s:g} s; send a smaller image"
             raise ApiError(408, "slow_request", message, {"connection": "close"}) from None
@@ -174,13 +176,13 @@ def _request_body(asked: type[TaskRequest]) -> dict[str, Any]:
     }
 
 
-async def _read(request: Request, kind: type[Asked]) -> Asked:
+async def _read(request: Request, kind: type[Asked], most_fields: int) -> Asked:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
         if media_type == "application/json":
             return kind.model_validate_json(await request.body(), strict=True)
         if media_type == "multipart/form-data":
-            return kind.model_validate(await _read_form(request, kind.repeated))
+            return kind.model_validate(await _read_form(request, kind.repeated, most_fields))
     except ValidationError as error:
         raise _explain(error, kind) from None
     except UnicodeError:  # of the charset that a form names, which Starlette hands to Python's codecs
@@ -192,10 +194,10 @@ async def _read(request: Request, kind: type[Asked]) -> Asked:
     )
 
 
-async def _read_form(request: Request, repeated: Mapping[str, str]) -> dict[str, Any]:
+async def _read_form(request: Request, repeated: Mapping[str, str], most_fields: int) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     several = set(repeated.values())
-    async with request.form(max_files=1, max_fields=128) as form:
+    async with request.form(max_files=1, max_fields=most_fields) as form:
         for name in form:
             values = [await value.read() if isinstance(value, UploadFile) else value for value in form.getlist(name)]
             tree[name] = values if len(values) > 1 or name in several else values[0]

@@ -54,6 +54,14 @@ def test_a_form_is_read_like_json(app: Any, service: FakeService, fields: dict[s
     assert service.seen == [(IMAGE, (given,) if isinstance(given, str) else tuple(given))]
 
 
+def test_a_form_may_hold_as_many_texts_as_the_service_takes(service: FakeService) -> None:
+    app = create_app(service, ServeConfig(max_texts=200))
+    texts = [f"text {n}" for n in range(200)]
+    response = send(app, "POST", "/v1/match", data={"text": texts}, files={"image": ("p.png", IMAGE)})
+    assert response.status_code == 200, response.text
+    assert service.seen == [(IMAGE, tuple(texts))]
+
+
 @pytest.mark.parametrize(
     ("body", "code", "hint"),
     [
