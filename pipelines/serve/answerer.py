@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from transformers import AsyncTextIteratorStreamer
 
 from pipelines.registry import manifest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, model_threads
-from pipelines.serve.errors import ApiError, ServeError
-from pipelines.serve.service import Answered, Metrics, ModelInfo, NoMetrics
+from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
+from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
+from pipelines.serve.passes import ModelThread, Passed
+from pipelines.serve.service import Answered, Embeddings, Matches, Metrics, ModelInfo, NoMetrics, Task
 from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor
-from vlmodel.processor import Example, VLProcessor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,41 +42,22 @@ _HANGING_PASS = 6
 
 
 @dataclass(frozen=True)
-class _Decoded(Example):
-    """An example whose image was decoded ahead; its encoded bytes are gone."""
-
-    pixels_HWC: NDArray[np.uint8] | None = None
-
-
-class _AheadProcessor(VLProcessor):
-    """The processor, spared the decoding of what was decoded ahead."""
-
-    def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
-        pixels = [e.pixels_HWC if isinstance(e, _Decoded) else None for e in examples]
-        return [self.decode(e.image) if p is None else p for e, p in zip(examples, pixels, strict=True)]
-
-
-@dataclass(frozen=True)
-class _Item:
-    example: _Decoded
-    top_k: int
-    attention: bool
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    predictions: Sequence[Prediction]
-    started: float
-    ended: float
-
-
-@dataclass(frozen=True)
 class _Loaded:
-    """A model with a queue of its own, so that what was decoded for one model never meets another."""
+    """A model with queues of its own, so that what was decoded for one model never meets another."""
 
     predictor: Predictor
     info: ModelInfo
-    batcher: Batcher[_Item, _Outcome]
+    heads: Mapping[Task, Head[Any]]
+    batchers: Mapping[Task, Batcher[Item, Passed[Any]]]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A request whose image was decoded, and when that began and ended."""
+
+    example: DecodedExample
+    received: float
+    ended: float
 
 
 class Answerer:
@@ -90,20 +73,16 @@ class Answerer:
         self._metrics = metrics or NoMetrics()
         self._threads = model_threads(config)
         self._decoding = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-        # One thread: passes side by side would fight for the same cores, or for the same GPU's memory. The number of
-        # OpenMP threads belongs to the thread that calls, and Ray's OMP_NUM_THREADS would make it one.
-        self._predicting = ThreadPoolExecutor(
-            1, "predict", initializer=torch.set_num_threads, initargs=(self._threads,)
-        )
+        self._passes = ModelThread(self._threads)
         self._loaded: _Loaded | None = None
-        self._pass_started: float | None = None
 
     @property
     def model(self) -> ModelInfo | None:
         return self._loaded.info if self._loaded else None
 
     async def load(self, folder: str | Path, name: str, version: str, digest: str = "") -> None:
-        """Load a model, warm it up and answer with it from then on. Requests in flight end with the former one.
+        """Load a model, warm up all its tasks and answer with it from then on. Requests in flight end with the former
+        one.
 
         Args:
             digest: of the folder (``manifest.digest``) when it was deployed; files that changed since are refused.
@@ -113,40 +92,50 @@ class Answerer:
         """
         try:
             predictor = await asyncio.to_thread(self._read, Path(folder), digest)
+            heads = heads_of(predictor)
+            if not heads:
+                tasks = ", ".join(map(repr, predictor.processor.tasks))
+                raise ValueError(f"this service can do none of its tasks ({tasks}); serve a model with another decoder")
         except (OSError, ValueError, RuntimeError) as error:
             raise ServeError(f"model {name!r} version {version} in {str(folder)!r} does not load: {error}") from error
-        await asyncio.get_running_loop().run_in_executor(self._predicting, self._warm_up, predictor)
+        await self._passes.run(partial(self._warm_up, heads), watched=False)
         processor = predictor.processor
         info = ModelInfo(
             name=name,
             version=version,
+            tasks=tuple(heads),
             labels=len(processor.labels),
             image_size=processor.config.image_size,
             resize=processor.config.resize,
         )
+        batchers = {task: self._batcher(task, head, version) for task, head in heads.items()}
+        self._loaded = _Loaded(predictor, info, heads, batchers)
 
-        async def run(items: list[_Item]) -> list[_Outcome]:
-            return await self._pass(predictor, version, items)
+    async def answer(
+        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
+    ) -> Answered[Sequence[Prediction]]:
+        """See ``Service``."""
+        return await self._ask("vqa", image, questions, top_k, attention)
 
-        batcher = Batcher(run, self._config.max_batch_size, self._config.batch_wait_s)
-        self._loaded = _Loaded(predictor, info, batcher)
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+        """See ``Service``."""
+        answered = await self._ask("caption", image, ("",), top_k, attention)
+        return Answered(answered.result[0], answered.model, answered.stages_s)
 
-    async def answer(self, image: bytes, questions: Sequence[str], top_k: int, attention: bool) -> Answered:
-        """See ``Service.answer``."""
-        loaded = self._loaded
-        if loaded is None:
-            raise ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
-        received = time.perf_counter()
-        pixels_HWC = await asyncio.get_running_loop().run_in_executor(self._decoding, _decode, loaded.predictor, image)
-        decoded = time.perf_counter()
-        example = _Decoded(b"", tuple(questions), pixels_HWC=pixels_HWC)
-        outcome = await loaded.batcher.submit(_Item(example, top_k, attention))
-        stages_s = {
-            "decode": decoded - received,
-            "queue": outcome.started - decoded,
-            "model": outcome.ended - outcome.started,
-        }
-        return Answered(outcome.predictions, loaded.info, stages_s)
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+        """See ``Service``. What keeps it from being begun is raised here, and not by the iterator."""
+        loaded = self._with("caption")
+        head = loaded.heads["caption"]
+        assert isinstance(head, Answering)
+        return self._write(loaded, head, await self._decode(loaded, image, ("",)), attention)
+
+    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+        """See ``Service``."""
+        return await self._ask("match", image, texts)
+
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+        """See ``Service``."""
+        return await self._ask("embed", image, texts)
 
     def check_health(self) -> None:
         """Fail where a forward pass hangs.
@@ -154,15 +143,14 @@ class Answerer:
         Raises:
             ServeError: so that Serve replaces this replica.
         """
-        started = self._pass_started
         limit_s = _HANGING_PASS * self._config.request_timeout_s
-        if started is not None and time.perf_counter() - started > limit_s:
+        if self._passes.busy_s() > limit_s:
             raise ServeError(f"a forward pass has been running for more than {limit_s:g} s")
 
     def close(self) -> None:
         """End the threads, once what they are at is done."""
         self._decoding.shutdown(cancel_futures=True)
-        self._predicting.shutdown(cancel_futures=True)
+        self._passes.close()
 
     def _read(self, folder: Path, digest: str) -> Predictor:
         # A replica that starts anew, maybe weeks after the deployment, reads the files as they are then.
@@ -174,45 +162,82 @@ class Answerer:
         device = "cuda" if self._config.num_gpus > 0 else "cpu"
         predictor = Predictor.from_pretrained(folder, device=device, threads=self._threads)
         plain = predictor.processor
-        if plain.fields.reads != "questions" or not plain.fields.text:
-            raise ValueError(
-                "its first task is given no questions, and this service asks some; serve a model whose decoder.kind is "
-                "vqa or answer"
-            )
-        ahead = _AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks)
+        ahead = AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks)
         return Predictor(predictor.model, ahead, device)
 
-    def _warm_up(self, predictor: Predictor) -> None:
+    def _warm_up(self, heads: Mapping[Task, Head[Any]]) -> None:
         """The first passes allocate and choose kernels; no caller should wait for that."""
-        size = predictor.processor.config.image_size
-        for batch_size in {1, self._config.max_batch_size}:
-            blank = _Decoded(b"", ("what is this?",), pixels_HWC=np.zeros((size, size, 3), np.uint8))
-            predictor.predict([blank] * batch_size, attention=True)
+        for head in heads.values():
+            for item in head.warm_ups():
+                for batch_size in {1, self._config.max_batch_size}:
+                    head.run([item] * batch_size)
 
-    async def _pass(self, predictor: Predictor, version: str, items: list[_Item]) -> list[_Outcome]:
-        loop = asyncio.get_running_loop()
-        started = self._pass_started = time.perf_counter()
+    def _batcher(self, task: Task, head: Head[Any], version: str) -> Batcher[Item, Passed[Any]]:
+        async def run(items: list[Item]) -> list[Passed[Any]]:
+            passed = await self._passes.run(partial(head.run, items))
+            self._metrics.batch(task, len(items), passed.seconds, version)
+            return [Passed(of_one, passed.started, passed.ended) for of_one in passed.result]
+
+        return Batcher(run, self._config.max_batch_size, self._config.batch_wait_s)
+
+    def _with(self, task: Task) -> _Loaded:
+        if self._loaded is None:
+            raise not_ready()
+        if task not in self._loaded.heads:
+            raise lacks_task(task, self._loaded.info.name, self._loaded.info.tasks)
+        return self._loaded
+
+    async def _ask(
+        self, task: Task, image: bytes | None, texts: Sequence[str], top_k: int = 1, attention: bool = False
+    ) -> Answered[Any]:
+        loaded = self._with(task)
+        decoded = await self._decode(loaded, image, texts)
+        passed = await loaded.batchers[task].submit(Item(decoded.example, top_k, attention))
+        return _answered(loaded, decoded, passed)
+
+    async def _decode(self, loaded: _Loaded, image: bytes | None, texts: Sequence[str]) -> _Decoded:
+        received = time.perf_counter()
+        pixels_HWC = None
+        if image is not None:
+            loop = asyncio.get_running_loop()
+            pixels_HWC = await loop.run_in_executor(self._decoding, _pixels, loaded.predictor, image)
+        return _Decoded(DecodedExample(b"", tuple(texts), pixels_HWC=pixels_HWC), received, time.perf_counter())
+
+    async def _write(
+        self, loaded: _Loaded, head: Answering, decoded: _Decoded, attention: bool
+    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+        streamer = AsyncTextIteratorStreamer(loaded.predictor.processor.tokenizer, True, skip_special_tokens=True)
+
+        def write() -> Prediction:
+            try:
+                return head.write(Item(decoded.example, attention=attention), streamer)
+            finally:
+                # Who waits for the next piece must hear of an end that came too early.
+                streamer.end()
+
+        writing = asyncio.ensure_future(self._passes.run(write))
         try:
-            predictions = await loop.run_in_executor(self._predicting, _predict, predictor, items)
+            async for piece in streamer:
+                if piece:
+                    yield piece
+            passed = await writing
         finally:
-            self._pass_started = None
-        ended = time.perf_counter()
-        self._metrics.batch(len(items), ended - started, version)
-        return [_Outcome(of_one, started, ended) for of_one in predictions]
+            writing.cancel()
+        self._metrics.batch("caption", 1, passed.seconds, loaded.info.version)
+        yield _answered(loaded, decoded, passed)
 
 
-def _decode(predictor: Predictor, image: bytes) -> NDArray[np.uint8]:
+def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answered[Any]:
+    stages_s = {
+        "decode": decoded.ended - decoded.received,
+        "queue": passed.started - decoded.ended,
+        "model": passed.seconds,
+    }
+    return Answered(passed.result, loaded.info, stages_s)
+
+
+def _pixels(predictor: Predictor, image: bytes) -> NDArray[np.uint8]:
     try:
         return predictor.processor.decode(image)
     except ImageError as error:
         raise ApiError(*_IMAGE_ERRORS[error.kind]) from error
-
-
-def _predict(predictor: Predictor, items: Sequence[_Item]) -> list[list[Prediction]]:
-    """One pass for all; each gets as much of it as it asked for."""
-    attention = any(item.attention for item in items)
-    found = predictor.predict([item.example for item in items], max(item.top_k for item in items), attention)
-    return [
-        [Prediction(p.answers[: item.top_k], p.attention_HW if item.attention else None) for p in of_one]
-        for item, of_one in zip(items, found, strict=True)
-    ]

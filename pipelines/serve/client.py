@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import httpx
 
 from pipelines.serve.errors import ServeError
-from pipelines.serve.schema import VQAResponse
+from pipelines.serve.schema.vqa import VQAResponse
 
 
 def ask(

@@ -60,8 +60,11 @@ class ServeConfig(Section):
     max_questions: int = Field(default=16, ge=1)
     """Most questions in one request."""
 
+    max_texts: int = Field(default=64, ge=1)
+    """Most texts in one request, to be matched or embedded."""
+
     max_question_chars: int = Field(default=1000, ge=1)
-    """Longest question. The tokenizer truncates far below this; it bounds the work on hostile input."""
+    """Longest question or text. The tokenizer truncates far below this; it bounds the work on hostile input."""
 
     request_timeout_s: float = Field(default=10.0, gt=0)
     """Time for one request, from its first byte to its answer. No header of a client can change it."""

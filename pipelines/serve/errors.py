@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -28,3 +28,19 @@ class ApiError(Exception):
 
     def __str__(self) -> str:
         return f"{self.status} {self.code}: {self.message}"
+
+
+def not_ready() -> ApiError:
+    """There is no model yet."""
+    return ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
+
+
+def lacks_task(task: str, model: str, tasks: Sequence[str]) -> ApiError:
+    """The model cannot do what it was asked: 404, as for any address that has nothing behind it."""
+    has = ", ".join(f"/v1/{name}" for name in tasks)
+    return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {has}")
+
+
+def internal() -> ApiError:
+    """A fault, of which the caller is told nothing but that it was one."""
+    return ApiError(500, "internal", "something failed inside the service; its log has the details")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ray.serve.metrics import Counter, Histogram
 
+from pipelines.serve.service import Task
+
 _SECONDS = [0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 _SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
@@ -25,15 +27,15 @@ class RayMetrics:
         )
         self._batch_size = Histogram(
             "vlmodel_batch_images",
-            description="Images in one forward pass.",
+            description="Requests in one forward pass, each with an image.",
             boundaries=_SIZES,
-            tag_keys=("model_version",),
+            tag_keys=("task", "model_version"),  # type: ignore[arg-type]
         )
         self._batch_seconds = Histogram(
             "vlmodel_batch_seconds",
             description="Time of one forward pass.",
             boundaries=_SECONDS,
-            tag_keys=("model_version",),
+            tag_keys=("task", "model_version"),  # type: ignore[arg-type]
         )
 
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
@@ -41,7 +43,7 @@ class RayMetrics:
         self._requests.inc(tags={**tags, "status": str(status), "code": code})
         self._latency.observe(seconds, tags=tags)
 
-    def batch(self, size: int, seconds: float, version: str) -> None:
-        tags = {"model_version": version}
+    def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
+        tags = {"task": task, "model_version": version}
         self._batch_size.observe(size, tags=tags)
         self._batch_seconds.observe(seconds, tags=tags)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
 
 from vlmodel.inference import Prediction
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Result = TypeVar("Result", covariant=True)
+
+Task = Literal["vqa", "caption", "match", "embed"]
+"""What a model can be asked; which of them it can do, its decoder says."""
 
 
 @dataclass(frozen=True)
@@ -15,39 +25,83 @@ class ModelInfo:
 
     name: str
     version: str
+    tasks: tuple[Task, ...]
     labels: int
     image_size: int
     resize: str
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Answers to one request.
+class Answered(Generic[Result]):
+    """The answer to one request.
 
     Attributes:
-        predictions: one for each question, in order.
-        model: the model that gave them, which a swap may have replaced meanwhile.
+        result: what was asked for.
+        model: the model that gave it, which a swap may have replaced meanwhile.
         stages_s: seconds spent in each stage (decode, queue, model), for the Server-Timing header.
     """
 
-    predictions: Sequence[Prediction]
+    result: Result
     model: ModelInfo
     stages_s: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Matches:
+    """How well each of N texts fits an image.
+
+    Attributes:
+        probabilities: by "matching", that the text belongs to the image; by "similarity", that it is the one of the N
+            that does, which None says of a lone text.
+        similarities: cosines, by "similarity".
+        temperature: of the softmax over them, by "similarity".
+    """
+
+    method: Literal["matching", "similarity"]
+    probabilities: Sequence[float | None]
+    similarities: Sequence[float] | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of length one in the space of a contrastive model.
+
+    Attributes:
+        image_D: the image; None where none was given.
+        text_ND: the texts.
+    """
+
+    image_D: NDArray[np.float32] | None
+    text_ND: NDArray[np.float32]
+
+
 class Service(Protocol):
-    """What answers questions about pictures."""
+    """What answers questions about pictures, describes and compares them.
+
+    Every method raises ``ApiError`` where the image cannot be used, no model is loaded, or it lacks the task.
+    """
 
     @property
     def model(self) -> ModelInfo | None:
         """The model that a request arriving now would get; None while there is none."""
 
-    async def answer(self, image: bytes, questions: Sequence[str], top_k: int, attention: bool) -> Answered:
-        """Answer all questions about one encoded image.
+    async def answer(
+        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
+    ) -> Answered[Sequence[Prediction]]:
+        """Answer all questions about one encoded image, in their order."""
 
-        Raises:
-            ApiError: the image cannot be used, or no model is loaded.
-        """
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+        """At most ``top_k`` captions of one encoded image."""
+
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+        """One caption piece by piece, while it is written, and the whole of it at the end."""
+
+    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+        """How well each text fits one encoded image."""
+
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+        """An encoded image, texts or both as vectors."""
 
 
 class Metrics(Protocol):
@@ -56,8 +110,8 @@ class Metrics(Protocol):
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         """One answered request; ``code`` names the error, or is "ok"."""
 
-    def batch(self, size: int, seconds: float, version: str) -> None:
-        """One forward pass over ``size`` images."""
+    def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
+        """One forward pass over ``size`` requests of a task."""
 
 
 class NoMetrics:
@@ -66,5 +120,5 @@ class NoMetrics:
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         pass
 
-    def batch(self, size: int, seconds: float, version: str) -> None:
+    def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
         pass

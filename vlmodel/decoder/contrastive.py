@@ -104,6 +104,11 @@ class ContrastiveDecoder(parts.Decoder):
         self.text = nn.Linear(language, config.width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
+    @property
+    def temperature(self) -> float:
+        """What similarities are divided by before their softmax, as it was learned."""
+        return max(1 / _LARGEST_SCALE, math.exp(-self.log_scale.item()))
+
     def forward(  # type: ignore[override]
         self,
         encoded: Encoded,

@@ -56,10 +56,10 @@ function operation(path, verb, spec) {
     inside.append(element("h3", "", `Request, ${type}`), fields(content.schema) ?? "");
     for (const [name, { value }] of Object.entries(content.examples ?? {})) inside.append(element("h4", "", name), example(value));
   }
-  if (path === "/v1/vqa") {
-    const here = new URL("v1/vqa", location.href).href;
-    inside.append(element("h3", "", "From a shell"), element("pre", "",
-      `curl -F image=@picture.jpg -F 'question=What colour is the circle?' -F top_k=3 ${here}`));
+  const form = spec.requestBody?.content?.["multipart/form-data"]?.example;
+  if (form) {
+    const parts = Object.entries(form).map(([name, value]) => ` -F '${name}=${value}'`).join("");
+    inside.append(element("h3", "", "From a shell"), element("pre", "", `curl${parts} ${new URL(path.slice(1), location.href).href}`));
   }
   inside.append(element("h3", "", "Answers"));
   const table = element("table", "");

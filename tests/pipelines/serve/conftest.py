@@ -1,19 +1,34 @@
-"""A tiny model with random weights, pictures, and a service without a model."""
+"""Tiny models with random weights, one for each decoder, pictures, and a service without a model."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.serve.service import Answered, ModelInfo
+from pipelines.serve.service import Answered, Embeddings, Matches, ModelInfo
 from vlmodel.inference import Prediction
 
 LABELS = ["blue", "circle", "green", "no", "red", "square", "yes"]
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "vqa": {"kind": "vqa"},
+    "answer": {"kind": "answer", "width": 16, "depth": 1, "heads": 2},
+    "caption": {"kind": "caption", "width": 16, "depth": 1, "heads": 2},
+    "matching": {"kind": "matching"},
+    "statements": {"kind": "matching", "pairs": "questions"},
+    "contrastive": {"kind": "contrastive", "width": 8},
+}
+DECODERS["all"] = {
+    "kind": "multitask",
+    "heads": {name: DECODERS[name] for name in ("vqa", "caption", "matching", "contrastive")},
+}
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:
@@ -23,8 +38,8 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 40), kind: str = "PNG") 
     return file.getvalue()
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_model(folder: Path, decoder: dict[str, Any]) -> Path:
+    """Write a tiny model with the given decoder."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -33,37 +48,84 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vlmodel.model import ModelConfig, VLModel
     from vlmodel.processor import ProcessorConfig, VLProcessor
 
-    words = ["[PAD]", "[UNK]", "what", "colour", "is", "the", "circle", "square", "?", "there", "a"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "colour", "is", "the", "circle", "square", "?", "there", "a"]
     plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]")
-    tree = {
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    parts = {
         "vision": {"name": "resnet18", "stages": 2},
         "language": {"width": 16, "depth": 1, "heads": 2, "expansion": 2},
         "fusion": {"width": 16, "rounds": 1, "heads": 2, "expansion": 2},
+        "decoder": decoder,
     }
-    processor = VLProcessor(ProcessorConfig(image_size=32, max_tokens=12), tokenizer, LABELS)
+    tree = parse(ModelConfig, parts)
+    processor = VLProcessor(
+        ProcessorConfig(image_size=32, max_tokens=12, max_target_tokens=8), tokenizer, LABELS, tree.decoder.tasks()
+    )
     torch.manual_seed(0)
-    model = VLModel.from_tree(parse(ModelConfig, tree), processor)
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
+    VLModel.from_tree(tree, processor).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``folder_of("caption")``: a model with that decoder, of ``DECODERS``."""
+    return cache(lambda name: save_model(tmp_path_factory.mktemp(name), DECODERS[name]))
+
+
+@pytest.fixture(scope="session")
+def model_folder(folder_of: Callable[[str], Path]) -> Path:
+    return folder_of("vqa")
 
 
 class FakeService:
     """Answers by rule: what it was asked comes back, so a test can see what reached it."""
 
     def __init__(self) -> None:
-        self.model: ModelInfo | None = ModelInfo("fake", "7", labels=3, image_size=32, resize="squash")
-        self.seen: list[tuple[bytes, tuple[str, ...], int, bool]] = []
+        self.model: ModelInfo | None = ModelInfo(
+            "fake", "7", ("vqa", "caption", "match", "embed"), labels=3, image_size=32, resize="squash"
+        )
+        self.seen: list[tuple[Any, ...]] = []
 
-    async def answer(self, image: bytes, questions: Sequence[str], top_k: int, attention: bool) -> Answered:
+    def answered(self, result: Any) -> Answered[Any]:
         assert self.model is not None
+        return Answered(result, self.model, {"model": 0.001})
+
+    async def answer(
+        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
+    ) -> Answered[Sequence[Prediction]]:
         self.seen.append((image, tuple(questions), top_k, attention))
         ranked = [("yes", 0.75), ("no", 0.25)][:top_k]
-        weights = np.full((2, 3), 1 / 6, np.float32) if attention else None
-        return Answered([Prediction(ranked, weights) for _ in questions], self.model, {"model": 0.001})
+        return self.answered([Prediction(ranked, weights(attention)) for _ in questions])
+
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+        self.seen.append((image, top_k, attention))
+        return self.answered(Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention)))
+
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+        self.seen.append((image, "streamed", attention))
+        return self.pieces(attention)
+
+    async def pieces(self, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+        yield "a "
+        yield "circle"
+        yield self.answered(Prediction([("a circle", 0.5)], weights(attention)))
+
+    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+        self.seen.append((image, tuple(texts)))
+        return self.answered(Matches("matching", [1.0000001] * len(texts)))
+
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+        self.seen.append((image, tuple(texts)))
+        unit = np.array([0.6, 0.8], np.float32)
+        return self.answered(Embeddings(None if image is None else unit, np.array([unit] * len(texts)).reshape(-1, 2)))
+
+
+def weights(attention: bool) -> Any:
+    return np.full((2, 3), 1 / 6, np.float32) if attention else None
 
 
 @pytest.fixture

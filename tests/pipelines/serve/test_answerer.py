@@ -30,9 +30,10 @@ class Sizes:
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         raise AssertionError("requests are the transport's to count")
 
-    def batch(self, size: int, seconds: float, version: str) -> None:
+    def batch(self, task: str, size: int, seconds: float, version: str) -> None:
         assert seconds > 0
         assert version in ("1", "2")
+        assert task == "vqa"
         self.sizes.append(size)
 
 
@@ -51,7 +52,7 @@ def answerer(sizes: Sizes) -> Iterator[Answerer]:
 def test_answers_are_those_of_the_predictor(answerer: Answerer, sizes: Sizes, model_folder: Path) -> None:
     images = [picture(seed, (40 + seed, 50)) for seed in range(6)]
 
-    async def go() -> list[Answered]:
+    async def go() -> list[Answered[Any]]:
         await answerer.load(model_folder, "vqa", "1")
         one = await answerer.answer(images[0], QUESTIONS, 3, True)
         many = await asyncio.gather(
@@ -65,8 +66,8 @@ def test_answers_are_those_of_the_predictor(answerer: Answerer, sizes: Sizes, mo
     wants += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
     for got, (image, questions, top_k, attention) in zip(answered, wants, strict=True):
         [expected] = predictor.predict([Example(image, questions)], top_k, attention)
-        assert len(got.predictions) == len(questions)
-        for mine, plain in zip(got.predictions, expected, strict=True):
+        assert len(got.result) == len(questions)
+        for mine, plain in zip(got.result, expected, strict=True):
             assert [answer for answer, _ in mine.answers] == [answer for answer, _ in plain.answers]
             np.testing.assert_allclose([p for _, p in mine.answers], [p for _, p in plain.answers], atol=1e-5)
             assert (mine.attention_HW is not None) == attention
@@ -98,7 +99,7 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
         )
 
     first, error, last = asyncio.run(go())
-    assert len(first.predictions) == len(last.predictions) == 2
+    assert len(first.result) == len(last.result) == 2
     assert isinstance(error, ApiError)
     assert (error.status, error.code) == (status, code)
 
@@ -180,8 +181,8 @@ def test_a_hanging_pass_makes_the_replica_unhealthy(
     answerer: Answerer, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answerer.check_health()
-    monkeypatch.setattr(answerer, "_pass_started", time.perf_counter() - 1)
+    monkeypatch.setattr(answerer._passes, "_started", time.perf_counter() - 1)
     answerer.check_health()
-    monkeypatch.setattr(answerer, "_pass_started", time.perf_counter() - 61)
+    monkeypatch.setattr(answerer._passes, "_started", time.perf_counter() - 61)
     with pytest.raises(ServeError, match="60 s"):
         answerer.check_health()

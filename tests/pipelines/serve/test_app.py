@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import BaseModel
 
+from pipelines.serve import app as app_module
 from pipelines.serve.app import create_app
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from pipelines.serve.schema import VQARequest, VQAResponse
-from tests.pipelines.serve.conftest import FakeService, picture
+from pipelines.serve.schema.caption import CaptionRequest, CaptionResponse
+from pipelines.serve.schema.embed import EmbedRequest, EmbedResponse
+from pipelines.serve.schema.match import MatchRequest, MatchResponse
+from pipelines.serve.schema.vqa import VQARequest, VQAResponse
+from tests.pipelines.serve.conftest import FakeService
+from tests.pipelines.serve.http import IMAGE, TEXT, error_code, http, json_scope, send
 
 KEY = "correct horse battery staple"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
-IMAGE = picture()
-TEXT = base64.b64encode(IMAGE).decode()
 
-
-def http(app: Any, client: tuple[str, int] = ("127.0.0.1", 9), base: str = "http://127.0.0.1") -> httpx.AsyncClient:
-    transport = httpx.ASGITransport(app, client=client, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url=base)
-
-
-def send(app: Any, method: str, path: str, **options: Any) -> httpx.Response:
-    async def go() -> httpx.Response:
-        async with http(app) as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(go())
+PAGE = Path(app_module.__file__).parent / "page"
 
 
 def post(app: Any, body: Any, **options: Any) -> httpx.Response:
     return send(app, "POST", "/v1/vqa", json=body, **options)
-
-
-def error_code(response: httpx.Response) -> str:
-    """Its code, having checked that the answer has the shape of every error."""
-    body = response.json()
-    assert body.keys() == {"error"}
-    assert body["error"].keys() == {"code", "message"}
-    assert body["error"]["message"]
-    return str(body["error"]["code"])
 
 
 @pytest.fixture
@@ -271,11 +256,7 @@ def test_a_body_that_trickles_gets_408(service: FakeService) -> None:
         async def send_message(message: MutableMapping[str, Any]) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http", "method": "POST", "path": "/v1/vqa", "query_string": b"", "root_path": "", "scheme": "http",
-            "http_version": "1.1", "client": None, "headers": [(b"content-type", b"application/json")],
-        }  # fmt: skip
-        await app(scope, receive, send_message)
+        await app(json_scope("/v1/vqa"), receive, send_message)
         return httpx.Response(sent[0]["status"], content=sent[1]["body"])
 
     response = asyncio.run(go())
@@ -365,7 +346,9 @@ def test_the_pages_need_nothing_from_outside(app: Any) -> None:
         for link in links:
             asset = send(app, "GET", "/" + link.removeprefix("./"))
             assert asset.status_code == 200, link
-    for name in ("page.js", "docs.js", "page.css", "docs.css"):
+    names = {file.name for file in PAGE.iterdir()}
+    assert {"page.js", "docs.js", "page.css", "docs.css"} < names
+    for name in names:
         assert not re.search(r"https?://(?!www\.w3\.org)", send(app, "GET", f"/page/{name}").text)
 
 
@@ -375,19 +358,55 @@ def test_assets_are_revalidated(app: Any) -> None:
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_openapi_documents_both_ways_to_ask_and_its_examples_are_valid(app: Any) -> None:
+@pytest.mark.parametrize(
+    ("path", "asked", "answered"),
+    [
+        ("/v1/vqa", VQARequest, VQAResponse),
+        ("/v1/caption", CaptionRequest, CaptionResponse),
+        ("/v1/match", MatchRequest, MatchResponse),
+        ("/v1/embed", EmbedRequest, EmbedResponse),
+    ],
+)
+def test_openapi_documents_both_ways_to_ask_and_its_examples_are_valid(
+    app: Any, path: str, asked: type[BaseModel], answered: type[BaseModel]
+) -> None:
     spec = send(app, "GET", "/openapi.json").json()
-    operation = spec["paths"]["/v1/vqa"]["post"]
+    operation = spec["paths"][path]["post"]
     content = operation["requestBody"]["content"]
     assert content.keys() == {"application/json", "multipart/form-data"}
-    assert {"413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
+    assert {"404", "413", "415", "422", "429", "503", "504"} <= operation["responses"].keys()
     examples = [example["value"] for example in content["application/json"]["examples"].values()]
     assert examples
     for example in examples:
-        VQARequest.model_validate_json(json.dumps(example), strict=True)
-        assert post(app, example).status_code == 200
-    for example in spec["components"]["schemas"]["VQAResponse"]["examples"]:
-        VQAResponse.model_validate(example)
+        asked.model_validate_json(json.dumps(example), strict=True)
+        assert send(app, "POST", path, json=example).status_code == 200
+    form = content["multipart/form-data"]
+    assert form["example"].keys() <= form["schema"]["properties"].keys()
+    fields = {name: str(value) for name, value in form["example"].items() if name != "image"}
+    assert send(app, "POST", path, data=fields, files={"image": ("p.png", IMAGE)}).status_code == 200
+    for example in spec["components"]["schemas"][answered.__name__]["examples"]:
+        answered.model_validate(example)
+
+
+@pytest.mark.parametrize("path", ["/v1/vqa", "/v1/caption", "/v1/match", "/v1/embed"])
+def test_every_task_has_the_same_layers_around_it(service: FakeService, path: str) -> None:
+    own = {"/v1/vqa": {"question": "A?"}, "/v1/caption": {}}.get(path, {"text": "a"})
+    body = {"image": TEXT, **own}
+    small = create_app(service, ServeConfig(max_body_bytes=1024))
+    assert error_code(send(small, "POST", path, json={"image": "A" * 2000})) == "body_too_large"
+    locked = create_app(service, ServeConfig(), [HASH])
+    assert error_code(send(locked, "POST", path, json=body)) == "unauthorized"
+    assert send(locked, "POST", path, json=body, headers={"x-api-key": KEY}).status_code == 200
+    plain = create_app(service, ServeConfig())
+    assert error_code(send(plain, "POST", path, content=IMAGE, headers={"content-type": "image/png"}))
+    service.model = dataclasses.replace(service.model, tasks=("chess",))
+    refused = send(plain, "POST", path, json=body)
+    assert (refused.status_code, error_code(refused)) == (404, "no_such_task")
+    assert "/v1/chess" in refused.json()["error"]["message"]
+    service.model = None
+    waiting = send(plain, "POST", path, json=body)
+    assert (waiting.status_code, error_code(waiting)) == (503, "not_ready")
+    assert waiting.headers["retry-after"] == "1"
 
 
 def test_every_answer_is_counted_by_route_status_reason_and_version(service: FakeService) -> None:
@@ -399,7 +418,7 @@ def test_every_answer_is_counted_by_route_status_reason_and_version(service: Fak
             assert seconds > 0
             self.requests.append((route, status, code, version))
 
-        def batch(self, size: int, seconds: float, version: str) -> None:
+        def batch(self, task: str, size: int, seconds: float, version: str) -> None:
             raise AssertionError("no pass was made")
 
     seen = Seen()

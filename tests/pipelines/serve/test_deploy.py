@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import http.client
+import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from pipelines.serve.config import ServeConfig, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
 from tests.pipelines.serve.conftest import LABELS, picture
+from tests.pipelines.serve.http import events
 from vlmodel.config import ConfigError, dump, load, parse
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -152,6 +154,25 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
     deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
     assert parse(ServeConfig, deployed.config) == config
+
+
+@pytest.mark.slow
+def test_a_model_swapped_in_brings_its_tasks_and_captions_stream_through_the_proxy(
+    address: str, folder_of: Callable[[str], Path]
+) -> None:
+    body = {"image": base64.b64encode(picture()).decode()}
+    with httpx.Client(base_url=address) as client:
+        assert client.get("/v1/model").json()["tasks"] == ["vqa"]
+        assert client.post("/v1/caption", json=body).json()["error"]["code"] == "no_such_task"
+        deploy.start(service_config(int(address.rpartition(":")[2])), folder_of("all"), "all", "9")
+        assert client.get("/v1/model").json()["tasks"] == ["vqa", "caption", "match", "embed"]
+        whole = client.post("/v1/caption", json=body).json()
+        streamed = events(client.post("/v1/caption", json={**body, "stream": True}))
+        assert len(streamed) > 2
+        assert json.loads(streamed[-1][1])["captions"] == whole["captions"]
+        for task, given in {"match": {"text": "a circle"}, "embed": {"text": "a circle"}}.items():
+            answer = client.post(f"/v1/{task}", json={**body, **given})
+            assert answer.json()["model"] == {"name": "all", "version": "9"}
 
 
 def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_folder: Path) -> None:

@@ -1,0 +1,89 @@
+// Answers of each task as entries of the log.
+
+import { $, element } from "./dom.js";
+import { isShowing, showHeat } from "./picture.js";
+
+function percent(probability) {
+  const value = probability * 100;
+  return value >= 99.95 ? "100%" : value < 0.05 ? "<0.1%" : `${value.toFixed(1)}%`;
+}
+
+function ranked(entries, long) {
+  const rows = element("ol", long ? "rows long" : "rows");
+  for (const { text, share, label } of entries) {
+    const row = element("li", "row"), track = element("div", "track"), fill = element("div", "fill");
+    track.append(fill);
+    row.append(element("span", "name", text), track, element("span", "share", label ?? percent(share)));
+    rows.append(row);
+    requestAnimationFrame(() => requestAnimationFrame(() => (fill.style.width = `${100 * share}%`)));
+  }
+  return rows;
+}
+
+function meta({ model, latency_ms }, roundTrip) {
+  return `${model.name} version ${model.version} · ${latency_ms.toFixed(0)} ms in the service · ${roundTrip.toFixed(0)} ms in all`;
+}
+
+// A new entry on top of the log, which is written and ended later, or dropped.
+export function beginTurn(title) {
+  const item = element("li", "turn"), head = element("div", "turn-head"), heading = element("h2", "", title);
+  head.append(heading);
+  item.append(head);
+  $("log").prepend(item);
+  $("empty").hidden = true;
+  return {
+    write: (text) => {
+      heading.classList.add("writing");
+      heading.textContent = text;
+    },
+    drop: () => {
+      item.remove();
+      $("empty").hidden = $("log").children.length > 0;
+    },
+    end: (title, content, attention, result, roundTrip, note = "") => {
+      // Another picture was chosen meanwhile, and the log emptied.
+      if (!item.isConnected) return;
+      heading.classList.remove("writing");
+      heading.textContent = title;
+      item.append(...content);
+      item.append(element("p", "meta", (note ? `${note} · ` : "") + meta(result, roundTrip)));
+      const turn = { attention, button: null };
+      if (attention) {
+        turn.button = element("button", "look", "Heat map");
+        turn.button.type = "button";
+        turn.button.addEventListener("click", () => showHeat(isShowing(turn) ? null : turn));
+        head.append(turn.button);
+      }
+      showHeat(attention ? turn : null);
+    },
+  };
+}
+
+export function showAnswers(turn, result, roundTrip) {
+  const [{ question, answers, attention }] = result.answers;
+  turn.end(question, [ranked(answers.map(({ answer, probability }) => ({ text: answer, share: probability })))], attention, result, roundTrip);
+}
+
+export function showCaptions(turn, result, roundTrip) {
+  const [first] = result.captions;
+  const several = result.captions.length > 1;
+  // A whole sentence has a small probability; what tells is how the captions compare.
+  const entries = result.captions.map(({ caption, probability }) => ({
+    text: caption || "(nothing)",
+    share: probability / (first.probability || 1),
+    label: percent(probability),
+  }));
+  turn.end(several ? "Captions" : first.caption || "(nothing)", several ? [ranked(entries, true)] : [], result.attention, result, roundTrip,
+    several ? "" : `probability ${percent(first.probability)}`);
+}
+
+export function showMatches(turn, result, roundTrip) {
+  const by = (match) => match.probability ?? match.similarity;
+  const entries = [...result.matches].sort((a, b) => by(b) - by(a)).map(({ text, probability, similarity }) => ({
+    text,
+    share: probability ?? Math.max(0, similarity),
+    label: result.method === "similarity" ? (probability === null ? "" : `${percent(probability)} · `) + `cos ${similarity.toFixed(2)}` : undefined,
+  }));
+  const note = result.method === "matching" ? "each text by itself" : "compared with each other";
+  turn.end(entries.length > 1 ? "Which text belongs to it?" : "Does the text belong to it?", [ranked(entries, true)], null, result, roundTrip, note);
+}
