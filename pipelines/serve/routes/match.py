@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -28,15 +30,14 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         check_texts(texts, "text", config.max_texts, config)
         answered = await call.within(service.match(asked.image, texts))
         found = answered.result
+        similarities: Sequence[float | None] = found.similarities or [None] * len(texts)
         matches = [
             TextMatch(
                 text=text,
                 probability=None if share is None else probability(share),
                 similarity=None if cosine is None else min(1.0, max(-1.0, cosine)),
             )
-            for text, share, cosine in zip(
-                texts, found.probabilities, found.similarities or [None] * len(texts), strict=True
-            )
+            for text, share, cosine in zip(texts, found.probabilities, similarities, strict=True)
         ]
         return call.respond(
             MatchResponse, answered, method=found.method, temperature=found.temperature, matches=matches

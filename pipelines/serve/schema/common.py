@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 # A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
@@ -99,7 +100,7 @@ class ModelVersion(BaseModel):
     version: str
 
 
-EXAMPLE_MODEL = {"name": "vqa", "version": "3"}
+EXAMPLE_MODEL: JsonDict = {"name": "vqa", "version": "3"}
 
 
 class TaskResponse(BaseModel):

@@ -399,6 +399,7 @@ def test_every_task_has_the_same_layers_around_it(service: FakeService, path: st
     assert send(locked, "POST", path, json=body, headers={"x-api-key": KEY}).status_code == 200
     plain = create_app(service, ServeConfig())
     assert error_code(send(plain, "POST", path, content=IMAGE, headers={"content-type": "image/png"}))
+    assert service.model is not None
     service.model = dataclasses.replace(service.model, tasks=("chess",))
     refused = send(plain, "POST", path, json=body)
     assert (refused.status_code, error_code(refused)) == (404, "no_such_task")
