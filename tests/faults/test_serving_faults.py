@@ -14,7 +14,7 @@ from pipelines.registry.errors import ArtifactError
 from pipelines.serve import deploy
 from pipelines.serve.client import ask
 from pipelines.serve.errors import ServeError
-from pipelines.serve.schema import QuestionAnswers
+from pipelines.serve.schema.vqa import QuestionAnswers
 from tests.faults.load import open_loop, percentile_ms, question_about
 from tests.faults.services import Service, cluster, flip_a_bit, replicas, seconds_until
 from tests.pipelines.registry.conftest import QUESTION, picture
