@@ -47,8 +47,8 @@ def decode_jpegs(
             encoded = [torch.frombuffer(bytearray(files[n]), dtype=torch.uint8) for n in chosen]
             # torchcodec is to take its place; as long as torchvision has it, it is one dependency less.
             images = decode_jpeg(encoded, ImageReadMode.RGB, device)
-            pixels_BHWC = torch.stack([_resized(image, size, resize) for image in images]).permute(0, 2, 3, 1)
-            pixels_BHWC = pixels_BHWC.contiguous().cpu().numpy()
+            small_BCHW = torch.stack([_resized(image, size, resize) for image in images])
+            pixels_BHWC = small_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     except RuntimeError as error:  # one broken file fails all of a call
         log.warning("the GPU decoded none of %d images, the CPU does: %s", len(chosen), error)
         return np.zeros(len(files), np.bool_)

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,13 @@ def test_training_step(figure: Figure) -> None:
     kinds: dict[str, Callable[[], object]] = {}
     bert: Any = None
     for name, config in settings.items():
-        model = new_model(parse(ModelConfig, TREE), LABELS).cuda()
+        model = new_model(parse(ModelConfig, TREE), LABELS)
+        model.to(torch.device("cuda"))  # type: ignore[arg-type]
         assert model.language is not None
         language: Any = model.language.encoder
         bert = language.config
         step = TrainStep(model, OptimizerConfig(), config, steps=10_000, seed=0)
-        kinds[name] = lambda step=step: step(0, [batch], 1)
+        kinds[name] = partial(step, 0, [batch], 1)
     kinds["bf16 by hand"] = by_hand(bert, batch, autocast=True)
     kinds["fp32 by hand"] = by_hand(bert, batch, autocast=False)
     medians = taking_turns(kinds)
