@@ -67,6 +67,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/routes/call.py",
         "pipelines/serve/routes/caption.py",
         "pipelines/serve/routes/embed.py",
+        "pipelines/serve/routes/feedback.py",
         "pipelines/serve/routes/match.py",
         "pipelines/serve/routes/page.py",
         "pipelines/serve/routes/vqa.py",

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Image formats that are decoded; Pillow's other readers are never given any data."""
 
+_SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
+
 Resize = Literal["squash", "crop"]
 
 _KEPT = 2
@@ -83,6 +85,14 @@ def decode(
         raise ImageError(
             kind, f"{kind} image ({len(data)} bytes, starting {first}): {error or type(error).__name__}"
         ) from error
+
+
+def extension_of(data: bytes) -> str | None:
+    """The usual extension of a file of one of ``FORMATS``, by its first bytes; None if it is none."""
+    for signature, extension in _SIGNATURES:
+        if data.startswith(signature):
+            return extension
+    return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -137,6 +137,13 @@ class Answerer:
         """See ``Service``."""
         return await self._ask("embed", image, texts)
 
+    async def check(self, image: bytes) -> Answered[None]:
+        """See ``Service``."""
+        if self._loaded is None:
+            raise not_ready()
+        decoded = await self._decode(self._loaded, image, ())
+        return Answered(None, self._loaded.info, {"decode": decoded.ended - decoded.received})
+
     def check_health(self) -> None:
         """Fail where a forward pass hangs.
 

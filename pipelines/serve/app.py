@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
 from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, BodyTooLarge, Observe, error_body
-from pipelines.serve.routes import about, caption, embed, match, page, vqa
+from pipelines.serve.routes import about, caption, embed, feedback, match, page, vqa
 from pipelines.serve.service import Metrics, NoMetrics, Service
 
 _HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -43,6 +43,8 @@ def create_app(
     _add_errors(app)
     for routes in (vqa, caption, match, embed, about):
         app.include_router(routes.router(service, config))
+    if config.feedback.folder:
+        app.include_router(feedback.router(service, config))
     app.include_router(page.router())
 
     # Added last is outermost: observe, then who, then how many, then how long.

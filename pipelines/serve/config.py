@@ -20,6 +20,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+class FeedbackConfig(Section):
+    """Corrections of answers, which callers may send."""
+
+    folder: str = ""
+    """Spool of the corrections, which all replicas can write to; "" takes none."""
+    per_minute: int = Field(default=30, ge=1)
+    """Most corrections that each replica takes of one sender in a minute."""
+    max_gb: float = Field(default=1.0, gt=0)
+    """Most that the spool may hold."""
+
+
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs `expose = true` and API keys."""
@@ -68,6 +79,8 @@ class ServeConfig(Section):
 
     request_timeout_s: float = Field(default=10.0, gt=0)
     """Time for one request, from its first byte to its answer. No header of a client can change it."""
+
+    feedback: FeedbackConfig = FeedbackConfig()
 
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Time for all replicas to load the model and answer."""

@@ -24,6 +24,7 @@ KEY_HASHES_VARIABLE = "VLMODEL_API_KEY_HASHES"
 # Keys of the ASGI scope that the layers share with the application.
 STARTED = "vlmodel.started"
 ERROR_CODE = "vlmodel.error_code"
+SENDER = "vlmodel.sender"
 
 _SECURITY_HEADERS = {
     "content-security-policy": (
@@ -131,6 +132,8 @@ class Access:
         # Every hash is compared, whatever the outcome so far: the time tells nothing about which one matched.
         matches = [hmac.compare_digest(digest, accepted) for accepted in self.key_hashes]
         if any(matches):
+            # Enough of the hash to tell keys apart; of the key itself nothing is written down anywhere.
+            scope[SENDER] = f"key:{digest.hex()[:12]}"
             return None
         return ApiError(
             401,

@@ -103,6 +103,9 @@ class Service(Protocol):
     async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
         """An encoded image, texts or both as vectors."""
 
+    async def check(self, image: bytes) -> Answered[None]:
+        """Decode an image, to see that it is one."""
+
 
 class Metrics(Protocol):
     """Where the service counts what it does."""

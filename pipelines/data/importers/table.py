@@ -19,9 +19,9 @@ from pipelines.data.importers._delimited import csv_rows, open_text
 from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, key_of
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import canonical_split
+from vlmodel import images as image_files
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-_SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif"), (b"BM", "bmp"))
 
 
 class Config(Importer):
@@ -269,11 +269,8 @@ def _image(cell: Any, column: str) -> str | bytes:
 
 
 def _sniff(data: bytes) -> str:
-    for signature, extension in _SIGNATURES:
-        if data.startswith(signature):
-            return extension
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
+    if (extension := image_files.extension_of(data)) is not None:
+        return extension
     raise SampleError(
         Reason.UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no JPEG, PNG, GIF, BMP or WebP"
     )

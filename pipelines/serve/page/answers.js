@@ -56,7 +56,36 @@ export function beginTurn(title) {
       }
       showHeat(attention ? turn : null);
     },
+    // A way to say what would have been right; `send` gets it, and throws where it is not taken.
+    invite: (placeholder, send) => {
+      if (!item.isConnected) return;
+      const ask = element("button", "look", "Not right?");
+      ask.type = "button";
+      item.append(ask);
+      ask.addEventListener("click", () => ask.replaceWith(correction(placeholder, send)));
+    },
   };
+}
+
+function correction(placeholder, send) {
+  const form = element("form", "correction"), input = element("input"), button = element("button", "", "Send");
+  Object.assign(input, { placeholder, maxLength: 1000, required: true });
+  input.setAttribute("aria-label", placeholder);
+  const problem = element("p", "problem");
+  form.append(input, button, problem);
+  form.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    button.disabled = true;
+    try {
+      await send(input.value.trim());
+      form.replaceWith(element("p", "meta", `Thank you: “${input.value.trim()}” is kept for the next training.`));
+    } catch (error) {
+      problem.textContent = error.message;
+      button.disabled = false;
+    }
+  });
+  requestAnimationFrame(() => input.focus());
+  return form;
 }
 
 export function showAnswers(turn, result, roundTrip) {

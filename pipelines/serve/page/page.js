@@ -24,6 +24,8 @@ const TASKS = {
       body.append("attention", $("attention").checked);
       const result = await fetchJSON("v1/vqa", { method: "POST", body });
       showAnswers(turn, result, clock());
+      const asked = { image: body.get("image"), question: question.value.trim() };
+      offerCorrection(turn, "The right answer", result, (answer) => ({ ...asked, answer }));
       if (hasKeyboard) question.select();
       return result;
     },
@@ -45,6 +47,7 @@ const TASKS = {
         ? await fetchStream("v1/caption", options, (piece) => turn.write((written += piece)))
         : await fetchJSON("v1/caption", options);
       showCaptions(turn, result, clock());
+      offerCorrection(turn, "A right caption", result, (caption) => ({ image: body.get("image"), caption }));
       return result;
     },
     heading: () => "…",
@@ -68,6 +71,15 @@ const TASKS = {
 };
 
 let current = null;
+
+function offerCorrection(turn, placeholder, { model }, fields) {
+  if (!picture.model?.feedback) return;
+  turn.invite(placeholder, (text) => {
+    const body = new FormData();
+    for (const [name, value] of Object.entries({ ...fields(text), version: model.version })) body.append(name, value);
+    return fetchJSON("v1/feedback", { method: "POST", body });
+  });
+}
 
 async function describeModel() {
   try {

@@ -48,6 +48,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             labels=info.labels,
             image_size=info.image_size,
             resize=info.resize,
+            feedback=bool(config.feedback.folder),
             limits=limits,
         )
 

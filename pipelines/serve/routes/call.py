@@ -46,16 +46,19 @@ _ERRORS = {
 
 
 class Call:
-    """One request to the route of a task. Its time runs from here on.
+    """One request. Its time runs from here on.
+
+    Args:
+        task: what the model must be able to do; nothing if not given.
 
     Raises:
         ApiError: there is no model, or it lacks the task; the body is not read then.
     """
 
-    def __init__(self, request: Request, service: Service, config: ServeConfig, task: Task) -> None:
+    def __init__(self, request: Request, service: Service, config: ServeConfig, task: Task | None = None) -> None:
         if service.model is None:
             raise not_ready()
-        if task not in service.model.tasks:
+        if task is not None and task not in service.model.tasks:
             raise lacks_task(task, service.model.name, service.model.tasks)
         self._request, self._limit_s = request, config.request_timeout_s
         # As many texts as are allowed, each in a field of its own, and some room for the other fields.
@@ -226,7 +229,7 @@ def _explain(error: ValidationError, kind: type[TaskRequest]) -> ApiError:
         if detail["type"] == "model_type":
             lines.append(f"the body is JSON, but not an object; send one with the fields {fields}")
             continue
-        given = f" (given {detail['input']!r})" if isinstance(detail["input"], int | float) else ""
+        given = f" (given {detail['input']!r:.40})" if isinstance(detail["input"], int | float) else ""
         lines.append(f"{where}: {detail['msg']}{given}" if where else f"{detail['msg']}{given}")
     return ApiError(422, first if first in ERROR_CODES else "invalid_request", "; ".join(lines))
 

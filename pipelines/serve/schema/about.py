@@ -25,6 +25,7 @@ class ModelDescription(BaseModel):
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, or `crop` to its middle.")
+    feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
     limits: Limits
 
 

@@ -23,6 +23,7 @@ ERROR_CODES = frozenset(
         "empty_image",
         "empty_question",
         "empty_text",
+        "no_correction",
         "no_question",
         "no_text",
         "nothing_to_embed",
@@ -49,7 +50,9 @@ def _not_empty(image: bytes) -> bytes:
     return image
 
 
-def _not_blank(name: str) -> Callable[[str], str]:
+def not_blank(name: str) -> Callable[[str], str]:
+    """A validator that refuses a text of nothing but space, calling it ``name``."""
+
     def check(text: str) -> str:
         if not text.strip():
             raise PydanticCustomError(f"empty_{name}", "the {name} is empty; write something", {"name": name})
@@ -64,8 +67,8 @@ ImageBytes = Annotated[
     AfterValidator(_not_empty),
     WithJsonSchema({"type": "string", "format": "byte"}),
 ]
-Question = Annotated[str, AfterValidator(_not_blank("question"))]
-Text = Annotated[str, AfterValidator(_not_blank("text"))]
+Question = Annotated[str, AfterValidator(not_blank("question"))]
+Text = Annotated[str, AfterValidator(not_blank("text"))]
 
 IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
 

@@ -123,6 +123,10 @@ class FakeService:
         unit = np.array([0.6, 0.8], np.float32)
         return self.answered(Embeddings(None if image is None else unit, np.array([unit] * len(texts)).reshape(-1, 2)))
 
+    async def check(self, image: bytes) -> Answered[None]:
+        self.seen.append((image,))
+        return self.answered(None)
+
 
 def weights(attention: bool) -> Any:
     return np.full((2, 3), 1 / 6, np.float32) if attention else None

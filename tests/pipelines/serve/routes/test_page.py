@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -17,7 +19,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from pipelines.serve.answerer import Answerer
 from pipelines.serve.app import create_app
-from pipelines.serve.config import ServeConfig
+from pipelines.serve.config import FeedbackConfig, ServeConfig
 
 pytestmark = pytest.mark.slow
 
@@ -47,10 +49,10 @@ def browser() -> str:
 class Visits:
     """A server of the page for one model; each visit is a script that runs in it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.answerer, self.script = Answerer(ServeConfig(model_threads=1)), ""
+    def __init__(self, folder: Path, config: ServeConfig) -> None:
+        self.answerer, self.script = Answerer(config), ""
         self.over = threading.Event()
-        app = create_app(self.answerer, ServeConfig())
+        app = create_app(self.answerer, config)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"
         extra = '<script src="visit/script.js" type="module"></script><img src="visit/wait" alt="" hidden>'
         html = index.read_text().replace("</body>", f"{extra}</body>")
@@ -101,12 +103,12 @@ class Visits:
 
 
 @pytest.fixture
-def visits(folder_of: Callable[[str], Path]) -> Iterator[Callable[[str], Visits]]:
+def visits(folder_of: Callable[[str], Path]) -> Iterator[Callable[..., Visits]]:
     opened: list[Visits] = []
 
-    def open_(decoder: str) -> Visits:
+    def open_(decoder: str, **settings: Any) -> Visits:
         browser()
-        opened.append(Visits(folder_of(decoder)))
+        opened.append(Visits(folder_of(decoder), ServeConfig(model_threads=1, **settings)))
         return opened[-1]
 
     yield open_
@@ -123,7 +125,7 @@ def names(entry: str) -> list[str]:
     return re.findall(r'<span class="name">(.*?)</span>', entry)
 
 
-def test_all_tasks_are_done_one_after_the_other(visits: Callable[[str], Visits], tmp_path: Path) -> None:
+def test_all_tasks_are_done_one_after_the_other(visits: Callable[..., Visits], tmp_path: Path) -> None:
     script = """
     await example();
     await until(() => $("suggestions").children.length === 3);
@@ -154,7 +156,7 @@ def test_all_tasks_are_done_one_after_the_other(visits: Callable[[str], Visits],
 
 @pytest.mark.parametrize(("decoder", "part"), [("caption", "caption"), ("contrastive", "match"), ("answer", "vqa")])
 def test_what_the_model_cannot_do_is_not_offered(
-    visits: Callable[[str], Visits], tmp_path: Path, decoder: str, part: str
+    visits: Callable[..., Visits], tmp_path: Path, decoder: str, part: str
 ) -> None:
     script = """
     document.body.dataset.shown = [...document.querySelectorAll("form > div[data-for]")]
@@ -165,7 +167,7 @@ def test_what_the_model_cannot_do_is_not_offered(
     assert f'data-shown="{part}"' in html
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen(visits: Callable[[str], Visits], tmp_path: Path) -> None:
+def test_on_a_phone_nothing_is_wider_than_the_screen(visits: Callable[..., Visits], tmp_path: Path) -> None:
     # No window of a browser is narrower than 500 pixels, but the page in it can be.
     script = """
     document.documentElement.style.width = "390px";
@@ -184,7 +186,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visits: Callable[[str], Vis
     assert 'data-beyond=""' in html
 
 
-def test_a_refusal_is_shown_and_leaves_no_entry(visits: Callable[[str], Visits], tmp_path: Path) -> None:
+def test_a_refusal_is_shown_and_leaves_no_entry(visits: Callable[..., Visits], tmp_path: Path) -> None:
     script = """
     await send();
     document.body.dataset.first = $("notice").textContent;
@@ -196,3 +198,22 @@ def test_a_refusal_is_shown_and_leaves_no_entry(visits: Callable[[str], Visits],
     assert 'data-first="Choose a picture first."' in html
     assert "A question has 2000 characters; send at most 1000." in html
     assert entries(html) == []
+
+
+def test_an_answer_can_be_corrected(visits: Callable[..., Visits], tmp_path: Path) -> None:
+    script = """
+    await example();
+    await until(() => $("suggestions").children.length === 3);
+    await press("#suggestions button");
+    await press(".turn > .look");
+    document.querySelector(".correction input").value = "crimson";
+    document.querySelector(".correction button").click();
+    await until(() => !document.querySelector(".correction"));
+    """
+    spool = tmp_path / "spool"
+    html = visits("vqa", feedback=FeedbackConfig(folder=str(spool))).visit(script, tmp_path / "profile")
+    assert "“crimson” is kept for the next training" in html
+    [file] = spool.glob("*/corrections/*.json")
+    kept = json.loads(file.read_text())
+    assert (kept["question"], kept["answer"], kept["version"]) == ("What colour is the circle?", "crimson", "4")
+    assert kept["sender"] == "local"

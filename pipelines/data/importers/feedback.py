@@ -1,0 +1,98 @@
+"""A day of corrections that a service was sent (pipelines/data/feedback.py)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.feedback import CORRECTIONS, IMAGES, Correction
+from pipelines.data.importer import Importer, Reading, Record, Reject
+from pipelines.data.importers._answers import consensus
+from pipelines.data.importers._files import Images, fingerprint, source_folder
+from pipelines.data.sample import Question, Texts
+
+
+class Config(Importer):
+    """A picture with all that was said of it is one sample, of split train.
+
+    Of what one sender says of one question the last counts; of several senders' answers the most common one is learned,
+    and all are kept beside it.
+    """
+
+    kind: str = "feedback"
+    folder: str
+    """Folder of one day in the spool, which is over: serve.feedback.folder/2026-01-31."""
+    senders: int = Field(1, ge=1)
+    """Fewest senders who must have answered a question alike, or written a caption; the rest is left out."""
+
+    def fingerprint(self) -> str:
+        root = self._root()
+        return fingerprint(root, self._files(root), [self._images(root)])
+
+    def read(self) -> Reading:
+        root = self._root()
+        by_image: defaultdict[str, list[Correction]] = defaultdict(list)
+        rejects = []
+        for file in self._files(root):
+            try:
+                correction = Correction.model_validate_json(file.read_bytes())
+            except ValidationError as error:
+                rejects.append(Reject(file.name, Reason.BAD_SCHEMA, str(error.errors()[0]["msg"])))
+            else:
+                by_image[correction.image].append(correction)
+        return Reading(len(by_image), self._records(self._images(root), by_image, rejects))
+
+    def _root(self) -> Path:
+        root = source_folder(self.folder)
+        if not (root / CORRECTIONS).is_dir():
+            raise DataError(f"{root} has no {CORRECTIONS}/; point source.folder at the folder of one day in a spool")
+        return root
+
+    def _files(self, root: Path) -> list[Path]:
+        return sorted(file for file in (root / CORRECTIONS).glob("*.json") if not file.name.startswith("."))
+
+    def _images(self, root: Path) -> Images:
+        return Images(root / IMAGES)
+
+    def _records(
+        self, images: Images, by_image: dict[str, list[Correction]], rejects: list[Reject]
+    ) -> Iterator[Record | Reject]:
+        yield from rejects
+        for name, corrections in sorted(by_image.items()):
+            key = name.partition(".")[0]
+            texts = Texts(self._captions(corrections), self._questions(corrections))
+            if not texts.captions and not texts.questions:
+                yield Reject(key, Reason.MISSING_TEXT, f"fewer than {self.senders} senders agree (source.senders)")
+                continue
+            try:
+                image, extension = images.read(name)
+            except SampleError as error:
+                yield Reject(key, error.reason, error.detail)
+            else:
+                yield Record(
+                    "train", key, image, extension, texts, {"senders": sorted({c.sender for c in corrections})}
+                )
+
+    def _captions(self, corrections: list[Correction]) -> tuple[str, ...]:
+        by_caption: defaultdict[str, set[str]] = defaultdict(set)
+        for correction in corrections:
+            if correction.caption is not None:
+                by_caption[correction.caption].add(correction.sender)
+        return tuple(caption for caption, senders in by_caption.items() if len(senders) >= self.senders)
+
+    def _questions(self, corrections: list[Correction]) -> tuple[Question, ...]:
+        by_question: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for correction in corrections:
+            if correction.question is not None and correction.answer is not None:
+                by_question[correction.question][correction.sender] = correction.answer
+        questions = []
+        for question, by_sender in by_question.items():
+            answers = tuple(by_sender.values())
+            answer = consensus(answers)
+            if answers.count(answer) >= self.senders:
+                questions.append(Question(question, answer, answers if len(answers) > 1 else ()))
+        return tuple(questions)
