@@ -9,7 +9,6 @@ share one, so all replicas of all nodes may write to one spool.
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
+from pipelines.data.storage import Folder
 from vlmodel.images import extension_of
 
 CORRECTIONS, IMAGES = "corrections", "images"
@@ -102,8 +102,8 @@ class Spool:
         with self._lock:
             self._take_room(len(text) + (0 if picture.exists() else len(image)))
         if not picture.exists():
-            _write(picture, image)
-        _write(day / CORRECTIONS / f"{identifier}.json", text)
+            Folder(str(day)).write(f"{IMAGES}/{name}", image)
+        Folder(str(day)).write(f"{CORRECTIONS}/{identifier}.json", text)
         return identifier
 
     def _take_room(self, size: int) -> None:
@@ -112,17 +112,3 @@ class Spool:
         if self._bytes + size > self.max_bytes:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
         self._bytes += size
-
-
-def _write(file: Path, data: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Of a name that no reader takes for a finished one.
-    staged = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    try:
-        with staged.open("xb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        staged.replace(file)
-    finally:
-        staged.unlink(missing_ok=True)

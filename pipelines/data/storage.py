@@ -7,6 +7,7 @@ Credentials come from the environment, as each fsspec back end documents: for S3
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -204,7 +205,7 @@ class Folder:
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
@@ -225,7 +226,7 @@ class Folder:
         # A link to a symbolic link would be one too, and follow what that is later made to point to.
         real, place = os.path.realpath(path, strict=True), Path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.partial")
         temporary.unlink(missing_ok=True)
         try:
             os.link(real, temporary)

@@ -45,9 +45,10 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 spool.add, asked.image, sender=sender, question=asked.question, answer=asked.answer,
                 caption=asked.caption, model=checked.model.name, version=asked.version,
             )  # fmt: skip
-        except SpoolFullError as error:
+        except (SpoolFullError, OSError) as error:
             _log.warning("a correction was refused: %s", error)
-            raise ApiError(503, "feedback_full", "no more corrections are taken for now; try again later") from None
+            message = "no more corrections are taken for now; try again later"
+            raise ApiError(503, "feedback_unavailable", message) from None
         return call.respond(FeedbackResponse, checked, id=kept)
 
     return routes

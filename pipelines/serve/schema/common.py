@@ -50,9 +50,7 @@ def _not_empty(image: bytes) -> bytes:
     return image
 
 
-def not_blank(name: str) -> Callable[[str], str]:
-    """A validator that refuses a text of nothing but space, calling it ``name``."""
-
+def _not_blank(name: str) -> Callable[[str], str]:
     def check(text: str) -> str:
         if not text.strip():
             raise PydanticCustomError(f"empty_{name}", "the {name} is empty; write something", {"name": name})
@@ -67,8 +65,8 @@ ImageBytes = Annotated[
     AfterValidator(_not_empty),
     WithJsonSchema({"type": "string", "format": "byte"}),
 ]
-Question = Annotated[str, AfterValidator(not_blank("question"))]
-Text = Annotated[str, AfterValidator(not_blank("text"))]
+Question = Annotated[str, AfterValidator(_not_blank("question"))]
+Text = Annotated[str, AfterValidator(_not_blank("text"))]
 
 IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from pipelines.serve.schema.common import (
@@ -12,13 +10,11 @@ from pipelines.serve.schema.common import (
     EXAMPLE_MODEL,
     IMAGE,
     ImageBytes,
+    Question,
     TaskRequest,
     TaskResponse,
-    not_blank,
+    Text,
 )
-
-_Question = Annotated[str, AfterValidator(not_blank("question"))]
-_Text = Annotated[str, AfterValidator(not_blank("text"))]
 
 
 class FeedbackRequest(TaskRequest):
@@ -39,9 +35,9 @@ class FeedbackRequest(TaskRequest):
     )
 
     image: ImageBytes = Field(description=IMAGE)
-    question: _Question | None = Field(default=None, description="The question that was answered wrongly.")
-    answer: _Text | None = Field(default=None, description="Its right answer.")
-    caption: _Text | None = Field(default=None, description="A right caption; in place of question and answer.")
+    question: Question | None = Field(default=None, description="The question that was answered wrongly.")
+    answer: Text | None = Field(default=None, description="Its right answer.")
+    caption: Text | None = Field(default=None, description="A right caption; in place of question and answer.")
     version: str = Field(default="", max_length=64, description="Model version of the answer that is corrected.")
 
     @model_validator(mode="after")
