@@ -24,6 +24,9 @@ from vlmodel.processor import Example
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
 """Arrays that tell where a batch came from; the model takes all the others."""
 
+ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
+"""Those of them that tell where each sample lies."""
+
 
 class Batches(Sequence[Arrays]):
     """Batches that can be made in two halves."""
@@ -34,8 +37,7 @@ class Batches(Sequence[Arrays]):
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given all the rest of it.
-        Samples without an image are left out (``image_place_B``).
+        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given its ``origin``. Samples without an image are left out (``image_place_B``).
         """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
@@ -143,6 +145,11 @@ class EvaluationBatches(Batches):
         return samples.see(samples.pictured(_taken_by(rows)))
 
 
+def origin(rows: Arrays) -> Arrays:
+    """What of a batch's rows its images are made from."""
+    return {name: rows[name] for name in ORIGIN}
+
+
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays of a batch that the model takes."""
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
@@ -154,7 +161,7 @@ def _examples(samples: Samples, records: Sequence[Record], weight: float = 1.0) 
 
 
 def _taken_by(rows: Arrays) -> Slice:
-    return Slice(rows["source_B"], rows["epoch_B"], rows["shard_B"], rows["row_B"])
+    return Slice(*origin(rows).values())
 
 
 def _provenance(taken: Slice, step: int, weight: float) -> Arrays:

@@ -7,7 +7,8 @@ mid-epoch resume, which Ray Data does not have, is to start from another number.
 Tasks make the texts of a batch; its images are read and decoded by threads of the consumer's process. They would have
 to come to this node anyway, and as files they are a fraction of their pixels; decoders let go of Python's lock; and the
 pixels need not be copied into and out of the object store. Where a node's cores cannot keep up with its GPUs,
-``stream.threads=0`` has the tasks make the images too, on all nodes.
+``stream.threads=0`` has the tasks make the images too, on all nodes; where it has many, ``stream.processes``
+(image_pool.py) uses more of them than threads can.
 
 A stream is a chain of small datasets, "spans", of which the next is made while this one is consumed. One dataset for
 all would be simpler, but its executor lives in the consumer's process and, whenever finished batches wait to be taken,
@@ -22,7 +23,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Literal, Self
 
@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 from ray.data import DataContext, Dataset, TaskPoolStrategy
 
 from pipelines.data.dataset import Arrays
+from pipelines.data.image_pool import ImagePool
 from pipelines.data.loader import Batches
 from pipelines.data.pixel_cache import PixelCacheConfig
 from pipelines.data.wire import pack, unpack
@@ -43,6 +44,9 @@ class StreamConfig(Section):
 
     threads: int = Field(2, ge=0)
     """Threads of each consumer that read and decode images; 0 leaves that to the tasks."""
+    processes: int = Field(0, ge=0)
+    """Processes beside each consumer that do it in place of the threads, from some seconds after their start on. For
+    nodes with many cores, where threads wait for Python's lock; each takes some 300 MB and its part of an index."""
     decoder: Literal["cpu", "gpu"] = "cpu"
     """"gpu" has the GPU of each training worker decode JPEGs (nvJPEG), and keeps no pixels. It takes several cores'
     work for a little of the GPU's time; what it cannot decode, and all where there is none, the CPU does. Validation
@@ -58,9 +62,15 @@ class StreamConfig(Section):
     cache: PixelCacheConfig = PixelCacheConfig()
 
     @model_validator(mode="after")
-    def _gpu_with_threads(self) -> Self:
+    def _who_decodes(self) -> Self:
         if self.decoder == "gpu" and not self.threads:
             raise ValueError("decoder = 'gpu' with threads = 0: tasks have no GPU; set threads to 1 or more")
+        if self.processes and (not self.threads or self.decoder == "gpu"):
+            raise ValueError(
+                f"processes = {self.processes} with threads = {self.threads}, decoder = {self.decoder!r}: processes "
+                "take the work of threads that decode on the CPU; set threads to 1 or more and decoder to 'cpu', or "
+                "processes to 0"
+            )
         if self.decoder == "gpu" and self.cache.keep == "always":
             raise ValueError(
                 "decoder = 'gpu' with cache.keep = 'always': set one of them, as kept pixels are the CPU's"
@@ -88,24 +98,21 @@ def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterato
 
 
 def _with_images(batches: Batches, made: _Spans, config: StreamConfig) -> Iterator[Arrays]:
-    most = room = 2 * config.threads
-    ahead: deque[tuple[Arrays, Future[Arrays]]] = deque()
-    pool = ThreadPoolExecutor(config.threads, "images")
-    try:
+    ahead: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
+    with ImagePool(batches, config.threads, config.processes) as pool:
+        most = room = 2 * pool.size
         while True:
             # Rows that are late hold up no images that are there.
             while not ahead or (len(ahead) < room and made.ready):
                 if (rows := next(made, None)) is None:
                     break
-                ahead.append((rows, pool.submit(batches.images, rows)))
+                ahead.append((rows, pool.submit(rows)))
             if not ahead:
                 return
-            rows, coming = ahead.popleft()
-            images = coming.result()
+            rows, take = ahead.popleft()
+            images = take()
             room = max(1, min(most, (config.memory_mb << 20) // max(1, _nbytes(images))))
             yield rows | images
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class _Spans(Iterator[Arrays]):

@@ -87,10 +87,12 @@ def test_a_worker_without_a_sample_still_has_a_batch_of_weight_zero(source: Sour
         assert bool(batch["weights_N"].all()) == bool(batch["counts_B"].all())
 
 
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_the_stream_delivers_the_same_batches_in_order_from_any_start(source: Source, threads: int) -> None:
+@pytest.mark.parametrize(("threads", "processes"), [(0, 0), (1, 0), (3, 0), (1, 2)])
+def test_the_stream_delivers_the_same_batches_in_order_from_any_start(
+    source: Source, threads: int, processes: int
+) -> None:
     mine = parts(source, accumulation=2, flip=0.5, min_area=0.5)
-    config = StreamConfig(threads=threads, tasks=2, batches_per_task=2, memory_mb=16)
+    config = StreamConfig(threads=threads, processes=processes, tasks=2, batches_per_task=2, memory_mb=16)
     for start in (0, 3):
         delivered = list(stream(mine, config, start=start))
         assert len(delivered) == len(mine) - start

@@ -1,0 +1,120 @@
+"""Images made by processes beside the consumer: who does the work, and what happens when one of them is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import psutil
+import pytest
+
+from pipelines.data import image_pool
+from pipelines.data.dataset import Arrays
+from pipelines.data.image_pool import DecodingStoppedError, ImagePool
+from pipelines.data.loader import Batches
+from tests.jobs.conftest import ROOT
+
+
+class Told(Batches):
+    """Instead of pixels, who makes them. A batch of source 1 cannot be made."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def rows(self, number: int) -> Arrays:
+        return {name: np.array([number]) for name in ("source_B", "epoch_B", "shard_B", "row_B")}
+
+    def images(self, rows: Arrays) -> Arrays:
+        if rows["source_B"][0] == 1:
+            raise FileNotFoundError("the tar is gone")
+        return {"pixels_BHWC": np.array([os.getpid(), threading.get_native_id(), torch_threads(), len(rows)])}
+
+
+def torch_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """No processes of another test, and none for the next."""
+    image_pool._started.cache_clear()
+    yield
+    if image_pool._started.cache_info().currsize:
+        image_pool._started(2)._executor.shutdown()
+    image_pool._started.cache_clear()
+
+
+def until_ready() -> None:
+    while not image_pool._started(2).ready:
+        time.sleep(0.05)
+
+
+def test_threads_do_the_work_until_processes_are_up() -> None:
+    with ImagePool(Told(), threads=1, processes=2) as pool:
+        if not image_pool._started(2).ready:
+            assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] == os.getpid()
+        until_ready()
+        pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["pixels_BHWC"].tolist()
+    assert pid != os.getpid()
+    assert threads == 1
+    assert names == 4, "only what images are made from is sent"
+
+
+def test_processes_stay_for_the_next_stream() -> None:
+    seen = set()
+    for _ in range(3):
+        with ImagePool(Told(), threads=1, processes=2) as pool:
+            until_ready()
+            seen |= {int(pool.submit(Told().rows(0))()["pixels_BHWC"][0]) for _ in range(4)}
+    assert len(seen) <= 2
+
+
+def test_errors_reach_the_consumer_and_pixels_may_be_written_to() -> None:
+    with ImagePool(Told(), threads=1, processes=2) as pool:
+        until_ready()
+        failing, fine = pool.submit(Told().rows(1)), pool.submit(Told().rows(2))
+        with pytest.raises(FileNotFoundError, match="the tar is gone"):
+            failing()
+        assert fine()["pixels_BHWC"].flags.writeable
+
+
+def test_a_killed_process_is_an_error_that_says_what_to_do_and_the_next_stream_works() -> None:
+    with ImagePool(Told(), threads=1, processes=2) as pool:
+        until_ready()
+        os.kill(int(pool.submit(Told().rows(0))()["pixels_BHWC"][0]), signal.SIGKILL)
+        with pytest.raises(DecodingStoppedError, match="lower stream.processes"):
+            for _ in range(100):
+                pool.submit(Told().rows(0))()
+                time.sleep(0.05)
+    with ImagePool(Told(), threads=1, processes=2) as pool:
+        until_ready()
+        assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] != os.getpid()
+
+
+PROGRAM = """
+import time
+from pipelines.data.image_pool import _started
+if __name__ == "__main__":
+    processes = _started(2)
+    print(*{future.result() for future in processes._first}, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed() -> None:
+    program = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    children = [psutil.Process(int(pid)) for pid in program.stdout.readline().split()]
+    assert children
+    program.kill()
+    program.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
