@@ -37,7 +37,8 @@ class Batches(Sequence[Arrays]):
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given its ``origin``. Samples without an image are left out (``image_place_B``).
+        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given its ``origin``.
+        Samples without an image are left out (``image_place_B``).
         """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]

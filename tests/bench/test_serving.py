@@ -169,4 +169,4 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"{url} does not answer: {log.read_text()[-3000:]}")
 
 
-assert MAX_BATCH == max(CALLERS), "the bare pass in batches of all callers is the limit of a server that batches them"
+assert max(CALLERS) == MAX_BATCH, "the bare pass in batches of all callers is the limit of a server that batches them"

@@ -1,4 +1,4 @@
-"""FastAPI on uvicorn: a plain function for a route, which FastAPI runs in a thread of its pool. Arguments: FOLDER PORT."""
+"""FastAPI on uvicorn: a plain function as route, which FastAPI runs in a thread of its pool. Arguments: FOLDER PORT."""
 
 from __future__ import annotations
 
