@@ -20,10 +20,10 @@ from transformers import AsyncTextIteratorStreamer
 from pipelines.registry import manifest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
-from pipelines.serve.config import ServeConfig, model_threads
+from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
 from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
-from pipelines.serve.passes import ModelThread, Passed
+from pipelines.serve.passes import ModelThreads, Passed
 from pipelines.serve.service import Answered, Embeddings, Matches, Metrics, ModelInfo, NoMetrics, Task
 from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor
@@ -71,9 +71,9 @@ class Answerer:
     def __init__(self, config: ServeConfig, metrics: Metrics | None = None) -> None:
         self._config = config
         self._metrics = metrics or NoMetrics()
-        self._threads = model_threads(config)
+        self._at_once = forward_passes(config)
         self._decoding = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
-        self._passes = ModelThread(self._threads)
+        self._passes = ModelThreads(self._at_once, model_threads(config))
         self._loaded: _Loaded | None = None
 
     @property
@@ -167,7 +167,7 @@ class Answerer:
                 "a damaged copy of a registered model"
             )
         device = "cuda" if self._config.num_gpus > 0 else "cpu"
-        predictor = Predictor.from_pretrained(folder, device=device, threads=self._threads)
+        predictor = Predictor.from_pretrained(folder, device=device)
         plain = predictor.processor
         ahead = AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks)
         return Predictor(predictor.model, ahead, device)
@@ -185,7 +185,7 @@ class Answerer:
             self._metrics.batch(task, len(items), passed.seconds, version)
             return [Passed(of_one, passed.started, passed.ended) for of_one in passed.result]
 
-        return Batcher(run, self._config.max_batch_size, self._config.batch_wait_s)
+        return Batcher(run, self._config.max_batch_size, self._config.batch_wait_s, self._at_once)
 
     def _with(self, task: Task) -> _Loaded:
         if self._loaded is None:

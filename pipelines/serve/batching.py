@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Batcher(Generic[Item, Result]):
-    """Joins single items to batches for ``run``, which handles one batch at a time.
+    """Joins single items to batches for ``run``, which handles ``at_once`` batches at a time.
 
     A batch is cut when the model becomes free, never before: what arrives during a pass forms the next one, so a lone
     request waits for nothing and a crowd fills the batches by itself. (A timer, as in ``ray.serve.batch``, cuts while
@@ -23,16 +23,22 @@ class Batcher(Generic[Item, Result]):
         run: takes 1 to ``max_size`` items and returns as many results, in order.
         max_size: most items in a batch.
         wait_s: how long an idle model waits, after the first item, for more.
+        at_once: most batches at one time.
     """
 
     def __init__(
-        self, run: Callable[[list[Item]], Awaitable[Sequence[Result]]], max_size: int, wait_s: float = 0.0
+        self,
+        run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
+        max_size: int,
+        wait_s: float = 0.0,
+        at_once: int = 1,
     ) -> None:
         self._run = run
         self._max_size = max_size
         self._wait_s = wait_s
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._at_once = at_once
+        self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Result:
         """The result for ``item``. A cancelled caller's item is dropped if no pass has taken it yet.
@@ -42,8 +48,8 @@ class Batcher(Generic[Item, Result]):
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+        if len(self._workers) < self._at_once:
+            self._workers.add(asyncio.create_task(self._work()))
         return await result
 
     async def _work(self) -> None:
@@ -52,8 +58,10 @@ class Batcher(Generic[Item, Result]):
             await asyncio.sleep(self._wait_s)
             while batch := self._cut():
                 await self._pass(batch)
-        finally:
-            self._worker = None
+        finally:  # at once, and not by a callback: until that ran, an item would wait for a worker that has left
+            worker = asyncio.current_task()
+            assert worker is not None
+            self._workers.discard(worker)
 
     def _cut(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []

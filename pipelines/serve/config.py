@@ -53,6 +53,10 @@ class ServeConfig(Section):
     model_threads: int = Field(default=0, ge=0)
     """Threads of a forward pass on CPU; 0 means the machine's cores, shared among the replicas."""
 
+    passes: int = Field(default=0, ge=0)
+    """Forward passes that a replica runs at one time, sharing its threads; 0 means one on a GPU, and on CPU as many as
+    there are threads, up to 4."""
+
     decode_threads: int = Field(default=2, ge=1)
     """Threads that decode images, beside the event loop."""
 
@@ -101,3 +105,8 @@ class ServeConfig(Section):
 def model_threads(config: ServeConfig) -> int:
     """Threads of one replica's forward pass: as set, else its share of the cores that this process may use."""
     return config.model_threads or max(1, len(os.sched_getaffinity(0)) // config.replicas)
+
+
+def forward_passes(config: ServeConfig) -> int:
+    """Forward passes of one replica at one time."""
+    return config.passes or (1 if config.num_gpus > 0 else min(model_threads(config), 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,16 @@ class DecodedExample(Example):
 
 
 class AheadProcessor(VLProcessor):
-    """The processor, spared the decoding of what was decoded ahead."""
+    """The processor, spared the decoding of what was decoded ahead, and for several threads."""
+
+    # A tokenizer keeps how it pads and truncates as a state of its own, which each call sets.
+    _collating = threading.Lock()
+
+    def collate_tasks(
+        self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
+    ) -> dict[str, NDArray[np.generic]]:
+        with self._collating:
+            return super().collate_tasks(images, examples)
 
     def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
         pixels = [e.pixels_HWC if isinstance(e, DecodedExample) else None for e in examples]

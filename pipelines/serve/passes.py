@@ -1,8 +1,9 @@
-"""The one thread that runs the forward passes of all tasks, and what it is at."""
+"""The threads that run the forward passes of all tasks, and what they are at."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,20 +29,26 @@ class Passed(Generic[T]):
         return self.ended - self.started
 
 
-class ModelThread:
-    """One thread: passes side by side would fight for the same cores, or for the same GPU's memory.
+class ModelThreads:
+    """Passes, a few at a time, that share the cores.
+
+    A pass that is alone has all of them; those side by side have a part each. The threads of one pass wait for each
+    other after every operation, and so for whatever else runs on their cores; two passes of one thread each do not.
 
     Args:
-        threads: of torch, for one pass. The number of OpenMP threads belongs to the thread that calls, and Ray's
+        passes: most at one time. On a GPU one, as several would fight for its memory.
+        threads: of torch, for all of them. The number of OpenMP threads belongs to the thread that calls, and Ray's
             OMP_NUM_THREADS would make it one.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(1, "model", initializer=torch.set_num_threads, initargs=(threads,))
-        self._started: float | None = None
+    def __init__(self, passes: int, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(passes, "model")
+        self._threads = threads
+        self._started: dict[int, float] = {}
+        self._lock = threading.Lock()
 
     async def run(self, work: Callable[[], T], *, watched: bool = True) -> Passed[T]:
-        """Do ``work`` when those before it are done. One that is cancelled before its turn is never done.
+        """Do ``work`` when a thread is free. One that is cancelled before its turn is never done.
 
         Args:
             watched: its time counts in ``busy_s``.
@@ -49,18 +56,24 @@ class ModelThread:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._timed, work, watched)
 
     def busy_s(self) -> float:
-        """How long the present pass has been running; 0 where there is none."""
-        started = self._started
-        return 0.0 if started is None else time.perf_counter() - started
+        """How long the longest of the present passes has been running; 0 where there is none."""
+        now = time.perf_counter()
+        with self._lock:
+            return max([0.0, *(now - started for started in self._started.values())])
 
     def close(self) -> None:
-        """End the thread, once what it is at is done."""
+        """End the threads, once what they are at is done."""
         self._executor.shutdown(cancel_futures=True)
 
     def _timed(self, work: Callable[[], T], watched: bool) -> Passed[T]:
-        started = time.perf_counter()
-        self._started = started if watched else None
+        started, here = time.perf_counter(), threading.get_ident()
+        with self._lock:
+            self._started[here] = started if watched else float("inf")
+            share = max(1, self._threads // len(self._started))
         try:
+            if torch.get_num_threads() != share:
+                torch.set_num_threads(share)
             return Passed(work(), started, time.perf_counter())
         finally:
-            self._started = None
+            with self._lock:
+                del self._started[here]

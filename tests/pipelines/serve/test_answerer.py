@@ -181,8 +181,8 @@ def test_a_hanging_pass_makes_the_replica_unhealthy(
     answerer: Answerer, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answerer.check_health()
-    monkeypatch.setattr(answerer._passes, "_started", time.perf_counter() - 1)
+    monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1})
     answerer.check_health()
-    monkeypatch.setattr(answerer._passes, "_started", time.perf_counter() - 61)
+    monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
     with pytest.raises(ServeError, match="60 s"):
         answerer.check_health()

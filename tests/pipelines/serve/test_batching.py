@@ -11,9 +11,10 @@ from pipelines.serve.batching import Batcher
 
 
 class Model:
-    """Doubles numbers, one batch at a time, each when it is let."""
+    """Doubles numbers, ``at_once`` batches at one time, each when it is let."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
+        self.at_once = at_once
         self.batches: list[list[int]] = []
         self.free = asyncio.Semaphore(0)
         self.running = 0
@@ -21,7 +22,7 @@ class Model:
     async def __call__(self, items: list[int]) -> list[int]:
         self.batches.append(items)
         self.running += 1
-        assert self.running == 1
+        assert self.running <= self.at_once
         await self.free.acquire()
         self.running -= 1
         return [2 * item for item in items]
@@ -53,6 +54,25 @@ def test_what_arrives_during_a_pass_forms_the_next_batches() -> None:
         assert model.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
 
     scenario(go)
+
+
+def test_two_batches_at_once_and_no_more() -> None:
+    async def go() -> None:
+        model = Model(at_once=2)
+        batcher = Batcher(model, max_size=4, at_once=2)
+        calls = []
+        for item in range(8):
+            calls.append(asyncio.create_task(batcher.submit(item)))
+            await settle()
+        assert model.batches == [[0], [1]]
+        for _ in range(4):
+            model.free.release()
+        assert await asyncio.gather(*calls) == [0, 2, 4, 6, 8, 10, 12, 14]
+        assert model.batches == [[0], [1], [2, 3, 4, 5], [6, 7]]
+        model.free.release()
+        assert await batcher.submit(9) == 18
+
+    asyncio.run(asyncio.wait_for(go(), 10))
 
 
 def test_requests_that_arrive_together_share_the_first_batch() -> None:

@@ -20,7 +20,7 @@ from ray import serve
 
 from pipelines.serve import deploy
 from pipelines.serve.client import ask
-from pipelines.serve.config import ServeConfig, is_loopback, model_threads
+from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
 from tests.pipelines.serve.conftest import LABELS, picture
@@ -250,4 +250,8 @@ def test_the_builder_for_serve_config_files(model_folder: Path) -> None:
 def test_threads_are_shared_among_replicas() -> None:
     assert model_threads(ServeConfig(model_threads=3)) == 3
     assert model_threads(ServeConfig(replicas=10_000)) == 1
+    threads = {n: forward_passes(ServeConfig(model_threads=n)) for n in (1, 2, 16)}
+    assert threads == {1: 1, 2: 2, 16: 4}
+    assert forward_passes(ServeConfig(model_threads=8, num_gpus=0.5)) == 1
+    assert forward_passes(ServeConfig(model_threads=8, passes=7)) == 7
     assert parse(ServeConfig, dump(ServeConfig(port=8123))) == ServeConfig(port=8123)
