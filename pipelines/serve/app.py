@@ -56,7 +56,7 @@ def create_app(
         # Serve spreads requests over the replicas, which know nothing of one another's.
         burst = math.ceil(config.request_burst / config.replicas)
         app.add_middleware(Rate, limit=RateLimit(config.requests_per_minute / config.replicas, burst))
-    app.add_middleware(Access, key_hashes=key_hashes)
+    app.add_middleware(Access, key_hashes=key_hashes, encrypted=config.tls.active)
     app.add_middleware(Observe, metrics=metrics or NoMetrics(), version=lambda: _version(service))
     return app
 

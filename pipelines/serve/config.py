@@ -7,6 +7,7 @@ import os
 
 from pydantic import Field, model_validator
 
+from pipelines.serve.tls import TLSConfig
 from vlmodel.config import Section
 
 
@@ -40,6 +41,8 @@ class ServeConfig(Section):
 
     expose: bool = False
     """Allow other machines to connect. Needs the SHA-256 hashes of API keys in VLMODEL_API_KEY_HASHES."""
+
+    tls: TLSConfig = TLSConfig()
 
     replicas: int = Field(default=1, ge=1)
     """Copies of the model, each in a process of its own."""

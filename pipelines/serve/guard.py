@@ -125,22 +125,30 @@ class Observe:
 class Access:
     """Without API keys only this machine may ask; with them, everything under /v1 needs one.
 
+    Where the service has a certificate, ``encrypted``, no one may ask in plain HTTP.
+
     The proxy in front decides what address is listened on, and it can be started by others. So a replica checks for
-    itself where a request comes from, and that a browser was not lured here by a foreign name (DNS rebinding).
+    itself where a request comes from and how, and that a browser was not lured here by a foreign name (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, key_hashes: Sequence[str]) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, key_hashes: Sequence[str], encrypted: bool = False) -> None:
+        self.app, self.encrypted = app, encrypted
         self.key_hashes = [bytes.fromhex(entry) for entry in key_hashes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        error = self._check_key(scope, headers) if self.key_hashes else self._check_origin(scope, headers)
+        error = self._check_scheme(scope)
+        error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_origin(scope, headers))
         if error is not None:
             return await refuse(error, scope, send)
         await self.app(scope, receive, send)
+
+    def _check_scheme(self, scope: Scope) -> ApiError | None:
+        if not self.encrypted or scope.get("scheme") == "https":
+            return None
+        return ApiError(403, "not_encrypted", "this service answers over https alone; begin its address with https://")
 
     def _check_key(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
         if not _is_versioned(scope):

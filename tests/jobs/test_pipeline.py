@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.data.index import Index
 from pipelines.data.reader import ShardReader
-from pipelines.serve.client import ask, is_ready
+from pipelines.serve.client import Client, is_ready
 from pipelines.train import checkpoint
 from tests.jobs.conftest import ROOT
 
@@ -162,11 +162,12 @@ def test_the_serve_job_gives_the_answers_of_the_evaluate_job(small: list[str], f
 def answered_over_http(address: str, tars: str, keys: set[str]) -> dict[tuple[str, str], tuple[str, float]]:
     index = Index.open(tars)
     found = {}
-    for shard in index.shards:
-        for row, key in enumerate(index.rows(shard.name)["key"].to_pylist()):
-            if key in keys and shard.name.startswith("test"):
-                (record,) = ShardReader(index).read(shard.name, [row])
-                questions = [q.question for q in record.texts.questions]
-                for answer in ask(address, record.image, questions).answers:
-                    found[key, answer.question] = (answer.answers[0].answer, answer.answers[0].probability)
+    with Client(address) as client:
+        for shard in index.shards:
+            for row, key in enumerate(index.rows(shard.name)["key"].to_pylist()):
+                if key in keys and shard.name.startswith("test"):
+                    (record,) = ShardReader(index).read(shard.name, [row])
+                    questions = [q.question for q in record.texts.questions]
+                    for answer in client.ask(record.image, questions).answers:
+                        found[key, answer.question] = (answer.answers[0].answer, answer.answers[0].probability)
     return found
