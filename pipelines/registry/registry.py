@@ -141,7 +141,7 @@ class Registry:
             run_name = run.data.tags.get(RUN_TAG, run.info.run_name or "")
             tags = {**score.to_tags(), "run_name": run_name, "step": str(step)}
             stored = self._client.create_logged_model(
-                run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vqa"
+                run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
                 tags[MANIFEST_TAG] = self._store(stored.model_id, run_id, checkpoint, example)

@@ -63,9 +63,7 @@ class Client:
 
     def caption(self, image: bytes, *, top_k: int = 1, attention: bool = False) -> CaptionResponse:
         """At most ``top_k`` captions of an image."""
-        return self._post(
-            "caption", CaptionResponse, image, {"top_k": str(top_k), "attention": str(attention).lower()}
-        )
+        return self._post("caption", CaptionResponse, image, {"top_k": str(top_k), "attention": str(attention).lower()})
 
     def match(self, image: bytes, texts: Sequence[str]) -> MatchResponse:
         """How well each text fits an image."""

@@ -29,7 +29,7 @@ from vlmodel.config import dump, parse
 
 log = logging.getLogger(__name__)
 
-APP_NAME = "vqa"
+APP_NAME = "vlmodel"
 
 # A dead replica is noticed within this time; Serve's own default is 10 s.
 _HEALTH_CHECK_S = 2.0
@@ -38,7 +38,7 @@ _ASK_S = 10.0
 
 
 def build_app(
-    config: ServeConfig, model_folder: str | Path, name: str = "vqa", version: str = "0", digest: str = ""
+    config: ServeConfig, model_folder: str | Path, name: str = APP_NAME, version: str = "0", digest: str = ""
 ) -> serve.Application:
     """The Serve application that answers with the model in ``model_folder``.
 
@@ -106,13 +106,13 @@ def app(args: Mapping[str, Any]) -> serve.Application:
     if "model_folder" not in args:
         raise ServeError("model_folder is missing; name the folder of a trained model: model_folder=...")
     config = parse(ServeConfig, args.get("serve", {}))
-    return build_app(config, args["model_folder"], args.get("name", "vqa"), args.get("version", "0"))
+    return build_app(config, args["model_folder"], args.get("name", APP_NAME), args.get("version", "0"))
 
 
 def start(
     config: ServeConfig,
     model_folder: str | Path,
-    name: str = "vqa",
+    name: str = APP_NAME,
     version: str = "0",
     digest: str = "",
     report: Callable[[str], None] = lambda line: None,

@@ -91,7 +91,7 @@ def test_best_and_last_checkpoints_are_kept(run: mlflow.entities.Run, small: lis
 
 
 def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[str]) -> None:
-    model = mlflow.pyfunc.load_model("models:/vqa@champion")
+    model = mlflow.pyfunc.load_model("models:/vlmodel@champion")
     image = next(Path(setting(small, "data.tars")).glob("test-*.tar"))
     import webdataset
 
@@ -107,7 +107,7 @@ def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[s
 def test_a_second_run_does_nothing_again(job: Job, small: list[str], finished: object) -> None:
     again = job("train", *DEMO, *small)
     assert "images/s" not in again.stderr
-    assert "registered vqa version 1" in again.stdout
+    assert "registered vlmodel version 1" in again.stdout
 
 
 def test_a_changed_setting_under_the_same_name_is_refused(job: Job, small: list[str], finished: object) -> None:

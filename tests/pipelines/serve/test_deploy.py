@@ -18,13 +18,14 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from pipelines.serve import deploy
-from pipelines.serve.client import Client
+from pipelines.serve import deploy, tls
+from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
 from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http import events
+from tests.pipelines.serve.server import self_signed
 from vlmodel.config import ConfigError, dump, load, parse
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -41,6 +42,31 @@ def free_port() -> int:
 def service_config(port: int, **changes: object) -> ServeConfig:
     tree = {"port": port, "num_cpus": 0.5, "model_threads": 1, "max_body_bytes": 200_000, "shutdown_timeout_s": 2.0}
     return parse(ServeConfig, {**tree, **changes})
+
+
+def test_over_https_from_the_first_request_to_an_update(
+    ray_local: None, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of this file: Serve takes a certificate only when it starts, and then runs for the tests below."""
+    own, other = self_signed(tmp_path), self_signed(tmp_path, "other")
+    config = service_config(free_port(), tls=dump(own))
+    try:
+        address = deploy.start(config, model_folder, version="1")
+        assert address == f"https://127.0.0.1:{config.port}"
+        with Client(address, trust=tls.pinned(own)) as client:
+            assert client.ask(picture(), QUESTIONS).model.version == "1"
+            assert not is_there(address.replace("https", "http"))
+            with pytest.raises(
+                ServeError, match=r"does not answer at http://.* whether it encrypts, only when it starts"
+            ):
+                deploy.start(service_config(config.port), model_folder, version="2")
+            assert client.ask(picture(), QUESTIONS).model.version == "1"
+            # A renewed certificate is no reason to keep a new model back.
+            deploy.start(service_config(config.port, tls=dump(other)), model_folder, version="2")
+            assert "shows another certificate than that in" in caplog.text
+            assert client.ask(picture(), QUESTIONS).model.version == "2"
+    finally:
+        deploy.stop()
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +86,7 @@ def client(address: str) -> Iterator[Client]:
         yield connected
 
 
-def test_answers_over_http_are_those_of_the_predictor(
-    address: str, client: Client, model_folder: Path) -> None:
+def test_answers_over_http_are_those_of_the_predictor(address: str, client: Client, model_folder: Path) -> None:
     image = picture(5)
     got = client.ask(image, QUESTIONS, top_k=4, attention=True)
     [expected] = Predictor.from_pretrained(model_folder).predict([Example(image, tuple(QUESTIONS))], 4, attention=True)
@@ -163,6 +188,16 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
     deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
     assert parse(ServeConfig, deployed.config) == config
+
+
+def test_a_service_in_plain_is_not_taken_for_an_encrypted_one(
+    address: str, client: Client, tmp_path: Path, model_folder: Path
+) -> None:
+    version = client.ask(picture(), QUESTIONS).model.version
+    encrypted = service_config(int(address.rpartition(":")[2]), tls=dump(self_signed(tmp_path)))
+    with pytest.raises(ServeError, match=r"does not answer at https://.* whether it encrypts, only when it starts"):
+        deploy.start(encrypted, model_folder, "vqa", "5")
+    assert client.ask(picture(), QUESTIONS).model.version == version
 
 
 @pytest.mark.slow

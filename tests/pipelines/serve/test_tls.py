@@ -108,7 +108,10 @@ def test_this_machine_trusts_the_certificate_itself_and_others_trust_names(
     ):
         certificate, key = files.files
         app = create_app(service, ServeConfig(tls=files))
-        with served(app, ssl_certfile=certificate, ssl_keyfile=key) as at, Client(f"https://{at}", trust=trust) as client:
+        with (
+            served(app, ssl_certfile=certificate, ssl_keyfile=key) as at,
+            Client(f"https://{at}", trust=trust) as client,
+        ):
             assert is_ready(f"https://{at}", trust) == is_there(f"https://{at}", trust) == reached
             assert not is_there(f"http://{at}")
             if reached:
