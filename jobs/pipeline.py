@@ -21,7 +21,8 @@ from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.data.index import Index
 from pipelines.data.reader import ShardReader
-from pipelines.serve.client import ask
+from pipelines.serve import tls
+from pipelines.serve.client import Client
 from pipelines.serve.deploy import check_port_free
 from pipelines.train.tracking import TrackingError, page_command, tracking_uri
 
@@ -32,6 +33,7 @@ def run(config: JobConfig) -> None:
     """Run the stages, then show the result."""
     # What would fail at the end is looked at before minutes of training.
     check_port_free(config.serve.host, config.serve.port)
+    tls.check(config.serve.tls)
     begun = time.perf_counter()
     with connected(config.cluster), contextlib.ExitStack() as services:
         import_data.run(config)
@@ -58,7 +60,8 @@ def _ask_one(config: JobConfig, address: str) -> None:
             if table["split"][row].as_py() == config.evaluate.split and table["questions"][row].as_py():
                 (record,) = ShardReader(found).read(shard.name, [row])
                 questions = record.texts.questions[: config.serve.max_questions]
-                response = ask(address, record.image, [q.question for q in questions])
+                with Client(address, trust=tls.pinned(config.serve.tls)) as service:
+                    response = service.ask(record.image, [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):
                     best = got.answers[0]

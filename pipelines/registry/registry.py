@@ -2,7 +2,7 @@
 
 ``champion`` is the version that serves, ``previous`` the one before it, ``challenger`` a newer one that is fit to be
 used and has not been shown to be better. MLflow's aliases know no compare-and-swap, the last writer wins; so they are
-changed under a lock (lock.py). Setting ``champion`` is the one write that counts: what is written before says nothing
+changed under a lock. Setting ``champion`` is the one write that counts: what is written before says nothing
 without it, and what comes after it is completed by any later change.
 """
 
@@ -25,10 +25,10 @@ from mlflow.entities.model_registry import ModelVersion as StoredVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from pipelines.data.lock import locked
 from pipelines.registry import manifest, package
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
-from pipelines.registry.lock import locked
 from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.train.tracking import RUN_TAG, TrackingConfig, connect, explained, tracking_uri
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 MANIFEST_TAG, MODEL_TAG = "manifest_sha256", "model_sha256"
 PROMOTION_TAG, ROLLBACK_TAG = "promotion", "rollback"
+
+_LOCK_WAIT_S = 120
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Registry:
             run_name = run.data.tags.get(RUN_TAG, run.info.run_name or "")
             tags = {**score.to_tags(), "run_name": run_name, "step": str(step)}
             stored = self._client.create_logged_model(
-                run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vqa"
+                run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
                 tags[MANIFEST_TAG] = self._store(stored.model_id, run_id, checkpoint, example)
@@ -301,7 +303,10 @@ class Registry:
     @contextmanager
     def _changing(self, action: str) -> Iterator[dict[str, str]]:
         """The aliases, which nobody else changes while the block runs."""
-        with locked(self._lock), explained(f"{action} of model {self.name!r}"):
+        busy = RegistryError(
+            f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, and try again"
+        )
+        with locked(self._lock, busy, _LOCK_WAIT_S), explained(f"{action} of model {self.name!r}"):
             yield self._aliases()
 
     def _follow(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:

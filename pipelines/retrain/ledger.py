@@ -15,13 +15,11 @@ working locks may let in, is found out before it consumes anything.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.lock import locked
 from pipelines.data.storage import Folder
 from pipelines.retrain.errors import BusyError, RetrainError
 from pipelines.retrain.window import PATTERN
@@ -36,7 +35,6 @@ from pipelines.retrain.window import PATTERN
 STEPS = ("planned", "checked", "trained", "evaluated", "gated", "swapped", "committed")
 
 _ABANDONED = "_abandoned"
-_POLL_S = 0.2
 
 Facts = Mapping[str, Any]
 
@@ -111,17 +109,8 @@ class Ledger:
         Raises:
             BusyError: another process holds it, and still did after ``wait_s`` seconds.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + wait_s
-        with (self.path / ".lock").open("a") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise BusyError(f"another cycle is at work with the ledger {self.path}") from None
-                time.sleep(_POLL_S)
+        busy = BusyError(f"another cycle is at work with the ledger {self.path}")
+        with locked(self.path / ".lock", busy, wait_s):
             yield
 
     def cycles(self) -> list[Cycle]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
@@ -11,7 +12,8 @@ from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, BodyTooLarge, Observe, error_body
+from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, BodyTooLarge, Observe, Rate, error_body
+from pipelines.serve.rate import RateLimit
 from pipelines.serve.routes import about, caption, embed, feedback, match, page, vqa
 from pipelines.serve.service import Metrics, NoMetrics, Service
 
@@ -47,10 +49,14 @@ def create_app(
         app.include_router(feedback.router(service, config))
     app.include_router(page.router())
 
-    # Added last is outermost: observe, then who, then how many, then how long.
+    # Added last is outermost: observe, then who, then how often, then how many at once, then how long.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
     app.add_middleware(Admission, max_in_flight=config.max_in_flight)
-    app.add_middleware(Access, key_hashes=key_hashes)
+    if config.requests_per_minute:
+        # Serve spreads requests over the replicas, which know nothing of one another's.
+        burst = math.ceil(config.request_burst / config.replicas)
+        app.add_middleware(Rate, limit=RateLimit(config.requests_per_minute / config.replicas, burst))
+    app.add_middleware(Access, key_hashes=key_hashes, encrypted=config.tls.active)
     app.add_middleware(Observe, metrics=metrics or NoMetrics(), version=lambda: _version(service))
     return app
 

@@ -2,64 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ssl
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
 
 import httpx
 
 from pipelines.serve.errors import ServeError
+from pipelines.serve.schema.caption import CaptionResponse
+from pipelines.serve.schema.common import TaskResponse
+from pipelines.serve.schema.embed import EmbedResponse
+from pipelines.serve.schema.feedback import FeedbackResponse
+from pipelines.serve.schema.match import MatchResponse
 from pipelines.serve.schema.vqa import VQAResponse
 
+Sent = TypeVar("Sent", bound=TaskResponse)
 
-def ask(
-    address: str,
-    image: bytes,
-    questions: Sequence[str],
-    *,
-    top_k: int = 5,
-    attention: bool = False,
-    api_key: str | None = None,
-    timeout_s: float = 30.0,
-    client: httpx.Client | None = None,
-) -> VQAResponse:
-    """Ask the service at ``address`` about one encoded image.
+
+class Client:
+    """The service at ``address``, over connections that are kept; threads may share it.
+
+    Images are encoded files. Every call raises ``ServeError`` where the service cannot be reached or refuses; the
+    message holds its reason.
 
     Args:
-        client: reuse this one's connections; without it, each call opens its own.
-
-    Raises:
-        ServeError: the service cannot be reached, or refuses; the message holds its reason.
+        address: such as ``https://vlm.example.org:8000``.
+        api_key: where the service asks for one.
+        trust: whose certificates are believed, such as ``ssl.create_default_context(cafile="our-ca.pem")``; if not
+            given, those of the public authorities.
+        timeout_s: for each step of a call: to connect, to send, to hear more.
     """
-    form: dict[str, str | list[str]] = {
-        "question": list(questions),
-        "top_k": str(top_k),
-        "attention": str(attention).lower(),
-    }
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    try:
+
+    def __init__(
+        self, address: str, *, api_key: str | None = None, trust: ssl.SSLContext | None = None, timeout_s: float = 30.0
+    ) -> None:
+        self.address = address
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # trust_env would send a request for this machine through a proxy meant for others.
-        own = client or httpx.Client(trust_env=False)
+        self._http = httpx.Client(
+            base_url=address, headers=headers, timeout=timeout_s, verify=trust or True, trust_env=False
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connections."""
+        self._http.close()
+
+    def ask(self, image: bytes, questions: Sequence[str], *, top_k: int = 5, attention: bool = False) -> VQAResponse:
+        """Questions about an image, each with its ``top_k`` most probable answers."""
+        fields = {"question": questions, "top_k": str(top_k), "attention": str(attention).lower()}
+        return self._post("vqa", VQAResponse, image, fields)
+
+    def caption(self, image: bytes, *, top_k: int = 1, attention: bool = False) -> CaptionResponse:
+        """At most ``top_k`` captions of an image."""
+        return self._post("caption", CaptionResponse, image, {"top_k": str(top_k), "attention": str(attention).lower()})
+
+    def match(self, image: bytes, texts: Sequence[str]) -> MatchResponse:
+        """How well each text fits an image."""
+        return self._post("match", MatchResponse, image, {"text": texts})
+
+    def embed(self, image: bytes | None = None, texts: Sequence[str] = ()) -> EmbedResponse:
+        """An image, texts or both as vectors of length one."""
+        return self._post("embed", EmbedResponse, image, {"text": texts})
+
+    def correct_answer(self, image: bytes, question: str, answer: str, *, version: str = "") -> FeedbackResponse:
+        """Send what is right of an image; ``version`` is of the model that was wrong."""
+        fields = {"question": question, "answer": answer, "version": version}
+        return self._post("feedback", FeedbackResponse, image, fields)
+
+    def correct_caption(self, image: bytes, caption: str, *, version: str = "") -> FeedbackResponse:
+        """Send a right caption of an image; ``version`` is of the model that was wrong."""
+        return self._post("feedback", FeedbackResponse, image, {"caption": caption, "version": version})
+
+    def _post(
+        self, route: str, kind: type[Sent], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
+    ) -> Sent:
+        # Each value as a part of its own, or a form without a file would not be multipart.
+        parts: list[tuple[str, tuple[str | None, str | bytes]]] = [
+            (name, (None, value))
+            for name, values in fields.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ]
+        if image is not None:
+            parts.append(("image", ("image", image)))
         try:
-            response = own.post(
-                f"{address}/v1/vqa", data=form, files={"image": ("image", image)}, headers=headers, timeout=timeout_s
-            )
-        finally:
-            if client is None:
-                own.close()
-    except httpx.HTTPError as error:
-        raise ServeError(
-            f"no answer from {address} ({error or type(error).__name__}); is the service running?"
-        ) from None
-    if response.status_code != 200:
-        raise ServeError(f"{address} answered {response.status_code}: {_reason(response)}")
-    return VQAResponse.model_validate_json(response.content)
+            response = self._http.post(f"/v1/{route}", files=parts)
+        except httpx.HTTPError as error:
+            raise ServeError(
+                f"no answer from {self.address} ({error or type(error).__name__}); is the service running?"
+            ) from None
+        if response.status_code != 200:
+            raise ServeError(f"{self.address} answered {response.status_code}: {_reason(response)}")
+        return kind.model_validate_json(response.content)
 
 
-def is_ready(address: str, timeout_s: float = 2.0) -> bool:
+def is_ready(address: str, trust: ssl.SSLContext | None = None, timeout_s: float = 2.0) -> bool:
     """Whether the service at ``address`` has its model loaded."""
+    response = _get(f"{address}/readyz", trust, timeout_s)
+    return response is not None and response.status_code == 200
+
+
+def is_there(address: str, trust: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
+    """Whether anything answers at ``address``, be it an error, and shows a certificate that is trusted."""
+    return _get(f"{address}/healthz", trust, timeout_s) is not None
+
+
+def _get(url: str, trust: ssl.SSLContext | None, timeout_s: float) -> httpx.Response | None:
     try:
-        return httpx.get(f"{address}/readyz", timeout=timeout_s, trust_env=False).status_code == 200
+        return httpx.get(url, verify=trust or True, timeout=timeout_s, trust_env=False)
     except httpx.HTTPError:
-        return False
+        return None
 
 
 def _reason(response: httpx.Response) -> str:

@@ -7,6 +7,7 @@ import os
 
 from pydantic import Field, model_validator
 
+from pipelines.serve.tls import TLSConfig
 from vlmodel.config import Section
 
 
@@ -26,7 +27,7 @@ class FeedbackConfig(Section):
     folder: str = ""
     """Spool of the corrections, which all replicas can write to; "" takes none."""
     per_minute: int = Field(default=30, ge=1)
-    """Most corrections that each replica takes of one sender in a minute."""
+    """Most corrections that each replica takes of one sender at once, and then in each minute."""
     max_gb: float = Field(default=1.0, gt=0)
     """Most that the spool may hold."""
 
@@ -40,6 +41,8 @@ class ServeConfig(Section):
 
     expose: bool = False
     """Allow other machines to connect. Needs the SHA-256 hashes of API keys in VLMODEL_API_KEY_HASHES."""
+
+    tls: TLSConfig = TLSConfig()
 
     replicas: int = Field(default=1, ge=1)
     """Copies of the model, each in a process of its own."""
@@ -68,6 +71,13 @@ class ServeConfig(Section):
 
     max_in_flight: int = Field(default=128, ge=1)
     """Requests that a replica holds at once, running or queued; one more is answered 429 at once."""
+
+    requests_per_minute: int = Field(default=0, ge=0)
+    """Requests that each API key may make in a minute, or without keys all callers together; each replica grants an
+    even share of it. 0 sets no limit."""
+
+    request_burst: int = Field(default=30, ge=1)
+    """Requests that a key may make at once, before that limit slows it."""
 
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
     """Largest request body; a longer one is refused with 413 before it is read whole."""

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +19,8 @@ from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from pipelines.registry import manifest
-from pipelines.serve.client import is_ready
+from pipelines.serve import tls
+from pipelines.serve.client import is_ready, is_there
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
@@ -27,7 +29,7 @@ from vlmodel.config import dump, parse
 
 log = logging.getLogger(__name__)
 
-APP_NAME = "vqa"
+APP_NAME = "vlmodel"
 
 # A dead replica is noticed within this time; Serve's own default is 10 s.
 _HEALTH_CHECK_S = 2.0
@@ -36,7 +38,7 @@ _ASK_S = 10.0
 
 
 def build_app(
-    config: ServeConfig, model_folder: str | Path, name: str = "vqa", version: str = "0", digest: str = ""
+    config: ServeConfig, model_folder: str | Path, name: str = APP_NAME, version: str = "0", digest: str = ""
 ) -> serve.Application:
     """The Serve application that answers with the model in ``model_folder``.
 
@@ -48,7 +50,8 @@ def build_app(
             refuses to start from other files, also one that takes a dead one's place later.
 
     Raises:
-        ServeError: the folder holds no model, or the service is to be exposed and has no API keys.
+        ServeError: the folder holds no model, the certificate cannot be used, or the service is to be exposed and has
+            no API keys.
         ArtifactError: a link in the folder, which could point anywhere.
     """
     folder = Path(model_folder).expanduser().resolve()
@@ -61,6 +64,7 @@ def build_app(
         raise ServeError(
             f"serve.expose is true and there are no API keys; put SHA-256 hashes of keys into {KEY_HASHES_VARIABLE}"
         )
+    tls.check(config.tls)
     model = {
         "folder": str(folder),
         "name": name,
@@ -96,18 +100,19 @@ def app(args: Mapping[str, Any]) -> serve.Application:
 
     ``args`` holds ``model_folder``, optionally ``name`` and ``version``, and ``serve``: a tree of ``ServeConfig``.
     The address is then a matter of that command or file (``http_options``); without API keys the replicas refuse
-    every request from another machine, whatever the address.
+    every request from another machine, whatever the address. So is encryption (``ssl_certfile``, ``ssl_keyfile``);
+    where ``serve.tls`` is set, the replicas refuse every request that came without it.
     """
     if "model_folder" not in args:
         raise ServeError("model_folder is missing; name the folder of a trained model: model_folder=...")
     config = parse(ServeConfig, args.get("serve", {}))
-    return build_app(config, args["model_folder"], args.get("name", "vqa"), args.get("version", "0"))
+    return build_app(config, args["model_folder"], args.get("name", APP_NAME), args.get("version", "0"))
 
 
 def start(
     config: ServeConfig,
     model_folder: str | Path,
-    name: str = "vqa",
+    name: str = APP_NAME,
     version: str = "0",
     digest: str = "",
     report: Callable[[str], None] = lambda line: None,
@@ -135,6 +140,9 @@ def start(
     if not running:
         check_port_free(config.host, config.port)
     address = address_of(config)
+    trust = tls.pinned(config.tls)
+    if running and not is_there(address, trust):
+        trust = _other_trust(config, address)
     try:
         with _quiet():
             serve.start(
@@ -145,11 +153,12 @@ def start(
                     # The application times requests itself (a client's header can change this one); this ends what
                     # it cannot.
                     request_timeout_s=config.request_timeout_s + config.shutdown_timeout_s,
+                    **_encryption(config),
                 ),
                 logging_config=LoggingConfig(enable_access_log=False),
             )
             _run(application)
-        _wait_until_ready(config, address, report)
+        _wait_until_ready(config, address, trust, report)
     except BaseException:
         with contextlib.suppress(Exception), _quiet():
             if former is not None:
@@ -159,6 +168,33 @@ def start(
                 stop()
         raise
     return address
+
+
+def _other_trust(config: ServeConfig, address: str) -> ssl.SSLContext:
+    """For a service that runs with the certificate of before: it goes on with that, and can be updated.
+
+    Raises:
+        ServeError: the service is elsewhere, or encrypted where it should not be, or not where it should be.
+    """
+    trust = tls.unverified()
+    if config.tls.active and is_there(address, trust):
+        log.warning(
+            "Serve shows another certificate than that in '%s'; it takes it when it is stopped (`serve shutdown`) and "
+            "started again",
+            config.tls.certificate,
+        )
+        return trust
+    raise ServeError(
+        f"Serve runs on this cluster and does not answer at {address}; it takes its address, and whether it encrypts, "
+        "only when it starts: if they changed, stop it (`serve shutdown`), then try again"
+    )
+
+
+def _encryption(config: ServeConfig) -> dict[str, Any]:
+    if not config.tls.active:
+        return {}
+    certificate, key = config.tls.files
+    return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
 
 def _run(application: serve.Application) -> None:
@@ -203,7 +239,8 @@ def stop() -> None:
 def address_of(config: ServeConfig) -> str:
     """The address under which this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
-    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
+    scheme = "https" if config.tls.active else "http"
+    return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"
 
 
 def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
@@ -231,7 +268,9 @@ def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
             raise ServeError(f"port {port} on {host} {reason}") from None
 
 
-def _wait_until_ready(config: ServeConfig, address: str, report: Callable[[str], None]) -> None:
+def _wait_until_ready(
+    config: ServeConfig, address: str, trust: ssl.SSLContext | None, report: Callable[[str], None]
+) -> None:
     deadline = time.monotonic() + config.start_timeout_s
     said = ""
     while True:
@@ -242,7 +281,7 @@ def _wait_until_ready(config: ServeConfig, address: str, report: Callable[[str],
             said = status
         if status in ("DEPLOY_FAILED", "UNHEALTHY") and overview is not None:
             raise ServeError(f"the service did not start: {_reason(overview)}")
-        if status == "RUNNING" and is_ready(address):
+        if status == "RUNNING" and is_ready(address, trust):
             return
         if time.monotonic() > deadline:
             raise ServeError(
@@ -271,5 +310,5 @@ def _why_late(overview: Any, config: ServeConfig) -> str:
             "serve.replicas"
         )
     if overview is not None and str(overview.status.value) == "RUNNING":
-        return "Serve may listen elsewhere since it was started before; stop it with `serve shutdown`, then try again"
+        return "Serve's proxy may not have started; see its log"
     return "raise serve.start_timeout_s, or see the replica's log"

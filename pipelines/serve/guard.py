@@ -1,4 +1,4 @@
-"""ASGI layers around the application: who may ask, how much at once, how long a body, and what is counted.
+"""ASGI layers around the application: who may ask, how often, how much at once, how long a body; what is counted.
 
 They are plain ASGI, below any framework, so that a refused request costs next to nothing and its body is not read.
 """
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serve.config import is_loopback
 from pipelines.serve.errors import ApiError, ServeError
+from pipelines.serve.rate import RateLimit
 from pipelines.serve.service import Metrics
 
 KEY_HASHES_VARIABLE = "VLMODEL_API_KEY_HASHES"
@@ -53,6 +54,24 @@ def read_key_hashes(environment: Mapping[str, str]) -> tuple[str, ...]:
                 'make one with: printf %s "$KEY" | sha256sum'
             )
     return tuple(hashes)
+
+
+def sender_of(scope: Scope) -> str:
+    """Who sent a request that ``Access`` let through: a hint at the key's hash, "local" where there are no keys.
+
+    There are no more of these than keys.
+    """
+    return str(scope.get(SENDER, "local"))
+
+
+def _is_work(scope: Scope) -> bool:
+    """Whether it is a request that the model may have to work for, and not a page, a check or a description."""
+    return scope["type"] == "http" and scope["method"] == "POST" and _is_versioned(scope)
+
+
+def _is_versioned(scope: Scope) -> bool:
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")).startswith("/v1/")
 
 
 def error_body(error: ApiError) -> bytes:
@@ -106,25 +125,33 @@ class Observe:
 class Access:
     """Without API keys only this machine may ask; with them, everything under /v1 needs one.
 
+    Where the service has a certificate, ``encrypted``, no one may ask in plain HTTP.
+
     The proxy in front decides what address is listened on, and it can be started by others. So a replica checks for
-    itself where a request comes from, and that a browser was not lured here by a foreign name (DNS rebinding).
+    itself where a request comes from and how, and that a browser was not lured here by a foreign name (DNS rebinding).
     """
 
-    def __init__(self, app: ASGIApp, key_hashes: Sequence[str]) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, key_hashes: Sequence[str], encrypted: bool = False) -> None:
+        self.app, self.encrypted = app, encrypted
         self.key_hashes = [bytes.fromhex(entry) for entry in key_hashes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        error = self._check_key(scope, headers) if self.key_hashes else self._check_origin(scope, headers)
+        error = self._check_scheme(scope)
+        error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_origin(scope, headers))
         if error is not None:
             return await refuse(error, scope, send)
         await self.app(scope, receive, send)
 
+    def _check_scheme(self, scope: Scope) -> ApiError | None:
+        if not self.encrypted or scope.get("scheme") == "https":
+            return None
+        return ApiError(403, "not_encrypted", "this service answers over https alone; begin its address with https://")
+
     def _check_key(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
-        if not scope["path"].removeprefix(scope.get("root_path", "")).startswith("/v1/"):
+        if not _is_versioned(scope):
             return None
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
         key = token if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
@@ -164,6 +191,23 @@ def _host_name(host: str) -> str:
     return host.partition(":")[0]
 
 
+class Rate:
+    """Takes of each sender as many requests under /v1 as ``limit`` grants; one more is refused, its body unread.
+
+    It stands outside ``Admission``, whose average tells how long requests take and must not see those refused here.
+    """
+
+    def __init__(self, app: ASGIApp, limit: RateLimit) -> None:
+        self.app, self.limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _is_work(scope) and (wait_s := self.limit.take(sender_of(scope))):
+            seconds = math.ceil(wait_s)
+            message = f"you send more requests than you are granted; try again in {seconds} s"
+            return await refuse(ApiError(429, "rate_limited", message, {"retry-after": str(seconds)}), scope, send)
+        await self.app(scope, receive, send)
+
+
 class Admission:
     """Holds at most ``max_in_flight`` requests under /v1; one more is refused at once, its body unread.
 
@@ -177,7 +221,7 @@ class Admission:
         self._last_end = time.perf_counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if not _is_work(scope):
             return await self.app(scope, receive, send)
         if self.in_flight >= self.max_in_flight:
             seconds = min(60, max(1, math.ceil(self.in_flight * self._seconds_apart)))

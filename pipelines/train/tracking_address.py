@@ -30,7 +30,7 @@ class TrackingConfig(Section):
     """MLflow tracking URI; empty: the environment's MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = "vlmodel"
     """Name of the MLflow experiment."""
-    model_name: str = "vqa"
+    model_name: str = "vlmodel"
     """Name of the registered model."""
     system_metrics: bool = True
     """Record processor, memory, disk, network and GPU load of the machine of rank 0."""

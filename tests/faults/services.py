@@ -17,6 +17,8 @@ from jobs.config import JobConfig
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.serve import deploy
+from pipelines.serve.client import Client
+from pipelines.serve.schema.vqa import VQAResponse
 from pipelines.train.tracking import Tracker
 from tests.pipelines.registry.conftest import QUESTION, picture, save_model
 from tests.pipelines.serve.test_deploy import free_port
@@ -86,6 +88,10 @@ class Service:
     def deploy(self) -> None:
         """What ``python -m jobs.serve`` does on a running cluster."""
         assert serve.start(self.config) == self.address
+
+    def ask(self, image: bytes, question: str) -> VQAResponse:
+        with Client(self.address) as client:
+            return client.ask(image, [question])
 
     def is_whole(self) -> bool:
         """Whether all replicas run, as Serve sees it and as processes."""

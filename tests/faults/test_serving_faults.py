@@ -12,7 +12,6 @@ import pytest
 
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve import deploy
-from pipelines.serve.client import ask
 from pipelines.serve.errors import ServeError
 from pipelines.serve.schema.vqa import QuestionAnswers
 from tests.faults.load import open_loop, percentile_ms, question_about
@@ -50,12 +49,12 @@ def body() -> bytes:
 
 def answers_of(service: Service) -> list[list[QuestionAnswers]]:
     """What the service says about a few pictures, in all digits."""
-    return [ask(service.address, picture(seed), [QUESTION]).answers for seed in range(8)]
+    return [service.ask(picture(seed), QUESTION).answers for seed in range(8)]
 
 
 def versions_served(service: Service) -> set[str]:
     """By enough requests that each replica gets some."""
-    return {ask(service.address, picture(seed), [QUESTION]).model.version for seed in range(20)}
+    return {service.ask(picture(seed), QUESTION).model.version for seed in range(20)}
 
 
 def test_a_killed_replica_costs_at_most_what_it_was_answering(service: Service, body: bytes) -> None:

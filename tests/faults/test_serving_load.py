@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from pipelines.serve import deploy
-from pipelines.serve.client import ask
 from tests.faults.load import closed_loop, heavy_picture, open_loop, percentile_ms, question_about
 from tests.faults.malformed import malformed, status_of
 from tests.faults.services import Service, cluster, replicas, seconds_until
@@ -77,7 +76,7 @@ def test_a_thousand_malformed_requests_do_no_harm(service: Service) -> None:
         statuses = list(crowd.map(lambda request: status_of(request, service.config.serve.port), requests))
     grown_mb = (psutil.Process(replica).memory_info().rss - before) / 2**20
     began = time.monotonic()
-    assert ask(service.address, picture(0), [QUESTION]).model.version == "1"
+    assert service.ask(picture(0), QUESTION).model.version == "1"
     by_kind: dict[str, Counter[int]] = {kind: Counter() for kind in {request.kind for request in requests}}
     for request, status in zip(requests, statuses, strict=True):
         by_kind[request.kind][status] += 1

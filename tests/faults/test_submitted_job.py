@@ -60,7 +60,7 @@ def test_a_training_is_submitted_with_a_token(cluster: dict[str, str], tmp_path:
 
     done = subprocess.run(command, env=cluster, capture_output=True, text=True, timeout=900, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "registered vqa version 1" in done.stdout
+    assert "registered vlmodel version 1" in done.stdout
     assert re.search(r"train  step \d+/\d+ .*loss .*left", done.stdout + done.stderr)
     (run,) = runs_of(mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db"), "submitted")
     assert run.info.status == "FINISHED"

@@ -275,7 +275,9 @@ def test_the_service_is_what_ray_serve_takes() -> None:
     module, _, builder = application.import_path.partition(":")
     assert module == "pipelines.serve.deploy"
     assert f"def {builder}(" in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
+    assert f'APP_NAME = "{application.name}"\n' in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
     config = parse(ServeConfig, application.args["serve"])
+    assert not config.tls.active, "KubeRay asks whether it lives in plain HTTP"
     workers = next(g for g in cluster("rayservice.yaml")["workerGroupSpecs"] if g["groupName"] == "cpu")
     cpus = int(workers["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
     assert config.replicas * config.num_cpus <= workers["replicas"] * cpus

@@ -102,9 +102,9 @@ def test_a_run_goes_to_the_database_and_its_files_to_the_store(folder: Path) -> 
         run = client.create_run(client.create_experiment("drill"))
         client.log_metric(run.info.run_id, "accuracy", 0.75)
         client.log_text(run.info.run_id, "an answer", "notes/answer.txt")
-        client.create_registered_model("vqa")
-        version = client.create_model_version("vqa", f"{run.info.artifact_uri}/model", run.info.run_id)
-        client.set_registered_model_alias("vqa", "champion", version.version)
+        client.create_registered_model("vlmodel")
+        version = client.create_model_version("vlmodel", f"{run.info.artifact_uri}/model", run.info.run_id)
+        client.set_registered_model_alias("vlmodel", "champion", version.version)
         stored = list((folder / "state" / "objects" / "mlflow").rglob("answer.txt"))
         assert [file.read_text(encoding="utf-8") for file in stored] == ["an answer"]
 
@@ -113,7 +113,7 @@ def test_a_run_goes_to_the_database_and_its_files_to_the_store(folder: Path) -> 
         assert services("start", *options).returncode == 0, "data of before is not in the way"
         again = mlflow.MlflowClient(tracking)
         assert again.get_run(run.info.run_id).data.metrics == {"accuracy": 0.75}
-        assert again.get_model_version_by_alias("vqa", "champion").version == version.version
+        assert again.get_model_version_by_alias("vlmodel", "champion").version == version.version
         local = again.download_artifacts(run.info.run_id, "notes/answer.txt", str(folder))
         assert Path(local).read_text(encoding="utf-8") == "an answer"
     finally:

@@ -19,7 +19,7 @@ import pytest
 
 from pipelines.data.index import Index
 from pipelines.data.reader import ShardReader
-from pipelines.serve.client import ask, is_ready
+from pipelines.serve.client import Client, is_ready
 from pipelines.train import checkpoint
 from tests.jobs.conftest import ROOT
 
@@ -91,7 +91,7 @@ def test_best_and_last_checkpoints_are_kept(run: mlflow.entities.Run, small: lis
 
 
 def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[str]) -> None:
-    model = mlflow.pyfunc.load_model("models:/vqa@champion")
+    model = mlflow.pyfunc.load_model("models:/vlmodel@champion")
     image = next(Path(setting(small, "data.tars")).glob("test-*.tar"))
     import webdataset
 
@@ -107,7 +107,7 @@ def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[s
 def test_a_second_run_does_nothing_again(job: Job, small: list[str], finished: object) -> None:
     again = job("train", *DEMO, *small)
     assert "images/s" not in again.stderr
-    assert "registered vqa version 1" in again.stdout
+    assert "registered vlmodel version 1" in again.stdout
 
 
 def test_a_changed_setting_under_the_same_name_is_refused(job: Job, small: list[str], finished: object) -> None:
@@ -162,11 +162,12 @@ def test_the_serve_job_gives_the_answers_of_the_evaluate_job(small: list[str], f
 def answered_over_http(address: str, tars: str, keys: set[str]) -> dict[tuple[str, str], tuple[str, float]]:
     index = Index.open(tars)
     found = {}
-    for shard in index.shards:
-        for row, key in enumerate(index.rows(shard.name)["key"].to_pylist()):
-            if key in keys and shard.name.startswith("test"):
-                (record,) = ShardReader(index).read(shard.name, [row])
-                questions = [q.question for q in record.texts.questions]
-                for answer in ask(address, record.image, questions).answers:
-                    found[key, answer.question] = (answer.answers[0].answer, answer.answers[0].probability)
+    with Client(address) as client:
+        for shard in index.shards:
+            for row, key in enumerate(index.rows(shard.name)["key"].to_pylist()):
+                if key in keys and shard.name.startswith("test"):
+                    (record,) = ShardReader(index).read(shard.name, [row])
+                    questions = [q.question for q in record.texts.questions]
+                    for answer in client.ask(record.image, questions).answers:
+                        found[key, answer.question] = (answer.answers[0].answer, answer.answers[0].probability)
     return found

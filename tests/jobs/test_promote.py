@@ -33,13 +33,13 @@ def client(promoted: object, small: list[str]) -> mlflow.MlflowClient:
 
 
 def aliases(client: mlflow.MlflowClient) -> dict[str, str]:
-    return {alias: str(version) for alias, version in client.get_registered_model("vqa").aliases.items()}
+    return {alias: str(version) for alias, version in client.get_registered_model("vlmodel").aliases.items()}
 
 
 def test_the_first_model_is_checked_as_far_as_it_can_be(
     promoted: subprocess.CompletedProcess[str], client: mlflow.MlflowClient
 ) -> None:
-    assert re.search(r"vqa version 1 is the champion: all \d+ checks passed", promoted.stdout)
+    assert re.search(r"vlmodel version 1 is the champion: all \d+ checks passed", promoted.stdout)
     names = re.findall(r"^  [✓–] (.+?)  ", promoted.stdout, re.M)
     assert names == [
         "not rolled back", "stored files", "schema", "smoke test", "paraphrase: case", "paraphrase: punctuation",
@@ -52,10 +52,10 @@ def test_a_worse_model_is_refused_and_its_report_says_why(
     job: Job, small: list[str], client: mlflow.MlflowClient, tmp_path: Path
 ) -> None:
     refused = job("promote", *DEMO, *small, "name=worse")
-    assert "vqa version 2 was not promoted: " in refused.stdout
+    assert "vlmodel version 2 was not promoted: " in refused.stdout
     assert re.search(r"^  ✗ better on the hold-out +accuracy 0\.\d+ against \d\.\d+", refused.stdout, re.M)
     assert aliases(client)["champion"] == "1"
-    run_id = str(client.get_model_version("vqa", "2").run_id)
+    run_id = str(client.get_model_version("vlmodel", "2").run_id)
     folder = Path(client.download_artifacts(run_id, "gate/2-against-1", str(tmp_path)))
     decision = json.loads((folder / "decision.json").read_text())
     (whole, *_) = decision["differences"]
@@ -66,9 +66,9 @@ def test_a_worse_model_is_refused_and_its_report_says_why(
 
 
 def test_a_repetition_changes_nothing(job: Job, small: list[str], client: mlflow.MlflowClient) -> None:
-    before = client.get_model_version("vqa", "1").tags
-    assert "vqa version 1 is the champion already" in job("promote", *DEMO, *small, "name=first").stdout
-    assert client.get_model_version("vqa", "1").tags == before
+    before = client.get_model_version("vlmodel", "1").tags
+    assert "vlmodel version 1 is the champion already" in job("promote", *DEMO, *small, "name=first").stdout
+    assert client.get_model_version("vlmodel", "1").tags == before
 
 
 def test_without_a_former_champion_there_is_nothing_to_roll_back_to(
@@ -76,5 +76,5 @@ def test_without_a_former_champion_there_is_nothing_to_roll_back_to(
 ) -> None:
     refused = job("promote", *DEMO, *small, "--rollback", check=False)
     assert refused.returncode == 1
-    assert "version 1 of model 'vqa' took no champion's place" in refused.stderr
+    assert "version 1 of model 'vlmodel' took no champion's place" in refused.stderr
     assert "Traceback" not in refused.stderr

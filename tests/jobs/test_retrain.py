@@ -113,12 +113,12 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     }
     # The training that was killed after its end was not done again: there are two versions and two runs.
     client = connect(f"sqlite:///{runs}/mlflow.db")
-    assert sorted(int(v.version) for v in client.search_model_versions("name = 'vqa'")) == [1, 2]
+    assert sorted(int(v.version) for v in client.search_model_versions("name = 'vlmodel'")) == [1, 2]
     for where, rows in (("hold_out", 48), ("new", 2 * checked["counts"]["val"])):
         one, other = evaluated["candidate"][where][""], evaluated["champion"][where][""]
         assert one["rows"] == other["rows"] == rows > 0
         assert one["index"] == other["index"]
-    champion = client.get_model_version_by_alias("vqa", "champion").version
+    champion = client.get_model_version_by_alias("vlmodel", "champion").version
     assert str(champion) == ("2" if cycle.records["gated"]["promoted"] else "1")
     run = client.get_run(cycle.records["trained"]["run_id"])
     assert run.data.tags["retrain.cycle"] == MONDAY

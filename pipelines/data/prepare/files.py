@@ -7,6 +7,8 @@ import pyarrow as pa
 FOLDER = "_prepare"
 BEGUN = f"{FOLDER}/begun.json"
 """Written first: what is being prepared, and how."""
+LOCK = f"{FOLDER}/.lock"
+"""Held by the job that is preparing."""
 MANIFEST = f"{FOLDER}/prepare.json"
 """Written last: that it was done, and the counts."""
 REPORT = f"{FOLDER}/report.html"

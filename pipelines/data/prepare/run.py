@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ import pyarrow as pa
 from pipelines.data.errors import DataError
 from pipelines.data.index import Index, IndexConfig, build_index
 from pipelines.data.index_files import table_bytes
+from pipelines.data.lock import locked
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.decide import Decision, decide
-from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, MANIFEST, REPORT, WORK
+from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, LOCK, MANIFEST, REPORT, WORK
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages
 from pipelines.data.prepare.losses import losses
@@ -40,8 +43,8 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
         index_config: for the index of the prepared tars. Its splits are those of the source, whatever it says of them.
 
     Raises:
-        DataError: the source has no index, has changed since, or holds no pairs; ``config.out`` holds something else;
-            an unknown language; or every sample would be dropped.
+        DataError: the source has no index, has changed since, or holds no pairs; ``config.out`` holds something else,
+            or another job is preparing it; an unknown language; or every sample would be dropped.
     """
     index, out = Index.open(tars), Folder(config.out)
     if index.members != "pairs":
@@ -53,6 +56,22 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
     if (done := _finished(index, out, begun)) is not None:
         return done
     check_languages(config.languages)
+    with _alone(out):
+        # Again: another job may have finished, or begun another preparation, just now.
+        return _finished(index, out, begun) or _prepare(index, out, begun, config, index_config or IndexConfig())
+
+
+def _alone(out: Folder) -> AbstractContextManager[None]:
+    """No other job prepares this folder meanwhile, where it is local: object stores have no locks."""
+    if not out.is_local:
+        return nullcontext()
+    busy = DataError(f"another job is preparing {out.uri!r}; wait until it has ended, or name another prepare.out")
+    return locked(Path(out.path(LOCK)), busy)
+
+
+def _prepare(
+    index: Index, out: Folder, begun: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
+) -> Summary:
     out.write(BEGUN, _json(begun))
     _measure_all(index, config, out, hashlib.sha256(_json(begun)).hexdigest())
     decision = decide(index, config, out)
@@ -63,7 +82,7 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
     dropped = losses(index, decision, out)
     out.write(DROPPED, table_bytes(dropped, {}))
     same = {"validation_fraction": index.assignment.fraction, "members": index.members}
-    prepared = _index(out, (index_config or IndexConfig()).model_copy(update=same))
+    prepared = _index(out, index_config.model_copy(update=same))
     summary = _summary(index, prepared, decision, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
     out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))

@@ -39,7 +39,7 @@ _ERRORS = {
     413: "The body or the image is too large.",
     415: "Neither application/json nor multipart/form-data.",
     422: "The image or a field cannot be used.",
-    429: "Too many requests at once; see Retry-After.",
+    429: "Too many requests, at once or of this caller; see Retry-After.",
     503: "No model is loaded yet.",
     504: "The answer took too long.",
 }

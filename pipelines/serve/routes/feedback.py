@@ -12,7 +12,7 @@ from fastapi.responses import Response
 from pipelines.data.feedback import Spool, SpoolFullError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from pipelines.serve.guard import SENDER
+from pipelines.serve.guard import sender_of
 from pipelines.serve.rate import RateLimit
 from pipelines.serve.routes.call import Call, check_texts, documentation
 from pipelines.serve.schema.feedback import FeedbackRequest, FeedbackResponse
@@ -25,12 +25,12 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     """The route of corrections."""
     routes = APIRouter()
     spool = Spool(config.feedback.folder, int(config.feedback.max_gb * 1e9))
-    rate = RateLimit(config.feedback.per_minute)
+    rate = RateLimit(config.feedback.per_minute, burst=config.feedback.per_minute)
 
     @routes.post("/v1/feedback", summary="Correct an answer", **documentation(FeedbackRequest, FeedbackResponse))
     async def correct(request: Request) -> Response:
         """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
-        sender = request.scope.get(SENDER, "local")
+        sender = sender_of(request.scope)
         call = Call(request, service, config)
         if wait_s := rate.take(sender):
             seconds = math.ceil(wait_s)

@@ -68,6 +68,10 @@ ImageBytes = Annotated[
 Question = Annotated[str, AfterValidator(_not_blank("question"))]
 Text = Annotated[str, AfterValidator(_not_blank("text"))]
 
+# The two ways to give texts; `one_or_several` says which was taken.
+OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
+SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
+
 IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
 
 
@@ -101,7 +105,7 @@ class ModelVersion(BaseModel):
     version: str
 
 
-EXAMPLE_MODEL: JsonDict = {"name": "vqa", "version": "3"}
+EXAMPLE_MODEL: JsonDict = {"name": "vlmodel", "version": "3"}
 
 
 class TaskResponse(BaseModel):

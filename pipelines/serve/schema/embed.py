@@ -10,9 +10,10 @@ from pipelines.serve.schema.common import (
     EXAMPLE_MODEL,
     IMAGE,
     ImageBytes,
+    OneText,
+    SeveralTexts,
     TaskRequest,
     TaskResponse,
-    Text,
     one_or_several,
 )
 
@@ -32,8 +33,8 @@ class EmbedRequest(TaskRequest):
     repeated = {"text": "texts"}
 
     image: ImageBytes | None = Field(default=None, description=IMAGE)
-    text: Text | None = Field(default=None, description="One text; give this or `texts`.")
-    texts: list[Text] | None = Field(default=None, description="Several texts.")
+    text: OneText = None
+    texts: SeveralTexts = None
 
     @model_validator(mode="after")
     def _give_something(self) -> EmbedRequest:

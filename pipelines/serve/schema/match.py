@@ -11,9 +11,10 @@ from pipelines.serve.schema.common import (
     EXAMPLE_MODEL,
     IMAGE,
     ImageBytes,
+    OneText,
+    SeveralTexts,
     TaskRequest,
     TaskResponse,
-    Text,
     one_or_several,
 )
 
@@ -32,8 +33,8 @@ class MatchRequest(TaskRequest):
     repeated = {"text": "texts"}
 
     image: ImageBytes = Field(description=IMAGE)
-    text: Text | None = Field(default=None, description="One text; give this or `texts`.")
-    texts: list[Text] | None = Field(default=None, description="Several texts.")
+    text: OneText = None
+    texts: SeveralTexts = None
 
     @model_validator(mode="after")
     def _give_one_way(self) -> MatchRequest:

@@ -106,8 +106,8 @@ def versions(
     """Two versions of the same files."""
     first = registry.log_model(run_id, checkpoint, example, score)
     client = connect(f"sqlite:///{storage}/mlflow.db")
-    source = str(client.get_model_version("vqa", "1").source)
-    client.create_model_version("vqa", source, run_id, tags=dict(first.tags))
+    source = str(client.get_model_version("vlmodel", "1").source)
+    client.create_model_version("vlmodel", source, run_id, tags=dict(first.tags))
     return [first, registry.version("2")]
 
 
@@ -221,9 +221,9 @@ def test_eight_promotions_at_once_have_one_winner(
     registry: Registry, tracking: TrackingConfig, storage: str, run_id: str, versions: list[ModelVersion]
 ) -> None:
     client = connect(f"sqlite:///{storage}/mlflow.db")
-    source = str(client.get_model_version("vqa", "1").source)
+    source = str(client.get_model_version("vlmodel", "1").source)
     for _ in range(6):
-        client.create_model_version("vqa", source, run_id, tags=dict(versions[0].tags))
+        client.create_model_version("vlmodel", source, run_id, tags=dict(versions[0].tags))
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(8)
     processes = [

@@ -40,7 +40,7 @@ def test_a_model_is_registered_with_its_score_once(
     monkeypatch.chdir(tmp_path)
     version = registry.log_model(run_id, checkpoint, example, score, step=120)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "no store at MLflow's own default place"
-    assert (version.name, version.version, version.run_id, version.score) == ("vqa", "1", run_id, score)
+    assert (version.name, version.version, version.run_id, version.score) == ("vlmodel", "1", run_id, score)
     assert (version.tags["run_name"], version.tags["step"]) == ("run-1", "120")
     assert registry.log_model(run_id, checkpoint, example, score, step=120) == version
     assert registry.find() is None
@@ -147,7 +147,7 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     example: tuple[bytes, str],
     score: Score,
 ) -> None:
-    with pytest.raises(RegistryError, match=r"'vqa' has no champion; train one .*jobs\.promote"):
+    with pytest.raises(RegistryError, match=r"'vlmodel' has no champion; train one .*jobs\.promote"):
         registry.champion()
     registry.log_model(run_id, checkpoint, example, score)
     registry.log_model(run_id, other_checkpoint, example, replace(score, value=0.95))
@@ -202,7 +202,7 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
     assert json.loads(registry.version("2").tags["rollback"])["reason"] == "it is slow"
     # A repetition, as of a job that was killed, does not go back further.
     assert registry.rollback("it is slow", of="2").version == "1"
-    with pytest.raises(RegistryError, match="version 1 of model 'vqa' took no champion's place"):
+    with pytest.raises(RegistryError, match="version 1 of model 'vlmodel' took no champion's place"):
         registry.rollback("once more", of="1")
 
 
@@ -328,9 +328,9 @@ def test_a_damaged_copy_is_downloaded_again_and_only_then(
 
 def test_a_version_that_something_else_registered_is_refused(registry: Registry, storage: str) -> None:
     client = connect(f"sqlite:///{storage}/mlflow.db")
-    client.create_registered_model("vqa")
-    client.create_model_version("vqa", f"{storage}/elsewhere")
-    with pytest.raises(ArtifactError, match="version 1 of model 'vqa' has no tag manifest_sha256"):
+    client.create_registered_model("vlmodel")
+    client.create_model_version("vlmodel", f"{storage}/elsewhere")
+    with pytest.raises(ArtifactError, match="version 1 of model 'vlmodel' has no tag manifest_sha256"):
         registry.promote("1", "foreign", over=None)
 
 

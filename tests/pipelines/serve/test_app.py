@@ -233,6 +233,33 @@ def test_more_than_it_holds_is_refused_at_once_with_retry_after() -> None:
     asyncio.run(go())
 
 
+def test_each_key_is_held_to_its_rate_and_no_other_pays_for_it(service: FakeService) -> None:
+    other = "another key"
+    config = ServeConfig(requests_per_minute=60, request_burst=3, replicas=2)
+    app = create_app(service, config, [HASH, hashlib.sha256(other.encode()).hexdigest()])
+
+    def ask(key: str) -> httpx.Response:
+        return post(app, {"image": TEXT, "question": "A?"}, headers={"x-api-key": key})
+
+    assert [ask("wrong").status_code for _ in range(5)] == [401] * 5
+    assert [ask(KEY).status_code for _ in range(2)] == [200, 200], "half of 3, rounded up"
+    refused = ask(KEY)
+    assert (refused.status_code, error_code(refused)) == (429, "rate_limited")
+    assert refused.headers["retry-after"] == "2", "half of 60 in a minute"
+    assert send(app, "GET", "/v1/model", headers={"x-api-key": KEY}).status_code == 200
+    assert ask(other).status_code == 200
+    assert len(service.seen) == 3
+
+
+def test_without_keys_all_callers_share_a_rate_and_by_default_there_is_none(service: FakeService) -> None:
+    body = {"image": TEXT, "question": "A?"}
+    limited = create_app(service, ServeConfig(requests_per_minute=1, request_burst=1))
+    assert [post(limited, body).status_code for _ in range(2)] == [200, 429]
+    assert send(limited, "POST", "/elsewhere").status_code == 404
+    free = create_app(service, ServeConfig())
+    assert {post(free, body).status_code for _ in range(40)} == {200}
+
+
 def test_an_answer_that_takes_too_long_gets_504_and_no_header_changes_that() -> None:
     app = create_app(Slow(), ServeConfig(request_timeout_s=0.05))
     response = post(app, {"image": TEXT, "question": "A?"}, headers={"x-request-timeout-seconds": "0"})
@@ -423,14 +450,17 @@ def test_every_answer_is_counted_by_route_status_reason_and_version(service: Fak
             raise AssertionError("no pass was made")
 
     seen = Seen()
-    app = create_app(service, ServeConfig(max_body_bytes=20_000), metrics=seen)
+    limits = ServeConfig(max_body_bytes=20_000, requests_per_minute=1, request_burst=3)
+    app = create_app(service, limits, metrics=seen)
     post(app, {"image": TEXT, "question": "A?"})
     post(app, {"image": "!", "question": "A?"})
     post(app, {"image": "A" * 30_000, "question": "A?"})
+    post(app, {"image": TEXT, "question": "A?"})
     send(app, "GET", "/some/path/of/the/client")
     assert seen.requests == [
         ("/v1/vqa", 200, "ok", "7"),
         ("/v1/vqa", 422, "bad_base64", "7"),
         ("none", 413, "body_too_large", "7"),
+        ("none", 429, "rate_limited", "7"),
         ("none", 404, "not_found", "7"),
     ]

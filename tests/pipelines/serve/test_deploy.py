@@ -18,13 +18,14 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from pipelines.serve import deploy
-from pipelines.serve.client import ask
+from pipelines.serve import deploy, tls
+from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
 from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http import events
+from tests.pipelines.serve.server import self_signed
 from vlmodel.config import ConfigError, dump, load, parse
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -43,6 +44,31 @@ def service_config(port: int, **changes: object) -> ServeConfig:
     return parse(ServeConfig, {**tree, **changes})
 
 
+def test_over_https_from_the_first_request_to_an_update(
+    ray_local: None, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first of this file: Serve takes a certificate only when it starts, and then runs for the tests below."""
+    own, other = self_signed(tmp_path), self_signed(tmp_path, "other")
+    config = service_config(free_port(), tls=dump(own))
+    try:
+        address = deploy.start(config, model_folder, version="1")
+        assert address == f"https://127.0.0.1:{config.port}"
+        with Client(address, trust=tls.pinned(own)) as client:
+            assert client.ask(picture(), QUESTIONS).model.version == "1"
+            assert not is_there(address.replace("https", "http"))
+            with pytest.raises(
+                ServeError, match=r"does not answer at http://.* whether it encrypts, only when it starts"
+            ):
+                deploy.start(service_config(config.port), model_folder, version="2")
+            assert client.ask(picture(), QUESTIONS).model.version == "1"
+            # A renewed certificate is no reason to keep a new model back.
+            deploy.start(service_config(config.port, tls=dump(other)), model_folder, version="2")
+            assert "shows another certificate than that in" in caplog.text
+            assert client.ask(picture(), QUESTIONS).model.version == "2"
+    finally:
+        deploy.stop()
+
+
 @pytest.fixture(scope="module")
 def address(ray_local: None, model_folder: Path) -> Iterator[str]:
     said: list[str] = []
@@ -50,13 +76,19 @@ def address(ray_local: None, model_folder: Path) -> Iterator[str]:
     yield deploy.start(config, model_folder, name="vqa", version="3", report=said.append)
     deploy.stop()
     assert said[-1] == "service: running"
-    with pytest.raises(ServeError, match="is the service running"):
-        ask(deploy.address_of(config), picture(), QUESTIONS)
+    with Client(deploy.address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
+        gone.ask(picture(), QUESTIONS)
 
 
-def test_answers_over_http_are_those_of_the_predictor(address: str, model_folder: Path) -> None:
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[Client]:
+    with Client(address) as connected:
+        yield connected
+
+
+def test_answers_over_http_are_those_of_the_predictor(address: str, client: Client, model_folder: Path) -> None:
     image = picture(5)
-    got = ask(address, image, QUESTIONS, top_k=4, attention=True)
+    got = client.ask(image, QUESTIONS, top_k=4, attention=True)
     [expected] = Predictor.from_pretrained(model_folder).predict([Example(image, tuple(QUESTIONS))], 4, attention=True)
     assert [answer.question for answer in got.answers] == QUESTIONS
     for mine, plain in zip(got.answers, expected, strict=True):
@@ -71,10 +103,10 @@ def test_answers_over_http_are_those_of_the_predictor(address: str, model_folder
     assert response.json()["answers"] == got.model_dump()["answers"]
 
 
-def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(address: str, model_folder: Path) -> None:
+def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(client: Client, model_folder: Path) -> None:
     images = [picture(seed) for seed in range(24)]
-    with ThreadPoolExecutor(24) as crowd, httpx.Client(limits=httpx.Limits(max_connections=24)) as client:
-        answers = list(crowd.map(lambda image: ask(address, image, QUESTIONS[:1], top_k=1, client=client), images))
+    with ThreadPoolExecutor(24) as crowd:
+        answers = list(crowd.map(lambda image: client.ask(image, QUESTIONS[:1], top_k=1), images))
     predictor = Predictor.from_pretrained(model_folder)
     expected = [of_one[0].answers[0] for of_one in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)]
     got = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
@@ -82,22 +114,22 @@ def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(addr
     np.testing.assert_allclose([p for _, p in got], [p for _, p in expected], atol=1e-5)
 
 
-def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str) -> None:
+def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str, client: Client) -> None:
     def code(response: httpx.Response) -> tuple[int, str]:
         return response.status_code, response.json()["error"]["code"]
 
-    with httpx.Client(base_url=address) as client:
+    with httpx.Client(base_url=address) as session:
         files = {"image": ("i", b"GIF89a no picture")}
-        assert code(client.post("/v1/vqa", data={"question": "?"}, files=files)) == (422, "undecodable_image")
-        assert code(client.get("/nowhere")) == (404, "not_found")
-        assert code(client.post("/v1/vqa", content=b"x", headers={"content-type": "text/x"}))[0] == 415
-        rebound = client.get("/v1/model", headers={"host": "rebound.example"})
+        assert code(session.post("/v1/vqa", data={"question": "?"}, files=files)) == (422, "undecodable_image")
+        assert code(session.get("/nowhere")) == (404, "not_found")
+        assert code(session.post("/v1/vqa", content=b"x", headers={"content-type": "text/x"}))[0] == 415
+        rebound = session.get("/v1/model", headers={"host": "rebound.example"})
         assert code(rebound) == (403, "foreign_host")
         slow_timeout = {"x-request-timeout-seconds": "0"}
-        assert client.get("/v1/model", headers=slow_timeout).json()["labels"] == len(LABELS)
+        assert session.get("/v1/model", headers=slow_timeout).json()["labels"] == len(LABELS)
     with pytest.raises(ServeError, match=r"422: empty_question: .*the question is empty"):
-        ask(address, picture(), [" "])
-    assert ask(address, picture(), QUESTIONS).model.version == "3"
+        client.ask(picture(), [" "])
+    assert client.ask(picture(), QUESTIONS).model.version == "3"
 
 
 def test_an_endless_body_over_http_is_cut_off(address: str) -> None:
@@ -124,36 +156,48 @@ def test_it_listens_on_loopback_only(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_new_version_replaces_the_old_one_without_a_refused_request(address: str, model_folder: Path) -> None:
+def test_a_new_version_replaces_the_old_one_without_a_refused_request(
+    address: str, client: Client, model_folder: Path
+) -> None:
     config = service_config(int(address.rpartition(":")[2]))
     image = picture()
     with ThreadPoolExecutor(1) as aside:
         update = aside.submit(deploy.start, config, model_folder, "vqa", "4")
-        versions = [ask(address, image, QUESTIONS).model.version]
+        versions = [client.ask(image, QUESTIONS).model.version]
         while not update.done():
-            versions.append(ask(address, image, QUESTIONS).model.version)
+            versions.append(client.ask(image, QUESTIONS).model.version)
     assert update.result() == address
-    versions.append(ask(address, image, QUESTIONS).model.version)
+    versions.append(client.ask(image, QUESTIONS).model.version)
     assert versions[0] == "3"
     assert versions[-1] == "4"
     assert versions == sorted(versions)
 
 
 def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
-    address: str, model_folder: Path, tmp_path: Path
+    address: str, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
-    version = ask(address, picture(), QUESTIONS).model.version
+    version = client.ask(picture(), QUESTIONS).model.version
     for file in model_folder.iterdir():
         if file.suffix != ".safetensors":
             (tmp_path / file.name).write_bytes(file.read_bytes())
     config = service_config(int(address.rpartition(":")[2]))
     with pytest.raises(ServeError, match=r"the service did not start: .*version 5 in .* does not load"):
         deploy.start(config, tmp_path, "vqa", "5")
-    assert ask(address, picture(), QUESTIONS).model.version == version
+    assert client.ask(picture(), QUESTIONS).model.version == version
     assert serve.status().applications[deploy.APP_NAME].status != "DEPLOY_FAILED", "Serve wants the former one again"
     deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
     assert parse(ServeConfig, deployed.config) == config
+
+
+def test_a_service_in_plain_is_not_taken_for_an_encrypted_one(
+    address: str, client: Client, tmp_path: Path, model_folder: Path
+) -> None:
+    version = client.ask(picture(), QUESTIONS).model.version
+    encrypted = service_config(int(address.rpartition(":")[2]), tls=dump(self_signed(tmp_path)))
+    with pytest.raises(ServeError, match=r"does not answer at https://.* whether it encrypts, only when it starts"):
+        deploy.start(encrypted, model_folder, "vqa", "5")
+    assert client.ask(picture(), QUESTIONS).model.version == version
 
 
 @pytest.mark.slow

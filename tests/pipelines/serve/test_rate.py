@@ -1,16 +1,33 @@
 from __future__ import annotations
 
+import pytest
+
 from pipelines.serve.rate import RateLimit
 
 
-def test_each_sender_has_so_many_in_any_minute() -> None:
+def test_each_sender_has_a_burst_and_then_a_rate() -> None:
     now = [100.0]
-    rate = RateLimit(2, lambda: now[0])
+    rate = RateLimit(6, 2, lambda: now[0])
     assert [rate.take("a"), rate.take("a"), rate.take("b")] == [0, 0, 0]
-    now[0] = 130.0
-    assert rate.take("a") == 30
-    now[0] = 159.9
-    assert rate.take("a") > 0, "what was refused does not count, and neither does it help"
-    now[0] = 160.0
-    assert [rate.take("a"), rate.take("a")] == [0, 0]
-    assert rate.take("a") == 60
+    assert rate.take("a") == 10
+    now[0] = 104.0
+    assert rate.take("a") == 6, "what was refused does not count, and neither does it help"
+    now[0] = 110.0
+    assert [rate.take("a"), rate.take("a")] == [0, 10]
+    now[0] = 1000.0
+    assert [rate.take("a"), rate.take("a"), rate.take("a")] == [0, 0, 10], "a full bucket grows no further"
+
+
+@pytest.mark.parametrize(("per_minute", "burst"), [(1, 1), (30, 30), (90, 7), (0.5, 3)])
+def test_who_waits_as_told_is_taken_at_once_and_who_does_not_is_not(per_minute: float, burst: int) -> None:
+    now = [0.0]
+    rate = RateLimit(per_minute, burst, lambda: now[0])
+    taken = 0
+    while now[0] < 3600:
+        if wait_s := rate.take("a"):
+            now[0] += wait_s / 2
+            assert rate.take("a") > 0
+            now[0] += wait_s / 2 + 1e-6
+        else:
+            taken += 1
+    assert taken == pytest.approx(burst + 60 * per_minute, abs=1)

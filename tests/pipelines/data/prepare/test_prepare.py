@@ -267,6 +267,23 @@ def test_an_interrupted_job_goes_on_where_it_was(
     assert Index.open(str(out)).hash == Index.open(str(tmp_path / "calm")).hash
 
 
+def test_two_jobs_do_not_prepare_one_folder_at_once(source: Index, tmp_path: Path, here: Here) -> None:
+    out = tmp_path / "out"
+    config = CONFIG.model_copy(update={"out": str(out)})
+    second: list[str] = []
+
+    def beside(items: Sequence[Any], work: Any) -> Iterator[Mapping[str, Any]]:
+        with pytest.raises(DataError, match=rf"another job is preparing '{out}'; wait") as refused:
+            prepare(source.tars, config)
+        second.append(str(refused.value))
+        yield from map(work, items)
+
+    here(beside)
+    first = prepare(source.tars, config)
+    assert second
+    assert prepare(source.tars, config) == first
+
+
 def test_a_finished_job_does_nothing_and_another_is_refused(source: Index, tmp_path: Path, here: Here) -> None:
     out = tmp_path / "out"
     config = CONFIG.model_copy(update={"out": str(out)})
@@ -281,6 +298,7 @@ def test_a_finished_job_does_nothing_and_another_is_refused(source: Index, tmp_p
         prepare(source.tars, config.model_copy(update={"quality": 50}))
     with pytest.raises(DataError, match=r"prepare.out is data.tars itself"):
         prepare(source.tars, config.model_copy(update={"out": source.tars}))
+    assert not (Path(source.tars) / "_prepare").exists(), "a foreign folder is left as it is"
     (tmp_path / "strange").mkdir()
     (tmp_path / "strange" / "x.tar").write_bytes(b"x")
     with pytest.raises(DataError, match=r"holds x.tar, which no preparation wrote; choose another folder"):

@@ -12,30 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.registry.errors import RegistryError
-
 _POLL_S = 0.05
 
 
 @contextmanager
-def locked(file: Path, timeout_s: float = 120) -> Iterator[None]:
+def locked(file: Path, refusal: Exception, wait_s: float = 0.0) -> Iterator[None]:
     """Hold the lock while the block runs. The file stays: removing it would let two hold two of the same name.
 
     Raises:
-        RegistryError: another process has held it for ``timeout_s`` seconds.
+        Exception: ``refusal``, where another holds it and still did after ``wait_s`` seconds.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + wait_s
     with file.open("a") as held:
         while True:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except (BlockingIOError, PermissionError):
-                if time.monotonic() > deadline:
-                    raise RegistryError(
-                        f"{str(file)!r} has been locked for {timeout_s:g} s; see which process holds it (lsof), end "
-                        "it, and try again"
-                    ) from None
+                if time.monotonic() >= deadline:
+                    raise refusal from None
                 time.sleep(_POLL_S)
         yield

@@ -1,0 +1,130 @@
+"""The service's certificate: its files, looked at before anything starts, and trust in it from this machine."""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NoReturn
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic import model_validator
+
+from pipelines.serve.errors import ServeError
+from vlmodel.config import Section
+
+
+class TLSConfig(Section):
+    """Encryption at the service's own port, where no proxy before it does that."""
+
+    certificate: str = ""
+    """PEM file of the certificate and the chain to its authority, on each node; "" serves plain HTTP."""
+
+    key: str = ""
+    """PEM file of the certificate's private key, without a passphrase, on each node."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> TLSConfig:
+        if bool(self.certificate) != bool(self.key):
+            missing = "key" if self.certificate else "certificate"
+            raise ValueError(f"certificate and key belong together, and there is no {missing}; name both, or none")
+        return self
+
+    @property
+    def active(self) -> bool:
+        return bool(self.certificate)
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Certificate and key, absolute: Serve's proxies have other working directories."""
+        return Path(self.certificate).expanduser().absolute(), Path(self.key).expanduser().absolute()
+
+
+def check(config: TLSConfig) -> None:
+    """Refuse files that a server cannot use, or that no client would trust today.
+
+    Raises:
+        ServeError: naming the file and the remedy.
+    """
+    if not config.active:
+        return
+    certificate, key = config.files
+    own = _own_certificate(certificate)
+    now = datetime.now(UTC)
+    if now >= own.not_valid_after_utc:
+        raise ServeError(f"the certificate in '{certificate}' expired at {own.not_valid_after_utc}; renew it")
+    if now < own.not_valid_before_utc:
+        raise ServeError(
+            f"the certificate in '{certificate}' is valid from {own.not_valid_before_utc} on; set this machine's "
+            "clock, or take another"
+        )
+    _read(key, "serve.tls.key")
+
+    def no_passphrase() -> NoReturn:
+        raise ServeError(
+            f"the key in '{key}' needs a passphrase, and no one is there to type it; write it without one, readable "
+            "by the service alone: openssl pkey -in KEY -out PLAIN"
+        )
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=no_passphrase)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise ServeError(
+                f"'{key}' is not the key of the first certificate in '{certificate}'; name its own key, and put the "
+                "service's certificate before those of its authorities"
+            ) from None
+        raise ServeError(
+            f"'{key}' cannot be used as the key of '{certificate}' ({error.reason or error}); it must be a private "
+            "key in PEM"
+        ) from None
+
+
+def pinned(config: TLSConfig) -> ssl.SSLContext | None:
+    """What this machine's own requests trust: the service's certificate itself, whatever names and authority it has.
+
+    None where there is no certificate.
+
+    Raises:
+        ServeError: the file cannot be read.
+    """
+    if not config.active:
+        return None
+    # Of the file the first alone: whoever has a certificate of the same authority would be trusted with its chain.
+    own = _own_certificate(config.files[0])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.load_verify_locations(cadata=own.public_bytes(Encoding.DER))
+    return context
+
+
+def unverified() -> ssl.SSLContext:
+    """Trust in any certificate: for requests that carry no secret and bring nothing to be believed."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _own_certificate(file: Path) -> x509.Certificate:
+    data = _read(file, "serve.tls.certificate")
+    try:
+        return x509.load_pem_x509_certificates(data)[0]
+    except ValueError as error:
+        raise ServeError(
+            f"'{file}' of serve.tls.certificate holds no certificate in PEM ({error}); it begins with -----BEGIN "
+            "CERTIFICATE-----"
+        ) from None
+
+
+def _read(file: Path, setting: str) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ServeError(f"'{file}' of {setting} does not exist; put it there, on every node") from None
+    except OSError as error:
+        raise ServeError(
+            f"'{file}' of {setting} cannot be read ({error.strerror}); let the user of the service read it"
+        ) from None
