@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from pipelines.serve import deploy
+from pipelines.data.comparisons import read
+from pipelines.serve import deploy, rival
 from pipelines.serve.client import ask
 from pipelines.serve.config import ServeConfig, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
@@ -154,6 +156,41 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
     deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
     assert parse(ServeConfig, deployed.config) == config
+
+
+@pytest.mark.slow
+def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
+    address: str, model_folder: Path, folder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own = {"mode": "canary", "share": 0.5, "folder": str(tmp_path), "flush_s": 0.2, "num_cpus": 0.5, "timeout_s": 30.0}
+    config = service_config(int(address.rpartition(":")[2]), challenger=own)
+    with pytest.raises(ServeError, match="no challenger is named"):
+        deploy.start(config, model_folder, "vqa", "10")
+    challenger = deploy.model_tree(model_folder, "vqa", "11")
+    deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
+    images = [picture(seed) for seed in range(24)]
+    sides = {image: ask(address, image, QUESTIONS).model.version for image in images}
+    assert set(sides.values()) == {"10", "11"}
+    assert {image: ask(address, image, QUESTIONS).model.version for image in images} == sides
+    chosen = [image for image, version in sides.items() if version == "11"]
+    deadline = time.monotonic() + 60
+    while len(found := list(read(str(tmp_path)))) < 2 * len(chosen):
+        assert time.monotonic() < deadline, f"{len(found)} of {2 * len(chosen)} records"
+        time.sleep(0.2)
+    assert {one.image for one in found} == {hashlib.sha256(image).hexdigest() for image in chosen}
+    assert {(one.champion.version, one.challenger.version, one.agreement) for one in found} == {("10", "11", 1.0)}
+
+    # A challenger that does not load leaves the former pair as it was.
+    broken = {**challenger, "version": "12", "digest": "0" * 64}
+    with pytest.raises(ServeError, match=r"the challenger did not start: .*version 12 in .* does not load"):
+        deploy.start(config, model_folder, "vqa", "10", challenger=broken)
+    assert {image: ask(address, image, QUESTIONS).model.version for image in images} == sides
+
+    deploy.start(service_config(config.port), model_folder, "vqa", "10")
+    assert {ask(address, image, QUESTIONS).model.version for image in images} == {"10"}
+    while rival.APP_NAME in serve.status().applications:
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
