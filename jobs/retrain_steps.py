@@ -18,7 +18,7 @@ from pipelines.data.progress import ShardProgress
 from pipelines.data.storage import Folder
 from pipelines.data.vocabulary import known_answers
 from pipelines.evaluate.assess import assess
-from pipelines.registry.registry import ModelVersion, Registry
+from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
 from pipelines.retrain.incoming import check_taken, images_in_common, new_tars, take
@@ -159,6 +159,10 @@ def swapped(config: JobConfig, cycle: Cycle) -> Facts:
         return {"swapped": False, "reason": "the champion is the same"}
     if not config.retrain.swap or not deploy.is_running():
         return {"swapped": False, "reason": "no service runs on this cluster" if config.retrain.swap else "not wanted"}
+    # The challenger may be what has just become the champion, and the next one is not there yet.
+    if _registry(config).find(CHALLENGER) is None:
+        off = config.serve.challenger.model_copy(update={"mode": "off"})
+        config = config.model_copy(update={"serve": config.serve.model_copy(update={"challenger": off})})
     return {"swapped": True, "reason": f"serving at {serve.start(config)}"}
 
 

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from jobs import runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.registry.registry import Registry
+from pipelines.registry.errors import RegistryError
+from pipelines.registry.gate.stored import same_schema
+from pipelines.registry.registry import LocalModel, Registry
 from pipelines.serve import deploy
 
 
@@ -29,11 +31,35 @@ def run(config: JobConfig) -> None:
 
 
 def start(config: JobConfig) -> str:
-    """Deploy the champion and return the service's address."""
-    model = Registry.open(config.tracking, runs.storage(config), config.registry).champion()
+    """Deploy the champion, and the challenger where ``serve.challenger.mode`` wants one; the service's address.
+
+    Raises:
+        RegistryError: there is no champion or no challenger, or the challenger is of another kind than the champion.
+    """
+    registry = Registry.open(config.tracking, runs.storage(config), config.registry)
+    model = registry.champion()
     return deploy.start(
-        config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True)
-    )
+        config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
+        golden=_golden(model),
+        challenger=None if config.serve.challenger.mode == "off" else _challenger(registry, model),
+    )  # fmt: skip
+
+
+def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
+    """The challenger, that can be asked what the champion is asked."""
+    found = registry.challenger()
+    schema = same_schema(found, champion)
+    if not schema.passed:
+        raise RegistryError(
+            f"challenger (version {found.version}) and champion (version {champion.version}) of {found.name!r} cannot "
+            f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
+            "serve.challenger.mode=off"
+        )
+    return deploy.model_tree(found.folder, found.name, found.version, found.digest, _golden(found))
+
+
+def _golden(model: LocalModel) -> str:
+    return str(model.golden or "")
 
 
 @contextmanager

@@ -202,7 +202,8 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
         registry = Registry.open(config.tracking, runs.storage(config), config.registry)
         # Of several tasks the first is the one that models are compared by.
         score = runs.score_of(found[0].report, index)
-        version = registry.log_model(tracker.run_id, model, found[0].example, score, best.step)
+        examples = {one.task: one.example for one in found}
+        version = registry.log_model(tracker.run_id, model, found[0].example, score, best.step, examples)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version
 

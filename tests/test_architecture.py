@@ -49,6 +49,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/deploy.py",
         "pipelines/serve/metrics.py",
         "pipelines/serve/replica.py",
+        "pipelines/serve/rival.py",
         "pipelines/train/entry.py",
         "pipelines/train/launch.py",
         "pipelines/train/progress.py",

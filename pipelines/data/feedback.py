@@ -12,11 +12,12 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
 from pipelines.data.storage import Folder
 from vlmodel.images import extension_of
@@ -112,3 +113,18 @@ class Spool:
         if self._bytes + size > self.max_bytes:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
         self._bytes += size
+
+
+def read_corrections(folder: str | Path) -> Iterator[Correction]:
+    """All corrections of a spool, by day; nothing where it does not exist. A damaged file is left out: the import
+    (importers/feedback.py) tells of it.
+
+    Raises:
+        OSError: a file could not be read after several attempts.
+    """
+    spool = Folder(folder)
+    for day in spool.subfolders():
+        for file in spool.files(f"{day}/{CORRECTIONS}"):
+            if file.name.endswith(".json") and not file.name.startswith("."):
+                with suppress(ValidationError):
+                    yield Correction.model_validate_json(spool.read(f"{day}/{CORRECTIONS}/{file.name}"))

@@ -6,10 +6,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipelines.data.comparisons import Task
 from vlmodel.config import Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rewording = Literal["case", "punctuation", "politeness"]
+
+
+class LiveConfig(Section):
+    """What real requests must have shown of a candidate that was served beside the champion (serve.challenger)."""
+
+    folder: str = ""
+    """serve.challenger.folder of that service; "" asks for no live traffic. Only requests that were put to exactly the
+    candidate and the champion count."""
+    feedback: str = ""
+    """serve.feedback.folder, to hold both against what people corrected; "" leaves that out."""
+    requests: int = Field(200, ge=1)
+    """Fewest requests that both were asked."""
+    few: Literal["fail", "pass"] = "fail"
+    """What fewer mean: a candidate that "fail"s for this alone becomes the challenger, and can be served as one; or
+    "pass": the gate decides by the hold-out, as without live traffic."""
+    errors: Share = 0.01
+    """By how much the share of requests that it failed may be above the champion's."""
+    agreement: dict[Task, Share] = {"vqa": 0.7, "match": 0.7}
+    """Least agreement with the champion's answers (see serve/agreement.py); tasks left out are not asked for."""
+    latency_p50: float = Field(1.5, gt=0)
+    """Most that its median latency may be, in times of the champion's."""
+    latency_p95: float = Field(1.5, gt=0)
+    """The same of the 95th percentile."""
+    corrections: Share = 0.02
+    """By how much fewer of the corrected answers it may have right; it is held against it beyond that and chance."""
 
 
 class GateConfig(Section):
@@ -46,6 +72,7 @@ class GateConfig(Section):
     """By how much the mean confidence about a blank image may be above that about the true one."""
     behaviour_tolerance: Share = 0.1
     """By how much agreement with rewordings and use of the image may be below the champion's."""
+    live: LiveConfig = LiveConfig()
 
 
 class RegistryConfig(Section):

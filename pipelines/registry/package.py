@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import vlmodel.config
-from pipelines.registry import errors, manifest
+from pipelines.registry import errors, golden, manifest
 
 _REQUIREMENTS = (
     "mlflow",
@@ -45,7 +45,13 @@ SIGNATURE = ModelSignature(
 )
 
 
-def build(checkpoint: Path, package: Path, example: tuple[bytes, str], origin: Model) -> str:
+def build(
+    checkpoint: Path,
+    package: Path,
+    example: tuple[bytes, str],
+    origin: Model,
+    answers: Sequence[golden.GoldenAnswer] = (),
+) -> str:
     """Write an MLflow model into a folder that does not exist yet.
 
     Args:
@@ -53,6 +59,7 @@ def build(checkpoint: Path, package: Path, example: tuple[bytes, str], origin: M
         package: the folder to write.
         example: (encoded image, question), the input example.
         origin: the MLflow model description to fill, with the ids of its run and logged model.
+        answers: to be stored with it.
 
     Returns:
         sha256 of the package's manifest.
@@ -76,6 +83,7 @@ def build(checkpoint: Path, package: Path, example: tuple[bytes, str], origin: M
             )
     for cache in package.rglob("__pycache__"):
         shutil.rmtree(cache)
+    golden.write(answers, package)
     return manifest.write(package)
 
 

@@ -21,6 +21,7 @@ from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
 from pipelines.registry.gate.behaviour import behaviour_checks, observe, probe_records
 from pipelines.registry.gate.check import Check, Decision, Difference
+from pipelines.registry.gate.live import live_checks
 from pipelines.registry.registry import LocalModel, ModelVersion, Registry
 from pipelines.train.tracking import NullTracker
 from vlmodel.fields import Fields
@@ -85,7 +86,8 @@ def decide(
         return decision
     tasks = VLProcessor.from_pretrained(ours.folder).tasks
     checks, differences = compare(found, holdout.evaluate(theirs, config.gate.split), tasks, config.gate)
-    return replace(decision.with_checks(checks), differences=tuple(differences))
+    live, of_live = live_checks(ours.name, ours.version, theirs.version, config.gate)
+    return replace(decision.with_checks([*checks, *live]), differences=(*differences, *of_live))
 
 
 def compare(

@@ -26,12 +26,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from pipelines.data.lock import locked
-from pipelines.registry import manifest, package
+from pipelines.registry import golden, manifest, package
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
 from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.train.tracking import RUN_TAG, TrackingConfig, connect, explained, tracking_uri
+from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,12 @@ class LocalModel(ModelVersion):
         """``manifest.digest`` of ``folder`` when it was registered."""
         return self.tags[MODEL_TAG]
 
+    @property
+    def golden(self) -> Path | None:
+        """The file of its golden answers; None for a version that was registered without."""
+        file = self.package / golden.GOLDEN
+        return file if file.is_file() else None
+
 
 class Registry:
     """One registered model."""
@@ -116,7 +123,13 @@ class Registry:
         return cls(client, tracking.model_name, cache, lock, smoke_test=config.smoke_test)
 
     def log_model(
-        self, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score, step: int = 0
+        self,
+        run_id: str,
+        checkpoint: Path,
+        example: tuple[bytes, str],
+        score: Score,
+        step: int = 0,
+        examples: Mapping[str, tuple[bytes, str]] | None = None,
     ) -> ModelVersion:
         """Store the inference part of a checkpoint with its run and register it as a new version.
 
@@ -128,6 +141,7 @@ class Registry:
             example: (encoded image, question), the input example and the input of the smoke test.
             score: of these weights.
             step: at which the checkpoint was taken.
+            examples: one of each task of the model, for its golden answers; ``example``, of its first, if not given.
 
         Raises:
             SmokeError: it does not load or answer in a fresh process; nothing is registered.
@@ -146,7 +160,7 @@ class Registry:
                 run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
-                tags[MANIFEST_TAG] = self._store(stored.model_id, run_id, checkpoint, example)
+                tags[MANIFEST_TAG] = self._store(stored.model_id, run_id, checkpoint, example, examples)
                 tags[MODEL_TAG] = fingerprint
                 self._client.finalize_logged_model(stored.model_id, "READY")
             except BaseException:
@@ -199,6 +213,22 @@ class Registry:
             raise RegistryError(
                 f"model {self.name!r} has no champion; train one (python -m jobs.train) and promote it "
                 "(python -m jobs.promote)"
+            )
+        return self.download(found)
+
+    def challenger(self) -> LocalModel:
+        """The version with the alias ``challenger``, downloaded and verified.
+
+        Raises:
+            RegistryError: there is none.
+            ArtifactError: its files are not those that were registered.
+        """
+        found = self.find(CHALLENGER)
+        if found is None:
+            raise RegistryError(
+                f"model {self.name!r} has no challenger; judge a newer version (python -m jobs.promote), which is "
+                "made the challenger if it is fit to be used and not shown to be better, or set "
+                "serve.challenger.mode=off"
             )
         return self.download(found)
 
@@ -304,7 +334,7 @@ class Registry:
     def _changing(self, action: str) -> Iterator[dict[str, str]]:
         """The aliases, which nobody else changes while the block runs."""
         busy = RegistryError(
-            f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, and try again"
+            f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, try again"
         )
         with locked(self._lock, busy, _LOCK_WAIT_S), explained(f"{action} of model {self.name!r}"):
             yield self._aliases()
@@ -322,11 +352,20 @@ class Registry:
         record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
         self._client.set_model_version_tag(self.name, version, tag, json.dumps(record))
 
-    def _store(self, model_id: str, run_id: str, checkpoint: Path, example: tuple[bytes, str]) -> str:
+    def _store(
+        self,
+        model_id: str,
+        run_id: str,
+        checkpoint: Path,
+        example: tuple[bytes, str],
+        examples: Mapping[str, tuple[bytes, str]] | None,
+    ) -> str:
+        predictor = Predictor.from_pretrained(checkpoint)
+        answers = golden.make(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
-            manifest_hash = package.build(checkpoint, built, example, origin)
+            manifest_hash = package.build(checkpoint, built, example, origin, answers)
             if self._smoke_test:
                 answers_in_fresh_process(built, [example])
             self._client.log_model_artifacts(model_id, str(built))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import AsyncTextIteratorStreamer
 
-from pipelines.registry import manifest
+from pipelines.registry import golden, manifest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
@@ -80,15 +80,17 @@ class Answerer:
     def model(self) -> ModelInfo | None:
         return self._loaded.info if self._loaded else None
 
-    async def load(self, folder: str | Path, name: str, version: str, digest: str = "") -> None:
+    async def load(self, folder: str | Path, name: str, version: str, digest: str = "", golden_file: str = "") -> None:
         """Load a model, warm up all its tasks and answer with it from then on. Requests in flight end with the former
         one.
 
         Args:
             digest: of the folder (``manifest.digest``) when it was deployed; files that changed since are refused.
+            golden_file: the version's golden answers, which it must give here too; "" for a model without.
 
         Raises:
-            ServeError: the folder holds no usable model; the former one, if any, goes on.
+            ServeError: the folder holds no usable model, or it gives other answers than its golden ones; the former
+                one, if any, goes on.
         """
         try:
             predictor = await asyncio.to_thread(self._read, Path(folder), digest)
@@ -99,6 +101,14 @@ class Answerer:
         except (OSError, ValueError, RuntimeError) as error:
             raise ServeError(f"model {name!r} version {version} in {str(folder)!r} does not load: {error}") from error
         await self._passes.run(partial(self._warm_up, heads), watched=False)
+        if golden_file and self._config.golden_tolerance < 1:
+            check = partial(_check_golden, predictor, Path(golden_file), self._config.golden_tolerance)
+            try:
+                await self._passes.run(check, watched=False)
+            except (ArtifactError, ServeError) as error:
+                raise ServeError(
+                    f"model {name!r} version {version} in {str(folder)!r} is not served: {error}"
+                ) from error
         processor = predictor.processor
         info = ModelInfo(
             name=name,
@@ -232,6 +242,15 @@ class Answerer:
             writing.cancel()
         self._metrics.batch("caption", 1, passed.seconds, loaded.info.version)
         yield _answered(loaded, decoded, passed)
+
+
+def _check_golden(predictor: Predictor, file: Path, tolerance: float) -> None:
+    answers = golden.read(file)
+    if found := golden.differences(predictor, answers, tolerance):
+        raise ServeError(
+            f"{len(found)} of its {len(answers)} golden answers are others here ({found[0]}); compare the versions of "
+            "libraries and the hardware with those of its training, or raise serve.golden_tolerance"
+        )
 
 
 def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answered[Any]:

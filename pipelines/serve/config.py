@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -30,6 +31,35 @@ class FeedbackConfig(Section):
     """Most corrections that each replica takes of one sender at once, and then in each minute."""
     max_gb: float = Field(default=1.0, gt=0)
     """Most that the spool may hold."""
+
+
+class ChallengerConfig(Section):
+    """The registry's challenger, asked beside the champion on real requests (challenger.py)."""
+
+    mode: Literal["off", "shadow", "canary"] = "off"
+    """"shadow": it is asked too, after the champion has answered, and nobody sees what it says. "canary": it answers
+    its share of the requests, and the champion where it fails or is late. Streamed captions and embeddings are always
+    the champion's."""
+    share: float = Field(default=0.1, ge=0, le=1)
+    """Share of the images (of the texts, where there is no image) that it is asked about; an image has one side."""
+    folder: str = ""
+    """Folder or URI of what was compared, which all replicas can write to; "" keeps nothing but metrics."""
+    max_gb: float = Field(default=1.0, gt=0)
+    """Most that the folder may hold."""
+    flush_s: float = Field(default=30.0, gt=0)
+    """What was compared is written after so long; a replica that is killed loses what it has not written."""
+    max_waiting: int = Field(default=16, ge=1)
+    """Requests that each replica has at the challenger at once; one more is the champion's alone."""
+    timeout_s: float = Field(default=2.0, gt=0)
+    """Time for an answer of the challenger."""
+    replicas: int = Field(default=1, ge=1)
+    """Copies of the challenger, each in a process of its own."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """CPUs that each of them reserves."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs, or the fraction of one, that each of them reserves."""
+    model_threads: int = Field(default=1, ge=1)
+    """Threads of its forward pass on CPU; few leave the cores to a champion on the same machine."""
 
 
 class ServeConfig(Section):
@@ -95,6 +125,12 @@ class ServeConfig(Section):
     """Time for one request, from its first byte to its answer. No header of a client can change it."""
 
     feedback: FeedbackConfig = FeedbackConfig()
+
+    challenger: ChallengerConfig = ChallengerConfig()
+
+    golden_tolerance: float = Field(default=0.02, ge=0, le=1)
+    """By how much a probability or cosine of the version's golden answers may be another on this machine; a replica
+    whose model gives others does not take over. 1 does not ask for them."""
 
     start_timeout_s: float = Field(default=300.0, gt=0)
     """Time for all replicas to load the model and answer."""

@@ -19,9 +19,9 @@ from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from pipelines.registry import manifest
-from pipelines.serve import tls
+from pipelines.serve import rival, tls
 from pipelines.serve.client import is_ready, is_there
-from pipelines.serve.config import ServeConfig, is_loopback
+from pipelines.serve.config import ChallengerConfig, ServeConfig, is_loopback
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
 from pipelines.serve.replica import Deployed, Replica
@@ -38,7 +38,13 @@ _ASK_S = 10.0
 
 
 def build_app(
-    config: ServeConfig, model_folder: str | Path, name: str = APP_NAME, version: str = "0", digest: str = ""
+    config: ServeConfig,
+    model_folder: str | Path,
+    name: str = APP_NAME,
+    version: str = "0",
+    digest: str = "",
+    golden: str = "",
+    challenger: Mapping[str, str] | None = None,
 ) -> serve.Application:
     """The Serve application that answers with the model in ``model_folder``.
 
@@ -48,16 +54,43 @@ def build_app(
         name, version: of the model in the registry; every answer carries them.
         digest: of the folder (``manifest.digest``), as the registry has it; if not given, as it is now. A replica
             refuses to start from other files, also one that takes a dead one's place later.
+        golden: file of the version's golden answers; a replica refuses to start if its model gives others.
+        challenger: the model that is deployed beside it (``model_tree``), where ``config.challenger.mode`` wants one.
 
     Raises:
-        ServeError: the folder holds no model, the certificate cannot be used, or the service is to be exposed and has
-            no API keys.
+        ServeError: the folder holds no model, the certificate cannot be used, the service is to be exposed and has no
+            API keys, or there is no challenger and one is wanted.
         ArtifactError: a link in the folder, which could point anywhere.
     """
-    folder = Path(model_folder).expanduser().resolve()
-    if not (folder / "config.json").is_file():
+    return _application(_described(config, model_tree(model_folder, name, version, digest, golden), challenger))
+
+
+def model_tree(folder: str | Path, name: str, version: str, digest: str = "", golden: str = "") -> dict[str, str]:
+    """A model as replicas are told of it; see ``build_app``.
+
+    Raises:
+        ServeError: the folder holds no model.
+        ArtifactError: a link in the folder, which could point anywhere.
+    """
+    place = Path(folder).expanduser().resolve()
+    if not (place / "config.json").is_file():
         raise ServeError(
-            f"{str(folder)!r} holds no model (no config.json); train one, or name a checkpoint's model folder"
+            f"{str(place)!r} holds no model (no config.json); train one, or name a checkpoint's model folder"
+        )
+    return {
+        "folder": str(place),
+        "name": name,
+        "version": str(version),
+        "digest": digest or manifest.digest(place),
+        "golden": golden,
+    }
+
+
+def _described(config: ServeConfig, model: Mapping[str, str], challenger: Mapping[str, str] | None) -> Deployed:
+    if config.challenger.mode != "off" and challenger is None:
+        raise ServeError(
+            f"serve.challenger.mode is {config.challenger.mode!r} and no challenger is named; deploy with "
+            "python -m jobs.serve, which takes the registry's, or set serve.challenger.mode=off"
         )
     key_hashes = read_key_hashes(os.environ)
     if config.expose and not key_hashes:
@@ -65,13 +98,8 @@ def build_app(
             f"serve.expose is true and there are no API keys; put SHA-256 hashes of keys into {KEY_HASHES_VARIABLE}"
         )
     tls.check(config.tls)
-    model = {
-        "folder": str(folder),
-        "name": name,
-        "version": str(version),
-        "digest": digest or manifest.digest(folder),
-    }
-    return _application(Deployed(dump(config), key_hashes, model))
+    beside = dict(challenger or {}) if config.challenger.mode != "off" else {}
+    return Deployed(dump(config), key_hashes, model, beside)
 
 
 def _application(deployed: Deployed) -> serve.Application:
@@ -92,7 +120,25 @@ def _application(deployed: Deployed) -> serve.Application:
         health_check_period_s=_HEALTH_CHECK_S,
         logging_config=LoggingConfig(enable_access_log=False),
     )(Replica)
-    return deployment.bind(deployed.config, deployed.key_hashes)
+    return deployment.bind(deployed.config, deployed.key_hashes, deployed.challenger)
+
+
+def _challenger_application(deployed: Deployed) -> serve.Application:
+    config = parse(ServeConfig, deployed.config)
+    own = config.challenger
+    deployment = serve.deployment(
+        name=rival.DEPLOYMENT,
+        num_replicas=own.replicas,
+        ray_actor_options={"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
+        user_config=dict(deployed.challenger),
+        # Each of the champion's replicas holds back what is more than max_waiting.
+        max_ongoing_requests=config.replicas * own.max_waiting,
+        max_constructor_retry_count=1,
+        max_surge_percent=100,
+        health_check_period_s=_HEALTH_CHECK_S,
+        logging_config=LoggingConfig(enable_access_log=False),
+    )(rival.Challenger)
+    return deployment.bind(deployed.config)
 
 
 def app(args: Mapping[str, Any]) -> serve.Application:
@@ -116,13 +162,16 @@ def start(
     version: str = "0",
     digest: str = "",
     report: Callable[[str], None] = lambda line: None,
+    *,
+    golden: str = "",
+    challenger: Mapping[str, str] | None = None,
 ) -> str:
     """Deploy on the cluster that this process is connected to, and wait until it answers.
 
     Where Serve runs already, the application is updated without an interruption.
 
     Args:
-        config, model_folder, name, version, digest: see ``build_app``.
+        config, model_folder, name, version, digest, golden, challenger: see ``build_app``.
         report: is told each change of the service's status.
 
     Returns:
@@ -134,12 +183,12 @@ def start(
     """
     if not ray.is_initialized():
         raise ServeError("not connected to a Ray cluster; call ray.init() first")
-    application = build_app(config, model_folder, name, version, digest)
+    wanted = _described(config, model_tree(model_folder, name, version, digest, golden), challenger)
     running = bool(serve.status().proxies)
     former = _deployed() if is_running() else None
     if not running:
         check_port_free(config.host, config.port)
-    address = address_of(config)
+    address, touched = address_of(config), False
     trust = tls.pinned(config.tls)
     if running and not is_there(address, trust):
         trust = _other_trust(config, address)
@@ -157,14 +206,24 @@ def start(
                 ),
                 logging_config=LoggingConfig(enable_access_log=False),
             )
-            _run(application)
+            _run_challenger(wanted)
+        if wanted.challenger:
+            _wait_until_ready(config, "", None, report, rival.APP_NAME)
+        touched = True
+        with _quiet():
+            _run(_application(wanted))
         _wait_until_ready(config, address, trust, report)
+        _end_challenger_unless(wanted.challenger)
     except BaseException:
         with contextlib.suppress(Exception), _quiet():
             if former is not None:
+                _run_challenger(former)
                 # Else Serve would go on wanting what failed, and never replace a dead replica of the former model.
-                _run(_application(former))
-            elif not running:
+                if touched:
+                    _run(_application(former))
+            if running:
+                _end_challenger_unless(former.challenger if former else {})
+            else:
                 stop()
         raise
     return address
@@ -197,9 +256,22 @@ def _encryption(config: ServeConfig) -> dict[str, Any]:
     return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
 
 
-def _run(application: serve.Application) -> None:
-    target = serve.RunTarget(application, name=APP_NAME, route_prefix="/")
+def _run(application: serve.Application, name: str = APP_NAME, route_prefix: str | None = "/") -> None:
+    target = serve.RunTarget(application, name=name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
+
+
+def _run_challenger(wanted: Deployed) -> None:
+    """Deploy the challenger, which no HTTP request reaches; it comes before the champion that asks it."""
+    if wanted.challenger:
+        _run(_challenger_application(wanted), rival.APP_NAME, route_prefix=None)
+
+
+def _end_challenger_unless(wanted: Mapping[str, str]) -> None:
+    """Remove a challenger that no champion asks any more."""
+    if not wanted and rival.APP_NAME in serve.status().applications:
+        with _quiet():
+            serve.delete(rival.APP_NAME, _blocking=False)
 
 
 def _deployed() -> Deployed | None:
@@ -269,24 +341,31 @@ def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
 
 
 def _wait_until_ready(
-    config: ServeConfig, address: str, trust: ssl.SSLContext | None, report: Callable[[str], None]
+    config: ServeConfig,
+    address: str,
+    trust: ssl.SSLContext | None,
+    report: Callable[[str], None],
+    app_name: str = APP_NAME,
 ) -> None:
+    """Wait for an application, and for its answer at ``address`` where it has one."""
+    what = "service" if app_name == APP_NAME else "challenger"
+    where = f" at {address}" if address else ""
     deadline = time.monotonic() + config.start_timeout_s
     said = ""
     while True:
-        overview = serve.status().applications.get(APP_NAME)
+        overview = serve.status().applications.get(app_name)
         status = str(overview.status.value) if overview else "UNKNOWN"
         if status != said:
-            report(f"service: {status.lower().replace('_', ' ')}")
+            report(f"{what}: {status.lower().replace('_', ' ')}")
             said = status
         if status in ("DEPLOY_FAILED", "UNHEALTHY") and overview is not None:
-            raise ServeError(f"the service did not start: {_reason(overview)}")
-        if status == "RUNNING" and is_ready(address, trust):
+            raise ServeError(f"the {what} did not start: {_reason(overview)}")
+        if status == "RUNNING" and (not address or is_ready(address, trust)):
             return
         if time.monotonic() > deadline:
             raise ServeError(
-                f"the service did not answer at {address} within {config.start_timeout_s:g} s (status {status}); "
-                f"{_why_late(overview, config)}"
+                f"the {what} did not answer{where} within {config.start_timeout_s:g} s (status {status}); "
+                f"{_why_late(overview, config if app_name == APP_NAME else config.challenger)}"
             )
         time.sleep(0.1)
 
@@ -300,14 +379,15 @@ def _reason(overview: Any) -> str:
     return errors[-1] if errors else (lines[-1] if lines else "Serve gives no reason; see the replica's log")
 
 
-def _why_late(overview: Any, config: ServeConfig) -> str:
+def _why_late(overview: Any, config: ServeConfig | ChallengerConfig) -> str:
     waiting = " ".join(d.message for d in overview.deployments.values()) if overview else ""
     if "resource" in waiting.lower():
         free = ray.available_resources()
+        section = "serve" if isinstance(config, ServeConfig) else "serve.challenger"
         return (
             f"{config.replicas} replica(s) need {config.num_cpus:g} CPU and {config.num_gpus:g} GPU each, and the "
-            f"cluster has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; lower serve.num_cpus or "
-            "serve.replicas"
+            f"cluster has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; lower "
+            f"{section}.num_cpus or {section}.replicas"
         )
     if overview is not None and str(overview.status.value) == "RUNNING":
         return "Serve's proxy may not have started; see its log"

@@ -26,6 +26,7 @@ KEY_HASHES_VARIABLE = "VLMODEL_API_KEY_HASHES"
 STARTED = "vlmodel.started"
 ERROR_CODE = "vlmodel.error_code"
 SENDER = "vlmodel.sender"
+VERSION = "vlmodel.version"
 
 _SECURITY_HEADERS = {
     "content-security-policy": (
@@ -119,7 +120,8 @@ class Observe:
             # The route's pattern, not the path: a path is the client's text and would make endless time series.
             route = getattr(scope.get("route"), "path", "none")
             code = scope.get(ERROR_CODE, "ok" if status < 400 else "internal")
-            self.metrics.request(route, status, code, self.version(), time.perf_counter() - started)
+            version = scope.get(VERSION) or self.version()
+            self.metrics.request(route, status, code, version, time.perf_counter() - started)
 
 
 class Access:

@@ -7,6 +7,7 @@ from ray.serve.metrics import Counter, Histogram
 from pipelines.serve.service import Task
 
 _SECONDS = [0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
+_SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
 _SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
@@ -47,3 +48,42 @@ class RayMetrics:
         tags = {"task": task, "model_version": version}
         self._batch_size.observe(size, tags=tags)
         self._batch_seconds.observe(seconds, tags=tags)
+
+
+class RayChallengerMetrics:
+    """Counts what became of requests to the challenger, in the champion's replicas."""
+
+    def __init__(self) -> None:
+        self._asked = Counter(
+            "vlmodel_challenger_requests",
+            description="Requests that the challenger was asked; outcome is 'ok' or why there was no answer in time.",
+            tag_keys=("task", "outcome", "model_version"),  # type: ignore[arg-type]
+        )
+        self._agreement = Histogram(
+            "vlmodel_challenger_agreement",
+            description="How alike its answers and the champion's are, from 0 to 1.",
+            boundaries=_SHARES,
+            tag_keys=("task", "model_version"),  # type: ignore[arg-type]
+        )
+        self._fallbacks = Counter(
+            "vlmodel_challenger_fallbacks",
+            description="Requests of its share that the champion answered.",
+            tag_keys=("task", "reason"),  # type: ignore[arg-type]
+        )
+        self._dropped = Counter(
+            "vlmodel_challenger_dropped",
+            description="Requests that were not compared ('busy', 'paused'), and writes that failed ('record').",
+            tag_keys=("reason",),
+        )
+
+    def challenged(self, task: Task, outcome: str, version: str) -> None:
+        self._asked.inc(tags={"task": task, "outcome": outcome, "model_version": version})
+
+    def compared(self, task: Task, agreement: float, version: str) -> None:
+        self._agreement.observe(agreement, tags={"task": task, "model_version": version})
+
+    def fell_back(self, task: Task, reason: str) -> None:
+        self._fallbacks.inc(tags={"task": task, "reason": reason})
+
+    def dropped(self, reason: str) -> None:
+        self._dropped.inc(tags={"reason": reason})

@@ -39,11 +39,13 @@ class Answered(Generic[Result]):
         result: what was asked for.
         model: the model that gave it, which a swap may have replaced meanwhile.
         stages_s: seconds spent in each stage (decode, queue, model), for the Server-Timing header.
+        side: which of the registry's aliases the model has.
     """
 
     result: Result
     model: ModelInfo
     stages_s: dict[str, float]
+    side: Literal["champion", "challenger"] = "champion"
 
 
 @dataclass(frozen=True)

@@ -106,12 +106,12 @@ class Service:
         return " ".join(deployment.message for deployment in app.deployments.values())
 
 
-def replicas() -> set[int]:
-    """Process ids of the replicas on this process's own cluster."""
+def replicas(app: str = deploy.APP_NAME) -> set[int]:
+    """Process ids of an application's replicas on this process's own cluster."""
     found = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if " ".join(process.cmdline()).startswith("ray::ServeReplica"):
+            if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{app}:"):
                 found.add(process.pid)
     return found
 

@@ -110,14 +110,20 @@ def test_a_swap_refuses_nobody_and_goes_one_way(service: Service, body: bytes) -
     assert {answer.version for answer in answers} == {"1", "2"}
 
 
-def test_a_version_that_does_not_load_changes_nothing(service: Service, body: bytes) -> None:
-    damaged = service.registry.download(service.registry.version("2"))
-    weights = damaged.folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+@pytest.mark.parametrize("fault", ["weights", "golden answers"])
+def test_a_version_that_is_no_good_changes_nothing(service: Service, body: bytes, fault: str) -> None:
+    bad = service.registry.download(service.registry.version("2"))
+    golden, refusal = str(bad.golden), r"version 2 in .* does not load"
+    if fault == "weights":
+        weights = bad.folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+    else:
+        # It loads, and says something else here than when it was registered.
+        golden, refusal = str(service.registry.champion().golden), r"version 2 in .* is not served: .* golden answers"
     with open_loop(service.address, RATE, body) as answers:
         time.sleep(1)
-        with pytest.raises(ServeError, match=r"version 2 in .* does not load"):
-            deploy.start(service.config.serve, damaged.folder, damaged.name, damaged.version)
+        with pytest.raises(ServeError, match=refusal):
+            deploy.start(service.config.serve, bad.folder, bad.name, bad.version, golden=golden)
         seconds_until(service.is_whole, BACK_S)
     # It was refused once, and is not what takes a dead replica's place.
     victim = min(replicas())
@@ -125,8 +131,9 @@ def test_a_version_that_does_not_load_changes_nothing(service: Service, body: by
         os.kill(victim, signal.SIGKILL)
         back_s = seconds_until(lambda: victim not in replicas() and service.is_whole(), BACK_S)
     print(
-        f"bad version: {len(answers)} requests, all answered by version 1 at the first try; a replica that was killed "
-        f"later was back after {back_s:.1f} s ({len(later)} requests, {sum(bool(a.failed) for a in later)} tried twice)"
+        f"bad version ({fault}): {len(answers)} requests, all answered by version 1 at the first try; a replica that "
+        f"was killed later was back after {back_s:.1f} s ({len(later)} requests, {sum(bool(a.failed) for a in later)} "
+        "tried twice)"
     )
     assert [answer for answer in (*answers, *later) if answer.version != "1"] == []
     assert versions_served(service) == {"1"}

@@ -137,9 +137,10 @@ def slice_differences(
     return found
 
 
-def tolerated(found: Difference, config: GateConfig) -> Difference:
-    """The difference with its tolerance, and whether it is beyond that and no chance."""
-    tolerance = config.slice_tolerances.get(found.name, config.slice_tolerance)
+def tolerated(found: Difference, config: GateConfig, tolerance: float | None = None) -> Difference:
+    """The difference with its tolerance (of its slice, if not given), and whether it is beyond that and no chance."""
+    if tolerance is None:
+        tolerance = config.slice_tolerances.get(found.name, config.slice_tolerance)
     return replace(found, tolerance=tolerance, worse=bool(found.value < -tolerance and found.high < 0))
 
 

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, lacks_task, not_ready
-from pipelines.serve.guard import STARTED
+from pipelines.serve.guard import STARTED, VERSION
 from pipelines.serve.schema.common import (
     ERROR_CODES,
     AttentionMap,
@@ -93,6 +93,7 @@ class Call:
 
     def body(self, kind: type[Sent], answered: Answered[Any], **fields: Any) -> Sent:
         """The answer, with what every answer tells."""
+        self._request.scope[VERSION] = answered.model.version
         model = ModelVersion(name=answered.model.name, version=answered.model.version)
         return kind(**fields, model=model, latency_ms=round(self._elapsed_s() * 1000, 2))
 
@@ -104,6 +105,7 @@ class Call:
             headers={
                 "server-timing": _server_timing(answered.stages_s, self._elapsed_s()),
                 "cache-control": "no-store",
+                "x-model-alias": answered.side,
             },
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.registry import manifest
+from pipelines.registry import golden, manifest
 from pipelines.serve.answerer import Answerer
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
@@ -119,6 +119,34 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
     with pytest.raises(ApiError) as caught:
         asyncio.run(go())
     assert (caught.value.status, caught.value.code) == (413, "image_too_large")
+
+
+def test_a_model_that_says_something_else_here_is_not_served(
+    answerer: Answerer, model_folder: Path, tmp_path: Path
+) -> None:
+    made = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
+    golden.write(made, tmp_path)
+    good = tmp_path / golden.GOLDEN
+    (tmp_path / "other").mkdir()
+    other = [one.model_copy(update={"answers": [(a, p + 0.1) for a, p in one.answers]}) for one in made[:1]]
+    golden.write([*other, *made[1:]], tmp_path / "other")
+    bad = str(tmp_path / "other" / golden.GOLDEN)
+
+    async def go() -> None:
+        await answerer.load(model_folder, "vqa", "1", golden_file=str(good))
+        message = (
+            r"version 2 in .* is not served: 1 of its 4 golden answers are others here \(request 0 about .*expected"
+        )
+        with pytest.raises(ServeError, match=message):
+            await answerer.load(model_folder, "vqa", "2", golden_file=bad)
+        with pytest.raises(ServeError, match="cannot be read"):
+            await answerer.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
+        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+        lenient = Answerer(ServeConfig(model_threads=1, golden_tolerance=1.0))
+        await lenient.load(model_folder, "vqa", "2", golden_file=bad)
+        lenient.close()
+
+    asyncio.run(go())
 
 
 def test_a_model_that_does_not_load_leaves_the_former_one_at_work(

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 from pydantic import ValidationError
 from ray import serve
 
-from pipelines.serve import deploy, tls
+from pipelines.data.comparisons import read
+from pipelines.serve import deploy, rival, tls
 from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
@@ -198,6 +200,41 @@ def test_a_service_in_plain_is_not_taken_for_an_encrypted_one(
     with pytest.raises(ServeError, match=r"does not answer at https://.* whether it encrypts, only when it starts"):
         deploy.start(encrypted, model_folder, "vqa", "5")
     assert client.ask(picture(), QUESTIONS).model.version == version
+
+
+@pytest.mark.slow
+def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
+    address: str, client: Client, model_folder: Path, tmp_path: Path
+) -> None:
+    own = {"mode": "canary", "share": 0.5, "folder": str(tmp_path), "flush_s": 0.2, "num_cpus": 0.5, "timeout_s": 30.0}
+    config = service_config(int(address.rpartition(":")[2]), challenger=own)
+    with pytest.raises(ServeError, match="no challenger is named"):
+        deploy.start(config, model_folder, "vqa", "10")
+    challenger = deploy.model_tree(model_folder, "vqa", "11")
+    deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
+    images = [picture(seed) for seed in range(24)]
+    sides = {image: client.ask(image, QUESTIONS).model.version for image in images}
+    assert set(sides.values()) == {"10", "11"}
+    assert {image: client.ask(image, QUESTIONS).model.version for image in images} == sides
+    chosen = [image for image, version in sides.items() if version == "11"]
+    deadline = time.monotonic() + 60
+    while len(found := list(read(str(tmp_path)))) < 2 * len(chosen):
+        assert time.monotonic() < deadline, f"{len(found)} of {2 * len(chosen)} records"
+        time.sleep(0.2)
+    assert {one.image for one in found} == {hashlib.sha256(image).hexdigest() for image in chosen}
+    assert {(one.champion.version, one.challenger.version, one.agreement) for one in found} == {("10", "11", 1.0)}
+
+    # A challenger that does not load leaves the former pair as it was.
+    broken = {**challenger, "version": "12", "digest": "0" * 64}
+    with pytest.raises(ServeError, match=r"the challenger did not start: .*version 12 in .* does not load"):
+        deploy.start(config, model_folder, "vqa", "10", challenger=broken)
+    assert {image: client.ask(image, QUESTIONS).model.version for image in images} == sides
+
+    deploy.start(service_config(config.port), model_folder, "vqa", "10")
+    assert {client.ask(image, QUESTIONS).model.version for image in images} == {"10"}
+    while rival.APP_NAME in serve.status().applications:
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.2)
 
 
 @pytest.mark.slow

@@ -1,0 +1,47 @@
+"""What one request asks, whatever the task, so that it can be asked of another model too."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pipelines.serve.service import Answered, Service, Task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request.
+
+    Attributes:
+        image: encoded; None where texts alone are embedded.
+        texts: questions or texts; none for a caption.
+    """
+
+    task: Task
+    image: bytes | None
+    texts: tuple[str, ...] = ()
+    top_k: int = 1
+    attention: bool = False
+
+    @cached_property
+    def image_sha256(self) -> str:
+        """Of the image, by which corrections name it too; "" where there is none."""
+        return "" if self.image is None else hashlib.sha256(self.image).hexdigest()
+
+
+async def put(service: Service, asked: Asked) -> Answered[Any]:
+    """Ask a service.
+
+    Raises:
+        ApiError: see ``Service``.
+    """
+    if asked.task == "embed":
+        return await service.embed(asked.image, asked.texts)
+    assert asked.image is not None  # the other routes require one
+    if asked.task == "vqa":
+        return await service.answer(asked.image, asked.texts, asked.top_k, asked.attention)
+    if asked.task == "caption":
+        return await service.caption(asked.image, asked.top_k, asked.attention)
+    return await service.match(asked.image, asked.texts)

@@ -1,0 +1,104 @@
+"""What a model said when it was registered, and whether it says so elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipelines.registry import golden
+from pipelines.registry.errors import ArtifactError
+from pipelines.registry.registry import Registry
+from pipelines.registry.score import Score
+from tests.pipelines.registry.conftest import QUESTION, picture
+from tests.pipelines.serve.conftest import DECODERS
+from tests.pipelines.serve.conftest import save_model as save_decoder
+from vlmodel.inference import Predictor
+
+
+@pytest.fixture(scope="module")
+def decoded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Predictor]:
+    """A tiny model with that decoder."""
+
+    def load(name: str) -> Predictor:
+        return Predictor.from_pretrained(save_decoder(tmp_path_factory.mktemp(name), DECODERS[name]))
+
+    return load
+
+
+def test_each_picture_is_asked_as_it_is_and_in_other_formats(checkpoint: Path) -> None:
+    predictor = Predictor.from_pretrained(checkpoint)
+    found = golden.make(predictor, {"": (picture(0), QUESTION)})
+    images = [base64.b64decode(one.image) for one in found]
+    assert images[0] == picture(0)
+    assert [Image.open(io.BytesIO(image)).format for image in images] == ["PNG", "JPEG", "PNG", "WEBP"]
+    assert Image.open(io.BytesIO(images[2])).size == (24, 30)
+    assert all(len(one.answers) == 4 and one.text == QUESTION for one in found)
+    assert golden.differences(predictor, found, 1e-4) == []
+
+
+def test_another_model_gives_other_answers(checkpoint: Path, other_checkpoint: Path) -> None:
+    found = golden.make(Predictor.from_pretrained(checkpoint), {"": (picture(0), QUESTION)})
+    lines = golden.differences(Predictor.from_pretrained(other_checkpoint), found, 0.02)
+    assert lines
+    assert f"about '{QUESTION}'" in lines[0]
+    assert "expected" in lines[0]
+
+
+def test_noise_within_the_tolerance_is_no_difference(checkpoint: Path) -> None:
+    predictor = Predictor.from_pretrained(checkpoint)
+    one = golden.make(predictor, {"": (picture(0), QUESTION)})[0]
+    moved = [one.model_copy(update={"answers": [(answer, score + 0.01) for answer, score in one.answers]})]
+    assert golden.differences(predictor, moved, 0.011) == []
+    assert len(golden.differences(predictor, moved, 0.009)) == 1
+    broken = [one.model_copy(update={"answers": [(answer, float("nan")) for answer, _ in one.answers]})]
+    assert len(golden.differences(predictor, broken, 0.5)) == 1
+
+
+@pytest.mark.parametrize("name", ["caption", "answer", "contrastive", "matching", "all"])
+def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predictor], name: str) -> None:
+    predictor = decoded(name)
+    tasks = predictor.processor.tasks
+    found = golden.make(predictor, {task: (picture(1), "is there a circle ?") for task in tasks})
+    assert {one.task for one in found} == set(tasks)
+    assert golden.differences(predictor, found, 1e-4) == []
+    written = [one for one in found if tasks[one.task].target == "tokens"]
+    for one in written:
+        other = one.model_copy(update={"answers": [(f"{one.answers[0][0]} or not", one.answers[0][1])]})
+        assert len(golden.differences(predictor, [other], 0.5)) == 1, "a text that is written is another by a letter"
+
+
+def test_a_picture_that_fails_here_is_a_difference(checkpoint: Path) -> None:
+    predictor = Predictor.from_pretrained(checkpoint)
+    one = golden.make(predictor, {"": (picture(0), QUESTION)})[0]
+    [line] = golden.differences(predictor, [one.model_copy(update={"image": ""})], 0.02)
+    assert "fails here" in line
+
+
+def test_they_are_stored_with_the_version_and_guarded_by_its_manifest(
+    registry: Registry, run_id: str, checkpoint: Path, score: Score
+) -> None:
+    version = registry.log_model(run_id, checkpoint, (picture(0), QUESTION), score)
+    local = registry.download(version)
+    assert local.golden is not None
+    stored = golden.read(local.golden)
+    assert len(stored) == 4
+    assert golden.differences(Predictor.from_pretrained(local.folder), stored, 1e-4) == []
+    local.golden.write_bytes(b"[]")
+    restored = registry.download(version).golden
+    assert restored is not None
+    assert golden.read(restored) == stored
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "golden.json").write_text('[{"task": ""')
+    with pytest.raises(ArtifactError, match=r"golden\.json' cannot be read"):
+        golden.read(tmp_path / "golden.json")
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ArtifactError, match="deploy again"):
+        golden.read(tmp_path / "golden.json")
