@@ -224,10 +224,10 @@ def _on_new(
 ) -> tuple[Check, list[Difference]]:
     """As ``compare_new``; new tars with nothing to judge by are no reason to stop."""
     try:
-        answered = [new.evaluate(model, config.split) for model in (candidate, champion)]
+        ours, theirs = (new.evaluate(model, config.split) for model in (candidate, champion))
     except DataError as error:
         return comparison.no_worse_on_new([], config, str(error)), []
-    return compare_new(*answered, tasks, config)
+    return compare_new(ours, theirs, tasks, config)
 
 
 def _behave(

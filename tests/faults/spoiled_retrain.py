@@ -37,7 +37,7 @@ def spoil(step: str, how: str) -> None:
 
     # The gate has decided by then, and it is the last thing before the exchange.
     assert step == "gated"
-    Tracker.log_figure = fail  # type: ignore[method-assign]
+    setattr(Tracker, "log_figure", fail)  # noqa: B010 - an assignment would not be of the method's type
 
 
 if __name__ == "__main__":
