@@ -23,8 +23,11 @@ from pipelines.train.tracking import Tracker
 _ALREADY = Check("already the champion", True, "it is", "nothing", "repeating a promotion changes nothing")
 
 
-def run(config: JobConfig) -> Decision | None:
+def run(config: JobConfig, new: Index | None = None) -> Decision | None:
     """Judge the version that ``evaluate.model`` means ("" is the run's newest) and make it the champion if it passes.
+
+    Args:
+        new: data that have come in since the champion was trained, on which it must not be worse either.
 
     Returns:
         The decision; None after a rollback.
@@ -44,8 +47,9 @@ def run(config: JobConfig) -> Decision | None:
         print(f"{candidate.name} version {candidate.version} is the champion already", flush=True)
         return Decision(candidate.name, candidate.version, champion.version, (_ALREADY,))
     holdout = Holdout(Index.open(runs.tars(config)), config.predict, config.stream)
+    new_data = Holdout(new, config.predict, config.stream) if new else None
     with connected(config.cluster), _tracker(config, candidate) as tracker:
-        decision = decide(registry, candidate, champion, holdout, config.registry)
+        decision = decide(registry, candidate, champion, holdout, config.registry, new_data)
         decision = carry_out(registry, decision, tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(

@@ -141,12 +141,13 @@ def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
 
 
 def gated(config: JobConfig, cycle: Cycle) -> Facts:
-    """Let the gate decide. Whoever is champion afterwards is what counts: this may be repeated after a promotion whose
-    record was lost.
+    """Let the gate decide, by the hold-out and by what is held out of the new tars. Whoever is champion afterwards is
+    what counts: this may be repeated after a promotion whose record was lost.
     """
     version = cycle.records["trained"]["version"]
     named = config.evaluate.model_copy(update={"model": version})
-    decision = promote.run(_training(config, cycle).model_copy(update={"evaluate": named}))
+    new = Index.open(cycle.records["checked"]["tars"])
+    decision = promote.run(_training(config, cycle).model_copy(update={"evaluate": named}), new)
     champion = _registry(config).find()
     promoted = champion is not None and champion.version == version
     assert decision is not None  # which only a rollback is

@@ -61,6 +61,9 @@ class GateConfig(Section):
     candidate where it is worse by more and the loss is more than chance (alpha)."""
     slice_tolerances: dict[str, Share] = {}
     """Tolerances of single slices in place of slice_tolerance, as {"target=yes" = 0.05}."""
+    new_tolerance: Share = 0.02
+    """A retraining also compares both models on this split of its new tars, where the candidate may be worse by this
+    much. It is held against the candidate where it is worse by more and the loss is more than chance (alpha)."""
     probe_images: int = Field(64, ge=2)
     """Images of the hold-out with which the behavioural checks are made, in the process of the job."""
     agreement: dict[Rewording, Share] = {"case": 0.95, "punctuation": 0.8, "politeness": 0.2}

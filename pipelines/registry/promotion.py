@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.data.dataset import Source
+from pipelines.data.errors import DataError
 from pipelines.data.index import Index
 from pipelines.data.reader import Record
 from pipelines.data.stream import StreamConfig
@@ -58,11 +59,13 @@ def decide(
     champion: ModelVersion | None,
     holdout: Holdout,
     config: RegistryConfig,
+    new: Holdout | None = None,
 ) -> Decision:
     """Judge a candidate; nothing is changed. A candidate whose files are not whole is not loaded.
 
     Args:
         champion: what it would take the place of; None where there is none, and nothing to compare it with.
+        new: data that have come in since, on which the candidate must not be worse either.
 
     Raises:
         ArtifactError: the champion's files are not those that were registered.
@@ -86,6 +89,9 @@ def decide(
         return decision
     tasks = VLProcessor.from_pretrained(ours.folder).tasks
     checks, differences = compare(found, holdout.evaluate(theirs, config.gate.split), tasks, config.gate)
+    if new is not None:
+        check, on_new = _on_new(ours, theirs, new, tasks, config.gate)
+        checks, differences = [*checks, check], [*differences, *on_new]
     live, of_live = live_checks(ours.name, ours.version, theirs.version, config.gate)
     return replace(decision.with_checks([*checks, *live]), differences=(*differences, *of_live))
 
@@ -120,7 +126,7 @@ def compare(
     for one, other in zip(others, champion[1:], strict=True):
         pair = [credits_of(table, tasks[one.task]) for table in (one.answers, other.answers)]
         of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
-        sliced.append(comparison.tolerated(of_task, config))
+        sliced.append(comparison.slice_tolerated(of_task, config))
     checks = [
         frozen,
         comparison.better(whole, first.report.metric, config),
@@ -128,6 +134,29 @@ def compare(
         comparison.nowhere_worse(sliced, config),
     ]
     return checks, [whole, *sliced]
+
+
+def compare_new(
+    candidate: Sequence[Assessment],
+    champion: Sequence[Assessment],
+    tasks: Mapping[str, Fields],
+    config: GateConfig,
+) -> tuple[Check, list[Difference]]:
+    """Compare answers about new data, row by row; each task for itself.
+
+    Args:
+        candidate, champion: an assessment of each task, in the same order.
+        tasks: what each reads.
+    """
+    found = []
+    for one, other in zip(candidate, champion, strict=True):
+        assert comparison.same_rows(one.answers, other.answers)
+        ours, theirs = (credits_of(table, tasks[one.task]) for table in (one.answers, other.answers))
+        if len(ours) >= config.slice_rows:
+            name = f"new data, task={one.task}" if one.task else "new data"
+            found.append(comparison.tolerated(comparison.difference(name, ours, theirs, config), config.new_tolerance))
+    too_few = f"the new tars have fewer than {config.slice_rows} rows of split {config.split!r}"
+    return comparison.no_worse_on_new(found, config, too_few), found
 
 
 def above_floor(found: Assessment) -> Check:
@@ -190,6 +219,17 @@ def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersio
     with tracker_of(given_up) as tracker:
         tracker.set_tags({"gate.rolled_back": f"to version {former.version}: {reason}"})
     return former
+
+
+def _on_new(
+    candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, Fields], config: GateConfig
+) -> tuple[Check, list[Difference]]:
+    """As ``compare_new``; new tars with nothing to judge by are no reason to stop."""
+    try:
+        ours, theirs = (new.evaluate(model, config.split) for model in (candidate, champion))
+    except DataError as error:
+        return comparison.no_worse_on_new([], config, str(error)), []
+    return compare_new(ours, theirs, tasks, config)
 
 
 def _behave(

@@ -355,7 +355,7 @@ class Tracker(NullTracker):
         finally:
             if self._owner:
                 check_reachable(self.handle.uri)
-                with explained(f"end run {self.run_id}"):
+                with explained(f"end run {self.run_id}"), _redacted_stdout():
                     self._client.set_terminated(self.run_id, status)
 
     def _write(self, lines: Sequence[Line]) -> None:
@@ -438,6 +438,17 @@ def _quiet_migration() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _redacted_stdout() -> Iterator[None]:
+    """MLflow prints where a run can be looked at, with the password of an address that has one."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        print(redact(said.getvalue()), end="", flush=True)
 
 
 @contextlib.contextmanager

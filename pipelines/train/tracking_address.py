@@ -106,7 +106,9 @@ def check_reachable(uri: str) -> None:
             _check_sqlite(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
         elif scheme in {"http", "https"}:
             with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
-                urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+                # With its user and password, urllib would take them for a part of the host's name, and tell them.
+                server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+                urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=10).close()
         elif scheme in DEFAULT_PORTS and parts.hostname:
             socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[scheme]), timeout=10).close()
     except (OSError, sqlite3.Error) as error:

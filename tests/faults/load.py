@@ -33,6 +33,8 @@ class Answer:
         version: of the model that answered; "" where none did.
         retry_after: that header; "" where there is none.
         failed: how earlier attempts ended, as status and the beginning of the body.
+        number: of the request, in the order of sending.
+        text: the most probable answer to the first question; "" where there is none.
     """
 
     sent: float
@@ -41,6 +43,8 @@ class Answer:
     version: str
     retry_after: str
     failed: tuple[str, ...]
+    number: int = 0
+    text: str = ""
 
     @property
     def ended(self) -> float:
@@ -61,16 +65,20 @@ def heavy_picture(side: int) -> bytes:
 
 
 @contextmanager
-def open_loop(address: str, requests_per_s: float, body: bytes, retries: int = 0) -> Iterator[list[Answer]]:
+def open_loop(
+    address: str, requests_per_s: float, body: bytes | Sequence[bytes], retries: int = 0
+) -> Iterator[list[Answer]]:
     """Send requests at this rate while the block runs; all have ended when it is left.
 
     Args:
+        body: of each request; of several the request ``number`` has the one at ``number``, modulo how many there are.
         retries: how often a request that failed otherwise than by its own fault (4xx) is sent again.
 
     Yields:
         the answers, in the order in which they came.
     """
     answers: list[Answer] = []
+    bodies = [body] if isinstance(body, bytes) else body
     enough = threading.Event()
 
     async def send() -> None:
@@ -80,7 +88,7 @@ def open_loop(address: str, requests_per_s: float, body: bytes, retries: int = 0
                 await asyncio.sleep(started + number / requests_per_s - time.monotonic())
                 if enough.is_set():
                     break
-                group.create_task(_ask(client, address, body, retries, answers))
+                group.create_task(_ask(client, address, bodies[number % len(bodies)], retries, answers, number))
 
     with ThreadPoolExecutor(1, "load") as aside:
         running = aside.submit(asyncio.run, send())
@@ -118,20 +126,24 @@ def _client() -> httpx.AsyncClient:
     return httpx.AsyncClient(timeout=_TIMEOUT_S, limits=limits, trust_env=False)
 
 
-async def _ask(client: httpx.AsyncClient, address: str, body: bytes, retries: int, answers: list[Answer]) -> None:
+async def _ask(
+    client: httpx.AsyncClient, address: str, body: bytes, retries: int, answers: list[Answer], number: int = 0
+) -> None:
     sent = time.monotonic()
     failed: list[str] = []
     while True:
-        status, version, retry_after, said = 0, "", "", ""
+        status, version, retry_after, said, text = 0, "", "", "", ""
         try:
             headers = {"content-type": "application/json"}
             response = await client.post(f"{address}/v1/vqa", content=body, headers=headers)
             status, said = response.status_code, response.text[:200]
             retry_after = response.headers.get("retry-after", "")
-            version = response.json()["model"]["version"] if status == 200 else ""
+            if status == 200:
+                tree = response.json()
+                version, text = tree["model"]["version"], tree["answers"][0]["answers"][0]["answer"]
         except httpx.HTTPError as error:
             said = repr(error)
         if 200 <= status < 500 or len(failed) == retries:
             break
         failed.append(f"{status} {said}")
-    answers.append(Answer(sent, time.monotonic() - sent, status, version, retry_after, tuple(failed)))
+    answers.append(Answer(sent, time.monotonic() - sent, status, version, retry_after, tuple(failed), number, text))

@@ -34,7 +34,7 @@ def places(folder: Path) -> list[str]:
 
 
 started: list[subprocess.Popen[bytes]] = []
-"""All trainings that ``start`` has started."""
+"""All that ``start``, and the drills themselves, have started."""
 
 
 def start(name: str, folder: Path, *overrides: str, inside: Sequence[str] = ()) -> subprocess.Popen[bytes]:

@@ -124,6 +124,9 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     assert run.data.tags["retrain.cycle"] == MONDAY
     audit = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/retrain/audit.json")
     assert json.loads(audit)["evaluated"] == evaluated
+    decision = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/gate/2-against-1/decision.json")
+    (on_new,) = (check for check in json.loads(decision)["checks"] if check["name"] == "no worse on new data")
+    assert on_new["passed"] is None, "so few rows are not judged"
 
     drop(incoming, "b", seed=2)
     again = retrain.run(settings(folder))

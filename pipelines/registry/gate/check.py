@@ -29,10 +29,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the candidate's figure is above the champion's, on the hold-out or a slice of it.
+    """By how much the candidate's figure is above the champion's, on the hold-out, a slice of it, or new data.
 
     Attributes:
-        name: "hold-out", "target=yes", "task=caption".
+        name: "hold-out", "target=yes", "task=caption", "new data".
         rows: that it is the figure of.
         candidate, champion: the figure of each.
         low, high: bounds of the difference, each of which it passes with probability ``alpha`` only.

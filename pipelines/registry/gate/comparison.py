@@ -133,14 +133,17 @@ def slice_differences(
     for name, chosen in rows.items():
         ours, theirs = candidate.of_rows(chosen), champion.of_rows(chosen)
         if len(ours) >= config.slice_rows:
-            found.append(tolerated(difference(name, ours, theirs, config), config))
+            found.append(slice_tolerated(difference(name, ours, theirs, config), config))
     return found
 
 
-def tolerated(found: Difference, config: GateConfig, tolerance: float | None = None) -> Difference:
-    """The difference with its tolerance (of its slice, if not given), and whether it is beyond that and no chance."""
-    if tolerance is None:
-        tolerance = config.slice_tolerances.get(found.name, config.slice_tolerance)
+def slice_tolerated(found: Difference, config: GateConfig) -> Difference:
+    """As ``tolerated``, with the tolerance of this slice."""
+    return tolerated(found, config.slice_tolerances.get(found.name, config.slice_tolerance))
+
+
+def tolerated(found: Difference, tolerance: float) -> Difference:
+    """The difference with its tolerance, and whether it is beyond that and no chance."""
     return replace(found, tolerance=tolerance, worse=bool(found.value < -tolerance and found.high < 0))
 
 
@@ -159,5 +162,25 @@ def nowhere_worse(found: Sequence[Difference], config: GateConfig) -> Check:
         measured=f"{len(worse)} of {len(found)} worse; {'' if worse else 'least: '}{', '.join(shown)}{more}",
         required=required,
         explanation=f"slices by {', '.join(config.slices)} of at least {config.slice_rows} rows, and other tasks",
+        compares=True,
+    )
+
+
+def no_worse_on_new(found: Sequence[Difference], config: GateConfig, why_none: str = "") -> Check:
+    """Whether the candidate has lost nothing on new data, of which it has seen the like and the champion has not.
+
+    Args:
+        found: a difference for each task.
+        why_none: why there is none.
+    """
+    name, required = "no worse on new data", f"by no more than the tolerance ({config.new_tolerance:g}) and chance"
+    if not found:
+        return Check(name, None, "", required, why_none, True)
+    return Check(
+        name=name,
+        passed=not any(one.worse for one in found),
+        measured=", ".join(f"{one.name} {one.champion:.4f} → {one.candidate:.4f} ({one.rows} rows)" for one in found),
+        required=required,
+        explanation="what the hold-out has of old must not be won by losing what comes in now",
         compares=True,
     )

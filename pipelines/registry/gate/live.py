@@ -190,7 +190,7 @@ def _corrected(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tu
     found = comparison.difference(
         name, _credits(images, [r[1] for r in rows]), _credits(images, [r[2] for r in rows]), config
     )
-    found = comparison.tolerated(found, config, config.live.corrections)
+    found = comparison.tolerated(found, config.live.corrections)
     check = Check(
         name=name,
         passed=not found.worse,

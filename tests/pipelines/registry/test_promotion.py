@@ -20,7 +20,7 @@ from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
 from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.promotion import above_floor, carry_out, compare, roll_back
+from pipelines.registry.promotion import above_floor, carry_out, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.registry.score import Score
 from pipelines.train.tracking import NullTracker, Tracker, TrackingConfig, TrackingError, connect
@@ -89,6 +89,29 @@ def test_of_several_tasks_the_others_may_not_be_worse() -> None:
     checks, _ = compare(ours, theirs, tasks, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "task=answer" in checks[-1].measured
+
+
+@pytest.mark.parametrize(("ours", "passes"), [(0.95, True), (0.9, True), (0.7, False)])
+def test_a_candidate_must_not_be_worse_on_new_data(ours: float, passes: bool) -> None:
+    check, (one,) = compare_new([assessed(accuracy(ours))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
+    assert (check.name, check.passed, check.compares) == ("no worse on new data", passes, True)
+    assert (one.name, one.rows, one.tolerance, one.worse) == ("new data", 600, CONFIG.new_tolerance, not passes)
+
+
+def test_each_task_counts_on_new_data() -> None:
+    tasks = {"vqa": ASKED, "answer": ASKED}
+    theirs = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
+    ours = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
+    check, found = compare_new(ours, theirs, tasks, CONFIG)
+    assert check.passed is False
+    assert {one.name: one.worse for one in found} == {"new data, task=vqa": False, "new data, task=answer": True}
+
+
+def test_little_new_data_is_not_held_against_a_candidate() -> None:
+    rows = CONFIG.slice_rows - 1
+    check, found = compare_new([assessed([False] * rows)], [assessed([True] * rows)], {"": ASKED}, CONFIG)
+    assert (check.passed, found) == (None, [])
+    assert "fewer than 50 rows of split 'val'" in check.explanation
 
 
 def test_the_first_model_must_be_above_what_needs_no_image() -> None:

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import textwrap
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
 from pipelines.train.tracking import NullTracker, Tracker, TrackingConfig, TrackingError, connect, tracking_uri
+from pipelines.train.tracking_address import check_reachable
 from vlmodel.config import ConfigError, parse
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -177,6 +180,17 @@ def test_no_secret_reaches_the_store(
     assert canary not in caplog.text
 
 
+def test_where_a_run_can_be_looked_at_is_told_without_a_password(
+    storage: str, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = Tracker.open(tracking, storage, "a")
+    monkeypatch.setattr(
+        tracker._client, "set_terminated", lambda *_: print("View run a at: http://me:hunter2@host/#/1")
+    )
+    tracker.close()
+    assert capsys.readouterr().out == "View run a at: http://***@host/#/1\n"
+
+
 def test_credentials_in_the_address_are_refused_or_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"http://\*\*\*@host.*MLFLOW_TRACKING_URI"):
         parse(TrackingConfig, {"uri": "http://me:hunter2@host"})
@@ -184,6 +198,29 @@ def test_credentials_in_the_address_are_refused_or_hidden(monkeypatch: pytest.Mo
     with pytest.raises(TrackingError) as failed:
         Tracker.open(TrackingConfig(), str(tmp_path), "a")
     assert "hunter2" not in str(failed.value)
+
+
+@pytest.mark.parametrize("user", ["", "me:hunter2@"])
+def test_a_server_is_reached_with_credentials_in_its_address_and_without(user: str) -> None:
+    asked = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        check_reachable(f"http://{user}127.0.0.1:{server.server_port}/mlflow/")
+    assert asked == ["/mlflow/health"]
+
+
+def test_a_password_is_not_taken_for_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: (_ for _ in ()).throw(ConnectionRefusedError()))
+    with pytest.raises(TrackingError, match=r"http://\*\*\*@host cannot be reached"):
+        check_reachable("http://me:hunter2@host")
 
 
 def test_data_is_recorded_as_a_dataset_and_other_data_is_refused(storage: str, tracking: TrackingConfig) -> None:

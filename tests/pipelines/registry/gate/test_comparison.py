@@ -11,6 +11,7 @@ from pipelines.registry.gate.comparison import (
     better,
     difference,
     mcnemar,
+    no_worse_on_new,
     nowhere_worse,
     same_rows,
     slice_differences,
@@ -136,7 +137,23 @@ def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_a
 def test_a_loss_that_may_be_chance_is_no_regression() -> None:
     """Of 50 rows five were lost and two gained: six per cent, and not significant."""
     ours, theirs = right([0] * 5 + [1] * 45), right([1] * 5 + [0] * 2 + [1] * 43)
-    assert not tolerated(difference("x=y", ours, theirs, CONFIG), CONFIG).worse
+    assert not tolerated(difference("x=y", ours, theirs, CONFIG), 0.02).worse
+
+
+@pytest.mark.parametrize(("tolerance", "passes"), [(0.02, False), (0.06, True)])
+def test_on_new_data_a_candidate_may_be_worse_by_the_tolerance(tolerance: float, passes: bool) -> None:
+    config = GateConfig(resamples=1000, new_tolerance=tolerance)
+    ours, theirs = right(ones(850, 1000)), right(ones(900, 1000))
+    found = tolerated(difference("new data", ours, theirs, config), config.new_tolerance)
+    check = no_worse_on_new([found], config)
+    assert check.passed is passes
+    assert check.measured == "new data 0.9000 → 0.8500 (1000 rows)"
+    assert f"({tolerance:g})" in check.required
+
+
+def test_without_enough_new_data_there_is_nothing_to_hold_against_a_candidate() -> None:
+    check = no_worse_on_new([], CONFIG, "too few rows")
+    assert (check.passed, check.explanation) == (None, "too few rows")
 
 
 def test_other_rows_are_noticed() -> None:

@@ -1,0 +1,45 @@
+"""jobs.retrain, but one of its steps ends ill: ``python -m tests.faults.spoiled_retrain STEP HOW [arguments]``.
+
+HOW is "dies", which is a SIGKILL of the process group when the step's work is done and not yet recorded; or "raises",
+which is what an outage of a store looks like in the midst of it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from jobs import retrain, retrain_steps
+from jobs.config import JobConfig
+from jobs.job import main
+from pipelines.retrain.ledger import Cycle, Facts
+from pipelines.train.tracking import Tracker, TrackingError
+
+
+def dying(step: Callable[[JobConfig, Cycle], Facts]) -> Callable[[JobConfig, Cycle], Facts]:
+    def run(config: JobConfig, cycle: Cycle) -> Facts:
+        step(config, cycle)
+        os.killpg(0, signal.SIGKILL)
+        raise AssertionError("a killed process goes on")
+
+    return run
+
+
+def spoil(step: str, how: str) -> None:
+    if how == "dies":
+        setattr(retrain_steps, step, dying(getattr(retrain_steps, step)))
+        return
+
+    def fail(*_: object) -> None:
+        raise TrackingError("could not log picture: the store is away")
+
+    # The gate has decided by then, and it is the last thing before the exchange.
+    assert step == "gated"
+    setattr(Tracker, "log_figure", fail)  # noqa: B010 - an assignment would not be of the method's type
+
+
+if __name__ == "__main__":
+    spoil(sys.argv[1], sys.argv[2])
+    sys.exit(main(retrain.run, "retrain", sys.argv[3:]))
