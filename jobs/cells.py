@@ -13,7 +13,7 @@ from jobs import runs, train
 from jobs.config import JobConfig
 from jobs.job import expected_cause
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.search.record import Record, Records, outcome
 from pipelines.search.table import Row, comma_separated, markdown

@@ -8,11 +8,11 @@ import re
 from pydantic import Field, field_validator, model_validator
 
 from jobs.cluster import ClusterConfig
-from pipelines.data.index import IndexConfig
-from pipelines.data.mixture import MixedSource
+from pipelines.data.index.index import IndexConfig
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.sample import Members
-from pipelines.data.stream import StreamConfig
+from pipelines.data.stream.mixture import MixedSource
+from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import RegistryConfig

@@ -13,7 +13,7 @@ from jobs import runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.evaluate.assess import assess, show
 from pipelines.evaluate.report import Report
 from pipelines.train.tracking import Tracker

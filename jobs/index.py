@@ -10,7 +10,7 @@ import sys
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import build_index
+from pipelines.data.index.index import build_index
 from pipelines.data.progress import ShardProgress
 
 

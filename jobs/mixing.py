@@ -8,12 +8,12 @@ from pathlib import Path
 
 from jobs import runs
 from jobs.config import JobConfig
-from pipelines.data.dataset import Mixture, Source
 from pipelines.data.errors import DataError
-from pipelines.data.features import Features
-from pipelines.data.index import Index
-from pipelines.data.mixture import MixturePlan
-from pipelines.data.plan import Order
+from pipelines.data.index.index import Index
+from pipelines.data.stream.dataset import Mixture, Source
+from pipelines.data.stream.features import Features
+from pipelines.data.stream.mixture import MixturePlan
+from pipelines.data.stream.plan import Order
 from vlmodel.config import ConfigError
 
 

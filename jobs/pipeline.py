@@ -19,7 +19,7 @@ from jobs import evaluate, import_data, index, promote, runs, serve, train
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.reader import ShardReader
 from pipelines.serve import tls
 from pipelines.serve.client import Client

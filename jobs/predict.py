@@ -11,7 +11,7 @@ from jobs import runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import Index, build_index
+from pipelines.data.index.index import Index, build_index
 from pipelines.evaluate.predict import collect, predict, write
 
 

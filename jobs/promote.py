@@ -12,7 +12,7 @@ from jobs import runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
 from pipelines.registry.gate.check import Check, Decision

@@ -10,12 +10,12 @@ from typing import Any
 from jobs import mixing, promote, runs, serve, train
 from jobs.config import JobConfig
 from pipelines.data.corpus import count_answers
-from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, build_index
-from pipelines.data.mixture import MixedSource
+from pipelines.data.index.index import Index, build_index
 from pipelines.data.progress import ShardProgress
 from pipelines.data.storage import Folder
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.vocabulary import known_answers
 from pipelines.evaluate.assess import assess
 from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry

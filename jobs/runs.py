@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import JobConfig
-from pipelines.data.dataset import Source
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
+from pipelines.data.stream.dataset import Source
 from pipelines.evaluate.report import Report
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.registry.score import Score

@@ -12,12 +12,12 @@ from jobs import mixing, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.dataset import Mixture, Source
-from pipelines.data.feature_build import Resources, build_features
-from pipelines.data.features import Features
-from pipelines.data.index import Index
-from pipelines.data.plan import Order, Schedule, check_division
+from pipelines.data.index.index import Index
 from pipelines.data.progress import ShardProgress
+from pipelines.data.stream.dataset import Mixture, Source
+from pipelines.data.stream.feature_build import Resources, build_features
+from pipelines.data.stream.features import Features
+from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.vocabulary import build_processor, keep_processor
 from pipelines.evaluate.assess import assess, check_judgeable, show
 from pipelines.registry.registry import ModelVersion, Registry

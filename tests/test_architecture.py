@@ -39,9 +39,9 @@ FORBIDDEN_IMPORTS = [
 ALLOWED_IMPORTS = {
     "ray": {
         "jobs/cluster.py",
-        "pipelines/data/feature_build.py",
-        "pipelines/data/shard_pass.py",
-        "pipelines/data/stream.py",
+        "pipelines/data/stream/feature_build.py",
+        "pipelines/data/index/shard_pass.py",
+        "pipelines/data/stream/stream.py",
         "pipelines/evaluate/predict.py",
         "pipelines/search/referee.py",
         "pipelines/search/remote.py",

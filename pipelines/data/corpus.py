@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
+from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Texts
-from pipelines.data.shard_pass import over_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

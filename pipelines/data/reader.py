@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.sample import Texts, parse_metadata, parse_texts
 
 _SHARDS_KEPT = 256

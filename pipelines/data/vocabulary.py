@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from vlmodel.config import Section
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipelines.data.corpus import read_texts
-from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
-from pipelines.data.stream import StreamConfig
+from pipelines.data.index.index import Index
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.stream import StreamConfig
 from pipelines.evaluate.examples import choose, illustrate, image_of
 from pipelines.evaluate.judge import judge
 from pipelines.evaluate.predict import PredictConfig, collect, predict

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.reader import ShardReader
 from pipelines.train.pictures import Card
 from vlmodel.fields import MATCH, Fields, is_match

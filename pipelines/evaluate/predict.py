@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
-from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
-from pipelines.data.loader import EvaluationBatches
-from pipelines.data.stream import StreamConfig, packed
-from pipelines.data.wire import unpack
+from pipelines.data.index.index import Index
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.loader import EvaluationBatches
+from pipelines.data.stream.stream import StreamConfig, packed
+from pipelines.data.stream.wire import unpack
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
@@ -44,9 +44,10 @@ SCHEMA = pa.schema(
         pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each row of the task (``pipelines.data.rows.Row``): what was asked, what is right (null where unknown), the
-best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample (null where that
-was not asked for); a task that compares gives its embeddings, the image's in the first row of each sample."""
+"""A row for each row of the task (``pipelines.data.stream.rows.Row``): what was asked, what is right (null where
+unknown), the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample
+(null where that was not asked for); a task that compares gives its embeddings, the image's in the first row of each
+sample."""
 
 
 class PredictConfig(Section):

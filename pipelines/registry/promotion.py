@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.reader import Record
-from pipelines.data.stream import StreamConfig
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.stream import StreamConfig
 from pipelines.evaluate.assess import Assessment, assess
 from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.predict import PredictConfig

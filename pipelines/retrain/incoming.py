@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pyarrow.compute as pc
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.storage import CHUNK, FileStamp, Folder
 from pipelines.retrain.ledger import Tar
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.data.dataset import Arrays
+from pipelines.data.stream.dataset import Arrays
 from pipelines.train.feed import to_tensors
 from vlmodel.model import VLModel, VLOutput
 

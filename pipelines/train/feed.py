@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.data.dataset import Arrays
-from pipelines.data.loader import model_inputs
+from pipelines.data.stream.dataset import Arrays
+from pipelines.data.stream.loader import model_inputs
 from vlmodel.fields import on_host
 
 

@@ -18,7 +18,7 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import LoggingConfig
 
-from pipelines.data.plan import check_division
+from pipelines.data.stream.plan import check_division
 from pipelines.train.entry import enter
 from pipelines.train.errors import LostWorkerError
 from pipelines.train.progress import Display

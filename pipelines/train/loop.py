@@ -15,10 +15,10 @@ from typing import Any, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.data.augment import AugmentConfig
-from pipelines.data.dataset import Arrays
-from pipelines.data.plan import Schedule
-from pipelines.data.shuffling import shuffling
+from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.dataset import Arrays
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.shuffling import shuffling
 from pipelines.train.evaluate import Score
 from pipelines.train.feed import Feed
 from pipelines.train.optim import OptimizerConfig

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.data.plan import derive_seed
+from pipelines.data.stream.plan import derive_seed
 from pipelines.train.average import WeightAverage
 from pipelines.train.batchnorm import share_batchnorm
 from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor

@@ -19,11 +19,11 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.data.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
-from pipelines.data.feature_build import check_backbone
-from pipelines.data.loader import EvaluationBatches, TrainingParts
-from pipelines.data.plan import Schedule, derive_seed
-from pipelines.data.stream import StreamConfig, stream
+from pipelines.data.stream.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
+from pipelines.data.stream.feature_build import check_backbone
+from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
+from pipelines.data.stream.plan import Schedule, derive_seed
+from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.train import checkpoint, initial
 from pipelines.train.evaluate import Score, evaluate
 from pipelines.train.feed import Feed

@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from pipelines.data.corpus import corpus, train_tokenizer
-from pipelines.data.dataset import Source
-from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Texts
 from pipelines.data.shards import ShardWriter
+from pipelines.data.stream.dataset import Source
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
 

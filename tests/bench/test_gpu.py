@@ -16,11 +16,11 @@ import pytest
 import ray
 import torch
 
-from pipelines.data.augment import AugmentConfig
-from pipelines.data.dataset import decoding_on
-from pipelines.data.loader import TrainingParts
-from pipelines.data.plan import Schedule
-from pipelines.data.stream import StreamConfig, stream
+from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.dataset import decoding_on
+from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.train.feed import Feed
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep

@@ -27,10 +27,10 @@ import psutil
 import pytest
 import webdataset
 
-from pipelines.data.index import IndexConfig, build_index
+from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.validate import Verify
 from pipelines.data.sample import Texts
 from pipelines.data.shards import ShardWriter
-from pipelines.data.validate import Verify
 from tests.bench.conftest import Figure
 from tests.bench.photographs import photograph
 

@@ -29,13 +29,13 @@ from ray._private.internal_api import node_stats
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from pipelines.data.augment import AugmentConfig
-from pipelines.data.dataset import Source, keeping_pixels
-from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.loader import TrainingParts
-from pipelines.data.pixel_cache import PixelCacheConfig
-from pipelines.data.plan import Schedule
-from pipelines.data.stream import StreamConfig, stream
+from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.dataset import Source, keeping_pixels
+from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.pixel_cache import PixelCacheConfig
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.train.feed import to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.photographs import Data, write

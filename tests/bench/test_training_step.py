@@ -25,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs import import_data, index, runs, train
 from jobs.cluster import connected
 from jobs.config import JobConfig
-from pipelines.data.index import Index
-from pipelines.data.loader import TrainingParts, model_inputs
-from pipelines.data.plan import Schedule
+from pipelines.data.index.index import Index
+from pipelines.data.stream.loader import TrainingParts, model_inputs
+from pipelines.data.stream.plan import Schedule
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import FOLDER, MANIFEST
 from pipelines.data.sample import Texts
 from pipelines.data.shards import ShardWriter

@@ -16,7 +16,7 @@ import pytest
 
 from jobs import promote
 from jobs.config import JobConfig
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.train.tracking import Tracker, TrackingError

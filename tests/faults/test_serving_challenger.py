@@ -87,12 +87,12 @@ def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, 
     assert any(one.fallback for one in compared) == (mode == "canary")
     # The gate sees it, and a service that nothing disturbed would have passed.
     strict, lenient = (settings(service.config, records, share) for share in (0.0, 1.0))
-    found = {check.name: check for check in live_checks("vqa", "2", "1", strict)[0]}
+    found = {check.name: check for check in live_checks("vlmodel", "2", "1", strict)[0]}
     print("\n".join(f"  {check.name}: {check.measured}, required {check.required}" for check in found.values()))
     assert found["live traffic"].passed
     assert found["live errors"].passed is False
     assert found["live latency p50"].measured
-    by_name = {check.name: check.passed for check in live_checks("vqa", "2", "1", lenient)[0]}
+    by_name = {check.name: check.passed for check in live_checks("vlmodel", "2", "1", lenient)[0]}
     assert by_name["live errors"]
 
 

@@ -19,12 +19,12 @@ from safetensors.numpy import load_file
 from jobs import index, mixing, runs, train
 from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.plan import Schedule
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.plan import Schedule
 from pipelines.evaluate.predict import collect, predict
 from pipelines.search.referee import create_referee
 from pipelines.train import checkpoint

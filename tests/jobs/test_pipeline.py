@@ -17,7 +17,7 @@ import pandas as pd  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.reader import ShardReader
 from pipelines.serve.client import Client, is_ready
 from pipelines.train import checkpoint

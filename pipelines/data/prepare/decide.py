@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.data.index import Index
-from pipelines.data.index_files import read_table
+from pipelines.data.index.files import read_table
+from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.duplicates import repeated_images, similar_images
 from pipelines.data.prepare.files import measure_file

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from PIL import Image
 
 from pipelines.data.errors import Reason, SampleError
+from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from pipelines.data.validate import ImageFacts
 from vlmodel.images import FORMATS, upright
 
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp"}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.index import Index
-from pipelines.data.index_files import read_table
+from pipelines.data.index.files import read_table
+from pipelines.data.index.index import Index
 from pipelines.data.prepare.decide import Decision
 from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
 from pipelines.data.prepare.filters import DropReason

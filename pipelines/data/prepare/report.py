@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.summary import Summary

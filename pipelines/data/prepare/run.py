@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.index_files import table_bytes
+from pipelines.data.index.files import table_bytes
+from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.lock import locked
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.decide import Decision, decide
@@ -28,7 +29,6 @@ from pipelines.data.prepare.report import page
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.data.progress import ShardProgress
-from pipelines.data.shard_pass import over_shards
 from pipelines.data.storage import Folder
 
 _FORMAT = 1

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
-from pipelines.data.index_files import read_table, table_bytes
+from pipelines.data.index.files import read_table, table_bytes
+from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
 from pipelines.data.prepare.filters import fitting_texts, joined

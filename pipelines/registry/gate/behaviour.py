@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index
+from pipelines.data.index.index import Index
 from pipelines.data.reader import Record, ShardReader
-from pipelines.data.rows import rows_to_answer
+from pipelines.data.stream.rows import rows_to_answer
 from pipelines.registry.config import GateConfig, Rewording
 from pipelines.registry.gate.check import Check
 from vlmodel.fields import Fields

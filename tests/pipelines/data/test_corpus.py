@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from tests.pipelines.data.tar_maker import photo, write_tar
 
 SENTENCES = [

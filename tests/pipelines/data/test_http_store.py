@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.index_build import build
+from pipelines.data.index.build import build
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.reader import ShardReader
 from pipelines.data.retrying import AccessError, RefusedError
 from pipelines.data.storage import Folder

@@ -12,10 +12,10 @@ import pytest
 import s3fs
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Assignment, IndexConfig
-from pipelines.data.index_build import build, index_shard
+from pipelines.data.index.build import build, index_shard
+from pipelines.data.index.index import Assignment, IndexConfig
+from pipelines.data.index.scan import scan_tar
 from pipelines.data.retrying import AccessError
-from pipelines.data.scan import scan_tar
 from pipelines.data.storage import Folder
 from tests.pipelines.data.stores import S3Store, s3_store
 from tests.pipelines.data.tar_maker import photo, sample, samples, tar_bytes
@@ -134,7 +134,7 @@ def test_an_object_that_changes_while_it_is_read_is_not_indexed(
         folder.write("a.tar", tar_bytes(samples(range(1, 6))))
         return scan
 
-    monkeypatch.setattr("pipelines.data.index_build.scan_tar", overtaken)
+    monkeypatch.setattr("pipelines.data.index.build.scan_tar", overtaken)
     summary = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
     assert summary == {"name": "a.tar", "unreadable": "OSError: it changed while it was read; run the index job again"}
     assert not folder.exists("_index/samples/a.tar.parquet")

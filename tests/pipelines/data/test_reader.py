@@ -9,7 +9,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import parse_texts
 from pipelines.data.storage import Folder, _merge

@@ -8,11 +8,11 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Source
-from pipelines.data.index import IndexConfig, build_index
+from pipelines.data.index.index import IndexConfig, build_index
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
-from pipelines.data.stream import StreamConfig
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.stream import StreamConfig
 from pipelines.evaluate.predict import PredictConfig, predict
 from vlmodel.processor import ProcessorConfig, VLProcessor
 

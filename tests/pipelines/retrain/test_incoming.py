@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import IndexConfig, build_index
+from pipelines.data.index.index import IndexConfig, build_index
 from pipelines.data.storage import FileStamp, Folder
 from pipelines.retrain import incoming
 from pipelines.retrain.incoming import images_in_common, new_tars, take

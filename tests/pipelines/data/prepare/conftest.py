@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data import index_build
+from pipelines.data.index import build
 from pipelines.data.prepare import run
 
 
@@ -43,7 +43,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pass | None], None]:
         yield from map(work, reversed(items))
 
     def use(other: Pass | None = None) -> None:
-        for module in (run, index_build):
+        for module in (run, build):
             monkeypatch.setattr(module, "over_shards", other or serial)
 
     return use

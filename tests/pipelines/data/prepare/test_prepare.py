@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.run import prepare
@@ -202,7 +202,7 @@ def test_texts_cannot_write_the_page(tmp_path: Path, here: Here) -> None:
 
 
 def test_tasks_of_ray_in_any_number_give_the_same_bytes(tmp_path: Path, here: Here, ray_local: None) -> None:
-    from pipelines.data.shard_pass import over_shards
+    from pipelines.data.index.shard_pass import over_shards
 
     index = write_source(tmp_path / "source")
     made = {}

@@ -14,20 +14,20 @@ import ray
 import torch
 from PIL import Image
 
-from pipelines.data import feature_build
-from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Source
 from pipelines.data.errors import DataError
-from pipelines.data.feature_build import Resources, build_features, check_backbone, digest
-from pipelines.data.features import FACTS, Features
-from pipelines.data.index import Index, IndexConfig, Shard, build_index
-from pipelines.data.loader import EvaluationBatches, TrainingParts
-from pipelines.data.plan import Schedule
+from pipelines.data.index.index import Index, IndexConfig, Shard, build_index
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
-from pipelines.data.stream import StreamConfig, stream
+from pipelines.data.stream import feature_build
+from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.feature_build import Resources, build_features, check_backbone, digest
+from pipelines.data.stream.features import FACTS, Features
+from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.stream import StreamConfig, stream
 from vlmodel.config import parse
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import ProcessorConfig, VLProcessor

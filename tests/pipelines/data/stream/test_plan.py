@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.plan import Plan, Schedule, check_division, derive_seed, fixed_batches
+from pipelines.data.stream.plan import Plan, Schedule, check_division, derive_seed, fixed_batches
 
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
 

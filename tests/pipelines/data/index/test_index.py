@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data import index_build
 from pipelines.data.errors import DataError
-from pipelines.data.index import Assignment, Index, IndexConfig, build_index
-from pipelines.data.index_build import index_shard
+from pipelines.data.index import build
+from pipelines.data.index.build import index_shard
+from pipelines.data.index.index import Assignment, Index, IndexConfig, build_index
 from pipelines.data.progress import ShardProgress
 from pipelines.data.reader import ShardReader
 from pipelines.data.storage import Folder
@@ -223,7 +223,7 @@ def test_keys_are_compared_in_passes(tmp_path, monkeypatch):
         write_tar(tmp_path, f"{n}.tar", samples(range(n, n + 3)))
     expected = faults(build_index(str(tmp_path), LENIENT))
     assert len(expected) == 8
-    monkeypatch.setattr(index_build, "_KEYS_PER_PASS", 2)
+    monkeypatch.setattr(build, "_KEYS_PER_PASS", 2)
     assert faults(build_index(str(tmp_path), LENIENT)) == expected
 
 
@@ -407,8 +407,8 @@ def test_opening_needs_no_ray(tmp_path):
     write_tar(tmp_path, "a.tar", samples([1]))
     build_index(str(tmp_path))
     code = (
-        "import sys; from pipelines.data.index import Index; index = Index.open(sys.argv[1]); index.rows('a.tar');"
-        "index.report(); assert not {'ray', 'torch', 'transformers'} & set(sys.modules)"
+        "import sys; from pipelines.data.index.index import Index; index = Index.open(sys.argv[1]);"
+        "index.rows('a.tar'); index.report(); assert not {'ray', 'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[3])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.wire import pack, unpack
+from pipelines.data.stream.wire import pack, unpack
 
 
 def test_round_trip_of_every_kind_of_array() -> None:

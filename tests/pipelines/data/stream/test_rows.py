@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pipelines.data.reader import Record
-from pipelines.data.rows import Row, rows_to_answer, to_examples
 from pipelines.data.sample import Question, Texts
+from pipelines.data.stream.rows import Row, rows_to_answer, to_examples
 from vlmodel.fields import Fields
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.plan import Plan
-from pipelines.data.shuffling import shuffling
+from pipelines.data.stream.plan import Plan
+from pipelines.data.stream.shuffling import shuffling
 
 BATCH = 64
 

@@ -31,11 +31,11 @@ import ray
 from pydantic import Field, model_validator
 from ray.data import DataContext, Dataset, TaskPoolStrategy
 
-from pipelines.data.dataset import Arrays
-from pipelines.data.image_pool import ImagePool
-from pipelines.data.loader import Batches
-from pipelines.data.pixel_cache import PixelCacheConfig
-from pipelines.data.wire import pack, unpack
+from pipelines.data.stream.dataset import Arrays
+from pipelines.data.stream.image_pool import ImagePool
+from pipelines.data.stream.loader import Batches
+from pipelines.data.stream.pixel_cache import PixelCacheConfig
+from pipelines.data.stream.wire import pack, unpack
 from vlmodel.config import Section
 
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data import pixel_cache
-from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Source, keeping_pixels
 from pipelines.data.errors import DataError
-from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.loader import TrainingParts
-from pipelines.data.pixel_cache import PixelCacheConfig, open_pixel_cache, pays
-from pipelines.data.plan import Schedule
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Texts
 from pipelines.data.shards import ShardWriter
-from pipelines.data.stream import StreamConfig, stream
+from pipelines.data.stream import pixel_cache
+from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.dataset import Source, keeping_pixels
+from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.pixel_cache import PixelCacheConfig, open_pixel_cache, pays
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.stream import StreamConfig, stream
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
 

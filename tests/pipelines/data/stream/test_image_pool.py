@@ -13,10 +13,10 @@ import numpy as np
 import psutil
 import pytest
 
-from pipelines.data import image_pool
-from pipelines.data.dataset import Arrays
-from pipelines.data.image_pool import DecodingStoppedError, ImagePool
-from pipelines.data.loader import Batches
+from pipelines.data.stream import image_pool
+from pipelines.data.stream.dataset import Arrays
+from pipelines.data.stream.image_pool import DecodingStoppedError, ImagePool
+from pipelines.data.stream.loader import Batches
 from tests.jobs.conftest import ROOT
 
 
@@ -107,7 +107,7 @@ def _until_it_fails(pool: ImagePool) -> None:
 
 PROGRAM = """
 import time
-from pipelines.data.image_pool import _started
+from pipelines.data.stream.image_pool import _started
 if __name__ == "__main__":
     processes = _started(2)
     print(*{future.result() for future in processes._first}, flush=True)

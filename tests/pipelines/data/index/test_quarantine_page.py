@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.data.quarantine_page import quarantine_page
-from pipelines.data.scan import FAULT_SCHEMA, scan_tar
+from pipelines.data.index.quarantine_page import quarantine_page
+from pipelines.data.index.scan import FAULT_SCHEMA, scan_tar
 from pipelines.data.storage import Folder
+from tests.pipelines.data.index.test_scan import png_of_size
 from tests.pipelines.data.tar_maker import BLOCK, Entry, link, photo, samples, tar_bytes, texts
-from tests.pipelines.data.test_scan import png_of_size
 
 COUNTS = {"train": 1234, "val": 0, "test": 0}
 

@@ -19,8 +19,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pipelines.data.dataset import Arrays
-from pipelines.data.loader import Batches, origin
+from pipelines.data.stream.dataset import Arrays
+from pipelines.data.stream.loader import Batches, origin
 
 
 class DecodingStoppedError(RuntimeError):

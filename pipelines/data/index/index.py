@@ -29,12 +29,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.data.errors import DataError
-from pipelines.data.index_files import COUNTS, FOLDER, metadata, read_table, samples_file, without
-from pipelines.data.quarantine import describe_faults
+from pipelines.data.index.files import COUNTS, FOLDER, metadata, read_table, samples_file, without
+from pipelines.data.index.quarantine import describe_faults
+from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
 from pipelines.data.sample import Members
 from pipelines.data.shards import SPLITS
 from pipelines.data.storage import Folder
-from pipelines.data.validate import PILLOW_MAX_PIXELS, Verify
 from vlmodel.config import Section
 
 FORMAT = 1
@@ -255,7 +255,7 @@ def build_index(
     Raises:
         DataError: no tars; or too many faults, and then ``quarantine.parquet`` is written, and no index.
     """
-    from pipelines.data.index_build import build
+    from pipelines.data.index.build import build
 
     return build(tars, config or IndexConfig(), force=force, report_progress=report_progress)
 

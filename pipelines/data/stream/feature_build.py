@@ -21,11 +21,11 @@ from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from pipelines.data.errors import DataError
-from pipelines.data.features import FACTS, Features, Precision, file_of
-from pipelines.data.index import Index, Shard
+from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.reader import ShardReader
-from pipelines.data.shard_pass import over_shards
 from pipelines.data.storage import Folder
+from pipelines.data.stream.features import FACTS, Features, Precision, file_of
 from vlmodel.config import Part, dump
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import VLProcessor

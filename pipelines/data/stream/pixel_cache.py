@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines.data.index import Index, Shard
+from pipelines.data.index.index import Index, Shard
 from vlmodel.config import Section
 from vlmodel.processor import ProcessorConfig
 

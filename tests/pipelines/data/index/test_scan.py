@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from pipelines.data.errors import Reason
-from pipelines.data.scan import Scan, hash_key, scan_tar
-from pipelines.data.tarindex import split_name
+from pipelines.data.index.scan import Scan, hash_key, scan_tar
+from pipelines.data.index.tarindex import split_name
 from tests.pipelines.data.tar_maker import (
     Entry,
     data_of,

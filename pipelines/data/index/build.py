@@ -16,8 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.data.errors import DataError, Reason
-from pipelines.data.index import FORMAT, Assignment, Index, IndexConfig, index_hash
-from pipelines.data.index_files import (
+from pipelines.data.index.files import (
     FOLDER,
     SHARD_SCHEMA,
     count_samples,
@@ -28,10 +27,11 @@ from pipelines.data.index_files import (
     table_bytes,
     without,
 )
-from pipelines.data.quarantine import describe_faults, reason_counts
-from pipelines.data.quarantine_page import quarantine_page
-from pipelines.data.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
-from pipelines.data.shard_pass import over_shards
+from pipelines.data.index.index import FORMAT, Assignment, Index, IndexConfig, index_hash
+from pipelines.data.index.quarantine import describe_faults, reason_counts
+from pipelines.data.index.quarantine_page import quarantine_page
+from pipelines.data.index.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
+from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.shards import SPLITS, shard_split
 from pipelines.data.storage import FileStamp, Folder
 
@@ -43,7 +43,7 @@ _READERS = 16
 
 
 def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Callable[[int, int], None] | None) -> Index:
-    """See ``pipelines.data.index.build_index``."""
+    """See ``pipelines.data.index.index.build_index``."""
     folder = Folder(tars)
     files = _find_tars(folder)
     _check_writable(folder)

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.augment import AugmentConfig
 from pipelines.data.corpus import train_tokenizer
-from pipelines.data.dataset import Mixture, Source, keeping_pixels
 from pipelines.data.errors import DataError
-from pipelines.data.features import Features, file_of
-from pipelines.data.index import Index, IndexConfig, build_index
-from pipelines.data.loader import TrainingParts, model_inputs
-from pipelines.data.mixture import MixturePlan
-from pipelines.data.pixel_cache import PixelCacheConfig
-from pipelines.data.plan import Schedule
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
-from pipelines.data.stream import StreamConfig, stream
+from pipelines.data.stream.augment import AugmentConfig
+from pipelines.data.stream.dataset import Mixture, Source, keeping_pixels
+from pipelines.data.stream.features import Features, file_of
+from pipelines.data.stream.loader import TrainingParts, model_inputs
+from pipelines.data.stream.mixture import MixturePlan
+from pipelines.data.stream.pixel_cache import PixelCacheConfig
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.stream import StreamConfig, stream
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor

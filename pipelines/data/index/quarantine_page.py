@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from pipelines.data.index.tarindex import BLOCK
 from pipelines.data.storage import Folder
-from pipelines.data.tarindex import BLOCK
 from vlmodel.images import FORMATS
 
 _ROWS = 24

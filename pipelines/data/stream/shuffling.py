@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.data.plan import Plan, Slice
+from pipelines.data.stream.plan import Plan, Slice
 
 _STRETCHES, _LENGTH = 16, 256
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.errors import DataError
-from pipelines.data.features import Features
-from pipelines.data.index import Index, Shard
-from pipelines.data.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
-from pipelines.data.plan import Ints, Plan, Slice
+from pipelines.data.index.index import Index, Shard
 from pipelines.data.reader import Record, ShardReader
 from pipelines.data.sample import Members
+from pipelines.data.stream.features import Features
+from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
+from pipelines.data.stream.plan import Ints, Plan, Slice
 from vlmodel.fields import Fields, join
 from vlmodel.images import ImageError
 from vlmodel.processor import VLProcessor

@@ -22,9 +22,9 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from pipelines.data.errors import Reason, SampleError
+from pipelines.data.index.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
+from pipelines.data.index.validate import Verify, check_image
 from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, parse_texts
-from pipelines.data.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
-from pipelines.data.validate import Verify, check_image
 
 SAMPLE_SCHEMA = pa.schema(
     [

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from pipelines.data.errors import DataError
-from pipelines.data.index import Shard
+from pipelines.data.index.index import Shard
 from pipelines.data.storage import Folder
 
 Precision = Literal["float32", "float16"]

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.mixture import MixturePlan
-from pipelines.data.plan import Plan, Schedule, Slice
+from pipelines.data.stream.mixture import MixturePlan
+from pipelines.data.stream.plan import Plan, Schedule, Slice
 
 Sample = tuple[int, int, int, int]
 

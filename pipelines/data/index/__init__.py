@@ -1,0 +1,1 @@
+"""Which samples the tars hold, where, and what is wrong with the rest."""
