@@ -131,6 +131,7 @@ def test_stream(tmp_path: Path, ray_local: None, figure: Figure) -> None:
     consumer = actor.remote(write(tmp_path, 12_000, SIZE))
     cores = len(os.sched_getaffinity(0))
     ours = {f"{n} threads": StreamConfig(threads=n, tasks=4) for n in (2, 8, cores)}
+    ours[f"{cores - 2} processes"] = StreamConfig(processes=cores - 2, tasks=4)  # up from the second of three rounds on
     ours["decoder=gpu"] = StreamConfig(threads=4, tasks=6, decoder="gpu")
     rounds = [
         {name: ray.get(consumer.ours.remote(config)) for name, config in ours.items()}

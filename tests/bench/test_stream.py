@@ -169,6 +169,8 @@ class Consumer:
                 return rate(batches(data))
             case "tasks":
                 return rate(batches(data, StreamConfig(threads=0, tasks=WORKERS)))
+            case "processes":
+                return rate(batches(data, StreamConfig(threads=1, processes=WORKERS)))
             case "kept":
                 return rate(batches(data, source=self._kept))
             case "fast dataloader":
@@ -208,17 +210,19 @@ def in_turn(ask: Any, runs: Sequence[Any], rounds: int = ROUNDS) -> list[float]:
 
 
 def test_stream(consumer: Any, figure: Figure) -> None:
-    ray.get(consumer.rate.remote("kept"))
+    ray.get([consumer.rate.remote("kept"), consumer.rate.remote("processes")])  # pixels are kept, processes are up
     peers = {
         "pillow dataloader": "webdataset + DataLoader, Pillow",
         "fast dataloader": "webdataset + DataLoader, our decoder",
         "ray idiom": "read_webdataset + map",
     }
-    runs = ["ours", "tasks", "kept", "decoder", "pillow", *peers]
+    runs = ["ours", "processes", "tasks", "kept", "decoder", "pillow", *peers]
     medians = dict(zip(runs, in_turn(consumer.rate, runs), strict=True))
     ours, best = medians["ours"], medians["decoder"]
     for peer, name in peers.items():
         figure("stream", ours, "images/s", peer=name, peer_value=medians[peer], limit=best)
+    by_processes = medians["processes"]
+    figure("stream, decoded by processes", by_processes, "images/s", peer="by threads", peer_value=ours, limit=best)
     figure("stream, decoded in tasks", medians["tasks"], "images/s", limit=best)
     figure("stream, pixels kept", medians["kept"], "images/s", peer="stream", peer_value=ours)
     figure("decode, resize, normalise alone", best, "images/s", peer="Pillow", peer_value=medians["pillow"])
