@@ -22,7 +22,7 @@ from pipelines.serve.metrics import RayMetrics
 from pipelines.serve.service import Answered
 from vlmodel.config import parse
 
-APP_NAME = "vqa-challenger"
+APP_NAME = "vlmodel-challenger"
 DEPLOYMENT = "Challenger"
 
 

@@ -410,7 +410,7 @@ def test_opening_needs_no_ray(tmp_path):
         "import sys; from pipelines.data.index.index import Index; index = Index.open(sys.argv[1]);"
         "index.rows('a.tar'); index.report(); assert not {'ray', 'torch', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[3])
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[4])
 
 
 def test_progress_in_a_log():

@@ -75,7 +75,7 @@ def test_a_bomb_is_refused_without_being_decoded(look: str, bomb: Path, tmp_path
     VLProcessor(ProcessorConfig(), train_tokenizer(["is it ?"], 64), ["yes"]).save_pretrained(tmp_path)
     code = MEASURE.format(look=look)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(bomb), str(tmp_path)], cwd=Path(__file__).parents[3], check=True,
+        [sys.executable, "-c", code, str(bomb), str(tmp_path)], cwd=Path(__file__).parents[4], check=True,
         capture_output=True, text=True,
     )  # fmt: skip
     refused, extra_mb, seconds = json.loads(done.stdout)
