@@ -110,6 +110,7 @@ def test_a_second_run_does_nothing_again(job: Job, small: list[str], finished: o
     assert "registered vlmodel version 1" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_changed_setting_under_the_same_name_is_refused(job: Job, small: list[str], finished: object) -> None:
     refused = job("train", *DEMO, *small, "train.batch=32", check=False)
     assert refused.returncode == 1
@@ -117,6 +118,7 @@ def test_a_changed_setting_under_the_same_name_is_refused(job: Job, small: list[
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_is_the_same_at_any_number_of_workers(job: Job, small: list[str], finished: object) -> None:
     out = Path(setting(small, "storage")) / "two.parquet"
     job("evaluate", *DEMO, *small, "predict.workers=2", f"evaluate.out={out}")
@@ -124,12 +126,14 @@ def test_evaluation_is_the_same_at_any_number_of_workers(job: Job, small: list[s
     assert pq.read_table(out).equals(one)
 
 
+@pytest.mark.slow
 def test_offline_prediction_needs_no_answers(job: Job, small: list[str], finished: object, tmp_path: Path) -> None:
     out = tmp_path / "all.parquet"
     job("predict", *DEMO, *small, f"evaluate.out={out}", "evaluate.split=")
     assert len(set(pq.read_table(out)["key"].to_pylist())) == 170
 
 
+@pytest.mark.slow
 def test_promotion_repeats_without_effect(job: Job, small: list[str], finished: object) -> None:
     assert "version 1 is the champion" in job("promote", *DEMO, *small).stdout
 

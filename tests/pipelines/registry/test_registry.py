@@ -64,6 +64,7 @@ def test_a_model_is_registered_with_its_score_once(
 
 
 @pytest.mark.timeout(900)  # two fresh processes that import torch, transformers and MLflow
+@pytest.mark.slow
 def test_the_stored_model_answers_by_itself(
     storage: str,
     tracking: TrackingConfig,
