@@ -110,13 +110,13 @@ def draw(loop: Loop) -> Figure:
 
 
 def _phases(axes: Axes, loop: Loop) -> None:
-    """A bar for each phase. A name that is longer than its bar stands above and to the left of a line to it, which so
-    crosses none of the names before.
+    """A bar for each phase. A name that is longer than its bar stands above, to the left of a line to it, and above the
+    lines that it would cross.
     """
     axes.set_axis_off()
     axes.set_ylim(0, 3.4)
     spans = [Phase("tars arrive", loop.arrived, loop.arrived), *loop.phases]
-    occupied: list[float] = []  # how far each line above the bars is written on
+    lines: list[tuple[float, int]] = []  # where the lines to the bars are, and in which row of names they end
     per_px = _end(loop) / _WIDTH_PX
     for number, phase in enumerate(spans):
         middle, length = (phase.start + phase.end) / 2, phase.end - phase.start
@@ -129,9 +129,9 @@ def _phases(axes: Axes, loop: Loop) -> None:
         if width < length:
             axes.text(middle, 0.43, phase.name, ha="center", va="center", fontsize=9)
             continue
-        line = next((n for n, end in enumerate(occupied) if end < middle - width), len(occupied))
-        occupied[line : line + 1] = [middle + _GAP_PX * per_px]
-        height = 1.1 + 0.8 * line
+        row = max((row + 1 for at, row in lines if at + _GAP_PX * per_px > middle - width), default=0)
+        lines.append((middle, row))
+        height = 1.1 + 0.8 * row
         axes.plot([middle, middle], [0.9, height + 0.6], color=GREY, linewidth=0.8)
         axes.text(middle - 0.4 * _GAP_PX * per_px, height, phase.name, ha="right", va="bottom", fontsize=9)
 
