@@ -33,8 +33,8 @@ class ModelThreads:
     """Passes, a few at a time, that share the cores.
 
     The threads of one pass wait for each other after every operation, and so for whatever else runs on their cores: the
-    proxy, the decoders, Ray's own processes. Passes of one thread each wait for nobody (2 cores, 8 and 32 callers: 18
-    and 21 requests/s by two passes side by side, 12 and 11 by one with two threads). So passes side by side share the
+    proxy, the decoders, Ray's own processes. Passes of one thread each wait for nobody (2 cores, 8 and 32 callers: 17
+    and 19 requests/s by two passes side by side, 12 and 11 by one with two threads). So passes side by side share the
     cores, and one that is alone leaves one of them to the rest.
 
     Args:
