@@ -120,7 +120,9 @@ def seconds_until(condition: Callable[[], bool], at_most_s: float) -> float:
     """Wait for it and return how long that took."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() - started < at_most_s, f"not within {at_most_s:g} s"
+        if time.monotonic() - started >= at_most_s:
+            app = ray_serve.status().applications.get(deploy.APP_NAME)
+            raise AssertionError(f"not within {at_most_s:g} s: {app}, replicas {replicas()}")
         time.sleep(0.05)
     return time.monotonic() - started
 
