@@ -208,13 +208,7 @@ class Registry:
             RegistryError: there is no champion.
             ArtifactError: its files are not those that were registered.
         """
-        found = self.find(CHAMPION)
-        if found is None:
-            raise RegistryError(
-                f"model {self.name!r} has no champion; train one (python -m jobs.train) and promote it "
-                "(python -m jobs.promote)"
-            )
-        return self.download(found)
+        return self._held(CHAMPION, "train one (python -m jobs.train) and promote it (python -m jobs.promote)")
 
     def challenger(self) -> LocalModel:
         """The version with the alias ``challenger``, downloaded and verified.
@@ -223,13 +217,16 @@ class Registry:
             RegistryError: there is none.
             ArtifactError: its files are not those that were registered.
         """
-        found = self.find(CHALLENGER)
+        return self._held(
+            CHALLENGER,
+            "judge a newer version (python -m jobs.promote), which is made the challenger if it is fit to be used and "
+            "not shown to be better, or set serve.challenger.mode=off",
+        )
+
+    def _held(self, alias: str, remedy: str) -> LocalModel:
+        found = self.find(alias)
         if found is None:
-            raise RegistryError(
-                f"model {self.name!r} has no challenger; judge a newer version (python -m jobs.promote), which is "
-                "made the challenger if it is fit to be used and not shown to be better, or set "
-                "serve.challenger.mode=off"
-            )
+            raise RegistryError(f"model {self.name!r} has no {alias}; {remedy}")
         return self.download(found)
 
     def download(self, version: ModelVersion) -> LocalModel:
