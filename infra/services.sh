@@ -113,7 +113,8 @@ await() { # NAME COMMAND...: until the command succeeds
     shift
     for ((waited = 0; waited < 240; waited++)); do
         "$@" >/dev/null 2>&1 && return
-        running "$name" || break
+        # Not by its name: it may still be the shell that is about to become the program.
+        kill -0 "$(<"$state/$name.pid")" 2>/dev/null || break
         sleep 0.5
     done
     tail -n 15 "$state/$name.log" >&2
