@@ -54,8 +54,10 @@ class Retraining:
             *SMALL, *coloured_pictures(folder / "pictures", train=96), f"storage={folder / 'runs'}",
             f"data.tars={folder / 'data'}", "train.workers=1", "train.threads=1", "train.step.sync_batchnorm=false",
             "train.epochs=6", "train.checkpoint_steps=4", "registry.smoke_test=false", f"serve.port={free_port()}",
-            # A first champion that has learned nothing gives the same answer however it is asked.
-            "registry.gate.agreement={}", "serve.num_cpus=0.5", "serve.model_threads=1", "retrain.new_share=1.0",
+            # Of a first champion that has learned nothing it means nothing that it gives the same answer however it is
+            # asked, and another one about another image.
+            "registry.gate.agreement={}", "registry.gate.behaviour_tolerance=1", "registry.gate.image_use=0",
+            "serve.num_cpus=0.5", "serve.model_threads=1", "retrain.new_share=1.0",
         ]  # fmt: skip
         self.config = load(JobConfig, ROOT / "jobs/configs/demo.toml", self.overrides)
         self.folder, self.head = folder, head
