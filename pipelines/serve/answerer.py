@@ -23,6 +23,7 @@ from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
 from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
+from pipelines.serve.leisure import leisurely
 from pipelines.serve.passes import ModelThreads, Passed
 from pipelines.serve.service import Answered, Embeddings, Matches, Metrics, ModelInfo, NoMetrics, Task
 from vlmodel.images import ImageError
@@ -93,7 +94,7 @@ class Answerer:
                 one, if any, goes on.
         """
         try:
-            predictor = await asyncio.to_thread(self._read, Path(folder), digest)
+            predictor = await asyncio.to_thread(leisurely, partial(self._read, Path(folder), digest))
             heads = heads_of(predictor)
             if not heads:
                 tasks = ", ".join(map(repr, predictor.processor.tasks))

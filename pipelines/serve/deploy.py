@@ -106,7 +106,7 @@ def _application(deployed: Deployed) -> serve.Application:
     config = parse(ServeConfig, deployed.config)
     deployment = serve.deployment(
         num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus},
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "runtime_env": _before_others()},
         user_config=dict(deployed.model),
         # The application refuses the excess itself, with JSON and a measured Retry-After; these are a second line.
         max_ongoing_requests=2 * config.max_in_flight + 64,
@@ -121,6 +121,12 @@ def _application(deployed: Deployed) -> serve.Application:
         logging_config=LoggingConfig(enable_access_log=False),
     )(Replica)
     return deployment.bind(deployed.config, deployed.key_hashes, deployed.challenger)
+
+
+def _before_others() -> dict[str, Any]:
+    """This job's environment, with a niceness of 0: Ray's other workers, such as a training's, have one of 15."""
+    environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
+    return environment | {"env_vars": {**environment.get("env_vars", {}), "RAY_worker_niceness": "0"}}
 
 
 def _challenger_application(deployed: Deployed) -> serve.Application:

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp
 
-from pipelines.data.comparisons import ComparisonWriter
-from pipelines.serve.answerer import Answerer
-from pipelines.serve.app import create_app
-from pipelines.serve.challenger import Challenged
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
-from pipelines.serve.rival import HandleRival
-from pipelines.serve.service import Service
+from pipelines.serve.leisure import leisurely
 from vlmodel.config import dump, parse
+
+if TYPE_CHECKING:
+    from pipelines.serve.assembly import Assembly
 
 
 @dataclass(frozen=True)
@@ -56,16 +53,20 @@ class Replica:
         self._config = parse(ServeConfig, config)
         self._key_hashes = tuple(key_hashes)
         self._model: Mapping[str, str] = {}
-        self._metrics = RayMetrics()
-        self._answerer = Answerer(self._config, self._metrics)
         self._challenger = challenger
-        self._challenged = _beside(self._answerer, challenger, self._config) if challenger else None
+        self._parts = leisurely(self._assembled)
+
+    def _assembled(self) -> Assembly:
+        from pipelines.serve.assembly import Assembly
+
+        return Assembly(self._config, self._key_hashes, self._challenger)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._challenged or self._answerer, self._config, self._key_hashes, self._metrics)
+        return self._parts.app
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
-        await self._answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
+        answerer = self._parts.answerer
+        await answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
         self._model = model
 
     def deployed(self) -> Deployed:
@@ -73,16 +74,10 @@ class Replica:
         return Deployed(dump(self._config), self._key_hashes, self._model, self._challenger)
 
     def check_health(self) -> None:
-        self._answerer.check_health()
+        self._parts.answerer.check_health()
 
     async def __del__(self) -> None:
         # Serve awaits this when it stops a replica.
-        challenged: Challenged | None = getattr(self, "_challenged", None)
-        if challenged is not None:
-            await challenged.close()
-
-
-def _beside(champion: Service, challenger: Mapping[str, str], config: ServeConfig) -> Challenged:
-    settings = config.challenger
-    writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None
-    return Challenged(champion, HandleRival(challenger), config, writer, RayChallengerMetrics())
+        parts: Assembly | None = getattr(self, "_parts", None)
+        if parts is not None and parts.challenged is not None:
+            await parts.challenged.close()

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import http.client
 import json
+import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import ray
 from pydantic import ValidationError
 from ray import serve
 
@@ -155,6 +158,19 @@ def test_it_listens_on_loopback_only(address: str) -> None:
         c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
     }
     assert hosts == {"127.0.0.1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray lowers the priority of its workers on Linux alone")
+def test_replicas_come_before_other_workers(address: str) -> None:
+    @ray.remote(num_cpus=0)
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    workers = psutil.Process().children(recursive=True)
+    replicas = [process for process in workers if process.name().startswith("ray::ServeRep")]
+    own = psutil.Process().nice()
+    assert [process.nice() for process in replicas] == [own]
+    assert ray.get(niceness.remote()) > own
 
 
 @pytest.mark.slow

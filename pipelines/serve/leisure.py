@@ -1,0 +1,31 @@
+"""Work that has time: what a new replica imports and loads on the cores that its neighbours answer with."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_NICENESS = 10
+"""Of a busy core such a thread has a tenth of what others have. With less, a busy machine would never be done."""
+
+
+def leisurely(work: Callable[[], T]) -> T:
+    """The result of ``work()``, done by a thread that leaves the cores to whoever else wants them.
+
+    Niceness is Linux's, which counts it by thread; threads that ``work`` starts have it too. It cannot be taken back
+    without privilege, and so the thread ends with its work.
+    """
+    with ThreadPoolExecutor(1, "leisurely", initializer=_give_way) as thread:
+        return thread.submit(work).result()
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
