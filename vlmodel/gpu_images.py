@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlmodel.images import ImageError, Resize, middle_square, plain_jpeg
+from vlmodel.images import Resize, middle_square, plain_jpeg
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,10 @@ def _beside_the_training(device: torch.device) -> Iterator[None]:
 
 def _is_able(data: bytes, max_pixels: int) -> bool:
     """Whether the GPU may decode it: nvJPEG takes a file that is cut off for one with a grey end."""
-    try:
-        header = plain_jpeg(data, max_pixels)
-    except ImageError:
+    header = plain_jpeg(data)
+    if header is None or header.height * header.width > max_pixels:
         return False
-    return header is not None and header.colours != "RGB" and data.rfind(_END, -64) >= 0
+    return header.colours != "RGB" and data.rfind(_END, -64) >= 0
 
 
 def _resized(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:

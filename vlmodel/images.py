@@ -110,12 +110,8 @@ class JpegHeader(NamedTuple):
     colours: str
 
 
-def plain_jpeg(data: bytes, max_pixels: int) -> JpegHeader | None:
-    """The header of a plain JPEG; None for all else.
-
-    Raises:
-        ImageError: an image of too many pixels.
-    """
+def plain_jpeg(data: bytes) -> JpegHeader | None:
+    """The header of a plain JPEG; None for all else."""
     # What turns a picture stands before its first scan.
     head = data[: data.find(b"\xff\xda")]
     if not head.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in head or b"Orientation" in head:
@@ -126,14 +122,16 @@ def plain_jpeg(data: bytes, max_pixels: int) -> JpegHeader | None:
         return None
     if colours not in ("YCbCr", "RGB", "Gray"):
         return None
-    _require_fewer(height, width, max_pixels)
     return JpegHeader(height, width, colours)
 
 
 def _plain_jpeg(data: bytes, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
     """The pixels that Pillow would give, by the same library in a third of the steps; None where Pillow is to judge."""
-    header = plain_jpeg(data, max_pixels)
-    if header is None or min(header.height, header.width) >= 2 * _KEPT * size:
+    header = plain_jpeg(data)
+    if header is None:
+        return None
+    _require_fewer(header.height, header.width, max_pixels)
+    if min(header.height, header.width) >= 2 * _KEPT * size:
         return None  # the large ones Pillow decodes smaller
     try:
         pixels_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)

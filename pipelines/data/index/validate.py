@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image, ImageOps
 
 from pipelines.data.errors import Reason, SampleError
-from vlmodel.images import FORMATS
+from vlmodel.images import FORMATS, plain_jpeg
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
@@ -64,6 +64,8 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
     if not data:
         raise SampleError(Reason.EMPTY_MEMBER, "the image has no bytes")
     try:
+        if (facts := _check_plain_jpeg(data, max_pixels, verify)) is not None:
+            return facts
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -78,11 +80,24 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
         raise SampleError(Reason.TRUNCATED_IMAGE if cut_off else Reason.UNDECODABLE_IMAGE, message) from None
 
 
+def _check_plain_jpeg(data: bytes, max_pixels: int, verify: Verify) -> ImageFacts | None:
+    """As ``_check`` without Pillow, whose reading of a header takes longer than all else; None where it is to judge."""
+    header = plain_jpeg(data)
+    if header is None:
+        return None
+    _require_fewer(header.width, header.height, max_pixels)
+    if verify == "decode":
+        if not _decodes_cleanly(data):
+            return None
+    elif _is_cut(data):
+        raise _cut("jpeg", data)
+    _require_whole_blocks(data)
+    return ImageFacts("jpeg", header.width, header.height)
+
+
 def _check(image: Image.Image, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
     width, height = image.size
-    if width * height > max_pixels:
-        found = f"{width} x {height} = {width * height} pixels"
-        raise SampleError(Reason.IMAGE_TOO_LARGE, f"{found}; data.index.max_pixels allows {max_pixels}")
+    _require_fewer(width, height, max_pixels)
     # A JPEG with further pictures inside (MPO) is, for us, its first picture.
     name = "jpeg" if image.format == "MPO" else str(image.format).lower()
     orientation = image.getexif().get(_ORIENTATION, 1)
@@ -93,10 +108,25 @@ def _check(image: Image.Image, data: bytes, max_pixels: int, verify: Verify) -> 
             if orientation != 1:
                 ImageOps.exif_transpose(image)
     elif _is_cut(data):
-        raise SampleError(Reason.TRUNCATED_IMAGE, f"{len(data)} bytes without the end of a {name} file")
-    if name in _UNCHECKED and (lost := _lost_block(data)) is not None:
-        raise SampleError(Reason.UNDECODABLE_IMAGE, f"a block of zeros at byte {lost} of the image: lost data")
+        raise _cut(name, data)
+    if name in _UNCHECKED:
+        _require_whole_blocks(data)
     return ImageFacts(name, height, width) if orientation in _SIDEWAYS else ImageFacts(name, width, height)
+
+
+def _require_fewer(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        found = f"{width} x {height} = {width * height} pixels"
+        raise SampleError(Reason.IMAGE_TOO_LARGE, f"{found}; data.index.max_pixels allows {max_pixels}")
+
+
+def _require_whole_blocks(data: bytes) -> None:
+    if (lost := _lost_block(data)) is not None:
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"a block of zeros at byte {lost} of the image: lost data")
+
+
+def _cut(name: str, data: bytes) -> SampleError:
+    return SampleError(Reason.TRUNCATED_IMAGE, f"{len(data)} bytes without the end of a {name} file")
 
 
 def _decodes_cleanly(jpeg: bytes) -> bool:
