@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import BackpressureConfig, HTTPOptions, ProxyLocation
+from ray.serve.config import BackpressureConfig, ControllerOptions, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from pipelines.registry import manifest
@@ -35,6 +35,8 @@ APP_NAME = "vlmodel"
 _HEALTH_CHECK_S = 2.0
 # For replicas to say what they were deployed with; a busy one is asked in its turn.
 _ASK_S = 10.0
+# Ray starts its workers, such as those of a training, with a niceness of 15. What answers requests comes before them.
+_FIRST = {"RAY_worker_niceness": "0"}
 
 
 def build_app(
@@ -124,9 +126,9 @@ def _application(deployed: Deployed) -> serve.Application:
 
 
 def _before_others() -> dict[str, Any]:
-    """This job's environment, with a niceness of 0: Ray's other workers, such as a training's, have one of 15."""
+    """This job's environment, in which a process comes before other workers."""
     environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    return environment | {"env_vars": {**environment.get("env_vars", {}), "RAY_worker_niceness": "0"}}
+    return environment | {"env_vars": {**environment.get("env_vars", {}), **_FIRST}}
 
 
 def _challenger_application(deployed: Deployed) -> serve.Application:
@@ -211,6 +213,8 @@ def start(
                     **_encryption(config),
                 ),
                 logging_config=LoggingConfig(enable_access_log=False),
+                # Its proxies inherit it.
+                controller_options=ControllerOptions(runtime_env={"env_vars": _FIRST}),
             )
             _run_challenger(wanted)
         if wanted.challenger:

@@ -161,15 +161,15 @@ def test_it_listens_on_loopback_only(address: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray lowers the priority of its workers on Linux alone")
-def test_replicas_come_before_other_workers(address: str) -> None:
+def test_what_answers_requests_comes_before_other_workers(address: str) -> None:
     @ray.remote(num_cpus=0)
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
-    workers = psutil.Process().children(recursive=True)
-    replicas = [process for process in workers if process.name().startswith("ray::ServeRep")]
+    started = psutil.Process().children(recursive=True)
+    found = {(name, p.nice()) for p in started for name in ("ServeRep", "ProxyActor") if f"ray::{name}" in p.name()}
     own = psutil.Process().nice()
-    assert [process.nice() for process in replicas] == [own]
+    assert found == {("ServeRep", own), ("ProxyActor", own)}
     assert ray.get(niceness.remote()) > own
 
 
