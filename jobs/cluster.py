@@ -27,8 +27,6 @@ _ENVIRONMENT = {
     "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
     # Serve's own lines lie in the session's log files.
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Ten rounds a second, its default, keep Serve's controller and the GCS at work: a twentieth of a core.
-    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TRANSFORMERS_VERBOSITY": "error",
