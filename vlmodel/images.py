@@ -71,7 +71,7 @@ def decode(
         if (pixels_HWC := _plain_jpeg(data, size, max_pixels)) is None:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _require_fewer(image.height, image.width, max_pixels)
-                image.draft(None, (_KEPT * size, _KEPT * size))
+                draft(image, size)
                 pixels_HWC = np.asarray(upright(image))
         return _resized(pixels_HWC, size, resize, out)
     except (ImageError, MemoryError):
@@ -93,6 +93,11 @@ def extension_of(data: bytes) -> str | None:
         if data.startswith(signature):
             return extension
     return "webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
+
+
+def draft(image: Image.Image, side: int) -> None:
+    """Have an opened JPEG that is to become a square of this side decoded at a part of its size, where that is enough."""
+    image.draft(None, (_KEPT * side, _KEPT * side))
 
 
 def upright(image: Image.Image) -> Image.Image:

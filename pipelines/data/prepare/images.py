@@ -12,7 +12,7 @@ from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from vlmodel.images import FORMATS, upright
+from vlmodel.images import FORMATS, draft, upright
 
 _EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp"}
 # Formats that are written; "same" makes lossless PNGs of the others.
@@ -73,8 +73,7 @@ def store(data: bytes, image: ImageFacts, config: PrepareConfig) -> Stored:
             # The index has refused what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                # As in the processor: a JPEG is decoded at a fraction of its size where twice the target is left.
-                opened.draft(None, (2 * side, 2 * side))
+                draft(opened, side)
                 rgb = upright(opened)
     except MemoryError:
         raise
