@@ -96,7 +96,7 @@ def extension_of(data: bytes) -> str | None:
 
 
 def draft(image: Image.Image, side: int) -> None:
-    """Have an opened JPEG that is to become a square of this side decoded at a part of its size, where that is enough."""
+    """Have an opened JPEG decoded at a part of its size, where that is enough for a square of this side."""
     image.draft(None, (_KEPT * side, _KEPT * side))
 
 
