@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.sample import IMAGE_EXTENSIONS
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members
 
 
 def source_folder(folder: str) -> Path:
@@ -74,7 +74,7 @@ def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Pa
     return None
 
 
-def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Images] = ()) -> str:
+def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Images | NoImages] = ()) -> str:
     """Hash over name, size and time of change of ``files`` and of all that ``images`` hold."""
     paths = {path for path in files if path is not None}
     for catalogue in images:
@@ -168,6 +168,21 @@ class Images:
         if len(found) > 1:
             raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {', '.join(sorted(found)[:5])}")
         return found[0]
+
+
+class NoImages:
+    """Stands for the images of a set of texts, of which none is looked for."""
+
+    def files(self) -> set[Path]:
+        return set()
+
+    def read(self, name: str) -> tuple[None, None]:
+        return None, None
+
+
+def images_for(members: Members, root: Path) -> Images | NoImages:
+    """The images under ``root`` where samples have some; raises what ``Images`` raises."""
+    return NoImages() if members == "texts" else Images(root)
 
 
 def extension_of(name: str) -> str:
