@@ -81,8 +81,12 @@ def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Image
         paths.update(catalogue.files())
     digest = hashlib.sha256()
     for name, path in sorted((os.path.relpath(path, root), path) for path in paths):
-        status = path.stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        try:
+            status = path.stat()
+            seen = f"{status.st_size}\0{status.st_mtime_ns}"
+        except FileNotFoundError:
+            seen = "a link that leads nowhere"
+        digest.update(f"{name}\0{seen}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -130,6 +134,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def names(self) -> list[str]:
+        """Paths of all images inside: those of files first, then those in tars."""
+        return list(self._places)
 
     def files(self) -> set[Path]:
         """Image files and tars."""

@@ -58,7 +58,7 @@ def _members(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def test_every_kind_is_an_importer() -> None:
-    assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "feedback", "flickr", "scenes", "table"]
+    assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "feedback", "flickr", "folder", "scenes", "table"]
     for kind in kinds("pipelines.data.importers"):
         config = part_config("pipelines.data.importers", kind)
         assert issubclass(config, Importer)
