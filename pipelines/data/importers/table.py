@@ -20,7 +20,7 @@ from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import csv_rows, open_text
-from pipelines.data.importers._files import Images, NoImages, extension_of, fingerprint, fit_key, images_for, key_of
+from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, images_for, key_of
 from pipelines.data.sample import Members, Question, Texts
 from pipelines.data.shards import canonical_split
 from vlmodel import images as image_files
@@ -69,7 +69,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         file = self._file()
-        return fingerprint(file.parent, [file], [self._images(file)])
+        return fingerprint(file.parent, [file], [images_for(self.members, file.parent / self.images)])
 
     def read(self) -> Reading:
         file = self._file()
@@ -85,9 +85,6 @@ class Config(Importer):
         if path.suffix.lower() not in _FORMATS:
             raise DataError(f"table {self.file!r} is none of {', '.join(_FORMATS)}; convert it to one of these")
         return path
-
-    def _images(self, file: Path) -> Images | NoImages:
-        return images_for(self.members, file.parent / self.images)
 
     def _rows(self, file: Path) -> Iterator[_Row | Reject]:
         match _FORMATS[file.suffix.lower()]:
@@ -150,7 +147,7 @@ class Config(Importer):
 
     def _records(self, file: Path, samples: dict[str, _Sample], rejects: list[Reject]) -> Iterator[Record | Reject]:
         yield from rejects
-        images: Images | NoImages | None = None
+        images: Images | None = None
         for row in self._rows(file):
             if isinstance(row, Reject):
                 continue
@@ -163,12 +160,12 @@ class Config(Importer):
             sample = samples.pop(identity)
             key = fit_key(identity) if identity != name else key_of(name)
             try:
-                found = _image(row.cells[self.image], self.image)
-                if isinstance(found, bytes):
-                    image, extension = found, _sniff(found)
+                image = _image(row.cells[self.image], self.image)
+                if isinstance(image, bytes):
+                    extension = _sniff(image)
                 else:
-                    images = images or self._images(file)
-                    image, extension = images.read(found)
+                    images = images or Images(file.parent / self.images)
+                    image, extension = images.read(image)
             except SampleError as error:
                 yield Reject(key, error.reason, error.detail)
             else:
