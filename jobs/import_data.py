@@ -1,4 +1,7 @@
-"""Import a data set: read ``source`` and write it to ``data.tars`` as WebDataset tars."""
+"""Import a data set: read ``source`` and write it to ``data.tars`` as WebDataset tars.
+
+With ``source.members`` these are texts alone or images alone, to be trained on beside pairs (``data.mix``).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ def run(config: JobConfig) -> ImportSummary:
     if summary.rejected:
         print(f"import left out: {', '.join(f'{n} {reason}' for reason, n in summary.rejected.items())}")
     print(f"import {'was complete already' if summary.unchanged else 'done'}: {config.data.tars}", flush=True)
+    if (members := config.source.members) != "pairs":
+        print(f"these are {members} alone; other jobs are told so by data.mix.NAME.members={members}", flush=True)
     return summary
 
 

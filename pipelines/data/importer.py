@@ -13,17 +13,20 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from pipelines.data.errors import Reason
-from pipelines.data.sample import Texts
+from pipelines.data.sample import Members, Texts
 from vlmodel.config import Part
 
 
 class Record(NamedTuple):
-    """One sample as its source has it; ``image`` holds the source's own bytes."""
+    """One sample as its source has it; ``image`` holds the source's own bytes, None where no image was looked for.
+
+    What ``Importer.members`` does not ask for may be there, and is not written.
+    """
 
     split: str
     key: str
-    image: bytes
-    image_ext: str
+    image: bytes | None
+    image_ext: str | None
     texts: Texts
     extra: Mapping[str, Any] | None = None
 
@@ -46,6 +49,9 @@ class Reading(NamedTuple):
 class Importer(Part):
     """Base of every importer's settings."""
 
+    members: Members = "pairs"
+    """What is taken of each sample: "pairs" (the image with its texts), or "texts" or "images" alone.
+    What is not taken need not be there. The index is told the same by data.mix.NAME.members or data.index.members."""
     samples_per_shard: int = Field(default=1000, ge=1)
     """Samples per tar."""
     bytes_per_shard: int = Field(default=256 << 20, ge=1)

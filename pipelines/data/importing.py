@@ -27,6 +27,8 @@ MANIFEST = "_import.json"
 REJECTS = "_import_rejects.jsonl"
 """One line for each sample or line of the source that was left out."""
 _FORMAT = 1
+_BEFORE_MEMBERS = {"members": "pairs"}
+"""Holds for manifests that were written before there was this setting."""
 
 T = TypeVar("T")
 
@@ -101,7 +103,9 @@ def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> 
     first: list[Reject] = []
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(ShardWriter(folder, split, config.samples_per_shard, config.bytes_per_shard))
+            split: stack.enter_context(
+                ShardWriter(folder, split, config.samples_per_shard, config.bytes_per_shard, config.members)
+            )
             for split in SPLITS
         }
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
@@ -114,11 +118,19 @@ def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> 
                 rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
     if not summary.splits:
         reasons = "; ".join(f"{reject.key}: {reject.reason}, {reject.detail}" for reject in first)
-        raise DataError(f"source {config.kind!r} gave no usable sample{f' ({reasons})' if reasons else ''}; correct it")
+        shown = f" ({reasons})" if reasons else ""
+        raise DataError(f"source {config.kind!r} gave no usable sample{shown}; {_remedy(config, rejected)}")
     summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
     summary.rejected = dict(sorted(rejected.items()))
     summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
     return summary
+
+
+def _remedy(config: Importer, rejected: Counter[str]) -> str:
+    for reason, members in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
+        if config.members == "pairs" and 2 * rejected[reason] > rejected.total():
+            return f"correct it, or take {members} alone by source.members={members}"
+    return "correct it"
 
 
 def _add(record: Record, writers: dict[str, ShardWriter], summary: ImportSummary) -> Reject | None:
@@ -133,8 +145,9 @@ def _add(record: Record, writers: dict[str, ShardWriter], summary: ImportSummary
         return Reject(record.key, error.reason, error.detail)
     counts = summary.splits.setdefault(record.split, SplitCounts())
     counts.samples += 1
-    counts.captions += len(record.texts.captions)
-    counts.questions += len(record.texts.questions)
+    if writers[record.split].members != "images":
+        counts.captions += len(record.texts.captions)
+        counts.questions += len(record.texts.questions)
     return None
 
 
@@ -154,6 +167,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> ImportSummary | None:
     try:
         tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         found = {name: tree[name] for name in identity}
+        found["config"] = _BEFORE_MEMBERS | found["config"]
         summary = ImportSummary(
             {split: SplitCounts(**counts) for split, counts in tree["splits"].items()},
             tree["rejected"],

@@ -1,5 +1,7 @@
 """The sample: one image with all its texts, and the JSON that carries the texts beside the image in a tar.
 
+A set of tars may also be made of texts alone, or of images alone (``Members``).
+
 Members of one sample are adjacent and share the part of their name before the first dot of the base name
 (WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
 """
@@ -44,10 +46,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of one image, in the source's order."""
+    """All texts of one sample, in the source's order; ``Texts()`` are those of an image alone."""
 
-    captions: tuple[str, ...]
-    questions: tuple[Question, ...]
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
 
 
 def _id_as_text(value: Any) -> Any:

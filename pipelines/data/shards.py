@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from pipelines.data.errors import Reason, SampleError
-from pipelines.data.sample import IMAGE_EXTENSIONS, Texts, dump_texts
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, dump_texts
 
 SPLITS = ("train", "val", "test")
 
@@ -43,31 +43,48 @@ def shard_name(split: str, number: int) -> str:
 
 
 def sample_members(
-    key: str, image_bytes: bytes, image_ext: str, texts: Texts, extra: Mapping[str, Any] | None = None
+    key: str,
+    image_bytes: bytes | None,
+    image_ext: str | None,
+    texts: Texts,
+    extra: Mapping[str, Any] | None = None,
+    members: Members = "pairs",
 ) -> list[Member]:
     """What a tar holds of one sample.
 
     Args:
         key: no dots, control characters or empty path steps; ``/`` is allowed inside.
-        image_bytes: stored as they are.
-        image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter.
-        extra: see ``dump_texts``.
+        image_bytes: stored as they are; None where there is no image.
+        image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter. None where there is no image.
+        extra: see ``dump_texts``; stored beside texts only.
+        members: what the sample must have. Of texts alone the image is left out, and of an image alone all else.
 
     Raises:
-        SampleError: UNSAFE_MEMBER for an unfit key, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE for an unknown
-            extension, MISSING_TEXT for texts that are empty, or what ``dump_texts`` raises.
+        SampleError: UNSAFE_MEMBER for an unfit key, MISSING_IMAGE, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE
+            for an unknown extension, MISSING_TEXT for texts that are empty, or what ``dump_texts`` raises.
     """
     if not _KEY.fullmatch(key):
         raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
+    found = []
+    if members != "texts":
+        found.append(_image_member(key, image_bytes, image_ext))
+    if members != "images":
+        if not texts.captions and not texts.questions:
+            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
+        found.append((f"{key}.json", dump_texts(texts, extra)))
+    return found
+
+
+def _image_member(key: str, image_bytes: bytes | None, image_ext: str | None) -> Member:
+    if image_bytes is None:
+        raise SampleError(Reason.MISSING_IMAGE, f"key {key!r} has no image")
     if not image_bytes:
         raise SampleError(Reason.EMPTY_MEMBER, f"the image of key {key!r} has no bytes")
-    extension = image_ext.lower().removeprefix(".")
+    extension = (image_ext or "").lower().removeprefix(".")
     if extension not in IMAGE_EXTENSIONS:
         known = ", ".join(IMAGE_EXTENSIONS)
         raise SampleError(Reason.UNDECODABLE_IMAGE, f"image extension {image_ext!r} is not one of {known}")
-    if not texts.captions and not texts.questions:
-        raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
-    return [(f"{key}.{extension}", image_bytes), (f"{key}.json", dump_texts(texts, extra))]
+    return f"{key}.{extension}", image_bytes
 
 
 def stored_size(members: Iterable[Member]) -> int:
@@ -95,13 +112,21 @@ class ShardWriter:
         split: one of ``SPLITS``.
         max_samples: samples per shard.
         max_bytes: size per shard; a larger single sample gets a shard of its own.
+        members: what is written of each sample, see ``sample_members``.
     """
 
-    def __init__(self, folder: str | Path, split: str, max_samples: int = 1000, max_bytes: int = 256 << 20) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        max_samples: int = 1000,
+        max_bytes: int = 256 << 20,
+        members: Members = "pairs",
+    ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         self.folder, self.split = Path(folder), split
-        self.max_samples, self.max_bytes = max_samples, max_bytes
+        self.max_samples, self.max_bytes, self.members = max_samples, max_bytes, members
         self.shards: list[str] = []
         """Names of the finished shards."""
         self.samples = 0
@@ -115,7 +140,12 @@ class ShardWriter:
         return key in self._keys
 
     def add(
-        self, key: str, image_bytes: bytes, image_ext: str, texts: Texts, extra: Mapping[str, Any] | None = None
+        self,
+        key: str,
+        image_bytes: bytes | None,
+        image_ext: str | None,
+        texts: Texts,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Append one sample; nothing is written when it is refused.
 
@@ -124,7 +154,7 @@ class ShardWriter:
         """
         if key in self._keys:
             raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
-        members = sample_members(key, image_bytes, image_ext, texts, extra)
+        members = sample_members(key, image_bytes, image_ext, texts, extra, self.members)
         size = stored_size(members)
         if self._samples_in_shard and (
             self._samples_in_shard >= self.max_samples or self._bytes_in_shard + size > self.max_bytes

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.sample import IMAGE_EXTENSIONS
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members
 
 
 def source_folder(folder: str) -> Path:
@@ -74,15 +74,19 @@ def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Pa
     return None
 
 
-def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Images] = ()) -> str:
+def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Images | NoImages] = ()) -> str:
     """Hash over name, size and time of change of ``files`` and of all that ``images`` hold."""
     paths = {path for path in files if path is not None}
     for catalogue in images:
         paths.update(catalogue.files())
     digest = hashlib.sha256()
     for name, path in sorted((os.path.relpath(path, root), path) for path in paths):
-        status = path.stat()
-        digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        try:
+            status = path.stat()
+            seen = f"{status.st_size}\0{status.st_mtime_ns}"
+        except FileNotFoundError:
+            seen = "a link that leads nowhere"
+        digest.update(f"{name}\0{seen}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -131,6 +135,10 @@ class Images:
     def __len__(self) -> int:
         return len(self._places)
 
+    def names(self) -> list[str]:
+        """Paths of all images inside: those of files first, then those in tars."""
+        return list(self._places)
+
     def files(self) -> set[Path]:
         """Image files and tars."""
         return {place.file for place in self._places.values()}
@@ -168,6 +176,21 @@ class Images:
         if len(found) > 1:
             raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {', '.join(sorted(found)[:5])}")
         return found[0]
+
+
+class NoImages:
+    """Stands for the images of a set of texts, of which none is looked for."""
+
+    def files(self) -> set[Path]:
+        return set()
+
+    def read(self, name: str) -> tuple[None, None]:
+        return None, None
+
+
+def images_for(members: Members, root: Path) -> Images | NoImages:
+    """The images under ``root`` where samples have some; raises what ``Images`` raises."""
+    return NoImages() if members == "texts" else Images(root)
 
 
 def extension_of(name: str) -> str:

@@ -15,7 +15,16 @@ from typing import Any
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, load_json, source_folder
+from pipelines.data.importers._files import (
+    Images,
+    NoImages,
+    find_one,
+    fingerprint,
+    images_for,
+    key_of,
+    load_json,
+    source_folder,
+)
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
 from vlmodel.config import Section
@@ -47,7 +56,7 @@ class Config(Importer):
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
         files = [file for subset in self._files(root).values() for file in subset.values()]
-        return fingerprint(root, files, [Images(root / self.images)])
+        return fingerprint(root, files, [self._images(root)])
 
     def read(self) -> Reading:
         root = source_folder(self.folder)
@@ -60,7 +69,10 @@ class Config(Importer):
             if files["questions"]:
                 rejects += _add_questions(by_id, files["questions"], files["annotations"])
             pictures += [(split, picture) for picture in by_id.values()]
-        return Reading(len(pictures), _records(pictures, Images(root / self.images), rejects))
+        return Reading(len(pictures), _records(pictures, self._images(root), rejects))
+
+    def _images(self, root: Path) -> Images | NoImages:
+        return images_for(self.members, root / self.images)
 
     def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
         found: dict[str, dict[str, Path | None]] = {}
@@ -159,7 +171,9 @@ def _document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any
     return tree
 
 
-def _records(pictures: list[tuple[str, _Picture]], images: Images, rejects: list[Reject]) -> Iterator[Record | Reject]:
+def _records(
+    pictures: list[tuple[str, _Picture]], images: Images | NoImages, rejects: list[Reject]
+) -> Iterator[Record | Reject]:
     yield from rejects
     for split, picture in pictures:
         try:
@@ -171,7 +185,7 @@ def _records(pictures: list[tuple[str, _Picture]], images: Images, rejects: list
             yield Record(split, key_of(name), image, extension, texts, {"image_id": picture.id})
 
 
-def _read_first(images: Images, names: list[str]) -> tuple[str, tuple[bytes, str]]:
+def _read_first(images: Images | NoImages, names: list[str]) -> tuple[str, tuple[bytes, str] | tuple[None, None]]:
     for name in names[:-1]:
         try:
             return name, images.read(name)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
-from pipelines.data.importers._files import Images, fingerprint, load_json, source_folder
+from pipelines.data.importers._files import Images, NoImages, fingerprint, load_json, source_folder
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
 
@@ -57,7 +57,9 @@ class Config(Importer):
     def _data(self, root: Path) -> Path:
         return root / "data" if (root / "data").is_dir() else root
 
-    def _images(self, root: Path, split: str) -> Images:
+    def _images(self, root: Path, split: str) -> Images | NoImages:
+        if self.members == "texts":
+            return NoImages()
         folder, tar = self._data(root) / split / "images", root / f"{split}_images.tar"
         for place in (folder, tar):
             if place.exists():
@@ -80,7 +82,7 @@ def _question(row: Any) -> tuple[int, Question]:
 
 
 def _records(
-    samples: list[tuple[str, int, list[Question]]], images: dict[str, Images], rejects: list[Reject]
+    samples: list[tuple[str, int, list[Question]]], images: dict[str, Images | NoImages], rejects: list[Reject]
 ) -> Iterator[Record | Reject]:
     yield from rejects
     for split, image_id, questions in samples:

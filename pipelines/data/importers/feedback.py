@@ -12,7 +12,7 @@ from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.feedback import CORRECTIONS, IMAGES, Correction
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import Images, fingerprint, source_folder
+from pipelines.data.importers._files import Images, NoImages, fingerprint, images_for, source_folder
 from pipelines.data.sample import Question, Texts
 
 
@@ -55,11 +55,11 @@ class Config(Importer):
     def _files(self, root: Path) -> list[Path]:
         return sorted(file for file in (root / CORRECTIONS).glob("*.json") if not file.name.startswith("."))
 
-    def _images(self, root: Path) -> Images:
-        return Images(root / IMAGES)
+    def _images(self, root: Path) -> Images | NoImages:
+        return images_for(self.members, root / IMAGES)
 
     def _records(
-        self, images: Images, by_image: dict[str, list[Correction]], rejects: list[Reject]
+        self, images: Images | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]
     ) -> Iterator[Record | Reject]:
         yield from rejects
         for name, corrections in sorted(by_image.items()):

@@ -14,8 +14,8 @@ from typing import TextIO
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._delimited import csv_rows, open_text
-from pipelines.data.importers._files import Images, find_one, fingerprint, key_of, source_folder
-from pipelines.data.sample import Texts
+from pipelines.data.importers._files import Images, NoImages, find_one, fingerprint, images_for, key_of, source_folder
+from pipelines.data.sample import Members, Texts
 from pipelines.data.shards import SPLITS
 
 _CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")
@@ -45,7 +45,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        return fingerprint(root, [self._captions(root), *self._lists(root).values()], [Images(root / self.images)])
+        return fingerprint(root, [self._captions(root), *self._lists(root).values()], [self._images(root)])
 
     def read(self) -> Reading:
         root = source_folder(self.folder)
@@ -58,7 +58,10 @@ class Config(Importer):
             pictures = [(split, name if name in captions else full_names.get(name, name)) for split, name in listed]
         else:
             pictures = [("train", name) for name in captions]
-        return Reading(len(pictures), _records(pictures, captions, Images(root / self.images), rejects))
+        return Reading(len(pictures), _records(pictures, captions, self._images(root), rejects, self.members))
+
+    def _images(self, root: Path) -> Images | NoImages:
+        return images_for(self.members, root / self.images)
 
     def _captions(self, root: Path) -> Path:
         file = find_one(root, _CAPTIONS, self.captions, "source.captions")
@@ -128,16 +131,20 @@ def _read_list(file: Path) -> list[str]:
 
 
 def _records(
-    pictures: list[tuple[str, str]], captions: dict[str, list[str]], images: Images, rejects: list[Reject]
+    pictures: list[tuple[str, str]],
+    captions: dict[str, list[str]],
+    images: Images | NoImages,
+    rejects: list[Reject],
+    members: Members,
 ) -> Iterator[Record | Reject]:
     yield from rejects
     for split, name in pictures:
         key = key_of(name)
         try:
-            if name not in captions:
+            if name not in captions and members != "images":
                 raise SampleError(Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
             image, extension = images.read(name)
         except SampleError as error:
             yield Reject(key, error.reason, error.detail)
         else:
-            yield Record(split, key, image, extension, Texts(tuple(captions[name]), ()))
+            yield Record(split, key, image, extension, Texts(tuple(captions.get(name, ()))))

@@ -1,4 +1,7 @@
-"""A table (CSV, TSV, JSON lines or Parquet) with an image and text columns; all rows of one image become one sample."""
+"""A table (CSV, TSV, JSON lines or Parquet) with an image and text columns; all rows of one image become one sample.
+
+With ``members`` "texts" it needs no image column, and each row is a sample; with "images" it needs no text column.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +20,18 @@ from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import csv_rows, open_text
-from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, key_of
-from pipelines.data.sample import Question, Texts
+from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, images_for, key_of
+from pipelines.data.sample import Members, Question, Texts
 from pipelines.data.shards import canonical_split
 from vlmodel import images as image_files
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_UNREAD: dict[Members, tuple[str, ...]] = {
+    "pairs": (),
+    "texts": ("image",),
+    "images": ("captions", "question", "answer", "answers", "question_id"),
+}
+"""Settings whose columns are not read."""
 
 
 class Config(Importer):
@@ -52,17 +62,20 @@ class Config(Importer):
     split: str = "split"
     """Column of the split; without it all rows are of split train."""
     key: str = "key"
-    """Column of the sample's key; without it rows with the same image are one sample."""
+    """Column of the sample's key; without it rows with the same image are one sample.
+    Of texts alone each row is then a sample, whose key is the table's name and the row's number."""
     question_id: str = "question_id"
     """Column of the question's identifier."""
 
     def fingerprint(self) -> str:
         file = self._file()
-        return fingerprint(file.parent, [file], [self._images(file)])
+        return fingerprint(file.parent, [file], [images_for(self.members, file.parent / self.images)])
 
     def read(self) -> Reading:
         file = self._file()
         samples, rejects = self._group(file)
+        if self.members == "texts":
+            return Reading(len(samples), chain(rejects, _texts_alone(samples)))
         return Reading(len(samples), self._records(file, samples, rejects))
 
     def _file(self) -> Path:
@@ -72,9 +85,6 @@ class Config(Importer):
         if path.suffix.lower() not in _FORMATS:
             raise DataError(f"table {self.file!r} is none of {', '.join(_FORMATS)}; convert it to one of these")
         return path
-
-    def _images(self, file: Path) -> Images:
-        return Images(file.parent / self.images)
 
     def _rows(self, file: Path) -> Iterator[_Row | Reject]:
         match _FORMATS[file.suffix.lower()]:
@@ -90,21 +100,27 @@ class Config(Importer):
         """The columns to read.
 
         Raises:
-            DataError: the image column, all text columns, or a column named by other than its default are absent.
+            DataError: the image column, all text columns, or a column named by other than its default are absent, and
+                are of what ``members`` asks for.
         """
         names = ("image", "question", "answer", "answers", "split", "key", "question_id")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
+        wanted = {name: columns for name, columns in wanted.items() if name not in _UNREAD[self.members]}
         for name, columns in wanted.items():
             default = type(self).model_fields[name].get_default()
             for column in columns:
                 optional = name != "image" and column in ([default] if isinstance(default, str) else default)
                 if column and column not in present and not optional:
                     listed = ", ".join(map(repr, present))
-                    raise DataError(f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}")
-        if not {self.question, *self.captions} & set(present):
+                    alone = name == "image" and self.members == "pairs"
+                    remedy = "; source.members=texts takes texts alone" if alone else ""
+                    raise DataError(
+                        f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{remedy}"
+                    )
+        if self.members != "images" and not {self.question, *self.captions} & set(present):
             raise DataError(
                 f"{self.file} has neither a caption nor a question column; name one of {', '.join(map(repr, present))} "
-                "by source.captions or source.question"
+                "by source.captions or source.question, or take images alone by source.members=images"
             )
         return [column for columns in wanted.values() for column in columns if column in present]
 
@@ -117,16 +133,16 @@ class Config(Importer):
                 rejects.append(row)
                 continue
             try:
-                identity, image = self._identity(row.cells)
+                identity, image = self._identity(row)
                 split = _split(row.cells.get(self.split))
-                captions, questions = self._captions(row.cells), self._questions(row.cells)
+                texts = self._texts(row.cells)
                 sample = samples.setdefault(identity, _Sample(split, image))
-                sample.require_same(split, image)
+                sample.require_same(identity, split, image)
             except SampleError as error:
                 rejects.append(Reject(row.place, error.reason, error.detail))
             else:
-                sample.captions += [caption for caption in captions if caption not in sample.captions]
-                sample.questions += questions
+                sample.captions += [caption for caption in texts.captions if caption not in sample.captions]
+                sample.questions += texts.questions
         return samples, rejects
 
     def _records(self, file: Path, samples: dict[str, _Sample], rejects: list[Reject]) -> Iterator[Record | Reject]:
@@ -136,7 +152,7 @@ class Config(Importer):
             if isinstance(row, Reject):
                 continue
             try:
-                identity, name = self._identity(row.cells)
+                identity, name = self._identity(row)
             except SampleError:
                 continue  # The first pass has reported it.
             if identity not in samples or samples[identity].image != name:
@@ -148,20 +164,25 @@ class Config(Importer):
                 if isinstance(image, bytes):
                     extension = _sniff(image)
                 else:
-                    images = images or self._images(file)
+                    images = images or Images(file.parent / self.images)
                     image, extension = images.read(image)
             except SampleError as error:
                 yield Reject(key, error.reason, error.detail)
             else:
-                yield Record(
-                    sample.split, key, image, extension, Texts(tuple(sample.captions), tuple(sample.questions))
-                )
+                yield Record(sample.split, key, image, extension, sample.texts)
 
-    def _identity(self, cells: Mapping[str, Any]) -> tuple[str, str]:
-        """What makes rows one sample, and the image's path or the hash of its bytes."""
-        image = _image(cells.get(self.image), self.image)
+    def _identity(self, row: _Row) -> tuple[str, str]:
+        """What makes rows one sample, and the image's path or the hash of its bytes; no image of texts alone."""
+        if self.members == "texts":
+            return _text(row.cells.get(self.key), self.key) or f"{Path(self.file).stem}-{row.number:08d}", ""
+        image = _image(row.cells.get(self.image), self.image)
         name = hashlib.sha256(image).hexdigest()[:32] if isinstance(image, bytes) else image
-        return _text(cells.get(self.key), self.key) or name, name
+        return _text(row.cells.get(self.key), self.key) or name, name
+
+    def _texts(self, cells: Mapping[str, Any]) -> Texts:
+        if self.members == "images":
+            return Texts()
+        return Texts(tuple(self._captions(cells)), tuple(self._questions(cells)))
 
     def _captions(self, cells: Mapping[str, Any]) -> list[str]:
         return [text for column in self.captions for text in _texts(cells.get(column), column)]
@@ -184,6 +205,7 @@ class Config(Importer):
 class _Row(NamedTuple):
     place: str
     """File name and row, for a person."""
+    number: int
     cells: Mapping[str, Any]
 
 
@@ -194,12 +216,21 @@ class _Sample:
     captions: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
-    def require_same(self, split: str, image: str) -> None:
+    @property
+    def texts(self) -> Texts:
+        return Texts(tuple(self.captions), tuple(self.questions))
+
+    def require_same(self, identity: str, split: str, image: str) -> None:
         if split != self.split:
-            detail = f"image {image!r} is in split {self.split!r} by another row, {split!r} by this one"
+            detail = f"sample {identity!r} is in split {self.split!r} by another row, {split!r} by this one"
             raise SampleError(Reason.BAD_SCHEMA, detail)
         if image != self.image:
             raise SampleError(Reason.DUPLICATE_KEY, f"another row has this key with image {self.image!r}")
+
+
+def _texts_alone(samples: Mapping[str, _Sample]) -> Iterator[Record]:
+    for identity, sample in samples.items():
+        yield Record(sample.split, fit_key(identity), None, None, sample.texts)
 
 
 def _csv_rows(
@@ -221,7 +252,7 @@ def _csv_rows(
             elif len(row) != len(columns):
                 yield Reject(place, Reason.BAD_SCHEMA, f"{len(row)} cells, but the table has {len(columns)} columns")
             else:
-                yield _Row(place, dict(zip(columns, row, strict=True)))
+                yield _Row(place, number, dict(zip(columns, row, strict=True)))
 
 
 def _jsonl_rows(file: Path) -> Iterator[_Row | Reject]:
@@ -238,7 +269,7 @@ def _jsonl_rows(file: Path) -> Iterator[_Row | Reject]:
                 yield Reject(place, Reason.BAD_JSON, str(error))
             else:
                 if isinstance(cells, dict):
-                    yield _Row(place, cells)
+                    yield _Row(place, number, cells)
                 else:
                     yield Reject(place, Reason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
 
@@ -250,7 +281,7 @@ def _parquet_rows(file: Path, require_columns: Callable[[list[str]], list[str]])
             number = 0
             for batch in table.iter_batches(batch_size=64, columns=columns):
                 for cells in batch.to_pylist():
-                    yield _Row(f"{file.name}:{number}", cells)
+                    yield _Row(f"{file.name}:{number}", number, cells)
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file} cannot be read as Parquet ({error}); write it anew") from None

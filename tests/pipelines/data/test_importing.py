@@ -8,6 +8,7 @@ import os
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,11 @@ from pipelines.data.errors import DataError, Reason
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers import easy_vqa, scenes, table
 from pipelines.data.importing import MANIFEST, REJECTS, SplitCounts, import_data
-from pipelines.data.sample import Texts, parse_texts
+from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.reader import ShardReader
+from pipelines.data.sample import Question, Texts, parse_texts
 from pipelines.data.shards import shard_split
+from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import dump, kinds, parse, part_config
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
@@ -54,7 +58,7 @@ def _members(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def test_every_kind_is_an_importer() -> None:
-    assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "feedback", "flickr", "scenes", "table"]
+    assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "feedback", "flickr", "folder", "scenes", "table"]
     for kind in kinds("pipelines.data.importers"):
         config = part_config("pipelines.data.importers", kind)
         assert issubclass(config, Importer)
@@ -90,6 +94,85 @@ def test_an_import_is_complete_and_reproducible(tmp_path: Path) -> None:
     import_data(SMALL, tmp_path / "b", progress=False)
     assert _hashes(tmp_path / "a") == _hashes(tmp_path / "b")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def _table(path: Path, *rows: str) -> str:
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_texts_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: None) -> None:
+    rows = ["question,answer,split,key", "what is grass?,green,train,", "what is sky?,blue,train,sky", ",,train,none"]
+    config = table.Config(file=_table(tmp_path / "said.csv", *rows, "is it?,yes,val,"), members="texts")
+    summary = import_data(config, tmp_path / "out", progress=False)
+    assert summary.splits == {"train": SplitCounts(2, 0, 2), "val": SplitCounts(1, 0, 1)}
+    assert summary.rejected == {"missing_text": 1}
+    assert [name for _, name, _ in _members(tmp_path / "out")] == [
+        "said-00000002.json",
+        "sky.json",
+        "said-00000005.json",
+    ]
+    assert import_data(config, tmp_path / "out", progress=False) == replace(summary, unchanged=True)
+
+    index = build_index(str(tmp_path / "out"), IndexConfig(members="texts"))
+    assert index.counts() == {"train": 2, "val": 1, "test": 0}
+    assert index.quarantine().num_rows == 0
+    records = ShardReader(index).read("train-000000.tar", [1, 0])
+    assert [(record.key, record.pictured, record.texts) for record in records] == [
+        ("sky", False, Texts((), (Question("what is sky?", "blue"),))),
+        ("said-00000002", False, Texts((), (Question("what is grass?", "green"),))),
+    ]
+
+
+def test_images_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: None) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(photo(number))
+    config = table.Config(
+        file=_table(tmp_path / "t.csv", "image,caption", "0.jpg,a", "1.jpg,", "0.jpg,b"), members="images"
+    )
+    summary = import_data(config, tmp_path / "out", progress=False)
+    assert summary.splits == {"train": SplitCounts(2, 0, 0)}
+    assert [name for _, name, _ in _members(tmp_path / "out")] == ["0.jpg", "1.jpg"]
+    index = build_index(str(tmp_path / "out"), IndexConfig(members="images", validation_fraction=0.0))
+    records = ShardReader(index).read("train-000000.tar", [0, 1])
+    assert [(record.key, record.image, record.texts) for record in records] == [
+        ("0", photo(0), Texts()),
+        ("1", photo(1), Texts()),
+    ]
+
+
+def test_what_is_not_asked_for_is_neither_written_nor_counted(tmp_path: Path) -> None:
+    entries = (_record("train", "a"), _record("train", "b", caption="\udce9"), _record("train", "c", b""))
+    said = import_data(Listed(entries=entries, members="texts"), tmp_path / "texts", progress=False)
+    assert (said.splits, said.rejected) == ({"train": SplitCounts(2, 2, 0)}, {"bad_utf8": 1})
+    seen = import_data(Listed(entries=entries, members="images"), tmp_path / "images", progress=False)
+    assert (seen.splits, seen.rejected) == ({"train": SplitCounts(2, 0, 0)}, {"empty_member": 1})
+    names = {folder: [name for _, name, _ in _members(tmp_path / folder)] for folder in ("texts", "images")}
+    assert names == {"texts": ["a.json", "c.json"], "images": ["a.png", "b.png"]}
+
+
+def test_what_samples_are_made_of_is_part_of_what_an_import_is(tmp_path: Path) -> None:
+    config = Listed(entries=(_record("train", "a"),))
+    import_data(config, tmp_path / "out", progress=False)
+    with pytest.raises(DataError, match=r"another import \(source\.members is 'pairs' there and 'texts' here\)"):
+        import_data(config.model_copy(update={"members": "texts"}), tmp_path / "out", progress=False)
+    manifest = tmp_path / "out" / MANIFEST
+    tree = json.loads(manifest.read_text())
+    del tree["config"]["members"]  # As imports wrote it that knew pairs only.
+    manifest.write_text(json.dumps(tree))
+    assert import_data(config, tmp_path / "out", progress=False).unchanged
+    with pytest.raises(DataError, match=r"another import \(source\.members is 'pairs' there and 'texts' here\)"):
+        import_data(config.model_copy(update={"members": "texts"}), tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize(("row", "remedy"), [('{"caption": "c"}', "texts"), ('{"image": "0.jpg"}', "images")])
+def test_a_source_of_one_kind_alone_is_told_how_to_say_so(tmp_path: Path, row: str, remedy: str) -> None:
+    (tmp_path / "0.jpg").write_bytes(photo(0))
+    config = table.Config(file=_table(tmp_path / "t.jsonl", row))
+    with pytest.raises(DataError, match=rf"gave no usable sample .*take {remedy} alone by source\.members={remedy}"):
+        import_data(config, tmp_path / "out", progress=False)
+    other = config.model_copy(update={"members": remedy})
+    assert import_data(other, tmp_path / "out", progress=False).splits["train"].samples == 1
 
 
 def test_images_keep_their_bytes(tmp_path: Path, shared_data) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import Reason, SampleError
-from pipelines.data.sample import Question, Texts, dump_texts, parse_texts
+from pipelines.data.index.scan import Scan, scan_tar
+from pipelines.data.sample import Members, Question, Texts, dump_texts, parse_texts
 from pipelines.data.shards import ShardWriter, canonical_split, sample_members, shard_split, stored_size, tar_bytes
+from tests.pipelines.data.tar_maker import photo
 
 TEXTS = Texts(("Ein Fußgänger 🚶",), (Question("wo?", "links"),))
 
@@ -93,6 +95,62 @@ def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
     assert (writer.samples, "a" in writer, "c" in writer) == (2, True, False)
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
         assert tar.getnames() == ["a.jpg", "a.json", "b.jpg", "b.json"]
+
+
+def _scan(tar: Path, members: Members) -> Scan:
+    with tar.open("rb") as file:
+        return scan_tar(file.read, max_pixels=10**6, max_image_bytes=10**6, members=members)
+
+
+def test_texts_alone(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", members="texts") as writer:
+        writer.add("a", None, None, TEXTS, {"number": 1})
+        writer.add("b", photo(1), "jpg", TEXTS)
+        for texts, reason in ((Texts(), Reason.MISSING_TEXT), (Texts(("\ud800",)), Reason.BAD_UTF8)):
+            with pytest.raises(SampleError) as caught:
+                writer.add("c", None, None, texts)
+            assert caught.value.reason is reason
+    with tarfile.open(tmp_path / "train-000000.tar") as tar:
+        assert tar.getnames() == ["a.json", "b.json"]
+    data = (tmp_path / "train-000000.tar").read_bytes()
+    assert dump_texts(TEXTS, {"number": 1}) in data
+    assert data == tar_bytes(
+        sample_members(key, None, None, TEXTS, extra, "texts") for key, extra in (("a", {"number": 1}), ("b", None))
+    )
+    found = _scan(tmp_path / "train-000000.tar", "texts")
+    assert found.faults == []
+    assert found.samples["key"].to_pylist() == ["a", "b"]
+    assert found.samples["captions"].to_pylist() == found.samples["questions"].to_pylist() == [1, 1]
+
+
+def test_images_alone(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train", members="images") as writer:
+        writer.add("a", photo(1), "jpg", Texts())
+        writer.add("b", photo(2), ".JPEG", TEXTS, {"number": 2})
+        refused = [
+            ((None, None), Reason.MISSING_IMAGE),
+            ((b"", "jpg"), Reason.EMPTY_MEMBER),
+            ((b"i", None), Reason.UNDECODABLE_IMAGE),
+        ]
+        for (image, extension), reason in refused:
+            with pytest.raises(SampleError) as caught:
+                writer.add("c", image, extension, TEXTS)
+            assert caught.value.reason is reason
+    with tarfile.open(tmp_path / "train-000000.tar") as tar:
+        assert tar.getnames() == ["a.jpg", "b.jpeg"]
+    found = _scan(tmp_path / "train-000000.tar", "images")
+    assert found.faults == []
+    assert found.samples["key"].to_pylist() == ["a", "b"]
+    assert found.samples["sha256"].to_pylist() == [hashlib.sha256(photo(n)).hexdigest() for n in (1, 2)]
+
+
+def test_pairs_need_both(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "train") as writer:
+        for image, texts, reason in ((None, TEXTS, Reason.MISSING_IMAGE), (b"i", Texts(), Reason.MISSING_TEXT)):
+            with pytest.raises(SampleError) as caught:
+                writer.add("a", image, "jpg", texts)
+            assert caught.value.reason is reason
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_shard_is_discarded(tmp_path: Path) -> None:

@@ -96,6 +96,21 @@ def test_captions_alone_and_questions_alone(coco: Path, read_all) -> None:
     assert not any(record.texts.questions for record in records.values())
 
 
+def test_texts_alone_need_no_images(coco: Path, read_all) -> None:
+    for file in coco.rglob("*.jpg"):
+        file.unlink()
+    records, rejects = read_all(Config(folder=str(coco), members="texts"))
+    assert rejects == []
+    assert set(records) == {
+        "COCO_train2014_000000000009",
+        "COCO_train2014_000000000025",
+        "COCO_val2014_000000000042",
+        "COCO_test2015_000000000001",
+    }
+    dogs = records["COCO_train2014_000000000009"]
+    assert (dogs.image, dogs.texts.captions, len(dogs.texts.questions)) == (None, ("Two dogs run.", "Dogs."), 1)
+
+
 def test_2017_names_images_in_a_tar(tmp_path: Path, picture, read_all, write_tar) -> None:
     write_tar(tmp_path / "val2017.tar", {"val2017/000000000139.jpg": picture(139, "JPEG")})
     questions = {"questions": [_question(1, 139, "Who?"), _question(2, 139, "Why?")]}

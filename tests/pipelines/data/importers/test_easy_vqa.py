@@ -46,6 +46,17 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
         }
 
 
+def test_questions_alone_need_no_images(tmp_path: Path, read_all) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "questions.json").write_text(json.dumps([["is it?", "yes", 0], ["what?", "red", 0]]))
+    config = Config(folder=str(tmp_path), members="texts")
+    records, rejects = read_all(config)
+    assert rejects == []
+    questions = (Question("is it?", "yes"), Question("what?", "red"))
+    assert records == {"train-0": Record("train", "train-0", None, None, Texts((), questions), {"image_id": 0})}
+    assert config.fingerprint()
+
+
 def test_a_bad_row_or_missing_image_costs_only_itself(tmp_path: Path, picture, read_all) -> None:
     rows = [["q?", "yes", 0], ["q?", "yes"], ["q?", 3, 0], [" ", "no", 0], ["lost?", "yes", 9], "x", ["p?", "no", 0]]
     _layout(tmp_path, picture, {"train": rows}, {"train": [0]})

@@ -59,6 +59,18 @@ def test_what_is_damaged_costs_only_itself(tmp_path: Path, picture: Callable[...
     assert [reject.reason for reject in rejects] == [Reason.BAD_SCHEMA] * 2
 
 
+def test_texts_alone_need_no_images(tmp_path: Path, picture: Callable[..., bytes], read_all: Any) -> None:
+    spool(tmp_path).add(picture(1), sender="a", caption="a dot")
+    day = tmp_path / "1970-01-02"
+    for image in (day / "images").iterdir():
+        image.unlink()
+    config = Config(folder=str(day), members="texts")
+    records, rejects = read_all(config)
+    (record,) = records.values()
+    assert (record.image, record.texts.captions, rejects) == (None, ("a dot",), [])
+    assert config.fingerprint()
+
+
 def test_a_folder_of_several_days_is_refused(tmp_path: Path, picture: Callable[..., bytes]) -> None:
     spool(tmp_path).add(picture(1), sender="a", caption="a dot")
     with pytest.raises(DataError, match="one day"):

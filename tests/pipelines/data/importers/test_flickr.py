@@ -41,6 +41,32 @@ def test_without_lists_all_is_train(flickr: Path, read_all) -> None:
     assert set(records) == {"a", "b", "c"}
 
 
+def test_captions_alone_need_no_images(flickr: Path, read_all) -> None:
+    for file in flickr.rglob("*.jpg"):
+        file.unlink()
+    config = Config(folder=str(flickr), members="texts")
+    records, rejects = read_all(config)
+    assert rejects == []
+    assert {key: (record.image, record.texts.captions) for key, record in records.items()} == {
+        "a": (None, ('A "dog", running .', "Der Hund läuft .")),
+        "b": (None, ("A cat .",)),
+    }
+    before = config.fingerprint()
+    (flickr / "new.jpg").write_bytes(b"no part of the source")
+    assert config.fingerprint() == before
+
+
+def test_images_alone_need_no_captions(flickr: Path, picture, read_all) -> None:
+    (flickr / "Flicker8k_Dataset" / "d.jpg").write_bytes(picture(3, "JPEG"))
+    with (flickr / "Flickr8k_text" / "Flickr_8k.devImages.txt").open("a") as file:
+        file.write("d.jpg\n")
+    records, rejects = read_all(Config(folder=str(flickr), members="images"))
+    assert rejects == []
+    assert {key: record.image for key, record in records.items()} == {
+        key: picture(number, "JPEG") for key, number in (("a", 0), ("b", 1), ("d", 3))
+    }
+
+
 def test_csv_and_lists_without_extension(flickr: Path, read_all) -> None:
     (flickr / "Flickr8k_text" / "Flickr8k.token.txt").unlink()
     (flickr / "captions.txt").write_text('image,caption\na.jpg,"A dog, a ""good"" one ."\na.jpg,Dogs .\nb.jpg,Cat .\n')

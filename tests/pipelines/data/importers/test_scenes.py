@@ -230,6 +230,11 @@ def test_a_scene_depends_on_its_number_alone() -> None:
     assert json.loads(other.stdout) == [records[2].image.hex(), list(records[2].texts.captions)]
 
 
+def test_of_texts_alone_nothing_is_drawn() -> None:
+    said = Config(image_size=32, members="texts").record("train", 2)
+    assert said == Config(image_size=32).record("train", 2)._replace(image=None)
+
+
 def test_unfit_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="min_objects = 4 exceeds max_objects = 3"):
         parse(Config, {"min_objects": 4, "max_objects": 3})

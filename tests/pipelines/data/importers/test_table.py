@@ -14,7 +14,7 @@ import pytest
 
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.table import Config
-from pipelines.data.sample import Question
+from pipelines.data.sample import Question, Texts
 
 
 @pytest.fixture
@@ -160,14 +160,91 @@ def test_bytes_that_are_no_image_and_keys_used_twice(tmp_path: Path, picture, re
     ]
 
 
+def test_each_row_of_texts_alone_is_a_sample(tmp_path: Path, read_all) -> None:
+    (tmp_path / "said.csv").write_text(
+        "question,answer,split,image\nwhat is grass?,green,train,../no.tiff\n\nwhat is grass?,green,val,\n"
+    )
+    config = Config(file=str(tmp_path / "said.csv"), members="texts", images="no/such/folder")
+    records, rejects = read_all(config)
+    assert rejects == []
+    grass = Texts((), (Question("what is grass?", "green"),))
+    assert {key: (record.split, record.texts) for key, record in records.items()} == {
+        "said-00000002": ("train", grass),
+        "said-00000004": ("val", grass),
+    }
+    assert {(record.image, record.image_ext) for record in records.values()} == {(None, None)}
+    assert config.fingerprint() == config.fingerprint()
+
+
+def test_rows_of_texts_alone_with_one_key_are_one_sample(tmp_path: Path, read_all) -> None:
+    rows: list[dict[str, Any]] = [
+        {"key": "grass", "caption": "it is green"},
+        {"key": "grass", "question": "what colour?", "answer": "green"},
+        {"caption": ["a sky", "a blue sky"]},
+        {"key": "grass", "caption": "at night", "split": "test"},
+        {"key": "a.b", "caption": 3},
+        {"key": ["no", "key"], "caption": "x"},
+    ]
+    records, rejects = read_all(Config(file=_jsonl(tmp_path / "t.jsonl", rows), members="texts"))
+    dotted = f"a_b_{hashlib.sha256(b'a.b').hexdigest()[:8]}"
+    assert {key: record.texts for key, record in records.items()} == {
+        "grass": Texts(("it is green",), (Question("what colour?", "green"),)),
+        "t-00000003": Texts(("a sky", "a blue sky")),
+        dotted: Texts(("3",)),
+    }
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        ("t.jsonl:4", Reason.BAD_SCHEMA),
+        ("t.jsonl:6", Reason.BAD_SCHEMA),
+    ]
+    assert rejects[0].detail == "sample 'grass' is in split 'train' by another row, 'test' by this one"
+
+
+def test_images_alone(images: Path, picture, read_all) -> None:
+    rows = [
+        {"image": "img/0.png", "caption": {"no": "text"}, "question": ["q?"], "answer": "a"},
+        {"image": "img/0.png"},
+        {"image": "img/1.png", "split": "val", "key": "one"},
+        {"caption": "c"},
+    ]
+    records, rejects = read_all(Config(file=_jsonl(images / "t.jsonl", rows), members="images"))
+    assert {key: (record.split, record.image, record.texts) for key, record in records.items()} == {
+        "img/0": ("train", picture(0), Texts()),
+        "one": ("val", picture(1), Texts()),
+    }
+    assert [(reject.key, reject.reason) for reject in rejects] == [("t.jsonl:4", Reason.MISSING_IMAGE)]
+
+
+@pytest.mark.parametrize("members", ["texts", "images"])
+def test_columns_that_are_not_needed_may_be_absent(tmp_path: Path, picture, read_all, members: str) -> None:
+    columns = {"caption": ["a", "b"]} if members == "texts" else {"image": [picture(0), picture(1)]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    records, rejects = read_all(Config(file=str(tmp_path / "t.parquet"), members=members))
+    assert rejects == []
+    if members == "texts":
+        assert {key: record.texts.captions for key, record in records.items()} == {
+            "t-00000000": ("a",),
+            "t-00000001": ("b",),
+        }
+    else:
+        assert [record.image for record in records.values()] == [picture(0), picture(1)]
+
+
 def test_an_unusable_table_says_what_to_do(images: Path) -> None:
     table = images / "t.csv"
     table.write_text("picture,words\nimg/0.png,a\n")
     cases: list[tuple[dict[str, Any], str]] = [
         ({"file": "/no/such.csv"}, r"table '/no/such.csv' does not exist; set source\.file"),
         ({"file": str(images / "img/0.png")}, r"none of \.csv, .*convert it"),
-        ({"file": str(table)}, r"no column 'image' \(source\.image\); its columns are 'picture', 'words'"),
-        ({"file": str(table), "image": "picture"}, "neither a caption nor a question column"),
+        (
+            {"file": str(table)},
+            r"no column 'image' \(source\.image\); its columns are 'picture', 'words'; source\.members=texts",
+        ),
+        ({"file": str(table), "members": "images"}, r"no column 'image' .* are 'picture', 'words'$"),
+        (
+            {"file": str(table), "image": "picture"},
+            r"neither a caption nor a question column; .* or take images alone by source\.members=images",
+        ),
+        ({"file": str(table), "members": "texts"}, "neither a caption nor a question column"),
         ({"file": str(table), "image": "picture", "captions": ["word"]}, r"no column 'word' \(source\.captions\)"),
         (
             {"file": str(table), "image": "picture", "captions": ["words"], "images": "x"},

@@ -1,0 +1,45 @@
+"""A folder of images, or a plain tar of them, taken without texts; for images with texts see ``table``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pipelines.data.errors import SampleError
+from pipelines.data.importer import Importer, Reading, Record, Reject
+from pipelines.data.importers._files import Images, fingerprint, key_of
+from pipelines.data.sample import Texts
+
+
+class Config(Importer):
+    """Each image is a sample; its path in the folder, without the extension, is the key."""
+
+    kind: str = "folder"
+    members: Literal["images"] = "images"
+    """Images alone: a folder has no texts."""
+    folder: str
+    """Folder of the images (files at any depth, and plain tars that lie directly in it), or one plain tar."""
+    split: Literal["train", "val", "test"] = "train"
+    """Split of all of them."""
+
+    def fingerprint(self) -> str:
+        images = self._images()
+        return fingerprint(images.root, [], [images])
+
+    def read(self) -> Reading:
+        images = self._images()
+        return Reading(len(images), self._records(images))
+
+    def _images(self) -> Images:
+        return Images(Path(self.folder).expanduser())
+
+    def _records(self, images: Images) -> Iterator[Record | Reject]:
+        for name in images.names():
+            key = key_of(name)
+            try:
+                image, extension = images.read(name)
+            except SampleError as error:
+                yield Reject(key, error.reason, error.detail)
+            else:
+                yield Record(self.split, key, image, extension, Texts())

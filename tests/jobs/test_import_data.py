@@ -1,0 +1,35 @@
+"""What the import job says of what it wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import import_data
+from jobs.job import main
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> list[str]:
+    (tmp_path / "said.csv").write_text("caption,question,answer\na dog,,\n,what is grass?,green\n,,\n")
+    return ["source.kind=table", f"source.file={tmp_path / 'said.csv'}", f"data.tars={tmp_path / 'tars'}"]
+
+
+def test_texts_alone_are_counted_and_the_next_setting_is_named(
+    table: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(import_data.run, "import_data", [*table, "source.members=texts"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "import train: 2 samples, 1 questions, 1 captions" in shown
+    assert "import left out: 1 missing_text" in shown
+    assert shown[-1] == "these are texts alone; other jobs are told so by data.mix.NAME.members=texts"
+    assert main(import_data.run, "import_data", [*table, "source.members=texts"]) == 0
+    assert "import was complete already" in capsys.readouterr().out
+
+
+def test_a_table_of_texts_alone_is_no_table_of_pairs(table: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(import_data.run, "import_data", table) == 1
+    assert "has no column 'image' (source.image)" in capsys.readouterr().err
+    assert main(import_data.run, "import_data", [*table, "source.members=text"]) == 2
+    assert "source.members = 'text': Input should be 'pairs', 'texts' or 'images'" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.data.errors import DataError, Reason
+from pipelines.data.importers.folder import Config
+from pipelines.data.sample import Texts
+from vlmodel.config import ConfigError, parse
+
+
+def test_every_image_is_a_sample(tmp_path: Path, picture, read_all, write_tar) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "b.PNG").write_bytes(picture(0))
+    (tmp_path / "deep" / "er" / "a.jpg").write_bytes(picture(1, "JPEG"))
+    (tmp_path / "deep" / "notes.txt").write_text("no image")
+    write_tar(tmp_path / "more.tar", {"c.webp": picture(2, "WEBP"), "c.json": b"{}"})
+    config = Config(folder=str(tmp_path), split="val")
+    records, rejects = read_all(config)
+    assert rejects == []
+    assert {key: record.image for key, record in records.items()} == {
+        "b": picture(0),
+        "deep/er/a": picture(1, "JPEG"),
+        "c": picture(2, "WEBP"),
+    }
+    assert [record.image_ext for record in records.values()] == ["png", "jpg", "webp"]
+    assert {(record.split, record.texts) for record in records.values()} == {("val", Texts())}
+    assert config.read().total == 3
+
+    before = config.fingerprint()
+    (tmp_path / "d.gif").write_bytes(picture(3, "GIF"))
+    assert config.fingerprint() != before
+
+
+def test_a_tar_alone(tmp_path: Path, picture, read_all, write_tar) -> None:
+    tar = write_tar(tmp_path / "photos.tar", {"x/1.jpg": picture(1, "JPEG")})
+    config = Config(folder=str(tar))
+    records, rejects = read_all(config)
+    assert (list(records), rejects) == (["x/1"], [])
+    assert config.fingerprint()
+
+
+def test_an_image_that_cannot_be_read_costs_only_itself(tmp_path: Path, picture, read_all) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    (tmp_path / "link.png").symlink_to("nowhere")
+    config = Config(folder=str(tmp_path))
+    records, rejects = read_all(config)
+    assert set(records) == {"0", "1"}
+    assert [(reject.key, reject.reason) for reject in rejects] == [("link", Reason.MISSING_IMAGE)]
+    assert config.fingerprint() == config.fingerprint()
+
+
+def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"image folder or tar '.*none' does not exist"):
+        Config(folder=str(tmp_path / "none")).read()
+    with pytest.raises(ConfigError, match="members = 'pairs': Input should be 'images'"):
+        parse(Config, {"folder": str(tmp_path), "members": "pairs"})
