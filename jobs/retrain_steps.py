@@ -240,12 +240,12 @@ def _mix(config: JobConfig, judged: Index, cycle: Cycle, new: Index) -> dict[str
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
     if weights := {name: source.weight for name, source in config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
-    places = {name: index.tars for name, index in old.items()}
+    places = {name: {"tars": index.tars, "members": index.members} for name, index in old.items()}
     for past in ledger(config).committed():
         sizes[_source(past)] = float(past.records["checked"]["counts"]["train"])
-        places[_source(past)] = past.records["checked"]["tars"]
+        places[_source(past)] = {"tars": past.records["checked"]["tars"]}
     total = sum(sizes.values())
-    rest = {n: {"tars": places[n], "weight": (1 - share) * size / total} for n, size in sizes.items() if size}
+    rest = {n: {**places[n], "weight": (1 - share) * size / total} for n, size in sizes.items() if size}
     return {_source(cycle): {"tars": new.tars, "weight": share}, **(rest if share < 1 else {})}
 
 

@@ -15,11 +15,14 @@ from jobs import import_data, index, promote, retrain, retrain_steps, train
 from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.data.errors import DataError
+from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
+from pipelines.data.stream.mixture import MixedSource
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
 from pipelines.train.tracking import connect
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
+from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import load
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
@@ -69,6 +72,23 @@ def test_wrong_settings_are_named(
     assert says in capsys.readouterr().err
 
 
+def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None) -> None:
+    for name, members in (("pairs", "pairs"), ("said", "texts"), ("new", "pairs")):
+        (tmp_path / name).mkdir()
+        with ShardWriter(tmp_path / name, "train", members=members) as writer:
+            for number in range(30):
+                image = (None, None) if members == "texts" else (photo(number), "jpg")
+                writer.add(f"{name}{number}", *image, Texts((f"the {number}th of {name}",)))
+        build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0, members=members))
+    mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', members='texts'}}"]
+    config = settings(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
+    judged, new = (Index.open(str(tmp_path / name)) for name in ("pairs", "new"))
+    found = retrain_steps._mix(config, judged, Cycle(MONDAY, {}), new)
+    assert {name: MixedSource(**source).members for name, source in found.items()} == {
+        f"cycle-{MONDAY}": "pairs", "pairs": "pairs", "said": "texts",
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     """A champion, and the data that it was trained on."""
@@ -109,7 +129,7 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     assert checked["init"] == "1"
     assert checked["mix"] == {
         f"cycle-{MONDAY}": {"tars": checked["tars"], "weight": 0.5},
-        "old": {"tars": str(folder / "data"), "weight": 0.5},
+        "old": {"tars": str(folder / "data"), "members": "pairs", "weight": 0.5},
     }
     # The training that was killed after its end was not done again: there are two versions and two runs.
     client = connect(f"sqlite:///{runs}/mlflow.db")
