@@ -77,8 +77,8 @@ def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None
         (tmp_path / name).mkdir()
         with ShardWriter(tmp_path / name, "train", members=members) as writer:
             for number in range(30):
-                image = (None, None) if members == "texts" else (photo(number), "jpg")
-                writer.add(f"{name}{number}", *image, Texts((f"the {number}th of {name}",)))
+                image, extension = (None, None) if members == "texts" else (photo(number), "jpg")
+                writer.add(f"{name}{number}", image, extension, Texts((f"the {number}th of {name}",)))
         build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0, members=members))
     mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', members='texts'}}"]
     config = settings(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
