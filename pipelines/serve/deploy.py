@@ -36,7 +36,7 @@ _HEALTH_CHECK_S = 2.0
 # For replicas to say what they were deployed with; a busy one is asked in its turn.
 _ASK_S = 10.0
 # Ray starts its workers, such as those of a training, with a niceness of 15. What answers requests comes before them.
-_FIRST = {"RAY_worker_niceness": "0"}
+_FIRST, _AS_OTHERS = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "15"}
 # Of Serve's controller and, as they inherit it, its proxies.
 _CONTROLLER = _FIRST | {
     # Ten rounds a second, the default, keep it and the GCS at work: a twentieth of a core.
@@ -115,7 +115,11 @@ def _application(deployed: Deployed) -> serve.Application:
     config = parse(ServeConfig, deployed.config)
     deployment = serve.deployment(
         num_replicas=config.replicas,
-        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "runtime_env": _before_others()},
+        ray_actor_options={
+            "num_cpus": config.num_cpus,
+            "num_gpus": config.num_gpus,
+            "runtime_env": _environment(_FIRST),
+        },
         user_config=dict(deployed.model),
         # The application refuses the excess itself, with JSON and a measured Retry-After; these are a second line.
         max_ongoing_requests=2 * config.max_in_flight + 64,
@@ -132,10 +136,10 @@ def _application(deployed: Deployed) -> serve.Application:
     return deployment.bind(deployed.config, deployed.key_hashes, deployed.challenger)
 
 
-def _before_others() -> dict[str, Any]:
-    """This job's environment, in which a process comes before other workers."""
+def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    """This job's, with variables of a replica's own."""
     environment = dict(ray.get_runtime_context().runtime_env) if ray.is_initialized() else {}
-    return environment | {"env_vars": {**environment.get("env_vars", {}), **_FIRST}}
+    return environment | {"env_vars": {**environment.get("env_vars", {}), **variables}}
 
 
 def _challenger_application(deployed: Deployed) -> serve.Application:
@@ -144,7 +148,12 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
     deployment = serve.deployment(
         name=rival.DEPLOYMENT,
         num_replicas=own.replicas,
-        ray_actor_options={"num_cpus": own.num_cpus, "num_gpus": own.num_gpus},
+        ray_actor_options={
+            "num_cpus": own.num_cpus,
+            "num_gpus": own.num_gpus,
+            # Nobody waits for a shadow.
+            "runtime_env": _environment(_FIRST if own.mode == "canary" else _AS_OTHERS),
+        },
         user_config=dict(deployed.challenger),
         # Each of the champion's replicas holds back what is more than max_waiting.
         max_ongoing_requests=config.replicas * own.max_waiting,
