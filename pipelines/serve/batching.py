@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
@@ -23,7 +24,8 @@ class Batcher(Generic[Item, Result]):
         run: takes 1 to ``max_size`` items and returns as many results, in order.
         max_size: most items in a batch.
         wait_s: how long an idle model waits, after the first item, for more.
-        at_once: most batches at one time.
+        at_once: most batches at one time. Each takes its share of the items that are there, and no more: one that took
+            all that waits would keep its callers for long, and leave the others next to nothing.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batcher(Generic[Item, Result]):
         self._wait_s = wait_s
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._at_once = at_once
+        self._taken = 0  # items of the batches that are being handled
         self._workers: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Result:
@@ -65,13 +68,15 @@ class Batcher(Generic[Item, Result]):
 
     def _cut(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        while self._waiting and len(batch) < self._max_size:
+        share = math.ceil((len(self._waiting) + self._taken) / self._at_once)
+        while self._waiting and len(batch) < min(share, self._max_size):
             item, result = self._waiting.popleft()
             if not result.done():
                 batch.append((item, result))
         return batch
 
     async def _pass(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        self._taken += len(batch)
         try:
             results = await self._run([item for item, _ in batch])
             if len(results) != len(batch):
@@ -81,6 +86,8 @@ class Batcher(Generic[Item, Result]):
                 if not future.done():
                     future.set_exception(error)
             return
+        finally:
+            self._taken -= len(batch)
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)

@@ -75,6 +75,24 @@ def test_two_batches_at_once_and_no_more() -> None:
     asyncio.run(asyncio.wait_for(go(), 10))
 
 
+def test_batches_side_by_side_share_what_is_there() -> None:
+    async def go() -> None:
+        model = Model(at_once=2)
+        batcher = Batcher(model, max_size=16, at_once=2)
+        calls = [asyncio.create_task(batcher.submit(item)) for item in range(8)]
+        await settle()
+        assert model.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+        calls += [asyncio.create_task(batcher.submit(item)) for item in range(8, 14)]
+        await settle()
+        for _ in range(4):
+            model.free.release()
+        assert await asyncio.gather(*calls) == [2 * item for item in range(14)]
+        # Half of the ten that were there then, and the rest.
+        assert model.batches[2:] == [[8, 9, 10, 11, 12], [13]]
+
+    asyncio.run(asyncio.wait_for(go(), 10))
+
+
 def test_requests_that_arrive_together_share_the_first_batch() -> None:
     async def go(model: Model) -> None:
         model.free.release()
