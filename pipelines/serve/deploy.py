@@ -38,7 +38,7 @@ _ASK_S = 10.0
 # Ray starts its workers, such as those of a training, with a niceness of 15. What answers requests comes before them.
 _FIRST, _AS_OTHERS = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "15"}
 # Of Serve's controller and, as they inherit it, its proxies.
-_CONTROLLER = _FIRST | {
+CONTROLLER_ENVIRONMENT = _FIRST | {
     # Ten rounds a second, the default, keep it and the GCS at work: a twentieth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A thread of its own costs each request a millisecond or two of a core.
@@ -229,7 +229,7 @@ def start(
                     **_encryption(config),
                 ),
                 logging_config=LoggingConfig(enable_access_log=False),
-                controller_options=ControllerOptions(runtime_env={"env_vars": _CONTROLLER}),
+                controller_options=ControllerOptions(runtime_env={"env_vars": CONTROLLER_ENVIRONMENT}),
             )
             _run_challenger(wanted)
         if wanted.challenger:

@@ -268,10 +268,15 @@ def test_what_stands_is_listed_once() -> None:
 
 
 def test_the_service_is_what_ray_serve_takes() -> None:
+    from ray.serve.config import ControllerOptions
     from ray.serve.schema import ServeDeploySchema
 
+    from pipelines.serve import deploy
+
     tree = yaml.safe_load(only("rayservice.yaml", "RayService")["spec"]["serveConfigV2"])
-    (application,) = ServeDeploySchema.model_validate(tree).applications
+    serve = ServeDeploySchema.model_validate(tree)
+    assert serve.controller_options == ControllerOptions(runtime_env={"env_vars": deploy.CONTROLLER_ENVIRONMENT})
+    (application,) = serve.applications
     module, _, builder = application.import_path.partition(":")
     assert module == "pipelines.serve.deploy"
     assert f"def {builder}(" in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
