@@ -23,8 +23,8 @@ from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
 from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
-from pipelines.serve.leisure import leisurely
 from pipelines.serve.passes import ModelThreads, Passed
+from pipelines.serve.priority import leisurely
 from pipelines.serve.service import Answered, Embeddings, Matches, Metrics, ModelInfo, NoMetrics, Task
 from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor

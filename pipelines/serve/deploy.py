@@ -24,6 +24,7 @@ from pipelines.serve.client import is_ready, is_there
 from pipelines.serve.config import ChallengerConfig, ServeConfig, is_loopback
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
+from pipelines.serve.priority import AS_OTHERS, FIRST
 from pipelines.serve.replica import Deployed, Replica
 from vlmodel.config import dump, parse
 
@@ -35,10 +36,8 @@ APP_NAME = "vlmodel"
 _HEALTH_CHECK_S = 2.0
 # For replicas to say what they were deployed with; a busy one is asked in its turn.
 _ASK_S = 10.0
-# Ray starts its workers, such as those of a training, with a niceness of 15. What answers requests comes before them.
-_FIRST, _AS_OTHERS = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "15"}
 # Of Serve's controller and, as they inherit it, its proxies.
-CONTROLLER_ENVIRONMENT = _FIRST | {
+CONTROLLER_ENVIRONMENT = FIRST | {
     # Ten rounds a second, the default, keep it and the GCS at work: a twentieth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A thread of its own costs each request a millisecond or two of a core.
@@ -118,7 +117,7 @@ def _application(deployed: Deployed) -> serve.Application:
         ray_actor_options={
             "num_cpus": config.num_cpus,
             "num_gpus": config.num_gpus,
-            "runtime_env": _environment(_FIRST),
+            "runtime_env": _environment(FIRST),
         },
         user_config=dict(deployed.model),
         # The application refuses the excess itself, with JSON and a measured Retry-After; these are a second line.
@@ -152,7 +151,7 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
             "num_cpus": own.num_cpus,
             "num_gpus": own.num_gpus,
             # Nobody waits for a shadow.
-            "runtime_env": _environment(_FIRST if own.mode == "canary" else _AS_OTHERS),
+            "runtime_env": _environment(FIRST if own.mode == "canary" else AS_OTHERS),
         },
         user_config=dict(deployed.challenger),
         # Each of the champion's replicas holds back what is more than max_waiting.

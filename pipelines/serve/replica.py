@@ -15,7 +15,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.leisure import leisurely
+from pipelines.serve.priority import leisurely
 from vlmodel.config import dump, parse
 
 if TYPE_CHECKING:

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.serve.answerer import Answerer
 from pipelines.serve.asked import Asked, put
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.metrics import RayMetrics
+from pipelines.serve.priority import leisurely
 from pipelines.serve.service import Answered
 from vlmodel.config import parse
+
+if TYPE_CHECKING:
+    from pipelines.serve.answerer import Answerer
 
 APP_NAME = "vlmodel-challenger"
 DEPLOYMENT = "Challenger"
@@ -36,7 +39,14 @@ class Challenger:
     def __init__(self, config: Mapping[str, Any]) -> None:
         settings = parse(ServeConfig, config)
         own = {"num_gpus": settings.challenger.num_gpus, "model_threads": settings.challenger.model_threads}
-        self._answerer = Answerer(settings.model_copy(update=own), RayMetrics())
+        self._config = settings.model_copy(update=own)
+        # As in a replica of the champion's: importing the model's libraries takes seconds of a core.
+        self._answerer = leisurely(self._assembled)
+
+    def _assembled(self) -> Answerer:
+        from pipelines.serve.answerer import Answerer
+
+        return Answerer(self._config, RayMetrics())
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
         await self._answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])

@@ -1,4 +1,7 @@
-"""Work that has time: what a new replica imports and loads on the cores that its neighbours answer with."""
+"""Who comes first on shared cores: what answers requests, then a training; and of a new replica, what can wait.
+
+Ray starts each of its workers, a replica as well as a training's, with a niceness of 15.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
+
+FIRST, AS_OTHERS = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "15"}
+"""Variables of a worker's environment: before Ray's other workers, or as they are."""
 
 _NICENESS = 10
 """Of a busy core such a thread has a tenth of what others have. With less, a busy machine would never be done."""

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pipelines.serve.leisure import leisurely
+from pipelines.serve.priority import leisurely
 
 
 def niceness() -> int:
