@@ -134,6 +134,71 @@ def test_families(name: str, former: Callable[[str], str], tmp_path: Path) -> No
     torch.testing.assert_close(torch.relu(pooled) if name == "densenet121" else pooled, theirs)
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "options"),
+    [
+        ("googlenet", 64, {"transform_input": True, "init_weights": False}),
+        ("inception_v3", 75, {"transform_input": True, "init_weights": False}),
+        ("maxvit_t", 224, {}),
+    ],
+)
+def test_families_of_their_own(name: str, side: int, options: dict[str, Any], tmp_path: Path) -> None:
+    """Side exits that nobody reads, pixels of another scale, one size of images."""
+    torch.manual_seed(1)
+    source: Any = torchvision.models.get_model(name, **options)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    encoder = load(tmp_path / "w.pth", name=name, stages=None, position="none")
+    pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
+    source.fc = source.classifier = nn.Identity()
+    with torch.no_grad():
+        theirs = source.eval()(encoder.normalise(pixels))
+        tokens = encoder.eval()(pixels)
+    torch.testing.assert_close(tokens.pooled_BD, theirs if theirs.ndim == 2 else theirs.mean((2, 3)))
+
+
+def cifar_by_hand(state: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Feature map of the last stage of a CIFAR ResNet, from the paper and from the names of its weights."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        of = [state[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
+        return nn.functional.batch_norm(x, *of)
+
+    x = norm(nn.functional.conv2d(x, state["conv1.weight"], padding=1), "bn1").relu()
+    blocks = {key.rsplit(".", 2)[0] for key in state if key.startswith("layer")}
+    for block in sorted(blocks, key=lambda b: [int(n) for n in b.removeprefix("layer").split(".")]):
+        first, second = state[f"{block}.conv1.weight"], state[f"{block}.conv2.weight"]
+        halved = first.shape[0] > first.shape[1]
+        y = norm(nn.functional.conv2d(x, first, stride=2 if halved else 1, padding=1), f"{block}.bn1").relu()
+        y = norm(nn.functional.conv2d(y, second, padding=1), f"{block}.bn2")
+        if halved:
+            none = torch.zeros_like(x[:, : x.shape[1] // 2, ::2, ::2])
+            x = torch.cat([none, x[:, :, ::2, ::2], none], 1)
+        x = (x + y).relu()
+    return x
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("cifar_resnet20", "resnet20-12fca82f"), ("cifar_resnet56", "resnet56-4bfd9763")]
+)
+def test_real_weights(name: str, file: str, shared_data: Callable[[str], Path]) -> None:
+    """Published ones of CIFAR-10, from a GPU, in the old format, with a prefix and a classifier."""
+    path = shared_data("cifar-resnet-weights") / f"{file}.th"
+    encoder = load(path, name=name, stages=None, position="none").double().eval()
+    assert encoder.report.left == ("linear.bias", "linear.weight")
+    state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    pixels = torch.randint(0, 256, (2, 48, 48, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = cifar_by_hand(
+        {k.removeprefix("module."): v.double() for k, v in state.items()}, encoder.normalise(pixels)
+    )
+    assert expected.shape == (2, 64, 12, 12)
+    torch.testing.assert_close(encoder(pixels).x_BTD, expected.flatten(2).transpose(1, 2))
+
+
+def test_torchvision_has_no_weights_of_cifar() -> None:
+    with pytest.raises(WeightsError, match="'imagenet': torchvision has none for cifar_resnet20; give the path"):
+        load("imagenet", name="cifar_resnet20")
+
+
 VIT = {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "feed_forward": 24}
 
 
@@ -259,7 +324,8 @@ def test_weights_of_torchvisions_names(source: nn.Module, monkeypatch: pytest.Mo
         ({"activation": "gelu"}, "activation='gelu' follows a projection, and there is none; set projection"),
         ({"stages": 5}, "stages=5, and resnet18 has 4; choose 1 to 4"),
         ({"stages": 2, "frozen_stages": 3}, "frozen_stages=3 is more than the 2 stages kept"),
-        ({"name": "vgg11", "stem": "small"}, "stem='small' is made for ResNets, and name='vgg11' is none"),
+        ({"name": "vgg11", "stem": "small"}, "stem='small' is made for ResNets of torchvision, and name='vgg11' is"),
+        ({"name": "cifar_resnet20", "stem": "small"}, "made for ResNets of torchvision, and name='cifar_resnet20' is"),
         (
             {"stem": "small", "weights": "imagenet"},
             "stem='small' has another first convolution than weights='imagenet'",

@@ -25,6 +25,7 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"output": "pooled"},
         {"grid": 2, "position": "none", "projection": None},
         {"stages": 2, "output": "multiscale"},
+        {"name": "cifar_resnet20", "stages": None},
     ],
     ("language", "transformer"): [
         {},

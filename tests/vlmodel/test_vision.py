@@ -21,6 +21,7 @@ from vlmodel.vision._positions import sine_positions
 VIT = {"kind": "vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "feed_forward": 24}
 FAMILIES = [
     "vgg11",
+    "googlenet",
     "regnet_y_400mf",
     "densenet121",
     "mobilenet_v3_small",
@@ -282,6 +283,13 @@ def test_images_that_the_encoder_cannot_take() -> None:
     model = parse(ModelConfig, {"vision": {"name": "vgg11"}, "language": {"positions": 32}})
     with pytest.raises(ConfigError, match=r"image_size=31 is smaller than one grid cell.* 32 x 32 pixels"):
         model.check_processor(ProcessorConfig(image_size=31))
+    for name, size, message in (
+        ("inception_v3", 74, "image_size=74 is too small for inception_v3, which leaves nothing of it; make the image"),
+        ("maxvit_t", 256, "image_size=256: maxvit_t takes images of 224 x 224 pixels; set image_size=224, or"),
+    ):
+        model = parse(ModelConfig, {"vision": {"name": name}, "language": {"positions": 32}})
+        with pytest.raises(ConfigError, match=message):
+            model.check_processor(ProcessorConfig(image_size=size))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""torchvision's classifiers that have feature maps, as chains of blocks that can be cut after any stage."""
+"""Classifiers of torchvision's and of CIFAR as chains of blocks that can be cut after any stage."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+
+from vlmodel.vision._cifar import DEPTHS, PREFIX, CIFARResNet
 
 Stem = Literal["imagenet", "small"]
 
-# A ViT is a kind of its own; MaxViT takes images of one size; GoogLeNet and Inception have side exits.
-_EXCLUDED = ("vit_", "maxvit_", "googlenet", "inception_")
-_HEAD = ("avgpool", "fc", "classifier", "dropout", "permute")
-_CHAINS = ("features", "layers", "trunk_output")
+_VIT = "vit_"  # a kind of its own
+_INCEPTIONS = ("googlenet", "inception_")
+_HEAD = ("avgpool", "fc", "classifier", "dropout", "permute", "linear")
+_SIDE_EXITS = ("aux", "AuxLogits")
+_CHAINS = ("features", "layers", "trunk_output", "blocks")
 _STAGE = re.compile(r"layer\d$|trunk_output\.")  # of a ResNet or RegNet
+_COLOURS = 3
 _PROBE = 256
 _LARGEST = 1 << 14  # side of an image, in pixels
+_ONE_SIZE = {"maxvit_t": 224}  # its attention divides the image into a fixed number of windows
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Layout:
         blocks: torchvision's names of the blocks, in order of computation.
         stages: for each stage the number of blocks up to its end.
         channels, strides: width and pixels per grid cell at the end of each stage.
+    image: the only size of square images that it takes; None where that is free.
         channels_last: blocks give maps (B, H, W, C), as Swin's do, and not (B, C, H, W).
         keys: names of all weights of the whole network, its classifier included.
     """
@@ -43,15 +49,17 @@ class Layout:
     stages: tuple[int, ...]
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    image: int | None
     channels_last: bool
     keys: frozenset[str]
 
 
 def names() -> list[str]:
-    """Names of the usable backbones, as torchvision spells them."""
+    """Names of the usable backbones, as torchvision spells them, and those of CIFAR."""
     import torchvision
 
-    return [n for n in torchvision.models.list_models(module=torchvision.models) if not n.startswith(_EXCLUDED)]
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    return [n for n in theirs if not n.startswith(_VIT)] + [f"{PREFIX}{depth}" for depth in DEPTHS]
 
 
 def check(name: str, stem: Stem) -> None:
@@ -60,21 +68,26 @@ def check(name: str, stem: Stem) -> None:
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
         raise ValueError(
-            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any ResNet, RegNet, VGG, DenseNet, "
-            "MobileNet, EfficientNet, ConvNeXt or Swin of torchvision.models.list_models() can be used; for a ViT set "
-            "vision.kind to 'vit'"
+            f"there is no backbone {name!r}; close names: {', '.join(close)}. Any classifier of "
+            f"torchvision.models.list_models() can be used, and {PREFIX} with {', '.join(map(str, DEPTHS))} layers; "
+            "for a ViT set vision.kind to 'vit'"
         )
-    if stem == "small" and "layer1" not in layout(name, "imagenet").blocks:
-        raise ValueError(f"stem='small' is made for ResNets, and name={name!r} is none; use stem='imagenet'")
+    if stem == "small" and not {"maxpool", "layer1"} <= set(layout(name, "imagenet").blocks):
+        raise ValueError(f"stem='small' is made for ResNets of torchvision, and name={name!r} is none; use 'imagenet'")
 
 
 def create(name: str, stem: Stem) -> nn.Module:
-    """The whole torchvision network with fresh weights, its first layers replaced where ``stem`` is "small".
+    """The whole network with fresh weights, its first layers replaced where ``stem`` is "small".
 
     The small stem (He et al. 2015, section 4.2, for CIFAR) is a 3x3 convolution of stride 1 without max-pooling.
     """
     import torchvision
 
+    if name.startswith(PREFIX):
+        return CIFARResNet(int(name.removeprefix(PREFIX)))
+    if name.startswith(_INCEPTIONS):
+        # What torchvision does with pixels once weights are loaded; from scratch it does no harm.
+        return torchvision.models.get_model(name, weights=None, init_weights=True, transform_input=True)
     with _NumbersOnHost() if name.startswith("regnet_") else nullcontext():
         model: nn.Module = torchvision.models.get_model(name, weights=None)
     if stem == "small":
@@ -86,9 +99,13 @@ def create(name: str, stem: Stem) -> nn.Module:
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(torchvision's name, block) of all that comes before pooling and classifier, in order of computation."""
+    if getattr(model, "transform_input", False):
+        yield "transform_input", _FromImageNet()
     for name, child in model.named_children():
         if name.startswith(_HEAD):
             return
+        if name.startswith(_SIDE_EXITS):
+            continue
         if name in _CHAINS:
             yield from ((f"{name}.{inner}", block) for inner, block in child.named_children())
         else:
@@ -101,21 +118,24 @@ def layout(name: str, stem: Stem) -> Layout:
 
     What a ResNet or RegNet does before its first stage is its stem, so ``stages=3`` of a ResNet ends with ``layer3``.
     """
+    image = _ONE_SIZE.get(name)
+    probe = image or _PROBE
     with torch.device("meta"), torch.no_grad():
         model = create(name, stem).eval()
         block_names = tuple(block_name for block_name, _ in blocks(model))
-        shapes = _shapes(model, _PROBE, len(block_names))
+        shapes = _shapes(model, probe, len(block_names))
     channels_last = name.startswith("swin_")
     sizes = [shape[2] for shape in shapes]
     widths = [shape[-1 if channels_last else 1] for shape in shapes]
     stages = [i + 1 for i, block_name in enumerate(block_names) if _STAGE.match(block_name)] or [
-        i + 1 for i in range(len(sizes)) if i + 1 == len(sizes) or sizes[i + 1] != sizes[i]
+        i + 1 for i in range(len(sizes)) if widths[i] != _COLOURS and (i + 1 == len(sizes) or sizes[i + 1] != sizes[i])
     ]
     return Layout(
         block_names,
         tuple(stages),
         tuple(widths[i - 1] for i in stages),
-        tuple(_PROBE // sizes[i - 1] for i in stages),
+        tuple(probe // sizes[i - 1] for i in stages),
+        image,
         channels_last,
         frozenset(model.state_dict()),
     )
@@ -138,12 +158,27 @@ def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...
             return tuple(shapes[end - 1][2] for end in ends)
 
         def held(size: int) -> int:
-            return sum(side * side * c for side, c in zip(of(size), channels, strict=True))
+            try:
+                return sum(side * side * c for side, c in zip(of(size), channels, strict=True))
+            except RuntimeError:  # too small an image
+                return 0
 
         known = layout(name, stem)
+        if known.image is not None:
+            return of(known.image)
         smallest = max(s for stage, s in zip(known.stages, known.strides, strict=True) if stage <= ends[-1])
         sizes = range(smallest, _LARGEST)
         return of(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=held)])
+
+
+def takes(name: str, stem: Stem, stages: int, size: int) -> bool:
+    """Whether square images of ``size`` pixels a side come through the first ``stages``."""
+    with torch.device("meta"), torch.no_grad():
+        try:
+            _shapes(create(name, stem).eval(), size, layout(name, stem).stages[stages - 1])
+        except RuntimeError:  # a kernel larger than what is left of the image
+            return False
+    return True
 
 
 def _shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
@@ -153,6 +188,14 @@ def _shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
         x = block(x)
         shapes.append(x.shape)
     return shapes
+
+
+class _FromImageNet(nn.Module):
+    """Pixels of ImageNet's mean and deviation as those of .5 and .5, which GoogLeNet and Inception were trained on."""
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        channels = zip(x_BCHW.split(1, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+        return torch.cat([x * (std / 0.5) + (mean - 0.5) / 0.5 for x, mean, std in channels], 1)
 
 
 class _NumbersOnHost(TorchFunctionMode):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlmodel.parts import WeightsError
+from vlmodel.vision._cifar import PREFIX
 
 # What torchvision has renamed since it published weights; its own loading renames them too.
 _RENAMED = (
@@ -128,6 +129,10 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
+    if name.startswith(PREFIX):
+        raise WeightsError(
+            f"vision.weights={weights!r}: torchvision has none for {name}; give the path of a state dict"
+        )
     enum = get_model_weights(name)
     if weights.lower() != "imagenet" and weights not in enum.__members__:
         raise WeightsError(f"vision.weights={weights!r}: {name} has {', '.join(enum.__members__) or 'no weights'}")

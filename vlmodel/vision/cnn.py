@@ -1,4 +1,4 @@
-"""Backbones of torchvision with feature maps: VGG, ResNet, RegNet, DenseNet, EfficientNet, ConvNeXt, Swin, ..."""
+"""Backbones of torchvision (VGG, ResNet, EfficientNet, ConvNeXt, Swin, MaxViT, Inception, ...) and of CIFAR."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from vlmodel.vision._positions import sine_positions
 
 
 class Config(BackboneConfig):
-    """A torchvision CNN or Swin Transformer, cut after a stage."""
+    """A torchvision CNN, Swin or MaxViT, or a ResNet of CIFAR, cut after a stage."""
 
     kind: Literal["cnn"] = "cnn"
     name: str = "resnet18"
-    """A classifier of torchvision.models.list_models(): any ResNet, RegNet, VGG, DenseNet, ConvNeXt, Swin, ..."""
+    """A classifier of torchvision.models.list_models(): any ResNet, RegNet, VGG, DenseNet, ConvNeXt, Swin, ...; or
+    cifar_resnet with 20, 32, 44, 56 or 110 layers."""
     stages: int | None = Field(None, ge=1)
     """Stages to keep; null keeps all. A ResNet has four; after the third a grid cell stands for 16 x 16 pixels."""
     stem: Literal["imagenet", "small"] = "imagenet"
@@ -62,11 +63,22 @@ class Config(BackboneConfig):
         return CNN(self)
 
     def check_image(self, size: int) -> None:
-        smallest = max(_backbones.layout(self.name, self.stem).strides[: self.stages])
+        layout = _backbones.layout(self.name, self.stem)
+        smallest = max(layout.strides[: self.stages])
         if size < smallest:
             raise ConfigError(
                 f"processor.image_size={size} is smaller than one grid cell of model.vision, which stands for "
                 f"{smallest} x {smallest} pixels; make the image larger or keep fewer stages"
+            )
+        if layout.image not in (None, size):
+            raise ConfigError(
+                f"processor.image_size={size}: {self.name} takes images of {layout.image} x {layout.image} pixels; set "
+                f"image_size={layout.image}, or choose another backbone"
+            )
+        if not _backbones.takes(self.name, self.stem, self.stages or len(layout.stages), size):
+            raise ConfigError(
+                f"processor.image_size={size} is too small for {self.name}, which leaves nothing of it; make the image "
+                "larger or keep fewer stages"
             )
 
 
