@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import decoding_on
@@ -31,10 +32,11 @@ from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse
 from vlmodel.gpu_images import decode_jpegs
 from vlmodel.images import decode
-from vlmodel.model import ModelConfig
+from vlmodel.model import ModelConfig, VLModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
+DEVICE = "cuda"
 IMAGES, TEXTS, SIZE, LABELS, ROUNDS, STEPS, JPEGS = 64, 5, 224, 1000, 5, 10, 1024
 TREE: dict[str, Any] = {
     "vision": {"name": "resnet50", "position": "none"},
@@ -100,6 +102,84 @@ def test_training_step(figure: Figure) -> None:
         peer = f"{name.partition(',')[0]} by hand"
         figure(f"GPU step, {name}", IMAGES / medians[name], "images/s", peer=peer, peer_value=IMAGES / medians[peer])
     assert min(medians.values()) > 0
+
+
+def matrix_rate(side: int = 8192) -> float:
+    """Operations a second in a product of two square bf16 matrices: what the chip can do, as measured."""
+    a, b = (torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / taking_turns({"product": lambda: a @ b})["product"]
+
+
+def operations(step: Callable[[], object]) -> int:
+    """Of the matrix products and convolutions, forward and backward."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def contiguous(model: VLModel) -> VLModel:
+    """The same model with its backbone's maps laid out channel by channel."""
+    vision: Any = model.vision
+    vision.backbone.to(memory_format=torch.contiguous_format)
+    vision.backbone.register_forward_pre_hook(lambda _, given: (given[0].contiguous(),))
+    return model
+
+
+def step_of(tree: dict[str, Any], batch: Batch, compiled: bool = False) -> tuple[Callable[[], object], VLModel]:
+    """A step in bf16, and its model."""
+    torch.manual_seed(0)
+    model = new_model(parse(ModelConfig, tree), LABELS)
+    model.to(torch.device(DEVICE))  # type: ignore[arg-type]
+    step = TrainStep(model, OptimizerConfig(), StepConfig(precision="bf16", compile=compiled), steps=10_000, seed=0)
+    return partial(step, 0, [batch], 1), model
+
+
+def test_what_each_setting_brings(figure: Figure) -> None:
+    """Compiling, channels-last (which every backbone is in), a frozen backbone, and its features kept."""
+    batch = {name: t.to(DEVICE) for name, t in batch_of(IMAGES, SIZE, TEXTS, 32, LABELS).items()}
+    frozen = {**TREE, "vision": {**TREE["vision"], "frozen": True}}
+    steps = {"bf16": step_of(TREE, batch)[0]}
+    steps["compiled"] = step_of(TREE, batch, compiled=True)[0]
+    steps["not channels-last"], model = step_of(TREE, batch)
+    contiguous(model)
+    steps["backbone frozen"], model = step_of(frozen, batch)
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
+        features = {**batch, "features_BF": model.vision.features(batch["pixels_BHWC"]).float()}
+    del features["pixels_BHWC"]
+    steps["backbone frozen, its features kept"] = step_of(frozen, features)[0]
+    medians = taking_turns(dict(steps))
+    for name in steps:
+        rate = IMAGES / medians[name]
+        figure(f"GPU step, {name}", rate, "images/s", peer="bf16", peer_value=IMAGES / medians["bf16"])
+    assert min(medians.values()) > 0
+
+
+def measured(images: int, compiled: bool) -> tuple[float, int, int]:
+    """Seconds of a step, its operations, and the bytes that it took at its peak."""
+    batch = {name: t.to(DEVICE) for name, t in batch_of(images, SIZE, TEXTS, 32, LABELS).items()}
+    count = operations(step_of(TREE, batch)[0])
+    step = step_of(TREE, batch, compiled)[0]
+    torch.cuda.reset_peak_memory_stats()
+    return taking_turns({"step": step}, times=3)["step"], count, torch.cuda.max_memory_allocated()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_largest_batch(compiled: bool, figure: Figure) -> None:
+    """Twice as many images until the memory is full: images/s, share of the chip's matrix rate, peak of memory."""
+    rate, images = matrix_rate(), IMAGES
+    while True:
+        torch._dynamo.reset()
+        torch.cuda.empty_cache()
+        try:
+            taken, count, peak = measured(images, compiled)
+        except torch.OutOfMemoryError:
+            break
+        kind = f"GPU step, bf16{', compiled' if compiled else ''}, {images} images"
+        figure(kind, images / taken, "images/s")
+        figure(f"{kind}: matrix operations", count / taken / 1e12, "Tflop/s", limit=rate / 1e12)
+        figure(f"{kind}: peak of memory", peak / 1e9, "GB")
+        images *= 2
+    assert images > IMAGES
 
 
 class Consumer:
