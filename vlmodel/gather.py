@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +17,26 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def share_counts(counts: Sequence[int], device: torch.device) -> list[list[int]]:
-    """Each process's ``counts``, in the order of the ranks. A collective, for which the host waits."""
-    mine = torch.tensor(counts, device=device)
+def share_counts(counts: Sequence[int]) -> list[list[int]]:
+    """Each process's ``counts``, in the order of the ranks. A collective.
+
+    The hosts tell each other, and wait for each other, but not for their GPUs.
+    """
+    mine = torch.tensor(counts)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everyone, mine)
+    world: Any = dist.group.WORLD
+    dist.all_gather(everyone, mine, group=_of_hosts(world))
     shared: list[list[int]] = torch.stack(everyone).tolist()
     return shared
+
+
+@functools.lru_cache(maxsize=1)
+def _of_hosts(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """The processes of ``world`` in a group that takes tensors of the host."""
+    if dist.get_backend(world) == "gloo":
+        return world
+    of_hosts: Any = dist.new_group(backend="gloo")
+    return of_hosts
 
 
 def gather(x: Tensor, counts: Sequence[int]) -> Tensor:

@@ -15,7 +15,7 @@ from vlmodel.fields import on_host, split
 from vlmodel.model import INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.tokens import Encoded, Fused
+from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ class Predictor:
         name = self._task(task)
         if not self.model.decoder.heads()[name].compares:
             return None
-        head, encoded, _ = self._encode(batch, name, attention=False)
+        head, encoded = self._encode(batch, name, attention=False)
         image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in head.embed(encoded))
         return image_BD, text_ND
 
@@ -123,22 +123,20 @@ class Predictor:
         task: str | None,
         settings: Mapping[str, Any],
     ) -> tuple[list[Answers], NDArray[np.float32] | None]:
-        head, encoded, mask_NT = self._encode(batch, self._task(task), attention)
+        head, encoded = self._encode(batch, self._task(task), attention)
         answers = head.answer(encoded, self.processor, top_k, **settings)
         looked_NT = None
         if attention and encoded.joint is not None:
             looked_NT = head.attention(encoded, self.processor, answers)
             if looked_NT is None:
-                looked_NT = _from_text(encoded.joint, mask_NT)
+                looked_NT = _from_text(encoded)
         if looked_NT is None or encoded.joint is None or "vision" not in encoded.joint.spans:
             return answers, None
         map_NHW = self.model.vision.as_map(looked_NT[:, slice(*encoded.joint.spans["vision"])].float())
         return answers, None if map_NHW is None else _of_sum_one(map_NHW).cpu().numpy()
 
-    def _encode(
-        self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
-    ) -> tuple[Decoder, Encoded, Tensor | None]:
-        """The task's head, what it is given, and which tokens of its texts are real."""
+    def _encode(self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool) -> tuple[Decoder, Encoded]:
+        """The task's head and what it is given."""
         head = self.model.decoder.heads()[task]
         arrays = split(batch, task)
         given: dict[str, Any] = {
@@ -152,19 +150,21 @@ class Predictor:
             if name in batch
         }
         vision = self.model.see(**seen)
-        return head, self.model.encode(head, vision, given, attention), given.get("text_mask_NT")
+        return head, self.model.encode(head, vision, given, attention)
 
 
-def _from_text(joint: Fused, mask_NT: Tensor | None) -> Tensor | None:
-    """(N, S): attention of the last round from the text over the joint sequence, averaged over the text's tokens."""
-    if joint.attention_LBQS is None or mask_NT is None or "language" not in joint.spans:
+def _from_text(encoded: Encoded) -> Tensor | None:
+    """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text.
+
+    The encoder's mask tells which those are: its stream has another order of tokens than the tokenizer's, where that
+    one pads on the left.
+    """
+    joint = encoded.joint
+    if joint is None or joint.attention_LBQS is None or "language" not in joint.spans:
         return None
     attention_NQS = joint.attention_LBQS[-1, :, slice(*joint.spans["language"])]
-    if attention_NQS.shape[1] != mask_NT.shape[1]:
-        # The language encoder has made one token of each text.
-        return attention_NQS.mean(1)
-    real_NQ1 = mask_NT[:, :, None].to(attention_NQS.dtype)
-    return (attention_NQS * real_NQ1).sum(1)
+    real_NQ = encoded.streams["language"].mask_BT[encoded.rows["language"]]
+    return (attention_NQS * real_NQ[:, :, None]).sum(1)
 
 
 def _of_sum_one(map_NHW: Tensor) -> Tensor:

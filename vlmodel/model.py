@@ -140,7 +140,10 @@ class VLModel(PreTrainedModel):
     def __init__(self, config: VLConfig) -> None:
         super().__init__(config)
         if config.model is None:
-            raise ConfigError("this VLConfig has no tree of parts; make a model with VLModel.from_tree")
+            raise ConfigError(
+                f"the configuration {config.name_or_path!r} has no tree of parts, so it is none of a VLModel; name a "
+                "folder that VLModel.save_pretrained wrote, or make a model with VLModel.from_tree"
+            )
         tree = parse(ModelConfig, config.model)
         vocabulary = _vocabulary(config)
         self.vision: parts.VisionEncoder = tree.vision.build()
@@ -200,15 +203,21 @@ class VLModel(PreTrainedModel):
         kwargs.setdefault("use_safetensors", True)
         folder = str(args[0]) if args else "?"
         try:
-            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+            # Weights of another shape are told by name below; of their own transformers would only say that there are.
+            loaded: Any = super().from_pretrained(
+                *args, output_loading_info=True, **{**kwargs, "ignore_mismatched_sizes": True}
+            )
         except SafetensorError as error:  # neither a ValueError nor an OSError
             raise parts.WeightsError(f"the weights in {folder!r} are damaged: {error}; restore the file") from error
         model, info = loaded
         problems = [
-            f"{len(info[kind])} {kind.removesuffix('_keys')}: {', '.join(map(str, sorted(info[kind])[:3]))}"
-            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+            f"{len(info[kind])} {kind.removesuffix('_keys')}: {', '.join(sorted(info[kind])[:3])}"
+            for kind in ("missing_keys", "unexpected_keys")
             if info[kind]
         ]
+        if unfit := sorted(info["mismatched_keys"]):
+            examples = (f"{key} {tuple(found)} where {tuple(wanted)} is needed" for key, found, wanted in unfit[:3])
+            problems.append(f"{len(unfit)} of another shape: {', '.join(examples)}")
         if problems:
             raise parts.WeightsError(
                 f"the weights in {folder!r} are of another architecture than its configuration: " + "; ".join(problems)

@@ -72,4 +72,9 @@ def _sums(out: VLOutput) -> Tensor:
 
 def _figures(sums: list[float]) -> tuple[float, float, float]:
     loss, count, correct, total = sums
-    return loss / max(count, 1.0), correct / max(total, 1.0), total
+    return mean(loss, count), mean(correct, total), total
+
+
+def mean(total: float, count: float) -> float:
+    """``total / count``, whatever small weights they are sums of; 0 where nothing was counted."""
+    return total / count if count else 0.0

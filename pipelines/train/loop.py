@@ -19,7 +19,7 @@ from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.shuffling import shuffling
-from pipelines.train.evaluate import Score
+from pipelines.train.evaluate import Score, mean
 from pipelines.train.feed import Feed
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, StepResult, TrainStep
@@ -173,8 +173,8 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: st
     entry = {
         "step": float(progress.step),
         "epoch": float(epoch),
-        "train/loss": loss / max(count, 1.0),
-        "train/accuracy": correct / max(count, 1.0),
+        "train/loss": mean(loss, count),
+        "train/accuracy": mean(correct, count),
     }
     if score is not None:
         entry |= score.metrics("val")
@@ -238,8 +238,8 @@ class Meter:
         waited, self._waited = self._feed.waited_s - self._waited, self._feed.waited_s
         steps = len(self._results)
         metrics = {
-            "train/loss": loss / max(count, 1.0),
-            "train/accuracy": correct / max(count, 1.0),
+            "train/loss": mean(loss, count),
+            "train/accuracy": mean(correct, count),
             "train/grad_norm": float(self._results[-1].grad_norm),
             "train/lr": self._results[-1].lr,
             "train/epoch": step * self._schedule.batch / self._schedule.plan.size,

@@ -92,6 +92,24 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 
+def test_what_fits_is_loaded_and_the_rest_told(source: nn.Module, tmp_path: Path) -> None:
+    state = dict(source.state_dict())
+    del state["bn1.bias"]
+    state |= {"conv1.weight": torch.zeros(64, 3, 3, 3), "other.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "w.pth")
+    encoder: Any = parse(Config, {"stages": 2, "weights": str(tmp_path / "w.pth"), "strict": False}).build()
+    drawn = encoder.backbone.conv1.weight.clone()
+    encoder.load_pretrained()
+    assert encoder.report.missing == ("bn1.bias", "conv1.weight")
+    assert {"conv1.weight", "other.weight", "fc.bias"} < set(encoder.report.left)
+    assert "2 missing there, left as they were drawn: bn1.bias, conv1.weight" in str(encoder.report)
+    assert torch.equal(encoder.backbone.conv1.weight, drawn)
+    assert torch.equal(encoder.backbone.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
+    torch.save({"other.weight": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="are not those of this backbone"):
+        load(tmp_path / "w.pth", strict=False)
+
+
 def test_saved_on_a_gpu(source: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
     torch.save(source.state_dict(), tmp_path / "w.pth")
@@ -276,9 +294,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(WeightsError, match="cannot be read as a state dict"):
         load(tmp_path / "text.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(WeightsError, match="holds no state dict"):
-        load(tmp_path / "list.pth")
+    for held in ([1, 2], {0: torch.zeros(1)}):
+        torch.save(held, tmp_path / "other.pth")
+        with pytest.raises(WeightsError, match="holds no state dict"):
+            load(tmp_path / "other.pth")
 
 
 def test_a_pickled_module_is_not_executed(source: nn.Module, tmp_path: Path) -> None:

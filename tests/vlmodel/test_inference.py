@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from tests.vlmodel.conftest import LABELS
 from vlmodel.config import ConfigError, parse
 from vlmodel.images import ImageError
 from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
+from vlmodel.parts import WeightsError
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 
@@ -56,6 +61,42 @@ def test_attention_over_the_grid(predictor: Predictor, examples: list[Example]) 
         assert with_map.attention_HW.min() >= 0
         assert with_map.attention_HW.sum() == pytest.approx(1, abs=1e-5)
         assert [a for a, _ in with_map.answers] == [a for a, _ in without.answers]
+
+
+@pytest.mark.parametrize("language", [{}, {"architecture": "xlnet"}], ids=["bert", "xlnet"])
+@pytest.mark.parametrize("topology", ["dual", "interactive"])
+def test_attention_whatever_side_is_padded(
+    language: dict[str, Any],
+    topology: str,
+    tokenizer: PreTrainedTokenizerFast,
+    examples: list[Example],
+    make_model: Callable[..., Any],
+) -> None:
+    """A text's map among longer texts is that of the text alone, and that of the other side."""
+    model = make_model(language=language, topology={"kind": topology})
+    for name, parameter in model.named_parameters():
+        if not name.startswith("vision."):
+            torch.nn.init.normal_(parameter, std=0.3)
+    maps = []
+    for side in ("left", "right"):
+        padded = copy.deepcopy(tokenizer)
+        padded.padding_side = side
+        if "architecture" in language:  # whose classification token comes last
+            padded._tokenizer.post_processor = processors.TemplateProcessing(
+                single="$A [SEP] [CLS]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+            )
+        asking = Predictor(model, VLProcessor(ProcessorConfig(image_size=32, max_tokens=12), padded, LABELS))
+        together = [p.attention_HW for texts in asking.predict(examples, attention=True) for p in texts]
+        alone = [
+            asking.predict([Example(example.image, (text,))], attention=True)[0][0].attention_HW
+            for example in examples
+            for text in example.texts
+        ]
+        for one, among in zip(alone, together, strict=True):
+            np.testing.assert_allclose(among, one, atol=1e-7)
+        maps.append(together)
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-7)
+    assert np.std(maps[0]) > 1e-5
 
 
 def test_attention_is_none_where_the_fusion_has_none(
@@ -181,3 +222,20 @@ def test_threads(make_model: Callable[..., Any], processor: VLProcessor, tmp_pat
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_weights_of_another_shape_are_refused(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "one")
+    make_model(fusion={"width": 32}).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "config.json", tmp_path / "one")
+    with pytest.raises(
+        WeightsError, match=r"other architecture.* of another shape: .*weight \(\d+, 16\) where \(\d+, 32\) is needed"
+    ):
+        VLModel.from_pretrained(tmp_path / "one")
+
+
+def test_another_librarys_checkpoint_is_refused(tmp_path: Path) -> None:
+    tiny = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=20)
+    BertModel(tiny).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"has no tree of parts, so it is none of a VLModel; name a folder"):
+        VLModel.from_pretrained(tmp_path)

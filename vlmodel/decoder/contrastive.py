@@ -68,7 +68,7 @@ class _Pairs:
 
     def gathered(self) -> _Pairs:
         """Those of all processes."""
-        counts = share_counts([len(self.image_AD), len(self.text_MD)], self.image_AD.device)
+        counts = share_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
         image_M = self.image_M + sum(images[: dist.get_rank()])
         about_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)

@@ -31,6 +31,8 @@ class BackboneConfig(parts.VisionPart):
     """Function after the projection."""
     weights: str = ""
     """"" (from scratch), "imagenet", a name of torchvision's such as "IMAGENET1K_V2", or a state dict's path."""
+    strict: bool = True
+    """Refuse weights that are not exactly the backbone's; false loads those that fit, and tells which did not."""
     frozen: bool = False
     """Leave the whole backbone untrained (never its projection); it then runs without gradient."""
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), strict=False)
@@ -131,10 +133,10 @@ class BackboneEncoder(parts.VisionEncoder):
         Args:
             known: all names of the whole network, of which ``state`` may hold more than the backbone uses.
         """
-        self.report = _weights.load(self.backbone, state, names, known, self.config.weights, self.architecture)
-        log.info(
-            "backbone: %d weights from %s, %d left", len(self.report.loaded), self.report.source, len(self.report.left)
+        self.report = _weights.load(
+            self.backbone, state, names, known, self.config.weights, self.architecture, self.config.strict
         )
+        log.info("vision: %s", self.report)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         if self.config.weights:

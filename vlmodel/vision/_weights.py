@@ -28,17 +28,27 @@ class WeightsReport:
 
     Attributes:
         loaded: weights that now are the backbone's.
-        left: weights of the source that the backbone has no use for: its classifier and the stages that are cut off.
+        left: weights of the source that the backbone has no use for: its classifier and the stages that are cut off;
+            where it need not be strict, also what is unknown or of another shape.
+        missing: weights of the backbone that the source has not; empty where it must be strict.
     """
 
     source: str
     loaded: tuple[str, ...]
     left: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        told = [f"{len(self.loaded)} weights from {self.source}"]
+        for what, names in (("not used", self.left), ("missing there, left as they were drawn", self.missing)):
+            if names:
+                told.append(f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+        return "; ".join(told)
 
 
 def is_torchvision_name(weights: str) -> bool:
     """Whether ``weights`` names weights of torchvision's, and no file."""
-    return weights.lower() == "imagenet" or weights.startswith("IMAGENET1K_")
+    return weights.lower() == "imagenet" or weights == "DEFAULT" or weights.startswith("IMAGENET1K_")
 
 
 def read(name: str, weights: str) -> dict[str, Tensor]:
@@ -69,7 +79,9 @@ def read(name: str, weights: str) -> dict[str, Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
             state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
+    ):
         raise WeightsError(f"vision.weights={weights!r} holds no state dict (names to tensors)")
     return _renamed({key.removeprefix("module."): value for key, value in state.items()})
 
@@ -81,6 +93,7 @@ def load(
     ignorable: Iterable[str],
     source: str,
     settings: str,
+    strict: bool = True,
 ) -> WeightsReport:
     """Copy ``state`` into ``backbone``.
 
@@ -89,9 +102,11 @@ def load(
         ignorable: names that ``state`` may have beside those.
         source: where ``state`` is from.
         settings: what decides whether weights fit, for the error.
+        strict: refuse weights that are not exactly the backbone's; else those that fit are loaded.
 
     Raises:
-        WeightsError: a weight is missing, has another shape, or is unknown. Nothing has been loaded then.
+        WeightsError: a weight is missing, has another shape, or is unknown; or, if not ``strict``, none fits. Nothing
+            has been loaded then.
     """
     own = backbone.state_dict()
     # A counter that BatchNorm never reads unless its momentum is None; weights saved before torch 0.4.1 lack it.
@@ -102,7 +117,8 @@ def load(
         for key, n in names.items()
         if n in state and state[n].shape != own[key].shape
     )
-    if missing or unexpected or unfit:
+    fitting = {key: n for key, n in names.items() if n in state and state[n].shape == own[key].shape}
+    if (strict and (missing or unexpected or unfit)) or not fitting:
         raise WeightsError(
             f"the weights {source!r} are not those of this backbone: "
             + "; ".join(
@@ -112,9 +128,10 @@ def load(
             )
             + f". Set {settings} to those that the weights were trained with"
         )
-    backbone.load_state_dict({key: state[n] for key, n in names.items() if n in state}, strict=False)
-    loaded = {n for n in names.values() if n in state}
-    return WeightsReport(source, tuple(sorted(loaded)), tuple(sorted(set(state) - loaded)))
+    backbone.load_state_dict({key: state[n] for key, n in fitting.items()}, strict=False)
+    loaded = set(fitting.values())
+    absent = {n for key, n in names.items() if n not in loaded and not key.endswith("num_batches_tracked")}
+    return WeightsReport(source, tuple(sorted(loaded)), tuple(sorted(set(state) - loaded)), tuple(sorted(absent)))
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +153,7 @@ def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
     enum = get_model_weights(name)
     if weights.lower() != "imagenet" and weights not in enum.__members__:
         raise WeightsError(f"vision.weights={weights!r}: {name} has {', '.join(enum.__members__) or 'no weights'}")
-    chosen = enum.DEFAULT if weights.lower() == "imagenet" else enum[weights]
+    chosen = enum[weights] if weights in enum.__members__ else enum.DEFAULT
     try:
         state: dict[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:

@@ -77,6 +77,18 @@ def test_accumulation_makes_the_same_update(tiny_model: Callable[[], VLModel]) -
         torch.testing.assert_close(gradients(cut)[name], value, rtol=1e-4, atol=1e-7)
 
 
+def test_small_weights_change_nothing_but_the_shares(tiny_model: Callable[[], VLModel]) -> None:
+    """A loss is a weighted mean, so weights that are all a hundredth make the same update."""
+    batch = images_and_texts(4, TEXTS)
+    found = []
+    for weight in (1.0, 0.01):
+        trainer = step_of(without_noise(tiny_model()))
+        weighted = {**batch, "weights_N": torch.full((sum(TEXTS),), weight)}
+        result = trainer(0, [weighted], 1)
+        found.append((float(result.totals[0] / result.totals[1]), float(result.grad_norm)))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor) -> None:
     tree = load(ModelConfig, None, [*TINY, "vision.frozen=true"])
     trainers = []
