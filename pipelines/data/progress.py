@@ -36,9 +36,8 @@ class ShardProgress:
         if done == total or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
             elapsed = now - self._start
-            left = elapsed / done * (total - done) if done else float("nan")
-            line = f"{self._name}: {done:,} of {total:,} shards, {elapsed:.0f} s, {left:.0f} s left"
-            print(line, file=self._out, flush=True)
+            left = f", {elapsed / done * (total - done):.0f} s left" if done else ""
+            print(f"{self._name}: {done:,} of {total:,} shards, {elapsed:.0f} s{left}", file=self._out, flush=True)
 
     def __enter__(self) -> Self:
         return self

@@ -416,10 +416,10 @@ def test_opening_needs_no_ray(tmp_path):
 def test_progress_in_a_log():
     out = io.StringIO()
     with ShardProgress("index", out) as progress:
-        for done in range(1, 4):
+        for done in range(4):
             progress(done, 3)
     first, last = out.getvalue().splitlines()
-    assert first.startswith("index: 1 of 3 shards")
+    assert first == "index: 0 of 3 shards, 0 s"
     assert last.startswith("index: 3 of 3 shards")
 
 
