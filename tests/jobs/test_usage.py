@@ -39,6 +39,11 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
         ("nonsense", "is not of the form a.b.c=value"),
         ("name=../up", "name"),
         (
+            "predict.generation={top_q=1}",
+            "predict.generation: 'top_q' is no setting of generation; they are",
+        ),
+        ("predict.generation={num_beams=2}", "predict.generation: num_beams=2 cannot find top_k=5 texts; use as many"),
+        (
             "train.feature_cache=float32",
             "train.feature_cache='float32' keeps what the vision backbone gives of each image, and with "
             "model.vision.frozen=false training changes that; set model.vision.frozen=true",
@@ -50,6 +55,14 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert says in shown
     assert "python -m jobs.train --help" in shown
+
+
+def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    heads = "model.decoder.heads={ask={kind='vqa'}, tell={kind='caption', positions=100}}"
+    longer = ["model.decoder.kind=multitask", heads, "predict.generation={max_new_tokens=101}"]
+    assert main(train.run, "train", longer) == 2
+    says = "predict.generation: max_new_tokens=101 is more than the 100 that the decoder knows; lower the one or raise"
+    assert says in capsys.readouterr().err
 
 
 def test_features_are_not_kept_of_images_that_change(capsys: pytest.CaptureFixture[str]) -> None:
