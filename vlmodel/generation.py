@@ -32,7 +32,8 @@ class Setting:
 
     def unfit(self, value: Any) -> str | None:
         """Why ``value`` cannot be, in words that follow it; None if it can."""
-        if type(value) is not self.type and not (self.type is float and type(value) is int):
+        kind: object = type(value)  # a Boolean is an int to isinstance
+        if kind is not self.type and not (self.type is float and kind is int):
             return f"must be of type {self.type.__name__}"
         if self.least <= value <= self.most and value > self.above and math.isfinite(value):
             return None

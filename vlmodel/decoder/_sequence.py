@@ -166,8 +166,9 @@ class SequenceDecoder(parts.Decoder):
         unless ``length_penalty`` says otherwise; with ``do_sample`` they are samples, the most probable first.
 
         Args:
-            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which is given the tokens
-                of a single row's text as they are written (transformers' ``TextStreamer`` with ``skip_prompt=True``).
+            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which is given the
+                tokens of a single row's text as they are written (transformers' ``TextStreamer`` with
+                ``skip_prompt=True``).
 
         Raises:
             ConfigError: as of ``check_generation``.
