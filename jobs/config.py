@@ -117,6 +117,13 @@ class JobConfig(Section):
     retrain: RetrainConfig = RetrainConfig()
 
     @model_validator(mode="after")
+    def _parts_fit(self) -> JobConfig:
+        self.model.check_processor(self.processor)
+        if reason := self.model.vision.idle():
+            raise ValueError(f"model.vision.{reason}")
+        return self
+
+    @model_validator(mode="after")
     def _can_write(self) -> JobConfig:
         predict = self.predict
         try:

@@ -121,6 +121,13 @@ class VisionPart(Part):
         """Whether the whole backbone is left untrained, so that what it gives of an image never changes."""
         return False
 
+    def idle(self) -> str | None:
+        """A setting that changes nothing beside the others, its value and the remedy; None if there is none.
+
+        A saved model may have one, so that it is for who chooses settings to refuse it.
+        """
+        return None
+
     def check_image(self, size: int) -> None:
         """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.
 
