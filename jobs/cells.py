@@ -54,7 +54,8 @@ def validated(config: JobConfig) -> Index:
     Raises:
         DataError: it has none, or there is no index.
     """
-    index = train.ready(config)
+    # Its own tasks may be none of those that are trained.
+    index = train.opened(config)
     if not index.counts().get("val", 0):
         raise DataError(
             f"{runs.tars(config)} has no validation split, by which trainings are compared; import one (split `val`)"

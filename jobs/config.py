@@ -21,7 +21,7 @@ from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.train.tracking import TrackingConfig
-from vlmodel.config import Section, part
+from vlmodel.config import ConfigError, Section, part
 from vlmodel.model import ModelConfig
 from vlmodel.processor import ProcessorConfig
 
@@ -115,6 +115,22 @@ class JobConfig(Section):
     ablate: AblateConfig = AblateConfig()
     tune: TuneConfig = TuneConfig()
     retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> JobConfig:
+        self.model.check_processor(self.processor)
+        if reason := self.model.vision.idle():
+            raise ValueError(f"model.vision.{reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_write(self) -> JobConfig:
+        predict = self.predict
+        try:
+            self.model.decoder.check_generation(predict.generation, predict.top_k, self.processor.max_target_tokens)
+        except ConfigError as error:
+            raise ValueError(f"predict.generation: {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _features_stay(self) -> JobConfig:

@@ -44,6 +44,26 @@ def indexes(config: JobConfig, judged: Index) -> dict[str, Index]:
     return found
 
 
+def check_learnable(config: JobConfig, trained: Mapping[str, Index]) -> None:
+    """Refuse data of which a task learns nothing.
+
+    Args:
+        trained: as of ``indexes``.
+
+    Raises:
+        DataError: no source has training samples with the texts of a task.
+    """
+    for task, fields in config.model.decoder.tasks().items():
+        able = [index for index in trained.values() if index.members != "texts" or not fields.needs_image]
+        if not sum(index.having(fields.reads, "train") for index in able):
+            raise DataError(
+                f"no train sample of {' and '.join(index.tars for index in trained.values())} has {fields.reads}"
+                f"{' with an image' if fields.needs_image else ''}, of which "
+                f"{f'task {task!r}' if task else 'the model'} learns; choose data that has some"
+                f"{', or leave the task out of model.decoder.heads' if task else ''}"
+            )
+
+
 def places(config: JobConfig) -> tuple[str, ...]:
     """Settings that only say where the sources of a mix lie."""
     return tuple(f"data.mix.{name}.tars" for name in config.data.mix)

@@ -73,7 +73,7 @@ def checked(config: JobConfig, cycle: Cycle) -> Facts:
     if not judged.counts()[HOLD_OUT]:
         raise DataError(f"{judged.tars} has no validation split, by which candidate and champion are compared; add one")
     for task, fields in config.model.decoder.tasks().items():
-        if not sum(getattr(shard, f"with_{fields.reads}").get("train", 0) for shard in new.shards):
+        if not new.having(fields.reads, "train"):
             name = f" of task {task!r}" if task else ""
             raise DataError(f"no training sample of {new.tars} has {fields.reads}, which the model{name} reads")
 

@@ -19,7 +19,7 @@ from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.vocabulary import build_processor, keep_processor
-from pipelines.evaluate.assess import assess, check_judgeable, show
+from pipelines.evaluate.assess import assess, check_floors, check_judgeable, show
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.train import checkpoint, initial
 from pipelines.train.launch import launch
@@ -42,6 +42,7 @@ MAY_CHANGE = (
 def run(config: JobConfig) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
     index = ready(config)
+    check_floors(index, config.model.decoder.tasks())
     with (
         connected(config.cluster) as own,
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
@@ -55,6 +56,19 @@ def ready(config: JobConfig) -> Index:
 
     Raises:
         ConfigError: the batch does not divide over the workers.
+        DataError: there is no index, or a task cannot be learned or judged by it.
+    """
+    index = opened(config)
+    mixing.check_learnable(config, mixing.indexes(config, index))
+    check_judgeable(index, config.model.decoder.tasks(), _judged(index))
+    return index
+
+
+def opened(config: JobConfig) -> Index:
+    """The index of the data to train on, whatever the tasks are.
+
+    Raises:
+        ConfigError: the batch does not divide over the workers.
         DataError: there is no index, or models cannot be judged by it.
     """
     try:
@@ -62,7 +76,7 @@ def ready(config: JobConfig) -> Index:
     except ValueError as error:
         raise ConfigError(f"train.batch: {error}") from None
     index = Index.open(runs.tars(config))
-    check_judgeable(index)
+    check_judgeable(index, {}, "")
     return index
 
 
@@ -187,7 +201,7 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
     """Judge the best checkpoint by its answers, picture it, register it."""
     filesystem, folder = checkpoint.open_storage(runs.run_folder(config))
     best = checkpoint.best(filesystem, folder)
-    split = "val" if index.counts().get("val", 0) else "train"
+    split = _judged(index)
     with checkpoint.local_copy(best) as local:
         model = local / checkpoint.MODEL
         found = assess(
@@ -206,6 +220,11 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
         version = registry.log_model(tracker.run_id, model, found[0].example, score, best.step, examples)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version
+
+
+def _judged(index: Index) -> str:
+    """The split by which checkpoints are chosen and judged."""
+    return "val" if index.counts().get("val", 0) else "train"
 
 
 if __name__ == "__main__":

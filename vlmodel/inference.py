@@ -77,7 +77,9 @@ class Predictor:
             settings: of generation (transformers' ``GenerationConfig``), for tasks that write texts.
 
         Raises:
+            ConfigError: settings by which the task cannot write.
             ImageError: an image cannot be decoded.
+            ValueError: ``top_k`` below 1, or a task that the model does not have.
         """
         batch = self.processor.collate_tasks(self.processor.images(examples), {self._task(task): examples})
         if not any(example.texts for example in examples):
@@ -123,6 +125,8 @@ class Predictor:
         task: str | None,
         settings: Mapping[str, Any],
     ) -> tuple[list[Answers], NDArray[np.float32] | None]:
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
         head, encoded = self._encode(batch, self._task(task), attention)
         answers = head.answer(encoded, self.processor, top_k, **settings)
         looked_NT = None

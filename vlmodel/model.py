@@ -52,6 +52,17 @@ class ModelConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _text_can_be_embedded(self) -> ModelConfig:
+        if self.topology.encodes_text:
+            try:
+                self.language.embeddings()
+            except ConfigError as error:
+                raise ValueError(
+                    f"topology.kind={self.topology.kind!r} encodes the text itself, of its embeddings: {error}"
+                ) from None
+        return self
+
     def resolve(self, vocabulary: parts.Vocabulary) -> ModelConfig:
         """The same with all that is needed to build it inside."""
         language = self.language.embeddings() if self.topology.encodes_text else self.language

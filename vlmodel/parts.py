@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
+from vlmodel import generation
 from vlmodel.config import ConfigError, Part
 from vlmodel.fields import Fields
 from vlmodel.tokens import Encoded, Fused, Tokens
@@ -119,6 +120,13 @@ class VisionPart(Part):
     def rests(self) -> bool:
         """Whether the whole backbone is left untrained, so that what it gives of an image never changes."""
         return False
+
+    def idle(self) -> str | None:
+        """A setting that changes nothing beside the others, its value and the remedy; None if there is none.
+
+        A saved model may have one, so that it is for who chooses settings to refuse it.
+        """
+        return None
 
     def check_image(self, size: int) -> None:
         """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.
@@ -330,6 +338,16 @@ class DecoderPart(Part):
     def longest_target(self) -> int | None:
         """Greatest number of tokens in a text to be written, where there is a limit that is known."""
         return None
+
+    def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
+        """Refuse settings of generation by which ``top_k`` texts cannot be written, as ``generation.check`` does.
+
+        A task that writes nothing ignores them; here they are refused by what is known without a decoder.
+
+        Raises:
+            ConfigError: naming the setting, its value and the remedy.
+        """
+        generation.check(settings, top_k, max_target_tokens)
 
     def selects(self) -> Literal["accuracy", "loss"]:
         """The validation figure by which the best checkpoint is chosen."""

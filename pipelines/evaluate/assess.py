@@ -18,6 +18,7 @@ from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
 from pipelines.train import pictures
 from pipelines.train.tracking import NullTracker
+from vlmodel.fields import Fields
 from vlmodel.inference import Predictor
 
 
@@ -40,17 +41,43 @@ class Assessment:
     example: tuple[bytes, str] = field(repr=False)
 
 
-def check_judgeable(index: Index) -> None:
-    """Refuse data that models cannot be judged by: the floors, the page and the served example are of images.
+def check_judgeable(index: Index, tasks: Mapping[str, Fields], split: str) -> None:
+    """Refuse data that models cannot be judged by: the floors, the page and the served example are of images, and each
+    task is of texts.
+
+    Args:
+        split: that is answered; "" for all samples.
 
     Raises:
-        DataError: its samples have no images.
+        DataError: its samples have no images, or none of the split has the texts of a task.
     """
     if index.members != "pairs":
         raise DataError(
             f"models are judged on images with texts, and {index.tars} holds {index.members} alone; name such pairs in "
             "data.tars, and this in data.mix to train on it too"
         )
+    for task, fields in tasks.items():
+        if not index.having(fields.reads, split):
+            raise DataError(
+                f"no {split or 'indexed'} sample of {index.tars} has {fields.reads}, by which "
+                f"{f'task {task!r}' if task else 'the model'} is judged; choose data or a split that has some"
+                f"{', or leave the task out' if task else ''}"
+            )
+
+
+def check_floors(index: Index, tasks: Mapping[str, Fields]) -> None:
+    """Refuse data from whose training split the floors of a task cannot be learned.
+
+    Raises:
+        DataError: no training sample has its texts.
+    """
+    for task, fields in tasks.items():
+        if fields.target in ("answer", "tokens") and not index.having(fields.reads, "train"):
+            raise DataError(
+                f"no train sample of {index.tars} has {fields.reads}, from which is learned what "
+                f"{f'task {task!r}' if task else 'the model'} stands beside; choose data that has some"
+                f"{', or leave the task out' if task else ''}"
+            )
 
 
 def assess(
@@ -63,8 +90,9 @@ def assess(
     Raises:
         DataError: the split has nothing to judge by.
     """
-    check_judgeable(index)
     predictor = Predictor.from_pretrained(model)
+    check_judgeable(index, predictor.processor.tasks, source.split)
+    check_floors(index, predictor.processor.tasks)
     found = []
     for task, fields in predictor.processor.tasks.items():
         answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from pipelines.evaluate.metrics.captions import cider_of_each
+from pipelines.evaluate.metrics.captions import cider_of_each, with_words
 from pipelines.evaluate.metrics.retrieval import RANKS, retrieval_ranks
 from vlmodel.fields import MATCH, Fields, is_match
 
@@ -67,9 +67,10 @@ def credits_of(answers: pa.Table, fields: Fields) -> Credits:
     if fields.target == "none":
         return _retrieval(answers, image_R)
     if fields.target == "tokens" and not fields.text:
-        row_N = np.flatnonzero(pc.greater(pc.list_value_length(answers["references"]), 0).to_numpy())
-        captioned = answers.take(pa.array(row_N))
-        worth_N = cider_of_each(captioned["predicted"].to_pylist(), captioned["references"].to_pylist())
+        references = with_words(answers["references"].to_pylist())
+        row_N = np.flatnonzero([bool(captions) for captions in references])
+        predicted = answers["predicted"].take(pa.array(row_N)).to_pylist()
+        worth_N = cider_of_each(predicted, [references[row] for row in row_N])
         return Credits(worth_N, np.zeros(len(row_N), np.int64), image_R[row_N], row_N, binary=False)
     row_N = np.flatnonzero(pc.is_valid(answers["target"]).to_numpy())
     targets, predicted = (answers[name].take(pa.array(row_N)).to_pylist() for name in ("target", "predicted"))

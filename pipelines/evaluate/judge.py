@@ -15,7 +15,7 @@ from pipelines.data.sample import Texts
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.metrics.answers import vqa_accuracy
 from pipelines.evaluate.metrics.calibration import calibration_error
-from pipelines.evaluate.metrics.captions import caption_scores, constant_caption
+from pipelines.evaluate.metrics.captions import caption_scores, constant_caption, with_words
 from pipelines.evaluate.metrics.matching import matching_scores
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.evaluate.report import Report
@@ -95,11 +95,17 @@ def judge_answers(answers: pa.Table, split: str, floors: Floors, labels: Sequenc
 
 
 def _captions(answers: pa.Table, split: str, training: Callable[[], Iterable[Texts]]) -> Report:
+    place = answers.schema.get_field_index("references")
+    judged = pa.array(with_words(answers["references"].to_pylist()), answers.schema.field(place).type)
+    answers = answers.set_column(place, "references", judged)
     captioned = answers.filter(pc.greater(pc.list_value_length(answers["references"]), 0))
     if not captioned.num_rows:
-        raise DataError(f"no image of split {split!r} has a caption to compare with; choose another split")
+        raise DataError(f"no image of split {split!r} has a caption with a word to compare with; choose another split")
     references = captioned["references"].to_pylist()
-    constant = constant_caption(caption for texts in training() for caption in texts.captions)
+    try:
+        constant = constant_caption(caption for texts in training() for caption in texts.captions)
+    except ValueError as error:
+        raise DataError(f"captions stand beside the most typical one of the training split: {error}") from None
     floors = {"constant_caption": caption_scores([constant] * len(references), references)}
     shuffled = captioned.filter(pc.is_valid(captioned["shuffled"]))
     notes = [
@@ -127,6 +133,11 @@ def _matching(answers: pa.Table, split: str) -> Report:
     matches = [is_match(target) for target in pairs["target"].to_pylist()]
     scores = matching_scores(_match_probabilities(pairs["predicted"], pairs["probability"]), matches)
     floors = {"constant": _taken(scores, "floor_")}
+    both = "balanced_accuracy" in scores
+    one_kind = (
+        f"every pair is {'a match' if matches[0] else 'no match'}, so only accuracy can be said; captions meet another "
+        "image of their batch: raise predict.batch above 1, or choose a split with more images"
+    )
     shuffled = pairs.filter(pc.is_valid(pairs["shuffled"]))
     of_shuffled = [is_match(target) for target in shuffled["target"].to_pylist()]
     if len(set(of_shuffled)) == 2:
@@ -141,9 +152,10 @@ def _matching(answers: pa.Table, split: str) -> Report:
         samples=_samples(answers),
         rows=pairs.num_rows,
         unit="pairs",
-        metric="balanced_accuracy",
+        metric="balanced_accuracy" if both else "accuracy",
         figures=scores,
         floors=floors,
+        notes=() if both else (one_kind,),
     )
 
 

@@ -25,6 +25,7 @@ from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.plan import Schedule
+from pipelines.evaluate.assess import check_floors
 from pipelines.evaluate.predict import collect, predict
 from pipelines.search.referee import create_referee
 from pipelines.train import checkpoint
@@ -166,6 +167,35 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
         train.ready(settings(data, f"data.tars={said}", "data.index.members=texts", "data.mix={}"))
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        # Both sources together have what both tasks learn of, but the one that is judged by has no captions.
+        (TASKS, r"no val sample of .*asked has captions, by which task 'find' is judged; .* or leave the task out"),
+        (
+            [*TASKS, "data.mix={}"],
+            r"no train sample of .*asked has captions with an image, of which task 'find' learns",
+        ),
+        (
+            ["model.decoder.kind=caption", "data.mix={}"],
+            r"asked has captions with an image, of which the model learns;",
+        ),
+    ],
+)
+def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        train.ready(settings(data, *more))
+    assert train.opened(settings(data, *more)).tars.endswith("asked")
+
+
+def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
+    named = Index.open(str(data / "named"))
+    tasks = settings(data, *TASKS).model.decoder.tasks()
+    check_floors(named, {"find": tasks["find"]})  # chance is known without texts
+    with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* task 'ask' stands"):
+        check_floors(named, tasks)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +247,7 @@ def seen(config: JobConfig) -> dict[tuple[int, int], list[tuple[int, ...]]]:
 
 def fit(config: JobConfig, referee: Any = None) -> checkpoint.Stored:
     with Tracker.open(config.tracking, runs.storage(config), config.name) as tracker:
-        train.fit(config, train.ready(config), tracker, has_dashboard=False, referee=referee)
+        train.fit(config, train.opened(config), tracker, has_dashboard=False, referee=referee)
     newest = checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))
     assert newest is not None
     return newest

@@ -39,6 +39,11 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
         ("nonsense", "is not of the form a.b.c=value"),
         ("name=../up", "name"),
         (
+            "predict.generation={top_q=1}",
+            "predict.generation: 'top_q' is no setting of generation; they are",
+        ),
+        ("predict.generation={num_beams=2}", "predict.generation: num_beams=2 cannot find top_k=5 texts; use as many"),
+        (
             "train.feature_cache=float32",
             "train.feature_cache='float32' keeps what the vision backbone gives of each image, and with "
             "model.vision.frozen=false training changes that; set model.vision.frozen=true",
@@ -50,6 +55,35 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
     shown = capsys.readouterr().err
     assert says in shown
     assert "python -m jobs.train --help" in shown
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model.vision.kind=vit", "model.vision.image_size=64"], "processor.image_size=224, and model.vision has a"),
+        (["processor.image_size=8"], "processor.image_size=8 is smaller than one grid cell of model.vision"),
+        (["processor.max_tokens=500"], "processor.max_tokens=500 is more than the 128 tokens that model.language"),
+        (
+            ["model.decoder.kind=caption", "processor.max_target_tokens=500"],
+            "processor.max_target_tokens=500 is more than the 128 tokens that model.decoder can write",
+        ),
+        (
+            ["model.vision.output=pooled", "model.vision.grid=4"],
+            "model.vision.grid=4 is of no use with output='pooled'",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(overrides: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train.run, "train", overrides) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    heads = "model.decoder.heads={ask={kind='vqa'}, tell={kind='caption', positions=100}}"
+    longer = ["model.decoder.kind=multitask", heads, "predict.generation={max_new_tokens=101}"]
+    assert main(train.run, "train", longer) == 2
+    says = "predict.generation: max_new_tokens=101 is more than the 100 that the decoder knows; lower the one or raise"
+    assert says in capsys.readouterr().err
 
 
 def test_features_are_not_kept_of_images_that_change(capsys: pytest.CaptureFixture[str]) -> None:

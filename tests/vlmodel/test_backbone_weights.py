@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -350,6 +351,7 @@ def test_weights_of_torchvisions_names(source: nn.Module, monkeypatch: pytest.Mo
             "stem='small' has another first convolution than weights='imagenet'",
         ),
         ({"std": [0.2, 0.0, 0.2]}, r"std=\(0.2, 0.0, 0.2\) must be positive"),
+        ({"position_scale": math.inf}, "position_scale = inf: Input should be a finite number"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:

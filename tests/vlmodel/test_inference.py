@@ -120,6 +120,12 @@ def test_nothing_to_answer(predictor: Predictor, examples: list[Example]) -> Non
     assert predictor.predict([Example(examples[0].image, ())]) == [[]]
 
 
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_no_answer_at_all_is_refused(top_k: int, predictor: Predictor, examples: list[Example]) -> None:
+    with pytest.raises(ValueError, match=f"top_k={top_k} asks for no answer; set it to 1 or more"):
+        predictor.predict(examples, top_k=top_k)
+
+
 def test_broken_picture_is_an_image_error(predictor: Predictor) -> None:
     with pytest.raises(ImageError):
         predictor.predict([Example(b"broken", ("a",))])

@@ -316,12 +316,29 @@ def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> N
 )
 @pytest.mark.parametrize("origin", ["scratch", "pretrained"])
 def test_layers_that_are_not_there(settings: dict[str, Any], message: str, origin: str, tmp_path: Path) -> None:
-    chosen = config(**settings)
-    if origin == "pretrained":
-        saved(tmp_path, architecture=settings.pop("architecture", "bert"))
-        chosen = parse(Config, {"pretrained": str(tmp_path), **settings})
+    if origin == "scratch":
+        with pytest.raises(ConfigError, match=message):
+            config(**settings)
+        return
+    saved(tmp_path, architecture=settings.pop("architecture", "bert"))
+    chosen = parse(Config, {"pretrained": str(tmp_path), **settings})
     with pytest.raises(ConfigError, match=message):
         chosen.resolve(VOCABULARY)
+
+
+@pytest.mark.parametrize("architecture", [name for name, traits in ARCHITECTURES.items() if not traits.bare])
+def test_who_needs_layers_is_refused_where_the_topology_encodes_text(architecture: str, tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"topology": {"kind": "single"}, "language": {"architecture": architecture}}
+    with pytest.raises(
+        ConfigError,
+        match=rf"^topology.kind='single' encodes the text itself, .*architecture='{architecture}' cannot be built "
+        "without layers; use another encoder such as bert, or topology.kind='dual'",
+    ):
+        parse(ModelConfig, tree)
+    saved(tmp_path, architecture=architecture)
+    tree["language"] = {"pretrained": str(tmp_path)}
+    with pytest.raises(ConfigError, match=rf"which topology.kind='single' sets too: {architecture} cannot be built"):
+        parse(ModelConfig, tree).resolve(VOCABULARY)
 
 
 def test_layers_of_several_groups_are_not_cut(tmp_path: Path) -> None:

@@ -290,8 +290,8 @@ def test_samples_follow_the_model(make_model: Callable[..., Any], processor: VLP
         ({"do_sample": 1}, "do_sample=1 must be of type bool"),
         ({"num_beams": 1}, "num_beams=1 cannot find top_k=2 texts"),
         ({"max_new_tokens": 41}, "max_new_tokens=41 is more than the 40 that the decoder knows"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"do_sample": True, "temperature": -1.0}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"do_sample": True, "temperature": -1.0}, "temperature=-1.0 must be at least 1e-06"),
         ({"streamer": object()}, "streamer takes the text of one row .* there are 2 rows with top_k=2"),
     ],
 )

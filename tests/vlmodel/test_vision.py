@@ -268,6 +268,9 @@ def test_vit_outputs() -> None:
         ({"output": "multiscale"}, "'grid' or 'pooled'"),
         ({"stages": 2}, "unknown key 'stages'"),
         ({"std": [0.2, 0.0, 0.2]}, r"std=\(0.2, 0.0, 0.2\) must be positive"),
+        ({"std": [math.nan, 1.0, 1.0]}, r"std=\(nan, 1.0, 1.0\) must be positive and finite"),
+        ({"std": [math.inf, 1.0, 1.0]}, r"std=\(inf, 1.0, 1.0\) must be positive and finite"),
+        ({"mean": [math.nan, 1.0, 1.0]}, r"mean=\(nan, 1.0, 1.0\) must be of finite numbers"),
     ],
 )
 def test_settings_of_a_vit_that_cannot_be(settings: dict[str, object], message: str) -> None:

@@ -22,23 +22,6 @@ from vlmodel.tokens import Encoded
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
-SETTINGS: dict[str, type] = {
-    "do_sample": bool,
-    "early_stopping": bool,
-    "length_penalty": float,
-    "max_new_tokens": int,
-    "max_time": float,
-    "min_new_tokens": int,
-    "min_p": float,
-    "no_repeat_ngram_size": int,
-    "num_beams": int,
-    "repetition_penalty": float,
-    "temperature": float,
-    "top_p": float,
-    "typical_p": float,
-}
-"""Settings of generation, of transformers' ``GenerationConfig``."""
-
 Memory = tuple[Tensor, Tensor]
 """What a text is written from (N, S, D), and which of it is real (N, S)."""
 
@@ -105,6 +88,15 @@ class SequenceConfig(parts.DecoderPart):
         if self.resolved is not None:
             return _causal.longest_target(self.resolved)
         return None if self.pretrained else self.positions
+
+    def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
+        super().check_generation(settings, top_k, max_target_tokens)
+        longest, wanted = self.longest_target(), settings.get("max_new_tokens", 0)
+        if longest is not None and wanted > longest:
+            raise ConfigError(
+                f"max_new_tokens={wanted} is more than the {longest} that the decoder knows; lower the one or raise "
+                "the other (decoder.positions)"
+            )
 
     def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> SequenceDecoder:
         return SequenceDecoder(self.resolve(vocabulary), self.tasks()[""], widths["joint"])
@@ -174,11 +166,13 @@ class SequenceDecoder(parts.Decoder):
         unless ``length_penalty`` says otherwise; with ``do_sample`` they are samples, the most probable first.
 
         Args:
-            settings: of ``SETTINGS``, in place of these defaults, and ``streamer``, which is given the tokens of a
-                single row's text as they are written (transformers' ``TextStreamer`` with ``skip_prompt=True``).
+            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which is given the
+                tokens of a single row's text as they are written (transformers' ``TextStreamer`` with
+                ``skip_prompt=True``).
 
         Raises:
-            ValueError: a setting that is unknown or cannot be; the message names it.
+            ConfigError: as of ``check_generation``.
+            ValueError: ``streamer`` and more than one text.
         """
         streamer = settings.pop("streamer", None)
         memory = self._memory(encoded)
@@ -294,27 +288,13 @@ class SequenceDecoder(parts.Decoder):
     def _generation(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
         from transformers import GenerationConfig
 
-        for name, value in settings.items():
-            if name not in SETTINGS:
-                raise ValueError(f"{name!r} is no setting of generation; they are {', '.join(SETTINGS)}")
-            wanted = SETTINGS[name]
-            if type(value) is not wanted and not (wanted is float and type(value) is int):
-                raise ValueError(f"{name}={value!r} must be of type {wanted.__name__}")
+        self.config.check_generation(settings, top_k, processor.config.max_target_tokens)
         sampled = settings.get("do_sample", False)
         chosen: dict[str, Any] = {
             "max_new_tokens": processor.config.max_target_tokens - 1,
             "num_beams": 1 if sampled else top_k,
         }
         chosen |= settings
-        if chosen["num_beams"] < (1 if sampled else top_k):
-            raise ValueError(
-                f"num_beams={chosen['num_beams']} cannot find top_k={top_k} texts; use as many, or do_sample"
-            )
-        longest = self.config.longest_target()
-        if longest is not None and chosen["max_new_tokens"] > longest:
-            raise ValueError(
-                f"max_new_tokens={chosen['max_new_tokens']} is more than the {longest} that the decoder knows"
-            )
         if chosen["num_beams"] > 1:
             chosen.setdefault("length_penalty", 0.0)
         if sampled:

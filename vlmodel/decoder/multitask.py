@@ -61,6 +61,10 @@ class Config(parts.DecoderPart):
     def longest_target(self) -> int | None:
         return min((n for head in self.heads.values() if (n := head.longest_target()) is not None), default=None)
 
+    def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
+        for head in self.heads.values():
+            head.check_generation(settings, top_k, max_target_tokens)
+
     def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> MultiTask:
         return MultiTask({name: self.heads[name].build(widths, vocabulary) for name in self.tasks()}, self.weights)
 

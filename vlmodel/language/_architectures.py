@@ -131,7 +131,10 @@ def keep_first(inner: Any, layers: int) -> None:
             f"language.layers={layers}, and the encoder ({name}) has {available}; choose 0 to {available}"
         )
     if layers == 0 and not ARCHITECTURES[name].bare:
-        raise ConfigError(f"language.layers=0: {name} cannot be built without layers; keep one, or use another encoder")
+        raise ConfigError(
+            f"language.layers=0, which topology.kind='single' sets too: {name} cannot be built without layers; keep "
+            "one, use another encoder, or topology.kind='dual' or 'interactive'"
+        )
     if layers < available and getattr(inner, "num_hidden_groups", 1) > 1:
         raise ConfigError(
             f"language.layers={layers}: the {available} layers of this encoder ({name}) are repetitions of "

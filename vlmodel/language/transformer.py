@@ -73,6 +73,8 @@ class Config(parts.LanguagePart):
             if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].bare:
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
             check_heads(self.width, self.heads)
+            # Layers do not depend on the tokenizer, which is not known yet.
+            self._kept_of(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
         return self
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
@@ -102,6 +104,11 @@ class Config(parts.LanguagePart):
         return self.positions if not self.pretrained and ARCHITECTURES[self.architecture].limited else None
 
     def embeddings(self) -> Config:
+        if not self.pretrained and self.resolved is None and not ARCHITECTURES[self.architecture].bare:
+            raise ConfigError(
+                f"language.architecture={self.architecture!r} cannot be built without layers; use another encoder such "
+                "as bert, or topology.kind='dual' or 'interactive'"
+            )
         frozen = self.frozen or self.frozen_layers > 0
         return self.model_copy(update={"layers": 0, "frozen": frozen, "frozen_layers": 0})
 
@@ -119,7 +126,9 @@ class Config(parts.LanguagePart):
         Raises:
             ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or they cannot be told apart.
         """
-        inner = self.whole()
+        return self._kept_of(self.whole())
+
+    def _kept_of(self, inner: Any) -> Any:
         if self.layers is not None:
             _architectures.keep_first(inner, self.layers)
         if self.frozen_layers > inner.num_hidden_layers:

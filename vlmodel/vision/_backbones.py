@@ -171,6 +171,8 @@ def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...
         return of(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=held)])
 
 
+@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=32)
 def takes(name: str, stem: Stem, stages: int, size: int) -> bool:
     """Whether square images of ``size`` pixels a side come through the first ``stages``."""
     with torch.device("meta"), torch.no_grad():

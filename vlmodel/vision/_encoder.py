@@ -42,14 +42,21 @@ class BackboneConfig(parts.VisionPart):
 
     @model_validator(mode="after")
     def _consistent(self) -> BackboneConfig:
-        if min(self.std) <= 0:
-            raise ValueError(f"std={self.std} must be positive")
+        if not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean={self.mean} must be of finite numbers")
+        if not all(0 < std < math.inf for std in self.std):
+            raise ValueError(f"std={self.std} must be positive and finite")
         if self.activation != "none" and not self.projects():
             raise ValueError(f"activation={self.activation!r} follows a projection, and there is none; set projection")
         return self
 
     def rests(self) -> bool:
         return self.frozen
+
+    def idle(self) -> str | None:
+        if getattr(self, "output", "") != "pooled" or self.grid is None:
+            return None
+        return f"grid={self.grid} is of no use with output='pooled', which is one token; leave grid out (null)"
 
     def projects(self) -> bool:
         """Whether the features pass a linear projection."""

@@ -33,7 +33,7 @@ class Config(BackboneConfig):
     """With output "multiscale": how many of the last stages give tokens, each projected to one width."""
     position: Literal["sine", "none"] = "sine"
     """Position added to grid tokens: fixed two-dimensional sines, for images of any size."""
-    position_scale: float = Field(0.1, gt=0)
+    position_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
     """Amplitude of the positions; at 1 they drown the features of an untrained backbone."""
     frozen_stages: int = Field(0, ge=0)
     """Leave the stem and this many stages untrained."""

@@ -20,7 +20,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -208,6 +208,11 @@ class Index:
         """What its samples are made of."""
         members: Members = self._facts["scan"].get("members", "pairs")
         return members
+
+    def having(self, reads: Literal["questions", "captions"], split: str = "") -> int:
+        """Samples of a split, or of all, with at least one such text."""
+        by_split = [shard.with_questions if reads == "questions" else shard.with_captions for shard in self.shards]
+        return sum(counts.get(split, 0) if split else sum(counts.values()) for counts in by_split)
 
     def counts(self) -> dict[str, int]:
         """Samples of each split, zero where there are none."""

@@ -63,6 +63,11 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
     return scores
 
 
+def with_words(references: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The references of each image that have a word, by which alone a caption can be judged; [] where none has."""
+    return [[caption for caption in captions if tokenize(caption)] for captions in references]
+
+
 def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """The CIDEr-D of each image, whose mean is the ``cider`` of ``caption_scores``; float64.
 

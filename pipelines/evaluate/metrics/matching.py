@@ -16,6 +16,8 @@ def matching_scores(
 ) -> dict[str, float]:
     """``accuracy``, ``balanced_accuracy``, ``roc_auc`` and ``ece``, beside what a constant answer reaches.
 
+    Of pairs of one kind only there is neither ``balanced_accuracy`` nor ``roc_auc``.
+
     ``floor_accuracy`` is that of the answer that is right most often for these very pairs; no constant does better.
 
     Args:
@@ -24,18 +26,18 @@ def matching_scores(
         threshold: a pair is called a match from this probability on.
 
     Raises:
-        ValueError: empty, of different lengths, a number that is no probability, or pairs of one kind only.
+        ValueError: empty, of different lengths, or a number that is no probability.
     """
     same_length(probabilities=probabilities, matches=matches)
     calibration = calibration_error(probabilities, matches)
     truth_N, probability_N = np.asarray(matches, dtype=bool), np.asarray(probabilities, dtype=np.float64)
     share = truth_N.mean().item()
-    if share in (0, 1):
-        kind = "a match" if share else "no match"
-        raise ValueError(f"every one of the {len(truth_N)} pairs is {kind}; figures of matching need both kinds")
     called_N = probability_N >= threshold
+    accuracy = float(accuracy_score(truth_N, called_N))
+    if share in (0, 1):
+        return {"accuracy": accuracy, **calibration, "floor_accuracy": 1.0}
     return {
-        "accuracy": float(accuracy_score(truth_N, called_N)),
+        "accuracy": accuracy,
         "balanced_accuracy": float(balanced_accuracy_score(truth_N, called_N)),
         "roc_auc": float(roc_auc_score(truth_N, probability_N)),
         **calibration,

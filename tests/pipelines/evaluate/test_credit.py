@@ -44,12 +44,19 @@ def compared() -> pa.Table:
 CASES: Sequence[tuple[Fields, pa.Table]] = [
     (ASKED, answers(("a", "red?", "yes", "yes"), ("a", "?", None, "no"), ("b", "red?", "no", "yes"))),
     (MATCHED, answers(*((f"k{n}", "a dog", "match" if n < 3 else "no match", "match") for n in range(4)))),
+    (
+        MATCHED,
+        answers(*((f"k{n}", "a dog", "match", "match" if n < 3 else "no match") for n in range(4)), probability=0.6),
+    ),
+    (CAPTIONED, captioned(("a", "a dog", ["a dog runs", "..."]), ("b", "x", ["?"]), ("c", "a cat", ["the cat sat"]))),
     (CAPTIONED, captioned(("a", "a dog runs", ["a dog runs fast"]), ("b", "x", []), ("c", "a cat", ["the cat sat"]))),
     (COMPARED, compared()),
 ]
 
 
-@pytest.mark.parametrize(("fields", "found"), CASES, ids=["answers", "pairs", "captions", "retrieval"])
+@pytest.mark.parametrize(
+    ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
+)
 def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: Fields, found: pa.Table) -> None:
     report = judge(found, "val", fields, lambda: TRAINING)
     assert credits_of(found, fields).figure == pytest.approx(report.value, abs=1e-12)

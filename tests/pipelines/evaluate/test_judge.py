@@ -138,6 +138,33 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
     assert report.floors["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
 
 
+def test_matching_of_one_kind_is_judged_by_accuracy_and_says_why() -> None:
+    pairs = answers(("a", "t", "match", "match"), ("b", "t", "yes", "no match"), probability=0.6)
+    report = judge(pairs, "val", MATCHED, training)
+    assert (report.metric, report.value, report.floor) == ("accuracy", 0.5, 1.0)
+    assert report.figures.keys() == {"accuracy", "ece"}
+    assert "every pair is a match, so only accuracy can be said" in str(report)
+    assert "raise predict.batch above 1" in str(report)
+
+
+def test_captions_without_a_word_are_no_references() -> None:
+    said = {"text": "", "predicted": "a dog", "probability": 0.1}
+    rows = [
+        {"key": "a", "references": ["a dog", "..."], **said},
+        {"key": "b", "references": ["...", "?!"], **said},
+        {"key": "c", "references": ["two men"], **said},
+    ]
+    report = judge(table(*rows), "val", CAPTIONED, training)
+    assert (report.rows, report.samples) == (2, 3)
+    assert (
+        report.figures == judge(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED, training).figures
+    )
+    with pytest.raises(DataError, match="no image of split 'val' has a caption with a word"):
+        judge(table(rows[1]), "val", CAPTIONED, training)
+    with pytest.raises(DataError, match="none of the 1 captions has a word; the training split needs at least one"):
+        judge(table(*rows), "val", CAPTIONED, lambda: [Texts(("...",))])
+
+
 def test_retrieval_ranks_both_ways() -> None:
     basis = np.eye(3, dtype=np.float32)
     rows = [

@@ -9,7 +9,7 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 from torchmetrics.functional.text import bleu_score
 
-from pipelines.evaluate.metrics.captions import caption_scores, constant_caption, tokenize
+from pipelines.evaluate.metrics.captions import caption_scores, constant_caption, tokenize, with_words
 
 PREDICTED = [
     "A man's dog runs on the grass.",
@@ -167,3 +167,7 @@ def test_of_many_captions_a_sample_is_looked_at() -> None:
 def test_a_constant_caption_needs_words(captions: list[str]) -> None:
     with pytest.raises(ValueError, match=f"none of the {len(captions)} captions has a word"):
         constant_caption(captions)
+
+
+def test_references_without_a_word_are_left_out() -> None:
+    assert with_words([["...", "a dog"], ["?!"], [], ["a", "b"]]) == [["a dog"], [], [], ["a", "b"]]

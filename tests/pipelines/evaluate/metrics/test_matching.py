@@ -33,9 +33,9 @@ def test_the_threshold_moves_the_calls_alone() -> None:
 
 
 @pytest.mark.parametrize("matches", [[True, True], [False, False]])
-def test_pairs_of_one_kind_are_refused(matches: list[bool]) -> None:
-    with pytest.raises(ValueError, match="every one of the 2 pairs is"):
-        matching_scores([0.1, 0.9], matches)
+def test_pairs_of_one_kind_have_no_balance(matches: list[bool]) -> None:
+    scores = matching_scores([0.1, 0.9], matches)
+    assert scores == {"accuracy": 0.5, "ece": pytest.approx((0.9 + 0.1) / 2), "floor_accuracy": 1.0}
 
 
 def test_input_that_cannot_be_scored() -> None:
