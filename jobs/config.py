@@ -133,6 +133,16 @@ class JobConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _compiles_once(self) -> JobConfig:
+        groups = self.processor.length_groups
+        if self.train.step.compile and groups > 1:
+            raise ValueError(
+                f"processor.length_groups={groups} cuts each batch's texts otherwise, and train.step.compile=true would "
+                "compile each cut anew, and after a few give up; set length_groups=1, or compile=false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_stay(self) -> JobConfig:
         kept = f"train.feature_cache={self.train.feature_cache!r} keeps what the vision backbone gives of each image"
         if self.train.feature_cache == "off":
