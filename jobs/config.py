@@ -137,8 +137,8 @@ class JobConfig(Section):
         groups = self.processor.length_groups
         if self.train.step.compile and groups > 1:
             raise ValueError(
-                f"processor.length_groups={groups} cuts each batch's texts otherwise, and train.step.compile=true would "
-                "compile each cut anew, and after a few give up; set length_groups=1, or compile=false"
+                f"processor.length_groups={groups} cuts the texts of each batch otherwise, and train.step.compile=true "
+                "would compile each cut anew, and after a few give up; set length_groups=1, or compile=false"
             )
         return self
 

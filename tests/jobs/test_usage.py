@@ -67,7 +67,7 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
             ["model.decoder.kind=caption", "processor.max_target_tokens=500"],
             "processor.max_target_tokens=500 is more than the 128 tokens that model.decoder can write",
         ),
-        (["train.step.compile=true", "processor.length_groups=3"], "compile each cut anew, and after a few give up; set"),
+        (["train.step.compile=true", "processor.length_groups=3"], "compile each cut anew, and after a few give"),
         (
             ["model.vision.output=pooled", "model.vision.grid=4"],
             "model.vision.grid=4 is of no use with output='pooled'",
