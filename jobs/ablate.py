@@ -12,7 +12,7 @@ import sys
 import threading
 
 from jobs import mixing, runs
-from jobs.cells import Surroundings, base, measure, publish, train_cell, validated
+from jobs.cells import Surroundings, base, measure, one_measure, publish, train_cell, validated
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
@@ -37,6 +37,7 @@ def run(config: JobConfig) -> list[Row]:
     """
     grid, seeds = config.ablate.grid, config.ablate.seeds
     found = cells(base(config), grid, "ablate.grid")
+    named = one_measure(found, "ablate.grid")
     index = validated(config)
     records: Records = {
         (cell.slug, seed): Record("refused", cell.refused) for cell in found if cell.config is None for seed in seeds
@@ -51,7 +52,6 @@ def run(config: JobConfig) -> list[Row]:
         tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
         tracker.log_data(mixing.facts(config, index))
         records |= _train_all(config, found, Surroundings(runs.run_folder(config), tracker.run_id, not own))
-        named = measure(config)
         rows = ablation_rows(found, seeds, records, named)
         publish(config, tracker, "ablation", rows, ablation(grid, found, seeds, records, named))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:
@@ -81,7 +81,7 @@ def _train_all(config: JobConfig, found: list[Cell[JobConfig]], around: Surround
         record = result if isinstance(result, Record) else Record("failed", str(result))
         cell, seed = keys[item.name]
         records[cell.slug, seed] = record
-        print(f"ablate  {len(records)} of {len(items)}  {item.name}  {_said(record, measure(config))}", flush=True)
+        print(f"ablate  {len(records)} of {len(items)}  {item.name}  {_said(record, measure(item))}", flush=True)
     return records
 
 

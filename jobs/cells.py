@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jobs.job import expected_cause
 from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.search.config import AblateConfig, TuneConfig
+from pipelines.search.grid import Cell
 from pipelines.search.record import Record, Records, outcome
 from pipelines.search.table import Row, comma_separated, markdown
 from pipelines.train.tracking import Tracker
@@ -66,6 +68,29 @@ def validated(config: JobConfig) -> Index:
 def measure(config: JobConfig) -> str:
     """The validation figure by which trainings are compared, as tables name it; more is better."""
     return "val accuracy" if config.model.decoder.selects() == "accuracy" else "exp(-val loss)"
+
+
+def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
+    """``measure`` of all cells that are accepted, of which there must be some.
+
+    Args:
+        where: the setting that holds the grid, for messages.
+
+    Raises:
+        ConfigError: not all have the same, and so no column, colour or best one in common.
+    """
+    slugs: dict[str, str] = {}
+    for cell in found:
+        if cell.config is not None:
+            slugs.setdefault(measure(cell.config), cell.slug)
+    if len(slugs) > 1:
+        compared = " and ".join(f"{slug!r} by {named}" for named, slug in slugs.items())
+        raise ConfigError(
+            f"{where}: trainings are compared by one figure, and these are not: {compared}; make it one search for "
+            "each figure, with only those model.decoder settings that share it"
+        )
+    (named,) = slugs
+    return named
 
 
 def train_cell(config: JobConfig, around: Surroundings, referee: Any = None) -> Record:

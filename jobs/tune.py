@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs import mixing, runs
-from jobs.cells import Surroundings, base, measure, publish, train_cell, validated
+from jobs.cells import Surroundings, base, one_measure, publish, train_cell, validated
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
 from jobs.train import MAY_CHANGE
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import changed, check, text
+from pipelines.search.grid import accepted, changed, check, text
 from pipelines.search.pictures import trials as picture
 from pipelines.search.record import Record, Records
 from pipelines.search.table import Row, tune_rows
@@ -39,10 +39,12 @@ def run(config: JobConfig) -> list[Row]:
     """
     shared = base(config)
     # Whole choices and the ends of ranges: what these accept is left to the trials.
-    check(shared, {key: values for key, d in config.tune.space.items() for values in d.values()}, "tune.space")
+    ends = {key: values for key, d in config.tune.space.items() for values in d.values()}
+    check(shared, ends, "tune.space")
+    named = one_measure(accepted(shared, ends, "tune.space", "model.decoder"), "tune.space")
     if "train.epochs" in config.tune.space:
         raise ConfigError("tune.space: 'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
-    index, named, folder = validated(config), measure(config), runs.run_folder(config)
+    index, folder = validated(config), runs.run_folder(config)
     with (
         connected(config.cluster) as own,
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,

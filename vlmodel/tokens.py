@@ -68,16 +68,18 @@ class Fused:
             attention; empty where there is no such sequence.
         attention_LBQS: attention of each round of topology and fusion, averaged over heads; only when it was asked for
             and they have one. It comes with spans even where the fusion keeps no sequence and the tokens have none.
+        keeps_sequence: False where the joint stream is but its pooled vector, as its one token.
     """
 
     tokens: Tokens
     spans: dict[str, tuple[int, int]]
     attention_LBQS: Tensor | None = None
+    keeps_sequence: bool = True
 
     def select(self, index_N: Tensor) -> Fused:
         """The same, repeated or reordered along the first dimension: row n is row ``index_N[n]``."""
         attention = None if self.attention_LBQS is None else self.attention_LBQS.index_select(1, index_N)
-        return Fused(self.tokens.select(index_N), self.spans, attention)
+        return Fused(self.tokens.select(index_N), self.spans, attention, self.keeps_sequence)
 
 
 @dataclass(frozen=True)

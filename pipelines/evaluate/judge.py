@@ -72,8 +72,11 @@ def judge_answers(answers: pa.Table, split: str, floors: Floors, labels: Sequenc
             beside[name] |= vqa_accuracy(guessed, references)
     shuffled = answered.filter(pc.is_valid(answered["shuffled"]))
     if shuffled.num_rows:
+        of_other = shuffled["shuffled"].to_pylist()
         hits = pc.sum(pc.equal(shuffled["target"], shuffled["shuffled"])).as_py()
         beside["image_shuffled"] = {"accuracy": hits / shuffled.num_rows}
+        if annotated:
+            beside["image_shuffled"] |= vqa_accuracy(of_other, shuffled["references"].to_pylist())
 
     totals, hit = Counter(targets), Counter(t for t, ok in zip(targets, right, strict=True) if ok)
     known = set(labels)

@@ -104,6 +104,17 @@ def check(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> Non
     raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(refused))
 
 
+def accepted(config: S, grid: Mapping[str, Sequence[Any]], where: str, section: str) -> Iterator[Cell[S]]:
+    """For each combination of the settings of ``section`` the first of the whole grid that is accepted, if any is.
+
+    So all that ``section`` can be is found without looking at every combination with the other settings.
+    """
+    within = {key: values for key, values in grid.items() if f"{key}.".startswith(f"{section}.")}
+    for values in itertools.product(*within.values()):
+        some = {**grid, **{key: [value] for key, value in zip(within, values, strict=True)}}
+        yield from itertools.islice((cell for cell in _cells(config, some, where) if cell.config is not None), 1)
+
+
 def precedence(key: str) -> tuple[bool, int]:
     """Sorts a part's kind first, an outer part's before an inner one's: it decides what other settings mean."""
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0

@@ -21,7 +21,8 @@ class OptimizerConfig(Section):
     head_lr: float = Field(1e-3, ge=0)
     """Peak learning rate of projections, fusion and decoder."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay of matrices; biases, norms and embeddings of positions have none."""
+    """Decoupled weight decay of all weights of two or more dimensions: matrices, kernels and embeddings, those of
+    positions included. Vectors, such as biases and the weights of norms, have none."""
     betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
     """Decay of the two moments."""
     warmup: float = Field(0.1, ge=0, le=1)

@@ -48,6 +48,7 @@ def test_samples_are_plain_and_short() -> None:
         ('{"train.epoch"={choice=[1]}}', "unknown key 'train.epoch'; valid keys of train"),
         ('{"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last"),
         ('{"train.batch"={uniform=[1.0, 2.5]}}', "train.batch = 1.0"),
+        ('{"model.decoder.kind"={choice=["vqa", "answer"]}}', "'decoder-answer' by exp(-val loss); make it one search"),
     ],
 )
 def test_a_wrong_space_is_refused_before_anything_runs(

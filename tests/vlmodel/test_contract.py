@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,12 @@ from transformers import AutoModel
 
 from tests.vlmodel.tiny import DEFAULT_KINDS, ROOMS, batch_for, tiny_tree
 from vlmodel.config import ConfigError, kinds
-from vlmodel.model import VLModel
+from vlmodel.fusion.concat import ConcatFusion
+from vlmodel.fusion.gated import GatedFusion
+from vlmodel.model import VLModel, VLOutput
 from vlmodel.parts import WeightsError
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.vision import _backbones
 
 # Settings that change what a part does to its tokens; a kind without an entry is tested as it is by default.
 VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
@@ -92,8 +98,23 @@ def test_what_the_grid_leaves_out_is_refused(decoder: str) -> None:
         tiny_tree(topology={"kind": "single"}, decoder=settings)
 
 
+takes = functools.cache(_backbones.takes)
+"""Runs the whole backbone, without numbers; the grid would ask it hundreds of times of the same few."""
+
+
 def without_gradient(model: VLModel) -> list[str]:
     return [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+
+
+def asks_one_key_alone(model: VLModel) -> set[str]:
+    """Queries and keys of a cross-attention to a joint stream of one token, whose gradient is zero but for rounding.
+
+    Softmax over one key is one, whatever the scores are. So it is where a decoder writes after a fusion that keeps no
+    sequence, and nowhere else.
+    """
+    if model.topology is None or not isinstance(model.topology.fusion, (ConcatFusion, GatedFusion)):
+        return set()
+    return {n for n, _ in model.named_parameters() if re.search(r"\.crossattention\.self\.(query|key)\.", n)}
 
 
 @pytest.mark.parametrize("combination", combinations(), ids=name_of)
@@ -102,16 +123,36 @@ def test_grid(
     make_model: Callable[..., Any],
     processor: VLProcessor,
     examples: list[Example],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Counts, gradients, padding, neighbours and autocast of one combination."""
+    """All that is asked of every combination alike: what it counts and what changes nothing, what it is made of and
+    what is left of it on disk, gradients and autocast.
+    """
+    monkeypatch.setattr(_backbones, "takes", takes)
     model = make_model(**combination)
     tasks = tiny_tree(**combination).decoder.tasks()
     batch = batch_for(processor, tasks, examples)
-    output = model(**batch)
-    assert output.count.item() > 0
-    assert output.count <= output.total
-    torch.testing.assert_close(output.loss, output.loss_sum / output.count)
+    with torch.no_grad():
+        output = model(**batch)
+        assert output.count.item() > 0
+        assert output.count <= output.total
+        torch.testing.assert_close(output.loss, output.loss_sum / output.count)
+        check_what_changes_nothing(model, batch, output)
+        check_parts_and_folder(model, batch, output, tmp_path)
 
+    model.train()
+    model(**batch).loss.backward()
+    model.eval()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert [name for name, gradient in gradients.items() if gradient is None] == []
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    constant = asks_one_key_alone(model)
+    assert set(without_gradient(model)) <= constant
+    assert all(gradients[name].abs().max() < 1e-6 for name in constant)
+
+
+def check_what_changes_nothing(model: VLModel, batch: dict[str, Tensor], output: VLOutput) -> None:
     # Padding changes nothing, whatever token it holds.
     padded = model(**{name: padded_by_three(name, array) for name, array in batch.items()})
     torch.testing.assert_close(padded.loss_sum, output.loss_sum, rtol=1e-4, atol=1e-5)
@@ -122,15 +163,49 @@ def test_grid(
         alone = sum(model(**of_one_image(batch, image)).loss_sum for image in range(2))
         torch.testing.assert_close(alone, output.loss_sum, rtol=1e-4, atol=1e-5)
 
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+    # Nor what an image would show that is absent, and what a text would say that is masked throughout.
+    absent = [model(**without_first_image_and_last_text(batch, content)) for content in (False, True)]
+    assert absent[0].loss_sum.isfinite()
+    torch.testing.assert_close(absent[1].loss_sum, absent[0].loss_sum, rtol=1e-4, atol=1e-5)
+
+    with torch.autocast("cpu", torch.bfloat16):
         low = model(**batch)
     torch.testing.assert_close(low.loss, output.loss, rtol=0.1, atol=0.1)
 
-    model.train()
-    model(**batch).loss.backward()
-    model.eval()
-    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+def check_parts_and_folder(model: VLModel, batch: dict[str, Tensor], output: VLOutput, folder: Path) -> None:
+    assert same(model(**batch), output)  # to the last bit
+    of_parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    assert set(of_parts) <= {"vision", "language", "topology", "decoder"}
+    assert sum(of_parts.values()) == sum(p.numel() for p in model.parameters())
+
+    model.save_pretrained(folder)
+    loaded = VLModel.from_pretrained(folder)
+    shutil.rmtree(folder)
+    state = loaded.state_dict()
+    assert list(state) == list(model.state_dict())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert sum(p.numel() for p in loaded.parameters()) == sum(of_parts.values())
+    assert same(loaded(**batch), output)
+
+
+def same(one: VLOutput, other: VLOutput) -> bool:
+    names = ("loss", "loss_sum", "count", "correct", "total", "logits_NK")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    return all(torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
+
+
+def without_first_image_and_last_text(batch: dict[str, Tensor], other_content: bool) -> dict[str, Tensor]:
+    """Masked, and with other content behind the masks or with what was there."""
+    changed = {name: array.clone() for name, array in batch.items()}
+    for name, array in changed.items():
+        if name.endswith("text_mask_NT"):
+            array[-1] = False
+        elif name.endswith("input_ids_NT") and other_content:
+            array[-1] = 13 - array[-1]  # of the fourteen words
+    if other_content:
+        changed["pixels_BHWC"][0] = 255 - changed["pixels_BHWC"][0]
+    return changed | {"image_mask_B": torch.tensor([False, True])}
 
 
 def padded_by_three(name: str, array: Tensor) -> Tensor:
@@ -367,7 +442,47 @@ def test_equal_texts_are_encoded_once(
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_compiled_is_the_same(make_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:
-    model = make_model()
+def sample() -> list[dict[str, dict[str, Any]]]:
+    """Few combinations in which every topology meets every fusion, and every other kind is found; those with new kinds
+    come first.
+    """
+    pool = combinations()[::-1]  # those that classify before those that write, which take long to compile
+    left = set().union(*map(_met, pool))
+    chosen = []
+    while left:
+        chosen.append(max(pool, key=lambda combination: len(left & _met(combination))))  # of equals the first
+        left -= _met(chosen[-1])
+    return chosen
+
+
+def _met(combination: dict[str, dict[str, Any]]) -> set[tuple[str, ...]]:
+    kind = {room: part["kind"] for room, part in combination.items()}
+    return {("meet", kind["topology"], kind["fusion"]), *kind.items()}
+
+
+def _has_every_kind(found: list[dict[str, dict[str, Any]]]) -> bool:
+    return all({combination[room]["kind"] for combination in found} == set(kinds(f"vlmodel.{room}")) for room in ROOMS)
+
+
+def _compiled() -> list[Any]:
+    """The sample; what follows after every kind was had once is slow, as each takes seconds to compile."""
+    found = sample()
+    enough = next(n for n in range(1, len(found) + 1) if _has_every_kind(found[:n]))
+    return [
+        pytest.param(combination, marks=pytest.mark.slow if n >= enough else (), id=name_of(combination))
+        for n, combination in enumerate(found)
+    ]
+
+
+@pytest.mark.parametrize("combination", _compiled())
+def test_compiled_is_the_same(
+    combination: dict[str, dict[str, Any]],
+    make_model: Callable[..., Any],
+    processor: VLProcessor,
+    examples: list[Example],
+) -> None:
+    model = make_model(**combination)
+    batch = batch_for(processor, tiny_tree(**combination).decoder.tasks(), examples)
+    torch.compiler.reset()  # else what is compiled counts towards one limit of all, as they share their code
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)

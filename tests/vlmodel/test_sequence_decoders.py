@@ -364,6 +364,32 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
     assert decoder.inner.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("fusion", ["concat", "gated"])
+def test_a_joint_stream_of_one_token_is_looked_at_once(
+    fusion: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
+) -> None:
+    model = make_model(fusion={"kind": fusion}, decoder={"kind": "caption", **SMALL})
+    batch = batch_of(model, processor, examples)
+    seen: list[Encoded] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    output = model(**batch)
+    (encoded,) = seen
+    decoder, joint = model.decoder, encoded.fused.tokens
+    x_NSD, mask_NS = decoder._memory(encoded)
+    assert torch.equal(x_NSD, joint.pooled_BD.unsqueeze(1))
+    assert mask_NS.shape == (3, 1)
+    assert mask_NS.all()
+    _, weights_NLT = decoder.token_attention(encoded, processor, ["a red circle"] * 3)
+    assert torch.equal(weights_NLT, torch.ones(3, 4, 1))
+    # Twice the same key is as good as once, so that models trained so write what they wrote.
+    twice = Encoded({}, {}, Fused(joint, {}))
+    assert decoder._memory(twice)[0].shape == (3, 2, 16)
+    targets = {name: batch[name] for name in ("target_ids_NT", "target_mask_NT", "weights_N")}
+    torch.testing.assert_close(decoder(twice, **targets).loss_sum, output.loss_sum)
+    written = [[row[0][0] for row in decoder.answer(given, processor, 1)] for given in (twice, encoded)]
+    assert written[0] == written[1]
+
+
 def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
     make_model: Callable[..., Any], processor: VLProcessor
 ) -> None:

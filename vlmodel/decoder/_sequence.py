@@ -107,6 +107,9 @@ class SequenceDecoder(parts.Decoder):
 
     Its output is tied to its word embeddings. What it looks at are the joint tokens and, after them, their pooled
     vector, so that whatever makes that vector is learned too. Where no token is real it sees zeros.
+
+    A fusion that keeps no sequence gives that vector alone. A softmax over one key is constant: there the queries and
+    keys of the cross-attention change nothing and have no gradient (zeros), and its values are all that is learned.
     """
 
     def __init__(self, config: SequenceConfig, fields: Fields, width: int) -> None:
@@ -212,15 +215,15 @@ class SequenceDecoder(parts.Decoder):
 
         Returns:
             The tokens of each text with the one that ends it, and the attention to the joint stream (N, L, T), averaged
-            over layers and heads; what went to the pooled vector is left out. Padding has zeros.
+            over layers and heads; what went to the pooled vector after it is left out. Padding has zeros.
         """
-        memory = self._memory(encoded)
+        memory, joint = self._memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
         made = processor.tokenize_targets(texts)
         ids_NT, mask_NT = (
             torch.from_numpy(made[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
         )
         looked = self._pass(self._eager(), ids_NT[:, :-1], memory, output_attentions=True).cross_attentions
-        weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in looked]).mean(0)[..., :-1]
+        weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in looked]).mean(0)[..., :joint]
         ids = [row[1 : int(length)] for row, length in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
         tokens = [list(processor.tokenizer.convert_ids_to_tokens(row)) for row in ids]
         return tokens, weights_NLT * mask_NT[:, 1:, None]
@@ -236,9 +239,11 @@ class SequenceDecoder(parts.Decoder):
 
     def _memory(self, encoded: Encoded) -> Memory:
         tokens = encoded.fused.tokens
-        present_N1 = tokens.mask_BT.any(1, keepdim=True)
-        mask_NS = torch.cat([tokens.mask_BT, present_N1], dim=1)
-        x_NSD = torch.cat([tokens.x_BTD, tokens.pooled_BD.unsqueeze(1)], dim=1)
+        x_NSD, mask_NS = tokens.x_BTD, tokens.mask_BT
+        present_N1 = mask_NS.any(1, keepdim=True)
+        if encoded.fused.keeps_sequence:
+            mask_NS = torch.cat([mask_NS, present_N1], dim=1)
+            x_NSD = torch.cat([x_NSD, tokens.pooled_BD.unsqueeze(1)], dim=1)
         return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
 
     def _pass(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:

@@ -54,4 +54,4 @@ class ConcatFusion(parts.Fusion):
         complete = self.adapters.complete(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
         fused_BD = self.mlp(torch.cat([tokens.pooled_BD for tokens in complete], dim=-1))
-        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {})
+        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)

@@ -64,4 +64,4 @@ class GatedFusion(parts.Fusion):
             scores_BTD = self.gate(x_BTD.flatten(1)).view_as(x_BTD)
             hidden_BTD = masked_softmax(scores_BTD, mask_BT1, dim=1) * hidden_BTD
         fused_BD = self.dropout(hidden_BTD.sum(1))
-        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {})
+        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)

@@ -72,6 +72,7 @@ class InteractiveFusion(parts.Fusion):
         pooled_BD = self.combine(torch.cat(pooled, dim=-1))
         mask_BT = torch.cat(list(mask.values()), dim=1)
         if short:
-            return Fused(Tokens(pooled_BD.unsqueeze(1), mask_BT.any(1, keepdim=True), pooled_BD), {})
+            one = Tokens(pooled_BD.unsqueeze(1), mask_BT.any(1, keepdim=True), pooled_BD)
+            return Fused(one, {}, keeps_sequence=False)
         tokens = Tokens(torch.cat(list(x.values()), dim=1), mask_BT, pooled_BD)
         return Fused(tokens, spans, torch.stack(attention) if attention else None)

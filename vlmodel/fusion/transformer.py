@@ -71,7 +71,7 @@ class TransformerFusion(parts.Fusion):
                 attention.append(weights)
         x_BTD = self.norm(x_BTD)
         if short:
-            return Fused(Tokens(x_BTD, mask_BT[:, first], x_BTD[:, 0]), {})
+            return Fused(Tokens(x_BTD, mask_BT[:, first], x_BTD[:, 0]), {}, keeps_sequence=False)
         tokens = Tokens(x_BTD, mask_BT, self._pool(x_BTD, mask_BT, first))
         given = {name: span for name, span in spans.items() if name in streams}
         return Fused(tokens, given, torch.stack(attention) if attention else None)

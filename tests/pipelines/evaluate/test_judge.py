@@ -102,6 +102,20 @@ def test_several_annotators_make_agreement_a_figure() -> None:
     assert report.figures["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
     assert report.floors["question_only"]["vqa_accuracy"] == report.figures["vqa_accuracy"]
     assert report.floors["majority"]["vqa_accuracy"] == 0
+    assert "image_shuffled" not in report.floors
+
+
+def test_agreement_has_a_floor_of_other_images_too() -> None:
+    given = pa.concat_tables(
+        [answers(("a", "q", "3", "3"), shuffled="2", references=["2"] * 3 + ["3"] * 7),
+         answers(("b", "q", "2", "2"), shuffled="3", references=["2"] * 10),
+         answers(("c", "q", "2", "2"), references=["2"] * 10)]
+    )  # fmt: skip
+    report = judge_answers(given, "val", LEARNED)
+    # Of the two that were asked of another image: "2" of three annotators among ten, and "3" of none.
+    agreed = pytest.approx((3 * 2 / 3 + 7) / 10 / 2)
+    assert report.floors["image_shuffled"] == {"accuracy": 0, "vqa_accuracy": agreed}
+    assert report.figures["vqa_accuracy"] == 1
 
 
 def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> None:

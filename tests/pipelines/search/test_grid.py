@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.config import JobConfig
-from pipelines.search.grid import cells, changed, check, slug
+from pipelines.search.grid import accepted, cells, changed, check, slug
 from vlmodel.config import ConfigError, load
 
 FILE = """
@@ -80,6 +80,19 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
 def test_a_grid_that_cannot_be_run_is_refused(base: JobConfig, look, grid: dict[str, list[Any]], says: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){says}"):
         look(base, grid, "ablate.grid")
+
+
+def test_what_a_section_can_be_is_found_with_the_first_settings_that_accept_it(base: JobConfig) -> None:
+    grid = {
+        "train.epochs": [1, 2],
+        "model.topology.kind": ["single", "dual"],
+        "model.decoder.kind": ["vqa", "contrastive", "answer"],
+    }
+    found = [cell.settings for cell in accepted(base, grid, "tune.space", "model.decoder")]
+    assert [(s["model.decoder.kind"], s["model.topology.kind"]) for s in found] == [
+        ("vqa", "single"), ("contrastive", "dual"), ("answer", "single")
+    ]  # fmt: skip
+    assert {s["train.epochs"] for s in found} == {1}
 
 
 def test_names_are_readable_safe_and_distinct() -> None:

@@ -269,4 +269,8 @@ def test_matrices_decay_and_vectors_do_not(tiny_model: Callable[[], VLModel]) ->
     optimizer = build_optimizer(model, OptimizerConfig(weight_decay=0.3))
     for group in optimizer.param_groups:
         assert {p.ndim >= 2 for p in group["params"]} == {group["weight_decay"] == 0.3}
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    positions = {id(p) for name, p in model.named_parameters() if "position_embeddings" in name}
+    assert positions
+    assert positions <= decayed
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
