@@ -52,6 +52,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
     for module in (ablate, cells):
         monkeypatch.setattr(f"{module.__name__}.Tracker", SimpleNamespace(open=tracker))
     monkeypatch.setattr(ablate, "connected", lambda _: contextlib.nullcontext(True))
+    monkeypatch.setattr(train, "opened", lambda _: index)
     monkeypatch.setattr(train, "ready", lambda _: index)
     monkeypatch.setattr(train, "fit", these.fit)
     monkeypatch.setattr(cells, "outcome", lambda run, *_: Record("finished", score=0.5, epochs=1, parameters=9))

@@ -56,7 +56,7 @@ class BackboneConfig(parts.VisionPart):
     def idle(self) -> str | None:
         if getattr(self, "output", "") != "pooled" or self.grid is None:
             return None
-        return f"grid={self.grid} is of no use with output='pooled', which is one token; leave grid out (null)"
+        return f"grid={self.grid} is of no use with output='pooled', which is one token; leave grid out"
 
     def projects(self) -> bool:
         """Whether the features pass a linear projection."""
