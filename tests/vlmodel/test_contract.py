@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 import shutil
@@ -22,7 +21,6 @@ from vlmodel.fusion.gated import GatedFusion
 from vlmodel.model import VLModel, VLOutput
 from vlmodel.parts import WeightsError
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.vision import _backbones
 
 # Settings that change what a part does to its tokens; a kind without an entry is tested as it is by default.
 VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
@@ -98,10 +96,6 @@ def test_what_the_grid_leaves_out_is_refused(decoder: str) -> None:
         tiny_tree(topology={"kind": "single"}, decoder=settings)
 
 
-takes = functools.cache(_backbones.takes)
-"""Runs the whole backbone, without numbers; the grid would ask it hundreds of times of the same few."""
-
-
 def without_gradient(model: VLModel) -> list[str]:
     return [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
 
@@ -124,12 +118,10 @@ def test_grid(
     processor: VLProcessor,
     examples: list[Example],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All that is asked of every combination alike: what it counts and what changes nothing, what it is made of and
     what is left of it on disk, gradients and autocast.
     """
-    monkeypatch.setattr(_backbones, "takes", takes)
     model = make_model(**combination)
     tasks = tiny_tree(**combination).decoder.tasks()
     batch = batch_for(processor, tasks, examples)
