@@ -35,7 +35,9 @@ class Setting:
         kind: object = type(value)  # a Boolean is an int to isinstance
         if kind is not self.type and not (self.type is float and kind is int):
             return f"must be of type {self.type.__name__}"
-        if self.least <= value <= self.most and value > self.above and math.isfinite(value):
+        if not math.isfinite(value):
+            return "must be a finite number"
+        if self.least <= value <= self.most and value > self.above:
             return None
         limits = [
             words
@@ -43,7 +45,7 @@ class Setting:
             if math.isfinite(limit)
             for words in [f"{words} {limit:g}"]
         ]
-        return f"must be {' and '.join(limits) or 'a finite number'}"
+        return f"must be {' and '.join(limits)}"
 
 
 SETTINGS: dict[str, Setting] = {

@@ -34,7 +34,7 @@ def test_settings_that_can_be(settings: dict[str, Any]) -> None:
         ({"num_beams": True}, "num_beams=True must be of type int"),
         ({"num_beams": 0}, "num_beams=0 must be at least 1"),
         ({"top_p": 2.0, "do_sample": True}, "top_p=2.0 must be at least 0 and at most 1"),
-        ({"top_p": math.nan, "do_sample": True}, "top_p=nan must be at least 0 and at most 1"),
+        ({"top_p": math.nan, "do_sample": True}, "top_p=nan must be a finite number"),
         ({"typical_p": 0.0, "do_sample": True}, "typical_p=0.0 must be above 0 and at most 1"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be at least 0"),
         ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be above 0"),
