@@ -74,8 +74,9 @@ def test_vision_tokens_are_torchvisions_feature_map(
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 1.5)
     theirs.double()
-    monkeypatch.setattr(_backbones, "create", lambda *_: copy.deepcopy(theirs))
-    ours = config.build().eval().double()
+    with monkeypatch.context() as building:
+        building.setattr(_backbones, "create", lambda *_: copy.deepcopy(theirs))
+        ours = config.build().eval().double()
     with torch.no_grad():
         expected = features(theirs, normalised(PIXELS))
         tokens = ours(PIXELS)
