@@ -104,6 +104,7 @@ def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[s
     assert answer["probability"][0] == pytest.approx(expected["probability"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing_again(job: Job, small: list[str], finished: object) -> None:
     again = job("train", *DEMO, *small)
     assert "images/s" not in again.stderr

@@ -203,6 +203,7 @@ def test_answers_and_attention_are_the_same(
         np.testing.assert_allclose(one.attention_HW, other.attention_HW, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_in_groups(
     make_model: Callable[..., VLModel], tokenizer: PreTrainedTokenizerFast, examples: list[Example], worth_it: None
 ) -> None:
