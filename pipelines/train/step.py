@@ -154,7 +154,8 @@ class TrainStep:
     def _update(self, totals: Tensor) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # DDP has averaged the ranks' sums; the mean over the global batch's texts is wanted.
-        scale = (self.world / totals[1].clamp(min=torch.finfo(torch.float64).tiny)).float()
+        # Where nothing is counted there is no gradient, and zero is not to be multiplied by infinity.
+        scale = torch.where(totals[1] > 0, self.world / totals[1], 0.0).float()
         grad_norm = nn.utils.get_total_norm(gradients) * scale
         finite = torch.isfinite(grad_norm) & torch.isfinite(totals[0])
         self._failed = torch.maximum(self._failed, (~finite).float())

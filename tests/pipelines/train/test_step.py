@@ -89,6 +89,17 @@ def test_small_weights_change_nothing_but_the_shares(tiny_model: Callable[[], VL
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
+def test_a_batch_of_which_nothing_counts_is_no_failure(tiny_model: Callable[[], VLModel]) -> None:
+    """Every answer is outside the vocabulary, say."""
+    batch = images_and_texts(4, TEXTS)
+    trainer = step_of(without_noise(tiny_model()))
+    before = weights(trainer.model)
+    result = trainer(0, [{**batch, "labels_N": torch.full((sum(TEXTS),), -1)}], 1)
+    trainer.raise_if_failed(0)
+    assert (float(result.totals[1]), float(result.grad_norm)) == (0, 0)
+    assert all(torch.equal(value, before[name]) for name, value in weights(trainer.model).items())
+
+
 def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor) -> None:
     tree = load(ModelConfig, None, [*TINY, "vision.frozen=true"])
     trainers = []
