@@ -22,6 +22,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.train.tracking import TrackingConfig
 from vlmodel.config import ConfigError, Section, part
+from vlmodel.locations import Location
 from vlmodel.model import ModelConfig
 from vlmodel.processor import ProcessorConfig
 
@@ -29,7 +30,7 @@ from vlmodel.processor import ProcessorConfig
 class DataConfig(Section):
     """The tars."""
 
-    tars: str = "build/data"
+    tars: Location = "build/data"
     """Folder or URI (s3://...) of the tars; import_data writes there, all other jobs read."""
     mix: dict[str, MixedSource] = {}
     """Train on these in place of data.tars, which is then what models are judged on; a name for each."""
@@ -76,13 +77,13 @@ class DataConfig(Section):
 class EvaluateConfig(Section):
     """What the evaluate and predict jobs answer, and with which model."""
 
-    model: str = ""
+    model: Location = ""
     """"" takes the run's registered version, "champion" the deployed one; else a version number or a model folder."""
     split: str = "test"
     """Split to answer; "" takes all samples."""
     task: str = ""
     """The predict job's task, of a model with several; "" takes its first. The evaluate job judges all."""
-    out: str = ""
+    out: Location = ""
     """Parquet file of the answers; "" puts it into the run's folder."""
     examples: int = Field(12, ge=0)
     """Pictures on the page of right and wrong examples."""
@@ -95,7 +96,7 @@ class JobConfig(Section):
     """Name of the run. The same name continues, or finds finished, what an earlier job began."""
     seed: int = Field(0, ge=0)
     """Of weights, order, dropout and augmentation."""
-    storage: str = "build/runs"
+    storage: Location = "build/runs"
     """Folder or URI for runs and checkpoints; shared by all nodes where there are several."""
     cluster: ClusterConfig = ClusterConfig()
     source: part("pipelines.data.importers", "scenes") = Field({}, validate_default=True)  # type: ignore[valid-type]

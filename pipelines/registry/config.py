@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipelines.data.comparisons import Task
 from vlmodel.config import Section
+from vlmodel.locations import Location
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rewording = Literal["case", "punctuation", "politeness"]
@@ -16,7 +17,7 @@ Rewording = Literal["case", "punctuation", "politeness"]
 class LiveConfig(Section):
     """What real requests must have shown of a candidate that was served beside the champion (serve.challenger)."""
 
-    folder: str = ""
+    folder: Location = ""
     """serve.challenger.folder of that service; "" asks for no live traffic. Only requests that were put to exactly the
     candidate and the champion count."""
     feedback: str = ""

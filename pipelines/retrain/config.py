@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipelines.retrain.window import PATTERN
 from vlmodel.config import Section
+from vlmodel.locations import Location
 
 
 class DriftConfig(Section):
@@ -32,11 +33,11 @@ class DriftConfig(Section):
 class RetrainConfig(Section):
     """Retraining on new tars."""
 
-    incoming: str = ""
+    incoming: Location = ""
     """Folder or URI into which finished tars are moved; "" is the folder incoming within data.tars. They are never
     changed or deleted. A name that begins with a dot is not looked at, so a tar can be written here under such a name
     and then renamed."""
-    ledger: str = ""
+    ledger: Location = ""
     """Local or shared folder that tells which cycle consumed which tars; "" is _retrain/NAME in the storage folder."""
     period_minutes: int = Field(1440, ge=1)
     """Length of a window. Windows are counted from 1970 in UTC, so that each of a day begins at midnight."""

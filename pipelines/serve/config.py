@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from pipelines.serve.tls import TLSConfig
 from vlmodel.config import Section
+from vlmodel.locations import Location
 
 
 def is_loopback(host: str) -> bool:
@@ -25,7 +26,7 @@ def is_loopback(host: str) -> bool:
 class FeedbackConfig(Section):
     """Corrections of answers, which callers may send."""
 
-    folder: str = ""
+    folder: Location = ""
     """Spool of the corrections, which all replicas can write to; "" takes none."""
     per_minute: int = Field(default=30, ge=1)
     """Most corrections that each replica takes of one sender at once, and then in each minute."""
@@ -42,7 +43,7 @@ class ChallengerConfig(Section):
     the champion's."""
     share: float = Field(default=0.1, ge=0, le=1)
     """Share of the images (of the texts, where there is no image) that it is asked about; an image has one side."""
-    folder: str = ""
+    folder: Location = ""
     """Folder or URI of what was compared, which all replicas can write to; "" keeps nothing but metrics."""
     max_gb: float = Field(default=1.0, gt=0)
     """Most that the folder may hold."""

@@ -11,18 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmodel.locations import redact
+
 _SECRET_WORDS = frozenset({"password", "passwd", "secret", "token", "apikey", "credential", "credentials"})
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_SECRET_QUERY = re.compile(r"(?i)(?<=[?&;])(password|passwd|pwd|token|secret|sig|signature|api_?key)=[^&;\s]*")
-
-
-def redact(text: str) -> str:
-    """``text`` without the user and password of any address in it.
-
-    >>> redact("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
-    'postgresql://***@db:5432/mlflow?password=***&a=1'
-    """
-    return _SECRET_QUERY.sub(r"\1=***", _USERINFO.sub("***", text))
 
 
 def without_secrets(tree: Any, key: str = "") -> Any:

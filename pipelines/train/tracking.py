@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.train.metric_queue import Line, MetricQueue, QueueError
-from pipelines.train.provenance import flatten, git_state, redact, shorten, without_secrets
+from pipelines.train.provenance import flatten, git_state, shorten, without_secrets
 from pipelines.train.tracking_address import (
     TrackingConfig,
     TrackingError,
@@ -31,6 +31,7 @@ from pipelines.train.tracking_address import (
     page_command,
     tracking_uri,
 )
+from vlmodel.locations import redact
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from pipelines.train.provenance import redact
 from vlmodel.config import Section
+from vlmodel.locations import redact
 
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "oracle": 1521}
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from vlmodel import parts
 from vlmodel.layers import ACTIVATIONS
+from vlmodel.locations import Location
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
 
@@ -29,7 +30,7 @@ class BackboneConfig(parts.VisionPart):
     """Width of a linear projection of the features; null for none."""
     activation: Literal["none", "gelu", "relu", "tanh"] = "none"
     """Function after the projection."""
-    weights: str = ""
+    weights: Location = ""
     """"" (from scratch), "imagenet", a name of torchvision's such as "IMAGENET1K_V2", or a state dict's path."""
     strict: bool = True
     """Refuse weights that are not exactly the backbone's; false loads those that fit, and tells which did not."""

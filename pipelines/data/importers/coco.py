@@ -28,6 +28,7 @@ from pipelines.data.importers._files import (
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
 from vlmodel.config import Section
+from vlmodel.locations import Location
 
 
 class Subset(Section):
@@ -45,9 +46,9 @@ class Config(Importer):
     """Captions, questions, or both, with the images in any sub-folder or in a plain tar."""
 
     kind: str = "coco"
-    folder: str
+    folder: Location
     """Folder that holds the JSON files and the images."""
-    images: str = ""
+    images: Location = ""
     """Folder or tar of the images, relative to ``folder``; empty for ``folder`` itself."""
     train: Subset = Subset()
     val: Subset = Subset()

@@ -15,13 +15,14 @@ from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._files import Images, NoImages, fingerprint, load_json, source_folder
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
+from vlmodel.locations import Location
 
 
 class Config(Importer):
     """The complete data set or any in its layout; a ``val`` split beside ``train`` and ``test`` is read too."""
 
     kind: str = "easy_vqa"
-    folder: str
+    folder: Location
     """Folder that holds ``data/``, or ``data/`` itself."""
 
     def fingerprint(self) -> str:

@@ -14,6 +14,7 @@ from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import Images, NoImages, fingerprint, images_for, source_folder
 from pipelines.data.sample import Question, Texts
+from vlmodel.locations import Location
 
 
 class Config(Importer):
@@ -24,7 +25,7 @@ class Config(Importer):
     """
 
     kind: str = "feedback"
-    folder: str
+    folder: Location
     """Folder of one day in the spool, which is over: serve.feedback.folder/2026-01-31."""
     senders: int = Field(1, ge=1)
     """Fewest senders who must have answered a question alike, or written a caption; the rest is left out."""

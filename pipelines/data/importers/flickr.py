@@ -17,6 +17,7 @@ from pipelines.data.importers._delimited import csv_rows, open_text
 from pipelines.data.importers._files import Images, NoImages, find_one, fingerprint, images_for, key_of, source_folder
 from pipelines.data.sample import Members, Texts
 from pipelines.data.shards import SPLITS
+from vlmodel.locations import Location
 
 _CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")
 _LISTS = {
@@ -30,11 +31,11 @@ class Config(Importer):
     """Without any list of a split, all images are of split train; an image that is in no list is left out."""
 
     kind: str = "flickr"
-    folder: str
+    folder: Location
     """Folder that holds the captions, the lists and the images (in any sub-folder, or in a plain tar)."""
     captions: str = ""
     """Caption file, relative to ``folder``; empty to search for the usual names."""
-    images: str = ""
+    images: Location = ""
     """Folder or tar of the images, relative to ``folder``; empty for ``folder`` itself."""
     train: str = ""
     """List of the train images, relative to ``folder``; empty to search for the usual names."""

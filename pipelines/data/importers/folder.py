@@ -10,6 +10,7 @@ from pipelines.data.errors import SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._files import Images, fingerprint, key_of
 from pipelines.data.sample import Texts
+from vlmodel.locations import Location
 
 
 class Config(Importer):
@@ -18,7 +19,7 @@ class Config(Importer):
     kind: str = "folder"
     members: Literal["images"] = "images"
     """Images alone: a folder has no texts."""
-    folder: str
+    folder: Location
     """Folder of the images (files at any depth, and plain tars that lie directly in it), or one plain tar."""
     split: Literal["train", "val", "test"] = "train"
     """Split of all of them."""

@@ -24,6 +24,7 @@ from pipelines.data.importers._files import Images, extension_of, fingerprint, f
 from pipelines.data.sample import Members, Question, Texts
 from pipelines.data.shards import canonical_split
 from vlmodel import images as image_files
+from vlmodel.locations import Location
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _UNREAD: dict[Members, tuple[str, ...]] = {
@@ -41,9 +42,9 @@ class Config(Importer):
     """
 
     kind: str = "table"
-    file: str
+    file: Location
     """The table: .csv, .tsv, .txt, .jsonl, .ndjson or .parquet."""
-    images: str = ""
+    images: Location = ""
     """Folder or tar that image paths are relative to, itself relative to the table's folder; empty for that folder."""
     delimiter: str = ""
     """Of a CSV; empty for a comma in .csv and a tab in .tsv and .txt."""

@@ -8,12 +8,13 @@ from pydantic import Field, model_validator
 
 from pipelines.data.prepare.hashing import MAX_DISTANCE
 from vlmodel.config import Section
+from vlmodel.locations import Location
 
 
 class PrepareConfig(Section):
     """What is dropped of the samples of ``data.tars``, how images are stored, and where."""
 
-    out: str = "build/prepared"
+    out: Location = "build/prepared"
     """Folder or URI of the prepared tars; empty, absent, or of the same preparation, which goes on."""
 
     min_side: int = Field(0, ge=0)

@@ -37,6 +37,7 @@ from pydantic import Field
 from pipelines.data.sample import Members
 from pipelines.data.stream.plan import Ints, Plan, Slice, permutation
 from vlmodel.config import Section
+from vlmodel.locations import Location
 
 MIN_SHARE = 1e-6
 """A source of which less is seen is refused: a block, which is shuffled as a whole, would be too long."""
@@ -48,7 +49,7 @@ _DECIMALS = Context(prec=60)
 class MixedSource(Section):
     """One of several data sets that are trained on together."""
 
-    tars: str = Field(min_length=1)
+    tars: Location = Field(min_length=1)
     """Folder or URI of its tars, which are indexed."""
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Its share of the samples is in proportion to this. All sources have a weight, or none; then it is their size."""

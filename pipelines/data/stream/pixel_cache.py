@@ -32,6 +32,7 @@ from pydantic import Field
 
 from pipelines.data.index.index import Index, Shard
 from vlmodel.config import Section
+from vlmodel.locations import Location
 from vlmodel.processor import ProcessorConfig
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class PixelCacheConfig(Section):
     keep: Literal["auto", "always", "never"] = "auto"
     """"auto" keeps them where there is more than one epoch and reading them back is at least three times as fast as
     decoding, as measured at the start. Where stream.threads=0, nothing is kept."""
-    folder: str = ""
+    folder: Location = ""
     """Folder on each node's own disk; "" takes raylm/pixels in $XDG_CACHE_HOME or ~/.cache."""
     max_gb: float = Field(20.0, gt=0)
     """Most that all kept pixels of a node take."""

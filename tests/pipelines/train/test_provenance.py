@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train.provenance import flatten, git_state, redact, shorten, without_secrets
+from pipelines.train.provenance import flatten, git_state, shorten, without_secrets
+from vlmodel.locations import redact
 
 
 def git(folder: Path, *arguments: str) -> str:

@@ -1,0 +1,45 @@
+"""Paths and addresses in settings: ``~`` is expanded, and credentials are refused or removed.
+
+Settings are stored with every run, printed by jobs and shown by job servers, so a secret in one would be copied to all
+of these places.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+# Any parameter whose name has one of these words, however it is joined: X-Amz-Signature, access_token, sig.
+_SECRET_PARAMETER = re.compile(
+    r"(?i)(?<=[?&;])((?:[\w.-]*[_.-])?(?:passw(?:or)?d|pwd|token|secret|sig|signature|credentials?|"
+    r"(?:api|access|account|secret|aws)[_.-]?(?:access[_.-]?)?key(?:[_.-]?id)?)(?:[_.-][\w.-]*)?)=[^&;\s]*"
+)
+
+
+def redact(text: str) -> str:
+    """``text`` without the user, the password and the secret parameters of any address in it.
+
+    >>> redact("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
+    'postgresql://***@db:5432/mlflow?password=***&a=1'
+    >>> redact("https://store/a.tar?X-Amz-Expires=60&X-Amz-Signature=ab12")
+    'https://store/a.tar?X-Amz-Expires=60&X-Amz-Signature=***'
+    """
+    return _SECRET_PARAMETER.sub(r"\1=***", _USERINFO.sub("***", text))
+
+
+def _location(value: str) -> str:
+    if (shown := redact(value)) != value:
+        raise ValueError(
+            f"{shown!r} holds credentials, and settings are stored and shown; leave them out of the address and give "
+            "them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"
+        )
+    return os.path.expanduser(value) if value.startswith("~") else value
+
+
+Location = Annotated[str, AfterValidator(_location)]
+"""Type of a setting that names a path or a URI: ``~`` is the home folder (a shell does not expand it behind an equals
+sign), and an address with a user, a password or a signature is refused."""
