@@ -7,9 +7,7 @@ is registered, and the test split is not read.
 from __future__ import annotations
 
 import functools
-import signal
 import sys
-import threading
 
 from jobs import mixing, runs
 from jobs.cells import Surroundings, base, measure, one_measure, publish, train_cell, validated
@@ -46,12 +44,12 @@ def run(config: JobConfig) -> list[Row]:
         if cell.config is None:
             print(f"ablate  refused {cell.slug}: {cell.refused}", flush=True)
     with (
-        connected(config.cluster) as own,
+        connected(config.cluster),
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
         tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
         tracker.log_data(mixing.facts(config, index))
-        records |= _train_all(config, found, Surroundings(runs.run_folder(config), tracker.run_id, not own))
+        records |= _train_all(config, found, Surroundings(runs.run_folder(config), tracker.run_id))
         rows = ablation_rows(found, seeds, records, named)
         publish(config, tracker, "ablation", rows, ablation(grid, found, seeds, records, named))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:
@@ -75,7 +73,7 @@ def _train_all(config: JobConfig, found: list[Cell[JobConfig]], around: Surround
         if cell.config is not None
     ]
     print(f"ablate {config.name}: {len(items)} trainings, {config.ablate.parallel} at one time", flush=True)
-    function = functools.partial(_train_here if config.ablate.parallel == 1 else train_cell, around=around)
+    function = functools.partial(train_cell, around=around)
     records: Records = {}
     for item, result in each(function, items, config.ablate.parallel):
         record = result if isinstance(result, Record) else Record("failed", str(result))
@@ -83,18 +81,6 @@ def _train_all(config: JobConfig, found: list[Cell[JobConfig]], around: Surround
         records[cell.slug, seed] = record
         print(f"ablate  {len(records)} of {len(items)}  {item.name}  {_said(record, measure(item))}", flush=True)
     return records
-
-
-def _train_here(config: JobConfig, around: Surroundings) -> Record:
-    """In this process, whose handler of Ctrl-C Ray Train replaces by one that ends the process as if all were well."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        return train_cell(config, around)
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
 
 
 def _said(record: Record, named: str) -> str:

@@ -30,12 +30,10 @@ class Surroundings:
     Attributes:
         folder: of the search, in storage; the records lie there.
         parent: id of its tracked run.
-        has_dashboard: whether the cluster runs Ray's dashboard.
     """
 
     folder: str
     parent: str
-    has_dashboard: bool
 
 
 def base(config: JobConfig) -> JobConfig:
@@ -107,7 +105,7 @@ def train_cell(config: JobConfig, around: Surroundings, referee: Any = None) -> 
     try:
         index = train.ready(config)
         with Tracker.open(config.tracking, runs.storage(config), config.name, parent=around.parent) as tracker:
-            train.fit(config, index, tracker, has_dashboard=around.has_dashboard, label=config.name, referee=referee)
+            train.fit(config, index, tracker, label=config.name, referee=referee)
             found = outcome(runs.run_folder(config), config.train.epochs, tracker)
             tracker.set_tags({"search.status": found.status})
     except Exception as error:

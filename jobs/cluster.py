@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +17,7 @@ import ray
 from pydantic import Field
 from transformers.utils import logging as transformers_logging
 
+from jobs import signals
 from vlmodel.config import Section
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,6 +37,15 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+
+_UNREACHED = (
+    "no Ray cluster answers at cluster.address={address!r} ({reason}); start one with infra/cluster.sh start, correct "
+    "the address (or RAY_ADDRESS), set RAY_AUTH_MODE=token with the cluster's token, or leave it empty to start one "
+    "here"
+)
+_ANSWER_S = 5.0
+# Ray reads it once in a process.
+_TOKEN = secrets.token_hex(32)
 
 _own = True
 
@@ -68,16 +83,17 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
     _set_environment()
     address = config.address or os.environ.get("RAY_ADDRESS", "")
     _own = not address or address == "local"
-    if not _own:
-        _join(address)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus or max(8, os.cpu_count() or 1),
-            object_store_memory=config.object_store_mb << 20,
-            include_dashboard=False,
-            log_to_driver=True,
-            logging_level=logging.ERROR,
+    with signals.kept():
+        if _own:
+            _start(config)
+        else:
+            _join(address)
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        print(
+            "warning: this Ray cluster asks nobody for a token: whoever reaches its ports can run code as you; unset "
+            "RAY_AUTH_MODE, or start it with infra/cluster.sh start",
+            file=sys.stderr,
+            flush=True,
         )
     try:
         yield _own
@@ -85,7 +101,59 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         ray.shutdown()
 
 
+def _start(config: ClusterConfig) -> None:
+    """A cluster that listens on loopback only, asks for a token that this process alone knows, and whose sockets, logs
+    and spilled objects no other user of the machine can reach.
+    """
+    folder = _private_folder()
+    # Ray would write a token into the home folder, readable by all, and keep the address of a network card.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or max(8, os.cpu_count() or 1),
+            object_store_memory=config.object_store_mb << 20,
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+    except OSError as error:
+        raise ClusterError(
+            f"Ray cannot start in {folder}: {error}; name a short folder on a disk with room in RAY_TMPDIR"
+        ) from None
+    # Ray makes them open to all; the folder above them keeps others out, and this where it is moved or shared.
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    for path in (session, *session.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+
+
+def _private_folder() -> Path:
+    """Where Ray keeps its sessions: one folder a user, which nobody else can enter.
+
+    Its path is short, as that of a socket has at most 107 characters.
+    """
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = parent / f"ray-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+        if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode):  # Another user was there first.
+            folder = Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(
+            f"{folder} cannot be made for Ray's sockets and logs ({error.strerror}); name another folder in RAY_TMPDIR"
+        ) from None
+    return folder / "ray"
+
+
 def _join(address: str) -> None:
+    _require_answer(address)
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     variables = {name: os.environ[name] for name in _ENVIRONMENT}
@@ -95,10 +163,22 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at cluster.address={address!r} ({error}); start one with infra/cluster.sh start, "
-            "correct the address, set RAY_AUTH_MODE=token with the cluster's token, or leave it empty to start one here"
-        ) from None
+        raise ClusterError(_UNREACHED.format(address=address, reason=error)) from None
+
+
+def _require_answer(address: str) -> None:
+    """Ask the head's port first: ``ray.init`` tries a head that is gone for a quarter of an hour.
+
+    Raises:
+        ClusterError: nothing answers there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", which Ray looks for on this machine
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(_UNREACHED.format(address=address, reason=error)) from None
 
 
 def _set_environment() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
-import signal
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jobs import signals
 from jobs.cluster import ClusterError
 from jobs.config import JobConfig
 from pipelines.data.errors import DataError
@@ -41,11 +43,13 @@ def main(
     argv: Sequence[str] | None = None,
     flags: Mapping[str, str] | None = None,
 ) -> int:
-    """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage.
+    """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage, 128 +
+    the number of the signal that ended it (130 for Ctrl-C, 143 for SIGTERM).
 
     Args:
         flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``.
     """
+    _print_everything()
     arguments = _parser(run, name, flags or {}).parse_args(argv)
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -57,19 +61,26 @@ def main(
     if arguments.print:
         print(render(dump(config)))
         return 0
-    # A shell that starts a job in the background has SIGINT ignored, and what the job started would outlive it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signals.handle()
     try:
         run(config)
     except KeyboardInterrupt:
-        print(f"\n{name}: stopped", file=sys.stderr)
-        return 130
+        number = signals.received()
+        print(f"\n{name}: stopped by {number.name}; the same command keeps what was finished", file=sys.stderr)
+        return 128 + number
     except Exception as error:
         if (known := expected_cause(error)) is None:
             raise
         print(f"{name}: {_told(known)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _print_everything() -> None:
+    """Escape a character that the terminal's encoding lacks, where Python would raise UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def render(tree: dict[str, Any], prefix: str = "") -> str:
@@ -116,11 +127,16 @@ class _Help(argparse.Action):
         super().__init__(**{**options, "nargs": 0})
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.print_help()
-        print("\nsettings (key, default, meaning):")
-        for key, default, doc in explain_keys(JobConfig):
-            shown = default if len(default) <= 40 else f"{default[:37]}..."
-            print(textwrap.fill(f"{key} = {shown}  {doc}", 118, initial_indent="  ", subsequent_indent="      "))
+        try:
+            parser.print_help()
+            print("\nsettings (key, default, meaning):")
+            width = min(118, shutil.get_terminal_size().columns - 2)
+            for key, default, doc in explain_keys(JobConfig):
+                shown = default if len(default) <= 40 else f"{default[:37]}..."
+                print(textwrap.fill(f"{key} = {shown}  {doc}", width, initial_indent="  ", subsequent_indent="      "))
+            sys.stdout.flush()
+        except BrokenPipeError:  # The reader (head, a pager that was left) has what it wants.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         parser.exit()
 
 

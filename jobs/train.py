@@ -44,10 +44,10 @@ def run(config: JobConfig) -> ModelVersion:
     index = ready(config)
     check_floors(index, config.model.decoder.tasks())
     with (
-        connected(config.cluster) as own,
+        connected(config.cluster),
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
-        fit(config, index, tracker, has_dashboard=not own)
+        fit(config, index, tracker)
         return _finish(config, index, tracker)
 
 
@@ -85,7 +85,6 @@ def fit(
     index: Index,
     tracker: Tracker,
     *,
-    has_dashboard: bool,
     label: str = "train",
     referee: Any = None,
 ) -> None:
@@ -105,7 +104,7 @@ def fit(
     features = _features(config, [index, *trained.values()], made, init, label)
     source, order = mixing.training(config, trained, processor, features)
     spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)
-    launch(spec, has_dashboard=has_dashboard, label=label)
+    launch(spec, label=label)
 
 
 def _init(config: JobConfig) -> str:

@@ -46,12 +46,12 @@ def run(config: JobConfig) -> list[Row]:
         raise ConfigError("tune.space: 'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
     index, folder = validated(config), runs.run_folder(config)
     with (
-        connected(config.cluster) as own,
+        connected(config.cluster),
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
         tracker.log_params(dump(config), volatile=(*_MAY_CHANGE, *mixing.places(config)))
         tracker.log_data(mixing.facts(config, index))
-        train = functools.partial(train_trial, shared, Surroundings(folder, tracker.run_id, not own))
+        train = functools.partial(train_trial, shared, Surroundings(folder, tracker.run_id))
         found = search(train, config.tune, f"{folder}/tune", config.seed, config.train.epochs, named)
         kept = Records(folder)
         records = {

@@ -163,7 +163,7 @@ def _precedence(override: str) -> tuple[bool, int]:
 
 def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
-        key, doc = f"{prefix}{name}", (field.description or "").split("\n")[0]
+        key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
         marker, of_values = _markers(field)
         inner_section = _section_of(field.annotation)
         if of_values is not None:

@@ -32,11 +32,10 @@ _LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 _CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selection")
 
 
-def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -> None:
+def launch(spec: RunSpec, *, label: str = "train") -> None:
     """Train to the end. A run of the same folder continues; a finished one returns at once.
 
     Args:
-        has_dashboard: whether the cluster runs Ray's dashboard.
         label: what the lines of progress begin with.
 
     Raises:
@@ -52,7 +51,7 @@ def launch(spec: RunSpec, *, has_dashboard: bool = True, label: str = "train") -
     # The controller looks at its workers at this interval, and a report waits for the look.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
     os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(spec.train.answer_timeout_s)
-    trainer = (TorchTrainer if has_dashboard else _TrainerWithoutCleaner)(
+    trainer = _Trainer(
         enter,
         # By reference, so that the controller passes it on unread.
         train_loop_config={"spec": ray.put(spec)},
@@ -90,16 +89,22 @@ def _lost(workers: Mapping[int, Exception], max_failures: int) -> str:
     )
 
 
-class _TrainerWithoutCleaner(TorchTrainer):
-    """Without the actor that frees a dead controller's resources on a shared cluster.
+class _Trainer(TorchTrainer):
+    """Without two things that Ray Train adds.
 
-    It asks the dashboard for the controller every second, and where there is none it complains each time. A cluster
-    without a dashboard is the job's own and ends with it.
+    The actor that frees a dead controller's resources asks the State API every second whether the controller lives. It
+    complains where no dashboard runs, and ends in a traceback where two clusters run on the machine. The resources are
+    freed when this driver ends, which it does when its controller is lost.
+
+    The handler of Ctrl-C stays behind after the training, and then ends the driver only at the third Ctrl-C.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """The driver's own handler stays."""
 
 
 def set_aside_unusable_list(run: str) -> None:

@@ -99,7 +99,7 @@ def test_a_cell_that_does_not_fit_the_data_is_refused(pretended: Pretended) -> N
 
 
 def test_an_interrupted_cell_is_not_done(pretended: Pretended) -> None:
-    pretended.broken["fusion-concat-train.batch-8-s0"] = SystemExit(0)
+    pretended.broken["fusion-concat-train.batch-8-s0"] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         pretended.run()
     assert len(pretended.trained) == 1

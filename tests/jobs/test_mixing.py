@@ -247,7 +247,7 @@ def seen(config: JobConfig) -> dict[tuple[int, int], list[tuple[int, ...]]]:
 
 def fit(config: JobConfig, referee: Any = None) -> checkpoint.Stored:
     with Tracker.open(config.tracking, runs.storage(config), config.name) as tracker:
-        train.fit(config, train.opened(config), tracker, has_dashboard=False, referee=referee)
+        train.fit(config, train.opened(config), tracker, referee=referee)
     newest = checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))
     assert newest is not None
     return newest
