@@ -121,6 +121,7 @@ launch() { # options of `ray start`
     # Job control gives it a process group of its own, so that a Ctrl-C or a time limit here does not reach it.
     # Ports of workers and agents are the system's choice, so that nodes on one machine do not meet.
     local any_port=(--dashboard-agent-listen-port 0 --min-worker-port 0 --max-worker-port 0)
+    : >"$log_file"
     set -m
     nohup "$python" -m ray.scripts.scripts start --block --temp-dir "$temp_dir" "${any_port[@]}" "$@" "${extra[@]}" \
         >"$log_file" 2>&1 </dev/null &

@@ -6,14 +6,15 @@ usage() {
     cat <<'TEXT'
 usage: infra/retrain.sh [--window FORMAT] [--dry-run] -- arguments of jobs.retrain
 
-Submits `python -m jobs.retrain` under the id retrain-WINDOW. Ray takes each id once, so a window that was submitted
-already is left alone, with exit code 0: a schedule may call twice, or again after a failure of its own.
+Submits `python -m jobs.retrain` under the id retrain-WINDOW-CHECKSUM; the checksum is that of the arguments, so that
+several models can be retrained on one cluster. Ray takes each id once: a window that was submitted already with the
+same arguments is left alone, with exit code 0, and a schedule may call twice, or again after a failure of its own.
 
   --window FORMAT   of `date`, in UTC (%Y%m%dT0000Z: a window a day); {window} in an argument is replaced by it
   --dry-run         print the command, submit nothing
 
 The cluster is the one of RAY_API_SERVER_ADDRESS, else the one that infra/cluster.sh started on this machine. How a
-retraining ended: ray job status retrain-WINDOW
+retraining ended: ray job status ID, with the id that is printed here
 TEXT
 }
 
@@ -46,7 +47,8 @@ shift
 window=$(date --utc "+$format")
 # It becomes a part of paths and log names.
 [[ $window =~ ^[A-Za-z0-9][A-Za-z0-9._-]*$ ]] || fail "window '$window' may have letters, digits and . _ - only"
-id=retrain-$window
+checksum=$(printf '%s\0' "$@" | sha256sum)
+id=retrain-$window-${checksum:0:8}
 command=(python -m jobs.retrain "${@//\{window\}/$window}")
 if [[ $dry_run == yes ]]; then
     printf '%s:' "$id"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import ray
 from pydantic import Field
+from ray._private import ray_constants
+from ray.data import DataContext
 from transformers.utils import logging as transformers_logging
 
 from jobs import signals
@@ -28,7 +30,8 @@ _ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_LOG_LEVEL": "ERROR",
+    # What Ray Data logs at level ERROR it raises as well.
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
     # A killed worker's stream holds its share of the cluster for this long; the default is three minutes.
     "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
     # Serve's own lines lie in the session's log files.
@@ -95,6 +98,8 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
             file=sys.stderr,
             flush=True,
         )
+    # Our own errors keep their type, and so are told in one line.
+    DataContext.get_current().raise_original_map_exception = True
     try:
         yield _own
     finally:
@@ -109,7 +114,9 @@ def _start(config: ClusterConfig) -> None:
     # Ray would write a token into the home folder, readable by all, and keep the address of a network card.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # In this process Ray has read the variable already, at import.
+    os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "1"
     try:
         ray.init(
             address="local",
@@ -186,6 +193,6 @@ def _set_environment() -> None:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     # In this process the libraries have read their variables already, at import.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()

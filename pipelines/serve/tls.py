@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
@@ -79,6 +80,10 @@ def check(config: TLSConfig) -> None:
             f"'{key}' cannot be used as the key of '{certificate}' ({error.reason or error}); it must be a private "
             "key in PEM"
         ) from None
+    if (mode := stat.S_IMODE(key.stat().st_mode)) & 0o007:
+        raise ServeError(
+            f"'{key}' of serve.tls.key has mode {mode:o}: every user of this machine may read it; chmod 600 '{key}'"
+        )
 
 
 def pinned(config: TLSConfig) -> ssl.SSLContext | None:

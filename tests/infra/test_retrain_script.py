@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -51,26 +52,36 @@ def retrain(root: Path, *arguments: str, **environment: str) -> subprocess.Compl
     )
 
 
-def test_it_submits_under_the_id_of_the_window(checkout: Path) -> None:
+def checksum(*arguments: str) -> str:
+    return hashlib.sha256("".join(f"{argument}\0" for argument in arguments).encode()).hexdigest()[:8]
+
+
+def test_it_submits_under_the_id_of_the_window_and_the_arguments(checkout: Path) -> None:
     done = retrain(checkout, "--window", "w%Y", "--", "--config", "a.toml", "name=x y", "retrain.window={window}")
     year = datetime.now(UTC).strftime("w%Y")
-    assert (done.returncode, done.stdout) == (0, f"submitted: retrain-{year}\n"), done.stderr
+    name = f"retrain-{year}-{checksum('--config', 'a.toml', 'name=x y', 'retrain.window={window}')}"
+    assert (done.returncode, done.stdout) == (0, f"submitted: {name}\n"), done.stderr
     assert (checkout / "calls").read_text(encoding="utf-8").splitlines() == [
-        f"-m ray.scripts.scripts job submit --no-wait --submission-id retrain-{year} --working-dir {checkout} -- "
+        f"-m ray.scripts.scripts job submit --no-wait --submission-id {name} --working-dir {checkout} -- "
         f"python -m jobs.retrain --config a.toml name=x y retrain.window={year}"
     ]
 
 
 def test_a_window_that_was_submitted_is_left_alone(checkout: Path) -> None:
-    taken = "Job with submission_id retrain-x already exists. Please use a different submission_id."
+    taken = f"Job with submission_id retrain-x-{checksum('--config', 'a.toml')} already exists. Please use a different submission_id."
     done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", REFUSE=taken)
-    assert (done.returncode, done.stdout) == (0, "submitted before: retrain-x\n")
+    assert (done.returncode, done.stdout) == (0, f"submitted before: retrain-x-{checksum('--config', 'a.toml')}\n")
+
+
+def test_two_models_of_one_window_are_two_submissions(checkout: Path) -> None:
+    ids = {retrain(checkout, "--window", "x", "--", "--config", file).stdout for file in ("a.toml", "b.toml")}
+    assert len(ids) == 2
 
 
 def test_a_refusal_is_a_failure_that_can_be_read(checkout: Path) -> None:
     done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", REFUSE="401 Unauthorized")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["401 Unauthorized", "retrain.sh: retrain-x was not submitted"]
+    assert done.stderr.splitlines() == ["401 Unauthorized", f"retrain.sh: retrain-x-{checksum('--config', 'a.toml')} was not submitted"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +135,8 @@ def test_schedules_call_the_script_as_it_is_used(checkout: Path, scheduler: str)
     assert script == "infra/retrain.sh"
     done = retrain(checkout, "--dry-run", *arguments)
     today = Window.at(datetime.now(UTC), 1440).id
-    assert done.stdout == f"retrain-{today}: python -m jobs.retrain {' '.join(arguments[1:])}\n", done.stderr
+    name = f"retrain-{today}-{checksum(*arguments[1:])}"
+    assert done.stdout == f"{name}: python -m jobs.retrain {' '.join(arguments[1:])}\n", done.stderr
     assert (ROOT / arguments[arguments.index("--config") + 1]).is_file()
     assert {"data.tars=/home/vl/raylm/build/data/easy-vqa", "storage=/home/vl/raylm/build/runs"} <= {*arguments}
 

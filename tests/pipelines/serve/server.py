@@ -72,4 +72,5 @@ def self_signed(
     config = TLSConfig(certificate=str(folder / f"{name}.crt"), key=str(folder / f"{name}.key"))
     config.files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
     config.files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    config.files[1].chmod(0o600)
     return config

@@ -59,6 +59,12 @@ def locked(good: TLSConfig, folder: Path) -> TLSConfig:
     return self_signed(folder, "locked", passphrase=b"secret")
 
 
+def open_to_all(good: TLSConfig, folder: Path) -> TLSConfig:
+    other = self_signed(folder, "open")
+    Path(other.key).chmod(0o644)
+    return other
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -70,6 +76,7 @@ def locked(good: TLSConfig, folder: Path) -> TLSConfig:
         (of_another, r"other\.key' is not the key of the first certificate in .*own\.crt'"),
         (expired, r"expired\.crt' expired at .*; renew it"),
         (of_tomorrow, r"tomorrow\.crt' is valid from .* on; set this machine's clock"),
+        (open_to_all, r"open\.key' of serve\.tls\.key has mode 644: .* chmod 600"),
         (locked, r"locked\.key' needs a passphrase, .* openssl pkey"),
     ],
 )
