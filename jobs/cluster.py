@@ -132,11 +132,11 @@ def _start(config: ClusterConfig) -> None:
         raise ClusterError(
             f"Ray cannot start in {folder}: {error}; name a short folder on a disk with room in RAY_TMPDIR"
         ) from None
-    # Ray makes them open to all; the folder above them keeps others out, and this where it is moved or shared.
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    for path in (session, *session.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            path.chmod(0o700)
+    # Ray opens its folders to all. The one above them keeps others out; this holds where RAY_TMPDIR moves it.
+    for session in folder.glob(f"session_*_{os.getpid()}"):
+        for path in (session, *session.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o700)
 
 
 def _private_folder() -> Path:

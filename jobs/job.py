@@ -71,7 +71,7 @@ def main(
     except Exception as error:
         if (known := expected_cause(error)) is None:
             raise
-        print(f"{name}: {_told(known)}", file=sys.stderr)
+        print(f"{name}: {message_of(known)}", file=sys.stderr)
         return 1
     return 0
 
@@ -105,6 +105,10 @@ def expected_cause(error: BaseException | None) -> BaseException | None:
         if here is None or id(here) in seen:
             continue
         seen.add(id(here))
+        # Ray's copy of an error is of the same type, and its text is a traceback.
+        inner = getattr(here, "cause", None)
+        if isinstance(inner, BaseException) and not isinstance(inner, type(here)):
+            here = inner
         if isinstance(here, EXPECTED) or _is_full(here):
             return here
         failures = getattr(here, "worker_failures", None)
@@ -117,9 +121,12 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
+    """What a user is told of an error that ``expected_cause`` gave."""
     remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
-    return f"{error}{remedy if _is_full(error) else ''}"
+    # Ray Data adds how often it tried, and how to have it try again.
+    text = str(error).partition("\nFailed to apply UDF transform after")[0]
+    return f"{text}{remedy if _is_full(error) else ''}"
 
 
 class _Help(argparse.Action):
