@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from vlmodel.image_header import end_of_picture, read_header
 from vlmodel.images import Resize, middle_square, plain_jpeg
 
-log = logging.getLogger(__name__)
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Frames of JPEG that nvJPEG decodes: none of arithmetic code."""
 
-_END = b"\xff\xd9"
+log = logging.getLogger(__name__)
 
 
 def decode_jpegs(
@@ -28,7 +30,7 @@ def decode_jpegs(
     device: torch.device,
     out: Sequence[NDArray[np.uint8]],
 ) -> NDArray[np.bool_]:
-    """Fill in the images of the plain, whole JPEGs among the files; which ones were.
+    """Fill in the images of the plain, whole and upright JPEGs among the files; which ones were.
 
     All others are for ``images.decode`` to judge, and so is everything where nothing can be decoded here: it never
     raises for a file. Its pixels are not to the bit those of the CPU: nvJPEG interpolates colours in its own way, and
@@ -69,10 +71,12 @@ def _beside_the_training(device: torch.device) -> Iterator[None]:
 
 def _is_able(data: bytes, max_pixels: int) -> bool:
     """Whether the GPU may decode it: nvJPEG takes a file that is cut off for one with a grey end."""
-    header = plain_jpeg(data)
-    if header is None or header.height * header.width > max_pixels:
+    header = read_header(data)
+    plain = plain_jpeg(data, header)
+    if header is None or plain is None or plain.height * plain.width > max_pixels:
         return False
-    return header.colours != "RGB" and data.rfind(_END, -64) >= 0
+    is_usual = plain.colours != "RGB" and header.frame in _FRAMES and header.orientation == 1
+    return is_usual and end_of_picture(data, header) is not None
 
 
 def _resized(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:
