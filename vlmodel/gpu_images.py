@@ -7,14 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlmodel.image_header import end_of_picture, read_header
-from vlmodel.images import Resize, middle_square, plain_jpeg
+from vlmodel.image_header import is_whole, read_header
+from vlmodel.images import Resize, is_plain_jpeg, middle_square
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """Frames of JPEG that nvJPEG decodes: none of arithmetic code."""
@@ -72,11 +73,16 @@ def _beside_the_training(device: torch.device) -> Iterator[None]:
 def _is_able(data: bytes, max_pixels: int) -> bool:
     """Whether the GPU may decode it: nvJPEG takes a file that is cut off for one with a grey end."""
     header = read_header(data)
-    plain = plain_jpeg(data, header)
-    if header is None or plain is None or plain.height * plain.width > max_pixels:
+    if header is None or header.size is None or not is_plain_jpeg(header):
         return False
-    is_usual = plain.colours != "RGB" and header.frame in _FRAMES and header.orientation == 1
-    return is_usual and end_of_picture(data, header) is not None
+    height, width = header.size
+    if height * width > max_pixels or header.orientation != 1 or header.frame not in _FRAMES:
+        return False
+    try:
+        colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    except ValueError:
+        return False
+    return colours in ("YCbCr", "Gray") and is_whole(data, header)
 
 
 def _resized(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:

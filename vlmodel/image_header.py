@@ -29,6 +29,7 @@ _MAX_METADATA = 1 << 20
 # Marker bytes of JPEG.
 _SOI, _EOI, _SOS, _COM, _APP0, _APP1, _ADOBE, _APP15 = 0xD8, 0xD9, 0xDA, 0xFE, 0xE0, 0xE1, 0xEE, 0xEF
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_TABLES = frozenset((0xC4, 0xCC, 0xDB, 0xDD))
 _ALONE = frozenset((0x00, 0x01, *range(0xD0, 0xDA)))
 """Markers that have no length."""
 _IN_SCAN = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
@@ -54,6 +55,7 @@ class Header(NamedTuple):
         scan: where the first scan of a JPEG begins (its marker); -1 where none was reached, and for other formats.
         size: (height, width) as stored, of JPEG, PNG, WebP and JPEG 2000; None for others, and where it is not there.
         frame: the marker of a JPEG's frame, such as 0xC0; 0 for other formats.
+        components: of a JPEG of 8 bits: 1 of grey, 3 of colours, 4 of CMYK; 0 for all else.
         buffered: whether a decoder holds all of the image at once, whatever part of its size is asked for.
     """
 
@@ -63,6 +65,7 @@ class Header(NamedTuple):
     scan: int = -1
     size: tuple[int, int] | None = None
     frame: int = 0
+    components: int = 0
     buffered: bool = True
 
 
@@ -123,6 +126,14 @@ def end_of_picture(data: bytes, header: Header) -> int | None:
     return len(data) if end is None else end(data, header)
 
 
+def is_whole(data: bytes, header: Header) -> bool:
+    """Whether the picture's end is there."""
+    if header.format == "jpeg" and header.scan >= 0 and not header.buffered:
+        # Nothing but its only scan, which cannot hold the mark, comes before it. The usual file ends with it.
+        return data.rfind(b"\xff\xd9", header.scan) >= 0
+    return end_of_picture(data, header) is not None
+
+
 # ---- JPEG
 
 
@@ -132,17 +143,22 @@ def _jpeg(data: bytes) -> Header:
     metadata: list[tuple[int, int]] = []
     exif: list[bytes] = []
     xmp = b""
+    last = len(data) - 4
     for _ in range(_MAX_SEGMENTS):
-        at = data.find(b"\xff", at)
-        while data.startswith(b"\xff\xff", at):
-            at += 1
-        if at < 0 or at + 4 > len(data):
+        if at > last:
             break
+        if data[at] != 0xFF:
+            at = data.find(b"\xff", at)
+            if not 0 <= at <= last:
+                break
         marker = data[at + 1]
+        if marker == 0xFF:  # a fill byte
+            at += 1
+            continue
         if marker == _SOS:
             # A scan of some components alone is kept, as progressive ones are, until all have come.
             buffered = frame & 3 == 2 or data[at + 4 : at + 5] != bytes([components])
-            return Header("jpeg", _turn(b"".join(exif), xmp), tuple(metadata), at, size, frame, buffered)
+            return Header("jpeg", _turn(b"".join(exif), xmp), tuple(metadata), at, size, frame, components, buffered)
         if marker in _ALONE:
             at += 2
             continue
@@ -150,6 +166,9 @@ def _jpeg(data: bytes) -> Header:
         first, behind = at + 4, at + 2 + length
         if length < 2 or behind > len(data):
             break
+        if marker in _TABLES:
+            at = behind
+            continue
         if marker == _COM or (_APP0 < marker <= _APP15 and marker != _ADOBE):
             metadata.append((at, behind))
             if marker == _APP1:
@@ -160,7 +179,7 @@ def _jpeg(data: bytes) -> Header:
                     xmp = data[first + len(_XMP) : behind]
         elif marker in _FRAMES and length >= 8:
             size = (data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8])
-            components, frame = data[at + 9], marker
+            components, frame = data[at + 9] if data[at + 4] == 8 else 0, marker
         at = behind
     return Header("jpeg", _turn(b"".join(exif), xmp), tuple(metadata), size=size)
 

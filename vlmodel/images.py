@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import AvifImagePlugin, Image, ImageFile
 
-from vlmodel.image_header import Header, end_of_picture, pixels_alone, read_header
+from vlmodel.image_header import Header, is_whole, pixels_alone, read_header
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +60,8 @@ _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCb
 """Pillow's modes that become RGB. 32-bit greys ("F", and "I" in a TIFF) do not say which values are black and white."""
 _DEPTH_OFFSET = 24
 """Of the byte of a PNG that says how many bits a sample has."""
+_BACK = {6: 8, 8: 6}
+"""Orientations that undo others; all that are not here undo themselves."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -142,10 +144,11 @@ def decode(
         ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
     """
     header = read_header(data)
-    if (pixels_HWC := _plain_jpeg(data, header, size, max_pixels)) is None:
-        with open_image(data, max_pixels, formats) as opened:
-            opened.draft(size)
-            pixels_HWC = np.asarray(opened.upright())
+    if header is not None and (pixels_HWC := _plain_jpeg(data, header, size, max_pixels)) is not None:
+        return _resized(pixels_HWC, size, resize, out, header.orientation)
+    with open_image(data, max_pixels, formats) as opened:
+        opened.draft(size)
+        pixels_HWC = np.asarray(opened.upright())
     return _resized(pixels_HWC, size, resize, out)
 
 
@@ -208,25 +211,9 @@ def decoded_pixels(data: bytes, size: int, formats: Collection[str] = FORMATS) -
     return -(-height // scale) * -(-width // scale)
 
 
-class JpegHeader(NamedTuple):
-    """What the header of a plain JPEG says: one of 8 bits and of common colours; its size is as it is stored."""
-
-    height: int
-    width: int
-    colours: str
-
-
-def plain_jpeg(data: bytes, header: Header | None) -> JpegHeader | None:
-    """The header of a plain JPEG; None for all else."""
-    if header is None or header.format != "jpeg" or header.scan < 0:
-        return None
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
-        return None
-    if colours not in ("YCbCr", "RGB", "Gray"):
-        return None
-    return JpegHeader(height, width, colours)
+def is_plain_jpeg(header: Header | None) -> bool:
+    """Whether it is a JPEG of 8 bits, grey or in colours, whose scan is there."""
+    return header is not None and header.scan >= 0 and header.size is not None and header.components in (1, 3)
 
 
 def require_fewer(height: int, width: int, limit: int | None) -> None:
@@ -239,19 +226,18 @@ def require_fewer(height: int, width: int, limit: int | None) -> None:
         raise _too_large(f"{width} x {height} = {height * width} pixels", limit)
 
 
-def _plain_jpeg(data: bytes, header: Header | None, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
+def _plain_jpeg(data: bytes, header: Header, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
     """The pixels that Pillow would give, by the same library in a third of the steps; None where Pillow is to judge."""
-    plain = plain_jpeg(data, header)
-    if header is None or plain is None:
+    if header.size is None or not is_plain_jpeg(header):
         return None
-    require_fewer(plain.height, plain.width, max_pixels)
-    if min(plain.height, plain.width) >= 2 * _KEPT * size:
+    require_fewer(*header.size, max_pixels)
+    if min(header.size) >= 2 * _KEPT * size:
         return None  # the large ones Pillow decodes smaller
     try:
         pixels_HWC: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
     except ValueError:  # also of what a reader can overlook
         return None
-    return _turned(pixels_HWC, header.orientation)
+    return pixels_HWC
 
 
 def _turned(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -270,8 +256,24 @@ def middle_square(height: int, width: int) -> tuple[int, int, int]:
 
 
 def _resized(
-    pixels_HWC: NDArray[np.uint8], size: int, resize: Resize, out_HWC: NDArray[np.uint8] | None
+    pixels_HWC: NDArray[np.uint8],
+    size: int,
+    resize: Resize,
+    out_HWC: NDArray[np.uint8] | None,
+    orientation: int = 1,
 ) -> NDArray[np.uint8]:
+    if orientation != 1:
+        # Turned when it is small: pixels of which neighbours are far apart in memory are slow to read.
+        back = _BACK.get(orientation, orientation)
+        if resize == "crop":
+            upright_HWC = _turned(pixels_HWC, orientation)
+            top, left, side = middle_square(*upright_HWC.shape[:2])
+            pixels_HWC = _turned(upright_HWC[top : top + side, left : left + side], back)
+        small_HWC = _turned(_resized(pixels_HWC, size, "squash", None), orientation)
+        if out_HWC is None:
+            return np.ascontiguousarray(small_HWC)
+        out_HWC[:] = small_HWC
+        return out_HWC
     height, width = pixels_HWC.shape[:2]
     if resize == "crop" and height != width:
         top, left, side = middle_square(height, width)
@@ -345,7 +347,7 @@ def _register_heif() -> None:
 
 
 def _is_cut_off(error: Exception, data: bytes, header: Header | None) -> bool:
-    if header is not None and end_of_picture(data, header) is None:
+    if header is not None and not is_whole(data, header):
         return True
     return isinstance(error, EOFError) or "truncated" in str(error).lower()
 

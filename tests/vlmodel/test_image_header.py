@@ -11,6 +11,7 @@ from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.validate import Verify, check_image
 from tests.vlmodel import image_files
 from tests.vlmodel.image_files import FILES, HEIGHT, WIDTH, picture
+from vlmodel import images
 from vlmodel.gpu_images import decode_jpegs
 from vlmodel.image_header import end_of_picture, pixels_alone, read_header
 from vlmodel.images import ImageError, decode, extension_of
@@ -261,3 +262,25 @@ def truecolour_16() -> bytes:
         rows += b"\0" + b"".join(v.to_bytes(2, "big") for v in (first if row < 8 else second)) * 16
     tRNS = b"".join(v.to_bytes(2, "big") for v in first)
     return image_files.raw_png(16, 2, rows, 16, 16, image_files.chunk(b"tRNS", tRNS))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("width", [95, 96])
+def test_every_turn(orientation: int, resize: images.Resize, width: int) -> None:
+    """By the fast decoder, by Pillow, and at a part of its size: all as if the file had been stored upright."""
+    image = picture().resize((width, HEIGHT))
+    data = image_files.segment(image_files.saved(image=image), 0xE1, b"Exif\0\0" + image_files.exif(orientation))
+    turn = images._TURNS.get(orientation)
+    upright = image if turn is None else image.transpose(turn)
+    expected = decode(image_files.saved(image=upright), SIDE, resize, LIMIT).astype(int)
+    out = np.empty((SIDE, SIDE, 3), np.uint8)
+    assert decode(data, SIDE, resize, LIMIT, out) is out
+    assert np.abs(out - expected).max() <= 6
+    png = image_files.saved("PNG", image, exif=image_files.exif(orientation))
+    assert np.abs(decode(png, SIDE, resize, LIMIT) - expected).max() <= 6
+    if resize == "squash":
+        small = decode(data, 4, resize, LIMIT).astype(int)
+        assert np.abs(small - decode(image_files.saved(image=upright), 4, resize, LIMIT)).max() <= 6
+    facts = check_image(data, LIMIT)
+    assert (facts.width, facts.height) == upright.size

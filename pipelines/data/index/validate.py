@@ -14,8 +14,8 @@ import simplejpeg
 from PIL import Image
 
 from pipelines.data.errors import Reason, SampleError
-from vlmodel.image_header import Header, end_of_picture, read_header
-from vlmodel.images import ImageError, Opened, open_image, plain_jpeg, require_fewer
+from vlmodel.image_header import Header, end_of_picture, is_whole, read_header
+from vlmodel.images import ImageError, Opened, is_plain_jpeg, open_image, require_fewer
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
@@ -74,16 +74,15 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
 
 def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Verify) -> ImageFacts | None:
     """As ``_check`` without Pillow, whose reading of a header takes longer than all else; None where it is to judge."""
-    plain = plain_jpeg(data, header)
-    if plain is None:
+    if header.size is None or not is_plain_jpeg(header):
         return None
     if verify == "decode":
         if not _decodes_cleanly(data):
             return None
-    elif end_of_picture(data, header) is None:
+    elif not is_whole(data, header):
         raise _cut("jpeg", data)
     _require_whole_blocks(data, header)
-    height, width = (plain.width, plain.height) if header.orientation >= 5 else (plain.height, plain.width)
+    height, width = header.size[::-1] if header.orientation >= 5 else header.size
     return ImageFacts("jpeg", width, height)
 
 
@@ -94,7 +93,7 @@ def _check(opened: Opened, data: bytes, max_pixels: int, verify: Verify) -> Imag
         if header.format == "jpeg":
             opened.image.draft("L", (1, 1))
         opened.image.load()
-    elif end_of_picture(data, header) is None:
+    elif not is_whole(data, header):
         raise _cut(header.format, data)
     if header.format in _UNCHECKED:
         _require_whole_blocks(data, header)
