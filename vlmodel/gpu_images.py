@@ -7,17 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlmodel.images import Resize, middle_square, plain_jpeg
+from vlmodel.image_header import is_whole, read_header
+from vlmodel.images import Resize, is_plain_jpeg, middle_square
+
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Frames of JPEG that nvJPEG decodes: none of arithmetic code."""
 
 log = logging.getLogger(__name__)
-
-_END = b"\xff\xd9"
 
 
 def decode_jpegs(
@@ -28,7 +31,7 @@ def decode_jpegs(
     device: torch.device,
     out: Sequence[NDArray[np.uint8]],
 ) -> NDArray[np.bool_]:
-    """Fill in the images of the plain, whole JPEGs among the files; which ones were.
+    """Fill in the images of the plain, whole and upright JPEGs among the files; which ones were.
 
     All others are for ``images.decode`` to judge, and so is everything where nothing can be decoded here: it never
     raises for a file. Its pixels are not to the bit those of the CPU: nvJPEG interpolates colours in its own way, and
@@ -69,10 +72,17 @@ def _beside_the_training(device: torch.device) -> Iterator[None]:
 
 def _is_able(data: bytes, max_pixels: int) -> bool:
     """Whether the GPU may decode it: nvJPEG takes a file that is cut off for one with a grey end."""
-    header = plain_jpeg(data)
-    if header is None or header.height * header.width > max_pixels:
+    header = read_header(data)
+    if header is None or header.size is None or not is_plain_jpeg(header):
         return False
-    return header.colours != "RGB" and data.rfind(_END, -64) >= 0
+    height, width = header.size
+    if height * width > max_pixels or header.orientation != 1 or header.frame not in _FRAMES:
+        return False
+    try:
+        colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
+    except ValueError:
+        return False
+    return colours in ("YCbCr", "Gray") and is_whole(data, header)
 
 
 def _resized(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:

@@ -6,7 +6,7 @@ Neither torch nor transformers is imported by importing this module: processes t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, parse
 from vlmodel.fields import Fields, is_match, join
-from vlmodel.images import Resize, decode
+from vlmodel.images import FORMATS, Resize, decode
 from vlmodel.lengths import by_length
 
 if TYPE_CHECKING:
@@ -102,17 +102,20 @@ class VLProcessor:
         """What the only, or the first, task reads."""
         return next(iter(self.tasks.values()))
 
-    def decode(self, data: bytes, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    def decode(
+        self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
+    ) -> NDArray[np.uint8]:
         """An image as (image_size, image_size, 3) uint8 RGB: upright, on white where it is transparent.
 
         Args:
             out: where to put the pixels; new memory if not given.
+            formats: those that are taken, of ``FORMATS``.
 
         Raises:
-            ImageError: the bytes are cut off, are no image of a format in ``FORMATS``, or are one of too many pixels.
+            ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
         """
         config = self.config
-        return decode(data, config.image_size, config.resize, config.max_pixels, out)
+        return decode(data, config.image_size, config.resize, config.max_pixels, out, formats)
 
     def decode_on(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Decode what a CUDA device can of the files, into a place for each; which ones were."""

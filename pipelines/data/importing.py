@@ -199,14 +199,16 @@ def _staging(out: Path) -> Iterator[Path]:
     staging = out.parent / f".{out.name}.importing"
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(staging, os.O_RDONLY)
+        # A link would lead to a folder of others, and its files be taken for leftovers.
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise DataError(f"{staging} cannot be written ({error.strerror}); choose another folder") from None
     try:
         _lock(descriptor, staging, out)
         try:
             for leftover in staging.iterdir():  # Of an import that was cut off.
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                is_folder = leftover.is_dir() and not leftover.is_symlink()
+                shutil.rmtree(leftover) if is_folder else leftover.unlink()
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.registry.errors import ArtifactError
-from vlmodel.images import FORMATS, upright
+from vlmodel.images import open_image
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -140,8 +140,8 @@ def _told(answers: Answers) -> str:
 
 def _variants(image: bytes) -> list[bytes]:
     """The picture smaller and turned, in the formats that have decoders of their own."""
-    with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
-        picture = upright(opened)
+    with open_image(image) as opened:
+        picture = opened.upright()
     picture.thumbnail((_SIDE, _SIDE))
     turned = {
         "JPEG": picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),

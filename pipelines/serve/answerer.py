@@ -8,35 +8,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from transformers import AsyncTextIteratorStreamer
 
 from pipelines.registry import golden, manifest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
-from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
+from pipelines.serve.decoding import Decoding, pixel_limit
+from pipelines.serve.errors import ServeError, lacks_task, not_ready
 from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
 from pipelines.serve.passes import ModelThreads, Passed
 from pipelines.serve.priority import leisurely
 from pipelines.serve.service import Answered, Embeddings, Matches, Metrics, ModelInfo, NoMetrics, Task
-from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_IMAGE_ERRORS = {
-    "truncated": (422, "truncated_image", "the image file ends early; send it whole"),
-    "undecodable": (422, "undecodable_image", "the image cannot be decoded; send a JPEG, PNG, WebP, BMP or GIF file"),
-    "too_large": (413, "image_too_large", "the image has too many pixels; send a smaller one"),
-}
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
 _HANGING_PASS = 6
@@ -73,7 +62,7 @@ class Answerer:
         self._config = config
         self._metrics = metrics or NoMetrics()
         self._at_once = forward_passes(config)
-        self._decoding = ThreadPoolExecutor(config.decode_threads, thread_name_prefix="decode")
+        self._decoding = Decoding(config.decode_threads)
         self._passes = ModelThreads(self._at_once, model_threads(config))
         self._loaded: _Loaded | None = None
 
@@ -167,7 +156,7 @@ class Answerer:
 
     def close(self) -> None:
         """End the threads, once what they are at is done."""
-        self._decoding.shutdown(cancel_futures=True)
+        self._decoding.close()
         self._passes.close()
 
     def _read(self, folder: Path, digest: str) -> Predictor:
@@ -217,8 +206,9 @@ class Answerer:
         received = time.perf_counter()
         pixels_HWC = None
         if image is not None:
-            loop = asyncio.get_running_loop()
-            pixels_HWC = await loop.run_in_executor(self._decoding, _pixels, loaded.predictor, image)
+            processor = loaded.predictor.processor
+            limit = pixel_limit(self._config, processor.config.image_size)
+            pixels_HWC = await self._decoding.decode(processor, image, limit)
         return _Decoded(DecodedExample(b"", tuple(texts), pixels_HWC=pixels_HWC), received, time.perf_counter())
 
     async def _write(
@@ -261,10 +251,3 @@ def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answer
         "model": passed.seconds,
     }
     return Answered(passed.result, loaded.info, stages_s)
-
-
-def _pixels(predictor: Predictor, image: bytes) -> NDArray[np.uint8]:
-    try:
-        return predictor.processor.decode(image)
-    except ImageError as error:
-        raise ApiError(*_IMAGE_ERRORS[error.kind]) from error

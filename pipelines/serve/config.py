@@ -94,6 +94,11 @@ class ServeConfig(Section):
     decode_threads: int = Field(default=2, ge=1)
     """Threads that decode images, beside the event loop."""
 
+    max_image_pixels: int = Field(default=0, ge=0)
+    """Most pixels of an image once it is decoded, and of all images that a replica decodes at one time (beside those
+    below a million); larger ones are refused with 413 by their headers. A large JPEG that is decoded at a part of its
+    size counts that part. 0 means 64 times the pixels that the model is given, and at least 16 million."""
+
     max_batch_size: int = Field(default=16, ge=1)
     """Most images in one forward pass."""
 

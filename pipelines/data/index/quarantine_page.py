@@ -19,11 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from pipelines.data.index.tarindex import BLOCK
 from pipelines.data.storage import Folder
-from vlmodel.images import FORMATS
+from vlmodel.images import open_image
 
 _ROWS = 24
 """Faults shown of each reason, and shards with their counts; the rest is counted."""
@@ -138,9 +137,10 @@ def _contents(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) 
 def _thumbnail(data: bytes) -> bytes | None:
     """A small JPEG of what can be decoded; None where that is nothing."""
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings(), open_image(data) as opened:
             warnings.simplefilter("ignore")
-            image.draft("RGB", (2 * _SIDE, 2 * _SIDE))
+            opened.draft(_SIDE)
+            image = opened.image
             if image.width * image.height > _MAX_PIXELS:
                 return None
             try:

@@ -12,9 +12,10 @@ from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from vlmodel.images import FORMATS, draft, upright
+from vlmodel.images import ImageError, open_image
 
-_EXTENSIONS = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif", "bmp": "bmp"}
+_EXTENSIONS = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2", "heif": "heic"}
+"""Of members in a tar, where they are not the format's name."""
 # Formats that are written; "same" makes lossless PNGs of the others.
 _WRITTEN = ("jpeg", "webp")
 _HASHED_SIDE = 64
@@ -72,21 +73,19 @@ def store(data: bytes, image: ImageFacts, config: PrepareConfig) -> Stored:
         with warnings.catch_warnings():
             # The index has refused what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                draft(opened, side)
-                rgb = upright(opened)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever broken bytes lead them to
-        raise SampleError(Reason.UNDECODABLE_IMAGE, f"{image.format}: {error or type(error).__name__}") from None
+            with open_image(data) as opened:
+                opened.draft(side)
+                rgb = opened.upright()
+    except ImageError as error:
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"{image.format}: {error}") from None
     hashed = perceptual_hash(rgb) if config.near_duplicates else 0
     encoded = _encode(rgb, wanted, config.quality) if changes else None
-    return Stored(encoded, _EXTENSIONS[wanted.format], wanted.width, wanted.height, hashed)
+    return Stored(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)
 
 
 def kept(image: ImageFacts) -> Stored:
     """An image that nothing has to be known of and that stays as it is."""
-    return Stored(None, _EXTENSIONS[image.format], image.width, image.height, 0)
+    return Stored(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 
 
 def _encode(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:

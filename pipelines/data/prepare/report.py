@@ -20,7 +20,7 @@ from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.reader import Record, ShardReader
 from pipelines.data.shards import SPLITS
-from vlmodel.images import FORMATS, upright
+from vlmodel.images import ImageError, open_image
 
 _THUMBNAIL = 176
 _TEXTS, _TEXT_CHARS = 3, 120
@@ -120,11 +120,11 @@ def _picture(record: Record | None) -> str:
     """A thumbnail as an element whose address holds the picture itself."""
     try:
         if record is None:
-            raise ValueError("not read")
-        with Image.open(io.BytesIO(record.image), formats=FORMATS) as opened:
-            opened.draft(None, (2 * _THUMBNAIL, 2 * _THUMBNAIL))
-            rgb = upright(opened)
-    except Exception:  # Pillow's readers raise whatever broken bytes lead them to
+            raise ImageError("undecodable", "not read")
+        with open_image(record.image) as opened:
+            opened.draft(_THUMBNAIL)
+            rgb = opened.upright()
+    except ImageError:
         return '<div class="gone">no picture</div>'
     rgb.thumbnail((_THUMBNAIL, _THUMBNAIL))
     out = io.BytesIO()

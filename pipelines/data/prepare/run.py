@@ -161,7 +161,7 @@ def _sweep(out: Folder) -> None:
     out.remove_folder(WORK)
     for folder in ("", FOLDER, LINEAGE):
         for file in out.files(folder):
-            if file.name.endswith(".partial"):
+            if file.name.startswith(".") and file.name.endswith(".partial"):  # as Folder.write names them
                 out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 

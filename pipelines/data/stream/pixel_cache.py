@@ -7,7 +7,8 @@ decoded anew. So what a training sees does not depend on what is kept, and sever
 Files are named by what the pixels are of: the tar's bytes, which of its samples are sound, the settings of the images.
 The first shards that fit into ``max_gb`` are kept, and no others: an epoch reads all samples once, so giving up old
 ones for new ones would keep nothing until it is needed. Pixels of other settings or data make room, longest unused
-first.
+first. Only they do: the cache has a folder of its own that no other user may read, and deletes nothing but the files
+that it names itself, in folders there that carry its mark. Links are not followed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import json
 import logging
 import os
 import shutil
+import stat
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
@@ -38,9 +41,13 @@ from vlmodel.processor import ProcessorConfig
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+SUBFOLDER = "raylm-pixels"
+MARK = "KEPT_PIXELS"
+"""File in each folder of kept pixels. A folder without it is never deleted."""
 _CHECKSUM = np.dtype("<u4")
 _FREE_SHARE = 0.8
 """Of a disk's free space that may be taken."""
+_SUFFIXES = (".pixels", ".checksums")
 _PAYS = 3.0
 _TRIED = 16
 
@@ -55,14 +62,15 @@ class PixelCacheConfig(Section):
     """"auto" keeps them where there is more than one epoch and reading them back is at least three times as fast as
     decoding, as measured at the start. Where stream.threads=0, nothing is kept."""
     folder: Location = ""
-    """Folder on each node's own disk; "" takes raylm/pixels in $XDG_CACHE_HOME or ~/.cache."""
+    """Folder on each node's own disk, which may hold other things: they are kept in its subfolder raylm-pixels, which
+    no other user may read, and nothing else there is touched. "" takes raylm/pixels in $XDG_CACHE_HOME or ~/.cache."""
     max_gb: float = Field(20.0, gt=0)
     """Most that all kept pixels of a node take."""
 
     @property
     def root(self) -> Path:
         if self.folder:
-            return Path(self.folder).expanduser().absolute()
+            return Path(self.folder).expanduser().absolute() / SUBFOLDER
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / "pixels"
 
 
@@ -136,7 +144,9 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     folder = config.root / key
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        _make_own(config.root)
+        _make_own(folder)
+        (folder / MARK).touch(mode=0o600)
         os.utime(folder)
         row_bytes = 3 * processor.image_size**2
         room = _make_room(folder, sum(map(_samples, index.shards)) * row_bytes, int(config.max_gb * 1e9))
@@ -194,7 +204,7 @@ def _opened(folder: str, name: str, samples: int, row_bytes: int) -> _Files:
 
 
 def _sized(path: Path, size: int) -> FileIO:
-    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+")
     if os.fstat(file.fileno()).st_size != size:
         os.ftruncate(file.fileno(), size)
     return file
@@ -214,8 +224,8 @@ def _checksum(data: Any) -> int:
 
 
 def _make_room(folder: Path, wanted: int, limit: int) -> int:
-    """Delete what others kept, as far as it is in the way. Returns how many bytes ``folder`` may take."""
-    others = [other for other in folder.parent.iterdir() if other.is_dir() and other != folder]
+    """Delete other kept pixels, as far as they are in the way. Returns how many bytes ``folder`` may take."""
+    others = [other for other in folder.parent.iterdir() if other != folder and _is_marked(other)]
     taken = {other: _used(other) for other in others}
     own = _used(folder)
 
@@ -223,16 +233,54 @@ def _make_room(folder: Path, wanted: int, limit: int) -> int:
         free = int(_FREE_SHARE * shutil.disk_usage(folder).free)
         return min(limit - sum(taken.values()), own + free)
 
-    for other in sorted(others, key=lambda other: other.stat().st_mtime):
+    for other in sorted(others, key=lambda other: other.lstat().st_mtime):
         if wanted <= room():
             break
-        shutil.rmtree(other, ignore_errors=True)
-        del taken[other]
+        _delete(other)
+        taken[other] = _used(other)
     return room()
 
 
+def _make_own(folder: Path) -> None:
+    """A folder that is this user's alone, and no link to another place.
+
+    Raises:
+        OSError: it is not, and cannot be made so.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise PermissionError(f"{folder} is a link, or another user's")
+    if facts.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def _is_marked(folder: Path) -> bool:
+    """Whether it is a folder of kept pixels, and no link to one."""
+    try:
+        return stat.S_ISDIR(folder.lstat().st_mode) and stat.S_ISREG((folder / MARK).lstat().st_mode)
+    except OSError:
+        return False
+
+
+def _delete(folder: Path) -> None:
+    """Delete a folder of kept pixels; what another program has put there stays, and the folder with it."""
+    with suppress(OSError):
+        for file in folder.iterdir():
+            if file.suffix in _SUFFIXES:
+                file.unlink(missing_ok=True)
+        if {file.name for file in folder.iterdir()} == {MARK}:
+            (folder / MARK).unlink(missing_ok=True)
+            folder.rmdir()
+
+
 def _used(folder: Path) -> int:
-    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
+    """Bytes of the pixels and checksums that are kept in a folder."""
+    try:
+        return sum(file.lstat().st_blocks * 512 for file in folder.iterdir() if file.suffix in _SUFFIXES)
+    except FileNotFoundError:
+        return 0
 
 
 def _give_up(folder: str, error: OSError) -> None:

@@ -321,6 +321,21 @@ def test_a_crash_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_link_where_an_import_is_staged_leads_to_nothing_that_is_deleted(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "thesis.txt").write_text("years of work")
+    (tmp_path / ".out.importing").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="cannot be written"):
+        import_data(SMALL, tmp_path / "out", progress=False)
+    assert (elsewhere / "thesis.txt").read_text() == "years of work"
+    (tmp_path / ".out.importing").unlink()
+    (tmp_path / ".out.importing").mkdir()
+    (tmp_path / ".out.importing" / "left").symlink_to(elsewhere)
+    import_data(SMALL, tmp_path / "out", progress=False)
+    assert (elsewhere / "thesis.txt").read_text() == "years of work"
+
+
 def test_two_imports_into_one_folder(tmp_path: Path) -> None:
     staging = tmp_path / ".out.importing"
     staging.mkdir()

@@ -62,7 +62,7 @@ CASES: dict[str, tuple[Reason, list[Entry | tarfile.TarInfo]]] = {
     "truncated GIF": (Reason.TRUNCATED_IMAGE, [("5.gif", photo(5, form="GIF")[:1200]), ("5.json", TEXTS)]),
     "truncated BMP": (Reason.TRUNCATED_IMAGE, [("5.bmp", photo(5, form="BMP")[:1200]), ("5.json", TEXTS)]),
     "HTML as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", b"<html><body>404</body></html>"), ("5.json", TEXTS)]),
-    "TIFF as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", photo(5, form="TIFF")), ("5.json", TEXTS)]),
+    "PPM as .jpg": (Reason.UNDECODABLE_IMAGE, [("5.jpg", photo(5, form="PPM")), ("5.json", TEXTS)]),
     "spoiled PNG": (Reason.UNDECODABLE_IMAGE, [("5.png", zeroed(photo(5, form="PNG"), 600)), ("5.json", TEXTS)]),
     "JPEG with a lost block": (Reason.UNDECODABLE_IMAGE, [("5.jpg", zeroed(JPEG, 1024)), ("5.json", TEXTS)]),
     "JPEG with a lost end": (

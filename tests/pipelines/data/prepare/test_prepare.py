@@ -249,6 +249,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
         Index.open(str(out))
     done = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     (out / ".train-000000.tar.77.partial").write_bytes(b"half of a tar")
+    (out / "film.mp4.partial").write_bytes(b"of another program")
     here()
     written: list[str] = []
     write = Folder.write
@@ -259,7 +260,7 @@ def test_an_interrupted_job_goes_on_where_it_was(
 
     monkeypatch.setattr(Folder, "write", watched)
     prepare(source.tars, config)
-    assert not list(out.rglob("*.partial"))
+    assert list(out.rglob("*.partial")) == [out / "film.mp4.partial"]
     parts = {name for name in done if name.startswith(("_prepare/work/", "_prepare/lineage/")) or name[-4:] == ".tar"}
     assert bool(parts) == bool(after)
     assert not parts & set(written), "nothing that was done is done again"

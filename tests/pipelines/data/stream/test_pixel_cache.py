@@ -100,7 +100,7 @@ def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: 
     kept = keeping_pixels(source, config(tmp_path), 2)
     list(epochs(kept))
     # A crash of the machine: one row's pixels never reached the disk, a file lost its end, another its checksums.
-    files = sorted(tmp_path.glob("*/*.pixels"))
+    files = sorted(tmp_path.glob("*/*/*.pixels"))
     with files[0].open("r+b") as file:
         file.seek(2 * ROW)
         file.write(bytes(ROW))
@@ -202,3 +202,71 @@ def test_an_image_that_cannot_be_decoded_is_named(source: Source, monkeypatch: p
     monkeypatch.setattr(VLProcessor, "decode", broken)
     with pytest.raises(DataError, match=r"sample '\d+' in shard 'train-00000\d.tar'.*index the data again"):
         epochs(replace(source))[0]
+
+
+def others_on_the_disk(disk: Path) -> list[Path]:
+    """Files that are no kept pixels, some of which look like them."""
+    places = ["thesis/chapter1.txt", "0123456789abcdef0123456789abcdef/a.pixels", "raylm-pixels/notes/a.pixels"]
+    files = [disk / place for place in places]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"years of work")
+        os.utime(file.parent, (1, 1))
+    return files
+
+
+def test_nothing_but_kept_pixels_makes_room(source: Source, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    index, files = Index.open(source.tars), others_on_the_disk(disk)
+    little = config(disk, max_gb=14_000 / 1e9)
+    for size in (16, 17, 18):
+        cache = open_pixel_cache(index, ProcessorConfig(image_size=size), little)
+        assert cache is not None
+        cache.write(index.shards[0], range(5), [np.zeros((size, size, 3), np.uint8)] * 5)
+        assert Path(cache.folder).parent == disk / "raylm-pixels"
+    assert [file.read_bytes() for file in files] == [b"years of work"] * 3
+    assert len(list((disk / "raylm-pixels").glob(f"*/{pixel_cache.MARK}"))) == 1, "the older ones made room"
+
+
+def test_links_are_not_followed(source: Source, tmp_path: Path) -> None:
+    disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
+    index, little = Index.open(source.tars), config(disk, max_gb=14_000 / 1e9)
+    first = open_pixel_cache(index, ProcessorConfig(image_size=16), little)
+    assert first is not None
+    # A folder of kept pixels that was moved, and a link in its place.
+    Path(first.folder).rename(elsewhere)
+    Path(first.folder).symlink_to(elsewhere)
+    (elsewhere / "a.pixels").write_bytes(bytes(100_000))
+    os.utime(elsewhere, (1, 1))
+    assert open_pixel_cache(index, ProcessorConfig(image_size=17), little) is not None
+    assert (elsewhere / "a.pixels").exists()
+    assert open_pixel_cache(index, ProcessorConfig(image_size=16), little) is None
+    pixel_cache._given_up.clear()
+    # The cache's own folder is no link, and neither are its files.
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "raylm-pixels").symlink_to(elsewhere)
+    assert open_pixel_cache(index, ProcessorConfig(image_size=16), config(linked)) is None
+    assert not list(elsewhere.glob("*/*"))
+    pixel_cache._given_up.clear()
+
+
+def test_what_else_lies_in_a_folder_of_kept_pixels_stays(source: Source, tmp_path: Path) -> None:
+    index, little = Index.open(source.tars), config(tmp_path, max_gb=14_000 / 1e9)
+    first = open_pixel_cache(index, ProcessorConfig(image_size=16), little)
+    assert first is not None
+    first.write(index.shards[0], range(5), [np.zeros((16, 16, 3), np.uint8)] * 5)
+    note = Path(first.folder) / "note.txt"
+    note.write_text("mine")
+    os.utime(first.folder, (1, 1))
+    assert open_pixel_cache(index, ProcessorConfig(image_size=17), little) is not None
+    assert note.read_text() == "mine"
+    assert not list(Path(first.folder).glob("*.pixels"))
+
+
+def test_pictures_are_their_users_alone(source: Source, tmp_path: Path) -> None:
+    root = tmp_path / "raylm-pixels"
+    root.mkdir(mode=0o755)
+    cache = open_pixel_cache(Index.open(source.tars), ProcessorConfig(image_size=16), config(tmp_path))
+    assert cache is not None
+    assert [Path(place).stat().st_mode & 0o777 for place in (root, cache.folder)] == [0o700, 0o700]

@@ -1,0 +1,286 @@
+"""Index, decoder and GPU decoder agree on every file: its size, its turn, its pixels, and whether it is whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.data.errors import Reason, SampleError
+from pipelines.data.index.validate import Verify, check_image
+from tests.vlmodel import image_files
+from tests.vlmodel.image_files import FILES, HEIGHT, WIDTH, picture
+from vlmodel import images
+from vlmodel.gpu_images import decode_jpegs
+from vlmodel.image_header import end_of_picture, pixels_alone, read_header
+from vlmodel.images import ImageError, decode, extension_of
+
+SIDE, LIMIT = 32, 1_000_000
+TURNS = {
+    1: picture,
+    3: lambda: picture().transpose(Image.Transpose.ROTATE_180),
+    5: lambda: picture().transpose(Image.Transpose.TRANSPOSE),
+    6: lambda: picture().transpose(Image.Transpose.ROTATE_270),
+    8: lambda: picture().transpose(Image.Transpose.ROTATE_90),
+}
+# Colours in these are coarser, or are converted.
+COARSE = ("jpeg, CMYK", "png, interlaced by palette", "gif, animated", "gif, without its end")
+
+
+@pytest.fixture(params=FILES)
+def file(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def unlike(got: np.ndarray, orientation: int) -> float:
+    expected = np.asarray(TURNS[orientation]().resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    return float(np.abs(got.astype(float) - expected).mean())
+
+
+def test_the_decoder(file: str) -> None:
+    make, orientation, _ = FILES[file]
+    assert unlike(decode(make(), SIDE, "squash", LIMIT), orientation) < (12 if file in COARSE else 3)
+
+
+@pytest.mark.parametrize("verify", ["decode", "header"])
+def test_the_index(file: str, verify: Verify) -> None:
+    make, orientation, _ = FILES[file]
+    facts = check_image(make(), LIMIT, verify)
+    assert (facts.width, facts.height) == ((HEIGHT, WIDTH) if orientation >= 5 else (WIDTH, HEIGHT))
+    assert facts.format == {"jpeg 2000": "jpeg2000"}.get(file.partition(",")[0], file.partition(",")[0])
+
+
+def test_the_gpu_decoder(file: str) -> None:
+    make, orientation, taken = FILES[file]
+    out = np.full((1, SIDE, SIDE, 3), 7, np.uint8)
+    assert decode_jpegs([make()], SIDE, "squash", LIMIT, torch.device("cpu"), list(out)).tolist() == [taken]
+    if taken:
+        assert unlike(out[0], orientation) < 3
+    else:
+        assert (out == 7).all()
+
+
+def test_what_is_cut_is_refused_by_all(file: str) -> None:
+    """In the middle of the pixels, wherever metadata are."""
+    make, _, _ = FILES[file]
+    data = make()
+    header = read_header(data)
+    assert header is not None
+    end = end_of_picture(data, header)
+    assert end is not None
+    # The longest stretch without metadata.
+    edges = [0, *(edge for part in header.metadata if part[0] < end for edge in part), end]
+    length, start = max((behind - first, first) for first, behind in zip(edges[::2], edges[1::2], strict=True))
+    cut = data[: start + length * 2 // 3]
+    for verify in ("decode", "header"):
+        with pytest.raises(SampleError) as refused:
+            check_image(cut, LIMIT, verify)  # type: ignore[arg-type]
+        assert refused.value.reason in (Reason.TRUNCATED_IMAGE, Reason.UNDECODABLE_IMAGE)
+    with pytest.raises(ImageError):
+        decode(cut, SIDE, "squash", LIMIT)
+    out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
+    assert not decode_jpegs([cut], SIDE, "squash", LIMIT, torch.device("cpu"), out).any()
+
+
+def test_what_is_left_without_metadata_is_the_same_picture(file: str) -> None:
+    data = FILES[file][0]()
+    header = read_header(data)
+    assert header is not None
+    alone = pixels_alone(data, header)
+    again = read_header(alone)
+    assert again is not None
+    assert (again.format, again.size) == (header.format, header.size)
+    assert again.orientation == 1
+    assert not again.metadata
+
+
+def test_extensions() -> None:
+    usual = {"jpeg": "jpg", "tiff": "tif", "jpeg 2000": "jp2"}
+    for file, (make, *_) in FILES.items():
+        form = file.partition(",")[0]
+        assert extension_of(make()) == usual.get(form, form)
+    assert extension_of(b"<html>") is None
+
+
+def test_arithmetic_code_is_left_to_the_cpu() -> None:
+    """One such file would fail all of a call of nvJPEG's."""
+    data = image_files.saved().replace(b"\xff\xc0", b"\xff\xc9", 1)
+    header = read_header(data)
+    assert header is not None
+    assert header.frame == 0xC9
+    out = list(np.full((1, SIDE, SIDE, 3), 7, np.uint8))
+    assert not decode_jpegs([data], SIDE, "squash", LIMIT, torch.device("cpu"), out).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("truecolour", lambda: image_files.saved("PNG", two_colours(), transparency=(255, 0, 0))),
+        ("grey", lambda: image_files.saved("PNG", two_colours().convert("L"), transparency=76)),
+        ("one bit", lambda: packed_png(1, (0, 1), transparent=0)),
+        ("two bits", lambda: packed_png(2, (1, 2), transparent=1)),
+        ("four bits", lambda: packed_png(4, (3, 9), transparent=3)),
+        ("16 bits", lambda: packed_png(16, (1000, 30000), transparent=1000)),
+        ("truecolour of 16 bits", lambda: truecolour_16()),
+        ("palette", lambda: image_files.saved("PNG", two_colours().quantize(2), transparency=palette_entry())),
+        ("alpha", lambda: image_files.saved("PNG", with_alpha())),
+        ("webp", lambda: image_files.saved("WEBP", with_alpha(), lossless=True, exact=True)),
+        ("gif", lambda: image_files.saved("GIF", two_colours().quantize(2), transparency=palette_entry())),
+    ],
+)
+def test_what_is_transparent_becomes_white(name: str, make: object) -> None:
+    pixels = decode(make(), 16, "squash", LIMIT)  # type: ignore[operator]
+    assert pixels[0, 0].tolist() == [255, 255, 255], name
+    assert name == "one bit" or pixels[15, 15].tolist() != [255, 255, 255], name
+
+
+def test_a_colour_beside_the_transparent_one_stays() -> None:
+    image = Image.new("RGB", (16, 16), (254, 0, 0))
+    data = image_files.saved("PNG", image, transparency=(255, 0, 0))
+    assert decode(data, 16, "squash", LIMIT)[0, 0].tolist() == [254, 0, 0]
+
+
+def test_a_lost_block_counts_where_pixels_are() -> None:
+    """The data of a member begins on a block's border, so a lost block is 512 zeros at a multiple of 512."""
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 256, (64, 96, 3), np.uint8))
+    profile = rng.integers(1, 256, 5000, np.uint8).tobytes()
+    data = image_files.segment(image_files.saved(image=noise), 0xE2, b"ICC_PROFILE\0\1\1" + profile)
+    zeros = lambda at: data[:at] + bytes(512) + data[at + 512 :]  # noqa: E731
+    assert check_image(zeros(1024), LIMIT).width == 96
+    with pytest.raises(SampleError, match="block of zeros at byte 8192"):
+        check_image(zeros(8192), LIMIT)
+    assert check_image(data + bytes(-len(data) % 512) + bytes(1024) + b"film", LIMIT).width == 96
+
+
+def test_values_without_a_range_are_refused_by_all() -> None:
+    for mode in ("F", "I"):
+        data = image_files.saved("TIFF", Image.new(mode, (8, 8)))
+        with pytest.raises(SampleError, match="8 or 16 bits") as refused:
+            check_image(data, LIMIT)
+        assert refused.value.reason is Reason.UNDECODABLE_IMAGE
+        with pytest.raises(ImageError, match="8 or 16 bits"):
+            decode(data, SIDE, "squash", LIMIT)
+
+
+def test_bombs_of_other_kinds_are_refused_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    jp2 = image_files.saved("JPEG2000")
+    at = jp2.index(b"\xff\x4f\xff\x51") + 8
+    # The box says 96 x 64, the codestream, which is what is decoded, another size.
+    lying = jp2[:at] + (60_000).to_bytes(4, "big") * 2 + jp2[at + 8 :]
+    tiled = image_files.tiff_of(
+        {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60_000, 323: 60_000, 324: 8, 325: 9}
+    )
+    wide = image_files.saved("TIFF", Image.new("1", (4000, 4000)))
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
+    for data in (lying, tiled, wide):
+        with pytest.raises(ImageError, match="too many pixels"):
+            decode(data, SIDE, "squash", LIMIT)
+        with pytest.raises(SampleError) as refused:
+            check_image(data, LIMIT)
+        assert refused.value.reason is Reason.IMAGE_TOO_LARGE
+
+
+def test_heic_without_its_package_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    data = (24).to_bytes(4, "big") + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
+    with pytest.raises(ImageError, match="pillow-heif"):
+        decode(data, SIDE, "squash", LIMIT)
+    with pytest.raises(SampleError, match="pillow-heif"):
+        check_image(data, LIMIT)
+    assert extension_of(data) == "heic"
+
+
+def test_heic() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the package pillow-heif")
+    pillow_heif.register_heif_opener()
+    data = image_files.saved("HEIF", quality=95)
+    assert unlike(decode(data, SIDE, "squash", LIMIT), 1) < 5
+    assert tuple(check_image(data, LIMIT)) == ("heif", WIDTH, HEIGHT)
+    for verify in ("decode", "header"):
+        with pytest.raises(SampleError):
+            check_image(data[: len(data) * 2 // 3], LIMIT, verify)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0"]
+)
+def test_no_header_is_too_short(data: bytes) -> None:
+    header = read_header(data)
+    assert header is None or end_of_picture(data, header) is None or header.format == "webp"
+
+
+def test_random_bytes_behind_a_signature_raise_nothing() -> None:
+    rng = np.random.default_rng(0)
+    for make, *_ in FILES.values():
+        data = bytearray(make()[:4000])
+        for _ in range(20):
+            at = rng.integers(8, len(data), 12)
+            for place in at:
+                data[place] = rng.integers(0, 256)
+            spoiled = bytes(data)
+            if (header := read_header(spoiled)) is not None:
+                end_of_picture(spoiled, header)
+                pixels_alone(spoiled, header)
+
+
+def two_colours() -> Image.Image:
+    image = Image.new("RGB", (16, 16), (255, 0, 0))
+    image.paste((0, 0, 255), (8, 8, 16, 16))
+    return image
+
+
+def with_alpha() -> Image.Image:
+    image = two_colours().convert("RGBA")
+    image.paste((255, 0, 0, 0), (0, 0, 8, 8))
+    return image
+
+
+def palette_entry() -> int:
+    entry = two_colours().quantize(2).getpixel((0, 0))
+    assert isinstance(entry, int)
+    return entry
+
+
+def packed_png(depth: int, values: tuple[int, int], transparent: int) -> bytes:
+    """Greys of 16 x 16: the first value in the upper half."""
+    rows = b""
+    for row in range(16):
+        value = values[row >= 8]
+        bits = "".join(f"{value:0{depth}b}" for _ in range(16))
+        rows += b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    return image_files.raw_png(depth, 0, rows, 16, 16, image_files.chunk(b"tRNS", transparent.to_bytes(2, "big")))
+
+
+def truecolour_16() -> bytes:
+    first, second = (0x1234, 0x5678, 0x9ABC), (0xFF00, 0, 0)
+    rows = b""
+    for row in range(16):
+        rows += b"\0" + b"".join(v.to_bytes(2, "big") for v in (first if row < 8 else second)) * 16
+    tRNS = b"".join(v.to_bytes(2, "big") for v in first)
+    return image_files.raw_png(16, 2, rows, 16, 16, image_files.chunk(b"tRNS", tRNS))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("resize", ["squash", "crop"])
+@pytest.mark.parametrize("width", [95, 96])
+def test_every_turn(orientation: int, resize: images.Resize, width: int) -> None:
+    """By the fast decoder, by Pillow, and at a part of its size: all as if the file had been stored upright."""
+    image = picture().resize((width, HEIGHT))
+    data = image_files.segment(image_files.saved(image=image), 0xE1, b"Exif\0\0" + image_files.exif(orientation))
+    turn = images._TURNS.get(orientation)
+    upright = image if turn is None else image.transpose(turn)
+    expected = decode(image_files.saved(image=upright), SIDE, resize, LIMIT).astype(int)
+    out = np.empty((SIDE, SIDE, 3), np.uint8)
+    assert decode(data, SIDE, resize, LIMIT, out) is out
+    assert np.abs(out - expected).max() <= 6
+    png = image_files.saved("PNG", image, exif=image_files.exif(orientation))
+    assert np.abs(decode(png, SIDE, resize, LIMIT) - expected).max() <= 6
+    if resize == "squash":
+        small = decode(data, 4, resize, LIMIT).astype(int)
+        assert np.abs(small - decode(image_files.saved(image=upright), 4, resize, LIMIT)).max() <= 6
+    facts = check_image(data, LIMIT)
+    assert (facts.width, facts.height) == upright.size
