@@ -7,7 +7,7 @@ reads itself.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -16,11 +16,17 @@ from pipelines.data.errors import Reason
 from pipelines.data.sample import Members, Texts
 from vlmodel.config import Part
 
+GROUP = "group"
+"""Key of ``Record.extra`` whose value is the same for samples that must be on one side of a split: one scene, one
+photographer."""
+
 
 class Record(NamedTuple):
     """One sample as its source has it; ``image`` holds the source's own bytes, None where no image was looked for.
 
-    What ``Importer.members`` does not ask for may be there, and is not written.
+    What ``Importer.members`` does not ask for may be there, and is not written. ``file`` is the image's file itself,
+    the same for all its names: a second record of one file is refused. None where the importer has seen to that, or
+    there is no file.
     """
 
     split: str
@@ -29,6 +35,7 @@ class Record(NamedTuple):
     image_ext: str | None
     texts: Texts
     extra: Mapping[str, Any] | None = None
+    file: str | None = None
 
 
 class Reject(NamedTuple):
@@ -40,10 +47,15 @@ class Reject(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A source opened for reading: its number of samples, and the samples (read as they are asked for)."""
+    """A source opened for reading.
+
+    ``total`` is the number of its samples; ``records`` reads them as they are asked for; ``passed_over``, called after
+    that, counts by kind what else the source holds.
+    """
 
     total: int
     records: Iterator[Record | Reject]
+    passed_over: Callable[[], Mapping[str, int]] = dict
 
 
 class Importer(Part):

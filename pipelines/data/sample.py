@@ -17,8 +17,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from pipelines.data.errors import Reason, SampleError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
-"""Extensions of image members: lower case, without the dot."""
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "heic", "heif",
+)  # fmt: skip
+"""Extensions of image members: lower case, without the dot. Whether one can be decoded is seen where it is read."""
 
 Members = Literal["pairs", "texts", "images"]
 """What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
