@@ -6,13 +6,14 @@ reads itself.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.data.errors import Reason
+from pipelines.data.errors import DataError, Reason
 from pipelines.data.sample import Members, Texts
 from vlmodel.config import Part
 
@@ -68,6 +69,44 @@ class Importer(Part):
     """Samples per tar."""
     bytes_per_shard: int = Field(default=256 << 20, ge=1)
     """Size per tar, in bytes; whichever limit comes first ends it."""
+    validation_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the train samples that becomes split val, by hash of their group, or of their key where they have none,
+    in a source without a split val. 0 leaves it to data.index.validation_fraction, which does the same."""
+    test_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the train samples that becomes split test, in the same way, in a source without a split test."""
+
+    @model_validator(mode="after")
+    def _some_left_to_train_on(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction = {self.validation_fraction} and test_fraction = {self.test_fraction} leave "
+                "nothing to train on; lower them"
+            )
+        return self
+
+    def split_of(self, record: Record) -> str:
+        """The split of a record, of which a share of train is cut off.
+
+        Raises:
+            DataError: the source has a split of its own that was to be cut.
+        """
+        fractions = {"test": self.test_fraction, "val": self.validation_fraction}
+        if fractions.get(record.split):
+            name = "test_fraction" if record.split == "test" else "validation_fraction"
+            raise DataError(
+                f"the source has a split {record.split} of its own (sample {record.key!r}); set source.{name}=0"
+            )
+        if record.split != "train":
+            return record.split
+        # Not the hash by which the index cuts off validation samples, of which these would be a part.
+        group = (record.extra or {}).get(GROUP, record.key)
+        digest = hashlib.sha256(f"split\0{group}".encode(errors="surrogatepass")).digest()
+        place, end = int.from_bytes(digest[:8], "big") / 2**64, 0.0
+        for split, fraction in fractions.items():
+            end += fraction
+            if place < end:
+                return split
+        return "train"
 
     @abstractmethod
     def fingerprint(self) -> str:

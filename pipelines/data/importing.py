@@ -122,6 +122,8 @@ def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> 
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
         entries = reading.records
         for entry in _show_progress(entries, reading.total, f"import {config.kind}") if progress else entries:
+            if isinstance(entry, Record):
+                entry = entry._replace(split=config.split_of(entry))
             reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary, samples)
             if reject is not None:
                 rejected[reject.reason] += 1

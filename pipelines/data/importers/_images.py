@@ -243,6 +243,7 @@ def suffix_of(name: str) -> str:
 
 def sniff(data: bytes) -> str | None:
     """The usual extension of an image file by its first bytes, whether or not it is one that can be decoded here."""
+    data = data[:_HEAD]
     if (extension := image_files.extension_of(data)) is not None:
         return extension
     if data.startswith(_TIFF):

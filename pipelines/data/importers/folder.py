@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Literal
 
 from pipelines.data.errors import SampleError
-from pipelines.data.importer import Importer, Reading, Record, Reject
+from pipelines.data.importer import GROUP, Importer, Reading, Record, Reject
 from pipelines.data.importers._files import fingerprint, key_of, path_of
 from pipelines.data.importers._images import Images
 from pipelines.data.sample import Texts
@@ -27,6 +28,8 @@ class Config(Importer):
     """Folder of the images (files at any depth, and plain tars that lie directly in it), or one plain tar."""
     split: Literal["train", "val", "test"] = "train"
     """Split of all of them."""
+    group: Literal["", "folder"] = ""
+    """"folder" makes one group of the images that lie directly in one folder, as the frames of a film."""
 
     def fingerprint(self) -> str:
         images = self._images()
@@ -47,4 +50,5 @@ class Config(Importer):
             except SampleError as error:
                 yield Reject(key, error.reason, error.detail)
             else:
-                yield Record(self.split, key, image, extension, Texts(), file=images.identity(name))
+                extra = {GROUP: posixpath.dirname(name)} if self.group else None
+                yield Record(self.split, key, image, extension, Texts(), extra, images.identity(name))

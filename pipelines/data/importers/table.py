@@ -84,7 +84,8 @@ class Config(Importer):
     question_id: str = "question_id"
     """Column of the question's identifier."""
     group: str = ""
-    """Column of what must not be on both sides of a split, as the scene or the photographer; kept with the sample."""
+    """Column of what must not be on both sides of a split, as the scene or the photographer. It is kept with the
+    sample, and where splits are cut by a hash, it is that of the group."""
 
     @field_validator("encoding")
     @classmethod

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import DataError, Reason
-from pipelines.data.importer import Importer, Reading, Record, Reject
+from pipelines.data.importer import GROUP, Importer, Reading, Record, Reject
 from pipelines.data.importers import easy_vqa, folder, scenes, table
 from pipelines.data.importing import MANIFEST, REJECTS, SplitCounts, import_data
 from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.scan import hash_key
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Question, Texts, parse_texts
 from pipelines.data.shards import shard_split
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.config import dump, kinds, parse, part_config
+from vlmodel.config import ConfigError, dump, kinds, parse, part_config
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
 
@@ -329,6 +330,48 @@ def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
     import_data(SMALL, tmp_path / "shared", progress=False)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "shared")]
     assert modes == [0o700, 0o2755]
+
+
+def _split_of_keys(folder: Path) -> dict[str, str]:
+    return {name.rpartition(".")[0]: split for split, name, _ in _members(folder)}
+
+
+@pytest.mark.parametrize("members", ["pairs", "images"])
+def test_splits_are_cut_by_the_hash_of_the_group(tmp_path: Path, members: str) -> None:
+    entries = tuple(
+        _record("train", f"k{number}")._replace(extra={GROUP: f"scene {number % 40}"}) for number in range(400)
+    )
+    config = Listed(entries=entries, members=members, validation_fraction=0.2, test_fraction=0.3)
+    summary = import_data(config, tmp_path / "out", progress=False)
+    splits = _split_of_keys(tmp_path / "out")
+    of_scene = {number: {splits[f"k{n}"] for n in range(number, 400, 40)} for number in range(40)}
+    assert all(len(of_one) == 1 for of_one in of_scene.values())
+    assert list(summary.splits) == ["train", "val", "test"]
+
+
+def test_without_groups_splits_are_cut_by_the_key(tmp_path: Path) -> None:
+    entries = tuple(_record("train", f"k{number}") for number in range(1000))
+    config = Listed(entries=entries, test_fraction=0.1)
+    import_data(config, tmp_path / "a", progress=False)
+    import_data(config.model_copy(update={"entries": entries[::-1]}), tmp_path / "b", progress=False)
+    splits = _split_of_keys(tmp_path / "a")
+    assert splits == _split_of_keys(tmp_path / "b")
+    tested = [key for key, split in splits.items() if split == "test"]
+    assert 60 < len(tested) < 140
+    assert "val" not in splits.values()
+    # The index cuts off its share of what is left, as of any train samples.
+    left = [hash_key(key) < 2**64 // 10 for key, split in splits.items() if split == "train"]
+    assert 60 < sum(left) < 120
+
+
+def test_a_split_of_the_sources_own_is_not_mixed_with_a_cut(tmp_path: Path) -> None:
+    entries = (_record("train", "a"), _record("val", "b"))
+    import_data(Listed(entries=entries, test_fraction=0.5), tmp_path / "out", progress=False)
+    message = r"has a split val of its own \(sample 'b'\); set source\.validation_fraction=0"
+    with pytest.raises(DataError, match=message):
+        import_data(Listed(entries=entries, validation_fraction=0.5), tmp_path / "none", progress=False)
+    with pytest.raises(ConfigError, match="leave nothing to train on; lower them"):
+        parse(scenes.Config, {"validation_fraction": 0.5, "test_fraction": 0.5})
 
 
 def test_no_usable_record_is_an_error(tmp_path: Path) -> None:

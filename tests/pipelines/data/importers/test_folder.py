@@ -78,3 +78,15 @@ def test_a_home_folder(tmp_path: Path, picture, read_all, monkeypatch) -> None:
     (tmp_path / "0.png").write_bytes(picture(0))
     monkeypatch.setenv("HOME", str(tmp_path))
     assert list(read_all(Config(folder="~"))[0]) == ["0"]
+
+
+def test_a_folder_is_a_group(tmp_path: Path, picture, read_all) -> None:
+    for number, name in enumerate(("a.png", "film/1.png", "film/2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture(number))
+    records, _ = read_all(Config(folder=str(tmp_path), group="folder"))
+    assert {key: record.extra for key, record in records.items()} == {
+        "a": {"group": ""},
+        "film/1": {"group": "film"},
+        "film/2": {"group": "film"},
+    }
