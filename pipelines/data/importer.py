@@ -14,12 +14,8 @@ from typing import Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from pipelines.data.errors import DataError, Reason
-from pipelines.data.sample import Members, Texts
+from pipelines.data.sample import GROUP, Members, Texts
 from vlmodel.config import Part
-
-GROUP = "group"
-"""Key of ``Record.extra`` whose value is the same for samples that must be on one side of a split: one scene, one
-photographer."""
 
 
 class Record(NamedTuple):
@@ -27,7 +23,7 @@ class Record(NamedTuple):
 
     What ``Importer.members`` does not ask for may be there, and is not written. ``file`` is the image's file itself,
     the same for all its names: a second record of one file is refused. None where the importer has seen to that, or
-    there is no file.
+    there is no file. ``extra`` may name the sample's group by ``GROUP``.
     """
 
     split: str

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipelines.data.errors import SampleError
-from pipelines.data.importer import GROUP, Importer, Reading, Record, Reject
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._files import fingerprint, key_of, path_of
 from pipelines.data.importers._images import Images
-from pipelines.data.sample import Texts
+from pipelines.data.sample import GROUP, Texts
 from vlmodel.locations import Location
 
 

@@ -23,12 +23,12 @@ import pyarrow.parquet
 from pydantic import field_validator
 
 from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.importer import GROUP, Importer, Reading, Record, Reject
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import DELIMITERS, cells_of, csv_rows, open_text, require_text
 from pipelines.data.importers._files import fingerprint, fit_key, key_of, path_of
 from pipelines.data.importers._images import Images, images_for, is_image, require_image_name, sniff
-from pipelines.data.sample import Members, Question, Texts
+from pipelines.data.sample import GROUP, Members, Question, Texts
 from pipelines.data.shards import canonical_split
 from vlmodel.locations import Location
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.errors import DataError, Reason
-from pipelines.data.importer import GROUP, Importer, Reading, Record, Reject
+from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers import easy_vqa, folder, scenes, table
 from pipelines.data.importing import MANIFEST, REJECTS, SplitCounts, import_data
 from pipelines.data.index.index import IndexConfig, build_index
 from pipelines.data.index.scan import hash_key
 from pipelines.data.reader import ShardReader
-from pipelines.data.sample import Question, Texts, parse_texts
+from pipelines.data.sample import GROUP, Question, Texts, parse_texts
 from pipelines.data.shards import shard_split
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import ConfigError, dump, kinds, parse, part_config
