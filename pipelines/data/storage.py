@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -218,7 +219,8 @@ class Folder:
         """Copy a file within the folder, in place of what has the second name; there as a whole or not at all.
 
         Where the folder is local and its disk can (XFS, Btrfs, ZFS), both share their blocks until one is written to.
-        A hard link would not do: whoever writes into the one file would change the other.
+        A hard link would not do: whoever writes into the one file would change the other. Who may read the file may
+        read the copy, and no one else.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -231,9 +233,10 @@ class Folder:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.partial")
         try:
-            with open(path, "rb") as source, temporary.open("xb") as copy:
+            with open(path, "rb") as source, open(temporary, "xb", opener=_owners_alone) as copy:
                 _copy(source, copy)
                 copy.flush()
+                os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
                 os.fsync(copy.fileno())
             temporary.replace(place)
         except BaseException:
@@ -317,6 +320,10 @@ class ResumingStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _copy(source: BinaryIO, copy: BinaryIO) -> None:

@@ -109,6 +109,7 @@ def test_taking_repeats_and_keeps_what_was_there(folder: Folder) -> None:
 def test_what_was_taken_stays_when_the_same_file_is_written_again(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write("a.tar", b"one")
+    (tmp_path / "a.tar").chmod(0o640)
     (tmp_path / "b.tar").symlink_to("a.tar")
     folder.write("c.tar", b"")
     tars = [Tar(name, size, "", sha(data)) for name, size, data in (("a.tar", 3, b"one"), ("b.tar", 3, b"one"))]
@@ -116,7 +117,9 @@ def test_what_was_taken_stays_when_the_same_file_is_written_again(tmp_path: Path
     with (tmp_path / "a.tar").open("r+b") as file:  # As cp and rsync --inplace do.
         file.write(b"two, and longer")
     assert [folder.read(f"_taken/x/{name}.tar") for name in "abc"] == [b"one", b"one", b""]
-    assert sorted(path.name for path in (tmp_path / "_taken" / "x").iterdir()) == ["a.tar", "b.tar", "c.tar"]
+    taken = sorted((tmp_path / "_taken" / "x").iterdir())
+    assert [path.name for path in taken] == ["a.tar", "b.tar", "c.tar"]
+    assert [path.stat().st_mode & 0o777 for path in taken[:2]] == [0o640, 0o640]
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EIO])
