@@ -31,6 +31,8 @@ _AVIF = {b"avif", b"avis"}
 _HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _HEAD = 32
 """Bytes that tell an image of any kind."""
+_MOST_BYTES = 1 << 30
+"""Of an image file, which is held in memory; a sparse file can claim any size."""
 _MOST_LINKS = 40
 
 
@@ -98,7 +100,7 @@ class Images:
         Raises:
             SampleError: MISSING_IMAGE (none, or several of that name), UNSAFE_MEMBER for a name that leads out of
                 the root and for a pipe, socket, device or folder, UNDECODABLE_IMAGE for an extension that is no
-                image's and for bytes that are none's, BROKEN_TAR.
+                image's and for bytes that are none's, IMAGE_TOO_LARGE, BROKEN_TAR.
         """
         require_image_name(name)
         place = self._find(name)
@@ -108,15 +110,20 @@ class Images:
         try:
             with open_regular(place.file) as file:
                 file.seek(place.offset or 0)
-                data = file.read(place.size if place.offset is not None else -1)
+                size = os.fstat(file.fileno()).st_size if place.offset is None else place.size
+                data = file.read(min(_HEAD, size))
+                extension = sniff(data)
+                if data and extension is None:
+                    # Nothing of the bytes is shown: a link may lead to a file that is nobody's business.
+                    raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
+                if size > _MOST_BYTES:
+                    detail = f"image {name!r} has {size:,} bytes; at most {_MOST_BYTES:,} are imported"
+                    raise SampleError(Reason.IMAGE_TOO_LARGE, detail)
+                data += file.read(size - len(data))
         except OSError as error:
             raise SampleError(Reason.MISSING_IMAGE, f"{place.file} cannot be read: {error.strerror}") from None
-        if place.offset is not None and len(data) < place.size:
+        if place.offset is not None and len(data) < size:
             raise SampleError(Reason.BROKEN_TAR, f"{place.file} ends inside {name!r}")
-        extension = sniff(data)
-        if data and extension is None:
-            # Nothing of the bytes is shown: a link may lead to a file that is nobody's business.
-            raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
         return data, (suffix_of(name) if is_image(name) else extension) or ""
 
     def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:

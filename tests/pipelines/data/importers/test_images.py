@@ -233,6 +233,21 @@ def test_kinds_by_first_bytes(picture) -> None:
         assert sniff(other) is None
 
 
+def test_a_sparse_file_is_not_read_into_memory(tmp_path: Path, picture, write_tar) -> None:
+    _put(tmp_path, "x.png", "y.png", data=picture(0))
+    os.truncate(tmp_path / "x.png", 1 << 40)
+    images = Images(tmp_path)
+    assert _reason(images, "x.png") is Reason.IMAGE_TOO_LARGE
+    assert images.read("y.png") == (picture(0), "png")
+
+
+def test_a_tar_that_ends_inside_an_image(tmp_path: Path, picture, write_tar) -> None:
+    tar = write_tar(tmp_path / "t.tar", {"x.png": picture(0)})
+    images = Images(tar)
+    os.truncate(tar, 512 + 40)
+    assert _reason(images, "x.png") is Reason.BROKEN_TAR
+
+
 def test_usual_names_are_found_behind_links(tmp_path: Path) -> None:
     _put(tmp_path, "disk/captions.txt", data=b"x")
     _put(tmp_path, "data/._captions.txt", "data/.old/captions.txt", data=b"y")
