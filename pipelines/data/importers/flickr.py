@@ -6,7 +6,9 @@ Captions come as a token file (``NAME.jpg#0<TAB>caption``) or as CSV with a head
 
 from __future__ import annotations
 
+import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -137,6 +139,7 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
         name, caption = (cells[at].strip() if at < len(cells) else "" for at in (name_at, caption_at))
         if tokens:
             name = name.rpartition("#")[0] or name
+        name = _spelled(name)
         if name and caption and len(cells) <= columns:
             yield number + offset, (name, caption)
         else:
@@ -151,7 +154,12 @@ def _read_list(file: Path) -> list[str]:
             lines = re.split(r"\r\n|\r|\n", opened.read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, SampleError) as error:
         raise DataError(f"the list {file} cannot be read ({error}); restore it or name another") from None
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    return list(dict.fromkeys(_spelled(line.strip()) for line in lines if line.strip()))
+
+
+def _spelled(name: str) -> str:
+    """One spelling of an image's name, by which captions, lists and files are brought together."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 
 
 def _records(

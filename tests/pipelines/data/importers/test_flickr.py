@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.flickr import Config
+from pipelines.data.importing import import_data
 
 
 @pytest.fixture
@@ -84,6 +85,20 @@ def test_a_caption_that_holds_the_delimiter_is_whole(flickr: Path, read_all, del
     records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
     assert records["a"].texts.captions == (f"A dog {delimiter} running {delimiter} fast",)
     assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:4", Reason.BAD_SCHEMA)]
+
+
+def test_one_image_in_several_spellings_is_one_sample(flickr: Path, read_all) -> None:
+    (flickr / "Flicker8k_Dataset" / "e\u0301.jpg").write_bytes((flickr / "Flicker8k_Dataset" / "a.jpg").read_bytes())
+    (flickr / "captions.csv").write_text(
+        "image,caption\na.jpg,one\n./a.jpg,two\nFlicker8k_Dataset/a.jpg,three\n\u00e9.jpg,x\ne\u0301.jpg,y\n"
+    )
+    (flickr / "all.txt").write_text("a.jpg\n./a.jpg\nFlicker8k_Dataset//a.jpg\ne\u0301.jpg\n")
+    config = Config(folder=str(flickr), captions="captions.csv", train="all.txt", val="", members="pairs")
+    (flickr / "Flickr8k_text" / "Flickr_8k.devImages.txt").unlink()
+    summary = import_data(config, flickr / "out", progress=False)
+    assert summary.splits["train"].samples == 2
+    assert summary.splits["train"].captions == 4
+    assert summary.rejected == {"duplicate_key": 1}
 
 
 def test_a_tab_in_a_caption_of_a_token_file(flickr: Path, read_all) -> None:
