@@ -87,6 +87,14 @@ class Config(Importer):
     """Column of what must not be on both sides of a split, as the scene or the photographer. It is kept with the
     sample, and where splits are cut by a hash, it is that of the group."""
 
+    @field_validator("delimiter")
+    @classmethod
+    def _fit_to_separate(cls, delimiter: str) -> str:
+        delimiter = delimiter.replace("\\t", "\t")  # as a shell passes it on
+        if set(delimiter) & set('"\r\n'):
+            raise ValueError(f"{delimiter!r} cannot separate cells; name a comma, \\t, a semicolon or |")
+        return delimiter
+
     @field_validator("encoding")
     @classmethod
     def _known(cls, encoding: str) -> str:

@@ -419,6 +419,15 @@ def test_a_delimiter_is_recognised_without_a_header(images: Path, read_all) -> N
     assert records["0"].texts.captions == ("a cat, a dog",)
 
 
+def test_a_delimiter_is_named(images: Path, read_all) -> None:
+    for name, mark in (("\\t", "\t"), ("\t", "\t"), ("||", "||"), (";", ";")):
+        (images / "t.csv").write_text(f"image{mark}caption\n0.png{mark}a, b\n")
+        records, _ = read_all(Config(file=str(images / "t.csv"), delimiter=name))
+        assert records["0"].texts.captions == ("a, b",)
+    with pytest.raises(ConfigError, match="cannot separate cells; name a comma"):
+        parse(Config, {"file": "t.csv", "delimiter": '"'})
+
+
 def test_an_encoding_is_named(images: Path, read_all) -> None:
     (images / "t.csv").write_bytes("image,caption\n0.png,Größe\n1.png,x\n".encode("cp1252"))
     _, (reject,) = read_all(Config(file=str(images / "t.csv")))
