@@ -13,6 +13,7 @@ import tarfile
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,9 +72,6 @@ class Images:
             raise DataError(f"image folder or tar {str(root)!r} does not exist; correct the source's setting")
         for tar in tars:
             self._scan_tar(tar)
-        self._by_base_name: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self._places:
-            self._by_base_name[_fold(posixpath.basename(name))].append(name)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -153,22 +151,34 @@ class Images:
                 path = os.path.relpath(real, os.path.realpath(self.root))
         if _leads_out(path):
             raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
-        candidates = self._by_base_name[_fold(posixpath.basename(path))]
+        steps = _fold(path).split("/")
+        # By two steps, as all clips of a set may call their pictures alike.
+        candidates = self._by_last_steps[len(steps) > 1].get("/".join(steps[-2:]), [])
         for spelling in (str, _composed, _fold):
             wanted = spelling(path)
-            found = [other for other in candidates if spelling(other) == wanted] or [
+            matches = [other for other in candidates if spelling(other) == wanted] or [
                 other for other in candidates if spelling(other).endswith(f"/{wanted}")
             ]
-            if len({self._places[other].identity for other in found}) > 1:
-                listed = ", ".join(sorted(found)[:5])
+            if len({self._places[other].identity for other in matches}) > 1:
+                listed = ", ".join(sorted(matches)[:5])
                 raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {listed}")
-            if found:
-                return self._places[found[0]]
+            if matches:
+                return self._places[matches[0]]
         # What the scan passed over is found where it is named: a hidden file, a second way to a folder.
         place_there = self.root / path
         if self.root.is_dir() and os.path.lexists(place_there) and not place_there.is_dir():
             return _Place(place_there, os.path.realpath(place_there))
         raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} is not in {self.root}")
+
+    @cached_property
+    def _by_last_steps(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Names by their last step, and by their last two."""
+        by_one, by_two = defaultdict(list), defaultdict(list)
+        for name in self._places:
+            steps = _fold(name).rsplit("/", 2)
+            by_one[steps[-1]].append(name)
+            by_two["/".join(steps[-2:])].append(name)
+        return by_one, by_two
 
     def _scan_folder(self) -> list[Path]:
         """Add the image files; the tars that lie directly in the root."""
