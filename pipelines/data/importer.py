@@ -6,21 +6,24 @@ reads itself.
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from pipelines.data.errors import Reason
-from pipelines.data.sample import Members, Texts
+from pipelines.data.errors import DataError, Reason
+from pipelines.data.sample import GROUP, Members, Texts
 from vlmodel.config import Part
 
 
 class Record(NamedTuple):
     """One sample as its source has it; ``image`` holds the source's own bytes, None where no image was looked for.
 
-    What ``Importer.members`` does not ask for may be there, and is not written.
+    What ``Importer.members`` does not ask for may be there, and is not written. ``file`` is the image's file itself,
+    the same for all its names: a second record of one file is refused. None where the importer has seen to that, or
+    there is no file. ``extra`` may name the sample's group by ``GROUP``.
     """
 
     split: str
@@ -29,6 +32,7 @@ class Record(NamedTuple):
     image_ext: str | None
     texts: Texts
     extra: Mapping[str, Any] | None = None
+    file: str | None = None
 
 
 class Reject(NamedTuple):
@@ -40,10 +44,15 @@ class Reject(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A source opened for reading: its number of samples, and the samples (read as they are asked for)."""
+    """A source opened for reading.
+
+    ``total`` is the number of its samples; ``records`` reads them as they are asked for; ``passed_over``, called after
+    that, counts by kind what else the source holds.
+    """
 
     total: int
     records: Iterator[Record | Reject]
+    passed_over: Callable[[], Mapping[str, int]] = dict
 
 
 class Importer(Part):
@@ -56,6 +65,44 @@ class Importer(Part):
     """Samples per tar."""
     bytes_per_shard: int = Field(default=256 << 20, ge=1)
     """Size per tar, in bytes; whichever limit comes first ends it."""
+    validation_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the train samples that becomes split val, by hash of their group, or of their key where they have none,
+    in a source without a split val. 0 leaves it to data.index.validation_fraction, which does the same."""
+    test_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the train samples that becomes split test, in the same way, in a source without a split test."""
+
+    @model_validator(mode="after")
+    def _some_left_to_train_on(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"validation_fraction = {self.validation_fraction} and test_fraction = {self.test_fraction} leave "
+                "nothing to train on; lower them"
+            )
+        return self
+
+    def split_of(self, record: Record) -> str:
+        """The split of a record, of which a share of train is cut off.
+
+        Raises:
+            DataError: the source has a split of its own that was to be cut.
+        """
+        fractions = {"test": self.test_fraction, "val": self.validation_fraction}
+        if fractions.get(record.split):
+            name = "test_fraction" if record.split == "test" else "validation_fraction"
+            raise DataError(
+                f"the source has a split {record.split} of its own (sample {record.key!r}); set source.{name}=0"
+            )
+        if record.split != "train":
+            return record.split
+        # Not the hash by which the index cuts off validation samples, of which these would be a part.
+        group = (record.extra or {}).get(GROUP, record.key)
+        digest = hashlib.sha256(f"split\0{group}".encode(errors="surrogatepass")).digest()
+        place, end = int.from_bytes(digest[:8], "big") / 2**64, 0.0
+        for split, fraction in fractions.items():
+            end += fraction
+            if place < end:
+                return split
+        return "train"
 
     @abstractmethod
     def fingerprint(self) -> str:

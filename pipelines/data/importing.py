@@ -6,10 +6,11 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,19 +28,18 @@ MANIFEST = "_import.json"
 REJECTS = "_import_rejects.jsonl"
 """One line for each sample or line of the source that was left out."""
 _FORMAT = 1
-_BEFORE_MEMBERS = {"members": "pairs"}
-"""Holds for manifests that were written before there was this setting."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class SplitCounts:
-    """What one split holds."""
+    """What one split holds; ``unanswered`` are those of its questions that have no answer."""
 
     samples: int = 0
     captions: int = 0
     questions: int = 0
+    unanswered: int = 0
 
 
 @dataclass
@@ -49,12 +49,15 @@ class ImportSummary:
     Attributes:
         splits: counts by split.
         rejected: number of rejects by reason; each is a line of ``_import_rejects.jsonl``.
+        passed_over: number, by kind, of what the source holds beside its samples: files that are no images, hidden
+            ones, images that nothing names.
         shards: size in bytes by name of tar.
         unchanged: the folder already held this import, and nothing was written.
     """
 
     splits: dict[str, SplitCounts] = field(default_factory=dict)
     rejected: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     unchanged: bool = False
 
@@ -63,7 +66,9 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
     """Write all samples of a source as tars into ``out_folder``.
 
     The tars are written beside it, into ``.NAME.importing``, and the whole folder is renamed when it is complete: a
-    crash leaves no ``out_folder``. A source record that cannot be used is counted and listed, and the import goes on.
+    crash leaves no ``out_folder``. It is its owner's alone (mode 0700), as pictures may be of people, unless it is
+    there already: then it keeps its mode. A source record that cannot be used is counted and listed, and the import
+    goes on.
 
     Args:
         config: a part of ``pipelines.data.importers``.
@@ -82,14 +87,19 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
         )
     out = Path(out_folder).expanduser().resolve()
     identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
-    if (done := _finished(out, identity)) is not None:
+    defaults = _defaults(config)
+    if (done := _finished(out, identity, defaults)) is not None:
         return done
     reading = config.read()
     with _staging(out) as staging:
-        if (done := _finished(out, identity)) is not None:  # By another process, while this one waited or read.
+        if (
+            done := _finished(out, identity, defaults)
+        ) is not None:  # By another process, while this one waited or read.
             return done
         summary = _write(config, reading, staging, progress)
         _write_manifest(staging / MANIFEST, identity | _counts_tree(summary))
+        if out.exists():
+            staging.chmod(stat.S_IMODE(out.stat().st_mode))
         try:
             staging.rename(out)
         except OSError as error:
@@ -101,6 +111,7 @@ def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> 
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
     first: list[Reject] = []
+    samples: dict[str, str] = {}
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -111,19 +122,29 @@ def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> 
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
         entries = reading.records
         for entry in _show_progress(entries, reading.total, f"import {config.kind}") if progress else entries:
-            reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary)
+            if isinstance(entry, Record):
+                entry = entry._replace(split=config.split_of(entry))
+            reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary, samples)
             if reject is not None:
                 rejected[reject.reason] += 1
                 first = [*first, reject][:3]
                 rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
     if not summary.splits:
-        reasons = "; ".join(f"{reject.key}: {reject.reason}, {reject.detail}" for reject in first)
-        shown = f" ({reasons})" if reasons else ""
+        reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in first]
+        if others := counts_text(reading.passed_over()):
+            reasons.append(f"it holds {others}")
+        shown = f" ({'; '.join(reasons)})" if reasons else ""
         raise DataError(f"source {config.kind!r} gave no usable sample{shown}; {_remedy(config, rejected)}")
     summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
     summary.rejected = dict(sorted(rejected.items()))
+    summary.passed_over = dict(sorted(reading.passed_over().items()))
     summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
     return summary
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts by kind in words, the most frequent first."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _remedy(config: Importer, rejected: Counter[str]) -> str:
@@ -133,9 +154,17 @@ def _remedy(config: Importer, rejected: Counter[str]) -> str:
     return "correct it"
 
 
-def _add(record: Record, writers: dict[str, ShardWriter], summary: ImportSummary) -> Reject | None:
-    """Write one sample and count it; what is wrong with it, if it cannot be written."""
+def _add(
+    record: Record, writers: dict[str, ShardWriter], summary: ImportSummary, samples: dict[str, str]
+) -> Reject | None:
+    """Write one sample and count it; what is wrong with it, if it cannot be written.
+
+    Args:
+        samples: by image file, the sample that has it.
+    """
     try:
+        if record.file in samples:
+            raise SampleError(Reason.DUPLICATE_KEY, f"its image is the very file of {samples[record.file]}")
         owner = next((split for split, writer in writers.items() if record.key in writer), None)
         if owner is not None:
             detail = f"split {owner!r} already has this key; give each image a key of its own"
@@ -143,16 +172,30 @@ def _add(record: Record, writers: dict[str, ShardWriter], summary: ImportSummary
         writers[record.split].add(record.key, record.image, record.image_ext, record.texts, record.extra)
     except SampleError as error:
         return Reject(record.key, error.reason, error.detail)
+    if record.file is not None:
+        samples[record.file] = f"sample {record.key!r} of split {record.split!r}"
     counts = summary.splits.setdefault(record.split, SplitCounts())
     counts.samples += 1
     if writers[record.split].members != "images":
         counts.captions += len(record.texts.captions)
         counts.questions += len(record.texts.questions)
+        counts.unanswered += sum(question.answer is None for question in record.texts.questions)
     return None
 
 
-def _finished(out: Path, identity: dict[str, Any]) -> ImportSummary | None:
+def _defaults(config: Importer) -> dict[str, Any]:
+    """What settings have that a manifest does not know, as it was written before there were these settings."""
+    fields = type(config).model_fields
+    optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    tree = dump(config.model_copy(update={n: v for n, v in optional.items() if not fields[n].is_required()}))
+    return {name: tree[name] for name, field in fields.items() if not field.is_required()}
+
+
+def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
     """The summary of the import that ``identity`` describes, or None where ``out`` is free for it.
+
+    Args:
+        defaults: of settings that the import's manifest may not know.
 
     Raises:
         DataError: ``out`` holds something else.
@@ -167,10 +210,11 @@ def _finished(out: Path, identity: dict[str, Any]) -> ImportSummary | None:
     try:
         tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         found = {name: tree[name] for name in identity}
-        found["config"] = _BEFORE_MEMBERS | found["config"]
+        found["config"] = defaults | found["config"]
         summary = ImportSummary(
             {split: SplitCounts(**counts) for split, counts in tree["splits"].items()},
             tree["rejected"],
+            tree.get("passed_over", {}),
             tree["shards"],
             unchanged=True,
         )
@@ -198,7 +242,7 @@ def _staging(out: Path) -> Iterator[Path]:
     """An empty folder beside ``out`` that only this process uses; its lock ends with the process."""
     staging = out.parent / f".{out.name}.importing"
     try:
-        staging.mkdir(parents=True, exist_ok=True)
+        staging.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A link would lead to a folder of others, and its files be taken for leftovers.
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
@@ -206,6 +250,7 @@ def _staging(out: Path) -> Iterator[Path]:
     try:
         _lock(descriptor, staging, out)
         try:
+            os.fchmod(descriptor, 0o700)
             for leftover in staging.iterdir():  # Of an import that was cut off.
                 is_folder = leftover.is_dir() and not leftover.is_symlink()
                 shutil.rmtree(leftover) if is_folder else leftover.unlink()

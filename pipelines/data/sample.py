@@ -17,12 +17,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from pipelines.data.errors import Reason, SampleError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif")
-"""Extensions of image members: lower case, without the dot."""
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "heic", "heif",
+)  # fmt: skip
+"""Extensions of image members: lower case, without the dot. Whether one can be decoded is seen where it is read."""
 
 Members = Literal["pairs", "texts", "images"]
 """What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
 
+
+GROUP = "group"
+"""Key of a sample's JSON, see ``parse_group``."""
 
 _TEXT_KEYS = frozenset({"captions", "questions"})
 
@@ -109,6 +114,17 @@ def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
     """What the ``.json`` of a sound sample says beside the texts of this project's schema."""
     tree: dict[str, Any] = json.loads(_decode(json_bytes, ".json")) if json_bytes is not None else {}
     return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
+
+
+def parse_group(json_bytes: bytes | None) -> str | None:
+    """The group of a sound sample, which its ``.json`` may name beside the texts (``GROUP``); None where it names none.
+
+    Samples of one group, as the pictures of one scene, are on one side where a split is cut by a hash.
+    """
+    if json_bytes is None or f'"{GROUP}"'.encode() not in json_bytes:
+        return None
+    group = parse_metadata(json_bytes).get(GROUP)
+    return str(group) if isinstance(group, str | int) and not isinstance(group, bool) else None
 
 
 def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:

@@ -6,16 +6,18 @@ Credentials come from the environment, as each fsspec back end documents: for S3
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -29,6 +31,7 @@ T = TypeVar("T")
 CHUNK = 4 << 20
 # Reading through a small gap is cheaper than another request; a merged read stays small enough to hold.
 _LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
+_LONGEST_COPY = 1 << 30
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, and AWS_ENDPOINT_URL where the store is not AWS",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -213,8 +216,11 @@ class Folder:
         temporary.replace(target)
 
     def duplicate(self, name: str, second: str) -> None:
-        """Give a file a second name within the folder, in place of what has that: a hard link where the folder is local
-        and its disk can, else a copy; there as a whole or not at all.
+        """Copy a file within the folder, in place of what has the second name; there as a whole or not at all.
+
+        Where the folder is local and its disk can (XFS, Btrfs, ZFS), both share their blocks until one is written to.
+        A hard link would not do: whoever writes into the one file would change the other. Who may read the file may
+        read the copy, and no one else.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -223,18 +229,19 @@ class Folder:
         if not self.is_local:
             self._retrying(lambda: fs.cp_file(path, target))
             return
-        # A link to a symbolic link would be one too, and follow what that is later made to point to.
-        real, place = os.path.realpath(path, strict=True), Path(target)
+        place = Path(target)
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.partial")
-        temporary.unlink(missing_ok=True)
         try:
-            os.link(real, temporary)
-        except FileNotFoundError:
+            with open(path, "rb") as source, open(temporary, "xb", opener=_owners_alone) as copy:
+                _copy(source, copy)
+                copy.flush()
+                os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
+                os.fsync(copy.fileno())
+            temporary.replace(place)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
-        except OSError:
-            shutil.copyfile(real, temporary)
-        temporary.replace(place)
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing happens where there is none."""
@@ -313,6 +320,25 @@ class ResumingStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _copy(source: BinaryIO, copy: BinaryIO) -> None:
+    """The whole of a local file, by shared blocks where the disk has them."""
+    try:
+        while os.copy_file_range(source.fileno(), copy.fileno(), _LONGEST_COPY):
+            pass
+    except OSError as error:
+        # Between file systems that do not know it, or of a file that has no blocks.
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF):
+            raise
+        source.seek(0)
+        copy.seek(0)
+        copy.truncate()
+        shutil.copyfileobj(source, copy, CHUNK)
 
 
 def _file_stamp(entry: dict[str, Any]) -> FileStamp:

@@ -1,7 +1,7 @@
 """The folder into which new tars are moved: which of them are new, and how a cycle takes them.
 
-A cycle takes a tar by a second name of its own, in ``_taken/``: a hard link where the folder is local, a copy made by
-the object store where it is not. So what arrives, changes or goes later does not change what a cycle has seen, later
+A cycle takes a tar by a copy of its own, in ``_taken/``; on a disk that can, the copy shares the tar's blocks and takes
+no room. So what arrives, changes or goes later, also into the same file, does not change what a cycle has seen, later
 cycles can train on it again, and nothing that was dropped is ever moved or deleted.
 """
 
@@ -50,7 +50,7 @@ def new_tars(
 
 
 def take(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
-    """Give each tar a second name in the subfolder ``taken``, and nothing else one. May be repeated.
+    """Copy each tar into the subfolder ``taken``, which then holds nothing else. May be repeated.
 
     Raises:
         DataError: a tar is gone.

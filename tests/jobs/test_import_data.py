@@ -8,6 +8,7 @@ import pytest
 
 from jobs import import_data
 from jobs.job import main
+from tests.pipelines.data.tar_maker import photo
 
 
 @pytest.fixture
@@ -26,6 +27,19 @@ def test_texts_alone_are_counted_and_the_next_setting_is_named(
     assert shown[-1] == "these are texts alone; other jobs are told so by data.mix.NAME.members=texts"
     assert main(import_data.run, "import_data", [*table, "source.members=texts"]) == 0
     assert "import was complete already" in capsys.readouterr().out
+
+
+def test_what_lacks_an_answer_and_what_is_passed_over_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0.png").write_bytes(photo(0))
+    (tmp_path / "1.png").write_bytes(photo(1))
+    (tmp_path / "t.csv").write_text("image,question,reply\n0.png,what is it?,grass\n")
+    table = ["source.kind=table", f"source.file={tmp_path / 't.csv'}", f"data.tars={tmp_path / 'tars'}"]
+    assert main(import_data.run, "import_data", table) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "import train: 1 of these questions have no answer; source.answer names their column" in shown
+    assert "import passed over: 1 images that nothing names" in shown
 
 
 def test_a_table_of_texts_alone_is_no_table_of_pairs(table: list[str], capsys: pytest.CaptureFixture[str]) -> None:

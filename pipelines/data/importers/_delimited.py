@@ -1,46 +1,210 @@
-"""Delimited text, of which a bad row costs only itself."""
+"""Delimited text, of which a bad row costs only itself.
+
+A cell that begins with a quotation mark ends at the next single one (two stand for one), which only a delimiter or the
+end of a line may follow; line ends inside belong to it. That is RFC 4180, and what spreadsheets and ``csv`` write. A
+line that breaks this rule is a bad row by itself, and the next row begins behind it, so that a mark that never closes
+takes no other rows with it. Between tabs, where many write without quoting, such a mark is part of the text.
+"""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+import codecs
+import io
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from pipelines.data.errors import Reason, SampleError
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importers._files import open_regular
+
+DELIMITERS = ",\t;|"
+"""Those that are tried where a table's own is not named."""
+
+_MOST_LETTERS = 128 << 10
+"""In one cell, as ``csv`` allows by default. More is a mark that does not close, or no text."""
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SURROGATES = "importers.surrogates"
+codecs.register_error(_SURROGATES, lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 
 
-def open_text(file: Path) -> TextIO:
-    """``file`` as UTF-8 in which surrogates stand for bytes that are none; ``require_utf8`` finds them."""
-    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+def open_text(file: Path, encoding: str = "", newline: str = "") -> TextIO:
+    """``file`` as text, in which surrogates stand for bytes that are none; ``require_text`` finds them.
+
+    Args:
+        encoding: empty for UTF-8, or UTF-16 or UTF-32 where the first bytes say so.
+        newline: as of ``open``.
+
+    Raises:
+        DataError: it cannot be opened, is no regular file, or is compressed or a spreadsheet by its first bytes.
+    """
+    try:
+        opened = open_regular(file)
+        head = opened.read(512)
+        opened.seek(0)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror}); restore it or name another") from None
+    except SampleError as error:
+        raise DataError(f"{error.detail}; name another") from None
+    if head.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b", b"PAR1")):
+        opened.close()
+        raise DataError(f"{file} is no text but an archive, a spreadsheet or Parquet; save it as CSV in UTF-8")
+    encoding = encoding or _encoding_of(head)
+    errors = "surrogateescape" if encoding.startswith("utf-8") else _SURROGATES
+    return io.TextIOWrapper(opened, encoding, errors, newline)
 
 
-def require_utf8(*texts: str) -> None:
-    """Raises SampleError BAD_UTF8 where a text holds a surrogate."""
+def require_text(*texts: str) -> None:
+    """Raises SampleError BAD_UTF8 where a text holds a surrogate or a zero byte."""
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise SampleError(Reason.BAD_UTF8, f"{ascii(text)[:80]} is not UTF-8") from None
+            detail = f"{ascii(text)[:80]} is not UTF-8; save the file as UTF-8 (or name a table's source.encoding)"
+            raise SampleError(Reason.BAD_UTF8, detail) from None
+        if "\0" in text:
+            raise SampleError(Reason.BAD_UTF8, f"{ascii(text)[:80]} holds a zero byte, as no text does: lost data")
 
 
 def csv_rows(
-    lines: Iterator[str], delimiter: str, quoted: bool = True
+    lines: Iterable[str], delimiter: str, *, quoted: bool = True, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[tuple[int, list[str] | SampleError]]:
-    """(number of lines read so far, cells or what is wrong with the row); blank rows are passed over."""
-    if quoted:
-        rows = csv.reader(lines, delimiter=delimiter)
-    else:
-        rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    while True:
+    """(number of the row's first line, cells or what is wrong with the row); blank lines are passed over.
+
+    Args:
+        quoted: False takes quotation marks as part of the text.
+        is_row: whether cells are a row that no text would hold by chance. A quoted cell over several lines of which one
+            is such a row is taken for a mark that does not close.
+    """
+    reader = _Lines(lines)
+    for number, line in reader:
+        text = line.rstrip("\r\n")
+        if not text:
+            continue
         try:
-            row = next(rows, None)
-            if row is None:
-                return
-            require_utf8(*row)
-            if row:
-                yield rows.line_num, row
-        except csv.Error as error:
-            yield rows.line_num, SampleError(Reason.BAD_SCHEMA, f"the row does not parse: {error}")
+            if not quoted or '"' not in line:
+                cells = text.split(delimiter)
+                if len(text) > _MOST_LETTERS and max(map(len, cells)) > _MOST_LETTERS:
+                    raise SampleError(Reason.BAD_SCHEMA, _TOO_LONG)
+            else:
+                cells = _quoted_cells(line, delimiter, reader, is_row)
+            require_text(*cells)
         except SampleError as error:
-            yield rows.line_num, error
+            yield number, error
+        else:
+            yield number, cells
+
+
+def cells_of(line: str, delimiter: str) -> list[str]:
+    """The cells of a line, of which a quoted one may be closed or not."""
+    for _, cells in csv_rows([line], delimiter):
+        return line.split(delimiter) if isinstance(cells, SampleError) else cells
+    return []
+
+
+_TOO_LONG = f"the row has a cell of more than {_MOST_LETTERS:,} letters; does a quotation mark not close?"
+
+
+class _Lines:
+    """Lines with their numbers; lines that were read ahead can be given back."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines = iter(lines)
+        self._given_back: deque[str] = deque()
+        self._number = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        while (line := self.next()) is not None:
+            yield self._number, line
+
+    def next(self) -> str | None:
+        line = self._given_back.popleft() if self._given_back else next(self._lines, None)
+        self._number += line is not None
+        return line
+
+    def give_back(self, lines: list[str]) -> None:
+        self._given_back.extendleft(reversed(lines))
+        self._number -= len(lines)
+
+
+def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[list[str]], bool] | None) -> list[str]:
+    """The cells of the row that begins with ``line``, with further lines where a quoted cell goes over them.
+
+    Raises:
+        SampleError: BAD_SCHEMA where a quotation mark does not close; the further lines are then given back.
+    """
+    further: list[str] = []
+    try:
+        cells = _parse(line, delimiter, reader, further)
+        if is_row is not None and any(is_row(cells_of(other.rstrip("\r\n"), delimiter)) for other in further):
+            raise SampleError(Reason.BAD_SCHEMA, "a quotation mark closes only in another row")
+    except SampleError:
+        reader.give_back(further)
+        if delimiter == "\t":
+            return line.rstrip("\r\n").split(delimiter)
+        raise
+    return cells
+
+
+def _parse(line: str, delimiter: str, reader: _Lines, further: list[str]) -> list[str]:
+    cells = []
+    at = 0
+    while True:
+        if line.startswith('"', at):
+            cell, line, at = _quoted_cell(line, at + 1, delimiter, reader, further)
+        else:
+            end = line.find(delimiter, at)
+            cell = line[at : end if end >= 0 else len(line)]
+            if end < 0:
+                cell = cell.rstrip("\r\n")
+            at = end if end >= 0 else len(line)
+        cells.append(cell)
+        if not line.startswith(delimiter, at):
+            return cells
+        at += len(delimiter)
+
+
+def _quoted_cell(line: str, at: int, delimiter: str, reader: _Lines, further: list[str]) -> tuple[str, str, int]:
+    """(text, the line in which it closes, place behind it there) of the cell whose text begins at ``at``."""
+    parts = []
+    letters = 0
+    while True:
+        quote = line.find('"', at)
+        part = line[at : quote if quote >= 0 else len(line)]
+        parts.append(part)
+        letters += len(part)
+        if letters > _MOST_LETTERS:
+            raise SampleError(Reason.BAD_SCHEMA, _TOO_LONG)
+        if quote < 0:
+            following = reader.next()
+            if following is None:
+                raise SampleError(Reason.BAD_SCHEMA, "a quotation mark does not close")
+            further.append(following)
+            line, at = following, 0
+        elif line.startswith('"', quote + 1):
+            parts.append('"')
+            at = quote + 2
+        elif line.startswith(delimiter, quote + 1) or not line[quote + 1 :].strip("\r\n"):
+            return "".join(parts), line, quote + 1
+        else:
+            shown = line[max(quote - 20, 0) : quote + 20].strip()
+            detail = f"a quotation mark ends a cell in the middle, at {shown!r}; two stand for one that is text"
+            raise SampleError(Reason.BAD_SCHEMA, detail)
+
+
+def _encoding_of(head: bytes) -> str:
+    for mark, encoding in _BYTE_ORDER_MARKS:
+        if head.startswith(mark):
+            return encoding
+    if len(head) > 1 and re.fullmatch(rb"(?:[^\0]\0)+[^\0]?", head):
+        return "utf-16-le"
+    if len(head) > 1 and re.fullmatch(rb"(?:\0[^\0])+\0?", head):
+        return "utf-16-be"
+    return "utf-8"

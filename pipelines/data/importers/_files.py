@@ -2,19 +2,108 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
 import posixpath
 import re
-import tarfile
-from collections import defaultdict
+import stat
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, Protocol
 
 from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.sample import IMAGE_EXTENSIONS, Members
+
+HIDDEN = "hidden files and folders"
+LINKS_TO_READ = "links to folders that were read already"
+UNREADABLE = "folders that cannot be read"
+
+_SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
+"""Beside names that begin with a dot, AppleDouble's ``._`` among them."""
+
+
+class HasFiles(Protocol):
+    """What knows the files that it reads."""
+
+    def files(self) -> set[Path]: ...
+
+
+def path_of(setting: str, parent: Path | None = None) -> Path:
+    """A setting's path, in which ``~`` is the home folder, relative to ``parent``."""
+    return (parent or Path()) / os.path.expanduser(setting)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read, and nothing else: a pipe would keep its reader waiting, a device has no end.
+
+    Raises:
+        OSError: it cannot be opened.
+        SampleError: UNSAFE_MEMBER where it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SampleError(Reason.UNSAFE_MEMBER, f"{path} is a pipe, socket, device or folder, and no file")
+    return os.fdopen(descriptor, "rb")
+
+
+def walk(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
+    """(path inside, entry, real path) of each file under a folder, whatever kind of file it is.
+
+    Links to folders are followed, and each folder is read once, so that a loop ends. Folders that are reached by a link
+    come last: what has a place without one is met there first.
+
+    Args:
+        passed_over: counts hidden files and folders, and folders that are not read.
+
+    Raises:
+        DataError: ``root`` itself cannot be read.
+    """
+    folders_read: set[tuple[int, int]] = set()
+    linked = deque([""])
+    while linked:
+        first = linked.popleft()
+        folders = [(first, os.path.realpath(root / first))]
+        while folders:
+            folder, real_folder = folders.pop()
+            subfolders = []
+            for entry in _entries(root, folder, folders_read, passed_over):
+                name, real = f"{folder}/{entry.name}".removeprefix("/"), os.path.join(real_folder, entry.name)
+                if is_hidden(entry.name):
+                    passed_over[HIDDEN] += 1
+                elif entry.is_dir(follow_symlinks=False):
+                    subfolders.append((name, real))
+                elif entry.is_symlink() and os.path.isdir(entry.path):
+                    linked.append(name)
+                else:
+                    yield name, entry, os.path.realpath(real) if entry.is_symlink() else real
+            folders += reversed(subfolders)
+
+
+def _entries(
+    root: Path, folder: str, folders_read: set[tuple[int, int]], passed_over: Counter[str]
+) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name; nothing where it was read before or cannot be."""
+    try:
+        status = os.stat(root / folder)
+        if (status.st_dev, status.st_ino) in folders_read:
+            passed_over[LINKS_TO_READ] += 1
+            return []
+        folders_read.add((status.st_dev, status.st_ino))
+        with os.scandir(root / folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        if not folder:
+            raise DataError(f"folder {root} cannot be read ({error.strerror}); permit it or name another") from None
+        passed_over[UNREADABLE] += 1
+        return []
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or is what a system puts beside a user's files."""
+    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_NAMES
 
 
 def source_folder(folder: str) -> Path:
@@ -23,7 +112,7 @@ def source_folder(folder: str) -> Path:
     Raises:
         DataError: there is no such folder.
     """
-    path = Path(folder).expanduser()
+    path = path_of(folder)
     if not path.is_dir():
         raise DataError(f"source folder {folder!r} does not exist; set source.folder to the folder that holds the data")
     return path
@@ -36,11 +125,14 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         DataError: it cannot be read, or is not UTF-8 or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=object_hook)
+        with open_regular(path) as file:
+            return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}); restore it or correct the source's setting"
         ) from None
+    except SampleError as error:
+        raise DataError(f"{error.detail}; correct the source's setting") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid UTF-8 JSON ({error}); fetch it anew") from None
 
@@ -49,7 +141,7 @@ def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Pa
     """A file of ``folder``: the one that the setting names, else the one of a usual name, at any depth.
 
     Args:
-        names: glob patterns of the usual names; the first that matches anything counts.
+        names: glob patterns of the usual names; the first that matches anything counts. Hidden files do not.
         named: value of the setting; empty to search.
         setting: the setting's dotted name, for messages.
 
@@ -60,12 +152,18 @@ def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Pa
         DataError: the named file does not exist, or several files match.
     """
     if named:
-        path = folder / Path(named).expanduser()
-        if not path.exists():
-            raise DataError(f"{setting} = {named!r}: {path} does not exist")
+        path = path_of(named, folder)
+        if not path.is_file():
+            problem = "is no file" if path.exists() else "does not exist"
+            raise DataError(f"{setting} = {named!r}: {path} {problem}")
         return path
-    for name in names:
-        found = sorted(path for path in folder.rglob(name) if path.is_file())
+    usual = tuple(names)
+    files: dict[str, Path] = {}
+    for _, entry, real in walk(folder, Counter()):
+        if any(fnmatch.fnmatchcase(entry.name, name) for name in usual) and os.path.isfile(entry.path):
+            files.setdefault(real, Path(entry.path))
+    for name in usual:
+        found = sorted(path for path in files.values() if fnmatch.fnmatchcase(path.name, name))
         if len(found) > 1:
             listed = ", ".join(str(path.relative_to(folder)) for path in found)
             raise DataError(f"{folder} holds several files for {setting} ({listed}); name one of them")
@@ -74,7 +172,7 @@ def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Pa
     return None
 
 
-def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Images | NoImages] = ()) -> str:
+def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[HasFiles] = ()) -> str:
     """Hash over name, size and time of change of ``files`` and of all that ``images`` hold."""
     paths = {path for path in files if path is not None}
     for catalogue in images:
@@ -84,7 +182,7 @@ def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Image
         try:
             status = path.stat()
             seen = f"{status.st_size}\0{status.st_mtime_ns}"
-        except FileNotFoundError:
+        except OSError:
             seen = "a link that leads nowhere"
         digest.update(f"{name}\0{seen}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
@@ -92,137 +190,10 @@ def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[Image
 
 def key_of(image: str) -> str:
     """A sample's key from its image's name: the name without its extension, made fit by ``fit_key``."""
-    return fit_key(image.rpartition(".")[0] or image)
+    return fit_key(posixpath.splitext(image)[0])
 
 
 def fit_key(name: str) -> str:
     """``name`` without what a key may not hold; where something had to go, a hash of the name keeps keys apart."""
-    key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f]", "_", step) for step in name.split("/") if step)
-    return key if key == name else f"{key}_{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
-
-
-class _Place(NamedTuple):
-    file: Path
-    offset: int | None
-    size: int
-
-
-class Images:
-    """The images under a folder (files at any depth, and plain tars that lie directly in it) or in one plain tar.
-
-    An image is found by its path inside, or by the end of that path where only one image has it.
-
-    Raises:
-        DataError: ``root`` does not exist, or a tar is compressed or broken.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        if root.is_dir():
-            tars = sorted(root.glob("*.tar"))
-            self._places = dict(_scan_folder(root))
-        elif root.is_file():
-            tars, self._places = [root], {}
-        else:
-            raise DataError(f"image folder or tar {str(root)!r} does not exist; correct the source's setting")
-        for tar in tars:
-            for name, place in _scan_tar(tar):
-                self._places.setdefault(name, place)
-        self._by_base_name: defaultdict[str, list[str]] = defaultdict(list)
-        for name in self._places:
-            self._by_base_name[posixpath.basename(name)].append(name)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def names(self) -> list[str]:
-        """Paths of all images inside: those of files first, then those in tars."""
-        return list(self._places)
-
-    def files(self) -> set[Path]:
-        """Image files and tars."""
-        return {place.file for place in self._places.values()}
-
-    def read(self, name: str) -> tuple[bytes, str]:
-        """Bytes and extension (lower case, no dot) of the image ``name``.
-
-        Raises:
-            SampleError: MISSING_IMAGE (none, or several of that name), UNSAFE_MEMBER for a name that leads out of
-                the root, UNDECODABLE_IMAGE for an extension that is no image's, BROKEN_TAR.
-        """
-        extension = extension_of(name)
-        place = self._places[self._find(name)]
-        try:
-            with place.file.open("rb") as file:
-                file.seek(place.offset or 0)
-                data = file.read(place.size if place.offset is not None else -1)
-        except OSError as error:
-            raise SampleError(Reason.MISSING_IMAGE, f"{place.file} cannot be read: {error.strerror}") from None
-        if place.offset is not None and len(data) < place.size:
-            raise SampleError(Reason.BROKEN_TAR, f"{place.file} ends inside {name!r}")
-        return data, extension
-
-    def _find(self, name: str) -> str:
-        path = posixpath.normpath(name)
-        if posixpath.isabs(path):
-            path = os.path.relpath(path, self.root.absolute())
-        if path.startswith(".."):
-            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
-        if path in self._places:
-            return path
-        found = [other for other in self._by_base_name[posixpath.basename(path)] if other.endswith(f"/{path}")]
-        if not found:
-            raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} is not in {self.root}")
-        if len(found) > 1:
-            raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {', '.join(sorted(found)[:5])}")
-        return found[0]
-
-
-class NoImages:
-    """Stands for the images of a set of texts, of which none is looked for."""
-
-    def files(self) -> set[Path]:
-        return set()
-
-    def read(self, name: str) -> tuple[None, None]:
-        return None, None
-
-
-def images_for(members: Members, root: Path) -> Images | NoImages:
-    """The images under ``root`` where samples have some; raises what ``Images`` raises."""
-    return NoImages() if members == "texts" else Images(root)
-
-
-def extension_of(name: str) -> str:
-    """Extension of an image's name, lower case, without the dot.
-
-    Raises:
-        SampleError: UNDECODABLE_IMAGE where it is not one of ``IMAGE_EXTENSIONS``.
-    """
-    extension = name.rpartition(".")[2].lower()
-    if extension not in IMAGE_EXTENSIONS:
-        known = ", ".join(IMAGE_EXTENSIONS)
-        raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none of {known}")
-    return extension
-
-
-def _is_image(name: str) -> bool:
-    return name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
-
-
-def _scan_folder(root: Path) -> Iterator[tuple[str, _Place]]:
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for file in sorted(filter(_is_image, files)):
-            path = Path(folder, file)
-            yield path.relative_to(root).as_posix(), _Place(path, None, 0)
-
-
-def _scan_tar(tar: Path) -> Iterator[tuple[str, _Place]]:
-    try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                if member.isreg() and _is_image(member.name):
-                    yield posixpath.normpath(member.name), _Place(tar, member.offset_data, member.size)
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{tar} cannot be read as a plain tar ({error}); unpack it into a folder") from None
+    key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f\ud800-\udfff]", "_", step) for step in name.split("/") if step)
+    return key if key == name else f"{key}_{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"

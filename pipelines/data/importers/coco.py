@@ -7,6 +7,7 @@ the names they are published under (2014 and 2017), or named by the settings.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +16,8 @@ from typing import Any
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import (
-    Images,
-    NoImages,
-    find_one,
-    fingerprint,
-    images_for,
-    key_of,
-    load_json,
-    source_folder,
-)
+from pipelines.data.importers._files import find_one, fingerprint, key_of, load_json, path_of, source_folder
+from pipelines.data.importers._images import Images, NoImages, images_for
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
 from vlmodel.config import Section
@@ -62,18 +55,22 @@ class Config(Importer):
     def read(self) -> Reading:
         root = source_folder(self.folder)
         rejects: list[Reject] = []
+        unused: Counter[str] = Counter()
         pictures: list[tuple[str, _Picture]] = []
-        for split, files in self._files(root).items():
+        documents = self._files(root)
+        for split, files in documents.items():
             by_id: dict[int, _Picture] = {}
             if files["captions"]:
                 rejects += _add_captions(by_id, files["captions"])
             if files["questions"]:
-                rejects += _add_questions(by_id, files["questions"], files["annotations"])
+                rejects += _add_questions(by_id, files["questions"], files["annotations"], unused)
             pictures += [(split, picture) for picture in by_id.values()]
-        return Reading(len(pictures), _records(pictures, self._images(root), rejects))
+        images = self._images(root)
+        used = [file for files in documents.values() for file in files.values()]
+        return Reading(len(pictures), _records(pictures, images, rejects), lambda: unused + images.passed_over(used))
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, root / self.images)
+        return images_for(self.members, path_of(self.images, root))
 
     def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
         found: dict[str, dict[str, Path | None]] = {}
@@ -129,15 +126,19 @@ def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
                 yield Reject(file.name, Reason.BAD_SCHEMA, f"caption {annotation!r:.80} needs image_id and caption")
 
 
-def _add_questions(by_id: dict[int, _Picture], file: Path, annotations: Path | None) -> Iterator[Reject]:
+def _add_questions(
+    by_id: dict[int, _Picture], file: Path, annotations: Path | None, unused: Counter[str]
+) -> Iterator[Reject]:
     tree = _document(file, "questions")
-    answers = _answers(annotations) if annotations else {}
+    answers = _answers(annotations, unused) if annotations else {}
+    asked = set()
     subset = tree.get("data_subtype", "")
     for row in tree["questions"]:
         match row:
             case {"image_id": int(image_id), "question_id": int(question_id), "question": str(text)} if text.strip():
+                asked.add(question_id)
                 given, answer = answers.get(question_id, ((), None))
-                if annotations and not given:
+                if annotations and answer is None:
                     detail = f"{annotations.name} has no answer to question {question_id}"
                     yield Reject(f"{question_id}", Reason.MISSING_TEXT, detail)
                     continue
@@ -147,22 +148,30 @@ def _add_questions(by_id: dict[int, _Picture], file: Path, annotations: Path | N
             case _:
                 detail = f"question {row!r:.80} needs image_id, question_id and question"
                 yield Reject(file.name, Reason.BAD_SCHEMA, detail)
+    unused["answers to questions that are not asked"] += len(answers.keys() - asked)
 
 
-def _answers(file: Path) -> dict[int, tuple[tuple[str, ...], str | None]]:
+def _answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:
     """All annotators' answers and their consensus, by question id."""
     found = {}
     for row in _document(file, "annotations", _only_answer)["annotations"]:
         match row:
-            case {"question_id": int(question_id), "answers": [*given]}:
-                answers = tuple(answer for answer in given if isinstance(answer, str))
-                found[question_id] = answers, consensus(answers, row.get("multiple_choice_answer"))
+            case {"question_id": int(question_id)}:
+                given = row.get("answers")
+                given = given if isinstance(given, list) else []
+                answers = tuple(answer for answer in given if isinstance(answer, str) and answer.strip())
+                chosen = row.get("multiple_choice_answer") or row.get("answer")
+                chosen = chosen.strip() or None if isinstance(chosen, str) else None
+                found[question_id] = answers, consensus(answers, chosen) or chosen
+            case _:
+                unused["answers without question_id"] += 1
     return found
 
 
 def _only_answer(tree: dict[str, Any]) -> Any:
     # 4.4 million annotator records in VQA v2's train split: as dicts they would take gigabytes.
-    return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "answer_id" in tree else tree
+    # A record of one annotator's answer has no identifier of a question, as an annotation has.
+    return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "question_id" not in tree else tree
 
 
 def _document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any]:
@@ -179,11 +188,12 @@ def _records(
     for split, picture in pictures:
         try:
             name, (image, extension) = _read_first(images, picture.names)
+            file = images.identity(name)
         except SampleError as error:
             yield Reject(key_of(picture.names[0]), error.reason, error.detail)
         else:
             texts = Texts(tuple(picture.captions), tuple(picture.questions))
-            yield Record(split, key_of(name), image, extension, texts, {"image_id": picture.id})
+            yield Record(split, key_of(name), image, extension, texts, {"image_id": picture.id}, file)
 
 
 def _read_first(images: Images | NoImages, names: list[str]) -> tuple[str, tuple[bytes, str] | tuple[None, None]]:

@@ -6,13 +6,15 @@ The images of a split lie in ``data/SPLIT/images/`` or in ``SPLIT_images.tar``. 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
-from pipelines.data.importers._files import Images, NoImages, fingerprint, load_json, source_folder
+from pipelines.data.importers._files import fingerprint, load_json, source_folder
+from pipelines.data.importers._images import Images, NoImages
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import SPLITS
 from vlmodel.locations import Location
@@ -46,7 +48,11 @@ class Config(Importer):
                     by_image.setdefault(image_id, []).append(question)
             samples += [(split, image_id, questions) for image_id, questions in sorted(by_image.items())]
         images = {split: self._images(root, split) for split in splits}
-        return Reading(len(samples), _records(samples, images, rejects))
+
+        def passed_over() -> Counter[str]:
+            return sum((of_split.passed_over() for of_split in images.values()), Counter())
+
+        return Reading(len(samples), _records(samples, images, rejects), passed_over)
 
     def _splits(self, root: Path) -> dict[str, Path]:
         files = {split: self._data(root) / split / "questions.json" for split in SPLITS}
@@ -88,9 +94,11 @@ def _records(
     yield from rejects
     for split, image_id, questions in samples:
         key = f"{split}-{image_id}"
+        name = f"{image_id}.png"
         try:
-            image, extension = images[split].read(f"{image_id}.png")
+            image, extension = images[split].read(name)
+            file = images[split].identity(name)
         except SampleError as error:
             yield Reject(key, error.reason, error.detail)
         else:
-            yield Record(split, key, image, extension, Texts((), tuple(questions)), {"image_id": image_id})
+            yield Record(split, key, image, extension, Texts((), tuple(questions)), {"image_id": image_id}, file)

@@ -12,7 +12,8 @@ from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.feedback import CORRECTIONS, IMAGES, Correction
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import Images, NoImages, fingerprint, images_for, source_folder
+from pipelines.data.importers._files import fingerprint, open_regular, source_folder
+from pipelines.data.importers._images import Images, NoImages, images_for
 from pipelines.data.sample import Question, Texts
 from vlmodel.locations import Location
 
@@ -40,12 +41,16 @@ class Config(Importer):
         rejects = []
         for file in self._files(root):
             try:
-                correction = Correction.model_validate_json(file.read_bytes())
+                with open_regular(file) as opened:
+                    correction = Correction.model_validate_json(opened.read())
+            except SampleError as error:
+                rejects.append(Reject(file.name, error.reason, error.detail))
             except ValidationError as error:
                 rejects.append(Reject(file.name, Reason.BAD_SCHEMA, str(error.errors()[0]["msg"])))
             else:
                 by_image[correction.image].append(correction)
-        return Reading(len(by_image), self._records(self._images(root), by_image, rejects))
+        images = self._images(root)
+        return Reading(len(by_image), self._records(images, by_image, rejects), images.passed_over)
 
     def _root(self) -> Path:
         root = source_folder(self.folder)

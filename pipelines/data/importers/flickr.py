@@ -6,6 +6,10 @@ Captions come as a token file (``NAME.jpg#0<TAB>caption``) or as CSV with a head
 
 from __future__ import annotations
 
+import posixpath
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -13,8 +17,9 @@ from typing import TextIO
 
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
-from pipelines.data.importers._delimited import csv_rows, open_text
-from pipelines.data.importers._files import Images, NoImages, find_one, fingerprint, images_for, key_of, source_folder
+from pipelines.data.importers._delimited import cells_of, csv_rows, open_text
+from pipelines.data.importers._files import find_one, fingerprint, key_of, open_regular, path_of, source_folder
+from pipelines.data.importers._images import Images, NoImages, images_for, is_image
 from pipelines.data.sample import Members, Texts
 from pipelines.data.shards import SPLITS
 from vlmodel.locations import Location
@@ -25,6 +30,7 @@ _LISTS = {
     "val": ("Flickr_8k.devImages.txt", "val.txt", "dev.txt"),
     "test": ("Flickr_8k.testImages.txt", "test.txt"),
 }
+_UNLISTED = "images with captions that are in no list of a split"
 
 
 class Config(Importer):
@@ -50,7 +56,8 @@ class Config(Importer):
 
     def read(self) -> Reading:
         root = source_folder(self.folder)
-        captions, rejects = _read_captions(self._captions(root))
+        caption_file = self._captions(root)
+        captions, rejects = _read_captions(caption_file)
         lists = self._lists(root)
         if lists:
             # Some published lists leave the extension out.
@@ -59,10 +66,16 @@ class Config(Importer):
             pictures = [(split, name if name in captions else full_names.get(name, name)) for split, name in listed]
         else:
             pictures = [("train", name) for name in captions]
-        return Reading(len(pictures), _records(pictures, captions, self._images(root), rejects, self.members))
+        images = self._images(root)
+
+        def passed_over() -> Counter[str]:
+            unlisted = captions.keys() - {name for _, name in pictures}
+            return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
+
+        return Reading(len(pictures), _records(pictures, captions, images, rejects, self.members), passed_over)
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, root / self.images)
+        return images_for(self.members, path_of(self.images, root))
 
     def _captions(self, root: Path) -> Path:
         file = find_one(root, _CAPTIONS, self.captions, "source.captions")
@@ -92,31 +105,42 @@ def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
 
 
 def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, str] | SampleError]]:
-    """(line number, (image name, caption) or what is wrong with the line)."""
+    """(line number, (image name, caption) or what is wrong with the line).
+
+    A caption that is the last cell may hold the delimiter.
+    """
     first = lines.readline()
-    delimiter = next((mark for mark in "\t|," if mark in first), None)
-    if delimiter is None:
+    delimiter = next((mark for mark in "\t|,;" if mark in first), "")
+    header = [cell.strip().lower() for cell in cells_of(first.rstrip("\r\n"), delimiter)] if delimiter else []
+    name_at = next((header.index(name) for name in ("image", "image_name") if name in header), -1)
+    caption_at = next((header.index(name) for name in ("caption", "comment") if name in header), -1)
+    tokens = delimiter == "\t" and min(name_at, caption_at) < 0
+    if tokens:
+        name_at, caption_at, columns, offset = 0, 1, 2, 0
+    elif not delimiter:
         raise DataError(f"{file}: the first line {first.strip()!r:.60} is neither of a token file nor a CSV header")
-    if delimiter == "\t":
-        name_column, caption_column, offset = 0, 1, 0
-        rows = csv_rows(chain([first], lines), delimiter, quoted=False)
+    elif min(name_at, caption_at) < 0:
+        raise DataError(f"{file}: the header {first.strip()!r:.60} has no columns image and caption")
     else:
-        header = [column.strip().lower() for column in first.split(delimiter)]
-        name_column = next((header.index(name) for name in ("image", "image_name") if name in header), -1)
-        caption_column = next((header.index(name) for name in ("caption", "comment") if name in header), -1)
-        if min(name_column, caption_column) < 0:
-            raise DataError(f"{file}: the header {first.strip()!r:.60} has no columns image and caption")
-        offset = 1
-        # Flickr30k's results.csv separates by | and does not quote.
-        rows = csv_rows(lines, delimiter, quoted=delimiter == ",")
+        columns, offset = len(header), 1
+    # Flickr30k's results.csv separates by | and does not quote.
+    rows = csv_rows(
+        chain([first], lines) if tokens else lines,
+        delimiter,
+        quoted=not tokens and delimiter != "|",
+        is_row=lambda cells: len(cells) >= columns and is_image(cells[name_at].strip()),
+    )
     for number, cells in rows:
         if isinstance(cells, SampleError):
             yield number + offset, cells
             continue
-        name, caption = (cells[i].strip() if i < len(cells) else "" for i in (name_column, caption_column))
-        if delimiter == "\t":
+        if len(cells) > columns and caption_at == columns - 1:
+            cells = [*cells[:caption_at], delimiter.join(cells[caption_at:])]
+        name, caption = (cells[at].strip() if at < len(cells) else "" for at in (name_at, caption_at))
+        if tokens:
             name = name.rpartition("#")[0] or name
-        if name and caption:
+        name = _spelled(name)
+        if name and caption and len(cells) <= columns:
             yield number + offset, (name, caption)
         else:
             detail = f"{delimiter.join(cells)!r:.80} is not an image name and a caption"
@@ -125,10 +149,17 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
 
 def _read_list(file: Path) -> list[str]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(file) as opened:
+            # Not splitlines(), which also splits at what may be part of a name.
+            lines = re.split(r"\r\n|\r|\n", opened.read().decode("utf-8-sig"))
+    except (OSError, UnicodeDecodeError, SampleError) as error:
         raise DataError(f"the list {file} cannot be read ({error}); restore it or name another") from None
-    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    return list(dict.fromkeys(_spelled(line.strip()) for line in lines if line.strip()))
+
+
+def _spelled(name: str) -> str:
+    """One spelling of an image's name, by which captions, lists and files are brought together."""
+    return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 
 
 def _records(
@@ -145,7 +176,8 @@ def _records(
             if name not in captions and members != "images":
                 raise SampleError(Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
             image, extension = images.read(name)
+            file = images.identity(name)
         except SampleError as error:
             yield Reject(key, error.reason, error.detail)
         else:
-            yield Record(split, key, image, extension, Texts(tuple(captions.get(name, ()))))
+            yield Record(split, key, image, extension, Texts(tuple(captions.get(name, ()))), file=file)

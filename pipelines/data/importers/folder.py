@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from pipelines.data.errors import SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
-from pipelines.data.importers._files import Images, fingerprint, key_of
-from pipelines.data.sample import Texts
+from pipelines.data.importers._files import fingerprint, key_of, path_of
+from pipelines.data.importers._images import Images
+from pipelines.data.sample import GROUP, Texts
 from vlmodel.locations import Location
 
 
 class Config(Importer):
-    """Each image is a sample; its path in the folder, without the extension, is the key."""
+    """Each image is a sample; its path in the folder, without the extension, is the key.
+
+    Links are followed, to folders elsewhere too, and each folder and each file is taken once. Hidden files, and files
+    that are no images by their names, are passed over and counted.
+    """
 
     kind: str = "folder"
     members: Literal["images"] = "images"
@@ -23,6 +28,8 @@ class Config(Importer):
     """Folder of the images (files at any depth, and plain tars that lie directly in it), or one plain tar."""
     split: Literal["train", "val", "test"] = "train"
     """Split of all of them."""
+    group: Literal["", "folder"] = ""
+    """"folder" makes one group of the images that lie directly in one folder, as the frames of a film."""
 
     def fingerprint(self) -> str:
         images = self._images()
@@ -30,10 +37,10 @@ class Config(Importer):
 
     def read(self) -> Reading:
         images = self._images()
-        return Reading(len(images), self._records(images))
+        return Reading(len(images), self._records(images), images.passed_over)
 
     def _images(self) -> Images:
-        return Images(Path(self.folder).expanduser())
+        return Images(path_of(self.folder))
 
     def _records(self, images: Images) -> Iterator[Record | Reject]:
         for name in images.names():
@@ -43,4 +50,5 @@ class Config(Importer):
             except SampleError as error:
                 yield Reject(key, error.reason, error.detail)
             else:
-                yield Record(self.split, key, image, extension, Texts())
+                extra = {GROUP: posixpath.dirname(name)} if self.group else None
+                yield Record(self.split, key, image, extension, Texts(), extra, images.identity(name))

@@ -5,40 +5,51 @@ With ``members`` "texts" it needs no image column, and each row is a sample; wit
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
+from pydantic import field_validator
 
 from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._delimited import csv_rows, open_text
-from pipelines.data.importers._files import Images, extension_of, fingerprint, fit_key, images_for, key_of
-from pipelines.data.sample import Members, Question, Texts
+from pipelines.data.importers._delimited import DELIMITERS, cells_of, csv_rows, open_text, require_text
+from pipelines.data.importers._files import fingerprint, fit_key, key_of, path_of
+from pipelines.data.importers._images import Images, images_for, is_image, require_image_name, sniff
+from pipelines.data.sample import GROUP, Members, Question, Texts
 from pipelines.data.shards import canonical_split
-from vlmodel import images as image_files
 from vlmodel.locations import Location
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 _UNREAD: dict[Members, tuple[str, ...]] = {
     "pairs": (),
     "texts": ("image",),
     "images": ("captions", "question", "answer", "answers", "question_id"),
 }
 """Settings whose columns are not read."""
+_TEXT_FIELDS = ("answer", "caption", "question", "raw", "text")
+"""Fields of a struct that hold the text that it stands for."""
 
 
 class Config(Importer):
     """A column that is absent is taken as empty, unless it was named by other than its default.
 
-    A cell of a caption, question, answer or answers column holds one text, or (JSON lines, Parquet) a list of texts.
+    A cell of a caption, question, answer or answers column holds one text, or (JSON lines, Parquet) a list of texts;
+    a struct may stand for a text, as VQA's ``{"answer": "yes", "answer_id": 1}``. An image is one file, however its
+    name is spelled: its rows are one sample, of one split.
     """
 
     kind: str = "table"
@@ -47,7 +58,12 @@ class Config(Importer):
     images: Location = ""
     """Folder or tar that image paths are relative to, itself relative to the table's folder; empty for that folder."""
     delimiter: str = ""
-    """Of a CSV; empty for a comma in .csv and a tab in .tsv and .txt."""
+    """Of a CSV; empty for a comma in .csv and a tab in .tsv and .txt, or, where the columns are not found so, the one
+    of comma, tab, semicolon and | by which they are."""
+    encoding: str = ""
+    """Of a CSV or of JSON lines, as "cp1252"; empty for UTF-8, or UTF-16 where the file begins as such."""
+    missing: list[str] = ["nan", "NaN", "NaT", "<NA>", "#N/A"]
+    """Cells that are missing, as programs write them; empty ones are, and null and NaN of JSON and Parquet."""
     header: list[str] = []
     """Names of a CSV's columns, where its first line does not name them."""
     image: str = "image"
@@ -67,78 +83,172 @@ class Config(Importer):
     Of texts alone each row is then a sample, whose key is the table's name and the row's number."""
     question_id: str = "question_id"
     """Column of the question's identifier."""
+    group: str = ""
+    """Column of what must not be on both sides of a split, as the scene or the photographer. It is kept with the
+    sample, and where splits are cut by a hash, it is that of the group."""
+
+    @field_validator("delimiter")
+    @classmethod
+    def _fit_to_separate(cls, delimiter: str) -> str:
+        delimiter = delimiter.replace("\\t", "\t")  # as a shell passes it on
+        if set(delimiter) & set('"\r\n'):
+            raise ValueError(f"{delimiter!r} cannot separate cells; name a comma, \\t, a semicolon or |")
+        return delimiter
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str) -> str:
+        try:
+            return codecs.lookup(encoding).name if encoding else ""
+        except LookupError:
+            raise ValueError(f"{encoding!r} is no encoding that Python knows; name one as utf-8 or cp1252") from None
 
     def fingerprint(self) -> str:
         file = self._file()
-        return fingerprint(file.parent, [file], [images_for(self.members, file.parent / self.images)])
+        return fingerprint(file.parent, [file], [images_for(self.members, path_of(self.images, file.parent))])
 
     def read(self) -> Reading:
         file = self._file()
-        samples, rejects = self._group(file)
+        images = _LazyImages(path_of(self.images, file.parent))
+        samples, rejects = self._group(file, images)
         if self.members == "texts":
             return Reading(len(samples), chain(rejects, _texts_alone(samples)))
-        return Reading(len(samples), self._records(file, samples, rejects))
+        return Reading(len(samples), self._records(file, images, samples, rejects), lambda: images.passed_over([file]))
 
     def _file(self) -> Path:
-        path = Path(self.file).expanduser()
+        path = path_of(self.file)
+        suffix = path.suffix.lower()
         if not path.is_file():
-            raise DataError(f"table {self.file!r} does not exist; set source.file to the table")
-        if path.suffix.lower() not in _FORMATS:
+            problem = "is no file" if path.exists() else "does not exist"
+            raise DataError(f"table {self.file!r} {problem}; set source.file to the table")
+        if suffix in _SPREADSHEETS:
+            raise DataError(f"table {self.file!r} is a spreadsheet; save its sheet as CSV (UTF-8) and name that")
+        if suffix not in _FORMATS:
             raise DataError(f"table {self.file!r} is none of {', '.join(_FORMATS)}; convert it to one of these")
         return path
 
     def _rows(self, file: Path) -> Iterator[_Row | Reject]:
         match _FORMATS[file.suffix.lower()]:
             case "csv":
-                delimiter = self.delimiter or ("," if file.suffix.lower() == ".csv" else "\t")
-                yield from _csv_rows(file, delimiter, self.header, self._require_columns)
+                yield from self._csv_rows(file)
             case "jsonl":
-                yield from _jsonl_rows(file)
+                yield from _jsonl_rows(file, self.encoding)
             case "parquet":
-                yield from _parquet_rows(file, self._require_columns)
+                yield from self._parquet_rows(file)
 
-    def _require_columns(self, present: list[str]) -> list[str]:
+    def _csv_rows(self, file: Path) -> Iterator[_Row | Reject]:
+        with open_text(file, self.encoding) as lines:
+            first, skipped = lines.readline(), 0
+            delimiter = self.delimiter
+            if (named := re.fullmatch(r"sep=(.)[\r\n]*", first)) is not None:  # a spreadsheet's own line
+                delimiter, first, skipped = delimiter or named[1], lines.readline(), 1
+            delimiter = delimiter or self._delimiter(file, first)
+            columns = self.header
+            rows = csv_rows(chain([first], lines), delimiter, is_row=lambda cells: self._is_row(cells, columns))
+            if not columns:
+                _, cells = next(rows, (0, []))
+                if isinstance(cells, SampleError):
+                    raise DataError(
+                        f"{file}: the header cannot be read ({cells.detail}); name columns by source.header"
+                    )
+                columns = [name.strip() for name in cells]
+            other = len(columns) == 1 or any(mark in name for mark in DELIMITERS for name in columns)
+            note = f"; its cells are separated by {delimiter!r} (source.delimiter)" if other else ""
+            self._require_columns(columns, note)
+            for number, cells in rows:
+                number += skipped
+                place = f"{file.name}:{number}"
+                if isinstance(cells, SampleError):
+                    yield Reject(place, cells.reason, cells.detail)
+                elif len(cells) != len(columns):
+                    detail = f"{len(cells)} cells, but the table has {len(columns)} columns"
+                    yield Reject(place, Reason.BAD_SCHEMA, detail)
+                else:
+                    yield _Row(place, number, dict(zip(columns, cells, strict=True)))
+
+    def _delimiter(self, file: Path, first: str) -> str:
+        """The usual delimiter of the file's kind, or the one by which its first line has the columns."""
+        usual = "," if file.suffix.lower() == ".csv" else "\t"
+        by_delimiter = {mark: cells_of(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
+        if self.header:
+            fitting = [mark for mark, cells in by_delimiter.items() if len(cells) == len(self.header)]
+            fitting.sort(key=lambda mark: not self._is_row(by_delimiter[mark], self.header))
+        else:
+            wanted = {self.image} if self.members != "texts" else {self.question, *self.captions}
+            fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
+            # Of an image's column alone one delimiter would do as well as another.
+            fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
+        return fitting[0] if fitting else usual
+
+    def _is_row(self, cells: list[str], columns: list[str]) -> bool:
+        if self.members == "texts" or self.image not in columns or len(cells) != len(columns):
+            return False
+        return is_image(cells[columns.index(self.image)])
+
+    def _parquet_rows(self, file: Path) -> Iterator[_Row | Reject]:
+        try:
+            with pyarrow.parquet.ParquetFile(file) as table:
+                columns = self._require_columns(table.schema_arrow.names)
+                number = 0
+                for batch in table.iter_batches(batch_size=64, columns=columns):
+                    for cells in batch.to_pylist():
+                        yield _Row(f"{file.name}:{number}", number, cells)
+                        number += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{file} cannot be read as Parquet ({error}); write it anew") from None
+
+    def _require_columns(self, present: list[str], note: str = "") -> list[str]:
         """The columns to read.
+
+        Args:
+            note: what else may be wrong where a column is absent.
 
         Raises:
             DataError: the image column, all text columns, or a column named by other than its default are absent, and
-                are of what ``members`` asks for.
+                are of what ``members`` asks for; or there are two columns of a name.
         """
-        names = ("image", "question", "answer", "answers", "split", "key", "question_id")
+        names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
         wanted = {name: columns for name, columns in wanted.items() if name not in _UNREAD[self.members]}
+        listed = ", ".join(map(repr, present))
         for name, columns in wanted.items():
             default = type(self).model_fields[name].get_default()
             for column in columns:
                 optional = name != "image" and column in ([default] if isinstance(default, str) else default)
                 if column and column not in present and not optional:
-                    listed = ", ".join(map(repr, present))
                     alone = name == "image" and self.members == "pairs"
                     remedy = "; source.members=texts takes texts alone" if alone else ""
                     raise DataError(
-                        f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{remedy}"
+                        f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{note}{remedy}"
                     )
+                if present.count(column) > 1:
+                    raise DataError(f"{self.file} has several columns {column!r} (source.{name}); rename all but one")
         if self.members != "images" and not {self.question, *self.captions} & set(present):
             raise DataError(
-                f"{self.file} has neither a caption nor a question column; name one of {', '.join(map(repr, present))} "
-                "by source.captions or source.question, or take images alone by source.members=images"
+                f"{self.file} has neither a caption nor a question column; name one of {listed} "
+                f"by source.captions or source.question, or take images alone by source.members=images{note}"
             )
         return [column for columns in wanted.values() for column in columns if column in present]
 
-    def _group(self, file: Path) -> tuple[dict[str, _Sample], list[Reject]]:
+    def _group(self, file: Path, images: _LazyImages) -> tuple[dict[str, _Sample], list[Reject]]:
         """All texts by sample identity, in order of first appearance; images are not kept."""
         samples: dict[str, _Sample] = {}
+        split_of_image: dict[str, str] = {}
         rejects = []
         for row in self._rows(file):
             if isinstance(row, Reject):
                 rejects.append(row)
                 continue
             try:
-                identity, image = self._identity(row)
-                split = _split(row.cells.get(self.split))
+                identity, image, key = self._identity(row, images)
+                split = self._split(row.cells)
+                group = self._text(row.cells, self.group)
                 texts = self._texts(row.cells)
-                sample = samples.setdefault(identity, _Sample(split, image))
-                sample.require_same(identity, split, image)
+                if image and split_of_image.setdefault(image, split) != split:
+                    detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
+                    raise SampleError(Reason.BAD_SCHEMA, detail)
+                sample = samples.setdefault(identity, _Sample(split, image, key, group))
+                sample.require_same(split, image, group)
             except SampleError as error:
                 rejects.append(Reject(row.place, error.reason, error.detail))
             else:
@@ -146,61 +256,110 @@ class Config(Importer):
                 sample.questions += texts.questions
         return samples, rejects
 
-    def _records(self, file: Path, samples: dict[str, _Sample], rejects: list[Reject]) -> Iterator[Record | Reject]:
+    def _records(
+        self, file: Path, images: _LazyImages, samples: dict[str, _Sample], rejects: list[Reject]
+    ) -> Iterator[Record | Reject]:
         yield from rejects
-        images: Images | None = None
         for row in self._rows(file):
             if isinstance(row, Reject):
                 continue
             try:
-                identity, name = self._identity(row)
+                identity, image_identity, _ = self._identity(row, images)
             except SampleError:
                 continue  # The first pass has reported it.
-            if identity not in samples or samples[identity].image != name:
+            if identity not in samples or samples[identity].image != image_identity:
                 continue
             sample = samples.pop(identity)
-            key = fit_key(identity) if identity != name else key_of(name)
             try:
-                image = _image(row.cells[self.image], self.image)
-                if isinstance(image, bytes):
-                    extension = _sniff(image)
-                else:
-                    images = images or Images(file.parent / self.images)
+                image = self._image(row.cells)
+                extension = _kind_of(image) if isinstance(image, bytes) else ""
+                if not isinstance(image, bytes):
                     image, extension = images.read(image)
             except SampleError as error:
-                yield Reject(key, error.reason, error.detail)
+                yield Reject(sample.key, error.reason, error.detail)
             else:
-                yield Record(sample.split, key, image, extension, sample.texts)
+                yield Record(sample.split, sample.key, image, extension, sample.texts, sample.extra)
 
-    def _identity(self, row: _Row) -> tuple[str, str]:
-        """What makes rows one sample, and the image's path or the hash of its bytes; no image of texts alone."""
+    def _identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
+        """What makes rows one sample; the identity of the image, "" of texts alone; the sample's key."""
+        named = self._text(row.cells, self.key)
         if self.members == "texts":
-            return _text(row.cells.get(self.key), self.key) or f"{Path(self.file).stem}-{row.number:08d}", ""
-        image = _image(row.cells.get(self.image), self.image)
-        name = hashlib.sha256(image).hexdigest()[:32] if isinstance(image, bytes) else image
-        return _text(row.cells.get(self.key), self.key) or name, name
+            name = named or f"{Path(self.file).stem}-{row.number:08d}"
+            return name, "", fit_key(name)
+        image = self._image(row.cells)
+        if isinstance(image, bytes):
+            identity = name = hashlib.sha256(image).hexdigest()[:32]
+        else:
+            identity, name = images.identity(image), posixpath.normpath(image)
+        return (named, identity, fit_key(named)) if named else (identity, identity, key_of(name))
+
+    def _image(self, cells: Mapping[str, Any]) -> str | bytes:
+        cell = cells.get(self.image)
+        if isinstance(cell, Mapping):
+            cell = cell.get("bytes") or cell.get("path")
+        if self._is_missing(cell):
+            raise SampleError(Reason.MISSING_IMAGE, f"column {self.image!r} is empty")
+        if not isinstance(cell, str | bytes):
+            raise SampleError(Reason.BAD_SCHEMA, f"{self.image} = {cell!r:.80} is neither a path nor bytes")
+        if isinstance(cell, str):
+            cell = cell.strip()
+            require_image_name(cell)
+        return cell
+
+    def _split(self, cells: Mapping[str, Any]) -> str:
+        cell = cells.get(self.split)
+        if self._is_missing(cell):
+            return "train"
+        split = canonical_split(cell) if isinstance(cell, str) else None
+        if split is None:
+            raise SampleError(Reason.BAD_SCHEMA, f"split {cell!r:.80} is none of train, val and test")
+        return split
 
     def _texts(self, cells: Mapping[str, Any]) -> Texts:
         if self.members == "images":
             return Texts()
-        return Texts(tuple(self._captions(cells)), tuple(self._questions(cells)))
-
-    def _captions(self, cells: Mapping[str, Any]) -> list[str]:
-        return [text for column in self.captions for text in _texts(cells.get(column), column)]
+        captions = [text for column in self.captions for text in self._list(cells, column)]
+        return Texts(tuple(captions), tuple(self._questions(cells)))
 
     def _questions(self, cells: Mapping[str, Any]) -> list[Question]:
-        questions = _texts(cells.get(self.question), self.question)
+        questions = self._list(cells, self.question)
         if not isinstance(cells.get(self.question), list):
-            given = tuple(_texts(cells.get(self.answers), self.answers))
-            answer = _text(cells.get(self.answer), self.answer) or consensus(given)
-            question_id = _text(cells.get(self.question_id), self.question_id)
+            given = tuple(self._list(cells, self.answers))
+            answer = self._text(cells, self.answer) or consensus(given)
+            question_id = self._text(cells, self.question_id)
             return [Question(text, answer, given, question_id) for text in questions]
         answers = cells.get(self.answer)
         if answers is None:
             return [Question(text) for text in questions]
         if not isinstance(answers, list) or len(answers) != len(questions):
             raise SampleError(Reason.BAD_SCHEMA, f"{len(questions)} questions, but {self.answer} = {answers!r:.80}")
-        return [Question(text, _text(answer, self.answer)) for text, answer in zip(questions, answers, strict=True)]
+        texts = [self._as_text(answer, self.answer) for answer in answers]
+        return [Question(text, answer) for text, answer in zip(questions, texts, strict=True)]
+
+    def _list(self, cells: Mapping[str, Any], column: str) -> list[str]:
+        """The texts of a cell that holds one or a list; those that are missing are left out."""
+        cell = _without_struct(cells.get(column), column)
+        texts = (self._as_text(item, column) for item in (cell if isinstance(cell, list) else [cell]))
+        return [text for text in texts if text is not None]
+
+    def _text(self, cells: Mapping[str, Any], column: str) -> str | None:
+        return self._as_text(cells.get(column), column)
+
+    def _as_text(self, cell: Any, column: str) -> str | None:
+        """A cell as text; None where it is missing. Whole numbers are texts too: tables hold counts as numbers."""
+        cell = _without_struct(cell, column)
+        if self._is_missing(cell):
+            return None
+        if isinstance(cell, float | Decimal) and cell == cell // 1:
+            cell = int(cell)
+        if isinstance(cell, str | int) and not isinstance(cell, bool):
+            return str(cell).strip()
+        raise SampleError(Reason.BAD_SCHEMA, f"{column} = {cell!r:.80} is not text")
+
+    def _is_missing(self, cell: Any) -> bool:
+        if isinstance(cell, str):
+            return not cell.strip() or cell.strip() in self.missing
+        return cell is None or cell == b"" or cell != cell
 
 
 class _Row(NamedTuple):
@@ -214,6 +373,9 @@ class _Row(NamedTuple):
 class _Sample:
     split: str
     image: str
+    """Identity of the image's file, or the hash of its bytes."""
+    key: str
+    group: str | None
     captions: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
@@ -221,51 +383,61 @@ class _Sample:
     def texts(self) -> Texts:
         return Texts(tuple(self.captions), tuple(self.questions))
 
-    def require_same(self, identity: str, split: str, image: str) -> None:
-        if split != self.split:
-            detail = f"sample {identity!r} is in split {self.split!r} by another row, {split!r} by this one"
-            raise SampleError(Reason.BAD_SCHEMA, detail)
+    @property
+    def extra(self) -> dict[str, Any] | None:
+        return None if self.group is None else {GROUP: self.group}
+
+    def require_same(self, split: str, image: str, group: str | None) -> None:
+        for name, of_sample, of_row in (("split", self.split, split), ("group", self.group, group)):
+            if of_sample != of_row:
+                detail = f"sample {self.key!r} is in {name} {of_sample!r} by another row, {of_row!r} by this one"
+                raise SampleError(Reason.BAD_SCHEMA, detail)
         if image != self.image:
-            raise SampleError(Reason.DUPLICATE_KEY, f"another row has this key with image {self.image!r}")
+            raise SampleError(Reason.DUPLICATE_KEY, "another row has this key with another image")
+
+
+class _LazyImages:
+    """The images of a table's paths, listed when a path is first asked for: a table may hold all images itself."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._images: Images | None = None
+
+    def identity(self, name: str) -> str:
+        """The image's own; of one that is not found, which ``read`` reports, its name."""
+        try:
+            return self._listed().identity(name)
+        except SampleError:
+            return posixpath.normpath(name)
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        return self._listed().read(name)
+
+    def passed_over(self, used: Iterable[Path]) -> Counter[str]:
+        return self._images.passed_over(used) if self._images is not None else Counter()
+
+    def _listed(self) -> Images:
+        if self._images is None:
+            self._images = Images(self._root)
+        return self._images
 
 
 def _texts_alone(samples: Mapping[str, _Sample]) -> Iterator[Record]:
-    for identity, sample in samples.items():
-        yield Record(sample.split, fit_key(identity), None, None, sample.texts)
+    for sample in samples.values():
+        yield Record(sample.split, sample.key, None, None, sample.texts, sample.extra)
 
 
-def _csv_rows(
-    file: Path, delimiter: str, header: list[str], require_columns: Callable[[list[str]], Any]
-) -> Iterator[_Row | Reject]:
-    with open_text(file) as lines:
-        rows = csv_rows(lines, delimiter)
-        columns = header
-        if not header:
-            _, first = next(rows, (0, []))
-            if isinstance(first, SampleError):
-                raise DataError(f"{file}: the header cannot be read ({first.detail}); name columns by source.header")
-            columns = first
-        require_columns(columns)
-        for number, row in rows:
-            place = f"{file.name}:{number}"
-            if isinstance(row, SampleError):
-                yield Reject(place, row.reason, row.detail)
-            elif len(row) != len(columns):
-                yield Reject(place, Reason.BAD_SCHEMA, f"{len(row)} cells, but the table has {len(columns)} columns")
-            else:
-                yield _Row(place, number, dict(zip(columns, row, strict=True)))
-
-
-def _jsonl_rows(file: Path) -> Iterator[_Row | Reject]:
-    with file.open("rb") as lines:
+def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:
+    with open_text(file, encoding, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             place = f"{file.name}:{number}"
             if not line.strip():
                 continue
             try:
-                cells = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield Reject(place, Reason.BAD_UTF8, "the line is not UTF-8")
+                require_text(line)
+                cells = json.loads(line)
+            except SampleError as error:
+                yield Reject(place, error.reason, error.detail)
             except (ValueError, RecursionError) as error:
                 yield Reject(place, Reason.BAD_JSON, str(error))
             else:
@@ -275,59 +447,20 @@ def _jsonl_rows(file: Path) -> Iterator[_Row | Reject]:
                     yield Reject(place, Reason.BAD_SCHEMA, f"{line[:80]!r} is not a JSON object")
 
 
-def _parquet_rows(file: Path, require_columns: Callable[[list[str]], list[str]]) -> Iterator[_Row | Reject]:
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            columns = require_columns(table.schema_arrow.names)
-            number = 0
-            for batch in table.iter_batches(batch_size=64, columns=columns):
-                for cells in batch.to_pylist():
-                    yield _Row(f"{file.name}:{number}", number, cells)
-                    number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{file} cannot be read as Parquet ({error}); write it anew") from None
-
-
-def _image(cell: Any, column: str) -> str | bytes:
-    if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if not cell:
-        raise SampleError(Reason.MISSING_IMAGE, f"column {column!r} is empty")
-    if not isinstance(cell, str | bytes):
-        raise SampleError(Reason.BAD_SCHEMA, f"{column} = {cell!r:.80} is neither a path nor bytes")
-    if isinstance(cell, str):
-        extension_of(cell)
-    return cell
-
-
-def _sniff(data: bytes) -> str:
-    if (extension := image_files.extension_of(data)) is not None:
+def _kind_of(data: bytes) -> str:
+    if (extension := sniff(data)) is not None:
         return extension
+    raise SampleError(Reason.UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
+
+
+def _without_struct(cell: Any, column: str) -> Any:
+    """What a struct says, where it is one that stands for a text or for a list of texts."""
+    if not isinstance(cell, Mapping):
+        return cell
+    for name in _TEXT_FIELDS:
+        if isinstance(cell.get(name), str | list):
+            return cell[name]
+    fields = ", ".join(map(str, cell))
     raise SampleError(
-        Reason.UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no JPEG, PNG, GIF, BMP or WebP"
+        Reason.BAD_SCHEMA, f"{column} is a struct of {fields:.80}, none of {', '.join(_TEXT_FIELDS)}; flatten it"
     )
-
-
-def _split(cell: Any) -> str:
-    if cell is None or cell == "":
-        return "train"
-    split = canonical_split(cell) if isinstance(cell, str) else None
-    if split is None:
-        raise SampleError(Reason.BAD_SCHEMA, f"split {cell!r:.80} is none of train, val and test")
-    return split
-
-
-def _texts(cell: Any, column: str) -> list[str]:
-    cells = cell if isinstance(cell, list) else [cell]
-    return [text for text in (_text(one, column) for one in cells) if text is not None]
-
-
-def _text(cell: Any, column: str) -> str | None:
-    """A cell as text; None where it is empty. Whole numbers are texts too: tables hold counts as numbers."""
-    if cell is None or cell != cell:
-        return None
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    if isinstance(cell, str | int) and not isinstance(cell, bool):
-        return str(cell).strip() or None
-    raise SampleError(Reason.BAD_SCHEMA, f"{column} = {cell!r:.80} is not text")

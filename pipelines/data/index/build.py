@@ -30,7 +30,7 @@ from pipelines.data.index.files import (
 from pipelines.data.index.index import FORMAT, Assignment, Index, IndexConfig, index_hash
 from pipelines.data.index.quarantine import describe_faults, reason_counts
 from pipelines.data.index.quarantine_page import quarantine_page
-from pipelines.data.index.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
+from pipelines.data.index.scan import FAULT_SCHEMA, SAMPLE_SCHEMA, Fault, fault_table, scan_tar
 from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.shards import SPLITS, shard_split
 from pipelines.data.storage import FileStamp, Folder
@@ -127,7 +127,7 @@ def index_shard(
         samples = scan.samples.replace_schema_metadata({"facts": json.dumps(facts)})
     facts = metadata(samples)
     split = shard_split(file.name)
-    splits = assignment.splits(split, samples["key_hash"].to_numpy())
+    splits = assignment.splits(split, samples["split_hash"].to_numpy())
     return {
         "name": file.name,
         "split": split,
@@ -189,7 +189,8 @@ def _unchanged(folder: Folder, file: FileStamp, config: IndexConfig) -> pa.Table
         return None
     facts = metadata(table)
     found = (facts.get("size"), facts.get("stamp"), facts.get("scan"))
-    return table if found == (file.size, file.stamp, config.scan) else None
+    same = found == (file.size, file.stamp, config.scan) and table.column_names == SAMPLE_SCHEMA.names
+    return table if same else None
 
 
 def _repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, Fault]]:
@@ -241,8 +242,8 @@ def _equal_hashes(folder: Folder, shards: Sequence[str], number: int, passes: in
 
 
 def _leave_out(folder: Folder, shard: Summary, rows: Sequence[int], assignment: Assignment) -> None:
-    samples = without(_read_samples(folder, shard["name"], ["key_hash", "captions", "questions"]), rows)
-    splits = assignment.splits(shard["split"], samples["key_hash"].to_numpy())
+    samples = without(_read_samples(folder, shard["name"], ["split_hash", "captions", "questions"]), rows)
+    splits = assignment.splits(shard["split"], samples["split_hash"].to_numpy())
     shard |= {"repeated": list(rows), **count_samples(samples, splits)}
 
 

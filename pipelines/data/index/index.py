@@ -44,7 +44,8 @@ class IndexConfig(Section):
     """What makes a sample sound, and when there are too many that are not."""
 
     validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the train samples that becomes the validation split, by hash of the key, where no shard is one."""
+    """Share of the train samples that becomes the validation split, where no shard is one: by hash of the group that
+    KEY.json names (source.group of an import), so that none is on both sides, or of the key."""
     max_quarantine_fraction: float = Field(0.01, ge=0, le=1)
     """The index job fails above this share of faults."""
     max_quarantine_run: int = Field(100, ge=1)
@@ -79,11 +80,11 @@ class Assignment:
 
     fraction: float
 
-    def splits(self, shard_split: str, key_hash: NDArray[np.uint64]) -> NDArray[np.str_]:
+    def splits(self, shard_split: str, split_hash: NDArray[np.uint64]) -> NDArray[np.str_]:
         """The split of each sample of a shard."""
-        splits = np.full(len(key_hash), shard_split, "<U5")
+        splits = np.full(len(split_hash), shard_split, "<U5")
         if shard_split == "train" and self.fraction:
-            splits[key_hash < np.uint64(int(self.fraction * 2**64))] = "val"
+            splits[split_hash < np.uint64(int(self.fraction * 2**64))] = "val"
         return splits
 
 
@@ -191,7 +192,7 @@ class Index:
         if (metadata(table).get("sha256"), metadata(table).get("scan")) != (facts.sha256, self._facts["scan"]):
             raise DataError(f"{samples_file(shard)} of {self.tars!r} is of other bytes or settings; {reopen}")
         table = without(table, facts.repeated)
-        splits = self.assignment.splits(facts.split, table["key_hash"].to_numpy())
+        splits = self.assignment.splits(facts.split, table["split_hash"].to_numpy())
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
 
     @property

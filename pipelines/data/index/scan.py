@@ -24,12 +24,13 @@ import pyarrow as pa
 from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
 from pipelines.data.index.validate import Verify, check_image
-from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, parse_texts
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, parse_group, parse_texts
 
 SAMPLE_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("key_hash", pa.uint64()),
+        ("split_hash", pa.uint64()),
         ("image_offset", pa.int64()),
         ("image_size", pa.int64()),
         ("image_format", pa.string()),
@@ -44,8 +45,10 @@ SAMPLE_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""``key_hash`` is the first 8 bytes of sha256(key), big-endian; offsets and sizes are bytes of the tar. What tells of
-an image, ``sha256`` too, is null where a sample is texts alone; where it is an image alone, the places of texts are."""
+"""``key_hash`` is the first 8 bytes of sha256(key), big-endian; ``split_hash``, by which validation samples are cut
+off, is the same of the sample's group, or of its key where it has none; offsets and sizes are bytes of the tar. What
+tells of an image, ``sha256`` too, is null where a sample is texts alone; where it is an image alone, the places of
+texts are."""
 
 FAULT_SCHEMA = pa.schema(
     [
@@ -155,7 +158,7 @@ def scan_tar(
 
 def hash_key(key: str) -> int:
     """The first 8 bytes of sha256(key) as a number."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big")
 
 
 _Row = dict[str, Any]
@@ -345,9 +348,11 @@ def _judge(group: _Group, check: _Check) -> _Row | Fault:
             texts = parse_texts(json.data if json else None, txt.data if txt else None)
         except SampleError as error:
             return fault(_text_at_fault(error, json, txt) or first, error.reason, error.detail)
+    of_group = parse_group(json.data) if json else None
     return {
         "key": group.key,
         "key_hash": hash_key(group.key),
+        "split_hash": hash_key(group.key if of_group is None else of_group),
         **about_image,
         "json_offset": json.offset if json else None,
         "json_size": json.size if json else None,

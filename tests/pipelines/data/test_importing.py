@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -15,14 +16,15 @@ import pytest
 
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.importer import Importer, Reading, Record, Reject
-from pipelines.data.importers import easy_vqa, scenes, table
+from pipelines.data.importers import easy_vqa, folder, scenes, table
 from pipelines.data.importing import MANIFEST, REJECTS, SplitCounts, import_data
 from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.scan import hash_key
 from pipelines.data.reader import ShardReader
-from pipelines.data.sample import Question, Texts, parse_texts
+from pipelines.data.sample import GROUP, Question, Texts, parse_texts
 from pipelines.data.shards import shard_split
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.config import dump, kinds, parse, part_config
+from vlmodel.config import ConfigError, dump, kinds, parse, part_config
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
 
@@ -159,6 +161,7 @@ def test_what_samples_are_made_of_is_part_of_what_an_import_is(tmp_path: Path) -
     manifest = tmp_path / "out" / MANIFEST
     tree = json.loads(manifest.read_text())
     del tree["config"]["members"]  # As imports wrote it that knew pairs only.
+    del tree["passed_over"], tree["splits"]["train"]["unanswered"]
     manifest.write_text(json.dumps(tree))
     assert import_data(config, tmp_path / "out", progress=False).unchanged
     with pytest.raises(DataError, match=r"another import \(source\.members is 'pairs' there and 'texts' here\)"):
@@ -224,13 +227,13 @@ def test_another_import_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_changed_source_is_noticed(tmp_path: Path) -> None:
-    (tmp_path / "0.png").write_bytes(b"image")
+    (tmp_path / "0.png").write_bytes(photo(0))
     (tmp_path / "t.csv").write_text("image,caption\n0.png,c\n1.png,d\n")
     config = table.Config(file=str(tmp_path / "t.csv"))
     # The tars lie inside the source's folder, which must not look like a change.
     assert import_data(config, tmp_path / "out", progress=False).rejected == {"missing_image": 1}
     assert import_data(config, tmp_path / "out", progress=False).unchanged
-    (tmp_path / "1.png").write_bytes(b"the missing image")
+    (tmp_path / "1.png").write_bytes(photo(1))
     with pytest.raises(DataError, match="the source's files have changed since"):
         import_data(config, tmp_path / "out", progress=False)
 
@@ -251,7 +254,7 @@ def test_bad_records_are_listed_and_neighbours_survive(tmp_path: Path) -> None:
         _record("test", "a"),
         _record("train", "b.c"),
         _record("train", "d", b""),
-        _record("train", "e", extension="tiff"),
+        _record("train", "e", extension="psd"),
         _record("train", "f", caption="\udce9"),
         _record("test", "ö", caption="日本語"),
     )
@@ -283,7 +286,92 @@ def test_bad_records_are_listed_and_neighbours_survive(tmp_path: Path) -> None:
     }
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["rejected"] == summary.rejected
-    assert manifest["splits"]["test"] == {"samples": 1, "captions": 1, "questions": 0}
+    assert manifest["splits"]["test"] == {"samples": 1, "captions": 1, "questions": 0, "unanswered": 0}
+
+
+def test_what_a_source_holds_besides_is_told(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "._a.jpg", "a.txt", "b.txt"):
+        (tmp_path / "in" / name).write_bytes(photo(0))
+    config = folder.Config(folder=str(tmp_path / "in"))
+    summary = import_data(config, tmp_path / "out", progress=False)
+    assert summary.passed_over == {".txt files": 2, "hidden files and folders": 1}
+    assert import_data(config, tmp_path / "out", progress=False).passed_over == summary.passed_over
+    (tmp_path / "in" / "a.jpg").unlink()
+    with pytest.raises(DataError, match=r"no usable sample \(it holds 2 \.txt files, 1 hidden files and folders\)"):
+        import_data(config, tmp_path / "none", progress=False)
+
+
+def test_one_image_file_is_one_sample_of_one_split(tmp_path: Path) -> None:
+    first, again, other = _record("train", "a"), _record("val", "b"), _record("val", "c")
+    entries = (first._replace(file="1"), again._replace(file="1"), other._replace(file="2"), _record("val", "d"))
+    summary = import_data(Listed(entries=entries), tmp_path / "out", progress=False)
+    assert {split: counts.samples for split, counts in summary.splits.items()} == {"train": 1, "val": 2}
+    assert summary.rejected == {"duplicate_key": 1}
+
+
+def test_a_file_of_a_record_that_was_refused_is_free(tmp_path: Path) -> None:
+    empty = _record("train", "a", b"")._replace(file="1")
+    entries = (empty, _record("train", "b")._replace(file="1"))
+    assert import_data(Listed(entries=entries), tmp_path / "out", progress=False).splits["train"].samples == 1
+
+
+def test_questions_without_an_answer_are_counted(tmp_path: Path) -> None:
+    questions = (Question("p?"), Question("q?", "yes"), Question("r?"))
+    record = _record("train", "a")._replace(texts=Texts((), questions))
+    summary = import_data(Listed(entries=(record,)), tmp_path / "out", progress=False)
+    assert summary.splits["train"] == SplitCounts(1, 0, 3, 2)
+
+
+def test_a_new_folder_is_its_owners_alone(tmp_path: Path) -> None:
+    import_data(SMALL, tmp_path / "new", progress=False)
+    (tmp_path / "shared").mkdir(mode=0o755)
+    (tmp_path / "shared").chmod(0o2755)
+    import_data(SMALL, tmp_path / "shared", progress=False)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "shared")]
+    assert modes == [0o700, 0o2755]
+
+
+def _split_of_keys(folder: Path) -> dict[str, str]:
+    return {name.rpartition(".")[0]: split for split, name, _ in _members(folder)}
+
+
+@pytest.mark.parametrize("members", ["pairs", "images"])
+def test_splits_are_cut_by_the_hash_of_the_group(tmp_path: Path, members: str) -> None:
+    entries = tuple(
+        _record("train", f"k{number}")._replace(extra={GROUP: f"scene {number % 40}"}) for number in range(400)
+    )
+    config = Listed(entries=entries, members=members, validation_fraction=0.2, test_fraction=0.3)
+    summary = import_data(config, tmp_path / "out", progress=False)
+    splits = _split_of_keys(tmp_path / "out")
+    of_scene = {number: {splits[f"k{n}"] for n in range(number, 400, 40)} for number in range(40)}
+    assert all(len(of_one) == 1 for of_one in of_scene.values())
+    assert list(summary.splits) == ["train", "val", "test"]
+
+
+def test_without_groups_splits_are_cut_by_the_key(tmp_path: Path) -> None:
+    entries = tuple(_record("train", f"k{number}") for number in range(1000))
+    config = Listed(entries=entries, test_fraction=0.1)
+    import_data(config, tmp_path / "a", progress=False)
+    import_data(config.model_copy(update={"entries": entries[::-1]}), tmp_path / "b", progress=False)
+    splits = _split_of_keys(tmp_path / "a")
+    assert splits == _split_of_keys(tmp_path / "b")
+    tested = [key for key, split in splits.items() if split == "test"]
+    assert 60 < len(tested) < 140
+    assert "val" not in splits.values()
+    # The index cuts off its share of what is left, as of any train samples.
+    left = [hash_key(key) < 2**64 // 10 for key, split in splits.items() if split == "train"]
+    assert 60 < sum(left) < 120
+
+
+def test_a_split_of_the_sources_own_is_not_mixed_with_a_cut(tmp_path: Path) -> None:
+    entries = (_record("train", "a"), _record("val", "b"))
+    import_data(Listed(entries=entries, test_fraction=0.5), tmp_path / "out", progress=False)
+    message = r"has a split val of its own \(sample 'b'\); set source\.validation_fraction=0"
+    with pytest.raises(DataError, match=message):
+        import_data(Listed(entries=entries, validation_fraction=0.5), tmp_path / "none", progress=False)
+    with pytest.raises(ConfigError, match="leave nothing to train on; lower them"):
+        parse(scenes.Config, {"validation_fraction": 0.5, "test_fraction": 0.5})
 
 
 def test_no_usable_record_is_an_error(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
     refused = [
         (("a", b"i", "jpg", TEXTS), Reason.DUPLICATE_KEY),
         (("c", b"", "jpg", TEXTS), Reason.EMPTY_MEMBER),
-        (("c", b"i", "tiff", TEXTS), Reason.UNDECODABLE_IMAGE),
+        (("c", b"i", "psd", TEXTS), Reason.UNDECODABLE_IMAGE),
         (("c", b"i", "jpg", Texts((), ())), Reason.MISSING_TEXT),
         (("c", b"i", "jpg", Texts(("\ud800",), ())), Reason.BAD_UTF8),
     ]

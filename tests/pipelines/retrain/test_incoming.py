@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -105,6 +106,41 @@ def test_taking_repeats_and_keeps_what_was_there(folder: Folder) -> None:
     assert [file.name for file in folder.files("_taken/x")] == ["a.tar"]
 
 
+def test_what_was_taken_stays_when_the_same_file_is_written_again(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.write("a.tar", b"one")
+    (tmp_path / "a.tar").chmod(0o640)
+    (tmp_path / "b.tar").symlink_to("a.tar")
+    folder.write("c.tar", b"")
+    tars = [Tar(name, size, "", sha(data)) for name, size, data in (("a.tar", 3, b"one"), ("b.tar", 3, b"one"))]
+    take(folder, [*tars, Tar("c.tar", 0, "", sha(b""))], "_taken/x")
+    with (tmp_path / "a.tar").open("r+b") as file:  # As cp and rsync --inplace do.
+        file.write(b"two, and longer")
+    assert [folder.read(f"_taken/x/{name}.tar") for name in "abc"] == [b"one", b"one", b""]
+    taken = sorted((tmp_path / "_taken" / "x").iterdir())
+    assert [path.name for path in taken] == ["a.tar", "b.tar", "c.tar"]
+    assert [path.stat().st_mode & 0o777 for path in taken[:2]] == [0o640, 0o640]
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EIO])
+def test_a_disk_that_cannot_copy_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    folder = Folder(tmp_path)
+    folder.write("a.tar", b"one")
+
+    def refuse(source: int, target: int, count: int) -> int:
+        os.write(target, b"rest")
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output"):
+            folder.duplicate("a.tar", "taken/a.tar")
+        assert list((tmp_path / "taken").iterdir()) == []
+    else:
+        folder.duplicate("a.tar", "taken/a.tar")
+        assert folder.read("taken/a.tar") == b"one"
+
+
 def test_a_tar_that_is_gone_is_named(folder: Folder) -> None:
     folder.write("b.tar", b"two")
     with pytest.raises(DataError, match=r"a.tar is gone from .*; start again to go on without it"):
@@ -121,10 +157,3 @@ def test_images_of_the_hold_out_are_counted(ray_local: None, tmp_path: Path) -> 
     write_tar(new, "val-000000.tar", samples([4]))
     judged, came = (build_index(str(folder), IndexConfig()) for folder in (old, new))
     assert images_in_common(came, judged, "val") == 1
-
-
-def test_no_bytes_are_copied_on_a_local_disk(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    folder.write("a.tar", b"one")
-    take(folder, found(folder)[0], "_taken/x")
-    assert (tmp_path / "a.tar").samefile(tmp_path / "_taken/x/a.tar")

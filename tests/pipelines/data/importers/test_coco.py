@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from pipelines.data.errors import DataError, Reason
+from pipelines.data.importer import Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers.coco import Config, Subset
+from pipelines.data.importing import import_data
 from pipelines.data.sample import Question
 
 _NINE = ["two"] * 4 + ["2"] * 5 + ["a pair"]
@@ -138,6 +140,57 @@ def test_a_bad_record_costs_only_itself(coco: Path, read_all) -> None:
         ("v2_OpenEnded_mscoco_train2014_questions.json", Reason.BAD_SCHEMA),
         ("COCO_train2014_000000000025", Reason.MISSING_IMAGE),
     ]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "answer", "answers"),
+    [
+        ({"answers": [{"answer": "cat", "answer_confidence": "yes"}, {"answer": "dog"}]}, "cat", ("cat", "dog")),
+        ({"multiple_choice_answer": " cat "}, "cat", ()),
+        ({"answer": "cat"}, "cat", ()),
+        ({"answers": [], "multiple_choice_answer": "cat"}, "cat", ()),
+        ({"answers": ["dog", "cat"], "multiple_choice_answer": "cat"}, "cat", ("dog", "cat")),
+        ({"answers": [{"answer": " "}], "multiple_choice_answer": "cat"}, "cat", ()),
+        ({"answers": None, "multiple_choice_answer": 3}, None, None),
+        ({"answers": [{"answer": ""}]}, None, None),
+    ],
+)
+def test_annotations_that_are_almost_vqas(coco: Path, read_all, annotation, answer, answers) -> None:
+    rows = [{"question_id": 9000, **annotation}, {"answers": ["no id"]}, _annotation(5, 9, ["x"])]
+    _put(coco / "v2_mscoco_train2014_annotations.json", {"annotations": rows})
+    reading = Config(folder=str(coco)).read()
+    entries = list(reading.records)
+    records = {entry.key: entry for entry in entries if isinstance(entry, Record)}
+    expected = (Question("How many dogs?", answer, answers, "9000"),) if answer else ()
+    assert records["COCO_train2014_000000000009"].texts.questions == expected
+    rejects = [(entry.key, entry.reason) for entry in entries if isinstance(entry, Reject)]
+    assert rejects == ([] if answer else [("9000", Reason.MISSING_TEXT)])
+    assert reading.passed_over() == {
+        "answers without question_id": 1,
+        "answers to questions that are not asked": 1,
+        ".json files": 1,  # The questions of test-dev2015.
+    }
+
+
+def test_linked_images_and_a_home_folder(coco: Path, picture, read_all, monkeypatch, tmp_path_factory) -> None:
+    root = tmp_path_factory.mktemp("linked")
+    for path in coco.iterdir():
+        (root / path.name).symlink_to(path)
+    (root / "train2014" / "._COCO_train2014_000000000009.jpg").write_bytes(b"companion")
+    monkeypatch.setenv("HOME", str(root.parent))
+    records, rejects = read_all(Config(folder=f"~/{root.name}"))
+    assert (len(records), rejects) == (4, [])
+    records, rejects = read_all(Config(folder=str(root), images=f"~/{root.name}"))
+    assert (len(records), rejects) == (4, [])
+
+
+def test_one_file_in_two_splits(coco: Path) -> None:
+    file = "train2014/COCO_train2014_000000000009.jpg"
+    tree = {"images": [{"id": 1, "file_name": file}], "annotations": [{"image_id": 1, "caption": "again"}]}
+    _put(coco / "annotations" / "captions_val2014.json", tree)
+    summary = import_data(Config(folder=str(coco)), coco / "out", progress=False)
+    assert {split: counts.samples for split, counts in summary.splits.items()} == {"train": 2, "val": 1, "test": 1}
+    assert summary.rejected == {"duplicate_key": 1}
 
 
 def test_an_unusable_source_says_what_to_do(coco: Path, tmp_path_factory) -> None:

@@ -30,7 +30,7 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
     for folder in (tmp_path, tmp_path / "data"):
         records, rejects = read_all(Config(folder=str(folder)))
         assert rejects == []
-        assert records == {
+        assert {key: record._replace(file=None) for key, record in records.items()} == {
             "train-0": Record(
                 "train", "train-0", picture(0), "png", Texts((), (Question("is it?", "yes"),)), {"image_id": 0}
             ),

@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.flickr import Config
+from pipelines.data.importing import import_data
 
 
 @pytest.fixture
@@ -75,6 +76,68 @@ def test_csv_and_lists_without_extension(flickr: Path, read_all) -> None:
     assert rejects == []
     assert records["a"].texts.captions == ('A dog, a "good" one .', "Dogs .")
     assert records["b"].split == "val"
+
+
+@pytest.mark.parametrize("delimiter", ",|;\t")
+def test_a_caption_that_holds_the_delimiter_is_whole(flickr: Path, read_all, delimiter: str) -> None:
+    rows = [["image", "caption"], ["a.jpg", "A dog ", " running ", " fast"], ["b.jpg", "A cat"], ["c.jpg"]]
+    (flickr / "captions.csv").write_text("\n".join(map(delimiter.join, rows)) + "\n")
+    records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
+    assert records["a"].texts.captions == (f"A dog {delimiter} running {delimiter} fast",)
+    assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:4", Reason.BAD_SCHEMA)]
+
+
+def test_one_image_in_several_spellings_is_one_sample(flickr: Path, read_all) -> None:
+    (flickr / "Flicker8k_Dataset" / "e\u0301.jpg").write_bytes((flickr / "Flicker8k_Dataset" / "a.jpg").read_bytes())
+    (flickr / "captions.csv").write_text(
+        "image,caption\na.jpg,one\n./a.jpg,two\nFlicker8k_Dataset/a.jpg,three\n\u00e9.jpg,x\ne\u0301.jpg,y\n"
+    )
+    (flickr / "all.txt").write_text("a.jpg\n./a.jpg\nFlicker8k_Dataset//a.jpg\ne\u0301.jpg\n")
+    config = Config(folder=str(flickr), captions="captions.csv", train="all.txt", val="", members="pairs")
+    (flickr / "Flickr8k_text" / "Flickr_8k.devImages.txt").unlink()
+    summary = import_data(config, flickr / "out", progress=False)
+    assert summary.splits["train"].samples == 2
+    assert summary.splits["train"].captions == 4
+    assert summary.rejected == {"duplicate_key": 1}
+
+
+def test_a_tab_in_a_caption_of_a_token_file(flickr: Path, read_all) -> None:
+    with (flickr / "Flickr8k_text" / "Flickr8k.token.txt").open("a") as file:
+        file.write("a.jpg#2\tone\ttwo\n")
+    records, _ = read_all(Config(folder=str(flickr)))
+    assert records["a"].texts.captions[-1] == "one\ttwo"
+
+
+def test_a_cell_too_many_behind_other_columns(flickr: Path, read_all) -> None:
+    (flickr / "captions.csv").write_text("caption,image\nA dog, running,a.jpg\nA cat,b.jpg\n")
+    records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
+    assert records["b"].texts.captions == ("A cat",)
+    assert (rejects[0].key, rejects[0].reason) == ("captions.csv:2", Reason.BAD_SCHEMA)
+
+
+def test_a_quotation_mark_that_never_closes(flickr: Path, read_all) -> None:
+    (flickr / "captions.csv").write_text('image,caption\na.jpg,"half a board\nb.jpg,A cat\na.jpg,it is 5"\n')
+    records, rejects = read_all(Config(folder=str(flickr), captions="captions.csv"))
+    assert {key: record.texts.captions for key, record in records.items()} == {"a": ('it is 5"',), "b": ("A cat",)}
+    assert [(reject.key, reject.reason) for reject in rejects] == [("captions.csv:2", Reason.BAD_SCHEMA)]
+
+
+def test_what_is_in_no_list_is_counted(flickr: Path) -> None:
+    reading = Config(folder=str(flickr)).read()
+    assert len(list(reading.records)) == 2
+    assert reading.passed_over() == {
+        "images that nothing names": 1,
+        "images with captions that are in no list of a split": 1,
+    }
+
+
+def test_utf16_and_odd_line_ends(flickr: Path, read_all) -> None:
+    (flickr / "Flickr8k_text" / "Flickr8k.token.txt").write_text("a.jpg#0\tDer Hund läuft\r\n", encoding="utf-16")
+    (flickr / "Flickr8k_text" / "Flickr_8k.trainImages.txt").write_bytes(b"a.jpg\r\x1cb.jpg\r")
+    (flickr / "Flickr8k_text" / "Flickr_8k.devImages.txt").unlink()
+    records, rejects = read_all(Config(folder=str(flickr)))
+    assert records["a"].texts.captions == ("Der Hund läuft",)
+    assert len(rejects) == 1
 
 
 def test_flickr30k_results(flickr: Path, read_all) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.folder import Config
+from pipelines.data.importing import REJECTS, import_data
 from pipelines.data.sample import Texts
 from vlmodel.config import ConfigError, parse
 
@@ -57,3 +59,34 @@ def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
         Config(folder=str(tmp_path / "none")).read()
     with pytest.raises(ConfigError, match="members = 'pairs': Input should be 'images'"):
         parse(Config, {"folder": str(tmp_path), "members": "pairs"})
+
+
+def test_one_file_under_two_names_is_one_sample(tmp_path: Path, picture) -> None:
+    (tmp_path / "in" / "z").mkdir(parents=True)
+    (tmp_path / "in" / "z" / "a.png").write_bytes(picture(0))
+    (tmp_path / "in" / "again.png").symlink_to("z/a.png")
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    summary = import_data(Config(folder=str(tmp_path / "in")), tmp_path / "out", progress=False)
+    assert summary.splits["train"].samples == 1
+    assert summary.rejected == {"duplicate_key": 1}
+    assert summary.passed_over == {".txt files": 1}
+    (reject,) = (tmp_path / "out" / REJECTS).read_text().splitlines()
+    assert json.loads(reject)["detail"] == "its image is the very file of sample 'again' of split 'train'"
+
+
+def test_a_home_folder(tmp_path: Path, picture, read_all, monkeypatch) -> None:
+    (tmp_path / "0.png").write_bytes(picture(0))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(read_all(Config(folder="~"))[0]) == ["0"]
+
+
+def test_a_folder_is_a_group(tmp_path: Path, picture, read_all) -> None:
+    for number, name in enumerate(("a.png", "film/1.png", "film/2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(picture(number))
+    records, _ = read_all(Config(folder=str(tmp_path), group="folder"))
+    assert {key: record.extra for key, record in records.items()} == {
+        "a": {"group": ""},
+        "film/1": {"group": "film"},
+        "film/2": {"group": "film"},
+    }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.table import Config
 from pipelines.data.sample import Question, Texts
+from vlmodel.config import ConfigError, parse
 
 
 @pytest.fixture
@@ -291,3 +293,207 @@ def test_daquar_as_a_table(shared_data, tmp_path: Path, read_all) -> None:
         member = tar.extractfile("images/image6.png")
         assert member is not None
         assert records["images/image6"].image == member.read()
+
+
+def test_one_image_in_several_spellings_is_one_sample(images: Path, picture, read_all) -> None:
+    (images / "link").symlink_to("img")
+    (images / "t.csv").write_text(
+        "image,caption,split\nimg/0.png,a,train\n./img/0.png,b,val\nimg//0.png,c,train\n0.png,d,test\n"
+        "img\\0.png,e,train\nlink/0.png,f,train\n"
+        f"{images}/img/0.png,g,\nx/../img/0.PNG,h,train\n1.png,i,val\n"
+    )
+    records, rejects = read_all(Config(file=str(images / "t.csv")))
+    assert {key: (record.split, record.texts.captions) for key, record in records.items()} == {
+        "img/0": ("train", ("a", "c", "e", "f", "g", "h")),
+        "1": ("val", ("i",)),
+    }
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        ("t.csv:3", Reason.BAD_SCHEMA),
+        ("t.csv:5", Reason.BAD_SCHEMA),
+    ]
+    assert rejects[0].detail == "its image is in split 'train' by another row, 'val' by this one"
+
+
+def test_one_image_under_two_keys_is_of_one_split(images: Path, read_all) -> None:
+    rows = [
+        {"image": "img/0.png", "key": "a", "caption": "x"},
+        {"image": "./img/0.png", "key": "b", "caption": "y"},
+        {"image": "0.png", "key": "c", "caption": "z", "split": "test"},
+    ]
+    records, rejects = read_all(Config(file=_jsonl(images / "t.jsonl", rows)))
+    assert set(records) == {"a", "b"}
+    assert [(reject.key, reject.reason) for reject in rejects] == [("t.jsonl:3", Reason.BAD_SCHEMA)]
+
+
+def test_images_that_no_row_names_are_counted(images: Path) -> None:
+    (images / "t.csv").write_text("image,caption\n0.png,a\n")
+    (images / "notes.md").write_text("x")
+    reading = Config(file=str(images / "t.csv")).read()
+    list(reading.records)
+    assert reading.passed_over() == {"images that nothing names": 2, ".md files": 1}
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_cell_that_is_missing_is_missing(images: Path, read_all, as_json: bool) -> None:
+    nan = float("nan")
+    columns = ("image", "caption", "question", "answer", "split", "key", "question_id")
+    cells: list[tuple[Any, ...]] = [
+        ("img/0.png", "c", nan, nan, nan, nan, nan),
+        ("img/1.png", None, "q?", None, None, None, None),
+        (nan, "d", None, None, None, None, None),
+        ("img/2.png", nan, nan, None, "", None, None),
+    ]
+    rows = [dict(zip(columns, row, strict=True)) for row in cells]
+    if as_json:
+        file = _jsonl(images / "t.jsonl", rows)
+    else:  # As pandas writes what was turned into text.
+        file = str(images / "t.csv")
+        with open(file, "w", newline="") as out:
+            csv.writer(out).writerows([columns, *([str(cell or "") for cell in row] for row in cells)])
+    records, rejects = read_all(Config(file=file))
+    assert {key: (record.split, record.texts) for key, record in records.items()} == {
+        "img/0": ("train", Texts(("c",))),
+        "img/1": ("train", Texts((), (Question("q?"),))),
+        "img/2": ("train", Texts()),
+    }
+    assert [reject.reason for reject in rejects] == [Reason.MISSING_IMAGE]
+
+
+def test_an_answer_may_be_none_or_na(images: Path, read_all) -> None:
+    (images / "t.csv").write_text("image,question,answer\n0.png,how many?,none\n1.png,who?,NA\n2.png,what?,n/a\n")
+    records, _ = read_all(Config(file=str(images / "t.csv")))
+    assert [record.texts.questions[0].answer for record in records.values()] == ["none", "NA", "n/a"]
+    records, _ = read_all(Config(file=str(images / "t.csv"), missing=["none"]))
+    assert [record.texts.questions[0].answer for record in records.values()] == [None, "NA", "n/a"]
+
+
+def test_structs_stand_for_texts(tmp_path: Path, picture, read_all) -> None:
+    given = [{"answer": answer, "answer_confidence": "yes", "answer_id": 1} for answer in ("cat", "dog", "cat")]
+    row = {
+        "image": {"bytes": picture(1), "path": "1.jpg"},
+        "caption": [{"raw": "a cat", "sentid": 1}, {"text": "some cat"}],
+        "question": {"question": "what?"},
+        "answers": given,
+    }
+    lists = {
+        "image": {"bytes": picture(2), "path": None},
+        "question": "who?",
+        "answers": {"answer": ["she", "he", "he"]},
+    }
+    for number, rows in enumerate(([row], [lists])):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+    (first,) = read_all(Config(file=str(tmp_path / "0.parquet")))[0].values()
+    (second,) = read_all(Config(file=str(tmp_path / "1.parquet")))[0].values()
+    assert first.texts == Texts(("a cat", "some cat"), (Question("what?", "cat", ("cat", "dog", "cat")),))
+    assert second.texts.questions == (Question("who?", "he", ("she", "he", "he")),)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": [picture(3)], "caption": [{"de": "Katze"}]}), tmp_path / "2.parquet"
+    )
+    _, (reject,) = read_all(Config(file=str(tmp_path / "2.parquet")))
+    assert reject.detail == "caption is a struct of de, none of answer, caption, question, raw, text; flatten it"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", "image;caption\n0.png;a cat, a dog\n1.png;x\n"),
+        ("t.csv", "image\tcaption\n0.png\ta cat, a dog\n1.png\tx\n"),
+        ("t.csv", '"image"|"caption"\n0.png|a cat, a dog\n1.png|x\n'),
+        ("t.csv", "sep=;\nimage;caption\n0.png;a cat, a dog\n1.png;x\n"),
+        ("t.tsv", 'image,caption\n0.png,"a cat, a dog"\n1.png,x\n'),
+        ("t.txt", "image | caption\n0.png | a cat, a dog\n1.png | x\n"),
+        ("t.csv", 'image,caption\r0.png,"a cat, a dog"\r1.png,x\r'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_delimiters_and_encodings_are_recognised(images: Path, read_all, name: str, text: str, encoding: str) -> None:
+    (images / name).write_bytes(text.encode(encoding))
+    records, rejects = read_all(Config(file=str(images / name)))
+    assert rejects == []
+    assert {key: record.texts.captions for key, record in records.items()} == {"0": ("a cat, a dog",), "1": ("x",)}
+
+
+def test_a_delimiter_is_recognised_without_a_header(images: Path, read_all) -> None:
+    (images / "t.csv").write_text("0.png;a cat, a dog\n")
+    records, _ = read_all(Config(file=str(images / "t.csv"), header=["image", "caption"]))
+    assert records["0"].texts.captions == ("a cat, a dog",)
+
+
+def test_a_delimiter_is_named(images: Path, read_all) -> None:
+    for name, mark in (("\\t", "\t"), ("\t", "\t"), ("||", "||"), (";", ";")):
+        (images / "t.csv").write_text(f"image{mark}caption\n0.png{mark}a, b\n")
+        records, _ = read_all(Config(file=str(images / "t.csv"), delimiter=name))
+        assert records["0"].texts.captions == ("a, b",)
+    with pytest.raises(ConfigError, match="cannot separate cells; name a comma"):
+        parse(Config, {"file": "t.csv", "delimiter": '"'})
+
+
+def test_an_encoding_is_named(images: Path, read_all) -> None:
+    (images / "t.csv").write_bytes("image,caption\n0.png,Größe\n1.png,x\n".encode("cp1252"))
+    _, (reject,) = read_all(Config(file=str(images / "t.csv")))
+    assert (reject.key, reject.reason) == ("t.csv:2", Reason.BAD_UTF8)
+    assert "source.encoding" in reject.detail
+    records, rejects = read_all(Config(file=str(images / "t.csv"), encoding="cp1252"))
+    assert (records["0"].texts.captions, rejects) == (("Größe",), [])
+    (images / "t.jsonl").write_text('{"image": "0.png", "caption": "Größe"}\n', encoding="cp1252")
+    records, _ = read_all(Config(file=str(images / "t.jsonl"), encoding="cp1252"))
+    assert records["0"].texts.captions == ("Größe",)
+    with pytest.raises(ConfigError, match="'klingon' is no encoding that Python knows; name one as utf-8 or cp1252"):
+        parse(Config, {"file": "t.csv", "encoding": "klingon"})
+
+
+def test_rows_stay_rows(images: Path, read_all) -> None:
+    (images / "t.csv").write_text(
+        'image,caption\n0.png,"half a board\n1.png,a cat\n1.png,it is 5"\n2.png,"two\nlines"\n1.png,a,b\n1.png,"x\n'
+    )
+    records, rejects = read_all(Config(file=str(images / "t.csv")))
+    assert {key: record.texts.captions for key, record in records.items()} == {
+        "1": ("a cat", 'it is 5"'),
+        "2": ("two\nlines",),
+    }
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        (f"t.csv:{number}", Reason.BAD_SCHEMA) for number in (2, 7, 8)
+    ]
+    assert rejects[0].detail == "a quotation mark closes only in another row"
+
+
+def test_jsonl_in_utf16_and_with_zero_bytes(images: Path, read_all) -> None:
+    (images / "t.jsonl").write_text('{"image": "0.png", "caption": "ä\\r"}\r\n', encoding="utf-16")
+    records, rejects = read_all(Config(file=str(images / "t.jsonl")))
+    assert (records["0"].texts.captions, rejects) == (("ä",), [])
+    (images / "t.jsonl").write_bytes(b'{"image": "0.png", "caption": "a"}\n\0\0\0\n')
+    records, rejects = read_all(Config(file=str(images / "t.jsonl")))
+    assert (len(records), [reject.reason for reject in rejects]) == (1, [Reason.BAD_UTF8])
+
+
+def test_a_group_is_kept_and_is_one(images: Path, read_all) -> None:
+    (images / "t.csv").write_text("image,caption,scene\n0.png,a,7\n1.png,b,\n0.png,c,8\n")
+    records, rejects = read_all(Config(file=str(images / "t.csv"), group="scene"))
+    assert {key: record.extra for key, record in records.items()} == {"0": {"group": "7"}, "1": None}
+    assert [(reject.key, reject.reason) for reject in rejects] == [("t.csv:4", Reason.BAD_SCHEMA)]
+
+
+def test_a_home_folder(images: Path, read_all, monkeypatch) -> None:
+    (images / "t.csv").write_text("image,caption\n0.png,a\n")
+    monkeypatch.setenv("HOME", str(images))
+    assert list(read_all(Config(file="~/t.csv", images="~/img"))[0]) == ["0"]
+    assert list(read_all(Config(file="~/t.csv", images="img"))[0]) == ["0"]
+
+
+def test_what_is_no_table_says_what_to_do(images: Path) -> None:
+    for suffix in ("xlsx", "XLS", "ods"):
+        (images / f"t.{suffix}").write_bytes(b"PK")
+        with pytest.raises(DataError, match=r"is a spreadsheet; save its sheet as CSV \(UTF-8\)"):
+            Config(file=str(images / f"t.{suffix}")).read()
+    (images / "renamed.csv").write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(DataError, match="is no text but an archive, a spreadsheet"):
+        Config(file=str(images / "renamed.csv")).read()
+    os.mkfifo(images / "pipe.csv")
+    with pytest.raises(DataError, match="is no file"):
+        Config(file=str(images / "pipe.csv")).read()
+    (images / "t.csv").write_text("picture;words\n0.png;a\n")
+    with pytest.raises(DataError, match=r"separated by ',' \(source\.delimiter\)"):
+        Config(file=str(images / "t.csv")).read()
+    (images / "t.csv").write_text("image,caption,caption\n0.png,a,b\n")
+    with pytest.raises(DataError, match=r"several columns 'caption' \(source\.captions\); rename all but one"):
+        Config(file=str(images / "t.csv")).read()

@@ -142,6 +142,24 @@ def test_validation_split_is_a_function_of_the_key(tmp_path):
     assert keys(build_index(str(many), config), "val") == ["0099"], "a source's own validation split is kept"
 
 
+def test_a_group_is_on_one_side_of_the_validation_split(tmp_path):
+    entries = [
+        entry
+        for n in range(60)
+        for entry in (
+            (f"{n:04d}.jpg", photo(n)),
+            (f"{n:04d}.json", json.dumps({"captions": ["c"], "group": f"scene {n % 12}"}).encode()),
+        )
+    ]
+    write_tar(tmp_path, "a.tar", entries[:60])
+    write_tar(tmp_path, "b.tar", entries[60:])
+    index = build_index(str(tmp_path), IndexConfig(validation_fraction=0.4))
+    sides = {split: {int(key) % 12 for key in keys(index, split)} for split in ("train", "val")}
+    assert sides["train"] | sides["val"] == set(range(12))
+    assert not sides["train"] & sides["val"]
+    assert all(sides.values())
+
+
 def test_assignment_bounds():
     import numpy as np
 

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[Reason, list[Entry | tarfile.TarInfo]]] = {
     "above the limit": (Reason.IMAGE_TOO_LARGE, [("5.png", png_of_size(4_000, 2_501)), ("5.json", TEXTS)]),
     "large file": (Reason.IMAGE_TOO_LARGE, [("5.jpg", bytes((1 << 20) + 1)), ("5.json", TEXTS)]),
     "no image": (Reason.MISSING_IMAGE, [("5.json", TEXTS)]),
-    "image of another type": (Reason.MISSING_IMAGE, [("5.tiff", JPEG), ("5.json", TEXTS)]),
+    "image of another type": (Reason.MISSING_IMAGE, [("5.svg", JPEG), ("5.json", TEXTS)]),
     "no text": (Reason.MISSING_TEXT, [("5.jpg", JPEG)]),
     "no caption in its texts": (Reason.MISSING_TEXT, [("5.jpg", JPEG), ("5.json", b'{"url": "x"}')]),
     "empty image": (Reason.EMPTY_MEMBER, [("5.jpg", b""), ("5.json", TEXTS)]),
@@ -212,7 +212,19 @@ def test_rows_of_sound_samples():
     for what, name in (("image", "2.png"), ("txt", "2.txt"), ("json", "2.json")):
         span = slice(second[f"{what}_offset"], second[f"{what}_offset"] + second[f"{what}_size"])
         assert data[span] == dict(entries)[name]
-    assert first["key_hash"] == hash_key("a/1")
+    assert first["key_hash"] == first["split_hash"] == hash_key("a/1")
+
+
+def test_a_group_of_the_json_decides_the_split_hash():
+    groups = {"1": '"scene"', "2": "7", "3": "null", "4": '{"of": "metadata"}', "5": "true"}
+    entries = [
+        entry
+        for key, group in groups.items()
+        for entry in ((f"{key}.jpg", JPEG), (f"{key}.json", f'{{"captions": ["c"], "group": {group}}}'.encode()))
+    ]
+    rows = scan(tar_bytes([*entries, ("6.jpg", JPEG), ("6.txt", b'the "group"')])).samples.to_pylist()
+    assert [row["split_hash"] for row in rows] == [hash_key(key) for key in ("scene", "7", "3", "4", "5", "6")]
+    assert [row["key_hash"] for row in rows] == [hash_key(str(n)) for n in range(1, 7)]
 
 
 def test_header_check_finds_cut_images_without_decoding():

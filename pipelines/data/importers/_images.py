@@ -1,0 +1,325 @@
+"""The images of a source: which of them lie there, what else does, and their bytes.
+
+Links are followed, within a folder and out of it, and each folder is read once, so that a loop ends. What is read is an
+image by its first bytes, or it is refused: a link to a file of another kind brings nothing of it into a tar.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import tarfile
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.importers._files import HIDDEN, is_hidden, open_regular, walk
+from pipelines.data.sample import IMAGE_EXTENSIONS, Members
+from vlmodel import images as image_files
+
+DEAD_LINKS = "links that lead nowhere"
+REPEATED = "images of a name that came before"
+UNNAMED = "images that nothing names"
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_AVIF = {b"avif", b"avis"}
+_HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_HEAD = 32
+"""Bytes that tell an image of any kind."""
+_MOST_BYTES = 1 << 30
+"""Of an image file, which is held in memory; a sparse file can claim any size."""
+_MOST_LINKS = 40
+
+
+class _Place(NamedTuple):
+    file: Path
+    identity: str
+    """The same for all names of one image."""
+    offset: int | None = None
+    size: int = 0
+    problem: str = ""
+    """Why it cannot be read, where that is known before."""
+
+
+class Images:
+    """The images under a folder (files at any depth, and plain tars that lie directly in it) or in one plain tar.
+
+    An image is a file with an image's extension, or one without any extension whose first bytes are an image's. It is
+    found by its path inside, or by the end of that path where only one image has it: as it is spelled, else with
+    accents in their other Unicode form, else in another case. Hidden files and what systems put beside them are passed
+    over, and found only where their whole path is named.
+
+    Raises:
+        DataError: ``root`` does not exist or cannot be read, or a tar is compressed or broken.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._places: dict[str, _Place] = {}
+        self._other: Counter[str] = Counter()
+        self._identities_read: set[str] = set()
+        if root.is_dir():
+            tars = self._scan_folder()
+        elif root.is_file():
+            tars = [root]
+        else:
+            raise DataError(f"image folder or tar {str(root)!r} does not exist; correct the source's setting")
+        for tar in tars:
+            self._scan_tar(tar)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def names(self) -> list[str]:
+        """Paths of all images inside: those of files first, then those in tars."""
+        return list(self._places)
+
+    def files(self) -> set[Path]:
+        """Image files and tars."""
+        return {place.file for place in self._places.values()}
+
+    def identity(self, name: str) -> str:
+        """The image itself, the same for every spelling of its name and every link to it.
+
+        Raises:
+            SampleError: as ``read`` where no image is found.
+        """
+        return self._find(name).identity
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """Bytes and extension (lower case, no dot) of the image ``name``.
+
+        Raises:
+            SampleError: MISSING_IMAGE (none, or several of that name), UNSAFE_MEMBER for a name that leads out of
+                the root and for a pipe, socket, device or folder, UNDECODABLE_IMAGE for an extension that is no
+                image's and for bytes that are none's, IMAGE_TOO_LARGE, BROKEN_TAR.
+        """
+        require_image_name(name)
+        place = self._find(name)
+        self._identities_read.add(place.identity)
+        if place.problem:
+            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r}: {place.problem}")
+        try:
+            with open_regular(place.file) as file:
+                file.seek(place.offset or 0)
+                size = os.fstat(file.fileno()).st_size if place.offset is None else place.size
+                data = file.read(min(_HEAD, size))
+                extension = sniff(data)
+                if data and extension is None:
+                    # Nothing of the bytes is shown: a link may lead to a file that is nobody's business.
+                    raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
+                if size > _MOST_BYTES:
+                    detail = f"image {name!r} has {size:,} bytes; at most {_MOST_BYTES:,} are imported"
+                    raise SampleError(Reason.IMAGE_TOO_LARGE, detail)
+                data += file.read(size - len(data))
+        except OSError as error:
+            raise SampleError(Reason.MISSING_IMAGE, f"{place.file} cannot be read: {error.strerror}") from None
+        if place.offset is not None and len(data) < size:
+            raise SampleError(Reason.BROKEN_TAR, f"{place.file} ends inside {name!r}")
+        return data, (suffix_of(name) if is_image(name) else extension) or ""
+
+    def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
+        """What lies there beside the images that were read, by kind: other files by their extension.
+
+        Args:
+            used: files that were read as something else.
+        """
+        others = self._other.copy()
+        root = os.path.realpath(self.root)
+        for path in {os.path.realpath(path) for path in used if path is not None}:
+            if path.startswith(root + os.sep):
+                others[_kind_of(path)] -= 1
+        unread = {place.identity for place in self._places.values()} - self._identities_read
+        others[UNNAMED] += len(unread)
+        return +others
+
+    def _find(self, name: str) -> _Place:
+        path = posixpath.normpath(name)
+        if (place := self._places.get(path)) is not None:
+            return place
+        path = posixpath.normpath(path.replace("\\", "/"))  # as Windows writes it
+        if posixpath.isabs(path):
+            real = os.path.realpath(path)
+            path = os.path.relpath(path, self.root.absolute())
+            if _leads_out(path):  # unless the root itself was reached by a link
+                path = os.path.relpath(real, os.path.realpath(self.root))
+        if _leads_out(path):
+            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
+        steps = _fold(path).split("/")
+        # By two steps, as all clips of a set may call their pictures alike.
+        candidates = self._by_last_steps[len(steps) > 1].get("/".join(steps[-2:]), [])
+        for spelling in (str, _composed, _fold):
+            wanted = spelling(path)
+            matches = [other for other in candidates if spelling(other) == wanted] or [
+                other for other in candidates if spelling(other).endswith(f"/{wanted}")
+            ]
+            if len({self._places[other].identity for other in matches}) > 1:
+                listed = ", ".join(sorted(matches)[:5])
+                raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {listed}")
+            if matches:
+                return self._places[matches[0]]
+        # What the scan passed over is found where it is named: a hidden file, a second way to a folder.
+        place_there = self.root / path
+        if self.root.is_dir() and os.path.lexists(place_there) and not place_there.is_dir():
+            return _Place(place_there, os.path.realpath(place_there))
+        raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} is not in {self.root}")
+
+    @cached_property
+    def _by_last_steps(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+        """Names by their last step, and by their last two."""
+        by_one, by_two = defaultdict(list), defaultdict(list)
+        for name in self._places:
+            steps = _fold(name).rsplit("/", 2)
+            by_one[steps[-1]].append(name)
+            by_two["/".join(steps[-2:])].append(name)
+        return by_one, by_two
+
+    def _scan_folder(self) -> list[Path]:
+        """Add the image files; the tars that lie directly in the root."""
+        tars = []
+        for name, entry, real in walk(self.root, self._other):
+            path = Path(entry.path)
+            if is_image(name) or (not suffix_of(name) and sniff(_head(path)) is not None):
+                self._places[name] = _Place(path, real)
+            elif name.endswith(".tar") and "/" not in name and path.is_file():
+                tars.append(path)
+            else:
+                dead = entry.is_symlink() and not path.exists()
+                self._other[DEAD_LINKS if dead else _kind_of(name)] += 1
+        return tars
+
+    def _scan_tar(self, tar: Path) -> None:
+        """Add the images of a tar; of two members of one name the later counts, as when it is unpacked."""
+        members: dict[str, tarfile.TarInfo] = {}
+        heads: dict[str, bytes] = {}
+        try:
+            with tarfile.open(tar, "r:") as archive:
+                for member in archive:
+                    name = posixpath.normpath(member.name)
+                    if member.isdir():
+                        continue
+                    if any(map(is_hidden, name.split("/"))):
+                        self._other[HIDDEN] += 1
+                        continue
+                    if is_image(name) and name in members:
+                        self._other[REPEATED] += 1
+                    members[name] = member
+                    if member.isreg() and not suffix_of(name) and archive.fileobj is not None:
+                        archive.fileobj.seek(member.offset_data)
+                        heads[name] = archive.fileobj.read(min(_HEAD, member.size))
+        except (tarfile.TarError, EOFError) as error:
+            raise DataError(f"{tar} cannot be read as a plain tar ({error}); unpack it into a folder") from None
+        real_tar = os.path.realpath(tar)
+        for name in members:
+            if not (is_image(name) or sniff(heads.get(name, b"")) is not None):
+                self._other[_kind_of(name)] += 1
+            elif name in self._places:
+                self._other[REPEATED] += 1
+            else:
+                self._places[name] = _member_place(tar, real_tar, name, members)
+
+
+class NoImages:
+    """Stands for the images of a set of texts, of which none is looked for."""
+
+    def files(self) -> set[Path]:
+        return set()
+
+    def identity(self, name: str) -> None:
+        return None
+
+    def read(self, name: str) -> tuple[None, None]:
+        return None, None
+
+    def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
+        return Counter()
+
+
+def images_for(members: Members, root: Path) -> Images | NoImages:
+    """The images under ``root`` where samples have some; raises what ``Images`` raises."""
+    return NoImages() if members == "texts" else Images(root)
+
+
+def require_image_name(name: str) -> None:
+    """Raises SampleError UNDECODABLE_IMAGE where a name has an extension that is none of ``IMAGE_EXTENSIONS``."""
+    if suffix_of(name) and not is_image(name):
+        known = ", ".join(IMAGE_EXTENSIONS)
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none of {known}")
+
+
+def suffix_of(name: str) -> str:
+    """What stands behind the last dot of a path's last step, lower case; "" where there is none."""
+    return posixpath.splitext(name.replace("\\", "/"))[1].removeprefix(".").lower()
+
+
+def sniff(data: bytes) -> str | None:
+    """The usual extension of an image file by its first bytes, whether or not it is one that can be decoded here."""
+    data = data[:_HEAD]
+    if (extension := image_files.extension_of(data)) is not None:
+        return extension
+    if data.startswith(_TIFF):
+        return "tif"
+    if data.startswith(_JPEG_2000):
+        return "jp2"
+    if data[4:8] == b"ftyp":  # ISO 14496-12, of which AVIF and HEIF are brands
+        brands = {data[8:12], *(data[at : at + 4] for at in range(16, _HEAD, 4))}
+        return "avif" if brands & _AVIF else "heic" if brands & _HEIF else None
+    return None
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name has an image's extension."""
+    return suffix_of(name) in IMAGE_EXTENSIONS
+
+
+def _kind_of(name: str) -> str:
+    """A file's extension, for a count; what does not look like one is not told."""
+    suffix = suffix_of(name)
+    if re.fullmatch(r"[a-z0-9_~-]{1,12}", suffix):
+        return f".{suffix} files"
+    return "files of odd extensions" if suffix else "files without extension"
+
+
+def _leads_out(path: str) -> bool:
+    return path == ".." or path.startswith("../")
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)
+
+
+def _fold(path: str) -> str:
+    return _composed(path).casefold()
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(_HEAD)
+    except (OSError, SampleError):
+        return b""
+
+
+def _member_place(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _Place:
+    """Where the bytes of a member lie, which may be a link to another of the same tar."""
+    at, member = name, members[name]
+    for _ in range(_MOST_LINKS):
+        if not (member.issym() or member.islnk()):
+            break
+        folder = posixpath.dirname(at) if member.issym() else ""
+        at = posixpath.normpath(posixpath.join(folder, member.linkname))
+        if at not in members:
+            return _Place(tar, f"{real_tar}/{name}", problem=f"it is a link to {member.linkname!r}, not in the tar")
+        member = members[at]
+    problem = ""
+    if not member.isreg():
+        problem = "it is a link to itself" if member.issym() or member.islnk() else "it is a pipe or a device"
+    elif member.issparse():
+        problem = "it is stored as a sparse file; unpack the tar into a folder"
+    return _Place(tar, f"{real_tar}/{at}", member.offset_data, member.size, problem)
