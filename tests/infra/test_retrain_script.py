@@ -68,9 +68,10 @@ def test_it_submits_under_the_id_of_the_window_and_the_arguments(checkout: Path)
 
 
 def test_a_window_that_was_submitted_is_left_alone(checkout: Path) -> None:
-    taken = f"Job with submission_id retrain-x-{checksum('--config', 'a.toml')} already exists. Please use a different submission_id."
+    name = f"retrain-x-{checksum('--config', 'a.toml')}"
+    taken = f"Job with submission_id {name} already exists. Please use a different submission_id."
     done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", REFUSE=taken)
-    assert (done.returncode, done.stdout) == (0, f"submitted before: retrain-x-{checksum('--config', 'a.toml')}\n")
+    assert (done.returncode, done.stdout) == (0, f"submitted before: {name}\n")
 
 
 def test_two_models_of_one_window_are_two_submissions(checkout: Path) -> None:
@@ -81,7 +82,8 @@ def test_two_models_of_one_window_are_two_submissions(checkout: Path) -> None:
 def test_a_refusal_is_a_failure_that_can_be_read(checkout: Path) -> None:
     done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", REFUSE="401 Unauthorized")
     assert done.returncode == 1
-    assert done.stderr.splitlines() == ["401 Unauthorized", f"retrain.sh: retrain-x-{checksum('--config', 'a.toml')} was not submitted"]
+    name = f"retrain-x-{checksum('--config', 'a.toml')}"
+    assert done.stderr.splitlines() == ["401 Unauthorized", f"retrain.sh: {name} was not submitted"]
 
 
 @pytest.mark.parametrize(
