@@ -12,9 +12,21 @@ import sys
 import mlflow.pyfunc
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
+# What the stored code imports. These are imported first, by their own bytecode, as what comes later uses none.
+import torchvision
+import transformers
 
-def main(package: str) -> None:
-    """Print the answers to the rows as the last line, or end with what is wrong with an image."""
+__all__ = ["torchvision", "transformers"]
+
+
+def main(package: str, bytecode: str) -> None:
+    """Print the answers to the rows as the last line, or end with what is wrong with an image.
+
+    Args:
+        package: folder of the stored model.
+        bytecode: an empty folder, the only one in which bytecode is looked for while the model is loaded.
+    """
+    sys.dont_write_bytecode, sys.pycache_prefix = True, bytecode
     rows = [(base64.b64decode(image), question) for image, question in json.load(sys.stdin)]
     predicted = mlflow.pyfunc.load_model(package).predict(pd.DataFrame(rows, columns=["image", "question"]))
     if errors := [error for error in predicted["error"] if isinstance(error, str)]:
@@ -23,4 +35,4 @@ def main(package: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2])
