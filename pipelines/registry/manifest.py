@@ -17,7 +17,8 @@ from pathlib import Path
 from pipelines.registry.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-# MLflow writes this into a model that it loads as models:/NAME/VERSION: two lines, and only as such they are passed over.
+# MLflow writes this into a model that it loads as models:/NAME/VERSION. Only a file of just these two lines is passed
+# over.
 _ORIGIN = "registered_model_meta"
 _ORIGIN_LINES = re.compile(r"model_name: [^\n]*\nmodel_version: [^\n]*\n")
 

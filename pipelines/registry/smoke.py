@@ -1,8 +1,8 @@
 """The smoke test of a stored model: does it answer in a fresh process that has nothing of this repository?
 
 That process is started in isolated mode, where neither the working directory nor PYTHONPATH can lend the model code
-that is not stored with it. Of the stored code it runs the sources, which the manifest covers; it neither reads nor writes
-bytecode there.
+that is not stored with it. Of the stored code it runs the sources, which the manifest covers; it neither reads nor
+writes bytecode there.
 """
 
 from __future__ import annotations

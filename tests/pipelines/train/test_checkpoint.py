@@ -76,7 +76,7 @@ def test_the_inference_part_loads_alone_and_the_state_without_code(store: Callab
         (lambda f: (f / "manifest.json").write_text("{}"), "damaged"),
         (lambda f: _list(f, "../other"), "names '../other', outside of it"),
         (lambda f: _list(f, "/etc/hostname"), "names '/etc/hostname', outside of it"),
-        (lambda f: (f / "model" / "adapter_config.json").write_text("{}"), "model/adapter_config.json is not in manifest"),
+        (lambda f: (f / "model" / "added.json").write_text("{}"), "model/added.json is not in manifest"),
         (lambda f: _link(f / "model" / "config.json"), "config.json is a link or no file"),
         (lambda f: os.mkfifo(f / "model" / "pipe"), "pipe is a link or no file"),
     ],
