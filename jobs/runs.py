@@ -13,6 +13,7 @@ from pipelines.evaluate.report import Report
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.train.checkpoint import CheckpointError
+from vlmodel.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,18 @@ class ChosenModel:
 
 
 def storage(config: JobConfig) -> str:
-    """The storage folder, absolute where it is local."""
-    return absolute(config.storage)
+    """The storage folder, absolute where it is local.
+
+    Raises:
+        ConfigError: its path has letters with a meaning in addresses, as which MLflow and Ray take it.
+    """
+    folder = absolute(config.storage)
+    if letters := "".join(letter for letter in "%?#" if "://" not in folder and letter in folder):
+        raise ConfigError(
+            f"storage {folder!r}: {' and '.join(letters)} mean something else in the addresses that MLflow and Ray "
+            "make of a folder; choose or rename the folder so that its whole path is without"
+        )
+    return folder
 
 
 def run_folder(config: JobConfig) -> str:
