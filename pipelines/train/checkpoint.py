@@ -190,9 +190,7 @@ def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
     if isinstance(filesystem, pafs.LocalFileSystem):
         files = [file for file in Path(path).rglob("*") if file.is_symlink() or not file.is_dir()]
         if special := next((file for file in files if file.is_symlink() or not file.is_file()), None):
-            raise CheckpointError(
-                f"{special} is a link or no file; put a file there, or use an earlier checkpoint"
-            )
+            raise CheckpointError(f"{special} is a link or no file; put a file there, or use an earlier checkpoint")
         return {file.relative_to(path).as_posix() for file in files}
     found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     return {f.path.removeprefix(f"{path}/") for f in found if f.type != pafs.FileType.Directory}
