@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,13 @@ def run_folder(config: JobConfig) -> str:
 
 
 def local_folder(config: JobConfig) -> Path:
-    """Local folder for the run's small files (processor, answers)."""
-    return Path(run_folder(config)) if "://" not in config.storage else Path("build") / "runs" / config.name
+    """Local folder for the run's small files (processor, answers): its own, or one that no run of the same name in
+    another storage shares.
+    """
+    if "://" not in config.storage:
+        return Path(run_folder(config))
+    place = hashlib.sha256(config.storage.rstrip("/").encode()).hexdigest()
+    return Path("build") / "runs" / f"{config.name}-{place[:8]}"
 
 
 def tars(config: JobConfig) -> str:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jobs import mixing, runs
@@ -144,7 +145,7 @@ def fit(
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
     init = _init(config)
-    made = _processor(config, list(trained.values()), str(processor), init)
+    made = _processor(config, list(trained.values()), processor, init)
     config.model.check_processor(made.config)
     if made.config != config.processor:
         changes = run_folder.differences(dump(made.config), dump(config.processor), lambda _: False)
@@ -210,11 +211,17 @@ def _init(config: JobConfig) -> str:
     return initial.keep(chosen.folder, runs.run_folder(config))
 
 
-def _processor(config: JobConfig, indexes: list[Index], folder: str, init: str) -> VLProcessor:
+def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str) -> VLProcessor:
+    """The run's processor in a local folder: the one that is there, else that of its checkpoints or of the model that
+    it begins with, else a new one.
+    """
+    if not folder.is_dir() and (newest := checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))):
+        with checkpoint.local_copy(newest) as local:
+            return keep_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
     if not init:
-        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), folder)
+        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), str(folder))
     with initial.local(init) as model:
-        return keep_processor(VLProcessor.from_pretrained(model), folder)
+        return keep_processor(VLProcessor.from_pretrained(model), str(folder))
 
 
 def _features(

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from jobs import mixing, train
+from jobs import mixing, runs, train
 from jobs.config import JobConfig
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
 from pipelines.train.tracking import Tracker, TrackingError
+from tests.pipelines.registry.conftest import save_model
 from vlmodel.config import ConfigError, dump, load
 
 Begun = Callable[..., JobConfig]
@@ -33,7 +34,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
 
 def store_checkpoint(of: JobConfig, tmp_path: Path, step: int, **state: Any) -> None:
     local = tmp_path / f"local-{step}"
-    local.mkdir()
+    local.mkdir(exist_ok=True)
     history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
     checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of), "data": "abc", **state})
     checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.storage}/{of.name}/{checkpoint.name_of(step)}")
@@ -107,6 +108,20 @@ def test_a_storage_folder_that_is_no_address_is_refused_before_anything_is_made(
     with pytest.raises(ConfigError, match=r"choose or rename the folder"):
         claim(config(f"storage={tmp_path}/a{letter}b"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_processor_is_that_of_the_checkpoints(config: Begun, tmp_path: Path) -> None:
+    save_model(tmp_path / "local-8" / "model", seed=0)
+    store_checkpoint(config(), tmp_path, 8)
+    folder = runs.local_folder(config()) / "processor"
+    assert train._processor(config(), [], folder, "").labels == ["yes", "no", "red", "blue"]
+    assert (folder / "processor.json").is_file()
+
+
+def test_runs_of_one_name_in_two_buckets_share_no_local_folder(config: Begun) -> None:
+    folders = [runs.local_folder(config(f"storage=s3://{bucket}/runs")) for bucket in ("a", "b")]
+    assert folders[0] != folders[1]
+    assert folders[0] == runs.local_folder(config("storage=s3://a/runs/"))
 
 
 def test_what_comes_after_training_can_be_repeated() -> None:
