@@ -37,13 +37,13 @@ def storage(config: JobConfig) -> str:
     """The storage folder, absolute where it is local.
 
     Raises:
-        ConfigError: its path has letters with a meaning in addresses, as which MLflow and Ray take it.
+        ConfigError: its path has letters with a meaning in addresses, as which MLflow takes it.
     """
     folder = absolute(config.storage)
     if letters := "".join(letter for letter in "%?#" if "://" not in folder and letter in folder):
         raise ConfigError(
-            f"storage {folder!r}: {' and '.join(letters)} mean something else in the addresses that MLflow and Ray "
-            "make of a folder; choose or rename the folder so that its whole path is without"
+            f"storage {folder!r}: {' and '.join(letters)} mean something else in the addresses that MLflow "
+            "makes of a folder; choose or rename the folder so that its whole path is without"
         )
     return folder
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
 
 import mlflow.pyfunc
@@ -19,14 +20,10 @@ import transformers
 __all__ = ["torchvision", "transformers"]
 
 
-def main(package: str, bytecode: str) -> None:
-    """Print the answers to the rows as the last line, or end with what is wrong with an image.
-
-    Args:
-        package: folder of the stored model.
-        bytecode: an empty folder, the only one in which bytecode is looked for while the model is loaded.
-    """
-    sys.dont_write_bytecode, sys.pycache_prefix = True, bytecode
+def main(package: str) -> None:
+    """Print the answers to the rows as the last line, or end with what is wrong with an image."""
+    # Bytecode is neither written nor found anywhere from here on.
+    sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
     rows = [(base64.b64decode(image), question) for image, question in json.load(sys.stdin)]
     predicted = mlflow.pyfunc.load_model(package).predict(pd.DataFrame(rows, columns=["image", "question"]))
     if errors := [error for error in predicted["error"] if isinstance(error, str)]:
@@ -35,4 +32,4 @@ def main(package: str, bytecode: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1])

@@ -81,7 +81,8 @@ def build(
                 pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _installed(name)],
                 mlflow_model=origin,
             )
-    _leave_no_room_for_bytecode(package)
+    for cache in list(package.rglob("__pycache__")):
+        shutil.rmtree(cache)
     golden.write(answers, package)
     return manifest.write(package)
 
@@ -109,17 +110,6 @@ def no_progress_bar() -> Iterator[None]:
     finally:
         if chosen is None:
             os.environ.pop(setting, None)
-
-
-def _leave_no_room_for_bytecode(package: Path) -> None:
-    """Put an empty file where Python would make the folder of its bytecode.
-
-    So whoever loads the model where it is stored, with whatever program, adds nothing to what its manifest covers.
-    """
-    for cache in list(package.rglob("__pycache__")):
-        shutil.rmtree(cache)
-    for folder in {source.parent for source in package.rglob("*.py")}:
-        (folder / "__pycache__").touch()
 
 
 def _installed(name: str) -> bool:

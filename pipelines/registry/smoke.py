@@ -31,7 +31,7 @@ def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], t
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     with TemporaryDirectory() as nowhere:
         # In isolated mode Python obeys none of its environment variables, PYTHONDONTWRITEBYTECODE among them.
-        command = [sys.executable, "-I", "-B", str(PROGRAM), str(package.absolute()), nowhere]
+        command = [sys.executable, "-I", "-B", str(PROGRAM), str(package.absolute())]
         try:
             done = subprocess.run(
                 command, input=request, capture_output=True, text=True, cwd=nowhere, env=environment, timeout=timeout_s

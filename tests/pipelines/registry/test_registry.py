@@ -299,8 +299,6 @@ def plant_bytecode(source: Path, mark: Path) -> Path:
     """Put bytecode beside a source that Python takes for its own, whatever the source's age and size are (PEP 552)."""
     code = compile(f"{source.read_text()}\nopen({str(mark)!r}, 'w').close()\n", str(source), "exec")
     planted = Path(importlib.util.cache_from_source(str(source)))
-    if planted.parent.is_file():
-        planted.parent.unlink()
     planted.parent.mkdir(exist_ok=True)
     planted.write_bytes(importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + bytes(8) + marshal.dumps(code))
     return planted
@@ -326,7 +324,6 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
         registry.promote("1", "tampered", over=None)
     # A copy here is looked at as closely: it is replaced by what the store holds.
     shutil.rmtree((stored / planted).parent)
-    (stored / planted).parent.touch()
     local = registry.download(version)
     planted_here = plant_bytecode(local.package / source, tmp_path / "ran")
     assert registry.download(version) == local
@@ -344,6 +341,7 @@ def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
     done = subprocess.run(command, cwd=storage, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert stored_file(storage, "registered_model_meta").is_file()
+    assert not list(stored_file(storage, "MLmodel").parent.rglob("*.pyc"))
     registry.verify_stored(version)
 
 
