@@ -23,6 +23,7 @@ from pipelines.train.tracking import page_command
 from tests.faults.ledger import audit
 from tests.faults.test_full_disk import Disk, disk, fill  # noqa: F401 - a fixture
 from tests.faults.trainings import (
+    CALM,
     SAMPLES,
     assert_equal_weights,
     command,
@@ -31,6 +32,7 @@ from tests.faults.trainings import (
     finish,
     ledger_of,
     places,
+    prepare,
     said,
     start,
     worker_at,
@@ -39,7 +41,7 @@ from tests.infra.test_cluster_script import free_ports
 from tests.jobs.conftest import ROOT
 
 OUTAGE_S = float(os.environ.get("OUTAGE_S", "60"))
-EPOCHS = 3 + int(OUTAGE_S / 5)
+EPOCHS = 3 + int(OUTAGE_S / 20)
 STEPS = 15 * EPOCHS
 
 
@@ -80,9 +82,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.timeout(3600 + 20 * OUTAGE_S)
-def test_all_troubles_at_once_cost_nothing(uninterrupted: Path, disk: Disk, server: Server) -> None:  # noqa: F811
-    folder, name, longer = uninterrupted, "troubled", [f"train.epochs={EPOCHS}", "train.max_failures=6"]
-    finish(start("calm-longer", folder, *longer), folder, "calm-longer")
+def test_all_troubles_at_once_cost_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    disk: Disk,  # noqa: F811
+    server: Server,
+) -> None:
+    folder, name, longer = tmp_path_factory.mktemp("troubles"), "troubled", [f"train.epochs={EPOCHS}"]
+    prepare(folder)
+    finish(start(CALM, folder, *longer), folder, CALM)
 
     troubled = [*longer, f"storage={disk.mounted / 'runs'}", f"tracking.uri={server.address}"]
     (disk.seen / "runs").mkdir()
@@ -112,9 +119,9 @@ def test_all_troubles_at_once_cost_nothing(uninterrupted: Path, disk: Disk, serv
     finish(start(name, folder, *troubled, inside=disk.enter), folder, name)
 
     assert audit(ledger, SAMPLES, EPOCHS).faults == []
-    assert_equal_weights(final(disk.seen, name), final(folder, "calm-longer"))
+    assert_equal_weights(final(disk.seen, name), final(folder, CALM))
     for metric in ("train/loss", "val/accuracy"):
-        assert curve(folder, name, metric, server.database) == curve(folder, "calm-longer", metric)
+        assert curve(folder, name, metric, server.database) == curve(folder, CALM, metric)
     assert list((disk.seen / "runs" / name / "waiting").iterdir()) == []
     told = said(folder, name)
     # Once by the worker that lived then, and once by the one that took over.
