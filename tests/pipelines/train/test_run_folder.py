@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -21,7 +22,7 @@ from pipelines.train.errors import RunInUseError
 from pipelines.train.run_folder import Beginning, LeaseTimes
 
 ROOT = Path(__file__).resolve().parents[3]
-QUICK = LeaseTimes(beat_s=0.05, dead_s=60.0, settle_s=0.0)
+QUICK = LeaseTimes(beat_s=0.5, dead_s=60.0, settle_s=0.0)
 HOLD = "import sys, time; from pipelines.train import run_folder\nwith run_folder.exclusive(sys.argv[1]):\n"
 HOLD += "    print('held', flush=True)\n    time.sleep(600)\n"
 
@@ -67,8 +68,9 @@ def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Path) -> N
         with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), run_folder.exclusive("s3://bucket/run"):
             pass
         for _ in range(600):
-            if json.loads(lease.read_text())["beat"] > first["beat"]:
-                break
+            with contextlib.suppress(ValueError):  # a put is whole on an object store, and in this stand-in not
+                if json.loads(lease.read_text())["beat"] > first["beat"]:
+                    break
             time.sleep(0.05)
         else:
             raise AssertionError("the lease was not renewed")
