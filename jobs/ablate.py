@@ -21,6 +21,7 @@ from pipelines.search.pictures import ablation
 from pipelines.search.record import Record
 from pipelines.search.remote import each
 from pipelines.search.table import Row, ablation_rows, status
+from pipelines.train import run_folder
 from pipelines.train.tracking import Tracker
 from vlmodel.config import dump
 
@@ -44,6 +45,7 @@ def run(config: JobConfig) -> list[Row]:
         if cell.config is None:
             print(f"ablate  refused {cell.slug}: {cell.refused}", flush=True)
     with (
+        run_folder.exclusive(runs.run_folder(config)),
         connected(config.cluster),
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):

@@ -103,8 +103,10 @@ def train_cell(config: JobConfig, around: Surroundings, referee: Any = None) -> 
         return records.add(config.name, Record(**{**vars(found), "seconds": seconds}))
 
     try:
-        index = train.ready(config)
-        with Tracker.open(config.tracking, runs.storage(config), config.name, parent=around.parent) as tracker:
+        with (
+            train.claimed(config) as index,
+            Tracker.open(config.tracking, runs.storage(config), config.name, parent=around.parent) as tracker,
+        ):
             train.fit(config, index, tracker, label=config.name, referee=referee)
             found = outcome(runs.run_folder(config), config.train.epochs, tracker)
             tracker.set_tags({"search.status": found.status})

@@ -22,7 +22,7 @@ from pipelines.retrain.errors import RetrainError
 from pipelines.search.errors import SearchError
 from pipelines.serve.errors import ServeError
 from pipelines.train.checkpoint import CheckpointError
-from pipelines.train.errors import LostWorkerError
+from pipelines.train.errors import LostWorkerError, RunInUseError
 from pipelines.train.step import NonFiniteLossError
 from pipelines.train.tracking import TrackingError
 from vlmodel.config import ConfigError, dump, explain_keys, load
@@ -30,7 +30,7 @@ from vlmodel.parts import WeightsError
 
 EXPECTED = (
     ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, LostWorkerError, NonFiniteLossError,
-    RegistryError, RetrainError, SearchError, ServeError, SmokeError, TrackingError, WeightsError,
+    RegistryError, RetrainError, RunInUseError, SearchError, ServeError, SmokeError, TrackingError, WeightsError,
 )  # fmt: skip
 """Errors that say by themselves what is wrong and what to do."""
 

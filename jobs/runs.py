@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipelines.evaluate.report import Report
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.train.checkpoint import CheckpointError
+from vlmodel.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,18 @@ class ChosenModel:
 
 
 def storage(config: JobConfig) -> str:
-    """The storage folder, absolute where it is local."""
-    return absolute(config.storage)
+    """The storage folder, absolute where it is local.
+
+    Raises:
+        ConfigError: its path has letters with a meaning in addresses, as which MLflow takes it.
+    """
+    folder = absolute(config.storage)
+    if letters := "".join(letter for letter in "%?#" if "://" not in folder and letter in folder):
+        raise ConfigError(
+            f"storage {folder!r}: {' and '.join(letters)} mean something else in the addresses that MLflow "
+            "makes of a folder; choose or rename the folder so that its whole path is without"
+        )
+    return folder
 
 
 def run_folder(config: JobConfig) -> str:
@@ -42,8 +54,13 @@ def run_folder(config: JobConfig) -> str:
 
 
 def local_folder(config: JobConfig) -> Path:
-    """Local folder for the run's small files (processor, answers)."""
-    return Path(run_folder(config)) if "://" not in config.storage else Path("build") / "runs" / config.name
+    """Local folder for the run's small files (processor, answers): its own, or one that no run of the same name in
+    another storage shares.
+    """
+    if "://" not in config.storage:
+        return Path(run_folder(config))
+    place = hashlib.sha256(config.storage.rstrip("/").encode()).hexdigest()
+    return Path("build") / "runs" / f"{config.name}-{place[:8]}"
 
 
 def tars(config: JobConfig) -> str:

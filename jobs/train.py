@@ -5,7 +5,10 @@ checkpoint is evaluated on the validation split and registered. The same name co
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jobs import mixing, runs
@@ -21,12 +24,14 @@ from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.vocabulary import build_processor, keep_processor
 from pipelines.evaluate.assess import assess, check_floors, check_judgeable, show
 from pipelines.registry.registry import ModelVersion, Registry
-from pipelines.train import checkpoint, initial
+from pipelines.train import checkpoint, initial, run_folder
 from pipelines.train.launch import launch
 from pipelines.train.progress import create_board
-from pipelines.train.tracking import Tracker
+from pipelines.train.provenance import among, flatten
+from pipelines.train.tracking import Tracker, TrackingError, wait_reachable
+from pipelines.train.waiting_lines import WaitingLines
 from pipelines.train.worker import RunSpec, new_model
-from vlmodel.config import ConfigError, dump
+from vlmodel.config import ConfigError, dump, parse
 from vlmodel.processor import VLProcessor
 
 MAY_CHANGE = (
@@ -41,14 +46,57 @@ MAY_CHANGE = (
 
 def run(config: JobConfig) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
+    with claimed(config) as index:
+        check_floors(index, config.model.decoder.tasks())
+        with (
+            connected(config.cluster),
+            Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
+        ):
+            fit(config, index, tracker)
+            with _repeatable():
+                return _finish(config, index, tracker)
+
+
+@contextmanager
+def claimed(config: JobConfig) -> Iterator[Index]:
+    """Be the only one that trains the run of this name, which is new or was begun with these settings and data.
+
+    Yields:
+        the index of the data to train on.
+
+    Raises:
+        ConfigError: the run was begun with other settings or data, or what ``ready`` raises.
+        RunInUseError: another job trains it.
+    """
     index = ready(config)
-    check_floors(index, config.model.decoder.tasks())
-    with (
-        connected(config.cluster),
-        Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
-    ):
-        fit(config, index, tracker)
-        return _finish(config, index, tracker)
+    with run_folder.exclusive(runs.run_folder(config)):
+        _check_beginning(config, index)
+        yield index
+
+
+def _check_beginning(config: JobConfig, index: Index) -> None:
+    folder, data = runs.run_folder(config), str(mixing.facts(config, index)["hash"])
+    begun = run_folder.beginning(folder)
+    if begun is None:
+        run_folder.begin(folder, run_folder.Beginning(dump(config), data))
+        return
+    volatile = ("name", *MAY_CHANGE, *mixing.places(config))
+    old, new = begun.config, dump(config)
+    known = set(flatten(old)) & set(flatten(new))
+    try:
+        # Settings that are newer than the run have their defaults.
+        old = dump(parse(JobConfig, old))
+        known |= set(flatten(old)) | set(flatten(new))
+    except ConfigError:
+        pass  # it was begun by another version of this program: what both know must be equal
+    changes = run_folder.differences(old, new, lambda key: key not in known or among(key, volatile))
+    if begun.data and begun.data != data:
+        changes.append(f"data (hash of the index): {begun.data} -> {data}")
+    if changes:
+        raise ConfigError(
+            f"run {config.name!r} in {folder} was begun with other settings; choose another name, or restore: "
+            + "; ".join(changes)
+        )
 
 
 def ready(config: JobConfig) -> Index:
@@ -97,14 +145,53 @@ def fit(
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
     init = _init(config)
-    made = _processor(config, list(trained.values()), str(processor), init)
+    made = _processor(config, list(trained.values()), processor, init)
     config.model.check_processor(made.config)
+    if made.config != config.processor:
+        changes = run_folder.differences(dump(made.config), dump(config.processor), lambda _: False)
+        raise ConfigError(
+            f"the processor in {processor} was made with other settings; choose another name, or restore: "
+            + "; ".join(f"processor.{change}" for change in changes)
+        )
+    _record_anew(config, tracker)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
     tracker.log_data(mixing.facts(config, index))
     features = _features(config, [index, *trained.values()], made, init, label)
     source, order = mixing.training(config, trained, processor, features)
     spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)
     launch(spec, label=label)
+    with _repeatable():
+        wait_reachable(tracker.handle.uri, config.tracking.wait_s)
+        tracker.record_waiting(WaitingLines(runs.run_folder(config)))
+
+
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    """What comes after training, in which nothing of that is lost."""
+    try:
+        yield
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error} The training is done and kept in its checkpoints: the same command records and registers it."
+        ) from error
+
+
+def _record_anew(config: JobConfig, tracker: Tracker) -> None:
+    """Where a run that has checkpoints has no record, as its record was deleted, lost or is kept elsewhere: begin one
+    with what the checkpoints know of the epochs, and say so.
+    """
+    state = checkpoint.newest_state(*checkpoint.open_storage(runs.run_folder(config)))
+    if state is None or not tracker.is_new:
+        return
+    for entry in state["history"]:
+        figures = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
+        tracker.log_metrics(figures, int(entry["step"]))
+    print(
+        f"train {config.name}: has checkpoints up to step {state['step']}, and no record in experiment "
+        f"{config.tracking.experiment!r}; a new record begins, with the figures of the {len(state['history'])} epochs "
+        "that are done",
+        flush=True,
+    )
 
 
 def _init(config: JobConfig) -> str:
@@ -124,11 +211,17 @@ def _init(config: JobConfig) -> str:
     return initial.keep(chosen.folder, runs.run_folder(config))
 
 
-def _processor(config: JobConfig, indexes: list[Index], folder: str, init: str) -> VLProcessor:
+def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str) -> VLProcessor:
+    """The run's processor in a local folder: the one that is there, else that of its checkpoints or of the model that
+    it begins with, else a new one.
+    """
+    if not folder.is_dir() and (newest := checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))):
+        with checkpoint.local_copy(newest) as local:
+            return keep_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
     if not init:
-        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), folder)
+        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), str(folder))
     with initial.local(init) as model:
-        return keep_processor(VLProcessor.from_pretrained(model), folder)
+        return keep_processor(VLProcessor.from_pretrained(model), str(folder))
 
 
 def _features(
@@ -191,6 +284,7 @@ def _spec(
         run=tracker.handle,
         board=create_board(),
         config=dump(config),
+        data=str(mixing.facts(config, index)["hash"]),
         init=init,
         referee=referee,
     )

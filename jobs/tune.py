@@ -24,6 +24,7 @@ from pipelines.search.pictures import trials as picture
 from pipelines.search.record import Record, Records
 from pipelines.search.table import Row, tune_rows
 from pipelines.search.tuning import search
+from pipelines.train import run_folder
 from pipelines.train.tracking import Tracker
 from vlmodel.config import ConfigError, dump
 
@@ -46,6 +47,7 @@ def run(config: JobConfig) -> list[Row]:
         raise ConfigError("tune.space: 'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
     index, folder = validated(config), runs.run_folder(config)
     with (
+        run_folder.exclusive(runs.run_folder(config)),
         connected(config.cluster),
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):

@@ -60,6 +60,7 @@ ALLOWED_IMPORTS = {
         "pipelines/registry/package.py",
         "pipelines/registry/pyfunc.py",
         "pipelines/registry/registry.py",
+        "pipelines/train/load_monitor.py",
         "pipelines/train/tracking.py",
     },
     "fastapi": {

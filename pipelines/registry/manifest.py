@@ -1,5 +1,8 @@
 """The manifest of a model's folder: the sha256 of each file, as MLflow keeps no checksums of artifacts.
 
+Every file counts, whatever its name: Python runs bytecode in place of the source beside it, so that a file which a
+manifest passes over can replace all that it covers.
+
 This file is stored with each model, which checks itself with it. So it imports nothing but the standard library and
 errors.py, which is stored too.
 """
@@ -8,31 +11,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from pipelines.registry.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-# MLflow adds the first to a download; Python adds the second when it imports the code.
-_NOT_OURS = frozenset({"registered_model_meta", "__pycache__"})
+# MLflow writes this into a model that it loads as models:/NAME/VERSION. Only a file of just these two lines is passed
+# over.
+_ORIGIN = "registered_model_meta"
+_ORIGIN_LINES = re.compile(r"model_name: [^\n]*\nmodel_version: [^\n]*\n")
 
 
 def digests(folder: Path) -> dict[str, str]:
     """The sha256 of each file in ``folder`` by its relative path, without the manifest itself.
 
     Raises:
-        ArtifactError: a link in it, which could point anywhere.
+        ArtifactError: a link in it, which could point anywhere, or what is neither a file nor a folder.
     """
     found: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if _NOT_OURS & set(relative.parts) or relative.as_posix() == MANIFEST:
-            continue
+        name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            raise ArtifactError(f"model folder {str(folder)!r}: {relative.as_posix()!r} is a link; store the file")
-        if path.is_file():
-            with path.open("rb") as file:
-                found[relative.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            raise ArtifactError(f"model folder {str(folder)!r}: {name!r} is a link; store the file")
+        if path.is_dir() or name == MANIFEST or (name == _ORIGIN and _is_origin(path)):
+            continue
+        if not path.is_file():
+            raise ArtifactError(f"model folder {str(folder)!r}: {name!r} is neither a file nor a folder; delete it")
+        with path.open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
@@ -59,14 +66,16 @@ def verify(folder: Path, expected: str | None = None) -> None:
     Raises:
         ArtifactError: something differs; the message names up to five files.
     """
-    remedy = "restore the file from a backup, or register the model again"
+    remedy = "delete what was added and restore the rest from a backup, or register the model again"
     try:
         text = (folder / MANIFEST).read_bytes()
         listed = json.loads(text)
     except FileNotFoundError:
         raise ArtifactError(f"model folder {str(folder)!r} has no {MANIFEST}; {remedy}") from None
-    except ValueError:
-        raise ArtifactError(f"{MANIFEST} of model folder {str(folder)!r} is damaged; {remedy}") from None
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, dict):
+        raise ArtifactError(f"{MANIFEST} of model folder {str(folder)!r} is damaged; {remedy}")
     found = digests(folder)
     different = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
     if expected is not None and hashlib.sha256(text).hexdigest() != expected:
@@ -77,6 +86,10 @@ def verify(folder: Path, expected: str | None = None) -> None:
             f"model folder {str(folder)!r} is not what was registered: changed, missing or added: "
             f"{', '.join(different[:5])}{more}; {remedy}"
         )
+
+
+def _is_origin(file: Path) -> bool:
+    return file.is_file() and _ORIGIN_LINES.fullmatch(file.read_bytes().decode(errors="replace")) is not None
 
 
 def _text(found: dict[str, str]) -> bytes:

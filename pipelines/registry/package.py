@@ -81,7 +81,7 @@ def build(
                 pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _installed(name)],
                 mlflow_model=origin,
             )
-    for cache in package.rglob("__pycache__"):
+    for cache in list(package.rglob("__pycache__")):
         shutil.rmtree(cache)
     golden.write(answers, package)
     return manifest.write(package)

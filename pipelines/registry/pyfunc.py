@@ -4,18 +4,29 @@ Nothing of the model is pickled: MLflow runs this file, and ``load_context`` rea
 with ``vlmodel`` and the modules of the manifest, and imports nothing else of this repository.
 
 Importing it declares the model to MLflow, which is how MLflow loads such files; nothing here imports it.
+
+Only the stored sources are run, which the manifest covers, and no bytecode beside them. Nor is any left there: MLflow
+loads a model of a local store in place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+import torchvision  # noqa: F401 - libraries first, by their own bytecode
+import transformers  # noqa: F401
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+if Path(__file__).with_name("manifest.json").is_file():  # as it is stored
+    sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
 from pipelines.registry.manifest import verify
 from vlmodel.images import ImageError
@@ -36,6 +47,7 @@ class VisualQuestionAnswering(PythonModel):
             ArtifactError: a file is not what was stored.
         """
         folder = Path(context.artifacts["model"])
+        _remove_own_bytecode()
         verify(folder.parents[1])
         self.predictor = Predictor.from_pretrained(folder)
 
@@ -84,6 +96,14 @@ class VisualQuestionAnswering(PythonModel):
             return
         for predictions in predicted:
             yield [_row(prediction) for prediction in predictions]
+
+
+def _remove_own_bytecode() -> None:
+    """Python writes that of this file before it runs it."""
+    if own := globals().get("__cached__"):
+        with contextlib.suppress(OSError):
+            os.remove(own)
+            os.rmdir(os.path.dirname(own))
 
 
 def _row(prediction: Prediction) -> _Row:

@@ -31,7 +31,7 @@ from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
 from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.train.tracking import RUN_TAG, TrackingConfig, connect, explained, tracking_uri
+from pipelines.train.tracking import RUN_TAG, TrackingConfig, explained, open_store
 from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class Registry:
         if not config.cache and "://" in storage:
             raise RegistryError(f"storage {storage!r} is not a local folder; set registry.cache to one for downloads")
         cache = Path(config.cache or Path(storage) / "models").absolute()
-        client = connect(tracking_uri(tracking, storage))
+        client = open_store(tracking, storage)
         # Where all who promote see it: the storage folder is shared by all nodes.
         lock = (cache if "://" in storage else Path(storage).absolute()) / f".{tracking.model_name}.lock"
         return cls(client, tracking.model_name, cache, lock, smoke_test=config.smoke_test)

@@ -1,7 +1,8 @@
 """The smoke test of a stored model: does it answer in a fresh process that has nothing of this repository?
 
 That process is started in isolated mode, where neither the working directory nor PYTHONPATH can lend the model code
-that is not stored with it.
+that is not stored with it. Of the stored code it runs the sources, which the manifest covers; it neither reads nor
+writes bytecode there.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], t
         SmokeError: it fails or takes longer than ``timeout_s`` seconds; the message ends with what it printed last.
     """
     request = json.dumps([[base64.b64encode(image).decode(), question] for image, question in rows])
-    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-I", str(PROGRAM), str(package.absolute())]
+    environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     with TemporaryDirectory() as nowhere:
+        # In isolated mode Python obeys none of its environment variables, PYTHONDONTWRITEBYTECODE among them.
+        command = [sys.executable, "-I", "-B", str(PROGRAM), str(package.absolute())]
         try:
             done = subprocess.run(
                 command, input=request, capture_output=True, text=True, cwd=nowhere, env=environment, timeout=timeout_s

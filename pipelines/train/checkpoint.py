@@ -68,7 +68,7 @@ def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) ->
 
 def upload(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
     """Copy a local checkpoint to storage, its manifest last, so that a torn copy is never taken for a checkpoint."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST]
     for file in [*files, folder / MANIFEST]:
         target = f"{path}/{file.relative_to(folder).as_posix()}"
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
@@ -80,36 +80,40 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     """Check every file against the manifest and return the state.
 
     Raises:
-        CheckpointError: no manifest, a file missing, or a hash that differs.
+        CheckpointError: no manifest, a file missing or added, or a hash that differs.
     """
-    try:
-        manifest = json.loads(_read(filesystem, f"{path}/{MANIFEST}"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} has no {MANIFEST}: it was never completed; use an earlier checkpoint") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}/{MANIFEST} is damaged ({error}); use an earlier checkpoint") from None
+    manifest = _manifest(filesystem, path)
+    if added := sorted(_names(filesystem, path) - manifest.keys() - {MANIFEST}):
+        raise CheckpointError(f"{path}/{added[0]} is not in {MANIFEST}; delete it, or use an earlier checkpoint")
     for name, expected in manifest.items():
-        try:
-            actual = _fingerprint(_read(filesystem, f"{path}/{name}"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path}/{name} is missing; use an earlier checkpoint") from None
-        if actual != expected:
-            raise CheckpointError(f"{path}/{name} was altered after it was written; use an earlier checkpoint")
-    state: dict[str, Any] = json.loads(_read(filesystem, f"{path}/{_STATE}"))
+        _verified(filesystem, path, name, expected)
+    state: dict[str, Any] = json.loads(_verified(filesystem, path, _STATE, manifest[_STATE]))
     return state
+
+
+def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None:
+    """The state of the newest checkpoint of a run whose state is whole, None where there is none. Its other files are
+    not read.
+    """
+    for folder in _folders(filesystem, run):
+        try:
+            manifest = _manifest(filesystem, folder)
+            state: dict[str, Any] = json.loads(_verified(filesystem, folder, _STATE, manifest[_STATE]))
+        except CheckpointError:
+            continue  # whoever loads checkpoints tells of it
+        return state
+    return None
 
 
 def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
     """The usable checkpoints of a run, newest first. A torn or altered one is passed over, with a warning."""
-    selector = pafs.FileSelector(run, allow_not_found=True)
-    folders = [f for f in filesystem.get_file_info(selector) if f.base_name.startswith(_PREFIX)]
-    for folder in sorted(folders, key=lambda f: f.base_name, reverse=True):
+    for folder in _folders(filesystem, run):
         try:
-            state = verify(filesystem, folder.path)
+            state = verify(filesystem, folder)
         except CheckpointError as error:
             log.warning("checkpoint passed over: %s", error)
             continue
-        yield Stored(filesystem, folder.path, int(state["step"]), state)
+        yield Stored(filesystem, folder, int(state["step"]), state)
 
 
 def latest(filesystem: pafs.FileSystem, run: str) -> Stored | None:
@@ -152,6 +156,55 @@ def open_storage(storage: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(storage)
         return filesystem, path
     return pafs.LocalFileSystem(), str(Path(storage).resolve())
+
+
+def _folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
+    """Folders of a run's checkpoints, whole or not, newest first."""
+    selector = pafs.FileSelector(run, allow_not_found=True)
+    found = filesystem.get_file_info(selector)
+    folders = [f for f in found if f.base_name.startswith(_PREFIX) and f.type == pafs.FileType.Directory]
+    return [str(folder.path) for folder in sorted(folders, key=lambda f: f.base_name, reverse=True)]
+
+
+def _manifest(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read(filesystem, f"{path}/{MANIFEST}"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} has no {MANIFEST}: it was never completed; use an earlier checkpoint") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}/{MANIFEST} is damaged ({error}); use an earlier checkpoint") from None
+    if not isinstance(manifest, dict) or _STATE not in manifest:
+        raise CheckpointError(f"{path}/{MANIFEST} is damaged (no {_STATE} in it); use an earlier checkpoint")
+    if outside := [name for name in manifest if name.startswith("/") or ".." in name.split("/")]:
+        raise CheckpointError(f"{path}/{MANIFEST} names {outside[0]!r}, outside of it; use an earlier checkpoint")
+    return manifest
+
+
+def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
+    """All that lies in a checkpoint and is no folder.
+
+    Raises:
+        CheckpointError: a link, which could point anywhere and change at any time, or another file without contents of
+            its own.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        files = [file for file in Path(path).rglob("*") if file.is_symlink() or not file.is_dir()]
+        if special := next((file for file in files if file.is_symlink() or not file.is_file()), None):
+            raise CheckpointError(f"{special} is a link or no file; put a file there, or use an earlier checkpoint")
+        return {file.relative_to(path).as_posix() for file in files}
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    return {f.path.removeprefix(f"{path}/") for f in found if f.type != pafs.FileType.Directory}
+
+
+def _verified(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> bytes:
+    """A file of a checkpoint, which must be as its manifest has it."""
+    try:
+        data = _read(filesystem, f"{path}/{name}")
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}/{name} is missing; use an earlier checkpoint") from None
+    if _fingerprint(data) != expected:
+        raise CheckpointError(f"{path}/{name} was altered after it was written; use an earlier checkpoint")
+    return data
 
 
 def _read(filesystem: pafs.FileSystem, path: str) -> bytes:

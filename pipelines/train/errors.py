@@ -1,6 +1,10 @@
-"""What ends a training from outside."""
+"""What keeps a training from beginning, or ends it from outside."""
 
 from __future__ import annotations
+
+
+class RunInUseError(RuntimeError):
+    """Another job writes into the run's folder; the message says which, and what to do."""
 
 
 class LostWorkerError(RuntimeError):

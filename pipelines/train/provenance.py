@@ -7,7 +7,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[key] = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
     return flat
+
+
+def among(key: str, prefixes: Collection[str]) -> bool:
+    """Whether a dotted key is one of ``prefixes`` or stands below one.
+
+    >>> among("a.b.c", ["a.b"]), among("a.bc", ["a.b"])
+    (True, False)
+    """
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 def shorten(text: str, limit: int) -> str:

@@ -13,7 +13,8 @@ import io
 import json
 import logging
 import re
-import threading
+import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +22,17 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pipelines.data.lock import locked
 from pipelines.train.metric_queue import Line, MetricQueue, QueueError
-from pipelines.train.provenance import flatten, git_state, shorten, without_secrets
+from pipelines.train.provenance import among, flatten, git_state, shorten, without_secrets
 from pipelines.train.tracking_address import (
+    DATABASE,
     TrackingConfig,
     TrackingError,
     artifact_location,
     check_reachable,
     page_command,
+    sqlite_file,
     tracking_uri,
 )
 from vlmodel.locations import redact
@@ -36,7 +40,9 @@ from vlmodel.locations import redact
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    from pipelines.train.load_monitor import LoadMonitor
+    from pipelines.train.waiting_lines import WaitingLines
 
 __all__ = [
     "RUN_TAG",
@@ -47,8 +53,10 @@ __all__ = [
     "TrackingError",
     "connect",
     "explained",
+    "open_store",
     "page_command",
     "tracking_uri",
+    "wait_reachable",
 ]
 
 log = logging.getLogger(__name__)
@@ -58,6 +66,9 @@ PARENT_TAG = "mlflow.parentRunId"
 MAX_PARAM = 6000  # MLflow's limits: characters of a value, of a key, parameters in one request
 MAX_KEY = 250
 MAX_PARAMS_AT_ONCE = 100
+_MAX_REASON = 500
+_OPENING_S = 300  # making a database takes seconds, on a busy machine a minute
+_CHECKPOINT_WAIT_S, _CLOSE_WAIT_S = 2.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,28 @@ class RunHandle:
     uri: str = field(repr=False)
     run_id: str
     system_metrics: bool
+    started_ms: int = 0
+
+
+def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
+    """Client of the tracking store and model registry that jobs with this storage folder use. Where the folder was
+    moved or copied with the database in it, that is made to lead to the files beside it.
+
+    Raises:
+        TrackingError: nothing answers there, or the store is held by another process.
+    """
+    uri = tracking_uri(config, storage)
+    client = connect(uri)
+    database = sqlite_file(uri)
+    if "://" not in storage and database == Path(storage).absolute() / DATABASE:
+        from pipelines.train.relocation import relocate
+
+        with _one_at_a_time(uri):
+            try:
+                relocate(database)
+            except sqlite3.Error as error:
+                raise TrackingError(f"the addresses in {database} cannot be looked through: {error}") from error
+    return client
 
 
 def connect(uri: str) -> MlflowClient:
@@ -77,13 +110,59 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         TrackingError: nothing answers there. It is found out within seconds; MLflow itself would try for minutes.
     """
-    check_reachable(uri)
-    from mlflow import MlflowClient
+    # Its library tells of each attempt; that the server is gone is told once (metric_queue.py), or ends the job.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    with _one_at_a_time(uri):
+        check_reachable(uri)
+        from mlflow import MlflowClient
 
-    with explained(f"open the tracking store {redact(uri)}"), _quiet_migration():
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-        client.search_experiments(max_results=1)
+        with explained(f"open the tracking store {redact(uri)}"), _quiet_migration():
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
     return client
+
+
+def wait_reachable(uri: str, limit_s: float) -> None:
+    """Return when the store at ``uri`` answers.
+
+    Raises:
+        TrackingError: it has not within ``limit_s`` seconds.
+    """
+    begun, waits = time.monotonic(), False
+    while True:
+        try:
+            check_reachable(uri)
+            return
+        except TrackingError as error:
+            if time.monotonic() - begun >= limit_s:
+                raise
+            if not waits:
+                print(f"tracking  waits up to {limit_s:.0f} s: {error}", flush=True)
+            waits = True
+            time.sleep(min(2.0, limit_s))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """MLflow makes and upgrades a sqlite database in many steps, and two processes that do so at once both fail."""
+    database = sqlite_file(uri)
+    if database is None:
+        yield
+        return
+    lock = database.with_name(f".{database.name}.lock")
+
+    def busy(described: str) -> TrackingError:
+        return TrackingError(f"{described} has been opening {database} for {_OPENING_S} s; end it, and try again")
+
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(locked(lock, busy, _OPENING_S))
+        except OSError as error:
+            raise TrackingError(
+                f"the tracking store {redact(uri)} cannot be reached: {error}; choose a storage folder that can be "
+                "written"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager
@@ -94,7 +173,9 @@ def explained(action: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise TrackingError(f"could not {action}: {redact(str(error))}") from error
+        # What follows the first line are the statement and all its values, where a database failed.
+        reason = redact(str(error)).strip().partition("\n")[0][:_MAX_REASON]
+        raise TrackingError(f"could not {action}: {reason}") from error
 
 
 class NullTracker:
@@ -123,6 +204,10 @@ class NullTracker:
 
     def flush(self) -> None: ...
 
+    def persist(self) -> None: ...
+
+    def record_waiting(self, waiting: WaitingLines) -> None: ...
+
     def close(self, status: str = "FINISHED") -> None: ...
 
     def __enter__(self) -> Self:
@@ -134,25 +219,39 @@ class NullTracker:
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         try:
             self.close(status)
-        except TrackingError:
+        except TrackingError as failure:
             if error is None:
                 raise
-            log.exception("the tracker could not be closed after the error below")
+            log.warning("that the run ended is not recorded: %s", failure)
 
 
 class Tracker(NullTracker):
     """The record of one training run. Use as a context manager: it ends as FINISHED, FAILED (an exception) or KILLED
     (KeyboardInterrupt, SystemExit). All methods may be called again after a restart; nothing is recorded twice.
+
+    Attributes:
+        is_new: whether ``open`` found no run of the name.
     """
 
-    def __init__(self, client: MlflowClient, handle: RunHandle, *, owner: bool) -> None:
-        self._client, self._owner = client, owner
+    is_new = False
+
+    def __init__(
+        self, client: MlflowClient | None, handle: RunHandle, *, owner: bool, waiting: WaitingLines | None = None
+    ) -> None:
+        self._connected, self._owner, self._waiting = client, owner, waiting
         self.handle, self.run_id = handle, handle.run_id
-        with explained(f"read run {self.run_id}"):
-            client.get_run(self.run_id)
+        if client is not None:
+            with explained(f"read run {self.run_id}"):
+                client.get_run(self.run_id)
         self._queue: MetricQueue | None = None
-        self._monitor: SystemMetricsMonitor | None = None
+        self._monitor: LoadMonitor | None = None
         self._closed = False
+
+    @property
+    def _client(self) -> MlflowClient:
+        if self._connected is None:
+            self._connected = connect(self.handle.uri)
+        return self._connected
 
     @classmethod
     def open(
@@ -173,28 +272,39 @@ class Tracker(NullTracker):
             TrackingError: the server cannot be reached, or the experiment was deleted.
         """
         uri = tracking_uri(config, storage)
-        client = connect(uri)
+        client = open_store(config, storage)
         with explained(f"open run {run_name!r} in experiment {config.experiment!r}"):
             experiment = _experiment(client, config.experiment, artifact_location(uri, storage))
             run_id = _find_run(client, experiment, run_name)
+            is_new = run_id is None
             if run_id is None:
                 origin = {RUN_TAG: run_name, **git_state(Path(__file__).parent), **_source()}
                 run_id = client.create_run(experiment, run_name=run_name, tags=origin).info.run_id
             else:
                 client.update_run(run_id, status="RUNNING")
-            tracker = cls(client, RunHandle(uri, run_id, config.system_metrics), owner=True)
+            started_ms = client.get_run(run_id).info.start_time or 0
+            tracker = cls(client, RunHandle(uri, run_id, config.system_metrics, started_ms), owner=True)
+            tracker.is_new = is_new
         tracker.set_tags({**(tags or {}), **({PARENT_TAG: parent} if parent else {})})
         return tracker
 
     @classmethod
-    def attach(cls, handle: RunHandle) -> Tracker:
+    def attach(cls, handle: RunHandle, waiting: WaitingLines) -> Tracker:
         """Join a run that the driver opened. For the training worker of rank 0, whose machine's load is recorded;
         closing does not end the run.
 
-        Raises:
-            TrackingError: the server cannot be reached from here, or has no such run.
+        Nothing here waits for the server, or fails with it: metrics wait in memory, and from ``persist`` and ``close``
+        on in ``waiting``, together with those that former processes of the run have left there.
         """
-        tracker = cls(connect(handle.uri), handle, owner=False)
+        import mlflow  # noqa: F401 - here rather than in the queue's thread, beside the imports of this one
+
+        tracker = cls(None, handle, owner=False, waiting=waiting)
+        left: list[Line] = []
+        try:
+            left = waiting.read()
+        except OSError as error:
+            log.warning("metrics that wait in the run's folder cannot be read: %s", error)
+        tracker._queue = tracker._new_queue(left)
         if handle.system_metrics:
             tracker._start_monitor()
         return tracker
@@ -207,7 +317,7 @@ class Tracker(NullTracker):
             TrackingError: the server cannot be reached, or has no such run.
         """
         uri = tracking_uri(config, storage)
-        return cls(connect(uri), RunHandle(uri, run_id, system_metrics=False), owner=False)
+        return cls(open_store(config, storage), RunHandle(uri, run_id, system_metrics=False), owner=False)
 
     def log_params(self, tree: Mapping[str, Any], volatile: Collection[str] = ()) -> None:
         """Record the configuration: each setting as a parameter ``a.b.c``, the whole tree as ``config.json``.
@@ -221,11 +331,7 @@ class Tracker(NullTracker):
             TrackingError: the run was started with other values; each is named with both values.
         """
         safe = without_secrets(tree)
-        params = {
-            key: shorten(value, MAX_PARAM)
-            for key, value in flatten(safe).items()
-            if not any(key == prefix or key.startswith(f"{prefix}.") for prefix in volatile)
-        }
+        params = {key: shorten(value, MAX_PARAM) for key, value in flatten(safe).items() if not among(key, volatile)}
         if too_long := [key for key in params if len(key) > MAX_KEY]:
             raise TrackingError(f"setting {too_long[0]!r} has a name of more than {MAX_KEY} characters; shorten it")
         from mlflow.entities import Param
@@ -275,13 +381,13 @@ class Tracker(NullTracker):
         metric at the same time; one after the other they may.
 
         Raises:
-            TrackingError: a name that MLflow refuses, or an outage so long that no more lines fit into memory.
+            TrackingError: a name that MLflow refuses.
         """
         for key in metrics:
             if not re.fullmatch(r"[\w.\- /:]{1,250}", key):
                 raise TrackingError(f"metric name {key!r}: use up to 250 letters, digits, spaces and any of _ . - / :")
         if self._queue is None:
-            self._queue = MetricQueue(self._write, self._written_steps)
+            self._queue = self._new_queue()
         with _tracking_errors(self.handle.uri):
             self._queue.put({key: float(value) for key, value in metrics.items()}, step)
 
@@ -329,8 +435,31 @@ class Tracker(NullTracker):
                         by_step[metric.step][key] = metric.value
         return [{"step": step, **by_step[step]} for step in sorted(by_step)]
 
+    def persist(self) -> None:
+        """Before a checkpoint: see that what is logged survives this process, in the store or else in the run's folder,
+        as what comes before a checkpoint is never run again. An outage costs this at most two seconds, once.
+        """
+        if self._queue is not None and self._waiting is not None:
+            if not self._queue.is_failing:
+                with contextlib.suppress(QueueError):
+                    self._queue.flush(_CHECKPOINT_WAIT_S)
+            self._keep_waiting(self._queue.waiting())
+
+    def record_waiting(self, waiting: WaitingLines) -> None:
+        """Store what training processes could not.
+
+        Raises:
+            TrackingError: the server does not take it; it waits on.
+        """
+        lines = waiting.read()
+        if lines:
+            queue = self._new_queue(lines)
+            with _tracking_errors(self.handle.uri):
+                queue.close()
+        waiting.keep([])
+
     def flush(self) -> None:
-        """Wait until all queued metrics are stored; before a checkpoint it makes sure that the record reaches as far.
+        """Wait until all queued metrics are stored.
 
         Raises:
             TrackingError: the server does not take them.
@@ -340,7 +469,8 @@ class Tracker(NullTracker):
                 self._queue.flush()
 
     def close(self, status: str = "FINISHED") -> None:
-        """Store what is queued; the driver's tracker also ends the run as FINISHED, FAILED or KILLED.
+        """Store what is queued; the driver's tracker also ends the run as FINISHED, FAILED or KILLED. The worker's
+        keeps what cannot be stored in the run's folder.
 
         Raises:
             TrackingError: queued metrics could not be stored and are lost, or the run's end could not be.
@@ -348,7 +478,11 @@ class Tracker(NullTracker):
         if self._closed:
             return
         self._closed = True
-        self._stop_monitor()
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._waiting is not None:
+            self._close_waiting()
+            return
         try:
             if self._queue is not None:
                 with _tracking_errors(self.handle.uri):
@@ -359,14 +493,37 @@ class Tracker(NullTracker):
                 with explained(f"end run {self.run_id}"), _redacted_stdout():
                     self._client.set_terminated(self.run_id, status)
 
+    def _new_queue(self, waiting: Sequence[Line] = ()) -> MetricQueue:
+        return MetricQueue(self._write, self._written_steps, waiting=waiting)
+
+    def _close_waiting(self) -> None:
+        if self._queue is None:
+            return
+        try:
+            self._queue.close(1.0 if self._queue.is_failing else _CLOSE_WAIT_S)
+        except QueueError as error:
+            log.warning("%s; they wait in the run's folder", redact(str(error)))
+        self._keep_waiting(self._queue.waiting())
+
+    def _keep_waiting(self, lines: Sequence[Line]) -> None:
+        assert self._waiting is not None
+        try:
+            self._waiting.keep(lines)
+        except OSError as error:  # of a full disk the checkpoint itself will tell
+            log.warning("%d metric values wait in memory alone: %s", len(lines), error)
+
     def _write(self, lines: Sequence[Line]) -> None:
+        check_reachable(self.handle.uri)
         from mlflow.entities import Metric
 
         metrics = [Metric(line.key, line.value, line.timestamp_ms, line.step) for line in lines]
-        self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+        with explained(f"write metrics of run {self.run_id}"):
+            self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
     def _written_steps(self, key: str) -> set[int]:
-        return {metric.step for metric in self._client.get_metric_history(self.run_id, key)}
+        check_reachable(self.handle.uri)
+        with explained(f"read the metrics of run {self.run_id}"):
+            return {metric.step for metric in self._client.get_metric_history(self.run_id, key)}
 
     def _refuse_changes(self, values: Mapping[str, tuple[str, str]]) -> None:
         changes = [f"{key}: {old} -> {new}" for key, (old, new) in sorted(values.items()) if old != new]
@@ -377,17 +534,13 @@ class Tracker(NullTracker):
             )
 
     def _start_monitor(self) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from pipelines.train.load_monitor import LoadMonitor
 
-        self._monitor = SystemMetricsMonitor(self.run_id, resume_logging=True, tracking_uri=self.handle.uri)
-        self._monitor.start()
+        def put(load: Mapping[str, float], step: int) -> None:
+            with contextlib.suppress(TrackingError):  # of a tracker that is being closed
+                self.log_metrics(load, step)
 
-    def _stop_monitor(self) -> None:
-        if self._monitor is not None:
-            # The monitor may be waiting for a server that is gone, for minutes.
-            stop = threading.Thread(target=self._monitor.finish, daemon=True)
-            stop.start()
-            stop.join(timeout=10)
+        self._monitor = LoadMonitor(put, self.handle.started_ms)
 
 
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> str:

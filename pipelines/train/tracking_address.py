@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from pipelines.train.relocation import FILES
 from vlmodel.config import Section
 from vlmodel.locations import redact
 
+DATABASE = "mlflow.db"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "oracle": 1521}
 
 
@@ -36,6 +38,10 @@ class TrackingConfig(Section):
     """Record processor, memory, disk, network and GPU load of the machine of rank 0."""
     page_port: int = Field(5000, ge=1, le=65535)
     """Port of the MLflow page that the pipeline job shows (loopback only)."""
+    wait_s: float = Field(120.0, ge=0)
+    """Seconds for which a job that has trained waits for a tracking store that is gone. Then it ends, and the same
+    command records and registers the trained model. Training itself never waits: its metrics are kept in the run's
+    folder meanwhile."""
 
     @field_validator("uri")
     @classmethod
@@ -70,10 +76,16 @@ def tracking_uri(config: TrackingConfig, storage: str) -> str:
                 f"storage {storage!r} is not a local folder, so it cannot hold a tracking database; set tracking.uri "
                 "to the address of an MLflow server"
             )
-        return f"sqlite:///{Path(storage.removeprefix('file://')).absolute() / 'mlflow.db'}"
+        return f"sqlite:///{Path(storage.removeprefix('file://')).absolute() / DATABASE}"
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
     return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite database, None for another store."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:///") and path and path != ":memory:" else None
 
 
 def page_command(uri: str, port: int = 5000) -> list[str]:
@@ -85,12 +97,14 @@ def page_command(uri: str, port: int = 5000) -> list[str]:
 
 
 def artifact_location(uri: str, storage: str) -> str | None:
-    """Where a new experiment keeps its files; None leaves it to the server."""
+    """Where a new experiment keeps its files; None leaves it to the server. A storage folder that is moved takes them
+    with it (see relocation.py).
+    """
     if urlsplit(uri).scheme in {"http", "https"} or uri.startswith("databricks"):
         return None
     if "://" in storage:
-        return f"{storage.rstrip('/')}/mlartifacts"
-    return (Path(storage).absolute() / "mlartifacts").as_uri()
+        return f"{storage.rstrip('/')}/{FILES}"
+    return (Path(storage).absolute() / FILES).as_uri()
 
 
 def check_reachable(uri: str) -> None:
@@ -112,6 +126,11 @@ def check_reachable(uri: str) -> None:
         elif scheme in DEFAULT_PORTS and parts.hostname:
             socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[scheme]), timeout=10).close()
     except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):
+            raise TrackingError(
+                f"the tracking store {redact(uri)} is held by another process (see which: lsof {sqlite_file(uri)}); "
+                "end that, or wait for it"
+            ) from error
         remedy = (
             "choose a storage folder that can be written, or move the damaged file away"
             if scheme == "sqlite"

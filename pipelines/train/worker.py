@@ -30,6 +30,7 @@ from pipelines.train.feed import Feed
 from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, train
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.tracking import NullTracker, RunHandle, Tracker
+from pipelines.train.waiting_lines import WaitingLines
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import VLProcessor
 
@@ -47,7 +48,7 @@ class RunSpec:
         train_source, val_source: where samples come from; None where there is no validation split.
         run: the tracked run.
         board: where progress is posted.
-        config: the resolved configuration tree, kept in each checkpoint.
+        config, data: the resolved configuration tree and the hash of the data's index, kept in each checkpoint.
         init: where in storage the model lies that the training begins with; "" where it begins with new weights.
         referee: asked after each epoch whether to go on (pipelines/search/referee.py); None where nobody ends it early.
     """
@@ -63,6 +64,7 @@ class RunSpec:
     run: RunHandle | None
     board: ActorHandle[Any]
     config: dict[str, Any]
+    data: str
     init: str = ""
     referee: ActorHandle[Any] | None = None
 
@@ -90,7 +92,9 @@ def train_worker(spec: RunSpec) -> None:
     parts = TrainingParts(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
-    tracker = Tracker.attach(spec.run) if rank == 0 and spec.run is not None else NullTracker()
+    tracker = NullTracker()
+    if rank == 0 and spec.run is not None:
+        tracker = Tracker.attach(spec.run, WaitingLines(spec.folder))
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
@@ -167,7 +171,7 @@ class _Hooks:
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
         # The record must reach as far as the checkpoint: what comes before it is never run again.
-        self._tracker.flush()
+        self._tracker.persist()
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         try:
             self._write(folder, progress, selection)
@@ -200,6 +204,7 @@ class _Hooks:
             "epoch_sums": progress.epoch_sums,
             "history": progress.history,
             "config": self._spec.config,
+            "data": self._spec.data,
         }
         checkpoint.write(folder, self._trainer.state(), state)
 

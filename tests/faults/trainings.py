@@ -119,10 +119,14 @@ def runs_of(client: mlflow.MlflowClient, name: str) -> list[Run]:
     return found
 
 
-def curve(folder: Path, name: str, metric: str) -> dict[int, float]:
-    """Values of a metric by step, of a training that is one run with one line a step."""
+def curve(folder: Path, name: str, metric: str, database: str = "") -> dict[int, float]:
+    """Values of a metric by step, of a training that is one run with one line a step.
+
+    Args:
+        database: where it is recorded; "" where the trainings in ``folder`` are by themselves.
+    """
     # Not mlflow.set_tracking_uri: that is an environment variable, which the jobs of later drills would obey.
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
+    client = mlflow.MlflowClient(database or f"sqlite:///{folder}/runs/mlflow.db")
     (run,) = runs_of(client, name)
     lines = client.get_metric_history(run.info.run_id, metric)
     steps = [line.step for line in lines]

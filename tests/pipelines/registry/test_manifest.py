@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -21,18 +23,38 @@ def test_an_untouched_folder_verifies_also_after_use(model: Path) -> None:
     expected = write(model)
     verify(model)
     verify(model, expected)
-    (model / "code" / "__pycache__").mkdir(parents=True)
-    (model / "code" / "__pycache__" / "a.pyc").write_bytes(b"")
-    (model / "registered_model_meta").write_text("model_name: x")
+    (model / "registered_model_meta").write_text("model_name: x\nmodel_version: '1'\n")  # as MLflow writes it
     verify(model, expected)
     assert write(model) == expected, "the manifest is a function of the files alone"
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        "code/__pycache__/a.cpython-311.pyc", "__pycache__/pyfunc.cpython-311.pyc", "code/torch.pyc",
+        "code/registered_model_meta", "registered_model_meta", ".hidden", "artifacts/manifest.json",
+    ],
+)  # fmt: skip
+def test_no_added_file_is_passed_over_for_its_name(model: Path, added: str) -> None:
+    expected = write(model)
+    (model / added).parent.mkdir(parents=True, exist_ok=True)
+    (model / added).write_bytes(b"anything\n")
+    with pytest.raises(ArtifactError, match=rf"added: {re.escape(added)}; delete what was added"):
+        verify(model, expected)
+
+
+def test_what_is_no_file_is_refused(model: Path) -> None:
+    expected = write(model)
+    os.mkfifo(model / "pipe")
+    with pytest.raises(ArtifactError, match="'pipe' is neither a file nor a folder"):
+        verify(model, expected)
 
 
 def test_each_way_to_differ_is_named(model: Path) -> None:
     expected = write(model)
     weights = model / "artifacts" / "model.safetensors"
     weights.write_bytes(b"Weights")
-    with pytest.raises(ArtifactError, match=r"changed, missing or added: artifacts/model\.safetensors; restore"):
+    with pytest.raises(ArtifactError, match=r"changed, missing or added: artifacts/model\.safetensors; delete"):
         verify(model, expected)
     weights.unlink()
     with pytest.raises(ArtifactError, match=r"artifacts/model\.safetensors"):
@@ -55,9 +77,10 @@ def test_a_manifest_that_was_rewritten_with_the_files_is_refused_by_its_hash(mod
 def test_no_or_a_damaged_manifest_and_links_are_refused(model: Path) -> None:
     with pytest.raises(ArtifactError, match=r"has no manifest\.json"):
         verify(model)
-    (model / "manifest.json").write_text("{")
-    with pytest.raises(ArtifactError, match="damaged"):
-        verify(model)
+    for damaged in ("{", "[]", "null"):
+        (model / "manifest.json").write_text(damaged)
+        with pytest.raises(ArtifactError, match="damaged"):
+            verify(model)
     write(model)
     (model / "link").symlink_to("/etc/hostname")
     with pytest.raises(ArtifactError, match="'link' is a link"):

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
+import marshal
 import os
+import re
+import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +23,7 @@ from mlflow.models import Model
 from pipelines.registry import manifest, smoke
 from pipelines.registry import registry as registry_module
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
+from pipelines.registry.package import build
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
@@ -287,6 +293,69 @@ def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
     registry.challenge("2", fit=True)
     registry.challenge("2", fit=False)
     assert challenger() is None
+
+
+def plant_bytecode(source: Path, mark: Path) -> Path:
+    """Put bytecode beside a source that Python takes for its own, whatever the source's age and size are (PEP 552)."""
+    code = compile(f"{source.read_text()}\nopen({str(mark)!r}, 'w').close()\n", str(source), "exec")
+    planted = Path(importlib.util.cache_from_source(str(source)))
+    planted.parent.mkdir(exist_ok=True)
+    planted.write_bytes(importlib.util.MAGIC_NUMBER + struct.pack("<I", 1) + bytes(8) + marshal.dumps(code))
+    return planted
+
+
+@pytest.mark.parametrize("source", ["code/vlmodel/images.py", "code/pipelines/registry/manifest.py", "pyfunc.py"])
+def test_bytecode_that_was_added_to_a_stored_model_is_refused(
+    registry: Registry,
+    storage: str,
+    run_id: str,
+    checkpoint: Path,
+    example: tuple[bytes, str],
+    score: Score,
+    tmp_path: Path,
+    source: str,
+) -> None:
+    version = registry.log_model(run_id, checkpoint, example, score)
+    stored = stored_file(storage, "MLmodel").parent
+    planted = plant_bytecode(stored / source, tmp_path / "ran").relative_to(stored).as_posix()
+    with pytest.raises(ArtifactError, match=re.escape(planted)):
+        registry.verify_stored(version)
+    with pytest.raises(ArtifactError, match=re.escape(planted)):
+        registry.promote("1", "tampered", over=None)
+    # A copy here is looked at as closely: it is replaced by what the store holds.
+    shutil.rmtree((stored / planted).parent)
+    local = registry.download(version)
+    planted_here = plant_bytecode(local.package / source, tmp_path / "ran")
+    assert registry.download(version) == local
+    assert not planted_here.exists()
+
+
+def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+) -> None:
+    """MLflow, told to take a model of a local store, uses it in place, and notes there what it loaded."""
+    version = registry.log_model(run_id, checkpoint, example, score)
+    program = "import sys, mlflow; mlflow.set_tracking_uri(sys.argv[1]); mlflow.pyfunc.load_model('models:/vlmodel/1')"
+    command = [sys.executable, "-c", program, f"sqlite:///{storage}/mlflow.db"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")}
+    done = subprocess.run(command, cwd=storage, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert stored_file(storage, "registered_model_meta").is_file()
+    assert not list(stored_file(storage, "MLmodel").parent.rglob("*.pyc"))
+    registry.verify_stored(version)
+
+
+@pytest.mark.parametrize("source", ["code/vlmodel/images.py", "pyfunc.py"])
+def test_the_smoke_test_runs_no_bytecode(
+    checkpoint: Path, example: tuple[bytes, str], tmp_path: Path, source: str
+) -> None:
+    package = tmp_path / "package"
+    build(checkpoint, package, example, Model())
+    planted = plant_bytecode(package / source, tmp_path / "ran")
+    manifest.write(package)  # so that nothing but the way in which it is loaded keeps the code from running
+    assert len(answers_in_fresh_process(package, [example])) == 1
+    assert not (tmp_path / "ran").exists()
+    assert {file.relative_to(package) for file in package.rglob("*.pyc")} == {planted.relative_to(package)}
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pyfunc.py", "MLmodel"])

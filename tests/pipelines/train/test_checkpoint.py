@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,9 +72,19 @@ def test_the_inference_part_loads_alone_and_the_state_without_code(store: Callab
         (lambda f: (f / "trainer.pt").unlink(), "trainer.pt is missing"),
         (lambda f: _flip(f / "model" / "model.safetensors"), "model.safetensors was altered"),
         (lambda f: _flip(f / "state.json"), "state.json was altered"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "damaged"),
+        (lambda f: (f / "manifest.json").write_text("{}"), "damaged"),
+        (lambda f: _list(f, "../other"), "names '../other', outside of it"),
+        (lambda f: _list(f, "/etc/hostname"), "names '/etc/hostname', outside of it"),
+        (lambda f: (f / "model" / "added.json").write_text("{}"), "model/added.json is not in manifest"),
+        (lambda f: _link(f / "model" / "config.json"), "config.json is a link or no file"),
+        (lambda f: os.mkfifo(f / "model" / "pipe"), "pipe is a link or no file"),
     ],
-    ids=["no manifest", "torn manifest", "missing file", "flipped weight", "flipped state"],
-)
+    ids=[
+        "no manifest", "torn manifest", "missing file", "flipped weight", "flipped state", "list", "empty", "above",
+        "absolute", "added", "link", "pipe",
+    ],
+)  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_used(
     damage: Callable[[Path], None],
     says: str,
@@ -110,6 +122,42 @@ def test_the_manifest_is_uploaded_last(store: Callable[[int, float], Path], monk
     checkpoint.upload(folder, watched, f"{folder}-copy")  # type: ignore[arg-type]
     assert watched.order[-1].endswith("manifest.json")
     assert len(watched.order) == len([p for p in folder.rglob("*") if p.is_file()])
+
+
+def test_the_newest_state_is_read_without_the_weights(store: Callable[[int, float], Path], tmp_path: Path) -> None:
+    store(10, 0.5)
+    newest = store(20, 0.9)
+    (newest / "trainer.pt").unlink()
+    run = str(tmp_path / "run")
+    state = checkpoint.newest_state(FS, run)
+    assert state is not None
+    assert state["step"] == 20
+    _flip(newest / "state.json")
+    state = checkpoint.newest_state(FS, run)
+    assert state is not None
+    assert state["step"] == 10
+    assert checkpoint.newest_state(FS, str(tmp_path / "none")) is None
+
+
+def test_a_file_within_that_is_called_as_the_manifest_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "local" / "model").mkdir(parents=True)
+    (tmp_path / "local" / "model" / "manifest.json").write_text("of another program")
+    checkpoint.write(tmp_path / "local", {}, {"step": 3})
+    checkpoint.upload(tmp_path / "local", FS, str(tmp_path / "stored"))
+    assert checkpoint.verify(FS, str(tmp_path / "stored")) == {"step": 3}
+
+
+def _list(folder: Path, name: str) -> None:
+    """Add a file to the manifest that it does not have."""
+    listed = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**listed, name: {"sha256": "0" * 64, "bytes": 1}}))
+
+
+def _link(file: Path) -> None:
+    """Put a link to a copy in the place of a file."""
+    copy = file.parents[2] / "step-99999999"  # in the run's folder, where it is no checkpoint
+    file.rename(copy)
+    file.symlink_to(copy)
 
 
 def _flip(file: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.train import metric_queue
 from pipelines.train.metric_queue import Line, MetricQueue, QueueError
 
 
@@ -131,5 +132,40 @@ def test_closing_with_a_dead_store_says_how_much_is_lost(store: Store) -> None:
     with pytest.raises(QueueError, match="2 metric values are not written: no route to host"):
         queue.close(timeout_s=0.3)
     queue.close()
+    assert [(line.key, line.step) for line in queue.waiting()] == [("loss", 7), ("accuracy", 7)]
     with pytest.raises(QueueError, match="after the tracker was closed"):
         queue.put({"loss": 0.5}, 8)
+
+
+def test_lines_of_a_former_process_come_first(store: Store, make_queue: Callable[..., MetricQueue]) -> None:
+    queue = make_queue(waiting=[Line("loss", 0.5, 1, 10), Line("loss", 0.25, 2, 20)])
+    queue.put({"loss": 0.75}, 2)
+    queue.put({"loss": 0.125}, 3)
+    queue.flush()
+    assert store.content == [("loss", 1, 0.5), ("loss", 2, 0.25), ("loss", 3, 0.125)]
+    assert queue.waiting() == []
+
+
+def test_a_full_queue_loses_lines_and_says_how_many(
+    store: Store,
+    make_queue: Callable[..., MetricQueue],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(metric_queue, "MAX_WAITING", 2)
+    store.broken = OSError("no route to host")
+    queue = make_queue()
+    for step in range(5):
+        queue.put({"loss": 1.0}, step)
+    with pytest.raises(QueueError):
+        queue.flush(timeout_s=0.3)
+    assert queue.is_failing
+    store.broken = None
+    queue.flush()
+    queue.close()
+    queue._thread.join(60)
+    assert [line.step for line in store.lines] == [0, 1]
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2
+    assert "wait; training goes on: no route to host" in told[0]
+    assert "3 values were too many to keep and are lost" in told[1]

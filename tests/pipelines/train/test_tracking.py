@@ -3,9 +3,11 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import os
 import pickle
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -17,9 +19,22 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from mlflow.exceptions import MlflowException
 
-from pipelines.train.tracking import NullTracker, Tracker, TrackingConfig, TrackingError, connect, tracking_uri
+from pipelines.train import tracking as tracking_module
+from pipelines.train import tracking_address
+from pipelines.train.metric_queue import MetricQueue
+from pipelines.train.tracking import (
+    NullTracker,
+    Tracker,
+    TrackingConfig,
+    TrackingError,
+    connect,
+    tracking_uri,
+    wait_reachable,
+)
 from pipelines.train.tracking_address import check_reachable
+from pipelines.train.waiting_lines import WaitingLines
 from vlmodel.config import ConfigError, parse
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -42,7 +57,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     storage: str, tracking: TrackingConfig
 ) -> None:
     driver = Tracker.open(tracking, storage, "run-1", tags={"seed": "3"})
-    worker = Tracker.attach(driver.handle)
+    worker = Tracker.attach(driver.handle, WaitingLines(storage))
     for step in range(1, 6):
         worker.log_metrics({"train/loss": 1 / step, "train/accuracy": step / 10}, step)
     worker.close()
@@ -50,7 +65,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     # Both processes die; the new ones start from the checkpoint of step 2.
     again = Tracker.open(tracking, storage, "run-1")
     assert again.run_id == driver.run_id
-    worker = Tracker.attach(pickle.loads(pickle.dumps(again.handle)))  # noqa: S301
+    worker = Tracker.attach(pickle.loads(pickle.dumps(again.handle)), WaitingLines(storage))  # noqa: S301
     for step in range(3, 9):
         worker.log_metrics({"train/loss": 1 / step, "train/accuracy": step / 10}, step)
     worker.log_metrics({"val/loss": 0.25}, 4)
@@ -66,7 +81,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
 
 def test_what_another_process_recorded_meanwhile_is_not_recorded_again(storage: str, tracking: TrackingConfig) -> None:
     driver = Tracker.open(tracking, storage, "handover")
-    with Tracker.attach(driver.handle) as worker:
+    with Tracker.attach(driver.handle, WaitingLines(storage)) as worker:
         worker.log_metrics({"val/accuracy": 0.5}, 10)
     driver.log_metrics({"val/accuracy": 0.5, "val/floor": 0.25}, 10)
     assert driver.history() == [{"step": 10, "val/accuracy": 0.5, "val/floor": 0.25}]
@@ -95,7 +110,8 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
     program = """
         import sys
         from pipelines.train.tracking import RunHandle, Tracker
-        tracker = Tracker.attach(RunHandle(sys.argv[1], sys.argv[2], system_metrics=False))
+        from pipelines.train.waiting_lines import WaitingLines
+        tracker = Tracker.attach(RunHandle(sys.argv[1], sys.argv[2], system_metrics=False), WaitingLines(sys.argv[3]))
         for step in range(10):
             tracker.log_metrics({"loss": step / 4}, step)
         tracker.flush()
@@ -103,10 +119,10 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    command = [sys.executable, "-c", textwrap.dedent(program), driver.handle.uri, driver.run_id]
+    command = [sys.executable, "-c", textwrap.dedent(program), driver.handle.uri, driver.run_id, storage]
     done = subprocess.run(command, cwd=REPOSITORY, timeout=200, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    with Tracker.attach(driver.handle) as worker:
+    with Tracker.attach(driver.handle, WaitingLines(storage)) as worker:
         for step in range(6, 14):
             worker.log_metrics({"loss": step / 4}, step)
     assert [line for line in lines_of(driver, "loss") if line[0] < 10_000] == [(s, s / 4) for s in range(14)]
@@ -115,7 +131,7 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
 
 def test_the_end_of_a_run_is_recorded(storage: str, tracking: TrackingConfig) -> None:
     with Tracker.open(tracking, storage, "good") as good:
-        with Tracker.attach(good.handle):
+        with Tracker.attach(good.handle, WaitingLines(storage)):
             pass
         assert status_of(good) == "RUNNING", "a worker does not end the run"
     assert status_of(good) == "FINISHED"
@@ -269,10 +285,10 @@ def test_the_load_of_the_machine_is_recorded_and_continued(storage: str, monkeyp
             time.sleep(0.1)
         raise AssertionError(f"{count} lines of {key} were not written")
 
-    with Tracker.attach(driver.handle):
+    with Tracker.attach(driver.handle, WaitingLines(storage)):
         wait_for(2)
     before = len(lines_of(driver, key))
-    with Tracker.attach(driver.handle):
+    with Tracker.attach(driver.handle, WaitingLines(storage)):
         steps = wait_for(before + 2)
     assert len(set(steps)) == len(steps)
     assert driver.history() == []
@@ -311,6 +327,150 @@ def test_a_deleted_experiment_is_reported(storage: str, tracking: TrackingConfig
     client.delete_experiment(experiment)
     with pytest.raises(TrackingError, match=f"'vlmodel' was deleted; restore it .*-x {experiment}"):
         Tracker.open(tracking, storage, "a")
+
+
+class Outage:
+    """Makes a store unreachable, and reachable again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error: Exception | None = None
+        self._check = check_reachable
+        monkeypatch.setattr(tracking_module, "check_reachable", self)
+
+    def __call__(self, uri: str) -> None:
+        if self.error is not None:
+            raise self.error
+        self._check(uri)
+
+
+@pytest.fixture
+def outage(monkeypatch: pytest.MonkeyPatch) -> Outage:
+    return Outage(monkeypatch)
+
+
+def test_metrics_of_an_outage_wait_and_are_recorded_when_the_store_is_back(
+    storage: str, tracking: TrackingConfig, outage: Outage, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Tracker.open(tracking, storage, "outage")
+    worker = Tracker.attach(driver.handle, WaitingLines(f"{storage}/outage"))
+    worker.log_metrics({"loss": 1.0}, 1)
+    worker.flush()
+    outage.error = TrackingError("nobody answers")
+    for step in (2, 3):
+        worker.log_metrics({"loss": 1 / step}, step)
+        worker.persist()
+    assert len(list(Path(storage, "outage", "waiting").iterdir())) == 1
+    outage.error = None
+    worker.flush()
+    worker.persist()
+    worker.close()
+    worker._queue._thread.join(60)
+    assert lines_of(driver, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
+    assert list(Path(storage, "outage", "waiting").iterdir()) == []
+    told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.partition(",")[0] for line in told] == [
+        "metrics are not recorded for now",
+        "metrics are recorded again",
+    ]
+    driver.close()
+
+
+def test_metrics_of_an_outage_outlive_the_worker_and_the_training(
+    storage: str, tracking: TrackingConfig, outage: Outage
+) -> None:
+    driver = Tracker.open(tracking, storage, "killed")
+    outage.error = TrackingError("nobody answers")
+    worker = Tracker.attach(driver.handle, WaitingLines(f"{storage}/killed"))
+    worker.log_metrics({"loss": 1.0}, 1)
+    worker.persist()
+    worker.log_metrics({"loss": 0.5}, 2)  # never persisted: a killed worker's step 2 is run again
+
+    again = Tracker.attach(driver.handle, WaitingLines(f"{storage}/killed"))
+    again.log_metrics({"loss": 0.5}, 2)
+    again.close()
+    patient = driver._new_queue
+    driver._new_queue = lambda lines: Impatient(patient(lines))  # type: ignore[assignment, method-assign, misc]
+    with pytest.raises(TrackingError, match="2 metric values are not written"):
+        driver.record_waiting(WaitingLines(f"{storage}/killed"))
+    outage.error = None
+    driver._new_queue = patient  # type: ignore[method-assign]
+    driver.record_waiting(WaitingLines(f"{storage}/killed"))
+    assert lines_of(driver, "loss") == [(1, 1.0), (2, 0.5)]
+    driver.record_waiting(WaitingLines(f"{storage}/killed"))
+    assert list(Path(storage, "killed", "waiting").iterdir()) == []
+    worker._queue.close()
+    driver.close()
+
+
+class Impatient:
+    """A queue that is closed at once."""
+
+    def __init__(self, queue: MetricQueue) -> None:
+        self._queue = queue
+
+    def close(self) -> None:
+        self._queue.close(0.1)
+
+
+def test_a_worker_begins_and_ends_while_the_database_is_locked(storage: str, tracking: TrackingConfig) -> None:
+    driver = Tracker.open(tracking, storage, "locked")
+    database = sqlite3.connect(f"{storage}/mlflow.db", isolation_level=None)
+    database.execute("BEGIN EXCLUSIVE")
+    worker = Tracker.attach(driver.handle, WaitingLines(f"{storage}/locked"))
+    worker.log_metrics({"loss": 1.0}, 1)
+    worker.persist()
+    assert len(list(Path(storage, "locked", "waiting").iterdir())) == 1
+    database.execute("ROLLBACK")
+    database.close()
+    worker.close()
+    driver.record_waiting(WaitingLines(f"{storage}/locked"))
+    assert lines_of(driver, "loss") == [(1, 1.0)]
+    driver.close()
+
+
+def test_a_locked_database_is_not_taken_for_a_damaged_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def locked(_: Path) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(tracking_address, "_check_sqlite", locked)
+    with pytest.raises(TrackingError, match=r"held by another process \(see which: lsof .*m\.db\)"):
+        check_reachable(f"sqlite:///{tmp_path}/m.db")
+
+
+def test_an_error_of_a_database_is_told_without_its_statement() -> None:
+    text = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]\n[parameters: [(1, 2)" * 99
+    with pytest.raises(TrackingError) as failed, tracking_module.explained("write metrics"):
+        raise MlflowException(text)
+    assert str(failed.value) == "could not write metrics: (sqlite3.OperationalError) database or disk is full"
+
+
+def test_a_store_that_comes_back_is_waited_for(
+    outage: Outage, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage.error = TrackingError("nobody answers")
+    with pytest.raises(TrackingError, match="nobody answers"):
+        wait_reachable("http://server", 0.0)
+    monkeypatch.setattr(time, "sleep", lambda _: setattr(outage, "error", None))
+    wait_reachable(f"sqlite:///{tmp_path}/m.db", 60.0)
+    assert capsys.readouterr().out == "tracking  waits up to 60 s: nobody answers\n"
+
+
+@pytest.mark.timeout(600)
+def test_two_that_make_the_database_at_once_both_have_it(tmp_path: Path) -> None:
+    program = "import sys; from pipelines.train.tracking import Tracker, TrackingConfig\n"
+    program += "print(Tracker.open(TrackingConfig(), sys.argv[1], sys.argv[2]).run_id)"
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "runs"), name], cwd=REPOSITORY, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=without_address())
+        for name in ("a", "b")
+    ]  # fmt: skip
+    outputs = [job.communicate(timeout=500) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], outputs
+    assert outputs[0][0] != outputs[1][0]
+
+
+def without_address() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
 
 
 def test_the_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,148 @@
+"""A training continues what its name was begun with, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+import pytest
+
+from jobs import mixing, runs, train
+from jobs.config import JobConfig
+from pipelines.train import checkpoint
+from pipelines.train.errors import RunInUseError
+from pipelines.train.tracking import Tracker, TrackingError
+from tests.pipelines.registry.conftest import save_model
+from vlmodel.config import ConfigError, dump, load
+
+Begun = Callable[..., JobConfig]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
+    """A configuration with these overrides, on data whose index has the hash ``abc``."""
+    monkeypatch.setattr(train, "ready", lambda _: None)
+    monkeypatch.setattr(mixing, "facts", lambda *_: {"hash": "abc"})
+
+    def make(*overrides: str) -> JobConfig:
+        return load(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides])
+
+    return make
+
+
+def store_checkpoint(of: JobConfig, tmp_path: Path, step: int, **state: Any) -> None:
+    local = tmp_path / f"local-{step}"
+    local.mkdir(exist_ok=True)
+    history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
+    checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of), "data": "abc", **state})
+    checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.storage}/{of.name}/{checkpoint.name_of(step)}")
+
+
+def claim(config: JobConfig) -> None:
+    with train.claimed(config):
+        pass
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["before the first checkpoint", "with a checkpoint"])
+def test_other_settings_are_refused_and_those_that_change_nothing_are_not(
+    config: Begun, tmp_path: Path, trained: bool
+) -> None:
+    claim(config())
+    if trained:
+        store_checkpoint(config(), tmp_path, 8)
+    elsewhere = ["tracking.experiment=other", "tracking.uri=http://localhost:1"]
+    claim(config(*elsewhere, "train.workers=2", "stream.batches_per_task=2"))
+    with pytest.raises(ConfigError, match=r"choose another name, or restore: seed: 0 -> 7; train\.batch: 64 -> 32"):
+        claim(config(*elsewhere, "seed=7", "train.batch=32", "train.threads=3"))
+    claim(config())
+
+
+def test_a_checkpoint_counts_for_more_than_the_note_beside_it(config: Begun, tmp_path: Path) -> None:
+    store_checkpoint(config("seed=3"), tmp_path, 8)
+    claim(config("seed=3"))
+    (tmp_path / "runs" / "base" / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match="seed: 3 -> 0"):
+        claim(config())
+
+
+def test_other_data_are_refused(config: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(config())
+    monkeypatch.setattr(mixing, "facts", lambda *_: {"hash": "def"})
+    with pytest.raises(ConfigError, match=r"data \(hash of the index\): abc -> def"):
+        claim(config())
+
+
+def test_a_source_that_was_added_to_a_mix_is_another_setting(config: Begun) -> None:
+    claim(config("data.mix.a.tars=a"))
+    claim(config("data.mix.a.tars=moved"))
+    with pytest.raises(ConfigError, match=r"data\.mix\.b\.members: nothing -> "):
+        claim(config("data.mix.a.tars=a", "data.mix.b.tars=b"))
+
+
+def test_settings_that_are_newer_than_the_run_have_their_defaults(config: Begun, tmp_path: Path) -> None:
+    old = dump(config())
+    del old["train"]["window"], old["seed"]
+    store_checkpoint(config(), tmp_path, 8, config=old)
+    claim(config())
+    with pytest.raises(ConfigError, match=r"train\.window: 65536 -> 10"):
+        claim(config("train.window=10"))
+    # One that is no more cannot be restored.
+    store_checkpoint(config(), tmp_path, 12, config={**old, "gone": {"a": 1}, "train": {**old["train"], "gone": 1}})
+    claim(config())
+    with pytest.raises(ConfigError, match=r"restore: train\.batch: 64 -> 32$"):
+        claim(config("train.batch=32"))
+
+
+def test_a_renamed_folder_is_the_same_run(config: Begun, tmp_path: Path) -> None:
+    claim(config())
+    (tmp_path / "runs" / "base").rename(tmp_path / "runs" / "renamed")
+    claim(config("name=renamed"))
+
+
+@pytest.mark.parametrize("letter", ["%2F", "?", "#", "100%"])
+def test_a_storage_folder_that_is_no_address_is_refused_before_anything_is_made(
+    config: Begun, tmp_path: Path, letter: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"choose or rename the folder"):
+        claim(config(f"storage={tmp_path}/a{letter}b"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_processor_is_that_of_the_checkpoints(config: Begun, tmp_path: Path) -> None:
+    save_model(tmp_path / "local-8" / "model", seed=0)
+    store_checkpoint(config(), tmp_path, 8)
+    folder = runs.local_folder(config()) / "processor"
+    assert train._processor(config(), [], folder, "").labels == ["yes", "no", "red", "blue"]
+    assert (folder / "processor.json").is_file()
+
+
+def test_runs_of_one_name_in_two_buckets_share_no_local_folder(config: Begun) -> None:
+    folders = [runs.local_folder(config(f"storage=s3://{bucket}/runs")) for bucket in ("a", "b")]
+    assert folders[0] != folders[1]
+    assert folders[0] == runs.local_folder(config("storage=s3://a/runs/"))
+
+
+def test_what_comes_after_training_can_be_repeated() -> None:
+    with pytest.raises(TrackingError, match=r"gone\. The training is done .* the same command"), train._repeatable():
+        raise TrackingError("gone.")
+
+
+def test_a_second_training_of_a_name_is_refused(config: Begun) -> None:
+    with train.claimed(config()), pytest.raises(RunInUseError, match=r"the run in .*base is under way: process"):
+        claim(config())
+
+
+def test_a_run_without_its_record_is_recorded_anew(
+    config: Begun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store_checkpoint(config(), tmp_path, 8)
+    kept = config("tracking.system_metrics=false")
+    with Tracker.open(kept.tracking, kept.storage, "base") as tracker:
+        train._record_anew(kept, tracker)
+        assert tracker.history() == [{"step": 4, "train/loss": 0.5, "val/accuracy": 0.75}]
+    assert "checkpoints up to step 8, and no record in experiment 'vlmodel'; a new record" in capsys.readouterr().out
+    with Tracker.open(kept.tracking, kept.storage, "base") as tracker:
+        train._record_anew(kept, tracker)
+    assert capsys.readouterr().out == ""
