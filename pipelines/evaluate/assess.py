@@ -100,7 +100,8 @@ def assess(
         report = judge(answers, split, fields, lambda: read_texts(index, "train"), predictor.processor.labels)
         page = illustrate(choose(answers, fields, examples), index, predictor, task)
         first = answers.slice(0, 1).to_pylist()[0]
-        found.append(Assessment(task, report, answers, page, (image_of(first["key"], index), first["text"])))
+        example = (image_of(first["key"], index, first["split"]), first["text"])
+        found.append(Assessment(task, report, answers, page, example))
     return found
 
 

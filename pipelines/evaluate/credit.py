@@ -63,7 +63,7 @@ def credits_of(answers: pa.Table, fields: Fields) -> Credits:
     Args:
         fields: what the task reads, which says what kind of task it is.
     """
-    image_R = pc.dictionary_encode(answers["key"]).combine_chunks().indices.to_numpy().astype(np.int64)
+    image_R = images_of(answers)
     if fields.target == "none":
         return _retrieval(answers, image_R)
     if fields.target == "tokens" and not fields.text:
@@ -81,6 +81,15 @@ def credits_of(answers: pa.Table, fields: Fields) -> Credits:
         group_N = np.zeros(len(row_N), np.int64)
         right = np.array([target == answer for target, answer in zip(targets, predicted, strict=True)], np.bool_)
     return Credits(right.astype(np.float64), group_N, image_R[row_N], row_N, binary=True)
+
+
+def images_of(answers: pa.Table) -> NDArray[np.int64]:
+    """A number for the image of each row. A key alone may be that of a sample of each split."""
+    codes = [
+        pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
+        for name in ("split", "key")
+    ]
+    return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].astype(np.int64).ravel()
 
 
 def _retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> Credits:

@@ -12,6 +12,7 @@ import torch
 
 from pipelines.data.errors import DataError
 from pipelines.data.sample import Texts
+from pipelines.evaluate.credit import images_of
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.metrics.answers import vqa_accuracy
 from pipelines.evaluate.metrics.calibration import calibration_error
@@ -166,11 +167,12 @@ def _retrieval(answers: pa.Table, split: str) -> Report:
     first = answers.filter(pc.is_valid(answers["image_embedding"]))
     if not first.num_rows:
         raise DataError(f"no image of split {split!r} has a caption to be found by; choose another split")
-    place = {key: row for row, key in enumerate(first["key"].to_pylist())}
+    image_N = images_of(answers)
+    place = {image: row for row, image in enumerate(image_N[pc.is_valid(answers["image_embedding"]).to_numpy()])}
     scores = retrieval_scores(
         _vectors(first["image_embedding"]),
         _vectors(answers["text_embedding"]),
-        torch.tensor([place[key] for key in answers["key"].to_pylist()]),
+        torch.tensor([place[image] for image in image_N]),
     )
     floors = {"chance": _taken(scores, "floor_")}
     # One figure to compare models by: the mean of all recalls, as "rsum" of the field is their sum.
@@ -196,8 +198,7 @@ def _with_target(answers: pa.Table, split: str, what: str) -> pa.Table:
 
 
 def _samples(answers: pa.Table) -> int:
-    count: int = pc.count_distinct(answers["key"]).as_py()
-    return count
+    return len(np.unique(images_of(answers)))
 
 
 def _match_probabilities(answer: pa.ChunkedArray, probability: pa.ChunkedArray) -> list[float]:

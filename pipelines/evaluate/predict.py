@@ -30,6 +30,7 @@ from vlmodel.processor import VLProcessor
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
+        pa.field("split", pa.string()),
         pa.field("text", pa.string()),
         pa.field("target", pa.string()),
         pa.field("references", pa.list_(pa.string())),
@@ -44,10 +45,10 @@ SCHEMA = pa.schema(
         pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each row of the task (``pipelines.data.stream.rows.Row``): what was asked, what is right (null where
-unknown), the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample
-(null where that was not asked for); a task that compares gives its embeddings, the image's in the first row of each
-sample."""
+"""A row for each row of the task (``pipelines.data.stream.rows.Row``): of which sample (each split may have one of the
+same key), what was asked, what is right (null where unknown), the best answer, and the ``top_k`` best. ``shuffled`` is
+the best answer about the image of another sample (null where that was not asked for); a task that compares gives its
+embeddings, the image's in the first row of each sample."""
 
 
 class PredictConfig(Section):
@@ -100,8 +101,8 @@ class _Answerer:
         embedded = self._predictor.embed_collated(arrays, self._task)
         if embedded is not None:
             image_BD, text_ND = embedded
-            keys = columns["key"]
-            first = [n == 0 or keys[n] != keys[n - 1] for n in range(len(keys))]
+            samples = list(zip(columns["split"], columns["key"], strict=True))
+            first = [n == 0 or samples[n] != samples[n - 1] for n in range(len(samples))]
             image_N = arrays["text_image_N" if not self._task else f"{self._task}.text_image_N"]
             columns["image_embedding"] = [image_BD[b] if f else None for f, b in zip(first, image_N, strict=True)]
             columns["text_embedding"] = list(text_ND)

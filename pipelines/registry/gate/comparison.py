@@ -22,7 +22,7 @@ from pipelines.registry.gate.check import Check, Difference
 from vlmodel.config import ConfigError
 
 QUESTION_TYPE = "question_type"
-_SAME = ("key", "text", "target", "references", "id")
+_SAME = ("key", "split", "text", "target", "references", "id")
 _AT_ONCE = 1 << 20
 """Images drawn at a time, over all resamples."""
 
