@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 from pydantic import Field, field_validator, model_validator
 
@@ -128,7 +129,14 @@ class JobConfig(Section):
     def _can_write(self) -> JobConfig:
         predict = self.predict
         try:
-            self.model.decoder.check_generation(predict.generation, predict.top_k, self.processor.max_target_tokens)
+            # A limit that follows the data is known only when these are read; it is at most what the decoder can write.
+            most = (
+                self.processor.max_target_tokens
+                or self.processor.resolve(
+                    most_target=self.model.decoder.longest_target(), longest_target=sys.maxsize
+                ).max_target_tokens
+            )
+            self.model.decoder.check_generation(predict.generation, predict.top_k, most)
         except ConfigError as error:
             raise ValueError(f"predict.generation: {error}") from None
         return self

@@ -18,7 +18,7 @@ from pipelines.data.stream.dataset import Mixture, Source
 from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
-from pipelines.data.vocabulary import build_processor, keep_processor
+from pipelines.data.vocabulary import build_processor, keep_processor, text_lengths
 from pipelines.evaluate.assess import assess, check_floors, check_judgeable, show
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.train import checkpoint, initial
@@ -97,8 +97,10 @@ def fit(
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
     init = _init(config)
-    made = _processor(config, list(trained.values()), str(processor), init)
+    made = _processor(config, list(trained.values()), str(processor), init, label)
     config.model.check_processor(made.config)
+    lengths = text_lengths(list(trained.values()), made, str(processor))
+    print(f"{label}  {lengths.describe(made.config, config.processor)}", flush=True)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
     tracker.log_data(mixing.facts(config, index))
     features = _features(config, [index, *trained.values()], made, init, label)
@@ -124,9 +126,18 @@ def _init(config: JobConfig) -> str:
     return initial.keep(chosen.folder, runs.run_folder(config))
 
 
-def _processor(config: JobConfig, indexes: list[Index], folder: str, init: str) -> VLProcessor:
+def _processor(config: JobConfig, indexes: list[Index], folder: str, init: str, label: str) -> VLProcessor:
     if not init:
-        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), folder)
+        tasks, limits = config.model.decoder.tasks(), config.model.text_limits
+        return build_processor(
+            indexes,
+            config.vocabulary,
+            config.processor,
+            tasks,
+            folder,
+            limits,
+            lambda line: print(f"{label}  {line}", flush=True),
+        )
     with initial.local(init) as model:
         return keep_processor(VLProcessor.from_pretrained(model), folder)
 

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         pa.field("target", pa.string()),
         pa.field("references", pa.list_(pa.string())),
         pa.field("id", pa.string()),
+        pa.field("truncated", pa.bool_()),
         pa.field("predicted", pa.string()),
         pa.field("probability", pa.float32()),
         pa.field("answers", pa.list_(pa.string())),
@@ -46,7 +47,8 @@ SCHEMA = pa.schema(
     ]
 )
 """A row for each row of the task (``pipelines.data.stream.rows.Row``): of which sample (each split may have one of the
-same key), what was asked, what is right (null where unknown), the best answer, and the ``top_k`` best. ``shuffled`` is
+same key), what was asked, what is right (null where unknown), whether the text was cut (``processor.max_tokens``), the
+best answer, and the ``top_k`` best. ``shuffled`` is
 the best answer about the image of another sample (null where that was not asked for); a task that compares gives its
 embeddings, the image's in the first row of each sample."""
 

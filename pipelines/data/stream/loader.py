@@ -119,7 +119,7 @@ class EvaluationBatches(Batches):
     world: int = 1
     answering: str | None = None
     """The task to be answered: only its rows are made, without targets for the model, and ``rows_json`` tells of each
-    what was asked and what is right. None makes the rows that training makes."""
+    what was asked, what is right, and whether its text is cut. None makes the rows that training makes."""
 
     def __len__(self) -> int:
         batches = len(fixed_batches(open_samples(self.source).size, self.batch))
@@ -137,7 +137,10 @@ class EvaluationBatches(Batches):
         asked = rows_to_answer(records, samples.processor.tasks[self.answering])
         examples = [Example(b"", tuple(row.text for row in of_record)) for of_record in asked]
         arrays = samples.processor.collate_rows({self.answering: examples}) | provenance
-        rows = [astuple(row) for of_record in asked for row in of_record]
+        flat = [row for of_record in asked for row in of_record]
+        fields = samples.processor.tasks[self.answering]
+        cut = samples.processor.truncated([row.text for row in flat]) if fields.text else [False] * len(flat)
+        rows = [(*astuple(row), is_cut) for row, is_cut in zip(flat, cut, strict=True)]
         arrays["rows_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         return arrays
 
