@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jobs import mixing, runs
@@ -19,7 +20,8 @@ from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.vocabulary import build_processor, keep_processor, text_lengths
-from pipelines.evaluate.assess import assess, check_floors, check_judgeable, show
+from pipelines.evaluate.assess import assess, check_judgeable, show
+from pipelines.evaluate.baselines import FILE, Baselines
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.train import checkpoint, initial
 from pipelines.train.launch import launch
@@ -42,7 +44,6 @@ MAY_CHANGE = (
 def run(config: JobConfig) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
     index = ready(config)
-    check_floors(index, config.model.decoder.tasks())
     with (
         connected(config.cluster),
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
@@ -101,6 +102,9 @@ def fit(
     config.model.check_processor(made.config)
     lengths = text_lengths(list(trained.values()), made, str(processor))
     print(f"{label}  {lengths.describe(made.config, config.processor)}", flush=True)
+    if not (processor / FILE).is_file():
+        baselines = Baselines.of_training(index, trained.values(), made.tasks, made.normalizer)
+        baselines.save(processor)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
     tracker.log_data(mixing.facts(config, index))
     features = _features(config, [index, *trained.values()], made, init, label)
@@ -204,6 +208,7 @@ def _spec(
         config=dump(config),
         init=init,
         referee=referee,
+        beside_model=(str(Path(training.processor) / FILE),),
     )
 
 
@@ -216,7 +221,7 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
         model = local / checkpoint.MODEL
         found = assess(
             str(model), runs.source(config, index, split, model), index, config.predict, config.stream,
-            config.evaluate.examples,
+            config.evaluate.examples, training=config.evaluate.training,
         )  # fmt: skip
         print(f"best checkpoint: step {best.step}", flush=True)
         for one in found:

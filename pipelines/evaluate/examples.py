@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.reader import ShardReader
+from pipelines.evaluate.credit import same_answers
 from pipelines.train.pictures import Card
+from vlmodel.answers import Normalizer
 from vlmodel.fields import MATCH, Fields, is_match
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -43,14 +45,18 @@ class Chosen:
     right: bool | None
 
 
-def choose(answers: pa.Table, fields: Fields, count: int, seed: int = 0) -> list[Chosen]:
+def choose(
+    answers: pa.Table, fields: Fields, count: int, seed: int = 0, normalizer: Normalizer = "none"
+) -> list[Chosen]:
     """Up to ``count`` rows, half of them wrong where there are so many; the same for the same table."""
     if fields.target == "none":
         candidates = _found(answers)
     else:
         answered = answers.filter(pc.is_valid(answers["target"]))
         columns = ("key", "split", "text", "target", "predicted", "probability")
-        candidates = [_answered(fields, *row) for row in zip(*(answered[c].to_pylist() for c in columns), strict=True)]
+        candidates = [
+            _answered(fields, normalizer, *row) for row in zip(*(answered[c].to_pylist() for c in columns), strict=True)
+        ]
     rng = random.Random(seed)
     wrong = [row for row in candidates if row.right is False]
     others = [row for row in candidates if row.right is not False]
@@ -100,9 +106,18 @@ def image_of(key: str, index: Index, split: str = "") -> bytes:
 
 
 def _answered(
-    fields: Fields, key: str, split: str, text: str, target: str, predicted: str, probability: float
+    fields: Fields,
+    normalizer: Normalizer,
+    key: str,
+    split: str,
+    text: str,
+    target: str,
+    predicted: str,
+    probability: float,
 ) -> Chosen:
-    row = Chosen(key, split, text, text, target, predicted, probability, target == predicted)
+    row = Chosen(
+        key, split, text, text, target, predicted, probability, *same_answers([target], [predicted], normalizer)
+    )
     if fields.target == "match":
         return replace(row, right=is_match(target) == (predicted == MATCH))
     if fields.target == "tokens" and not fields.text:

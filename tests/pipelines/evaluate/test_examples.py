@@ -12,6 +12,7 @@ from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
+from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.credit import credits_of, images_of
 from pipelines.evaluate.examples import choose, illustrate, image_of
 from pipelines.evaluate.judge import judge
@@ -87,7 +88,7 @@ def test_what_belongs_to_an_image_of_the_same_key_is_found_wrong() -> None:
          "probability": 1.0, "image_embedding": basis[image], "text_embedding": basis[0] + 0.1 * basis[image]}
         for image, split in enumerate(("train", "val"))
     ]  # fmt: skip
-    report = judge(table(*rows), "all", COMPARED, list)
+    report = judge(table(*rows), "all", COMPARED, Baselines())
     assert report.samples == 2
     assert report.figures["text_to_image_recall_at_1"] == 0.5
     assert credits_of(table(*rows), COMPARED).figure == pytest.approx(report.value)
