@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
@@ -193,14 +194,17 @@ def collect(dataset: Dataset) -> Iterator[pa.Table]:
             yield table.cast(SCHEMA)
 
 
-def write(tables: Iterator[pa.Table], file: Path) -> int:
-    """Write tables into one Parquet file, whole or not at all; returns the number of rows."""
+def write(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
+    """Write tables into one Parquet file, whole or not at all; returns the number of rows, and of those whose text was
+    cut.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    rows = 0
+    rows = cut = 0
     with pq.ParquetWriter(partial, SCHEMA) as writer:
         for table in tables:
             writer.write_table(table)
             rows += table.num_rows
+            cut += pc.sum(table["truncated"]).as_py() or 0
     partial.rename(file)
-    return rows
+    return rows, cut

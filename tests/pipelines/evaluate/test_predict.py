@@ -16,7 +16,8 @@ from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
-from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict
+from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict, write
+from tests.pipelines.evaluate.test_judge import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 
@@ -67,3 +68,8 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
     source = Source(str(tmp_path), index.hash, "test", str(model))
     made = predict(str(model), source, PredictConfig(gpus_per_worker=0.25), StreamConfig())
     assert "MapBatches(_Answerer)" in str(made)
+
+
+def test_answers_to_texts_that_were_cut_are_counted_when_they_are_written(tmp_path: Path) -> None:
+    tables = [table({"key": "a", "truncated": True}, {"key": "b", "truncated": False}), table({"key": "c"})]
+    assert write(iter(tables), tmp_path / "new" / "answers.parquet") == (3, 1)
