@@ -101,10 +101,10 @@ def fit(
     made = _processor(config, list(trained.values()), str(processor), init, label)
     config.model.check_processor(made.config)
     lengths = text_lengths(list(trained.values()), made, str(processor))
-    print(f"{label}  {lengths.describe(made.config, config.processor)}", flush=True)
+    if line := lengths.describe(made.config, config.processor):
+        print(f"{label}  {line}", flush=True)
     if not (processor / FILE).is_file():
-        baselines = Baselines.of_training(index, trained.values(), made.tasks, made.normalizer)
-        baselines.save(processor)
+        Baselines.of_training(index, trained.values(), made.tasks, made.normalizer).save(processor)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
     tracker.log_data(mixing.facts(config, index))
     features = _features(config, [index, *trained.values()], made, init, label)
