@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 
 from pydantic import Field, field_validator, model_validator
 
@@ -87,6 +88,9 @@ class EvaluateConfig(Section):
     """Parquet file of the answers; "" puts it into the run's folder."""
     examples: int = Field(12, ge=0)
     """Pictures on the page of right and wrong examples."""
+    training: bool = True
+    """Also answer as many samples of the training split, drawn by hash, to show how far both figures are apart; this
+    takes as long as the split itself."""
 
 
 class JobConfig(Section):
@@ -128,7 +132,14 @@ class JobConfig(Section):
     def _can_write(self) -> JobConfig:
         predict = self.predict
         try:
-            self.model.decoder.check_generation(predict.generation, predict.top_k, self.processor.max_target_tokens)
+            # A limit that follows the data is known only when these are read; it is at most what the decoder can write.
+            most = (
+                self.processor.max_target_tokens
+                or self.processor.resolve(
+                    most_target=self.model.decoder.longest_target(), longest_target=sys.maxsize
+                ).max_target_tokens
+            )
+            self.model.decoder.check_generation(predict.generation, predict.top_k, most)
         except ConfigError as error:
             raise ValueError(f"predict.generation: {error}") from None
         return self

@@ -27,7 +27,7 @@ def run(config: JobConfig) -> list[Report]:
     with connected(config.cluster):
         found = assess(
             str(chosen.folder), runs.source(config, index, split, chosen.folder), index, config.predict, config.stream,
-            config.evaluate.examples,
+            config.evaluate.examples, training=config.evaluate.training,
         )  # fmt: skip
     out = Path(config.evaluate.out or runs.local_folder(config) / f"answers-{split or 'all'}.parquet")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -24,8 +24,9 @@ def run(config: JobConfig) -> Path:
         index = Index.open(runs.tars(config))
         source = runs.source(config, index, config.evaluate.split, chosen.folder)
         answers = predict(str(chosen.folder), source, config.predict, config.stream, config.evaluate.task or None)
-        rows = write(collect(answers), out)
-    print(f"{rows} answers of {chosen.name} version {chosen.version}: {out}", flush=True)
+        rows, cut = write(collect(answers), out)
+    note = f", {cut} of them to texts that were cut, as they have more tokens than the model takes" if cut else ""
+    print(f"{rows} answers of {chosen.name} version {chosen.version}{note}: {out}", flush=True)
     return out
 
 

@@ -226,7 +226,7 @@ def _init(config: JobConfig, new: Index) -> tuple[str, str]:
     processor = initial.check(registry.download(champion).folder, config.model, config.processor, tasks)
     if not any(fields.target == "answer" for fields in tasks.values()):
         return champion.version, "it is the champion"
-    share = known_answers(count_answers(new), processor.labels)
+    share = known_answers(count_answers(new), processor)
     knows = f"the champion (version {champion.version}) knows {share:.4f} of the new answers"
     if share < config.retrain.answer_coverage:
         return "", f"{knows}, less than retrain.answer_coverage = {config.retrain.answer_coverage}"

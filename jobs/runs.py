@@ -104,7 +104,11 @@ def choose_model(config: JobConfig) -> ChosenModel:
 
 def score_of(report: Report, index: Index) -> Score:
     """What the gate compares."""
-    return Score(report.metric, report.value, report.floor, index.hash, report.split, report.rows)
+    low, high = report.interval or (None, None)
+    return Score(
+        report.metric, report.value, report.floor, index.hash, report.split, report.rows, low, high, report.relation,
+        report.verdict,
+    )  # fmt: skip
 
 
 def index_facts(index: Index, source_folder: str) -> dict[str, object]:

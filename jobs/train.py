@@ -21,8 +21,9 @@ from pipelines.data.stream.dataset import Mixture, Source
 from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
-from pipelines.data.vocabulary import build_processor, keep_processor
-from pipelines.evaluate.assess import assess, check_floors, check_judgeable, show
+from pipelines.data.vocabulary import build_processor, keep_processor, text_lengths
+from pipelines.evaluate.assess import assess, check_judgeable, show
+from pipelines.evaluate.baselines import FILE, Baselines
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.train import checkpoint, initial, run_folder
 from pipelines.train.launch import launch
@@ -46,15 +47,14 @@ MAY_CHANGE = (
 
 def run(config: JobConfig) -> ModelVersion:
     """Train, evaluate on the validation split, register. Returns the registered version."""
-    with claimed(config) as index:
-        check_floors(index, config.model.decoder.tasks())
-        with (
-            connected(config.cluster),
-            Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
-        ):
-            fit(config, index, tracker)
-            with _repeatable():
-                return _finish(config, index, tracker)
+    with (
+        claimed(config) as index,
+        connected(config.cluster),
+        Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
+    ):
+        fit(config, index, tracker)
+        with _repeatable():
+            return _finish(config, index, tracker)
 
 
 @contextmanager
@@ -145,14 +145,20 @@ def fit(
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
     init = _init(config)
-    made = _processor(config, list(trained.values()), processor, init)
+    made = _processor(config, list(trained.values()), processor, init, label)
     config.model.check_processor(made.config)
-    if made.config != config.processor:
-        changes = run_folder.differences(dump(made.config), dump(config.processor), lambda _: False)
+    wanted = initial.with_limits_of(config.processor, made.config)
+    if made.config != wanted:
+        changes = run_folder.differences(dump(made.config), dump(wanted), lambda _: False)
         raise ConfigError(
             f"the processor in {processor} was made with other settings; choose another name, or restore: "
             + "; ".join(f"processor.{change}" for change in changes)
         )
+    lengths = text_lengths(list(trained.values()), made, str(processor))
+    if line := lengths.describe(made.config, config.processor):
+        print(f"{label}  {line}", flush=True)
+    if not (processor / FILE).is_file():
+        Baselines.of_training(index, trained.values(), made.tasks, made.normalizer).save(processor)
     _record_anew(config, tracker)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
     tracker.log_data(mixing.facts(config, index))
@@ -211,7 +217,7 @@ def _init(config: JobConfig) -> str:
     return initial.keep(chosen.folder, runs.run_folder(config))
 
 
-def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str) -> VLProcessor:
+def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
     """The run's processor in a local folder: the one that is there, else that of its checkpoints or of the model that
     it begins with, else a new one.
     """
@@ -219,7 +225,16 @@ def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str)
         with checkpoint.local_copy(newest) as local:
             return keep_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
     if not init:
-        return build_processor(indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), str(folder))
+        tasks, limits = config.model.decoder.tasks(), config.model.text_limits
+        return build_processor(
+            indexes,
+            config.vocabulary,
+            config.processor,
+            tasks,
+            str(folder),
+            limits,
+            lambda line: print(f"{label}  {line}", flush=True),
+        )
     with initial.local(init) as model:
         return keep_processor(VLProcessor.from_pretrained(model), str(folder))
 
@@ -287,6 +302,7 @@ def _spec(
         data=str(mixing.facts(config, index)["hash"]),
         init=init,
         referee=referee,
+        beside_model=(str(Path(training.processor) / FILE),),
     )
 
 
@@ -299,7 +315,7 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
         model = local / checkpoint.MODEL
         found = assess(
             str(model), runs.source(config, index, split, model), index, config.predict, config.stream,
-            config.evaluate.examples,
+            config.evaluate.examples, training=config.evaluate.training,
         )  # fmt: skip
         print(f"best checkpoint: step {best.step}", flush=True)
         for one in found:

@@ -90,6 +90,22 @@ class ModelConfig(Section):
                 "model.decoder can write; lower the one or raise the other (decoder.positions)"
             )
 
+    def text_limits(self, processor: VLProcessor) -> tuple[int | None, int | None]:
+        """Most tokens of a text that goes into the model, and of one that it can write; None where there is no limit.
+
+        Raises:
+            WeightsError: a pretrained part that does not exist.
+        """
+        resolved = self.resolve(vocabulary_of(processor))
+        return resolved.language.longest_text(), resolved.decoder.longest_target()
+
+
+def vocabulary_of(processor: VLProcessor) -> parts.Vocabulary:
+    """What the parts need to know of a processor's tokens and labels."""
+    begin, end = (-1 if number is None else number for number in (processor.begin_id, processor.end_id))
+    tokenizer = processor.tokenizer
+    return parts.Vocabulary(len(tokenizer), tokenizer.pad_token_id, len(processor.labels), begin, end)
+
 
 class VLConfig(PreTrainedConfig):
     """transformers' configuration of a ``VLModel``.

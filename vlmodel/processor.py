@@ -6,6 +6,7 @@ Neither torch nor transformers is imported by importing this module: processes t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
+from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import ConfigError, Section, dump, parse
 from vlmodel.fields import Fields, is_match, join
 from vlmodel.images import FORMATS, Resize, decode
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FILE = "processor.json"
+_LIMIT, _MOST = 32, 512
+"""Tokens of a text where the limit follows the data: at least, and at most where the model has no limit."""
 
 
 class ProcessorConfig(Section):
@@ -34,15 +38,44 @@ class ProcessorConfig(Section):
     """Side of the square image, in pixels."""
     resize: Resize = "squash"
     """"squash" keeps the whole picture and bends its shape; "crop" keeps its shape and the middle square."""
-    max_tokens: int = Field(32, ge=2)
-    """Longer texts are cut to this many tokens, special tokens included."""
-    max_target_tokens: int = Field(32, ge=3)
-    """Longer texts to be written are cut to this many tokens, those that begin and end them included."""
+    max_tokens: int = Field(0, ge=0)
+    """Longer texts are cut to this many tokens, special tokens included. 0 follows the data: the longest text of the
+    training split, at least 32 and at most what the model takes (512 where it has no limit)."""
+    max_target_tokens: int = Field(0, ge=0)
+    """Longer texts to be written are cut to this many tokens, those that begin and end them included. 0 follows the
+    data in the same way."""
     length_groups: int = Field(1, ge=1)
     """The texts of a batch are encoded in at most so many groups of like length, each padded to its own longest text;
     1 pads all to the longest of the batch."""
     max_pixels: int = Field(100_000_000, ge=1)
     """Pictures of more pixels are refused before they are decoded."""
+
+    @field_validator("max_tokens", "max_target_tokens")
+    @classmethod
+    def _room(cls, limit: int, info: ValidationInfo) -> int:
+        least = 2 if info.field_name == "max_tokens" else 3
+        if 0 < limit < least:
+            raise ValueError(
+                f"{limit}: special tokens alone take as many; set at least {least}, or 0 to follow the data"
+            )
+        return limit
+
+    def resolve(
+        self, longest: int = 0, longest_target: int = 0, most: int | None = None, most_target: int | None = None
+    ) -> ProcessorConfig:
+        """The settings with limits in the place of those that follow the data.
+
+        Args:
+            longest, longest_target: tokens of the longest text, and of the longest one to be written.
+            most, most_target: tokens that the model takes, and that it can write; None where it has no limit.
+        """
+        limits = {"max_tokens": (longest, most), "max_target_tokens": (longest_target, most_target)}
+        following = {
+            name: min(max(length, _LIMIT), limit or _MOST)
+            for name, (length, limit) in limits.items()
+            if not getattr(self, name)
+        }
+        return self.model_copy(update=following)
 
 
 @dataclass(frozen=True)
@@ -66,12 +99,14 @@ class VLProcessor:
     """Decodes, tokenizes and collates.
 
     Args:
+        config: limits that follow the data are 32 here, where there are no data.
         tokenizer: any fast tokenizer of transformers' with a padding token.
         labels: the answers that a classifier chooses among, in the order of the model's scores.
+        normalizer: by which rules a target is one of the labels, and answers are compared.
         tasks: what each task reads, by its name; a model with one task calls it "".
 
     Raises:
-        ConfigError: labels that repeat, or a tokenizer that lacks a token which the tasks need.
+        ConfigError: labels that repeat or mean the same, or a tokenizer that lacks a token which the tasks need.
     """
 
     def __init__(
@@ -80,12 +115,16 @@ class VLProcessor:
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],
         tasks: Mapping[str, Fields] | None = None,
+        normalizer: Normalizer = "none",
     ) -> None:
-        self.config, self.tokenizer, self.labels = config, tokenizer, list(labels)
+        self.normalizer: Normalizer = normalizer
+        self.config, self.tokenizer, self.labels = config.resolve(), tokenizer, list(labels)
         self.tasks = dict(tasks) if tasks is not None else {"": Fields(reads="questions")}
-        self.label2id = {label: i for i, label in enumerate(self.labels)}
-        if len(self.label2id) != len(self.labels):
-            repeated = sorted({label for label in self.labels if self.labels.count(label) > 1})
+        forms = [normal_form(label, normalizer) for label in self.labels]
+        self._label_ids = {form: i for i, form in enumerate(forms)}
+        if len(self._label_ids) != len(self.labels):
+            numbers = Counter(forms)
+            repeated = sorted({label for label, form in zip(self.labels, forms, strict=True) if numbers[form] > 1})
             raise ConfigError(f"labels must differ, and these repeat: {', '.join(repeated[:5])}")
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
@@ -101,6 +140,10 @@ class VLProcessor:
     def fields(self) -> Fields:
         """What the only, or the first, task reads."""
         return next(iter(self.tasks.values()))
+
+    def label_id(self, answer: str) -> int:
+        """The number of the label that means the same as an answer, -1 where there is none."""
+        return self._label_ids.get(normal_form(answer, self.normalizer), -1)
 
     def decode(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
@@ -174,7 +217,7 @@ class VLProcessor:
         if fields.text:
             rows |= self.tokenize([text for example in examples for text in example.texts])
         if fields.target == "answer":
-            found = (-1 if target is None else self.label2id.get(target, -1) for target in targets)
+            found = (-1 if target is None else self.label_id(target) for target in targets)
             rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
         elif fields.target == "match":
             found = (-1 if target is None else int(is_match(target)) for target in targets)
@@ -212,6 +255,15 @@ class VLProcessor:
             "text_mask_NT": mask_UT[row_N],
         } | self._distinct(distinct_U, row_N, mask_UT)
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        """Which of the texts ``tokenize`` cuts."""
+        if not texts:
+            return []
+        encoded = self.tokenizer(
+            list(texts), padding=False, truncation=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) > self.config.max_tokens for ids in encoded["input_ids"]]
+
     def tokenize_targets(self, targets: Sequence[str | None]) -> dict[str, NDArray[np.generic]]:
         """Token ids of N texts to be written, each between the tokens that begin and end it, padded on the right.
 
@@ -236,7 +288,7 @@ class VLProcessor:
         folder = Path(folder)
         self.tokenizer.save_pretrained(str(folder))
         tasks = {task: dump(fields) for task, fields in self.tasks.items()}
-        tree = {"processor": dump(self.config), "labels": self.labels, "tasks": tasks}
+        tree = {"processor": dump(self.config), "labels": self.labels, "normalizer": self.normalizer, "tasks": tasks}
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
     @classmethod
@@ -259,7 +311,9 @@ class VLProcessor:
                 f"{str(file)!r} lacks {', '.join(sorted(missing))}; train the model anew with this version"
             )
         tasks = {task: parse(Fields, fields) for task, fields in tree["tasks"].items()}
-        return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks)
+        # Models of earlier versions have labels that were compared as they are.
+        normalizer = tree.get("normalizer", "none")
+        return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, normalizer)
 
     def _distinct(
         self, distinct_U: NDArray[np.int64], row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Texts
+from vlmodel.answers import Normalizer, normal_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -75,12 +76,31 @@ def count_answers(index: Index, split: str = "train") -> Counter[str]:
     return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
 
 
-def answer_vocabulary(counter: Mapping[str, int], size: int | None = None, min_count: int = 1) -> list[str]:
+def answer_vocabulary(
+    counter: Mapping[str, int], size: int | None = None, min_count: int = 1, normalizer: Normalizer = "vqa"
+) -> list[str]:
     """The answers to choose from: the ``size`` most frequent (all for None) that occur at least ``min_count`` times,
     most frequent first, ties in the order of their characters.
+
+    Args:
+        counter: how often each answer occurs.
+        normalizer: answers with one normal form are one answer, in its most frequent spelling; of equally frequent ones
+            in the normal form itself, or in the first of them.
     """
-    ranked = sorted(counter.items(), key=_most_frequent_first)
+    counts = Counter[str]()
+    for form, spellings in spellings_of(counter, normalizer).items():
+        label = min(spellings, key=lambda spelling: (-spellings[spelling], spelling != form, spelling))
+        counts[label] = sum(spellings.values())
+    ranked = sorted(counts.items(), key=_most_frequent_first)
     return [answer for answer, count in ranked if count >= min_count][:size]
+
+
+def spellings_of(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> dict[str, dict[str, int]]:
+    """For each normal form how often each of its spellings occurs."""
+    spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for answer, count in counter.items():
+        spellings[normal_form(answer, normalizer)][answer] = count
+    return dict(spellings)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> PreTrainedTokenizerFast:

@@ -14,7 +14,9 @@ from pipelines.data.index.index import Index
 from pipelines.data.sample import Texts, parse_metadata, parse_texts
 
 _SHARDS_KEPT = 256
-_COLUMNS = ["key", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256"]
+_COLUMNS = [
+    "key", "split", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256",
+]  # fmt: skip
 
 Range = tuple[int, int]
 
@@ -22,12 +24,15 @@ _NOTHING = Texts((), ())
 
 
 class Record(NamedTuple):
-    """One sample: its key, its encoded image, its texts, and whether it has an image, read or not."""
+    """One sample: its key, which no other sample of its split has, its encoded image, its texts, whether it has an
+    image, read or not, and its split.
+    """
 
     key: str
     image: bytes
     texts: Texts
     pictured: bool = True
+    split: str = ""
 
 
 class ShardReader:
@@ -70,7 +75,7 @@ class ShardReader:
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
             said = self._parse(shard, sample, pieces, texts_at[number]) if texts else _NOTHING
-            records.append(Record(sample["key"], image, said, pictured))
+            records.append(Record(sample["key"], image, said, pictured, sample["split"]))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
 from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
+from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, spellings_of, train_tokenizer
 from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
+from pipelines.data.text_lengths import TextLengths
+from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import Section
 from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -32,6 +34,10 @@ class VocabularyConfig(Section):
     """Most answers that the model chooses among, the most frequent ones; others are never predicted."""
     min_answer_count: int = Field(1, ge=1)
     """How often an answer must occur to be chosen."""
+    normalizer: Normalizer = "vqa"
+    """Which answers mean the same, and are one answer in the vocabulary, in training and in all figures: those that are
+    equal by the rules of VQA's evaluation ("vqa": in any case of letters, without punctuation and articles, numbers to
+    ten in digits; vlmodel/answers.py), or those that are equal letter by letter ("none")."""
 
 
 def build_processor(
@@ -40,8 +46,14 @@ def build_processor(
     processor: ProcessorConfig,
     tasks: Mapping[str, Fields],
     folder: str,
+    limits: Callable[[VLProcessor], tuple[int | None, int | None]],
+    report: Callable[[str], object] = lambda line: None,
 ) -> VLProcessor:
     """The processor for a training of ``tasks`` on the data of ``indexes``; made once and kept in ``folder``.
+
+    Args:
+        limits: most tokens that the model takes of a text and that it can write, for the tokenizer of a processor.
+        report: called with a line where answers are written in several ways.
 
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
@@ -52,14 +64,29 @@ def build_processor(
     counted: Counter[str] = Counter()
     for index in indexes if classifies else ():
         counted.update(count_answers(index, "train"))
-    labels = answer_vocabulary(counted, config.answers, config.min_answer_count)
+    labels = answer_vocabulary(counted, config.answers, config.min_answer_count, config.normalizer)
     if classifies and len(labels) < 2:
         raise DataError(
             f"the training split of {' and '.join(index.tars for index in indexes)} has {len(labels)} different "
             "answers, and a classifier needs at least two; check the source's answers, or lower "
             "vocabulary.min_answer_count"
         )
-    return keep_processor(VLProcessor(processor, _tokenizer(indexes, config), labels, tasks), folder)
+    if line := _merged(counted, labels, config.normalizer):
+        report(line)
+    made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
+    lengths = TextLengths.count(indexes, made.tokenizer, tasks)
+    made.config = lengths.resolve(processor, *limits(made))
+    kept = keep_processor(made, folder)
+    lengths.save(folder)
+    return kept
+
+
+def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) -> TextLengths:
+    """The lengths of the training texts in the tokens of a processor that is kept in ``folder``; counted once."""
+    if (lengths := TextLengths.load(folder)) is None:
+        lengths = TextLengths.count(indexes, processor.tokenizer, processor.tasks)
+        lengths.save(folder)
+    return lengths
 
 
 def keep_processor(made: VLProcessor, folder: str) -> VLProcessor:
@@ -75,11 +102,25 @@ def keep_processor(made: VLProcessor, folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(target)
 
 
-def known_answers(counted: Mapping[str, int], labels: Sequence[str]) -> float:
+def known_answers(counted: Mapping[str, int], processor: VLProcessor) -> float:
     """Share of answers, by how often each occurs, that are among the labels; 1 where there are none."""
-    known = set(labels)
     total = sum(counted.values())
-    return sum(n for answer, n in counted.items() if answer in known) / total if total else 1.0
+    return sum(n for answer, n in counted.items() if processor.label_id(answer) >= 0) / total if total else 1.0
+
+
+def _merged(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
+    """Which answers have become one label; "" where none have."""
+    several = {form: found for form, found in spellings_of(counted, normalizer).items() if len(found) > 1}
+    by_form = {normal_form(label, normalizer): label for label in labels}
+    merged = [(by_form[form], sorted(found)) for form, found in several.items() if form in by_form]
+    if not merged:
+        return ""
+    merged.sort(key=lambda pair: -sum(counted[answer] for answer in pair[1]))
+    examples = "; ".join(f"{label!r} for {', '.join(map(repr, found[:5]))}" for label, found in merged[:3])
+    return (
+        f"{sum(len(found) for _, found in merged)} answers are {len(merged)} labels, as they mean the same by "
+        f"vocabulary.normalizer={normalizer} ({examples})"
+    )
 
 
 def _tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:

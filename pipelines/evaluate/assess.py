@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from pipelines.data.corpus import read_texts
 from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
+from pipelines.evaluate.baselines import Baselines, check_learnable
+from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.examples import choose, illustrate, image_of
 from pipelines.evaluate.judge import judge
 from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
 from pipelines.train import pictures
 from pipelines.train.tracking import NullTracker
+from vlmodel.answers import Normalizer, normal_form
 from vlmodel.fields import Fields
 from vlmodel.inference import Predictor
 
@@ -32,6 +34,7 @@ class Assessment:
         answers: a row for each row of the task (predict.SCHEMA).
         page: cards for ``pictures.examples_page``.
         example: an encoded image and the text that was asked of it, "" where the task is given none.
+        normalizer: by which answers in words are compared.
     """
 
     task: str
@@ -39,6 +42,7 @@ class Assessment:
     answers: pa.Table = field(repr=False)
     page: list[pictures.Card] = field(repr=False)
     example: tuple[bytes, str] = field(repr=False)
+    normalizer: Normalizer = "none"
 
 
 def check_judgeable(index: Index, tasks: Mapping[str, Fields], split: str) -> None:
@@ -65,42 +69,53 @@ def check_judgeable(index: Index, tasks: Mapping[str, Fields], split: str) -> No
             )
 
 
-def check_floors(index: Index, tasks: Mapping[str, Fields]) -> None:
-    """Refuse data from whose training split the floors of a task cannot be learned.
-
-    Raises:
-        DataError: no training sample has its texts.
-    """
-    for task, fields in tasks.items():
-        if fields.target in ("answer", "tokens") and not index.having(fields.reads, "train"):
-            raise DataError(
-                f"no train sample of {index.tars} has {fields.reads}, from which is learned what "
-                f"{f'task {task!r}' if task else 'the model'} stands beside; choose data that has some"
-                f"{', or leave the task out' if task else ''}"
-            )
-
-
 def assess(
-    model: str, source: Source, index: Index, config: PredictConfig, stream: StreamConfig, examples: int
+    model: str,
+    source: Source,
+    index: Index,
+    config: PredictConfig,
+    stream: StreamConfig,
+    examples: int,
+    *,
+    training: bool = False,
 ) -> list[Assessment]:
     """Let the model in folder ``model`` answer all rows of each of its tasks over ``source``, and judge the answers.
 
-    The floors are learned from the training split of ``index``.
+    What they are compared with is kept with the model; for one of an earlier version it is learned from the training
+    split of ``index``.
+
+    Args:
+        training: also let it answer as many samples of the training split, drawn by hash, where ``index`` is known to
+            have been trained on.
 
     Raises:
-        DataError: the split has nothing to judge by.
+        DataError: the split has nothing to judge by, or there is no training split that is needed.
     """
     predictor = Predictor.from_pretrained(model)
-    check_judgeable(index, predictor.processor.tasks, source.split)
-    check_floors(index, predictor.processor.tasks)
+    processor = predictor.processor
+    check_judgeable(index, processor.tasks, source.split)
+    baselines = Baselines.load(model)
+    if baselines is None:
+        check_learnable(index, processor.tasks)
+        baselines = Baselines.of_training(index, [], processor.tasks, processor.normalizer)
+    seen = training and source.split != "train" and index.hash in baselines.trained_on
     found = []
-    for task, fields in predictor.processor.tasks.items():
+    for task, fields in processor.tasks.items():
         answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))
         split = source.split or "all"
-        report = judge(answers, split, fields, lambda: read_texts(index, "train"), predictor.processor.labels)
-        page = illustrate(choose(answers, fields, examples), index, predictor, task)
+        report = judge(answers, split, fields, baselines, processor.labels, processor.normalizer)
+        if seen and index.having(fields.reads, "train"):
+            sample = predict(
+                model, replace(source, split="train"), config.model_copy(update={"shuffled": 0}), stream, task,
+                sample=report.samples,
+            )  # fmt: skip
+            credits = credits_of(pa.concat_tables(list(collect(sample))), fields, processor.normalizer)
+            if len(credits):
+                report = replace(report, training=(credits.figure, len(credits)))
+        page = illustrate(choose(answers, fields, examples, normalizer=processor.normalizer), index, predictor, task)
         first = answers.slice(0, 1).to_pylist()[0]
-        found.append(Assessment(task, report, answers, page, (image_of(first["key"], index), first["text"])))
+        example = (image_of(first["key"], index, first["split"]), first["text"])
+        found.append(Assessment(task, report, answers, page, example, processor.normalizer))
     return found
 
 
@@ -115,7 +130,9 @@ def show(found: Assessment, tracker: NullTracker, history: Sequence[Mapping[str,
         tracker.log_figure(pictures.curves(history), "pictures/curves.png")
     if report.by_answer:
         columns = (found.answers[c].to_pylist() for c in ("target", "predicted"))
-        pairs = [(t, p) for t, p in zip(*columns, strict=True) if t is not None]
+        pairs = [
+            tuple(normal_form(a, found.normalizer) for a in pair) for pair in zip(*columns, strict=True) if pair[0]
+        ]
         confusion = pictures.confusion([t for t, _ in pairs], [p for _, p in pairs])
         tracker.log_figure(confusion, f"pictures/{name}-confusion.png")
         rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in report.by_answer]

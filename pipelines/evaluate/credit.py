@@ -4,6 +4,7 @@ row by row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.evaluate.metrics.captions import cider_of_each, with_words
-from pipelines.evaluate.metrics.retrieval import RANKS, retrieval_ranks
+from pipelines.evaluate.metrics.retrieval import RANKS, chance_of_images, retrieval_ranks
+from vlmodel.answers import Normalizer, normal_form
 from vlmodel.fields import MATCH, Fields, is_match
 
 
@@ -57,13 +59,14 @@ class Credits:
         )
 
 
-def credits_of(answers: pa.Table, fields: Fields) -> Credits:
+def credits_of(answers: pa.Table, fields: Fields, normalizer: Normalizer = "none") -> Credits:
     """The rows of a table of ``predict.SCHEMA`` that ``judge`` counts.
 
     Args:
         fields: what the task reads, which says what kind of task it is.
+        normalizer: answers in words are compared by these rules.
     """
-    image_R = pc.dictionary_encode(answers["key"]).combine_chunks().indices.to_numpy().astype(np.int64)
+    image_R = images_of(answers)
     if fields.target == "none":
         return _retrieval(answers, image_R)
     if fields.target == "tokens" and not fields.text:
@@ -79,8 +82,36 @@ def credits_of(answers: pa.Table, fields: Fields) -> Credits:
         right = group_N == np.array([answer == MATCH for answer in predicted])
     else:
         group_N = np.zeros(len(row_N), np.int64)
-        right = np.array([target == answer for target, answer in zip(targets, predicted, strict=True)], np.bool_)
+        right = np.array(same_answers(targets, predicted, normalizer), np.bool_)
     return Credits(right.astype(np.float64), group_N, image_R[row_N], row_N, binary=True)
+
+
+def same_answers(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
+    """Which answers mean what they should."""
+    return [
+        normal_form(target, normalizer) == normal_form(answer, normalizer)
+        for target, answer in zip(targets, predicted, strict=True)
+    ]
+
+
+def chance(answers: pa.Table, credits: Credits) -> Credits:
+    """What a random order of all images and of all texts is worth on the rows of a retrieval's ``credits``."""
+    image_R = images_of(answers)
+    _, image_R = np.unique(image_R, return_inverse=True)
+    texts_B = np.bincount(image_R)
+    of_text = np.mean([min(1.0, k / len(texts_B)) for k in RANKS])
+    of_image_B = np.mean([chance_of_images(torch.from_numpy(texts_B), k).numpy() for k in RANKS], axis=0)
+    worth_N = np.where(credits.group_N == 0, of_text, of_image_B[image_R[credits.row_N]])
+    return replace(credits, worth_N=worth_N)
+
+
+def images_of(answers: pa.Table) -> NDArray[np.int64]:
+    """A number for the image of each row. A key alone may be that of a sample of each split."""
+    codes = [
+        pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
+        for name in ("split", "key")
+    ]
+    return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].astype(np.int64).ravel()
 
 
 def _retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> Credits:

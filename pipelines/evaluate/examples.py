@@ -9,12 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.reader import ShardReader
+from pipelines.evaluate.credit import same_answers
 from pipelines.train.pictures import Card
+from vlmodel.answers import Normalizer
 from vlmodel.fields import MATCH, Fields, is_match
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
+
+_HELD_OUT_FIRST = ("val", "test", "train")
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Chosen:
     """A row of a table of answers that goes on the page.
 
     Attributes:
-        key: of the sample.
+        key, split: of the sample.
         text: what the model was given.
         title: what stands over the picture.
         answer: what is right; of captions one that was given by people.
@@ -31,6 +36,7 @@ class Chosen:
     """
 
     key: str
+    split: str
     text: str
     title: str
     answer: str
@@ -39,14 +45,18 @@ class Chosen:
     right: bool | None
 
 
-def choose(answers: pa.Table, fields: Fields, count: int, seed: int = 0) -> list[Chosen]:
+def choose(
+    answers: pa.Table, fields: Fields, count: int, seed: int = 0, normalizer: Normalizer = "none"
+) -> list[Chosen]:
     """Up to ``count`` rows, half of them wrong where there are so many; the same for the same table."""
     if fields.target == "none":
         candidates = _found(answers)
     else:
         answered = answers.filter(pc.is_valid(answers["target"]))
-        columns = ("key", "text", "target", "predicted", "probability")
-        candidates = [_answered(fields, *row) for row in zip(*(answered[c].to_pylist() for c in columns), strict=True)]
+        columns = ("key", "split", "text", "target", "predicted", "probability")
+        candidates = [
+            _answered(fields, normalizer, *row) for row in zip(*(answered[c].to_pylist() for c in columns), strict=True)
+        ]
     rng = random.Random(seed)
     wrong = [row for row in candidates if row.right is False]
     others = [row for row in candidates if row.right is not False]
@@ -58,13 +68,14 @@ def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str
     """Cards for ``pictures.examples_page``: the image as the model sees it, with the attention on the way to the
     answer.
     """
-    images = _images({row.key for row in rows}, index)
+    images = _images({(row.split, row.key) for row in rows}, index)
     page = []
     for row in rows:
-        ((prediction,),) = predictor.predict([Example(images[row.key], (row.text,))], 1, attention=True, task=task)
+        image = images[row.split, row.key]
+        ((prediction,),) = predictor.predict([Example(image, (row.text,))], 1, attention=True, task=task)
         page.append(
             Card(
-                image=predictor.processor.decode(images[row.key]),
+                image=predictor.processor.decode(image),
                 title=row.title,
                 answer=row.answer,
                 predicted=row.predicted,
@@ -76,13 +87,37 @@ def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str
     return page
 
 
-def image_of(key: str, index: Index) -> bytes:
-    """The encoded image of a sample."""
-    return _images({key}, index)[key]
+def image_of(key: str, index: Index, split: str = "") -> bytes:
+    """The encoded image of a sample.
+
+    Args:
+        split: of the sample; "" looks in the validation split first, then in the test split, and then in the training
+            split, as each of them may have a sample of this key.
+
+    Raises:
+        DataError: there is no such sample.
+    """
+    wanted = {(name, key) for name in ((split,) if split else _HELD_OUT_FIRST)}
+    images = _images(wanted, index)
+    for name in (split,) if split else _HELD_OUT_FIRST:
+        if (name, key) in images:
+            return images[name, key]
+    raise DataError(f"the index of {index.tars} has no sample {key!r}{f' of split {split!r}' if split else ''}")
 
 
-def _answered(fields: Fields, key: str, text: str, target: str, predicted: str, probability: float) -> Chosen:
-    row = Chosen(key, text, text, target, predicted, probability, target == predicted)
+def _answered(
+    fields: Fields,
+    normalizer: Normalizer,
+    key: str,
+    split: str,
+    text: str,
+    target: str,
+    predicted: str,
+    probability: float,
+) -> Chosen:
+    row = Chosen(
+        key, split, text, text, target, predicted, probability, *same_answers([target], [predicted], normalizer)
+    )
     if fields.target == "match":
         return replace(row, right=is_match(target) == (predicted == MATCH))
     if fields.target == "tokens" and not fields.text:
@@ -96,22 +131,26 @@ def _found(answers: pa.Table, captions: int = 2000) -> list[Chosen]:
     first = some.filter(pc.is_valid(some["image_embedding"]))
     image_BD, text_ND = (np.stack(t[c].to_pylist()) for t, c in ((first, "image_embedding"), (some, "text_embedding")))
     similar_BN = image_BD @ text_ND.T
-    keys, texts = some["key"].to_pylist(), some["text"].to_pylist()
-    rows = zip(
-        first["key"].to_pylist(), first["text"].to_pylist(), similar_BN.argmax(1), similar_BN.max(1), strict=True
-    )
+    samples, texts = _samples(some), some["text"].to_pylist()
+    rows = zip(_samples(first), first["text"].to_pylist(), similar_BN.argmax(1), similar_BN.max(1), strict=True)
+    title = f"of {len(texts)} captions the nearest"
     return [
-        Chosen(key, own, f"of {len(texts)} captions the nearest", own, texts[n], float(value), keys[n] == key)
-        for key, own, n, value in rows
+        Chosen(key, split, own, title, own, texts[n], float(value), samples[n] == (split, key))
+        for (split, key), own, n, value in rows
     ]
 
 
-def _images(keys: set[str], index: Index) -> dict[str, bytes]:
-    reader, found = ShardReader(index), dict[str, bytes]()
+def _samples(answers: pa.Table) -> list[tuple[str, str]]:
+    """The (split, key) of each row."""
+    return list(zip(answers["split"].to_pylist(), answers["key"].to_pylist(), strict=True))
+
+
+def _images(samples: set[tuple[str, str]], index: Index) -> dict[tuple[str, str], bytes]:
+    """The images of those of the (split, key) pairs that the index has."""
+    reader, found = ShardReader(index), dict[tuple[str, str], bytes]()
     for shard in index.shards:
-        if len(found) == len(keys):
+        if len(found) == len(samples):
             break
-        shard_keys = index.rows(shard.name)["key"].to_pylist()
-        rows = [row for row, key in enumerate(shard_keys) if key in keys]
-        found |= {record.key: record.image for record in reader.read(shard.name, rows)}
+        rows = [row for row, sample in enumerate(_samples(index.rows(shard.name))) if sample in samples]
+        found |= {(record.split, record.key): record.image for record in reader.read(shard.name, rows, texts=False)}
     return found

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from pipelines.data.errors import DataError
+from vlmodel.answers import Normalizer, normal_form
 
 
 @dataclass(frozen=True)
@@ -18,36 +20,37 @@ class Floors:
     Attributes:
         majority: the most frequent answer.
         by_question: the most frequent answer to each exact question; others get ``majority``.
+        normalizer: answers with one normal form are one answer, in its most frequent spelling.
     """
 
     majority: str
     by_question: dict[str, str]
+    normalizer: Normalizer = "none"
 
     @classmethod
-    def learn(cls, pairs: Iterable[tuple[str, str]]) -> Floors:
+    def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> Floors:
         """From (question, answer) pairs. Of equally frequent answers the alphabetically first counts."""
-        answers: Counter[str] = Counter()
+        spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
         to_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for question, answer in pairs:
-            answers[answer] += 1
-            to_question[question][answer] += 1
-        if not answers:
+            form = normal_form(answer, normalizer)
+            spellings[form][answer] += 1
+            to_question[question][form] += 1
+        if not spellings:
             raise DataError("no answered question to learn from; the training split needs at least one")
-        return cls(_most_frequent(answers), {q: _most_frequent(counts) for q, counts in to_question.items()})
+        written = {form: _most_frequent(counts) for form, counts in spellings.items()}
+        forms = Counter({form: counts.total() for form, counts in spellings.items()})
+        by_question = {question: written[_most_frequent(counts)] for question, counts in to_question.items()}
+        return cls(written[_most_frequent(forms)], by_question, normalizer)
 
     def answers(self, questions: pa.ChunkedArray) -> list[str]:
         """The guess at each question from the question alone."""
         return [self.by_question.get(question, self.majority) for question in questions.to_pylist()]
 
-    def score(self, predictions: pa.Table) -> dict[str, float]:
-        """Accuracy of both floors on the answered rows of ``predictions``."""
-        pairs = zip(predictions["text"].to_pylist(), predictions["target"].to_pylist(), strict=True)
-        answered = [(q, a) for q, a in pairs if a is not None]
-        n = max(1, len(answered))
-        return {
-            "majority": sum(a == self.majority for _, a in answered) / n,
-            "question_only": sum(a == self.by_question.get(q, self.majority) for q, a in answered) / n,
-        }
+    def to_tree(self) -> dict[str, Any]:
+        """As plain values for JSON; questions that have the answer of all others are left out."""
+        by_question = {question: answer for question, answer in self.by_question.items() if answer != self.majority}
+        return {"majority": self.majority, "by_question": by_question, "normalizer": self.normalizer}
 
 
 def _most_frequent(counts: Counter[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,48 +12,69 @@ import pyarrow.compute as pc
 import torch
 
 from pipelines.data.errors import DataError
-from pipelines.data.sample import Texts
+from pipelines.evaluate.baselines import Baselines
+from pipelines.evaluate.credit import chance, credits_of, images_of, same_answers
 from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.intervals import interval
 from pipelines.evaluate.metrics.answers import vqa_accuracy
 from pipelines.evaluate.metrics.calibration import calibration_error
-from pipelines.evaluate.metrics.captions import caption_scores, constant_caption, with_words
+from pipelines.evaluate.metrics.captions import caption_scores, with_words
 from pipelines.evaluate.metrics.matching import matching_scores
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.evaluate.report import Report
-from vlmodel.fields import MATCH, Fields, is_match
+from pipelines.evaluate.verdict import Comparison, compare
+from vlmodel.answers import Normalizer, normal_form
+from vlmodel.fields import MATCH, NO_MATCH, Fields, is_match
+
+_ASKED, _CAPTIONED = Fields(reads="questions"), Fields(reads="captions", text=False, target="tokens")
+_MATCHED, _COMPARED = Fields(reads="captions", target="match"), Fields(reads="captions", target="none")
 
 _TOP_SAYS_LITTLE = 10
 """With fewer classes than this many times k, nearly everything is among the k best."""
 
 
 def judge(
-    answers: pa.Table, split: str, fields: Fields, training: Callable[[], Iterable[Texts]], labels: Sequence[str] = ()
+    answers: pa.Table,
+    split: str,
+    fields: Fields,
+    baselines: Baselines,
+    labels: Sequence[str] = (),
+    normalizer: Normalizer = "none",
 ) -> Report:
     """Report on a table of ``predict.SCHEMA``.
 
     Args:
         fields: what the task reads, which says what kind of task it is.
-        training: the texts of the training split, from which floors are learned; called where they are needed.
+        baselines: what is reached without looking, as it was learned from a training split.
         labels: the answers that a classifier chooses among.
+        normalizer: answers in words are compared by these rules.
 
     Raises:
         DataError: no row has anything to be judged by.
     """
     if fields.target == "none":
-        return _retrieval(answers, split)
-    if fields.target == "match":
-        return _matching(answers, split)
-    if fields.target == "tokens" and not fields.text:
-        return _captions(answers, split, training)
-    pairs = ((q.question, q.answer) for texts in training() for q in texts.questions if q.answer is not None)
-    return judge_answers(answers, split, Floors.learn(pairs), labels)
+        report = _retrieval(answers, split)
+    elif fields.target == "match":
+        report = _matching(answers, split)
+    elif fields.target == "tokens" and not fields.text:
+        assert baselines.caption is not None
+        report = _captions(answers, split, baselines.caption)
+    else:
+        assert baselines.answers is not None
+        report = judge_answers(answers, split, baselines.answers, labels, normalizer)
+    if cut := pc.sum(answers["truncated"]).as_py():
+        note = f"{cut} of {answers.num_rows} texts were cut, as they have more tokens than the model takes"
+        return replace(report, notes=(*report.notes, note))
+    return report
 
 
-def judge_answers(answers: pa.Table, split: str, floors: Floors, labels: Sequence[str] = ()) -> Report:
+def judge_answers(
+    answers: pa.Table, split: str, floors: Floors, labels: Sequence[str] = (), normalizer: Normalizer = "none"
+) -> Report:
     """Answers to questions: accuracy, agreement with annotators where there are several, calibration."""
     answered = _with_target(answers, split, "question")
     targets, predicted = answered["target"].to_pylist(), answered["predicted"].to_pylist()
-    right = [target == given for target, given in zip(targets, predicted, strict=True)]
+    right = same_answers(targets, predicted, normalizer)
     probabilities = np.clip(answered["probability"].to_numpy(), 0, 1)
     figures = {"accuracy": sum(right) / len(right)}
     references = answered["references"].to_pylist()
@@ -62,25 +84,35 @@ def judge_answers(answers: pa.Table, split: str, floors: Floors, labels: Sequenc
     ranked = answered["answers"].to_pylist()
     k = max(len(best) for best in ranked)
     if k > 1 and len(labels) > _TOP_SAYS_LITTLE * k:
-        figures[f"top{k}_accuracy"] = sum(t in best for t, best in zip(targets, ranked, strict=True)) / len(targets)
+        among = (any(same_answers([t] * len(best), best, normalizer)) for t, best in zip(targets, ranked, strict=True))
+        figures[f"top{k}_accuracy"] = sum(among) / len(targets)
     figures |= calibration_error(probabilities.tolist(), right)
 
-    beside = {name: {"accuracy": value} for name, value in floors.score(answered).items()}
-    if annotated:
-        guesses = {"majority": [floors.majority] * len(targets), "question_only": floors.answers(answered["text"])}
-        for name, guessed in guesses.items():
-            beside[name] |= vqa_accuracy(guessed, references)
-    shuffled = answered.filter(pc.is_valid(answered["shuffled"]))
-    if shuffled.num_rows:
-        of_other = shuffled["shuffled"].to_pylist()
-        hits = pc.sum(pc.equal(shuffled["target"], shuffled["shuffled"])).as_py()
-        beside["image_shuffled"] = {"accuracy": hits / shuffled.num_rows}
-        if annotated:
-            beside["image_shuffled"] |= vqa_accuracy(of_other, shuffled["references"].to_pylist())
+    credits = credits_of(answered, _ASKED, normalizer)
+    guesses = {"majority": [floors.majority] * len(targets), "question_only": floors.answers(answered["text"])}
+    words = {"majority": f'always "{floors.majority}"', "question_only": "the question alone"}
+    beside: dict[str, dict[str, float]] = {}
+    comparisons: list[Comparison] = []
+    part: dict[str, dict[str, float]] = {}
+    for name, guessed in guesses.items():
+        of_guess = credits_of(_with(answered, predicted=guessed), _ASKED, normalizer)
+        beside[name] = {"accuracy": of_guess.figure} | (vqa_accuracy(guessed, references) if annotated else {})
+        comparisons.append(compare(name, words[name], credits, of_guess))
+    shuffled = _shuffled(answered)
+    if shuffled is not None:
+        same, of_other = shuffled
+        for table, of_table in ((same, part), (of_other, beside)):
+            of_table["image_shuffled"] = {"accuracy": credits_of(table, _ASKED, normalizer).figure}
+            if annotated:
+                of_table["image_shuffled"] |= vqa_accuracy(
+                    table["predicted"].to_pylist(), table["references"].to_pylist()
+                )
+        comparisons.append(_beside_other_images(same, of_other, _ASKED, normalizer))
 
-    totals, hit = Counter(targets), Counter(t for t, ok in zip(targets, right, strict=True) if ok)
-    known = set(labels)
-    unknown = sum(n for answer, n in totals.items() if labels and answer not in known)
+    forms = [normal_form(target, normalizer) for target in targets]
+    totals, hit = Counter(forms), Counter(form for form, ok in zip(forms, right, strict=True) if ok)
+    known = {normal_form(label, normalizer) for label in labels}
+    unknown = sum(n for form, n in totals.items() if labels and form not in known)
     notes = [f"{sum(right)} of {len(right)} questions answered right"]
     if unknown:
         notes.append(f"{unknown} right answers are outside the model's vocabulary and count as wrong")
@@ -94,10 +126,13 @@ def judge_answers(answers: pa.Table, split: str, floors: Floors, labels: Sequenc
         floors=beside,
         notes=tuple(notes),
         by_answer=[(a, n, hit[a] / n) for a, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))],
+        interval=interval(credits),
+        comparisons=tuple(comparisons),
+        part=_of_part(part, answered, shuffled),
     )
 
 
-def _captions(answers: pa.Table, split: str, training: Callable[[], Iterable[Texts]]) -> Report:
+def _captions(answers: pa.Table, split: str, constant: str) -> Report:
     place = answers.schema.get_field_index("references")
     judged = pa.array(with_words(answers["references"].to_pylist()), answers.schema.field(place).type)
     answers = answers.set_column(place, "references", judged)
@@ -105,20 +140,21 @@ def _captions(answers: pa.Table, split: str, training: Callable[[], Iterable[Tex
     if not captioned.num_rows:
         raise DataError(f"no image of split {split!r} has a caption with a word to compare with; choose another split")
     references = captioned["references"].to_pylist()
-    try:
-        constant = constant_caption(caption for texts in training() for caption in texts.captions)
-    except ValueError as error:
-        raise DataError(f"captions stand beside the most typical one of the training split: {error}") from None
     floors = {"constant_caption": caption_scores([constant] * len(references), references)}
-    shuffled = captioned.filter(pc.is_valid(captioned["shuffled"]))
+    credits = credits_of(captioned, _CAPTIONED)
+    of_constant = credits_of(_with(captioned, predicted=[constant] * len(references)), _CAPTIONED)
+    comparisons = [compare("constant_caption", "one caption for all images", credits, of_constant)]
+    shuffled = _shuffled(captioned)
+    part: dict[str, dict[str, float]] = {}
     notes = [
         f'constant caption: "{constant}"',
         f"{pc.count_distinct(captioned['predicted']).as_py()} different captions",
     ]
-    if shuffled.num_rows:
-        floors["image_shuffled"] = caption_scores(shuffled["shuffled"].to_pylist(), shuffled["references"].to_pylist())
-        if shuffled.num_rows < captioned.num_rows:
-            notes.append(f"image shuffled: of the first {shuffled.num_rows} images")
+    if shuffled is not None:
+        same, of_other = shuffled
+        for table, of_table in ((same, part), (of_other, floors)):
+            of_table["image_shuffled"] = caption_scores(table["predicted"].to_pylist(), table["references"].to_pylist())
+        comparisons.append(_beside_other_images(same, of_other, _CAPTIONED))
     return Report(
         split=split,
         samples=_samples(answers),
@@ -128,6 +164,9 @@ def _captions(answers: pa.Table, split: str, training: Callable[[], Iterable[Tex
         figures=caption_scores(captioned["predicted"].to_pylist(), references),
         floors=floors,
         notes=tuple(notes),
+        interval=interval(credits),
+        comparisons=tuple(comparisons),
+        part=_of_part(part, captioned, shuffled),
     )
 
 
@@ -141,15 +180,18 @@ def _matching(answers: pa.Table, split: str) -> Report:
         f"every pair is {'a match' if matches[0] else 'no match'}, so only accuracy can be said; captions meet another "
         "image of their batch: raise predict.batch above 1, or choose a split with more images"
     )
-    shuffled = pairs.filter(pc.is_valid(pairs["shuffled"]))
-    of_shuffled = [is_match(target) for target in shuffled["target"].to_pylist()]
-    if len(set(of_shuffled)) == 2:
-        of_other = matching_scores(
-            _match_probabilities(shuffled["shuffled"], shuffled["shuffled_probability"]),
-            of_shuffled,
-        )
-        _taken(of_other, "floor_")
-        floors["image_shuffled"] = of_other
+    credits = credits_of(pairs, _MATCHED)
+    constant = MATCH if both or matches[0] else NO_MATCH
+    of_constant = credits_of(_with(pairs, predicted=[constant] * len(matches)), _MATCHED)
+    comparisons = [compare("constant", "one answer for all pairs", credits, of_constant)]
+    shuffled = _shuffled(pairs)
+    part: dict[str, dict[str, float]] = {}
+    if shuffled is not None and len(kinds := [is_match(t) for t in shuffled[0]["target"].to_pylist()]) > sum(kinds) > 0:
+        for table, of_table in zip(shuffled, (part, floors), strict=True):
+            scores_there = matching_scores(_match_probabilities(table["predicted"], table["probability"]), kinds)
+            _taken(scores_there, "floor_")
+            of_table["image_shuffled"] = scores_there
+        comparisons.append(_beside_other_images(*shuffled, _MATCHED))
     return Report(
         split=split,
         samples=_samples(answers),
@@ -159,6 +201,9 @@ def _matching(answers: pa.Table, split: str) -> Report:
         figures=scores,
         floors=floors,
         notes=() if both else (one_kind,),
+        interval=interval(credits),
+        comparisons=tuple(comparisons),
+        part=_of_part(part, pairs, shuffled),
     )
 
 
@@ -166,13 +211,15 @@ def _retrieval(answers: pa.Table, split: str) -> Report:
     first = answers.filter(pc.is_valid(answers["image_embedding"]))
     if not first.num_rows:
         raise DataError(f"no image of split {split!r} has a caption to be found by; choose another split")
-    place = {key: row for row, key in enumerate(first["key"].to_pylist())}
+    image_N = images_of(answers)
+    place = {image: row for row, image in enumerate(image_N[pc.is_valid(answers["image_embedding"]).to_numpy()])}
     scores = retrieval_scores(
         _vectors(first["image_embedding"]),
         _vectors(answers["text_embedding"]),
-        torch.tensor([place[key] for key in answers["key"].to_pylist()]),
+        torch.tensor([place[image] for image in image_N]),
     )
     floors = {"chance": _taken(scores, "floor_")}
+    credits = credits_of(answers, _COMPARED)
     # One figure to compare models by: the mean of all recalls, as "rsum" of the field is their sum.
     for figures in (scores, floors["chance"]):
         recalls = [value for name, value in figures.items() if "recall_at" in name]
@@ -185,7 +232,40 @@ def _retrieval(answers: pa.Table, split: str) -> Report:
         metric="mean_recall",
         figures=scores,
         floors=floors,
+        interval=interval(credits),
+        comparisons=(compare("chance", "chance", credits, chance(answers, credits)),),
     )
+
+
+def _with(answers: pa.Table, **columns: object) -> pa.Table:
+    """The table with other values in some columns."""
+    for name, values in columns.items():
+        place = answers.schema.get_field_index(name)
+        column = values if isinstance(values, pa.ChunkedArray) else pa.array(values, answers.schema.field(place).type)
+        answers = answers.set_column(place, answers.schema.field(place), column)
+    return answers
+
+
+def _shuffled(answers: pa.Table) -> tuple[pa.Table, pa.Table] | None:
+    """The rows that were also asked of another image: as they were answered, and as of the other image."""
+    same = answers.filter(pc.is_valid(answers["shuffled"]))
+    if not same.num_rows:
+        return None
+    return same, _with(same, predicted=same["shuffled"], probability=same["shuffled_probability"])
+
+
+def _beside_other_images(
+    same: pa.Table, of_other: pa.Table, fields: Fields, normalizer: Normalizer = "none"
+) -> Comparison:
+    both = (credits_of(table, fields, normalizer) for table in (same, of_other))
+    return compare("image_shuffled", "its own answers about other images", *both)
+
+
+def _of_part(
+    part: dict[str, dict[str, float]], answers: pa.Table, shuffled: tuple[pa.Table, pa.Table] | None
+) -> dict[str, dict[str, float]]:
+    """The figures on the rows that were also asked of another image, where these are not all."""
+    return part if shuffled is not None and shuffled[0].num_rows < answers.num_rows else {}
 
 
 def _with_target(answers: pa.Table, split: str, what: str) -> pa.Table:
@@ -196,8 +276,7 @@ def _with_target(answers: pa.Table, split: str, what: str) -> pa.Table:
 
 
 def _samples(answers: pa.Table) -> int:
-    count: int = pc.count_distinct(answers["key"]).as_py()
-    return count
+    return len(np.unique(images_of(answers)))
 
 
 def _match_probabilities(answer: pa.ChunkedArray, probability: pa.ChunkedArray) -> list[float]:

@@ -6,12 +6,15 @@ number of workers, so the answers and their probabilities are the same too.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
@@ -25,15 +28,17 @@ from pipelines.data.stream.wire import unpack
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
-from vlmodel.processor import VLProcessor
+from vlmodel.processor import Example, VLProcessor
 
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.string()),
+        pa.field("split", pa.string()),
         pa.field("text", pa.string()),
         pa.field("target", pa.string()),
         pa.field("references", pa.list_(pa.string())),
         pa.field("id", pa.string()),
+        pa.field("truncated", pa.bool_()),
         pa.field("predicted", pa.string()),
         pa.field("probability", pa.float32()),
         pa.field("answers", pa.list_(pa.string())),
@@ -44,10 +49,11 @@ SCHEMA = pa.schema(
         pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each row of the task (``pipelines.data.stream.rows.Row``): what was asked, what is right (null where
-unknown), the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample
-(null where that was not asked for); a task that compares gives its embeddings, the image's in the first row of each
-sample."""
+"""A row for each row of the task (``pipelines.data.stream.rows.Row``): of which sample (each split may have one of the
+same key), what was asked, what is right (null where unknown), whether the text was cut (``processor.max_tokens``), the
+best answer, and the ``top_k`` best. ``shuffled`` is
+the best answer about the image of another sample (null where that was not asked for); a task that compares gives its
+embeddings, the image's in the first row of each sample."""
 
 
 class PredictConfig(Section):
@@ -66,7 +72,8 @@ class PredictConfig(Section):
     top_k: int = Field(5, ge=1)
     """Answers kept for each row."""
     shuffled: int = Field(512, ge=0)
-    """So many images, in whole batches, are also exchanged for others, to see how far the answers come from looking."""
+    """About so many images, drawn by hash, are also exchanged for others of their batch, to see how far the answers
+    come from looking."""
     generation: dict[str, bool | int | float] = {}
     """For tasks that write texts: settings of transformers' GenerationConfig, such as num_beams or max_new_tokens."""
 
@@ -74,12 +81,12 @@ class PredictConfig(Section):
 class _Answerer:
     """An actor's model."""
 
-    def __init__(self, model: str, task: str, config: PredictConfig) -> None:
+    def __init__(self, model: str, task: str, config: PredictConfig, exchanged: float) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(
             model, device, config.threads or max(1, int(config.cpus_per_worker))
         )
-        self._task, self._config = task, config
+        self._task, self._config, self._exchanged = task, config, exchanged
 
     def __call__(self, row: pa.Table) -> pa.Table:
         arrays = {name: array.copy() for name, array in unpack(row).items()}
@@ -92,16 +99,12 @@ class _Answerer:
         columns["probabilities"] = [[value for _, value in answers] for answers in answered]
         columns["predicted"] = [answers[0] for answers in columns["answers"]]
         columns["probability"] = [values[0] for values in columns["probabilities"]]
-        images = len(arrays["pixels_BHWC"])
-        if images > 1 and int(arrays["step"][0]) * self._config.batch < self._config.shuffled:
-            others = self._answers(arrays | {"pixels_BHWC": np.roll(arrays["pixels_BHWC"], 1, axis=0)})
-            columns["shuffled"] = [answers[0][0] for answers in others]
-            columns["shuffled_probability"] = [answers[0][1] for answers in others]
+        columns |= self._about_other_images(arrays, columns)
         embedded = self._predictor.embed_collated(arrays, self._task)
         if embedded is not None:
             image_BD, text_ND = embedded
-            keys = columns["key"]
-            first = [n == 0 or keys[n] != keys[n - 1] for n in range(len(keys))]
+            samples = list(zip(columns["split"], columns["key"], strict=True))
+            first = [n == 0 or samples[n] != samples[n - 1] for n in range(len(samples))]
             image_N = arrays["text_image_N" if not self._task else f"{self._task}.text_image_N"]
             columns["image_embedding"] = [image_BD[b] if f else None for f, b in zip(first, image_N, strict=True)]
             columns["text_embedding"] = list(text_ND)
@@ -110,18 +113,49 @@ class _Answerer:
             [pa.array(columns.get(field.name, none), field.type) for field in SCHEMA], schema=SCHEMA
         )
 
+    def _about_other_images(
+        self, arrays: dict[str, np.ndarray], columns: Mapping[str, Sequence[Any]]
+    ) -> dict[str, Any]:
+        """The answers to the rows of some images when they are shown the image that is half a batch away: neighbours
+        may be of one scene.
+        """
+        pixels_BHWC = arrays["pixels_BHWC"]
+        drawn = [is_drawn(*sample, self._exchanged) for sample in zip(columns["split"], columns["key"], strict=True)]
+        rows = np.flatnonzero(drawn).tolist()
+        if len(pixels_BHWC) < 2 or not rows:
+            return {}
+        image_N = arrays[f"{self._task}.text_image_N" if self._task else "text_image_N"][rows]
+        texts: dict[int, list[str]] = {}
+        for row, image in zip(rows, image_N.tolist(), strict=True):
+            texts.setdefault(image, []).append(columns["text"][row])
+        examples = [Example(b"", tuple(of_image)) for of_image in texts.values()]
+        other = (np.array(list(texts)) + len(pixels_BHWC) // 2) % len(pixels_BHWC)
+        batch = self._predictor.processor.collate_rows({self._task: examples}) | {"pixels_BHWC": pixels_BHWC[other]}
+        answer: list[str | None] = [None] * len(drawn)
+        probability: list[float | None] = [None] * len(drawn)
+        for row, best in zip(rows, self._answers(batch), strict=True):
+            answer[row], probability[row] = best[0]
+        return {"shuffled": answer, "shuffled_probability": probability}
+
     def _answers(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
         return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
 
 
+def is_drawn(split: str, key: str, share: float) -> bool:
+    """Whether a sample is among a share of all, the same ones in every run."""
+    digest = hashlib.sha256(f"exchanged|{split}|{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
 def predict(
-    model: str, source: Source, config: PredictConfig, stream: StreamConfig, task: str | None = None
+    model: str, source: Source, config: PredictConfig, stream: StreamConfig, task: str | None = None, sample: int = 0
 ) -> Dataset:
     """A lazy dataset of ``SCHEMA`` rows.
 
     Args:
         model: folder of the saved model, readable from every node.
         task: of a model with several; its first one if not given.
+        sample: answer only so many samples, drawn by hash; 0 answers all.
 
     Raises:
         ConfigError: the model has no such task.
@@ -138,11 +172,11 @@ def predict(
             f"{source.tars} holds {members} alone, and the model's task{f' {task!r}' if task else ''} is about "
             f"{missing}; name data that has some, or another task in evaluate.task"
         )
-    batches = EvaluationBatches(source, config.batch, answering=task)
+    batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
     made = packed(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(
         _Answerer,
-        fn_constructor_args=(model, task, config),
+        fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),
         batch_size=1,  # a row is a batch of the model's
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -160,14 +194,17 @@ def collect(dataset: Dataset) -> Iterator[pa.Table]:
             yield table.cast(SCHEMA)
 
 
-def write(tables: Iterator[pa.Table], file: Path) -> int:
-    """Write tables into one Parquet file, whole or not at all; returns the number of rows."""
+def write(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
+    """Write tables into one Parquet file, whole or not at all; returns the number of rows, and of those whose text was
+    cut.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")
-    rows = 0
+    rows = cut = 0
     with pq.ParquetWriter(partial, SCHEMA) as writer:
         for table in tables:
             writer.write_table(table)
             rows += table.num_rows
+            cut += pc.sum(table["truncated"]).as_py() or 0
     partial.rename(file)
-    return rows
+    return rows, cut

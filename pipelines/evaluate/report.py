@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pipelines.evaluate.verdict import Comparison, Relation, describe, overall
+
 
 @dataclass(frozen=True)
 class Report:
@@ -20,6 +22,10 @@ class Report:
         notes: what a reader should know beside the figures.
         by_answer: for each right answer its number of rows and its accuracy, most frequent first; where there are
             answers.
+        interval: 95 % interval of the figure by which models are compared.
+        comparisons: that figure beside each floor, on the rows of the floor.
+        part: figures of the model on the rows of those floors that are of a part of the rows, by the floors' names.
+        training: the same figure, on a sample of the training split, and of how many rows; None where it is unknown.
     """
 
     split: str
@@ -31,6 +37,10 @@ class Report:
     floors: dict[str, dict[str, float]]
     notes: tuple[str, ...] = ()
     by_answer: list[tuple[str, int, float]] = field(default_factory=list, repr=False)
+    interval: tuple[float, float] | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    part: dict[str, dict[str, float]] = field(default_factory=dict)
+    training: tuple[float, int] | None = None
 
     @property
     def value(self) -> float:
@@ -39,8 +49,19 @@ class Report:
 
     @property
     def floor(self) -> float:
-        """The highest floor of that figure."""
-        return max((figures[self.metric] for figures in self.floors.values() if self.metric in figures), default=0.0)
+        """The highest floor of that figure, of those that are of all rows."""
+        of_all = [figures for name, figures in self.floors.items() if name not in self.part]
+        return max((figures[self.metric] for figures in of_all if self.metric in figures), default=0.0)
+
+    @property
+    def relation(self) -> Relation:
+        """Whether the model is better or worse than what is reached without looking, or not distinguishable."""
+        return overall(self.comparisons)
+
+    @property
+    def verdict(self) -> str:
+        """What the figure means, in one line; "" where there is nothing beside it."""
+        return describe(self.comparisons)
 
     def metrics(self, task: str = "") -> dict[str, float]:
         """As metrics of a tracked run, named by the split and, where there are several, the task."""
@@ -49,18 +70,34 @@ class Report:
         for name, figures in self.floors.items():
             for figure, value in figures.items():
                 named[f"floor_{name}" if figure == self.metric else f"floor_{name}_{figure}"] = value
+        for name, figures in self.part.items():
+            named[f"beside_{name}"] = figures[self.metric]
+        if self.interval is not None:
+            named |= {f"{self.metric}_low": self.interval[0], f"{self.metric}_high": self.interval[1]}
+        if self.training is not None:
+            named[f"train_{self.metric}"] = self.training[0]
         return {prefix + name: value for name, value in {**named, self.unit: float(self.rows)}.items()}
 
     def __str__(self) -> str:
         title = f"{self.split}: {self.metric} {self.value:.4f}  ({self.rows} {self.unit}, {self.samples} images)"
-        columns = {"model": self.figures, **self.floors}
+        lines = [title + ("  95 % interval {:.4f} to {:.4f}".format(*self.interval) if self.interval else "")]
+        if self.comparisons:
+            lines.append(f"  {self.metric} is {self.verdict}")
+        if self.training is not None:
+            value, rows = self.training
+            lines.append(f"  on {rows} {self.unit} of a sample of the training split: {self.metric} {value:.4f}")
+        columns = {"model": self.figures}
+        for name, figures in self.floors.items():
+            columns[name] = figures
+            if name in self.part:
+                columns["model, those rows"] = self.part[name]
         width = max(map(len, self.figures)) + 2
         heads = [name.replace("_", " ") for name in columns]
-        lines = [" " * width + "".join(f"  {head:>9}" for head in heads)]
+        lines.append(" " * width + "".join(f"  {head:>9}" for head in heads))
         for figure in self.figures:
             cells = (
                 f"  {f'{figures[figure]:.4f}' if figure in figures else '':>{max(9, len(head))}}"
                 for head, figures in zip(heads, columns.values(), strict=True)
             )
             lines.append(f"  {figure:<{width - 2}}" + "".join(cells).rstrip())
-        return "\n".join([title, *lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])

@@ -120,11 +120,12 @@ def compare(
     if not same:
         return [frozen], []
     first, *others = candidate
-    ours, theirs = (credits_of(one.answers, tasks[first.task]) for one in (first, champion[0]))
+    # Both by the candidate's rules, so that it is not the rules that differ.
+    ours, theirs = (credits_of(one.answers, tasks[first.task], first.normalizer) for one in (first, champion[0]))
     whole = comparison.difference("hold-out", ours, theirs, config)
     sliced = comparison.slice_differences(ours, theirs, comparison.slices(first.answers, config.slices), config)
     for one, other in zip(others, champion[1:], strict=True):
-        pair = [credits_of(table, tasks[one.task]) for table in (one.answers, other.answers)]
+        pair = [credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)]
         of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
         sliced.append(comparison.slice_tolerated(of_task, config))
     checks = [
@@ -151,7 +152,7 @@ def compare_new(
     found = []
     for one, other in zip(candidate, champion, strict=True):
         assert comparison.same_rows(one.answers, other.answers)
-        ours, theirs = (credits_of(table, tasks[one.task]) for table in (one.answers, other.answers))
+        ours, theirs = (credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers))
         if len(ours) >= config.slice_rows:
             name = f"new data, task={one.task}" if one.task else "new data"
             found.append(comparison.tolerated(comparison.difference(name, ours, theirs, config), config.new_tolerance))
@@ -160,12 +161,16 @@ def compare_new(
 
 
 def above_floor(found: Assessment) -> Check:
-    """Whether the candidate is above what is reached without looking; it counts without a champion too."""
+    """Whether the candidate is above what is reached without looking; it counts without a champion too. Where it is
+    above by no more than chance it passes, and the check says so.
+    """
     one = found.report
+    above = bool(one.value > one.floor)  # not a number is not above
+    verdict = f", {one.verdict}" if one.comparisons else ""
     return Check(
         name="better than without looking",
-        passed=bool(one.value > one.floor),  # not a number is not above
-        measured=f"{one.metric} {one.value:.4f} on {one.rows} {one.unit} of {one.split}",
+        passed=above and one.relation != "worse",
+        measured=f"{one.metric} {one.value:.4f} on {one.rows} {one.unit} of {one.split}{verdict}",
         required=f"above {one.floor:.4f}",
         explanation="the highest of what is reached by the question alone, by one answer for all, or by chance",
     )

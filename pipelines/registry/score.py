@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Self
 
 _TAGS = ("metric", "value", "floor", "index_hash", "split", "count")
+_LONGEST = 4000
+"""Characters of a tag; MLflow takes no more than 5000."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,9 @@ class Score:
         index_hash: of the data.
         split: the part of the data, "val" as a rule; the test split is for reports, not for choices.
         count: rows (questions, images, pairs) that it is the figure of.
+        low, high: 95 % interval of the value; None where it is unknown, as of versions that were registered earlier.
+        relation: of the value to what is reached without looking: "better" or "worse" with certainty, or "unclear".
+        verdict: the same in words, with the figures.
     """
 
     metric: str
@@ -28,10 +33,15 @@ class Score:
     index_hash: str
     split: str
     count: int
+    low: float | None = None
+    high: float | None = None
+    relation: str = ""
+    verdict: str = ""
 
     def to_tags(self) -> dict[str, str]:
         """As tags of a model version; numbers keep all their digits."""
-        return {name: str(value) for name, value in asdict(self).items()}
+        known = {name: value for name, value in asdict(self).items() if value is not None and value != ""}
+        return {name: str(value)[:_LONGEST] for name, value in known.items()}
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
@@ -39,4 +49,6 @@ class Score:
         if not all(name in tags for name in _TAGS):
             return None
         value, floor, count = float(tags["value"]), float(tags["floor"]), int(tags["count"])
-        return cls(tags["metric"], value, floor, tags["index_hash"], tags["split"], count)
+        low, high = (float(tags[name]) if name in tags else None for name in ("low", "high"))
+        relation, verdict = tags.get("relation", ""), tags.get("verdict", "")
+        return cls(tags["metric"], value, floor, tags["index_hash"], tags["split"], count, low, high, relation, verdict)

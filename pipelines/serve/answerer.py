@@ -43,11 +43,12 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A request whose image was decoded, and when that began and ended."""
+    """A request whose image was decoded, when that began and ended, and which of its texts are cut."""
 
     example: DecodedExample
     received: float
     ended: float
+    truncated: tuple[bool, ...]
 
 
 class Answerer:
@@ -169,7 +170,7 @@ class Answerer:
         device = "cuda" if self._config.num_gpus > 0 else "cpu"
         predictor = Predictor.from_pretrained(folder, device=device)
         plain = predictor.processor
-        ahead = AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks)
+        ahead = AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer)
         return Predictor(predictor.model, ahead, device)
 
     def _warm_up(self, heads: Mapping[Task, Head[Any]]) -> None:
@@ -204,12 +205,14 @@ class Answerer:
 
     async def _decode(self, loaded: _Loaded, image: bytes | None, texts: Sequence[str]) -> _Decoded:
         received = time.perf_counter()
+        processor = loaded.predictor.processor
         pixels_HWC = None
         if image is not None:
-            processor = loaded.predictor.processor
             limit = pixel_limit(self._config, processor.config.image_size)
             pixels_HWC = await self._decoding.decode(processor, image, limit)
-        return _Decoded(DecodedExample(b"", tuple(texts), pixels_HWC=pixels_HWC), received, time.perf_counter())
+        truncated = tuple(await asyncio.to_thread(processor.truncated, texts)) if any(texts) else ()
+        example = DecodedExample(b"", tuple(texts), pixels_HWC=pixels_HWC)
+        return _Decoded(example, received, time.perf_counter(), truncated)
 
     async def _write(
         self, loaded: _Loaded, head: Answering, decoded: _Decoded, attention: bool
@@ -250,4 +253,4 @@ def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answer
         "queue": passed.started - decoded.ended,
         "model": passed.seconds,
     }
-    return Answered(passed.result, loaded.info, stages_s)
+    return Answered(passed.result, loaded.info, stages_s, truncated=decoded.truncated)

@@ -40,6 +40,10 @@ class AheadProcessor(VLProcessor):
         with self._collating:
             return super().collate_tasks(images, examples)
 
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        with self._collating:
+            return super().truncated(texts)
+
     def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
         pixels = [e.pixels_HWC if isinstance(e, DecodedExample) else None for e in examples]
         return [self.decode(e.image) if p is None else p for e, p in zip(examples, pixels, strict=True)]

@@ -40,12 +40,15 @@ class Answered(Generic[Result]):
         model: the model that gave it, which a swap may have replaced meanwhile.
         stages_s: seconds spent in each stage (decode, queue, model), for the Server-Timing header.
         side: which of the registry's aliases the model has.
+        truncated: for each text of the request whether the model was given its beginning alone, as it has more tokens
+            than the model's processor takes (``processor.max_tokens``).
     """
 
     result: Result
     model: ModelInfo
     stages_s: dict[str, float]
     side: Literal["champion", "challenger"] = "champion"
+    truncated: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pipelines.train import checkpoint
 from pipelines.train.provenance import flatten
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.fields import Fields
-from vlmodel.model import ModelConfig, VLConfig
-from vlmodel.parts import Vocabulary, WeightsError
+from vlmodel.model import ModelConfig, VLConfig, vocabulary_of
+from vlmodel.parts import WeightsError
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 _FOLDER, _LAST = "init", "config.json"
@@ -63,14 +63,12 @@ def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: M
         WeightsError: the folder's configuration is of another version.
     """
     found = VLProcessor.from_pretrained(model)
-    begin, end = (-1 if number is None else number for number in (found.begin_id, found.end_id))
-    vocabulary = Vocabulary(len(found.tokenizer), found.tokenizer.pad_token_id, len(found.labels), begin, end)
     theirs = VLConfig.from_pretrained(str(model)).model
     if theirs is None:
         raise WeightsError(f"{str(model / _LAST)!r} describes no parts; train that model anew with this version")
     changes = [
-        *_changes("model", dump(config.resolve(vocabulary)), dump(parse(ModelConfig, theirs))),
-        *_changes("processor", dump(processor), dump(found.config)),
+        *_changes("model", dump(config.resolve(vocabulary_of(found))), dump(parse(ModelConfig, theirs))),
+        *_changes("processor", dump(with_limits_of(processor, found.config)), dump(found.config)),
         *_changes("tasks", _plain(tasks), _plain(found.tasks)),
     ]
     if changes:
@@ -79,6 +77,12 @@ def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: M
             'settings, or train from scratch (train.init="")'
         )
     return found
+
+
+def with_limits_of(wanted: ProcessorConfig, found: ProcessorConfig) -> ProcessorConfig:
+    """The wanted settings, in which limits that follow the data are those that were found."""
+    limits = [name for name in ("max_tokens", "max_target_tokens") if not getattr(wanted, name)]
+    return wanted.model_copy(update={name: getattr(found, name) for name in limits})
 
 
 def _plain(tasks: Mapping[str, Fields]) -> dict[str, Any]:

@@ -232,7 +232,9 @@ class Meter:
     def flush(self, step: int) -> tuple[dict[str, float], list[float]]:
         """Means since the last flush, by the names that tracking shows, and their sums. Reads the device."""
         sums = [sum(column) for column in zip(*(r.totals.tolist() for r in self._results), strict=True)]
-        loss, count, correct = sums
+        loss, count, correct, texts = sums
+        # The last step has fewer samples where the batch does not divide those of all epochs.
+        samples = min(step * self._schedule.batch, self._schedule.plan.size * self._schedule.epochs)
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)
         waited, self._waited = self._feed.waited_s - self._waited, self._feed.waited_s
@@ -242,16 +244,16 @@ class Meter:
             "train/accuracy": mean(correct, count),
             "train/grad_norm": float(self._results[-1].grad_norm),
             "train/lr": self._results[-1].lr,
-            "train/epoch": step * self._schedule.batch / self._schedule.plan.size,
+            "train/epoch": samples / self._schedule.plan.size,
             "speed/images_per_s": self._images / seconds,
-            "speed/texts_per_s": count / seconds,
+            "speed/texts_per_s": texts / seconds,
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
             "speed/left_s": self._left(step, seconds / steps),
-            **self._schedule.plan.figures(step * self._schedule.batch),
+            **self._schedule.plan.figures(samples),
         }
         self._results, self._images, self._last = [], 0, now
-        return metrics, sums
+        return metrics, [loss, count, correct]
 
     def _left(self, step: int, step_s: float) -> float:
         self._rate = step_s if self._rate is None else 0.8 * self._rate + 0.2 * step_s

@@ -48,7 +48,7 @@ class StepResult:
     """Sums over the global batch, still on the device: reading them is what synchronises.
 
     Attributes:
-        totals: loss sum, count, correct; float64 scalars in one tensor.
+        totals: loss sum, count, correct, texts that count; float64 scalars in one tensor.
         grad_norm: norm of the mean gradient before clipping.
         lr: learning rate of the last group (the head's).
     """
@@ -106,13 +106,14 @@ class TrainStep:
         """
         # Dropout is a function of (seed, step, rank): a restart needs no saved random state.
         torch.manual_seed(derive_seed(self.seed, step, self.rank, "step") % 2**63)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = torch.zeros(4, dtype=torch.float64, device=self.device)
         for number, part in enumerate(parts, start=1):
             with self._sync(number == n_parts):
                 with self.autocast():
                     out = self.forward(**part)
                 out.loss_sum.backward()
-            totals += torch.stack([out.loss_sum.detach().double(), out.count.double(), out.correct.double()])
+            sums = [out.loss_sum.detach().double(), out.count.double(), out.correct.double(), _texts(part, self.device)]
+            totals += torch.stack(sums)
         if self.distributed:
             dist.all_reduce(totals)
         factor = lr_factor(step, self.steps, self.schedule)
@@ -179,3 +180,9 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         if self.average is not None:
             self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
+
+
+def _texts(part: Mapping[str, Any], device: torch.device) -> Tensor:
+    """How many texts of a part count, over all tasks. What is counted otherwise may be their tokens."""
+    weights = [tensor for name, tensor in part.items() if name.rpartition(".")[2] == "weights_N"]
+    return sum(((weights_N > 0).sum().double() for weights_N in weights), torch.zeros((), device=device).double())

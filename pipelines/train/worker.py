@@ -50,6 +50,7 @@ class RunSpec:
         board: where progress is posted.
         config, data: the resolved configuration tree and the hash of the data's index, kept in each checkpoint.
         init: where in storage the model lies that the training begins with; "" where it begins with new weights.
+        beside_model: files that are kept beside the model in each checkpoint.
         referee: asked after each epoch whether to go on (pipelines/search/referee.py); None where nobody ends it early.
     """
 
@@ -67,6 +68,7 @@ class RunSpec:
     data: str
     init: str = ""
     referee: ActorHandle[Any] | None = None
+    beside_model: tuple[str, ...] = ()
 
 
 def train_worker(spec: RunSpec) -> None:
@@ -196,6 +198,8 @@ class _Hooks:
     def _write(self, folder: Path, progress: Progress, selection: float) -> None:
         self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL)
         self._processor.save_pretrained(folder / checkpoint.MODEL)
+        for file in self._spec.beside_model:
+            shutil.copy(file, folder / checkpoint.MODEL)
         state = {
             "step": progress.step,
             "epochs_done": self._spec.schedule.epochs_done(progress.step),

@@ -25,7 +25,7 @@ from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.plan import Schedule
-from pipelines.evaluate.assess import check_floors
+from pipelines.evaluate.baselines import Baselines, check_learnable
 from pipelines.evaluate.predict import collect, predict
 from pipelines.search.referee import create_referee
 from pipelines.train import checkpoint
@@ -191,9 +191,14 @@ def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> No
 def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
     named = Index.open(str(data / "named"))
     tasks = settings(data, *TASKS).model.decoder.tasks()
-    check_floors(named, {"find": tasks["find"]})  # chance is known without texts
-    with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* task 'ask' stands"):
-        check_floors(named, tasks)
+    check_learnable(named, {"find": tasks["find"]})  # chance is known without texts
+    with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* 'ask' is compared"):
+        check_learnable(named, tasks)
+    # A training learns them from what it is trained on.
+    asked = Index.open(str(data / "asked"))
+    found = Baselines.of_training(named, [asked], {"ask": tasks["ask"]}, "none")
+    assert found.answers is not None
+    assert found.trained_on == (asked.hash,)
 
 
 @pytest.mark.slow

@@ -261,6 +261,57 @@ def test_texts_of_every_kind(processor: VLProcessor) -> None:
     assert alone.tolist() == [[2, 10, 3]]
 
 
+def test_texts_that_are_cut_are_told(processor: VLProcessor) -> None:
+    """Of 12 tokens two are special."""
+    assert processor.truncated(["red " * 10, "red " * 11, "", "what color is it?"]) == [
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert processor.truncated([]) == []
+    cut = processor.tokenize(["red " * 11])["input_ids_NT"]
+    assert cut.shape == (1, 12)
+
+
+def test_limits_that_follow_the_data() -> None:
+    following = ProcessorConfig()
+    assert (following.max_tokens, following.max_target_tokens) == (0, 0)
+    found = following.resolve(longest=70, longest_target=5, most=64, most_target=16)
+    assert (found.max_tokens, found.max_target_tokens) == (64, 16)
+    found = following.resolve(longest=70, longest_target=9000)
+    assert (found.max_tokens, found.max_target_tokens) == (70, 512)
+    assert following.resolve().max_tokens == 32
+    assert ProcessorConfig(max_tokens=12).resolve(longest=70).max_tokens == 12
+    for name, limit in (("max_tokens", 1), ("max_target_tokens", 2)):
+        with pytest.raises(ConfigError, match="special tokens alone take as many"):
+            parse(ProcessorConfig, {name: limit})
+
+
+def test_a_target_is_the_label_that_means_the_same(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    rules = VLProcessor(ProcessorConfig(), tokenizer, ["yes", "two cats", "New York"], normalizer="vqa")
+    rules.save_pretrained(tmp_path)
+    loaded = VLProcessor.from_pretrained(tmp_path)
+    for processor in (rules, loaded):
+        answers = ("Yes.", "2 cats", "the two cats", "new york", "no")
+        assert [processor.label_id(answer) for answer in answers] == [0, 1, 1, 2, -1]
+    letters = VLProcessor(ProcessorConfig(), tokenizer, ["yes", "Yes"])
+    assert [letters.label_id(answer) for answer in ("yes", "Yes", "YES")] == [0, 1, -1]
+    with pytest.raises(ConfigError, match="these repeat: Yes, yes"):
+        VLProcessor(ProcessorConfig(), tokenizer, ["yes", "no", "Yes"], normalizer="vqa")
+
+
+def test_a_model_of_an_earlier_version_compares_letter_by_letter(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    VLProcessor(ProcessorConfig(), tokenizer, ["yes", "no"], normalizer="vqa").save_pretrained(tmp_path)
+    tree = json.loads((tmp_path / "processor.json").read_text())
+    del tree["normalizer"]
+    tree["labels"] = ["yes", "Yes"]
+    (tmp_path / "processor.json").write_text(json.dumps(tree))
+    assert VLProcessor.from_pretrained(tmp_path).label_id("Yes") == 1
+
+
 def test_distinct_texts(processor: VLProcessor) -> None:
     tokens = processor.tokenize(["red", "a", "red", "the", "a"])
     assert tokens["input_ids_NT"].tolist() == [[2, 10, 3], [2, 9, 3], [2, 10, 3], [2, 7, 3], [2, 9, 3]]

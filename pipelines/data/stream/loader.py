@@ -119,17 +119,26 @@ class EvaluationBatches(Batches):
     world: int = 1
     answering: str | None = None
     """The task to be answered: only its rows are made, without targets for the model, and ``rows_json`` tells of each
-    what was asked and what is right. None makes the rows that training makes."""
+    what was asked, what is right, and whether its text is cut. None makes the rows that training makes."""
+    sample: int = 0
+    """Only so many samples, drawn by hash; 0 takes all."""
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        size = open_samples(self.source).size
+        return min(self.sample, size) if self.sample else size
 
     def __len__(self) -> int:
-        batches = len(fixed_batches(open_samples(self.source).size, self.batch))
+        batches = len(fixed_batches(self.samples, self.batch))
         return len(range(self.rank, batches, self.world))
 
     def rows(self, number: int) -> Arrays:
         samples = open_samples(self.source)
-        batch = range(self.rank, len(fixed_batches(samples.size, self.batch)), self.world)[number]
-        plan = self.source.plan(shuffle=False)
-        taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, plan.size))
+        batch = range(self.rank, len(fixed_batches(self.samples, self.batch)), self.world)[number]
+        # In a window of all samples the plan's order is a permutation by hash.
+        plan = self.source.plan(window=samples.size, shuffle=self.sample > 0)
+        taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, self.samples))
         records = samples.read_texts(taken)
         provenance = samples.image_places(taken) | _provenance(taken, batch, 1.0)
         if self.answering is None:
@@ -137,7 +146,10 @@ class EvaluationBatches(Batches):
         asked = rows_to_answer(records, samples.processor.tasks[self.answering])
         examples = [Example(b"", tuple(row.text for row in of_record)) for of_record in asked]
         arrays = samples.processor.collate_rows({self.answering: examples}) | provenance
-        rows = [astuple(row) for of_record in asked for row in of_record]
+        flat = [row for of_record in asked for row in of_record]
+        fields = samples.processor.tasks[self.answering]
+        cut = samples.processor.truncated([row.text for row in flat]) if fields.text else [False] * len(flat)
+        rows = [(*astuple(row), is_cut) for row, is_cut in zip(flat, cut, strict=True)]
         arrays["rows_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
         return arrays
 

@@ -22,7 +22,7 @@ class Row:
     """One row to be answered.
 
     Attributes:
-        key: of the sample.
+        key, split: of the sample; a key alone may be that of a sample of each split.
         text: what the model is given; "" where the task is given none.
         target: the right answer, None where it is unknown or there is none.
         references: every right answer there is: all captions of the image, all annotators' answers.
@@ -30,6 +30,7 @@ class Row:
     """
 
     key: str
+    split: str
     text: str
     target: str | None
     references: tuple[str, ...]
@@ -65,19 +66,19 @@ def _asked(records: Sequence[Record], fields: Fields) -> list[list[Row]]:
     if fields.reads == "questions":
         return [
             [
-                Row(r.key, q.question if fields.text else "", q.answer, q.answers or _known(q.answer), q.id)
+                Row(r.key, r.split, q.question if fields.text else "", q.answer, q.answers or _known(q.answer), q.id)
                 for q in r.texts.questions
             ]
             for r in records
         ]
     if not fields.text:
-        return [[Row(r.key, "", next(iter(r.texts.captions), None), r.texts.captions, None)] for r in records]
+        return [[Row(r.key, r.split, "", next(iter(r.texts.captions), None), r.texts.captions, None)] for r in records]
     if fields.target == "match":
         return [
-            [Row(r.key, text, target, (), None) for text, target in rows]
+            [Row(r.key, r.split, text, target, (), None) for text, target in rows]
             for r, rows in zip(records, _pairs(records), strict=True)
         ]
-    return [[Row(r.key, caption, None, (), None) for caption in r.texts.captions] for r in records]
+    return [[Row(r.key, r.split, caption, None, (), None) for caption in r.texts.captions] for r in records]
 
 
 def _learned(records: Sequence[Record], fields: Fields) -> list[list[tuple[str, str | None]]]:

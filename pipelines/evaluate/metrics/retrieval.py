@@ -41,7 +41,9 @@ def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
         scores[f"{way}_median_rank"] = float(np.median(rank_N.numpy(force=True)))
     texts_B = torch.bincount(text_image_N.to(text_ND.device), minlength=len(image_BD))
     scores |= {f"floor_text_to_image_recall_at_{k}": min(1.0, k / len(image_BD)) for k in RANKS}
-    return scores | {f"floor_image_to_text_recall_at_{k}": _chance(texts_B[texts_B > 0], k) for k in RANKS}
+    return scores | {
+        f"floor_image_to_text_recall_at_{k}": chance_of_images(texts_B[texts_B > 0], k).mean().item() for k in RANKS
+    }
 
 
 def retrieval_ranks(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> dict[str, Tensor]:
@@ -98,11 +100,13 @@ def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
     return torch.cat(ranks)
 
 
-def _chance(texts_B: Tensor, k: int) -> float:
-    """Mean over images that any one of their texts is among ``k`` drawn from all without putting back."""
+def chance_of_images(texts_B: Tensor, k: int) -> Tensor:
+    """For each image, by its number of texts, the probability that one of them is among ``k`` drawn from all without
+    putting back.
+    """
     texts_B = texts_B.double()
     total = texts_B.sum()
     missed_B = torch.ones_like(texts_B)
     for drawn in range(min(k, int(total))):
         missed_B *= ((total - drawn - texts_B) / (total - drawn)).clamp(min=0)
-    return (1 - missed_B).mean().item()
+    return 1 - missed_B

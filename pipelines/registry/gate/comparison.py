@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.check import Check, Difference
 from vlmodel.config import ConfigError
 
 QUESTION_TYPE = "question_type"
-_SAME = ("key", "text", "target", "references", "id")
-_AT_ONCE = 1 << 20
-"""Images drawn at a time, over all resamples."""
+_SAME = ("key", "split", "text", "target", "references", "id")
 
 
 def same_rows(candidate: pa.Table, champion: pa.Table) -> bool:
@@ -36,35 +35,8 @@ def difference(name: str, candidate: Credits, champion: Credits, config: GateCon
     """By how much the candidate's figure is above the champion's on the same rows, with bounds of the paired bootstrap
     (percentiles) over images. A single image has no bounds but infinity.
     """
-    image_N = np.unique(candidate.image_N, return_inverse=True)[1]
-    group_N = np.unique(candidate.group_N, return_inverse=True)[1]
-    images, groups = int(image_N.max()) + 1, int(group_N.max()) + 1
-    place_N = image_N * groups + group_N
-    gain_N = candidate.worth_N - champion.worth_N
-    gain_BG = np.bincount(place_N, gain_N, images * groups).reshape(images, groups)
-    count_BG = np.bincount(place_N, minlength=images * groups).reshape(images, groups)
-
-    def mean_gain(image_SB: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-        drawn_SB = image_SB.astype(np.int64)
-        gain_SG, count_SG = gain_BG[drawn_SB].sum(axis=-2), count_BG[drawn_SB].sum(axis=-2)
-        # A resample may hold no row of a group; that group then says nothing.
-        gains: NDArray[np.float64] = (gain_SG / np.maximum(count_SG, 1)).sum(axis=-1) / (count_SG > 0).sum(axis=-1)
-        return gains
-
-    low, high = -np.inf, np.inf
-    if images > 1:
-        found = stats.bootstrap(
-            (np.arange(images),),
-            mean_gain,
-            n_resamples=config.resamples,
-            batch=max(1, _AT_ONCE // images),
-            vectorized=True,
-            confidence_level=1 - 2 * config.alpha,
-            method="percentile",
-            rng=np.random.default_rng(config.seed),
-        )
-        low, high = found.confidence_interval
-    return Difference(name, len(candidate), candidate.figure, champion.figure, float(low), float(high))
+    low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, config.resamples, config.seed)
+    return Difference(name, len(candidate), candidate.figure, champion.figure, low, high)
 
 
 def better(found: Difference, metric: str, config: GateConfig) -> Check:

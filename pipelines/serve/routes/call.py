@@ -132,6 +132,11 @@ def check_texts(texts: Sequence[str], name: str, most: int, config: ServeConfig)
         raise ApiError(422, f"{name}_too_long", message)
 
 
+def truncated(answered: Answered[Any], texts: Sequence[str]) -> list[bool]:
+    """Which of the texts the model was given the beginning of alone."""
+    return list(answered.truncated or [False] * len(texts))
+
+
 def attention_map(prediction: Prediction) -> AttentionMap | None:
     """Where the model looked, for the wire."""
     if prediction.attention_HW is None:

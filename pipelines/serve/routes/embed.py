@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.routes.call import Call, check_texts, documentation
+from pipelines.serve.routes.call import Call, check_texts, documentation, truncated
 from pipelines.serve.schema.embed import EmbedRequest, EmbedResponse
 from pipelines.serve.service import Service
 
@@ -32,6 +32,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             width=text_ND.shape[1],
             image=None if image_D is None else image_D.tolist(),
             texts=text_ND.tolist(),
+            truncated=truncated(answered, texts),
         )
 
     return routes

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.routes.call import Call, check_texts, documentation, probability
+from pipelines.serve.routes.call import Call, check_texts, documentation, probability, truncated
 from pipelines.serve.schema.match import MatchRequest, MatchResponse, TextMatch
 from pipelines.serve.service import Service
 
@@ -36,8 +36,11 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 text=text,
                 probability=None if share is None else probability(share),
                 similarity=None if cosine is None else min(1.0, max(-1.0, cosine)),
+                truncated=cut,
             )
-            for text, share, cosine in zip(texts, found.probabilities, similarities, strict=True)
+            for text, share, cosine, cut in zip(
+                texts, found.probabilities, similarities, truncated(answered, texts), strict=True
+            )
         ]
         return call.respond(
             MatchResponse, answered, method=found.method, temperature=found.temperature, matches=matches

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.routes.call import Call, attention_map, check_texts, documentation, probability
+from pipelines.serve.routes.call import Call, attention_map, check_texts, documentation, probability, truncated
 from pipelines.serve.schema.vqa import QuestionAnswers, RankedAnswer, VQARequest, VQAResponse
 from pipelines.serve.service import Service
 
@@ -28,8 +28,11 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 question=question,
                 answers=[RankedAnswer(answer=text, probability=probability(p)) for text, p in prediction.answers],
                 attention=attention_map(prediction),
+                truncated=cut,
             )
-            for question, prediction in zip(questions, answered.result, strict=True)
+            for question, prediction, cut in zip(
+                questions, answered.result, truncated(answered, questions), strict=True
+            )
         ]
         return call.respond(VQAResponse, answered, answers=answers)
 

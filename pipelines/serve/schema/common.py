@@ -72,6 +72,8 @@ Text = Annotated[str, AfterValidator(_not_blank("text"))]
 OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
 SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
 
+TRUNCATED = "Whether it has more tokens than the model takes, so that the model was given its beginning alone."
+
 IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
 
 

@@ -9,6 +9,7 @@ from pipelines.serve.schema.common import (
     EXAMPLE_IMAGE,
     EXAMPLE_MODEL,
     IMAGE,
+    TRUNCATED,
     ImageBytes,
     OneText,
     SeveralTexts,
@@ -58,6 +59,7 @@ class EmbedResponse(TaskResponse):
                     "width": 3,
                     "image": [0.6, 0.0, 0.8],
                     "texts": [[0.0, 0.6, 0.8]],
+                    "truncated": [False],
                     "model": EXAMPLE_MODEL,
                     "latency_ms": 17.2,
                 }
@@ -68,3 +70,4 @@ class EmbedResponse(TaskResponse):
     width: int = Field(description="Width of the space.")
     image: list[float] | None = Field(default=None, description="The picture's vector.")
     texts: list[list[float]] = Field(description="One vector for each text, in the order given.")
+    truncated: list[bool] = Field(default=[], description=f"For each text. {TRUNCATED}")

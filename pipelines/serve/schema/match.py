@@ -10,6 +10,7 @@ from pipelines.serve.schema.common import (
     EXAMPLE_IMAGE,
     EXAMPLE_MODEL,
     IMAGE,
+    TRUNCATED,
     ImageBytes,
     OneText,
     SeveralTexts,
@@ -58,6 +59,7 @@ class TextMatch(BaseModel):
     similarity: float | None = Field(
         default=None, ge=-1, le=1, description="By `similarity`: cosine of the angle between text and picture."
     )
+    truncated: bool = Field(default=False, description=TRUNCATED)
 
 
 class MatchResponse(TaskResponse):
@@ -70,8 +72,8 @@ class MatchResponse(TaskResponse):
                     "method": "matching",
                     "temperature": None,
                     "matches": [
-                        {"text": "a red circle", "probability": 0.98, "similarity": None},
-                        {"text": "a blue square", "probability": 0.03, "similarity": None},
+                        {"text": "a red circle", "probability": 0.98, "similarity": None, "truncated": False},
+                        {"text": "a blue square", "probability": 0.03, "similarity": None, "truncated": False},
                     ],
                     "model": EXAMPLE_MODEL,
                     "latency_ms": 23.9,
@@ -80,8 +82,8 @@ class MatchResponse(TaskResponse):
                     "method": "similarity",
                     "temperature": 0.05,
                     "matches": [
-                        {"text": "a red circle", "probability": 0.9526, "similarity": 0.36},
-                        {"text": "a blue square", "probability": 0.0474, "similarity": 0.21},
+                        {"text": "a red circle", "probability": 0.9526, "similarity": 0.36, "truncated": False},
+                        {"text": "a blue square", "probability": 0.0474, "similarity": 0.21, "truncated": False},
                     ],
                     "model": EXAMPLE_MODEL,
                     "latency_ms": 19.3,

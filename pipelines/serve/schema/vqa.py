@@ -8,6 +8,7 @@ from pipelines.serve.schema.common import (
     EXAMPLE_IMAGE,
     EXAMPLE_MODEL,
     IMAGE,
+    TRUNCATED,
     AttentionMap,
     ImageBytes,
     Question,
@@ -64,6 +65,7 @@ class QuestionAnswers(BaseModel):
     question: str
     answers: list[RankedAnswer] = Field(description="Most probable first.")
     attention: AttentionMap | None = None
+    truncated: bool = Field(default=False, description=TRUNCATED)
 
 
 class VQAResponse(TaskResponse):
@@ -81,6 +83,7 @@ class VQAResponse(TaskResponse):
                                 {"answer": "blue", "probability": 0.02},
                             ],
                             "attention": None,
+                            "truncated": False,
                         }
                     ],
                     "model": EXAMPLE_MODEL,

@@ -61,6 +61,15 @@ def test_answer_vocabulary():
     assert answer_vocabulary(counter, None, min_count=2) == ["z", "a", "b"]
 
 
+def test_answers_that_mean_the_same_are_one_answer():
+    spelled = Counter({"yes": 1, "Yes": 1, "YES": 1, "yes.": 1, "no": 3, "No": 1, "Two": 1})
+    assert answer_vocabulary(spelled) == ["no", "yes", "Two"]
+    assert answer_vocabulary(spelled, min_count=2) == ["no", "yes"]
+    assert answer_vocabulary(Counter({"Paris": 2, "paris": 1})) == ["Paris"]  # as most people wrote it
+    assert answer_vocabulary(Counter("ABCA")) == ["A", "B", "C"]  # choices, of which one is an article
+    assert answer_vocabulary(spelled, normalizer="none") == ["no", "No", "Two", "YES", "Yes", "yes", "yes."]
+
+
 def test_tokenizer_knows_its_corpus():
     tokenizer = train_tokenizer(SENTENCES, vocab_size=500)
     ids = tokenizer("The RED circle", "is it?")["input_ids"]

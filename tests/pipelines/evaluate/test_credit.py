@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.data.sample import Question, Texts
+from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.judge import judge
 from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
@@ -58,8 +59,11 @@ CASES: Sequence[tuple[Fields, pa.Table]] = [
     ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
 )
 def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: Fields, found: pa.Table) -> None:
-    report = judge(found, "val", fields, lambda: TRAINING)
+    report = judge(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
     assert credits_of(found, fields).figure == pytest.approx(report.value, abs=1e-12)
+    for comparison in report.comparisons:
+        assert comparison.model == pytest.approx(report.value, abs=1e-12)
+        assert comparison.baseline == pytest.approx(report.floors[comparison.name][report.metric], abs=1e-12)
 
 
 def test_rows_know_their_image_and_their_place_in_the_table() -> None:

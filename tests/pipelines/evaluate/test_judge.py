@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from pipelines.data.errors import DataError
 from pipelines.data.sample import Question, Texts
+from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.examples import choose
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.judge import judge, judge_answers
@@ -46,9 +46,11 @@ LEARNED = Floors.learn(
 )
 
 
-def training() -> Iterable[Texts]:
-    yield Texts(("a dog runs", "a dog"), (Question("is it red?", "yes"), Question("how many?", "2")))
-    yield Texts(("a dog runs fast",), (Question("is it red?", "yes"),))
+TRAINING = [
+    Texts(("a dog runs", "a dog"), (Question("is it red?", "yes"), Question("how many?", "2"))),
+    Texts(("a dog runs fast",), (Question("is it red?", "yes"),)),
+]
+BASELINES = Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none")
 
 
 def test_floors_are_the_most_frequent_answers() -> None:
@@ -96,9 +98,53 @@ def test_answers_about_other_images_are_a_floor() -> None:
     assert report.figures["accuracy"] == 1
 
 
+def test_answers_about_other_images_stand_beside_those_about_the_same_images() -> None:
+    """A quarter of 40 rows was asked of another image: those rows are all right, the others are wrong."""
+    asked = answers(*((f"a{n}", "q", "yes", "yes") for n in range(10)), shuffled="no")
+    others = answers(*((f"b{n}", "q", "yes", "no") for n in range(30)))
+    report = judge_answers(pa.concat_tables([asked, others]), "val", LEARNED)
+    assert report.value == 0.25
+    assert report.floors["image_shuffled"] == {"accuracy": 0}
+    assert report.part == {"image_shuffled": {"accuracy": 1}}
+    (found,) = (one for one in report.comparisons if one.name == "image_shuffled")
+    assert (found.model, found.baseline, found.relation, found.rows) == (1, 0, "better", 10)
+    assert "model, those rows" in str(report)
+    assert report.metrics()["val/beside_image_shuffled"] == 1
+    assert report.floor == 1  # always "yes"; a floor of a part of the rows is not one of all
+
+
+def test_a_model_below_its_floor_is_called_so() -> None:
+    """Always "yes" is right in 30 of 40 rows, the model in 10 others."""
+    rows = answers(*((f"a{n}", "never asked", "yes" if n < 30 else "no", "no") for n in range(40)))
+    report = judge_answers(rows, "val", LEARNED)
+    assert report.relation == "worse"
+    assert 'accuracy is worse than always "yes" (0.7500) by 0.5000' in str(report)
+    assert "accuracy 0.2500  (40 questions, 40 images)  95 % interval 0.1419 to 0.4019" in str(report)
+    low, high = report.metrics()["val/accuracy_low"], report.metrics()["val/accuracy_high"]
+    assert (round(low, 4), round(high, 4)) == (0.1419, 0.4019)
+
+
+def test_answers_in_other_spellings_are_right_by_the_rules() -> None:
+    rows = answers(("a", "q", "Two dogs.", "2 dogs"), ("b", "q", "Yes", "yes"), ("c", "q", "yes", "no"))
+    report = judge(rows, "val", ASKED, BASELINES, ["yes", "no", "2 dogs"], "vqa")
+    assert report.value == pytest.approx(2 / 3)
+    assert report.by_answer == [("yes", 2, 0.5), ("2 dogs", 1, 1.0)]
+    assert "outside the model's vocabulary" not in str(report)
+    assert judge(rows, "val", ASKED, BASELINES, ["yes", "no"]).value == 0
+    assert [row.right for row in choose(rows, ASKED, 3, normalizer="vqa")].count(True) == 2
+
+
+def test_texts_that_were_cut_are_counted() -> None:
+    rows = pa.concat_tables(
+        [answers(("a", "q", "yes", "yes"), truncated=True), answers(("b", "q", "yes", "yes"), truncated=False)]
+    )
+    assert "1 of 2 texts were cut" in str(judge(rows, "val", ASKED, BASELINES))
+    assert "cut" not in str(judge(rows.slice(1), "val", ASKED, BASELINES))
+
+
 def test_several_annotators_make_agreement_a_figure() -> None:
     given = answers(("a", "how many?", "2", "2"), references=["2"] * 3 + ["3"] * 7)
-    report = judge(given, "val", ASKED, training, ["2", "yes"])
+    report = judge(given, "val", ASKED, BASELINES, ["2", "yes"])
     assert report.figures["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
     assert report.floors["question_only"]["vqa_accuracy"] == report.figures["vqa_accuracy"]
     assert report.floors["majority"]["vqa_accuracy"] == 0
@@ -127,7 +173,7 @@ def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> Non
             ("b", ["two men sit on a bench", "men sitting"], "two men sit on a bench", "a dog runs on grass"),
         )
     ]  # fmt: skip
-    report = judge(table(*rows), "val", CAPTIONED, training)
+    report = judge(table(*rows), "val", CAPTIONED, BASELINES)
     assert (report.metric, report.unit, report.rows) == ("cider", "images", 2)
     assert report.figures["bleu_4"] == pytest.approx(1, abs=1e-6)
     assert report.value > report.floor
@@ -146,7 +192,7 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
             ("d", "no", "no match", 0.7),
         )
     ]
-    report = judge(table(*rows), "val", MATCHED, training)
+    report = judge(table(*rows), "val", MATCHED, BASELINES)
     assert report.value == pytest.approx(0.75)
     assert report.figures["roc_auc"] == 1
     assert report.floors["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
@@ -154,7 +200,7 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
 
 def test_matching_of_one_kind_is_judged_by_accuracy_and_says_why() -> None:
     pairs = answers(("a", "t", "match", "match"), ("b", "t", "yes", "no match"), probability=0.6)
-    report = judge(pairs, "val", MATCHED, training)
+    report = judge(pairs, "val", MATCHED, BASELINES)
     assert (report.metric, report.value, report.floor) == ("accuracy", 0.5, 1.0)
     assert report.figures.keys() == {"accuracy", "ece"}
     assert "every pair is a match, so only accuracy can be said" in str(report)
@@ -168,15 +214,16 @@ def test_captions_without_a_word_are_no_references() -> None:
         {"key": "b", "references": ["...", "?!"], **said},
         {"key": "c", "references": ["two men"], **said},
     ]
-    report = judge(table(*rows), "val", CAPTIONED, training)
+    report = judge(table(*rows), "val", CAPTIONED, BASELINES)
     assert (report.rows, report.samples) == (2, 3)
     assert (
-        report.figures == judge(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED, training).figures
+        report.figures
+        == judge(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED, BASELINES).figures
     )
     with pytest.raises(DataError, match="no image of split 'val' has a caption with a word"):
-        judge(table(rows[1]), "val", CAPTIONED, training)
+        judge(table(rows[1]), "val", CAPTIONED, BASELINES)
     with pytest.raises(DataError, match="none of the 1 captions has a word; the training split needs at least one"):
-        judge(table(*rows), "val", CAPTIONED, lambda: [Texts(("...",))])
+        Baselines.learn([Texts(("...",))], [CAPTIONED], "none")
 
 
 def test_retrieval_ranks_both_ways() -> None:
@@ -187,22 +234,24 @@ def test_retrieval_ranks_both_ways() -> None:
          "text_embedding": basis[(image + n) % 3]}
         for image in range(3) for n in range(2)
     ]  # fmt: skip
-    report = judge(table(*rows), "val", COMPARED, training)
+    report = judge(table(*rows), "val", COMPARED, BASELINES)
     assert (report.samples, report.rows, report.unit) == (3, 6, "captions")
     assert report.figures["text_to_image_recall_at_1"] == 0.5
     assert report.floors["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
+    (chance,) = report.comparisons
+    assert chance.baseline == pytest.approx(report.floor)
     assert "median_rank" not in "".join(report.floors["chance"])
     assert report.value == pytest.approx((0.5 + 1 + 1 + report.figures["image_to_text_recall_at_1"] + 1 + 1) / 6)
 
 
 def test_nothing_to_score_is_said() -> None:
     with pytest.raises(DataError, match="no question of split 'test' has a right answer"):
-        judge(answers(("a", "q", None, "yes")), "test", ASKED, training, ["yes"])
+        judge(answers(("a", "q", None, "yes")), "test", ASKED, BASELINES, ["yes"])
     with pytest.raises(DataError, match="no answered question"):
         Floors.learn([])
     captions = table({"key": "a", "text": "", "references": [], "predicted": "x", "probability": 1.0})
     with pytest.raises(DataError, match="no image of split 'test' has a caption"):
-        judge(captions, "test", CAPTIONED, training)
+        judge(captions, "test", CAPTIONED, BASELINES)
 
 
 def test_examples_are_half_wrong_where_there_are_enough() -> None:

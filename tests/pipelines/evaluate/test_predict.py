@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from pipelines.data.corpus import train_tokenizer
@@ -13,8 +16,44 @@ from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
-from pipelines.evaluate.predict import PredictConfig, predict
+from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict, write
+from tests.pipelines.evaluate.test_judge import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
+
+
+class _Colours:
+    """Stands for a model: it answers with the red of the image that a row is about."""
+
+    def __init__(self, processor: VLProcessor) -> None:
+        self.processor = processor
+
+    def predict_collated(self, batch: dict[str, Any], *_: object) -> list[list[tuple[str, float]]]:
+        return [[(str(red), 1.0)] for red in batch["pixels_BHWC"][batch["text_image_N"], 0, 0, 0].tolist()]
+
+
+def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> None:
+    """Eight images with two questions each, of which a half is drawn, the same ones in every run."""
+    processor = VLProcessor(ProcessorConfig(image_size=4), train_tokenizer(["what is it ?"], 64), ["red"])
+    answerer = _Answerer.__new__(_Answerer)
+    answerer._predictor, answerer._task = _Colours(processor), ""  # type: ignore[assignment]
+    answerer._config, answerer._exchanged = PredictConfig(), 0.5
+    keys = [str(n) for n in range(8)]
+    pixels_BHWC = np.repeat(np.arange(8, dtype=np.uint8), 48).reshape(8, 4, 4, 3)
+    arrays = {"pixels_BHWC": pixels_BHWC, "text_image_N": np.repeat(np.arange(8), 2)}
+    columns = {"split": ["val"] * 16, "key": [k for k in keys for _ in "ab"], "text": ["what is it?", "is it?"] * 8}
+    found = answerer._about_other_images(arrays, columns)
+    drawn = [is_drawn("val", key, 0.5) for key in keys]
+    expected = [str((n + 4) % 8) if drawn[n] else None for n in range(8) for _ in "ab"]
+    assert 0 < sum(drawn) < 8
+    assert found["shuffled"] == expected
+
+
+def test_a_share_is_drawn_by_hash() -> None:
+    assert sum(is_drawn("val", str(n), 0.25) for n in range(4000)) == pytest.approx(1000, abs=100)
+    assert all(is_drawn("val", str(n), 1.0) for n in range(100))
+    assert not any(is_drawn("val", str(n), 0.0) for n in range(100))
+    pairs = [(is_drawn("val", str(n), 0.5), is_drawn("test", str(n), 0.5)) for n in range(100)]
+    assert any(one != other for one, other in pairs)
 
 
 def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> None:
@@ -29,3 +68,8 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
     source = Source(str(tmp_path), index.hash, "test", str(model))
     made = predict(str(model), source, PredictConfig(gpus_per_worker=0.25), StreamConfig())
     assert "MapBatches(_Answerer)" in str(made)
+
+
+def test_answers_to_texts_that_were_cut_are_counted_when_they_are_written(tmp_path: Path) -> None:
+    tables = [table({"key": "a", "truncated": True}, {"key": "b", "truncated": False}), table({"key": "c"})]
+    assert write(iter(tables), tmp_path / "new" / "answers.parquet") == (3, 1)

@@ -118,8 +118,16 @@ def test_the_first_model_must_be_above_what_needs_no_image() -> None:
     found = assessed(accuracy(0.9))
     assert above_floor(found).passed
     assert above_floor(assessed(accuracy(0.1))).passed is False
+    assert "better than always" in above_floor(found).measured
     broken = replace(found, report=replace(found.report, figures={"accuracy": float("nan")}))
     assert above_floor(broken).passed is False
+
+
+def test_a_model_that_is_above_its_floor_by_chance_passes_and_the_check_says_so() -> None:
+    """A third is right by always the same answer, and 36 of 100 are right here."""
+    check = above_floor(assessed([n % 100 < 36 for n in range(600)]))
+    assert check.passed
+    assert "not distinguishable from the question alone" in check.measured
 
 
 @pytest.fixture

@@ -61,6 +61,20 @@ def test_samples_without_questions_are_left_out_and_all_others_seen_each_epoch(s
     assert seen == Counter(dict.fromkeys(eligible, 2))
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_sample_of_a_split_is_drawn_by_hash(source: Source, world: int) -> None:
+    def seen(sample: int) -> list[int]:
+        batches = [EvaluationBatches(source, 4, rank, world, sample=sample) for rank in range(world)]
+        assert {one.samples for one in batches} == {min(sample, 17)}
+        return sorted(colour for one in batches for arrays in one for colour in colours(arrays))
+
+    some = seen(9)
+    assert len(some) == len(set(some)) == 9
+    assert set(some) <= {n for n in range(SAMPLES) if n % 4}
+    assert some != seen(17)[:9]  # not the first ones
+    assert len(seen(100)) == 17
+
+
 def test_texts_point_at_their_images(source: Source) -> None:
     arrays = parts(source)[0]
     expected = Counter({row: n % 4 for row, n in enumerate(colours(arrays))})

@@ -13,7 +13,7 @@ QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", 
 
 
 def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Record:
-    return Record(key, key.encode(), Texts(captions, questions))
+    return Record(key, key.encode(), Texts(captions, questions), split="val")
 
 
 def learned(records: list[Record], fields: Fields) -> list[list[tuple[str, str | None]]]:
@@ -30,9 +30,9 @@ def test_questions() -> None:
         assert learned(records, Fields(reads="questions", target=target)) == expected
     assert rows_to_answer(records, Fields(reads="questions")) == [
         [
-            Row("a", "what?", "red", ("red", "rose"), "7"),
-            Row("a", "is it?", "yes", ("yes",), None),
-            Row("a", "unknown?", None, (), None),
+            Row("a", "val", "what?", "red", ("red", "rose"), "7"),
+            Row("a", "val", "is it?", "yes", ("yes",), None),
+            Row("a", "val", "unknown?", None, (), None),
         ],
         [],
     ]
@@ -43,15 +43,18 @@ def test_captions_to_be_written_are_asked_for_once_an_image() -> None:
     records = [record("a", "one", "two"), record("b", questions=QUESTIONS), record("c", "three")]
     assert learned(records, fields) == [[("", "one"), ("", "two")], [], [("", "three")]]
     asked = rows_to_answer(records, fields)
-    assert asked[0] == [Row("a", "", "one", ("one", "two"), None)]
-    assert asked[2] == [Row("c", "", "three", ("three",), None)]
+    assert asked[0] == [Row("a", "val", "", "one", ("one", "two"), None)]
+    assert asked[2] == [Row("c", "val", "", "three", ("three",), None)]
 
 
 def test_captions_to_be_found() -> None:
     fields = Fields(reads="captions", target="none")
     records = [record("a", "one", "two"), record("b", "three")]
     assert learned(records, fields) == [[("one", None), ("two", None)], [("three", None)]]
-    assert rows_to_answer(records, fields)[0] == [Row("a", "one", None, (), None), Row("a", "two", None, (), None)]
+    assert rows_to_answer(records, fields)[0] == [
+        Row("a", "val", "one", None, (), None),
+        Row("a", "val", "two", None, (), None),
+    ]
 
 
 MATCH = Fields(reads="captions", target="match")

@@ -1,0 +1,72 @@
+"""What is reached without looking is learned once, and kept with the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pipelines.data.errors import DataError
+from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import ShardWriter
+from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
+from pipelines.evaluate.floors import Floors
+from tests.pipelines.data.tar_maker import photo
+from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED
+
+TEXTS = [
+    Texts(("a dog runs", "a dog"), (Question("is it red?", "Yes."), Question("how many?", "two"))),
+    Texts(("a dog runs fast",), (Question("is it red?", "yes"), Question("is it big?", None))),
+    Texts((), (Question("is it red?", "yes"), Question("is it red?", "no"), Question("how many?", "2"))),
+]
+QUESTIONS = pa.chunked_array([["is it red?", "how many?", "never asked"]])
+
+
+def test_answers_in_other_spellings_count_together() -> None:
+    found = Floors.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "yes."), ("q", "no")], "vqa")
+    assert found.majority == "Yes"  # of equally frequent spellings the first
+    assert Floors.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "no")]).majority == "no"
+
+
+def test_they_are_the_same_once_they_were_kept(tmp_path: Path) -> None:
+    learned = Baselines.learn(iter(TEXTS), [ASKED, CAPTIONED], "vqa", ["ab12"])
+    assert learned.answers is not None
+    assert learned.answers.answers(QUESTIONS) == ["yes", "2", "yes"]
+    assert learned.caption in ("a dog runs", "a dog", "a dog runs fast")
+    learned.save(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {FILE}
+    kept = Baselines.load(tmp_path)
+    assert kept is not None
+    assert kept.answers is not None
+    assert kept.answers.answers(QUESTIONS) == ["yes", "2", "yes"]
+    assert (kept.answers.normalizer, kept.caption, kept.trained_on) == ("vqa", learned.caption, ("ab12",))
+    assert Baselines.load(tmp_path / "nowhere") is None
+
+
+def test_only_what_a_task_needs_is_learned() -> None:
+    assert Baselines.learn(TEXTS, [COMPARED, MATCHED], "none") == Baselines()
+    assert Baselines.learn(TEXTS, [CAPTIONED], "none").answers is None
+    with pytest.raises(DataError, match="no answered question"):
+        Baselines.learn([Texts(("a dog",))], [ASKED], "none")
+
+
+def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_have_no_training_split(
+    tmp_path: Path, ray_local: None
+) -> None:
+    for folder, split in (("judged", "test"), ("trained", "train")):
+        (tmp_path / folder).mkdir()
+        with ShardWriter(tmp_path / folder, split, max_samples=5) as writer:
+            writer.add("0", photo(0), "jpg", TEXTS[0])
+    judged, trained = (
+        build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0)) for name in ("judged", "trained")
+    )
+    with pytest.raises(
+        DataError, match=r"no train sample of .*judged has questions, .* the model has no baselines\.json"
+    ):
+        check_learnable(judged, {"": ASKED})
+    found = Baselines.of_training(judged, [trained], {"": ASKED}, "none")
+    assert found.answers == Floors.learn([("is it red?", "Yes."), ("how many?", "two")])
+    assert found.trained_on == (trained.hash,)
+    check_learnable(judged, {"": COMPARED})

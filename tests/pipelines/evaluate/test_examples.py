@@ -1,0 +1,95 @@
+"""A key may be that of a sample of each split: its picture is that of the split that was answered."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.errors import DataError
+from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import ShardWriter
+from pipelines.evaluate.baselines import Baselines
+from pipelines.evaluate.credit import credits_of, images_of
+from pipelines.evaluate.examples import choose, illustrate, image_of
+from pipelines.evaluate.judge import judge
+from tests.pipelines.evaluate.test_judge import ASKED, COMPARED, table
+from vlmodel.inference import Prediction
+from vlmodel.processor import Example
+
+COLOURS = {"train": (250, 0, 0), "val": (0, 0, 250), "test": (0, 250, 0)}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
+    """Samples 0 and 1 in each of the three splits, and a sample of the training split alone."""
+    tars = tmp_path_factory.mktemp("tars")
+    for split, colour in COLOURS.items():
+        image = io.BytesIO()
+        Image.new("RGB", (8, 8), colour).save(image, "PNG")
+        with ShardWriter(tars, split, max_samples=5) as writer:
+            for key in ("0", "1", *(["alone"] if split == "train" else [])):
+                writer.add(key, image.getvalue(), "png", Texts((), (Question("what colour?", split),)))
+    return build_index(str(tars), IndexConfig(validation_fraction=0.0))
+
+
+def colour(image: bytes) -> object:
+    return Image.open(io.BytesIO(image)).convert("RGB").getpixel((0, 0))
+
+
+def test_the_picture_of_a_key_is_that_of_the_split(index: Index) -> None:
+    for split, expected in COLOURS.items():
+        assert colour(image_of("0", index, split)) == expected
+    assert colour(image_of("0", index)) == COLOURS["val"]
+    assert colour(image_of("alone", index)) == COLOURS["train"]
+    with pytest.raises(DataError, match="no sample 'alone' of split 'val'"):
+        image_of("alone", index, "val")
+
+
+class _Shows:
+    """Stands for a model; its processor gives a picture's colour."""
+
+    processor: _Shows
+
+    def __init__(self) -> None:
+        self.processor = self
+
+    def predict(self, examples: list[Example], *_: object, **__: object) -> list[list[Prediction]]:
+        return [[Prediction([("x", 1.0)])] for _ in examples]
+
+    def decode(self, image: bytes) -> object:
+        return colour(image)
+
+
+def test_the_page_shows_the_picture_that_was_asked_about(index: Index) -> None:
+    rows = [
+        {"key": key, "split": split, "text": "what colour?", "target": split, "predicted": "x", "probability": 0.5}
+        for split in COLOURS for key in ("0", "1")
+    ]  # fmt: skip
+    cards = illustrate(choose(table(*rows), ASKED, 12), index, _Shows())  # type: ignore[arg-type]
+    assert len(cards) == 6
+    assert all(card.image == COLOURS[card.answer] for card in cards)
+
+
+def test_one_key_in_two_splits_is_two_images() -> None:
+    rows = [{"key": "0", "split": split, "predicted": "x"} for split in ("train", "val", "val")]
+    found = images_of(table(*rows))
+    assert (found[0] != found[1], found[1] == found[2]) == (True, True)
+
+
+def test_what_belongs_to_an_image_of_the_same_key_is_found_wrong() -> None:
+    """Two images of one key, each with a caption; both captions are nearest to the first image."""
+    basis = np.eye(2, dtype=np.float32)
+    rows = [
+        {"key": "0", "split": split, "text": f"of {split}", "references": [], "predicted": "similarity",
+         "probability": 1.0, "image_embedding": basis[image], "text_embedding": basis[0] + 0.1 * basis[image]}
+        for image, split in enumerate(("train", "val"))
+    ]  # fmt: skip
+    report = judge(table(*rows), "all", COMPARED, Baselines())
+    assert report.samples == 2
+    assert report.figures["text_to_image_recall_at_1"] == 0.5
+    assert credits_of(table(*rows), COMPARED).figure == pytest.approx(report.value)
+    assert {chosen.split: chosen.right for chosen in choose(table(*rows), COMPARED, 4)} == {"train": True, "val": True}
