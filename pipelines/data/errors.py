@@ -57,3 +57,8 @@ class SampleError(DataError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: what would not be printed, control characters above all, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

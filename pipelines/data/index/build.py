@@ -32,7 +32,7 @@ from pipelines.data.index.quarantine import describe_faults, reason_counts
 from pipelines.data.index.quarantine_page import quarantine_page
 from pipelines.data.index.scan import FAULT_SCHEMA, SAMPLE_SCHEMA, Fault, fault_table, scan_tar
 from pipelines.data.index.shard_pass import over_shards
-from pipelines.data.shards import SPLITS, shard_split
+from pipelines.data.shards import SPLITS, shard_split, shard_splits
 from pipelines.data.storage import FileStamp, Folder
 
 Summary = dict[str, Any]
@@ -47,8 +47,8 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
     folder = Folder(tars)
     files = _find_tars(folder)
     _check_writable(folder)
-    shard_splits = {file.name: shard_split(file.name) for file in files}
-    assignment = Assignment(0.0 if "val" in shard_splits.values() else config.validation_fraction)
+    splits = shard_splits([file.name for file in files], config.splits)
+    assignment = Assignment(0.0 if "val" in splits.values() else config.validation_fraction)
 
     summaries: dict[str, Summary] = {}
     lost: list[dict[str, Any]] = []
@@ -70,7 +70,7 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
     counts = {split: sum(s[f"samples_{split}"] for s in shards) for split in SPLITS}
     facts = {
         "format": FORMAT,
-        "hash": index_hash([(s["name"], s["sha256"]) for s in shards], config.scan, assignment),
+        "hash": index_hash([(s["name"], s["sha256"], s["split"]) for s in shards], config.scan, assignment),
         "scan": config.scan,
         "validation_fraction": assignment.fraction,
         "counts": counts,
@@ -126,7 +126,7 @@ def index_shard(
         folder.write(samples_file(file.name), table_bytes(scan.samples, facts))
         samples = scan.samples.replace_schema_metadata({"facts": json.dumps(facts)})
     facts = metadata(samples)
-    split = shard_split(file.name)
+    split = shard_split(file.name, config.splits)
     splits = assignment.splits(split, samples["split_hash"].to_numpy())
     return {
         "name": file.name,

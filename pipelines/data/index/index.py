@@ -17,27 +17,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from pipelines.data.errors import DataError
+from pipelines.data.errors import DataError, printable
 from pipelines.data.index.files import COUNTS, FOLDER, metadata, read_table, samples_file, without
 from pipelines.data.index.quarantine import describe_faults
 from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
 from pipelines.data.sample import Members
-from pipelines.data.shards import SPLITS
+from pipelines.data.shards import SPLITS, Split
 from pipelines.data.storage import Folder
 from vlmodel.config import Section
 
 FORMAT = 1
+
+_DIGITS = re.compile(r"\d+")
+_PATTERNS = 4
+
+Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""One shell pattern, or several."""
 
 
 class IndexConfig(Section):
@@ -58,6 +66,9 @@ class IndexConfig(Section):
     """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""
+    splits: dict[Split, Patterns] = {}
+    """Which tars are of which split, by shell patterns of their names, as in {val = "held-out-*"}; other tars say it by
+    a word of their names: train, val, validation, valid, dev, test, eval, ... (train-000.tar, coco-val2017.tar)."""
     members: Members = "pairs"
     """What a sample is: "pairs", an image with its texts; "texts" or "images", one without the other, which is passed
     over where there is some."""
@@ -237,8 +248,24 @@ class Index:
                 texts = [int(self._table[f"{what}_{split}"].to_numpy().sum()) for what in ("questions", "captions")]
                 row = f"{split:<8}{int((samples > 0).sum()):>10,}{int(samples.sum()):>12,}"
                 lines.append(row + f"{texts[0]:>12,}{texts[1]:>12,}")
-        lines += ["", *describe_faults(self.quarantine(), self.quarantine_counts())]
+        lines += ["", *self._describe_tars(), "", *describe_faults(self.quarantine(), self.quarantine_counts())]
         return "\n".join(lines)
+
+    def _describe_tars(self) -> list[str]:
+        """Which tars are of which split, by the patterns of their names."""
+        lines = []
+        for split in SPLITS:
+            names = [row["name"] for row in self._table.select(["name", "split"]).to_pylist() if row["split"] == split]
+            patterns = Counter(_DIGITS.sub("*", printable(name)) for name in names)
+            shown = [f"{pattern} ({count:,})" for pattern, count in patterns.most_common(_PATTERNS)]
+            more = f", and {len(patterns) - _PATTERNS:,} other names" if len(patterns) > _PATTERNS else ""
+            if names:
+                lines.append(f"tars of {split}: {', '.join(shown)}{more}")
+        if self.assignment.fraction:
+            lines.append(
+                f"val: {self.assignment.fraction:.0%} of the samples of these tars of train, by their keys' hash"
+            )
+        return lines
 
 
 def build_index(
@@ -266,9 +293,15 @@ def build_index(
     return build(tars, config or IndexConfig(), force=force, report_progress=report_progress)
 
 
-def index_hash(shas: Sequence[tuple[str, str]], scan: Mapping[str, Any], assignment: Assignment) -> str:
-    """Hash of an index: its shards' (name, sha256) by name, what makes a sample sound, how splits are assigned."""
-    facts = [FORMAT, [list(pair) for pair in shas], dict(scan), assignment.fraction]
+def index_hash(shards: Sequence[tuple[str, str, str]], scan: Mapping[str, Any], assignment: Assignment) -> str:
+    """Hash of an index.
+
+    Args:
+        shards: name, sha256 and split of each, by name.
+        scan: what makes a sample sound.
+        assignment: how samples of train become ones of val.
+    """
+    facts = [FORMAT, [list(shard) for shard in shards], dict(scan), assignment.fraction]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

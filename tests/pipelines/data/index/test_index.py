@@ -83,6 +83,21 @@ def test_contents_counts_and_report(tmp_path):
     assert keys(copy) == keys(index)
 
 
+def test_the_report_says_which_tars_are_of_which_split(tmp_path):
+    for number, name in enumerate(("a-0", "a-1", "b\x1b[2J", "cc-validation-0000", "held-out")):
+        write_tar(tmp_path, f"{name}.tar", samples([number]))
+    index = build_index(str(tmp_path), IndexConfig(splits={"test": "held-*"}))
+    assert index.counts() == {"train": 3, "val": 1, "test": 1}
+    assert "tars of train: a-*.tar (2), b\\x1b[*J.tar (1)" in index.report().splitlines()
+    assert "tars of test: held-out.tar (1)" in index.report().splitlines()
+    before = index.hash
+    write_tar(tmp_path, "train-0.tar", samples([9]))
+    with pytest.raises(DataError, match=r"1 tars say train .* 3 say no split \('a-0\.tar'"):
+        build_index(str(tmp_path), IndexConfig(splits={"test": "held-*"}))
+    (tmp_path / "train-0.tar").unlink()
+    assert build_index(str(tmp_path)).hash != before, "which split a tar is of is part of what an index is"
+
+
 def test_hash_is_of_the_contents(tmp_path):
     write_tar(tmp_path, "a.tar", samples(range(4)))
     write_tar(tmp_path, "b.tar", samples(range(4, 8)))
