@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -39,6 +40,7 @@ from pipelines.data.index.quarantine import describe_faults, reason_counts
 from pipelines.data.index.quarantine_page import quarantine_page
 from pipelines.data.index.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
 from pipelines.data.index.shard_pass import over_shards
+from pipelines.data.index.survey import survey
 from pipelines.data.shards import SPLITS, shard_split, shard_splits
 from pipelines.data.storage import FileStamp, Folder
 
@@ -92,6 +94,7 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
         "counts": counts,
         "quarantine": reason_counts(quarantine),
         "passed_over": dict(sum((Counter(s["passed_over"]) for s in shards), Counter())),
+        "survey": survey(shards, partial(_read_samples, folder), assignment.splits, _READERS),
     }
     folder.write(quarantine_file(), table_bytes(quarantine, {"hash": facts["hash"]}))
     if config.report:

@@ -50,6 +50,7 @@ from pipelines.data.index.files import (
     without,
 )
 from pipelines.data.index.quarantine import describe_faults
+from pipelines.data.index.survey import describe_survey
 from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
 from pipelines.data.sample import Members, TextLimits
 from pipelines.data.shards import SPLITS, Split
@@ -290,8 +291,12 @@ class Index:
         """Rows of the quarantine by reason."""
         return dict(self._facts["quarantine"])
 
+    def survey(self) -> dict[str, Any]:
+        """What all samples tell together; see ``pipelines.data.index.survey.survey``."""
+        return dict(self._facts["survey"])
+
     def report(self) -> str:
-        """A table of the splits, and of what was left out with its first examples."""
+        """A table of the splits, what they share, and what was left out with its first examples."""
         lines = [f"index {self.hash[:12]} of {self.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
         lines[-1] += f"{'questions':>12}{'captions':>12}"
         for split in SPLITS:
@@ -305,6 +310,7 @@ class Index:
             shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
             more = sum(count for _, count in passed_over[_KINDS:])
             lines.append(f"no part of a sample: {shown}{f', others {more:,}' if more else ''}")
+        lines += describe_survey(self.survey())
         lines += ["", *describe_faults(self.quarantine(), self.quarantine_counts())]
         return "\n".join(lines)
 
