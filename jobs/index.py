@@ -21,7 +21,7 @@ def run(config: JobConfig) -> None:
         for tars, members in config.data.sets().items():
             settings = config.data.index.model_copy(update={"members": members})
             with ShardProgress("index") as progress:
-                index = build_index(tars, settings, force=settings.force, report_progress=progress)
+                index = build_index(tars, settings, report_progress=progress)
             print("\n".join([index.report(), *describe_shapes(index.survey(), config.processor.resize)]), flush=True)
             if config.data.index.report:
                 print(f"shown in {index.folder.path('_index/quarantine.html')}", flush=True)

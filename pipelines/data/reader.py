@@ -61,8 +61,9 @@ class ShardReader:
         ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
         if texts:
             for sample in samples:
-                texts_at.append(len(ranges))
+                begin = len(ranges)
                 ranges.extend(_texts(sample))
+                texts_at.append(slice(begin, len(ranges)))
         pieces = self._read_ranges(shard, ranges)
         records = []
         for number, sample in enumerate(samples):
@@ -71,10 +72,7 @@ class ShardReader:
                 image = self._read_ranges(shard, [_image(sample)])[0]
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
-            said = _NOTHING
-            if texts:
-                at = texts_at[number]
-                said = self._read_texts(shard, sample, pieces[at : at + len(_texts(sample))])
+            said = self._read_texts(shard, sample, pieces[texts_at[number]]) if texts else _NOTHING
             records.append(Record(sample["key"], image, said, pictured))
         return records
 

@@ -70,7 +70,7 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
         if name.endswith(".tar")
     ]
     folders = len(lost)
-    for summary in _map_shards(folder, files, config, assignment, force):
+    for summary in _map_shards(folder, files, config, assignment, force or config.force):
         if "unreadable" in summary:
             fault = Fault(None, None, None, Reason.UNREADABLE_SHARD, summary["unreadable"])
             lost.append(fault.row(summary["name"]))

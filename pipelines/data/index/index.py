@@ -345,7 +345,7 @@ def build_index(
 
     Args:
         tars: local folder or URI that holds ``*.tar``.
-        force: read every shard again.
+        force: read every shard again, as ``IndexConfig.force`` has it done.
         report_progress: called with (shards done, shards in all).
 
     Raises:
