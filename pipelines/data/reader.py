@@ -42,7 +42,8 @@ class ShardReader:
     """
 
     def __init__(self, index: Index, *, verify: bool = True, shards_kept: int = _SHARDS_KEPT) -> None:
-        self.index, self.verify, self._limits = index, verify, index.limits
+        self.index, self.verify = index, verify
+        self._limits = None if verify else index.limits  # what has the hash of the index was judged for it
         self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
 
     def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Record]:

@@ -26,7 +26,7 @@ _HELD_OUT = ("val", "test")
 _ELONGATED = 1.25
 _MUCH = 0.1
 _STANDARD_ERRORS = 3.0
-_COLUMNS = ["key_hash", "sha256", "text_hashes", "width", "height"]
+_COLUMNS = ["split_hash", "sha256", "text_hashes", "width", "height"]
 
 
 class _Hashes(NamedTuple):
@@ -58,7 +58,7 @@ def survey(
     Args:
         shards: rows of ``SHARD_SCHEMA``.
         read: some columns of a part of the index.
-        splits_of: the split of each sample, of the split of its shard and the hashes of the keys.
+        splits_of: the split of each sample, of the split of its shard and ``split_hash``.
         readers: parts that are read at once.
     """
     images = sum(shard[f"samples_{split}"] for shard in shards for split in SPLITS)
@@ -67,7 +67,7 @@ def survey(
 
     def piece(shard: Mapping[str, Any]) -> _Piece:
         table = without(read(shard["part"], _COLUMNS), shard["repeated"])
-        splits = splits_of(shard["split"], table["key_hash"].to_numpy())
+        splits = splits_of(shard["split"], table["split_hash"].to_numpy())
         numbers_N = np.select([splits == split for split in SPLITS], range(len(SPLITS)), 0).astype(np.int8)
         has_image_N = table["sha256"].is_valid().to_numpy()
         images = _Hashes(_first_digits(table["sha256"]), numbers_N[has_image_N])

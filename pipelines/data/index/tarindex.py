@@ -233,7 +233,7 @@ def split_name(name: str) -> tuple[str, str] | None:
 def is_hidden(name: str) -> bool:
     """Whether a member is a file that systems put beside others: a hidden one, or what macOS and Windows leave."""
     base = name.rpartition("/")[2]
-    return base.startswith(".") or base in _OF_SYSTEMS or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+    return base.startswith(".") or base in _OF_SYSTEMS or "/__MACOSX/" in f"/{name}"
 
 
 def leaves_folder(name: str) -> bool:
