@@ -50,8 +50,9 @@ def run(config: JobConfig) -> list[Row]:
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
         tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
-        tracker.log_data(mixing.facts(config, index))
-        records |= _train_all(config, found, Surroundings(runs.run_folder(config), tracker.run_id))
+        mixing.record(config, index, tracker)
+        around = Surroundings(runs.run_folder(config), tracker.run_id, runs.versions(config))
+        records |= _train_all(config, found, around)
         rows = ablation_rows(found, seeds, records, named)
         publish(config, tracker, "ablation", rows, ablation(grid, found, seeds, records, named))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ class Surroundings:
     Attributes:
         folder: of the search, in storage; the records lie there.
         parent: id of its tracked run.
+        versions: of the indexes that all of them learn from, see ``runs.versions``.
     """
 
     folder: str
     parent: str
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def base(config: JobConfig) -> JobConfig:
@@ -103,6 +105,7 @@ def train_cell(config: JobConfig, around: Surroundings, referee: Any = None) -> 
         return records.add(config.name, Record(**{**vars(found), "seconds": seconds}))
 
     try:
+        runs.keep_versions(config, around.versions)
         with (
             train.claimed(config) as index,
             Tracker.open(config.tracking, runs.storage(config), config.name, parent=around.parent) as tracker,

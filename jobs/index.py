@@ -11,6 +11,7 @@ from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.data.index.index import build_index
+from pipelines.data.index.survey import describe_shapes
 from pipelines.data.progress import ShardProgress
 
 
@@ -21,7 +22,7 @@ def run(config: JobConfig) -> None:
             settings = config.data.index.model_copy(update={"members": members})
             with ShardProgress("index") as progress:
                 index = build_index(tars, settings, report_progress=progress)
-            print(index.report(), flush=True)
+            print("\n".join([index.report(), *describe_shapes(index.survey(), config.processor.resize)]), flush=True)
             if config.data.index.report:
                 print(f"shown in {index.folder.path('_index/quarantine.html')}", flush=True)
 

@@ -16,7 +16,7 @@ from typing import Any
 from jobs import signals
 from jobs.cluster import ClusterError
 from jobs.config import JobConfig
-from pipelines.data.errors import DataError
+from pipelines.data.errors import DataError, printable
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.retrain.errors import RetrainError
 from pipelines.search.errors import SearchError
@@ -126,7 +126,8 @@ def message_of(error: BaseException) -> str:
     remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
     # Ray Data adds how often it tried, and how to have it try again.
     text = str(error).partition("\nFailed to apply UDF transform after")[0]
-    return f"{text}{remedy if _is_full(error) else ''}"
+    lines = f"{text}{remedy if _is_full(error) else ''}".split("\n")
+    return "\n".join(printable(line) for line in lines)  # names of files and keys may hold control characters
 
 
 class _Help(argparse.Action):

@@ -14,12 +14,16 @@ from pipelines.data.stream.dataset import Mixture, Source
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
+from pipelines.train.tracking import Tracker
 from vlmodel.config import ConfigError
 
 
-def indexes(config: JobConfig, judged: Index) -> dict[str, Index]:
+def indexes(config: JobConfig, judged: Index, *, newest: bool = False) -> dict[str, Index]:
     """The indexes of what is trained on, by the names in ``data.mix`` and in their order; "" is the one of
     ``data.tars`` where nothing is mixed.
+
+    Args:
+        newest: also where the run that ``config.name`` names began with earlier versions.
 
     Raises:
         ConfigError: two sources hold the same samples.
@@ -27,7 +31,11 @@ def indexes(config: JobConfig, judged: Index) -> dict[str, Index]:
     """
     if not config.data.mix:
         return {"": judged}
-    found = {name: Index.open(runs.absolute(config.data.mix[name].tars)) for name in sorted(config.data.mix)}
+    names_of_mix = sorted(config.data.mix)
+    if newest:
+        found = {name: Index.open(runs.absolute(config.data.mix[name].tars)) for name in names_of_mix}
+    else:
+        found = {name: runs.open_index(config, name) for name in names_of_mix}
     for name, index in found.items():
         if index.members != (members := config.data.mix[name].members):
             raise DataError(
@@ -77,6 +85,17 @@ def facts(config: JobConfig, judged: Index) -> dict[str, object]:
     mix = {name: runs.index_facts(index, index.tars) for name, index in indexes(config, judged).items()}
     hashes = [judged.hash, *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
     return found | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
+
+
+def record(config: JobConfig, judged: Index, tracker: Tracker) -> None:
+    """Record the data of a run, which keeps to these versions of their indexes from now on.
+
+    Raises:
+        TrackingError: the run used other data before.
+    """
+    tracker.log_data(facts(config, judged))
+    hashes = {name: index.hash for name, index in indexes(config, judged).items()}
+    runs.keep_versions(config, {**hashes, "": judged.hash})
 
 
 def training(

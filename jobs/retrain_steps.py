@@ -46,7 +46,7 @@ def ledger(config: JobConfig) -> Ledger:
 def find(config: JobConfig) -> list[Tar]:
     """The tars that no cycle has consumed, and that are not among the old data."""
     judged = Index.open(runs.tars(config))
-    old = {index.tars: index for index in (judged, *mixing.indexes(config, judged).values())}
+    old = {index.tars: index for index in (judged, *mixing.indexes(config, judged, newest=True).values())}
     known = {shard.sha256: f"{shard.name} of {index.tars}" for index in old.values() for shard in index.shards}
     return new_tars(_incoming(config), ledger(config).consumed(), known, say)
 
@@ -103,7 +103,10 @@ def checked(config: JobConfig, cycle: Cycle) -> Facts:
 
 def trained(config: JobConfig, cycle: Cycle) -> Facts:
     """Train, judge on the hold-out, register."""
-    version = train.run(_training(config, cycle))
+    training = _training(config, cycle)
+    facts = cycle.records["checked"]
+    runs.keep_versions(training, {"": facts["hold_out"], _source(cycle): facts["index"]})
+    version = train.run(training)
     return {"version": version.version, "run_id": version.run_id}
 
 
@@ -114,12 +117,8 @@ def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
         DataError: the hold-out is not the one that the cycle began with, or has nothing to be judged by.
     """
     registry = _registry(config)
-    judged, new = Index.open(runs.tars(config)), Index.open(cycle.records["checked"]["tars"])
-    if judged.hash != cycle.records["checked"]["hold_out"]:
-        raise DataError(
-            f"{judged.tars} has changed since cycle {cycle.id} began, and with it what models are judged by; restore "
-            "it, or give the cycle up with --abandon"
-        )
+    facts = cycle.records["checked"]
+    judged, new = Index.open(runs.tars(config), facts["hold_out"]), Index.open(facts["tars"], facts["index"])
     models = {"candidate": registry.version(cycle.records["trained"]["version"]), "champion": registry.find()}
     found: dict[str, Any] = {}
     for who, version in models.items():
@@ -236,7 +235,7 @@ def _init(config: JobConfig, new: Index) -> tuple[str, str]:
 def _mix(config: JobConfig, judged: Index, cycle: Cycle, new: Index) -> dict[str, dict[str, Any]]:
     """What to train on: the new tars with their share; old data and earlier cycles share the rest by their sizes."""
     share = config.retrain.new_share
-    old = {name or "old": index for name, index in mixing.indexes(config, judged).items()}
+    old = {name or "old": index for name, index in mixing.indexes(config, judged, newest=True).items()}
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
     if weights := {name: source.weight for name, source in config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}

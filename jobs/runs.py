@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import JobConfig
 from pipelines.data.index.index import Index
+from pipelines.data.storage import Folder
 from pipelines.data.stream.dataset import Source
 from pipelines.evaluate.report import Report
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.train.checkpoint import CheckpointError
 from vlmodel.config import ConfigError
+
+_VERSIONS = "data.json"
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,45 @@ def tars(config: JobConfig) -> str:
 def absolute(folder: str) -> str:
     """A folder that is local, as workers find it, which have other working directories; a URI as it is."""
     return folder if "://" in folder else str(Path(folder).absolute())
+
+
+def versions(config: JobConfig) -> dict[str, str]:
+    """Hashes of the indexes that the run began with: "" is that of ``data.tars``, others are named as in ``data.mix``;
+    {} where it has not begun.
+    """
+    try:
+        found: dict[str, str] = json.loads(Folder(run_folder(config)).read(_VERSIONS))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    return found
+
+
+def keep_versions(config: JobConfig, hashes: Mapping[str, str]) -> None:
+    """Record the hashes of the indexes that the run begins with; those that are recorded stay."""
+    before = versions(config)
+    if not hashes.keys() <= before.keys():
+        found = json.dumps({**hashes, **before}, indent=1, sort_keys=True)
+        Folder(run_folder(config)).write(_VERSIONS, found.encode())
+
+
+def open_index(config: JobConfig, name: str = "") -> Index:
+    """The index that the run began with, though there are newer ones; the newest where it has not begun.
+
+    Args:
+        name: of a source of ``data.mix``; "" is ``data.tars``.
+
+    Raises:
+        DataError: there is no index, or not that version any more.
+    """
+    folder = absolute(config.data.mix[name].tars) if name else tars(config)
+    begun_with = versions(config).get(name, "")
+    if begun_with and (newest := Index.newest(folder)) != begun_with:
+        print(
+            f"run {config.name} goes on with index {begun_with[:12]} of {folder}, with which it began; start another "
+            f"to use the newest, {newest[:12]}",
+            flush=True,
+        )
+    return Index.open(folder, begun_with)
 
 
 def source(config: JobConfig, index: Index, split: str, processor: str | Path) -> Source:

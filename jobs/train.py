@@ -39,7 +39,8 @@ MAY_CHANGE = (
     "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
     "train.max_failures", "train.answer_timeout_s", "train.log_steps", "train.ledger", "train.evaluation_cache_mb",
     "train.feature_cache",
-    "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "data.index.report",
+    "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "data.index.force",
+    "data.index.report",
     "ablate", "tune", "retrain",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
@@ -123,7 +124,7 @@ def opened(config: JobConfig) -> Index:
         check_division(config.train.batch, config.train.workers, config.train.accumulation)
     except ValueError as error:
         raise ConfigError(f"train.batch: {error}") from None
-    index = Index.open(runs.tars(config))
+    index = runs.open_index(config)
     check_judgeable(index, {}, "")
     return index
 
@@ -161,7 +162,7 @@ def fit(
         Baselines.of_training(index, trained.values(), made.tasks, made.normalizer).save(processor)
     _record_anew(config, tracker)
     tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *mixing.places(config)))
-    tracker.log_data(mixing.facts(config, index))
+    mixing.record(config, index, tracker)
     features = _features(config, [index, *trained.values()], made, init, label)
     source, order = mixing.training(config, trained, processor, features)
     spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)

@@ -52,8 +52,9 @@ def run(config: JobConfig) -> list[Row]:
         Tracker.open(config.tracking, runs.storage(config), config.name) as tracker,
     ):
         tracker.log_params(dump(config), volatile=(*_MAY_CHANGE, *mixing.places(config)))
-        tracker.log_data(mixing.facts(config, index))
-        train = functools.partial(train_trial, shared, Surroundings(folder, tracker.run_id))
+        mixing.record(config, index, tracker)
+        around = Surroundings(folder, tracker.run_id, runs.versions(config))
+        train = functools.partial(train_trial, shared, around)
         found = search(train, config.tune, f"{folder}/tune", config.seed, config.train.epochs, named)
         kept = Records(folder)
         records = {

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _SUBWORD = "##"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS_PER_LINE = 1000
+_LONGEST_WORD = 100
+"""Of longer words WordPiece makes [UNK], so nothing is to be learned of them; the trainer takes minutes for one of a
+million letters."""
 
 
 def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[Texts]:
@@ -106,7 +109,7 @@ def spellings_of(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer with BERT's special tokens and ``[CLS] x [SEP]`` (``[CLS] a [SEP] b [SEP]`` for pairs).
 
-    The same texts, in any order, give the same tokenizer.
+    The same texts, in any order, give the same tokenizer. Words of more than 100 letters are [UNK], as for BERT.
 
     Args:
         vocab_size: at most; few texts give fewer.
@@ -125,6 +128,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
     if not words:
         raise DataError("there are no texts to train a tokenizer on; index data with captions or questions first")
 
+    words = Counter({word: count for word, count in words.items() if len(word) <= _LONGEST_WORD})
     alphabet = _alphabet(words, limit=max(1, vocab_size // 4))
     # The trainer numbers the inner letters (##a) in the order of a hash map, which differs from run to run, and breaks
     # ties between merges by these numbers. Given as special tokens, they are numbered in the order of this list.
@@ -142,7 +146,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
     learner.train_from_iterator(_repeat(words), trainer)
 
     vocabulary = learner.get_vocab()
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", continuing_subword_prefix=_SUBWORD))
+    pieces = models.WordPiece(
+        vocabulary,
+        unk_token="[UNK]",
+        max_input_chars_per_word=_LONGEST_WORD,
+        continuing_subword_prefix=_SUBWORD,
+    )
+    tokenizer = Tokenizer(pieces)
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece(prefix=_SUBWORD)
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -12,6 +12,8 @@ class Reason(StrEnum):
     """The key has no image member, or its source names an image that is not there."""
     MISSING_TEXT = "missing_text"
     """The key has an image but no caption and no question."""
+    UNKNOWN_MEMBER = "unknown_member"
+    """No member of the key is an image or a text by its extension, as where a name has a dot too many."""
     EMPTY_MEMBER = "empty_member"
     """A member has no bytes."""
     TRUNCATED_IMAGE = "truncated_image"
@@ -23,9 +25,13 @@ class Reason(StrEnum):
     BAD_UTF8 = "bad_utf8"
     """Text that is not UTF-8, or has a zero byte in it, as lost data has."""
     BAD_JSON = "bad_json"
-    """A JSON member that does not parse."""
+    """A JSON member that does not parse, or has numbers that JSON has not: NaN, infinities."""
     BAD_SCHEMA = "bad_schema"
     """JSON that parses but is not of the sample's schema, or a source record with an unfit field."""
+    TEXT_TOO_LONG = "text_too_long"
+    """A text has more letters than the limit allows."""
+    TOO_MANY_TEXTS = "too_many_texts"
+    """The sample has more texts than the limit allows."""
     DUPLICATE_KEY = "duplicate_key"
     """Another sample already has this key."""
     SPLIT_KEY = "split_key"
@@ -57,3 +63,8 @@ class SampleError(DataError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+def printable(text: str) -> str:
+    """Text for a terminal or a log: what would not be printed, control characters above all, is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

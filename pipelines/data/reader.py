@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
-from pipelines.data.sample import Texts, parse_metadata, parse_texts
+from pipelines.data.sample import Texts, hash_texts, parse_metadata, parse_texts
 
 _SHARDS_KEPT = 256
 _COLUMNS = [
     "key", "split", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256",
+    "texts_hash",
 ]  # fmt: skip
 
 Range = tuple[int, int]
@@ -41,11 +42,12 @@ class ShardReader:
     It keeps the rows of the last shards it read, at most ``shards_kept``, and no open files. Threads may share it.
 
     Args:
-        verify: compare each image with its hash in the index.
+        verify: compare each image, and each sample's texts, with their hashes in the index.
     """
 
     def __init__(self, index: Index, *, verify: bool = True, shards_kept: int = _SHARDS_KEPT) -> None:
         self.index, self.verify = index, verify
+        self._limits = None if verify else index.limits  # what has the hash of the index was judged for it
         self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
 
     def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Record]:
@@ -64,8 +66,9 @@ class ShardReader:
         ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
         if texts:
             for sample in samples:
-                texts_at.append(len(ranges))
+                begin = len(ranges)
                 ranges.extend(_texts(sample))
+                texts_at.append(slice(begin, len(ranges)))
         pieces = self._read_ranges(shard, ranges)
         records = []
         for number, sample in enumerate(samples):
@@ -74,7 +77,7 @@ class ShardReader:
                 image = self._read_ranges(shard, [_image(sample)])[0]
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
-            said = self._parse(shard, sample, pieces, texts_at[number]) if texts else _NOTHING
+            said = self._read_texts(shard, sample, pieces[texts_at[number]]) if texts else _NOTHING
             records.append(Record(sample["key"], image, said, pictured, sample["split"]))
         return records
 
@@ -120,19 +123,24 @@ class ShardReader:
             remedy = "if it has changed or is gone, run the index job again, else see that its storage can be reached"
             raise DataError(f"{problem}; {remedy}") from error
 
-    def _parse(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes], at: int) -> Texts:
-        if sample["json_offset"] is None and sample["txt_offset"] is None:
+    def _read_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
+        """The texts in what was read of a sample's text members; once more where they are not what was indexed."""
+        if not pieces:
             return _NOTHING
-        json = pieces[at] if sample["json_offset"] is not None else None
-        txt = pieces[at + (json is not None)] if sample["txt_offset"] is not None else None
+        json, txt = _text_members(sample, pieces)
+        if self.verify and hash_texts(json, txt) != sample["texts_hash"]:
+            json, txt = _text_members(sample, self._read_ranges(shard, _texts(sample)))
+            if hash_texts(json, txt) != sample["texts_hash"]:
+                raise self._changed(shard, sample)
         try:
-            return parse_texts(json, txt)
+            return parse_texts(json, txt, self._limits)
         except DataError as error:
             raise self._changed(shard, sample) from error
 
     def _changed(self, shard: str, sample: dict[str, Any]) -> DataError:
         where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
-        return DataError(f"{where} is not what was indexed; the shard has changed: run the index job again")
+        remedy = "run the index job again, with data.index.force=true where the tar's size and time are as they were"
+        return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
 
 
 def _image(sample: dict[str, Any]) -> Range:
@@ -142,6 +150,12 @@ def _image(sample: dict[str, Any]) -> Range:
 def _texts(sample: dict[str, Any]) -> list[Range]:
     kinds = [kind for kind in ("json", "txt") if sample[f"{kind}_offset"] is not None]
     return [(sample[f"{kind}_offset"], sample[f"{kind}_size"]) for kind in kinds]
+
+
+def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> tuple[bytes | None, bytes | None]:
+    """The .json and the .txt of a sample, of the pieces that ``_texts`` asks for."""
+    json = pieces[0] if sample["json_offset"] is not None else None
+    return json, pieces[-1] if sample["txt_offset"] is not None else None
 
 
 def _is_image_of(sample: dict[str, Any], image: bytes) -> bool:

@@ -8,10 +8,13 @@ Members of one sample are adjacent and share the part of their name before the f
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -30,6 +33,11 @@ GROUP = "group"
 """Key of a sample's JSON, see ``parse_group``."""
 
 _TEXT_KEYS = frozenset({"captions", "questions"})
+# Where a JSON text may have a number that Python takes and JSON does not, or one that is too great.
+_NO_NUMBERS = ("NaN", "Infinity")
+_GREAT_NUMBER = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{299})")
+# The fewest bytes that a text takes in JSON: its quotes, a letter and a comma.
+_SHORTEST = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,19 @@ class Question:
     answer: str | None = None
     answers: tuple[str, ...] = ()
     id: str | None = None
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """What a sample's texts may be at most.
+
+    Attributes:
+        letters: of a caption, a question or an answer.
+        texts: captions and questions of a sample; also answers of a question.
+    """
+
+    letters: int = 10_000
+    texts: int = 1_000
 
 
 @dataclass(frozen=True)
@@ -83,20 +104,24 @@ class _TextsRecord(BaseModel):
     caption: Annotated[Any, Field(description="img2dataset's caption, in JSON that is not ours")] = None
 
 
-def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> Texts:
+def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextLimits | None = TextLimits()) -> Texts:
     """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member).
 
     JSON with a ``captions`` or ``questions`` list is this project's; other JSON is free metadata, of which only a
     ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same caption to both).
 
+    Args:
+        limits: None for bytes that are known to have been judged: numbers are not looked at either.
+
     Raises:
-        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, or MISSING_TEXT where nothing holds a caption or a question.
+        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG, TOO_MANY_TEXTS, or MISSING_TEXT where nothing holds
+            a caption or a question.
     """
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     metadata_caption: str | None = None
     if json_bytes is not None:
-        record = _parse_json(json_bytes)
+        record = _parse_json(json_bytes, strict=limits is not None)
         captions = record.captions
         questions = tuple(Question(q.question, q.answer, q.answers, q.id) for q in record.questions)
         ours = not record.model_fields_set.isdisjoint(_TEXT_KEYS)
@@ -107,12 +132,20 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> Texts:
         captions = (*captions, caption)
     if not captions and not questions:
         raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
+    size = len(json_bytes or b"") + len(txt_bytes or b"")
+    if limits is not None and size > min(limits.letters, _SHORTEST * limits.texts):
+        _require_fewer(captions, questions, limits)
     return Texts(captions, questions)
+
+
+def hash_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> bytes:
+    """16 bytes that tell whether the text members of a sample are what they were, their sizes being equal."""
+    return hashlib.sha256((json_bytes or b"") + (txt_bytes or b"")).digest()[:16]
 
 
 def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
     """What the ``.json`` of a sound sample says beside the texts of this project's schema."""
-    tree: dict[str, Any] = json.loads(_decode(json_bytes, ".json")) if json_bytes is not None else {}
+    tree: dict[str, Any] = _load_json(_decode(json_bytes, ".json")) if json_bytes is not None else {}
     return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
 
 
@@ -149,6 +182,17 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
         raise SampleError(Reason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
 
 
+def _require_fewer(captions: tuple[str, ...], questions: tuple[Question, ...], limits: TextLimits) -> None:
+    answers = max((len(question.answers) for question in questions), default=0)
+    for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):
+        if count > limits.texts:
+            raise SampleError(Reason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
+    texts = (*captions, *(text for q in questions for text in (q.question, q.answer or "", *q.answers)))
+    if longest := max((text for text in texts if len(text) > limits.letters), key=len, default=""):
+        detail = f"a text of {len(longest)} letters, {_shorten(longest, 40)}; data.index.max_letters allows"
+        raise SampleError(Reason.TEXT_TOO_LONG, f"{detail} {limits.letters}")
+
+
 def _question_tree(question: Question) -> dict[str, Any]:
     tree: dict[str, Any] = {"question": question.question, "answer": question.answer}
     if question.answers:
@@ -158,8 +202,10 @@ def _question_tree(question: Question) -> dict[str, Any]:
     return tree
 
 
-def _parse_json(json_bytes: bytes) -> _TextsRecord:
+def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
     text = _decode(json_bytes, ".json")
+    if strict and (any(word in text for word in _NO_NUMBERS) or _GREAT_NUMBER.search(text)):
+        _load_json(text)
     try:
         return _TextsRecord.model_validate_json(text)
     except ValidationError as error:
@@ -169,6 +215,27 @@ def _parse_json(json_bytes: bytes) -> _TextsRecord:
         where = ".".join(str(step) for step in first["loc"]) or "the document"
         detail = f".json: {where} = {_shorten(first['input'])}: {first['msg']}"
         raise SampleError(Reason.BAD_SCHEMA, detail) from None
+
+
+def _load_json(text: str) -> Any:
+    """Strict JSON: what ``dump_texts`` could not write again is refused.
+
+    Raises:
+        SampleError: BAD_JSON.
+    """
+
+    def refuse(number: str) -> NoReturn:
+        raise SampleError(Reason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")
+
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise SampleError(Reason.BAD_JSON, f".json: the number {_shorten(number)} is too great")
+        return value
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except (ValueError, RecursionError) as error:  # also of integers with thousands of digits
+        raise SampleError(Reason.BAD_JSON, f".json: {error}") from None
 
 
 def _decode(data: bytes, member: str) -> str:
@@ -181,5 +248,5 @@ def _decode(data: bytes, member: str) -> str:
 
 
 def _shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else f"{text[:limit]}..."

@@ -7,16 +7,28 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pipelines.data.errors import Reason, SampleError
+from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, dump_texts
 
+Split = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")
 
-_SPLIT_NAMES = {split: split for split in SPLITS} | {"validation": "val", "valid": "val", "dev": "val"}
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trainset", "trainval"),
+    "val": ("val", "validation", "valid", "valset", "minival", "dev", "devel", "development", "devset"),
+    "test": ("test", "testing", "testset", "testdev", "devtest", "eval", "evaluation"),
+}
+"""Words that name a split, as Hugging Face datasets and the sets of COCO, VQA and VOC use them."""
+
+_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+# Letters up to the next digit, mark or capital letter: "val" of val2017, coco_val.0 and cocoVal.
+_WORD = re.compile(r"[^\W\d_]+")
+_CAPITAL_AFTER_SMALL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # A dot would end the key for WebDataset; a control character, a backslash or an empty, "." or ".." step has no place
 # in a path.
 _KEY = re.compile(r"[^./\\\x00-\x1f\x7f]+(?:/[^./\\\x00-\x1f\x7f]+)*")
@@ -28,13 +40,83 @@ Member = tuple[str, bytes]
 
 def canonical_split(name: str) -> str | None:
     """``train``, ``val`` or ``test`` for one of their usual spellings, else None."""
-    return _SPLIT_NAMES.get(name.strip().lower())
+    return _SPLIT_OF.get(name.strip().lower())
 
 
-def shard_split(filename: str) -> str:
-    """Split of a shard by its file name: what stands before the last ``-`` if that names a split, else ``train``."""
-    prefix, dash, _ = filename.rpartition("-")
-    return (canonical_split(prefix) if dash else None) or "train"
+def named_split(filename: str) -> str | None:
+    """The split that a tar's name says, by its whole words; None where it says none.
+
+    ``coco-val-000.tar``, ``val2017.tar`` and ``VALID.tar`` are of val; ``contest-000.tar`` says nothing. A name that
+    says val and test (``test-dev``) is of test, by which no model is chosen.
+
+    Raises:
+        DataError: the name says train, and val or test too.
+    """
+    splits = {_SPLIT_OF[word] for word in _words(filename) if word in _SPLIT_OF}
+    if "train" in splits and len(splits) > 1:
+        others = " and ".join(sorted(splits - {"train"}))
+        raise DataError(
+            f"the name {filename!r} says train, and {others} too; rename the tar, or say in data.index.splits which it "
+            f'is, as in data.index.splits.train="{filename}"'
+        )
+    return next((split for split in ("test", "val", "train") if split in splits), None)
+
+
+def shard_split(filename: str, patterns: Mapping[Split, Sequence[str]] | None = None) -> str:
+    """Split of a tar: by the patterns, else by its name (``named_split``), else ``train``.
+
+    Args:
+        patterns: shell patterns of file names for each split (``IndexConfig.splits``).
+
+    Raises:
+        DataError: patterns of two splits fit, or the name contradicts itself.
+    """
+    splits = _splits_by_pattern(filename, patterns or {})
+    if len(splits) > 1:
+        raise DataError(f"{filename!r} fits data.index.splits.{' and .'.join(splits)}; let one of them fit")
+    return splits[0] if splits else named_split(filename) or "train"
+
+
+def _splits_by_pattern(filename: str, patterns: Mapping[Split, Sequence[str]]) -> list[str]:
+    names = (filename, filename.removesuffix(".tar"))
+    fits = {split: any(fnmatchcase(n, p) for p in of_split for n in names) for split, of_split in patterns.items()}
+    return [split for split, fit in fits.items() if fit]
+
+
+def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str]] | None = None) -> dict[str, str]:
+    """Split of each tar of a set, by ``shard_split``.
+
+    Tars that say no split are of train where no tar says train: ``part-000.tar`` beside ``val.tar``.
+
+    Raises:
+        DataError: some say train and others say nothing, so that these may be anything; words of names differ only in a
+            split inside of them (``cocotrain``, ``cocoval``); or as ``shard_split``.
+    """
+    splits = {name: shard_split(name, patterns) for name in filenames}
+    by_pattern = {name for name in splits if _splits_by_pattern(name, patterns or {})}
+    silent = sorted(name for name in splits if name not in by_pattern and named_split(name) is None)
+    train = sorted(name for name, split in splits.items() if split == "train" and name not in silent)
+    if silent and train:
+        raise DataError(
+            f"{len(train):,} tars say train ({train[0]!r}, ...) and {len(silent):,} say no split ({silent[0]!r}, ...), "
+            "which may be anything; rename them, or say in data.index.splits what they are, as in "
+            f'data.index.splits.train="{silent[0]}" (a shell pattern)'
+        )
+    words = {word: name for name in silent for word in _words(name)}
+    for word in words:
+        for other in (word.replace("train", held_out) for held_out in ("val", "valid", "validation", "dev", "test")):
+            if "train" in word and other in words:
+                raise DataError(
+                    f"{words[word]!r} and {words[other]!r} seem to be of two splits and name none as a word of its "
+                    f"own; rename them, or say in data.index.splits what they are, as in "
+                    f'data.index.splits.val="{words[other]}" (a shell pattern)'
+                )
+    return splits
+
+
+def _words(filename: str) -> list[str]:
+    """Words of a tar's name, in small letters."""
+    return [word.lower() for word in _WORD.findall(_CAPITAL_AFTER_SMALL.sub(" ", filename.removesuffix(".tar")))]
 
 
 def shard_name(split: str, number: int) -> str:

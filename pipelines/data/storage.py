@@ -194,9 +194,18 @@ class Folder:
         return pieces
 
     def stream(self, name: str, size: int) -> ResumingStream:
-        """The file's bytes in order, read once; see ``ResumingStream``."""
+        """The file's bytes in order, read once; see ``ResumingStream``.
+
+        What is no file is refused where it is read: a named pipe would be waited for, and a device has no end.
+        """
         fs, path = self._location[0], self.path(name)
-        return ResumingStream(lambda: fs.open(path, "rb", block_size=CHUNK), name, size, self._retrying)
+
+        def open_file() -> Any:
+            if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+                raise RefusedError(f"{name!r} is no file, but a {_kind(os.stat(path).st_mode)}")
+            return fs.open(path, "rb", block_size=CHUNK)
+
+        return ResumingStream(open_file, name, size, self._retrying)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
@@ -351,6 +360,11 @@ def _stamp(entry: dict[str, Any]) -> str:
             value = entry[name]
             return str(value.isoformat() if hasattr(value, "isoformat") else value)
     return ""
+
+
+def _kind(mode: int) -> str:
+    kinds = {"p": "named pipe", "d": "folder", "c": "device", "b": "device", "s": "socket"}
+    return kinds.get(stat.filemode(mode)[0], "special file")
 
 
 def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[int]]]:

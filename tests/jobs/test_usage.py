@@ -11,6 +11,7 @@ import pytest
 from jobs import ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, retrain, serve, train, tune
 from jobs.config import JobConfig
 from jobs.job import main
+from pipelines.data.errors import DataError
 from vlmodel.config import load
 
 MODULES = {
@@ -154,3 +155,11 @@ def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     folder.mkdir()
     assert main(evaluate.run, "evaluate", [f"evaluate.model={folder}", f"storage={tmp_path}"]) == 1
     assert "holds no model" in capsys.readouterr().err
+
+
+def test_an_error_of_a_job_keeps_its_lines_and_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: object) -> None:
+        raise DataError("the key 'a\x1b[2Jb' is odd\nleft out: 1")
+
+    assert main(run, "index", []) == 1
+    assert capsys.readouterr().err == "index: the key 'a\\x1b[2Jb' is odd\nleft out: 1\n"

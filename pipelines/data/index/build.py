@@ -7,8 +7,11 @@ goes on where it was, and a shard with an unchanged stamp is not read again.
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -18,21 +21,27 @@ import pyarrow as pa
 from pipelines.data.errors import DataError, Reason
 from pipelines.data.index.files import (
     FOLDER,
+    FORMAT,
     SHARD_SCHEMA,
+    Part,
     count_samples,
     faults_file,
     metadata,
+    quarantine_file,
     read_table,
     samples_file,
+    scan_digits,
     table_bytes,
+    version_file,
     without,
 )
-from pipelines.data.index.index import FORMAT, Assignment, Index, IndexConfig, index_hash
+from pipelines.data.index.index import Assignment, Index, IndexConfig, index_hash
 from pipelines.data.index.quarantine import describe_faults, reason_counts
 from pipelines.data.index.quarantine_page import quarantine_page
-from pipelines.data.index.scan import FAULT_SCHEMA, SAMPLE_SCHEMA, Fault, fault_table, scan_tar
+from pipelines.data.index.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
 from pipelines.data.index.shard_pass import over_shards
-from pipelines.data.shards import SPLITS, shard_split
+from pipelines.data.index.survey import survey
+from pipelines.data.shards import SPLITS, shard_split, shard_splits
 from pipelines.data.storage import FileStamp, Folder
 
 Summary = dict[str, Any]
@@ -40,6 +49,9 @@ Summary = dict[str, Any]
 # Above this many samples, keys are compared in several passes over ranges of their hashes: 8 bytes each, a few copies.
 _KEYS_PER_PASS = 50_000_000
 _READERS = 16
+_VERSIONS = 100
+
+log = logging.getLogger(__name__)
 
 
 def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Callable[[int, int], None] | None) -> Index:
@@ -47,19 +59,25 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
     folder = Folder(tars)
     files = _find_tars(folder)
     _check_writable(folder)
-    shard_splits = {file.name: shard_split(file.name) for file in files}
-    assignment = Assignment(0.0 if "val" in shard_splits.values() else config.validation_fraction)
+    earlier = _newest(folder)
+    splits = shard_splits([file.name for file in files], config.splits)
+    assignment = Assignment(0.0 if "val" in splits.values() else config.validation_fraction)
 
     summaries: dict[str, Summary] = {}
-    lost: list[dict[str, Any]] = []
-    for summary in _map_shards(folder, files, config, assignment, force):
+    lost: list[dict[str, Any]] = [
+        Fault(None, None, None, Reason.UNREADABLE_SHARD, "a folder, and no tar").row(name)
+        for name in folder.subfolders()
+        if name.endswith(".tar")
+    ]
+    folders = len(lost)
+    for summary in _map_shards(folder, files, config, assignment, force or config.force):
         if "unreadable" in summary:
             fault = Fault(None, None, None, Reason.UNREADABLE_SHARD, summary["unreadable"])
             lost.append(fault.row(summary["name"]))
         else:
             summaries[summary["name"]] = summary
         if report_progress is not None:
-            report_progress(len(summaries) + len(lost), len(files))
+            report_progress(len(summaries) + len(lost) - folders, len(files))
 
     shards = [summaries[name] for name in sorted(summaries)]
     repeats = _repeated_keys(folder, shards)
@@ -68,39 +86,51 @@ def build(tars: str, config: IndexConfig, *, force: bool, report_progress: Calla
     quarantine = _collect_faults(folder, shards, [*lost, *(fault.row(name) for name, _, fault in repeats)])
 
     counts = {split: sum(s[f"samples_{split}"] for s in shards) for split in SPLITS}
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
-        "hash": index_hash([(s["name"], s["sha256"]) for s in shards], config.scan, assignment),
+        "hash": index_hash([(s["name"], s["sha256"], s["split"]) for s in shards], config.scan, assignment),
         "scan": config.scan,
         "validation_fraction": assignment.fraction,
         "counts": counts,
         "quarantine": reason_counts(quarantine),
+        "passed_over": dict(sum((Counter(s["passed_over"]) for s in shards), Counter())),
+        "survey": survey(shards, partial(_read_samples, folder), assignment.splits, _READERS),
     }
-    folder.write(f"{FOLDER}/quarantine.parquet", table_bytes(quarantine, {"hash": facts["hash"]}))
+    folder.write(quarantine_file(), table_bytes(quarantine, {"hash": facts["hash"]}))
     if config.report:
         folder.write(f"{FOLDER}/quarantine.html", quarantine_page(folder, quarantine, counts).encode())
-    try:
-        _check_limits(tars, facts, quarantine, max((s["worst_run"] for s in shards), default=0), config)
-    except DataError:
-        folder.remove(f"{FOLDER}/index.json")
-        raise
+    _check_limits(tars, facts, quarantine, shards, config, has_index=bool(earlier))
     columns = [{name: shard[name] for name in SHARD_SCHEMA.names} for shard in shards]
     table = pa.Table.from_pylist(columns, SHARD_SCHEMA)
-    folder.write(f"{FOLDER}/shards.parquet", table_bytes(table, {"hash": facts["hash"]}))
-    folder.write(f"{FOLDER}/index.json", json.dumps(facts, indent=1, sort_keys=True).encode())
-    _sweep(folder, {file.name for file in files})
+    folder.write(quarantine_file(facts["hash"]), table_bytes(quarantine, {"hash": facts["hash"]}))
+    folder.write(version_file(facts["hash"]), table_bytes(table, facts))
+    versions = [*(version for version in earlier if version != facts["hash"]), facts["hash"]]
+    newest = {**facts, "versions": versions[-_VERSIONS:]}
+    folder.write(f"{FOLDER}/index.json", json.dumps(newest, indent=1, sort_keys=True).encode())
+    hashes = {shard["name"]: shard["sha256"] for shard in shards}
+    _sweep(folder, {file.name: hashes.get(file.name, "") for file in files}, versions[:-_VERSIONS])
     return Index.open(tars)
 
 
 def index_shard(
-    folder: Folder, file: FileStamp, config: IndexConfig, assignment: Assignment, force: bool = False
+    folder: Folder,
+    file: FileStamp,
+    config: IndexConfig,
+    assignment: Assignment,
+    force: bool = False,
+    parts: Sequence[str] | None = None,
 ) -> Summary:
-    """Write one shard's part of the index, unless the one that is there is of the same tar and settings.
+    """Write one shard's part of the index, unless there is one of the same tar and settings.
+
+    Args:
+        parts: names of the parts of this shard that there are; looked up if not given.
 
     Returns:
-        its row of ``shards.parquet``, and ``worst_run``; or ``name`` and ``unreadable``, what kept it from being read.
+        its row of ``SHARD_SCHEMA``, ``worst_run`` and ``passed_over``; or ``name`` and ``unreadable``, what kept it
+        from being read.
     """
-    samples = None if force else _unchanged(folder, file, config)
+    parts = _parts(folder).get(file.name, []) if parts is None else parts
+    samples = None if force else _unchanged(folder, file, config, parts)
     if samples is None:
         try:
             before = folder.stamp(file.name)
@@ -110,31 +140,54 @@ def index_shard(
                 raise OSError("it changed while it was read; run the index job again")
         except OSError as error:
             return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
-        facts = {
+        facts: dict[str, Any] = {
+            "part": Part(file.name, scan.sha256[:16], scan_digits(config.scan)).name,
             "sha256": scan.sha256,
             "size": scan.size,
             "stamp": file.stamp,
             "scan": config.scan,
             "faults": len(scan.faults),
             "worst_run": scan.worst_run,
+            "passed_over": scan.passed_over,
         }
         # The samples file comes last: it vouches for the faults.
-        folder.remove(samples_file(file.name))
-        folder.remove(faults_file(file.name))
         if scan.faults:
-            folder.write(faults_file(file.name), table_bytes(fault_table(file.name, scan.faults), {}))
-        folder.write(samples_file(file.name), table_bytes(scan.samples, facts))
+            folder.write(faults_file(facts["part"]), table_bytes(fault_table(file.name, scan.faults), {}))
+        folder.write(samples_file(facts["part"]), table_bytes(scan.samples, facts))
         samples = scan.samples.replace_schema_metadata({"facts": json.dumps(facts)})
     facts = metadata(samples)
-    split = shard_split(file.name)
+    split = shard_split(file.name, config.splits)
     splits = assignment.splits(split, samples["split_hash"].to_numpy())
     return {
         "name": file.name,
         "split": split,
-        **{name: facts[name] for name in ("sha256", "size", "stamp", "faults", "worst_run")},
+        **{name: facts[name] for name in ("part", "sha256", "size", "stamp", "faults", "worst_run", "passed_over")},
         "repeated": [],
         **count_samples(samples, splits),
     }
+
+
+def _newest(folder: Folder) -> list[str]:
+    """Hashes of the versions that there are, the newest last; says so where they are of another format."""
+    try:
+        facts = json.loads(folder.read(f"{FOLDER}/index.json"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return []
+    if facts.get("format") != FORMAT:
+        found = facts.get("format")
+        log.warning("the index of %s is of format %s and is made anew, of format %s", folder.uri, found, FORMAT)
+        return []
+    versions: list[str] = facts["versions"]
+    return versions
+
+
+def _parts(folder: Folder) -> dict[str, list[str]]:
+    """Names of the parts that there are, by shard."""
+    parts: dict[str, list[str]] = {}
+    for file in folder.files(f"{FOLDER}/samples"):
+        if part := Part.parse(file.name):
+            parts.setdefault(part.shard, []).append(part.name)
+    return parts
 
 
 def _find_tars(folder: Folder) -> list[FileStamp]:
@@ -172,25 +225,32 @@ def _map_shards(
     def run(row: dict[str, Any]) -> dict[str, Any]:
         file = FileStamp(row["name"], row["size"], row["stamp"])
         # As JSON: a column of Ray Data takes its type from the first rows.
-        return {"summary": json.dumps(index_shard(folder, file, config, assignment, force))}
+        return {"summary": json.dumps(index_shard(folder, file, config, assignment, force, json.loads(row["parts"])))}
 
-    items = [{"name": file.name, "size": file.size, "stamp": file.stamp} for file in files]
+    parts = _parts(folder)
+    items = [
+        {"name": file.name, "size": file.size, "stamp": file.stamp, "parts": json.dumps(parts.get(file.name, []))}
+        for file in files
+    ]
     for row in over_shards(items, run):
         yield json.loads(row["summary"])
 
 
-def _unchanged(folder: Folder, file: FileStamp, config: IndexConfig) -> pa.Table | None:
+def _unchanged(folder: Folder, file: FileStamp, config: IndexConfig, parts: Sequence[str]) -> pa.Table | None:
     """The shard's samples of an earlier run, if they are of the same tar and settings."""
     if not file.stamp:
         return None
-    try:
-        table = read_table(folder.read(samples_file(file.name)))
-    except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
-        return None
-    facts = metadata(table)
-    found = (facts.get("size"), facts.get("stamp"), facts.get("scan"))
-    same = found == (file.size, file.stamp, config.scan) and table.column_names == SAMPLE_SCHEMA.names
-    return table if same else None
+    for part in parts:
+        if not part.endswith(f"-{scan_digits(config.scan)}"):
+            continue
+        try:
+            table = read_table(folder.read(samples_file(part)))
+        except (FileNotFoundError, pa.ArrowException):
+            continue
+        facts = metadata(table)
+        if (facts.get("size"), facts.get("stamp"), facts.get("scan")) == (file.size, file.stamp, config.scan):
+            return table
+    return None
 
 
 def _repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, Fault]]:
@@ -200,13 +260,13 @@ def _repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str,
         of_split = [shard for shard in shards if shard["split"] == split]
         if len(of_split) < 2:
             continue
-        names = [shard["name"] for shard in of_split]
+        parts = {shard["name"]: shard["part"] for shard in of_split}
         passes = -(-sum(_samples(shard) for shard in of_split) // _KEYS_PER_PASS)
         for number in range(passes):
             first: dict[str, str] = {}
-            for name, rows in _equal_hashes(folder, names, number, passes):
+            for name, rows in _equal_hashes(folder, parts, number, passes):
                 offsets = ["image_offset", "json_offset", "txt_offset"]
-                samples = _read_samples(folder, name, ["key", *offsets]).take(pa.array(rows))
+                samples = _read_samples(folder, parts[name], ["key", *offsets]).take(pa.array(rows))
                 for row, sample in zip(rows.tolist(), samples.to_pylist(), strict=True):
                     key = sample["key"]
                     if (earlier := first.setdefault(key, name)) != name:
@@ -217,16 +277,18 @@ def _repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str,
     return sorted(repeats, key=lambda repeat: repeat[:2])
 
 
-def _equal_hashes(folder: Folder, shards: Sequence[str], number: int, passes: int) -> Iterator[tuple[str, np.ndarray]]:
+def _equal_hashes(
+    folder: Folder, parts: Mapping[str, str], number: int, passes: int
+) -> Iterator[tuple[str, np.ndarray]]:
     """(shard, rows) with a key whose hash occurs elsewhere too, among the hashes of pass ``number``."""
 
-    def hashes_of(name: str) -> tuple[np.ndarray, np.ndarray]:
-        hashes = _read_samples(folder, name, ["key_hash"])["key_hash"].to_numpy()
+    def hashes_of(part: str) -> tuple[np.ndarray, np.ndarray]:
+        hashes = _read_samples(folder, part, ["key_hash"])["key_hash"].to_numpy()
         rows = np.flatnonzero(hashes % np.uint64(passes) == number)
         return hashes[rows], rows.astype(np.int32)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        pieces = list(pool.map(hashes_of, shards))
+        pieces = list(pool.map(hashes_of, parts.values()))
     hashes = np.concatenate([piece[0] for piece in pieces])
     order = np.argsort(hashes)
     equal_to_next = hashes[order[1:]] == hashes[order[:-1]]
@@ -234,7 +296,7 @@ def _equal_hashes(folder: Folder, shards: Sequence[str], number: int, passes: in
     repeated[order[1:][equal_to_next]] = True
     repeated[order[:-1][equal_to_next]] = True
     start = 0
-    for name, (of_shard, rows) in zip(shards, pieces, strict=True):
+    for name, (of_shard, rows) in zip(parts, pieces, strict=True):
         here = repeated[start : start + len(of_shard)]
         start += len(of_shard)
         if here.any():
@@ -242,23 +304,30 @@ def _equal_hashes(folder: Folder, shards: Sequence[str], number: int, passes: in
 
 
 def _leave_out(folder: Folder, shard: Summary, rows: Sequence[int], assignment: Assignment) -> None:
-    samples = without(_read_samples(folder, shard["name"], ["split_hash", "captions", "questions"]), rows)
+    samples = without(_read_samples(folder, shard["part"], ["split_hash", "captions", "questions"]), rows)
     splits = assignment.splits(shard["split"], samples["split_hash"].to_numpy())
     shard |= {"repeated": list(rows), **count_samples(samples, splits)}
 
 
 def _collect_faults(folder: Folder, shards: Sequence[Summary], more: list[dict[str, Any]]) -> pa.Table:
-    names = [shard["name"] for shard in shards if shard["faults"]]
+    parts = [shard["part"] for shard in shards if shard["faults"]]
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(lambda name: read_table(folder.read(faults_file(name))), names))
+        tables = list(pool.map(lambda part: read_table(folder.read(faults_file(part))), parts))
     tables = [table.replace_schema_metadata() for table in tables]
     together = pa.concat_tables([*tables, pa.Table.from_pylist(more, FAULT_SCHEMA)])
     return together.sort_by([("shard", "ascending"), ("offset", "ascending")])
 
 
 def _check_limits(
-    tars: str, facts: Mapping[str, Any], quarantine: pa.Table, worst_run: int, config: IndexConfig
+    tars: str,
+    facts: Mapping[str, Any],
+    quarantine: pa.Table,
+    shards: Sequence[Summary],
+    config: IndexConfig,
+    *,
+    has_index: bool,
 ) -> None:
+    worst_run = max((shard["worst_run"] for shard in shards), default=0)
     samples, faults = sum(facts["counts"].values()), quarantine.num_rows
     fraction = faults / (samples + faults) if faults else 0.0
     if not samples:
@@ -277,21 +346,45 @@ def _check_limits(
             remedy += (
                 f"; or, if it is to hold {members} alone, set data.index.members={members} (data.mix.NAME.members)"
             )
+    if worst := _worst_tars(quarantine, shards):
+        problem += f" (most in {worst})"
+    if has_index:
+        remedy += "; until then the index that was there before stays in use, without what came since"
     report = "\n".join(describe_faults(quarantine, facts["quarantine"]))
     shown = " and quarantine.html" if config.report else "; data.index.report=true shows them on a page"
     raise DataError(f"{tars!r} {problem}; {remedy}. All of them are in {FOLDER}/quarantine.parquet{shown}.\n{report}")
 
 
-def _sweep(folder: Folder, tars: set[str]) -> None:
-    """Delete the parts of tars that are gone, and what interrupted jobs left."""
-    for part in ("samples", "faults"):
-        for file in folder.files(f"{FOLDER}/{part}"):
-            if file.name.removesuffix(".parquet") not in tars:
-                folder.remove(f"{FOLDER}/{part}/{file.name}")
+def _worst_tars(quarantine: pa.Table, shards: Sequence[Summary]) -> str:
+    """The tars that have the most faults and mostly these, where other tars have not: they may be taken out."""
+    samples = {shard["name"]: _samples(shard) for shard in shards}
+    faults = Counter(quarantine["shard"].to_pylist())
+    bad = [name for name, count in faults.most_common() if count > samples.get(name, 0)]
+    worst = bad[:3] if samples.keys() - set(bad) else []
+    return ", ".join(f"{name!r}: {faults[name]:,} of {faults[name] + samples.get(name, 0):,}" for name in worst)
 
 
-def _read_samples(folder: Folder, shard: str, columns: list[str]) -> pa.Table:
-    return read_table(folder.read(samples_file(shard)), columns)
+def _sweep(folder: Folder, tars: Mapping[str, str], versions: Sequence[str]) -> None:
+    """Delete the oldest versions, the parts of tars that are gone or are others now, and what interrupted jobs left.
+
+    Args:
+        tars: sha256 of each tar that is there; "" where that is not known.
+        versions: hashes of those to delete.
+    """
+    for version in versions:
+        folder.remove(version_file(version))
+        folder.remove(quarantine_file(version))
+    for kind in ("samples", "faults"):
+        for file in folder.files(f"{FOLDER}/{kind}"):
+            part = Part.parse(file.name)
+            sha256 = tars.get(part.shard) if part else None
+            if part is None or sha256 is None or (sha256 and sha256[:16] != part.sha256):
+                folder.remove(f"{FOLDER}/{kind}/{file.name}")
+    folder.remove(f"{FOLDER}/shards.parquet")  # of format 1
+
+
+def _read_samples(folder: Folder, part: str, columns: list[str]) -> pa.Table:
+    return read_table(folder.read(samples_file(part)), columns)
 
 
 def _samples(shard: Summary) -> int:

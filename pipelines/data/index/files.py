@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +17,10 @@ from numpy.typing import NDArray
 from pipelines.data.shards import SPLITS
 
 FOLDER = "_index"
+FORMAT = 2
+"""Of all files of an index; those of another format are made anew."""
 COUNTS = ("samples", "with_questions", "with_captions", "questions", "captions")
-"""What is counted for each shard and split; a column of ``shards.parquet`` is named ``samples_train``."""
+"""What is counted for each shard and split; a column of ``SHARD_SCHEMA`` is named ``samples_train``."""
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -25,22 +29,65 @@ SHARD_SCHEMA = pa.schema(
         ("sha256", pa.string()),
         ("size", pa.int64()),
         ("stamp", pa.string()),
+        ("part", pa.string()),
         ("faults", pa.int64()),
         ("repeated", pa.list_(pa.int64())),
         *((f"{what}_{split}", pa.int64()) for what in COUNTS for split in SPLITS),
     ]
 )
-"""Of ``shards.parquet``. ``stamp`` is the tar's FileStamp; ``repeated`` are rows of its samples file, left out."""
+"""Of a version. ``stamp`` is the tar's FileStamp, ``part`` names its samples file (``Part``), and ``repeated`` are rows
+of that which are left out."""
+
+_PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a-f]{8})")
 
 
-def samples_file(shard: str) -> str:
-    """Where the sound samples of a shard are, within the folder of the tars."""
-    return f"{FOLDER}/samples/{shard}.parquet"
+class Part(NamedTuple):
+    """What an index says of one tar, named by all that it depends on, so that several versions can share it.
+
+    Attributes:
+        shard: name of the tar.
+        sha256: the first 16 digits of that of the tar.
+        scan: 8 digits of a hash of what makes a sample sound.
+    """
+
+    shard: str
+    sha256: str
+    scan: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.shard}.{self.sha256}-{self.scan}"
+
+    @classmethod
+    def parse(cls, name: str) -> Part | None:
+        """The part of this name, or of the file that holds it; None for another name."""
+        match = _PART.fullmatch(name.removesuffix(".parquet"))
+        return cls(**match.groupdict()) if match else None
 
 
-def faults_file(shard: str) -> str:
-    """Where the faults of a shard are, if it has any."""
-    return f"{FOLDER}/faults/{shard}.parquet"
+def scan_digits(scan: Mapping[str, Any]) -> str:
+    """``Part.scan`` of these settings."""
+    return hashlib.sha256(json.dumps([FORMAT, dict(scan)], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def samples_file(part: str) -> str:
+    """Where the sound samples of a part are, within the folder of the tars."""
+    return f"{FOLDER}/samples/{part}.parquet"
+
+
+def faults_file(part: str) -> str:
+    """Where the faults of a part are, if it has any."""
+    return f"{FOLDER}/faults/{part}.parquet"
+
+
+def version_file(index_hash: str) -> str:
+    """Where the shards and the facts of a version of the index are."""
+    return f"{FOLDER}/versions/{index_hash}.parquet"
+
+
+def quarantine_file(index_hash: str = "") -> str:
+    """Where the quarantine of a version is, or that of the last job, whether it made an index or not."""
+    return f"{FOLDER}/versions/{index_hash}.quarantine.parquet" if index_hash else f"{FOLDER}/quarantine.parquet"
 
 
 def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
@@ -53,7 +100,7 @@ def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
 
 
 def count_samples(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, int]:
-    """Counts by split of a samples table, as columns of ``shards.parquet``."""
+    """Counts by split of a samples table, as columns of ``SHARD_SCHEMA``."""
     captions, questions = table["captions"].to_numpy(), table["questions"].to_numpy()
     counts: dict[str, int] = {}
     for split in SPLITS:

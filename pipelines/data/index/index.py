@@ -2,13 +2,20 @@
 
 It lies beside the tars, in ``_index/``:
 
-- ``samples/SHARD.parquet``: the sound samples of one tar, in tar order; a function of that tar's bytes alone.
-- ``faults/SHARD.parquet``: what is wrong in that tar; only where something is.
-- ``shards.parquet``: one row a shard: its sha256, size and counts by split, and the rows of ``samples`` that are left
-  out because an earlier shard has the same key.
-- ``quarantine.parquet``: everything that was left out, with its typed reason; ``quarantine.html``, if it is asked for,
-  shows it.
-- ``index.json``: written last; without it, and unless all of these belong together, there is no index.
+- ``samples/PART.parquet``: the sound samples of one tar, in tar order; a function of that tar's bytes alone. A part is
+  named by the tar, its sha256 and what makes a sample sound, and never becomes another.
+- ``faults/PART.parquet``: what is wrong in that tar; only where something is.
+- ``versions/HASH.parquet``: one row a shard: its sha256, size and counts by split, its part, and the rows of that which
+  are left out because an earlier shard has the same key. ``versions/HASH.quarantine.parquet``: everything that was left
+  out, with its typed reason.
+- ``index.json``: which version is the newest, and its facts. It is written last, as a whole, and only by a job that
+  found no more faults than are allowed: until then, and where a job fails, the version before stays the newest.
+- ``quarantine.parquet``: that of the last job, also of one that failed; ``quarantine.html``, if it is asked for, shows
+  it.
+
+Who has opened a version, and a run that began with one, keeps to it while newer ones are made. The last 100 versions
+are kept, and the parts of all tars that are there; those of tars that were changed or removed go with the next index
+job, as no version can read such a tar any more.
 
 An opened ``Index`` holds memory for its shards, not its samples. Opening one does not import Ray.
 """
@@ -17,27 +24,45 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from pipelines.data.errors import DataError
-from pipelines.data.index.files import COUNTS, FOLDER, metadata, read_table, samples_file, without
+from pipelines.data.errors import DataError, printable
+from pipelines.data.index.files import (
+    COUNTS,
+    FOLDER,
+    FORMAT,
+    metadata,
+    quarantine_file,
+    read_table,
+    samples_file,
+    version_file,
+    without,
+)
 from pipelines.data.index.quarantine import describe_faults
+from pipelines.data.index.survey import describe_survey
 from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
-from pipelines.data.sample import Members
-from pipelines.data.shards import SPLITS
+from pipelines.data.sample import Members, TextLimits
+from pipelines.data.shards import SPLITS, Split
 from pipelines.data.storage import Folder
 from vlmodel.config import Section
 
-FORMAT = 1
+_DIGITS = re.compile(r"\d+")
+_PATTERNS = 4
+_KINDS = 12
+
+Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""One shell pattern, or several."""
 
 
 class IndexConfig(Section):
@@ -54,10 +79,19 @@ class IndexConfig(Section):
     """Images of more pixels are left out; no more are decoded."""
     max_image_bytes: int = Field(256 << 20, ge=1)
     """Image files of more bytes are left out."""
+    max_letters: int = Field(TextLimits.letters, ge=1)
+    """Samples with a caption, question or answer of more letters are left out."""
+    max_texts: int = Field(TextLimits.texts, ge=1)
+    """Samples with more captions and questions, or a question with more answers, are left out."""
+    force: bool = False
+    """Read every tar again, also those whose size and time of change are as they were."""
     report: bool = False
     """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""
+    splits: dict[Split, Patterns] = {}
+    """Which tars are of which split, by shell patterns of their names, as in {val = "held-out-*"}; other tars say it by
+    a word of their names: train, val, validation, valid, dev, test, eval, ... (train-000.tar, coco-val2017.tar)."""
     members: Members = "pairs"
     """What a sample is: "pairs", an image with its texts; "texts" or "images", one without the other, which is passed
     over where there is some."""
@@ -65,9 +99,8 @@ class IndexConfig(Section):
     @property
     def scan(self) -> dict[str, Any]:
         """The settings that decide which samples are sound."""
-        settings = {"max_pixels": self.max_pixels, "max_image_bytes": self.max_image_bytes, "verify": self.verify}
-        # Not told of pairs, so that their indexes have the hash that they always had.
-        return settings if self.members == "pairs" else settings | {"members": self.members}
+        names = {"max_pixels", "max_image_bytes", "max_letters", "max_texts", "verify", "members"}
+        return self.model_dump(mode="json", include=names)
 
 
 @dataclass(frozen=True)
@@ -97,6 +130,7 @@ class Shard:
         split: by its file name.
         sha256: of its bytes, in hexadecimal.
         size: in bytes.
+        part: its part of the index.
         samples, with_questions, with_captions: samples by split: all, and those with at least one such text.
         questions, captions: texts by split.
         repeated: rows of the samples file that are left out, as an earlier shard has the same key.
@@ -106,6 +140,7 @@ class Shard:
     split: str
     sha256: str
     size: int
+    part: str
     samples: dict[str, int]
     with_questions: dict[str, int]
     with_captions: dict[str, int]
@@ -129,27 +164,46 @@ class Index:
         self._facts, self._table = dict(facts), shards
 
     @classmethod
-    def open(cls, tars: str) -> Index:
+    def open(cls, tars: str, index_hash: str = "") -> Index:
         """The index that lies beside the tars.
 
+        Args:
+            index_hash: the version to open; the newest if not given.
+
         Raises:
-            DataError: there is none, or it is being written, or it was interrupted, or made by another version.
+            DataError: there is none, or it was made by another version of this program, or cannot be read.
         """
         folder = Folder(tars)
-        remedy = f"run the index job: python -m jobs.index --config ... data.tars={tars}"
+        index_hash = index_hash or Index.newest(tars)
+        remedy = _remedy(tars)
         try:
-            facts = json.loads(folder.read(f"{FOLDER}/index.json"))
-            shards = read_table(folder.read(f"{FOLDER}/shards.parquet"))
+            shards = read_table(folder.read(version_file(index_hash)))
+            facts = metadata(shards)
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{tars!r} has no index; {remedy}") from None
+            raise DataError(
+                f"{tars!r} has no version {index_hash[:12]} of its index (any more): the data are others, or came back "
+                "from elsewhere; to use what is there now, run the index job and start under another name"
+            ) from None
         except (ValueError, pa.ArrowException) as error:
             raise DataError(f"the index of {tars!r} cannot be read ({error}); {remedy}") from None
-        if facts.get("format") != FORMAT:
-            found = facts.get("format")
-            raise DataError(f"the index of {tars!r} has format {found}, this version reads {FORMAT}; {remedy}")
-        if metadata(shards).get("hash") != facts["hash"]:
-            raise DataError(f"the index of {tars!r} is being written, or its job was interrupted; {remedy}")
+        if (facts.get("format"), facts.get("hash")) != (FORMAT, index_hash):
+            raise DataError(f"version {index_hash[:12]} of the index of {tars!r} is not what it was; {remedy}")
         return cls(tars, facts, shards)
+
+    @classmethod
+    def newest(cls, tars: str) -> str:
+        """The hash of the newest version of the index that lies beside the tars; the errors of ``open``."""
+        remedy = _remedy(tars)
+        try:
+            facts = json.loads(Folder(tars).read(f"{FOLDER}/index.json"))
+            found, index_hash = facts.get("format"), facts["hash"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(f"{tars!r} has no index; {remedy}") from None
+        except (AttributeError, KeyError, ValueError) as error:
+            raise DataError(f"the index of {tars!r} cannot be read ({error}); {remedy}") from None
+        if found != FORMAT:
+            raise DataError(f"the index of {tars!r} has format {found}, this version reads {FORMAT}; {remedy}")
+        return str(index_hash)
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -177,20 +231,21 @@ class Index:
         """The samples of a shard, in tar order; read anew at every call.
 
         Columns: key, split, image_offset, image_size, image_format, width, height, json_offset, json_size, txt_offset,
-        txt_size (these four may be null), captions, questions, sha256 (of the image bytes). Of texts without images the
+        txt_size (these four may be null), captions, questions, sha256 (of the image bytes), texts_hash (of the text
+        members, see ``hash_texts``), text_hashes (see ``SAMPLE_SCHEMA``). Of texts without images the
         columns that tell of an image are null, and of images without texts those that tell where texts are.
 
         Raises:
-            DataError: the shard's part of the index was rewritten since this index was opened, or is gone.
+            DataError: the shard's part of the index is gone, as the tar was changed or removed since.
         """
         facts = self.shard(shard)
-        reopen = "the data changed since the index was opened; run the index job, then start again"
+        changed = f"{shard!r} was changed or removed since the index was made; run the index job, then start again"
         try:
-            table = read_table(self.folder.read(samples_file(shard)))
+            table = read_table(self.folder.read(samples_file(facts.part)))
         except FileNotFoundError:
-            raise DataError(f"{samples_file(shard)} of {self.tars!r} is gone; {reopen}") from None
+            raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is gone: {changed}") from None
         if (metadata(table).get("sha256"), metadata(table).get("scan")) != (facts.sha256, self._facts["scan"]):
-            raise DataError(f"{samples_file(shard)} of {self.tars!r} is of other bytes or settings; {reopen}")
+            raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is of other bytes or settings: {changed}")
         table = without(table, facts.repeated)
         splits = self.assignment.splits(facts.split, table["split_hash"].to_numpy())
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
@@ -207,8 +262,17 @@ class Index:
     @property
     def members(self) -> Members:
         """What its samples are made of."""
-        members: Members = self._facts["scan"].get("members", "pairs")
+        members: Members = self._facts["scan"]["members"]
         return members
+
+    @property
+    def limits(self) -> TextLimits:
+        """What its samples' texts are at most."""
+        return TextLimits(self._facts["scan"]["max_letters"], self._facts["scan"]["max_texts"])
+
+    def passed_over(self) -> dict[str, int]:
+        """Members of tars that no sample is made of, by extension (".cls"), "hidden" or "no extension"."""
+        return dict(self._facts["passed_over"])
 
     def having(self, reads: Literal["questions", "captions"], split: str = "") -> int:
         """Samples of a split, or of all, with at least one such text."""
@@ -221,14 +285,18 @@ class Index:
 
     def quarantine(self) -> pa.Table:
         """What was left out: shard, key, member, offset (bytes), reason, detail; by shard, then in tar order."""
-        return read_table(self.folder.read(f"{FOLDER}/quarantine.parquet"))
+        return read_table(self.folder.read(quarantine_file(self.hash)))
 
     def quarantine_counts(self) -> dict[str, int]:
         """Rows of the quarantine by reason."""
         return dict(self._facts["quarantine"])
 
+    def survey(self) -> dict[str, Any]:
+        """What all samples tell together; see ``pipelines.data.index.survey.survey``."""
+        return dict(self._facts["survey"])
+
     def report(self) -> str:
-        """A table of the splits, and of what was left out with its first examples."""
+        """A table of the splits, what they share, and what was left out with its first examples."""
         lines = [f"index {self.hash[:12]} of {self.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
         lines[-1] += f"{'questions':>12}{'captions':>12}"
         for split in SPLITS:
@@ -237,8 +305,30 @@ class Index:
                 texts = [int(self._table[f"{what}_{split}"].to_numpy().sum()) for what in ("questions", "captions")]
                 row = f"{split:<8}{int((samples > 0).sum()):>10,}{int(samples.sum()):>12,}"
                 lines.append(row + f"{texts[0]:>12,}{texts[1]:>12,}")
+        lines += ["", *self._describe_tars()]
+        if passed_over := sorted(self.passed_over().items(), key=lambda item: (-item[1], item[0])):
+            shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
+            more = sum(count for _, count in passed_over[_KINDS:])
+            lines.append(f"no part of a sample: {shown}{f', others {more:,}' if more else ''}")
+        lines += describe_survey(self.survey())
         lines += ["", *describe_faults(self.quarantine(), self.quarantine_counts())]
         return "\n".join(lines)
+
+    def _describe_tars(self) -> list[str]:
+        """Which tars are of which split, by the patterns of their names."""
+        lines = []
+        for split in SPLITS:
+            names = [row["name"] for row in self._table.select(["name", "split"]).to_pylist() if row["split"] == split]
+            patterns = Counter(printable(_DIGITS.sub("*", name)) for name in names)
+            shown = [f"{pattern} ({count:,})" for pattern, count in patterns.most_common(_PATTERNS)]
+            more = f", and {len(patterns) - _PATTERNS:,} other names" if len(patterns) > _PATTERNS else ""
+            if names:
+                lines.append(f"tars of {split}: {', '.join(shown)}{more}")
+        if self.assignment.fraction:
+            lines.append(
+                f"val: {self.assignment.fraction:.0%} of the samples of these tars of train, by their keys' hash"
+            )
+        return lines
 
 
 def build_index(
@@ -255,23 +345,36 @@ def build_index(
 
     Args:
         tars: local folder or URI that holds ``*.tar``.
-        force: read every shard again.
+        force: read every shard again, as ``IndexConfig.force`` has it done.
         report_progress: called with (shards done, shards in all).
 
     Raises:
-        DataError: no tars; or too many faults, and then ``quarantine.parquet`` is written, and no index.
+        DataError: no tars, or names that tell no split; or too many faults, and then ``quarantine.parquet`` is
+            written, and the index is the one that was there before, if any.
     """
     from pipelines.data.index.build import build
 
     return build(tars, config or IndexConfig(), force=force, report_progress=report_progress)
 
 
-def index_hash(shas: Sequence[tuple[str, str]], scan: Mapping[str, Any], assignment: Assignment) -> str:
-    """Hash of an index: its shards' (name, sha256) by name, what makes a sample sound, how splits are assigned."""
-    facts = [FORMAT, [list(pair) for pair in shas], dict(scan), assignment.fraction]
+def index_hash(shards: Sequence[tuple[str, str, str]], scan: Mapping[str, Any], assignment: Assignment) -> str:
+    """Hash of an index.
+
+    Args:
+        shards: name, sha256 and split of each, by name.
+        scan: what makes a sample sound.
+        assignment: how samples of train become ones of val.
+    """
+    facts = [FORMAT, [list(shard) for shard in shards], dict(scan), assignment.fraction]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _remedy(tars: str) -> str:
+    return f"run the index job: python -m jobs.index --config ... data.tars={tars}"
 
 
 def _shard(row: Mapping[str, Any]) -> Shard:
     counts = {what: {s: row[f"{what}_{s}"] for s in SPLITS if row[f"samples_{s}"]} for what in COUNTS}
-    return Shard(row["name"], row["split"], row["sha256"], row["size"], **counts, repeated=tuple(row["repeated"]))
+    return Shard(
+        row["name"], row["split"], row["sha256"], row["size"], row["part"], **counts, repeated=tuple(row["repeated"])
+    )

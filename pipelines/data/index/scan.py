@@ -9,22 +9,36 @@ Rules where a key appears more than once in a shard:
 
 A sample at a break of the tar is part of the break, and has no row of its own, unless all of it is there.
 
+Members of a key of which none is an image or a text are an UNKNOWN_MEMBER, a row for each name up to its last dot:
+``photo.v1.jpg`` and ``photo.v1.txt`` have the key ``photo``, and the extensions ``v1.jpg`` and ``v1.txt``. Other
+members that no sample is made of (``.cls`` beside an image, hidden files, files without extension) are counted.
+
 Of a set of texts the images are passed over, if there are any, and of a set of images the texts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from zlib import crc32
 
 import pyarrow as pa
 
 from pipelines.data.errors import Reason, SampleError
-from pipelines.data.index.tarindex import Break, Kind, Member, leaves_folder, read_tar, split_name
+from pipelines.data.index.tarindex import Break, Kind, Member, is_hidden, leaves_folder, read_tar, split_name
 from pipelines.data.index.validate import Verify, check_image
-from pipelines.data.sample import IMAGE_EXTENSIONS, Members, Texts, parse_group, parse_texts
+from pipelines.data.sample import (
+    IMAGE_EXTENSIONS,
+    Members,
+    TextLimits,
+    Texts,
+    hash_texts,
+    parse_group,
+    parse_texts,
+)
 
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -43,12 +57,15 @@ SAMPLE_SCHEMA = pa.schema(
         ("captions", pa.int32()),
         ("questions", pa.int32()),
         ("sha256", pa.string()),
+        ("texts_hash", pa.binary(16)),
+        ("text_hashes", pa.list_(pa.uint32())),
     ]
 )
 """``key_hash`` is the first 8 bytes of sha256(key), big-endian; ``split_hash``, by which validation samples are cut
 off, is the same of the sample's group, or of its key where it has none; offsets and sizes are bytes of the tar. What
 tells of an image, ``sha256`` too, is null where a sample is texts alone; where it is an image alone, the places of
-texts are."""
+texts and ``texts_hash`` are. ``texts_hash`` is ``hash_texts`` of the text members; ``text_hashes`` are CRC-32 of each
+caption and question in small letters, to tell how many texts two splits share."""
 
 FAULT_SCHEMA = pa.schema(
     [
@@ -64,6 +81,7 @@ FAULT_SCHEMA = pa.schema(
 # What other loaders of such tars would unpickle. Nothing here does, and no one should be handed them.
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
 _MAX_TEXT_BYTES = 64 << 20
+_EXTENSIONS_COUNTED = 50
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,7 @@ class Scan:
         samples: a table of ``SAMPLE_SCHEMA``, in tar order.
         faults: in tar order.
         worst_run: the most faults in a row.
+        passed_over: members that no sample is made of: how many by extension (".cls"), "hidden" or "no extension".
         sha256: of the tar, in hexadecimal.
         size: of the tar in bytes.
     """
@@ -108,6 +127,7 @@ class Scan:
     samples: pa.Table
     faults: list[Fault]
     worst_run: int
+    passed_over: dict[str, int]
     sha256: str
     size: int
 
@@ -119,12 +139,15 @@ def scan_tar(
     max_image_bytes: int,
     verify: Verify = "decode",
     members: Members = "pairs",
+    max_letters: int = TextLimits.letters,
+    max_texts: int = TextLimits.texts,
 ) -> Scan:
     """Read one tar from start to end, once.
 
     Args:
         read: gives the next bytes, b"" at the end.
         members: what a sample must have.
+        max_letters, max_texts: see ``TextLimits``.
 
     Raises:
         OSError: what ``read`` raises.
@@ -145,15 +168,27 @@ def scan_tar(
             return check.images and n <= max_image_bytes
         return check.texts and n <= _MAX_TEXT_BYTES * _is_text(extension)
 
-    check = _Check(max_pixels, max_image_bytes, verify, images=members != "texts", texts=members != "images")
-    outcomes = _outcomes(read_tar(read_and_hash, wanted), check)
+    check = _Check(
+        max_pixels,
+        max_image_bytes,
+        verify,
+        images=members != "texts",
+        texts=members != "images",
+        limits=TextLimits(max_letters, max_texts),
+    )
+    grouping = _Grouping(check)
+    for item in read_tar(read_and_hash, wanted):
+        grouping.take_break(item) if isinstance(item, Break) else grouping.take(item)
+    grouping.close("end")
+    outcomes = grouping.outcomes
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
     faults = [outcome for outcome in outcomes if isinstance(outcome, Fault)]
     worst = run = 0
     for outcome in outcomes:
         run = run + 1 if isinstance(outcome, Fault) else 0
         worst = max(worst, run)
-    return Scan(pa.Table.from_pylist(rows, SAMPLE_SCHEMA), faults, worst, digest.hexdigest(), size)
+    table = pa.Table.from_pylist(rows, SAMPLE_SCHEMA)
+    return Scan(table, faults, worst, dict(grouping.passed_over), digest.hexdigest(), size)
 
 
 def hash_key(key: str) -> int:
@@ -171,6 +206,7 @@ class _Check:
     verify: Verify
     images: bool
     texts: bool
+    limits: TextLimits
 
 
 @dataclass
@@ -192,6 +228,11 @@ class _Group:
     def shape(self) -> frozenset[str]:
         """What it is made of, whatever the image's format."""
         return frozenset("image" if extension in IMAGE_EXTENSIONS else extension for extension in self.members)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether nothing of it is an image or a text."""
+        return self.image is None and not any(map(_is_text, self.members))
 
     @property
     def complete(self) -> bool:
@@ -217,16 +258,9 @@ class _Seen:
     split: bool = False
 
 
-def _outcomes(stream: Iterable[Member | Break], check: _Check) -> list[_Row | Fault]:
-    """A row or a fault for each sample, in tar order."""
-    grouping = _Grouping(check)
-    for item in stream:
-        grouping.take_break(item) if isinstance(item, Break) else grouping.take(item)
-    grouping.close("end")
-    return grouping.outcomes
-
-
 class _Grouping:
+    """Makes of the members of a tar, in its order, a row or a fault for each sample."""
+
     def __init__(self, check: _Check) -> None:
         self.check = check
         self.outcomes: list[_Row | Fault] = []
@@ -235,6 +269,7 @@ class _Grouping:
         self.after_break = False
         # The shape of the first whole sample: what a sample of this shard looks like.
         self.usual: frozenset[str] | None = None
+        self.passed_over: Counter[str] = Counter()
 
     def take(self, member: Member) -> None:
         if member.kind is Kind.DIRECTORY and not leaves_folder(member.name):
@@ -244,10 +279,14 @@ class _Grouping:
             if (problem := _member_problem("", member)) is not None:
                 self.close("next")
                 self.outcomes.append(Fault(None, member.name, member.offset, *problem))
+            else:
+                self._pass_over("hidden" if is_hidden(member.name) else "no extension")
             return
         key, extension = named
+        if extension not in IMAGE_EXTENSIONS and not _is_text(extension):
+            self._pass_over(f".{extension}")
         group = self.group
-        if group is None or group.key != key or (extension in group.members and group.complete):
+        if group is None or group.key != key or (extension in group.members and (group.complete or group.unknown)):
             self.close("next")
             group = self.group = _Group(key, self.check, after_break=self.after_break)
             self.after_break = False
@@ -262,12 +301,15 @@ class _Grouping:
     def close(self, what_follows: Literal["next", "break", "end"]) -> str | None:
         """Judge the current group; the key, if it was lost to a break."""
         group, self.group = self.group, None
-        if group is None or not (group.fault or group.image or any(map(_is_text, group.members))):
+        if group is None:
             return None
         if what_follows == "break" or group.after_break:
             usual = self.usual or group.shape
             if not group.complete or not group.shape >= usual:
                 return group.key
+        if group.unknown and group.fault is None:
+            self.outcomes.extend(_unknown(group))
+            return None
         outcome = self._repeated(group) if group.key in self.seen else _judge(group, self.check)
         if outcome is None:
             return None
@@ -278,6 +320,10 @@ class _Grouping:
             self.seen[group.key] = _Seen(len(self.outcomes), group.extensions, first.offset)
         self.outcomes.append(outcome)
         return None
+
+    def _pass_over(self, kind: str) -> None:
+        is_counted = kind in self.passed_over or len(self.passed_over) < _EXTENSIONS_COUNTED
+        self.passed_over[kind if is_counted else "other extensions"] += 1
 
     def _repeated(self, group: _Group) -> Fault | None:
         seen = self.seen[group.key]
@@ -300,6 +346,20 @@ class _Grouping:
                 self.outcomes[seen.place] = fault
             seen.split = True
         return None
+
+
+def _unknown(group: _Group) -> list[Fault]:
+    """A fault for each name up to its last dot."""
+    first: dict[str, tuple[str, Member]] = {}
+    for extension, member in group.members.items():
+        first.setdefault(member.name.rpartition(".")[0], (extension, member))
+    faults = []
+    for extension, member in first.values():
+        detail = f"no image and no text by its extension, .{extension}"
+        if "." in extension:
+            detail += f", as the first dot of a base name ends the key ({group.key!r}); use no other dots in names"
+        faults.append(Fault(group.key, member.name, member.offset, Reason.UNKNOWN_MEMBER, detail))
+    return faults
 
 
 def _judge(group: _Group, check: _Check) -> _Row | Fault:
@@ -345,7 +405,7 @@ def _judge(group: _Group, check: _Check) -> _Row | Fault:
     texts = Texts((), ())
     if check.texts:
         try:
-            texts = parse_texts(json.data if json else None, txt.data if txt else None)
+            texts = parse_texts(json.data if json else None, txt.data if txt else None, check.limits)
         except SampleError as error:
             return fault(_text_at_fault(error, json, txt) or first, error.reason, error.detail)
     of_group = parse_group(json.data) if json else None
@@ -360,6 +420,9 @@ def _judge(group: _Group, check: _Check) -> _Row | Fault:
         "txt_size": txt.size if txt else None,
         "captions": len(texts.captions),
         "questions": len(texts.questions),
+        "texts_hash": hash_texts(json.data if json else None, txt.data if txt else None) if check.texts else None,
+        "text_hashes": [crc32(text.lower().encode()) for text in texts.captions]
+        + [crc32(question.question.lower().encode()) for question in texts.questions],
     }
 
 

@@ -18,6 +18,7 @@ BLOCK = 512
 _ZERO = bytes(BLOCK)
 _READ = 1 << 20
 _LONGEST_EXTENSION = 1 << 20  # of a PAX header or a GNU long name
+_OF_SYSTEMS = ("Thumbs.db", "desktop.ini", "Icon\r")
 # Sizes to which writers fill up an archive: GNU tar's and tarfile's 20 blocks, or a power of two.
 _RECORDS = (20 * BLOCK, *(1 << bits for bits in range(10, 31)))
 
@@ -215,16 +216,24 @@ def read_tar(
 def split_name(name: str) -> tuple[str, str] | None:
     """(key, lower-case extension) of a member by WebDataset's rule: the base name's first dot ends the key.
 
-    None for a name without extension, for a hidden file, and for WebDataset's ``__name__`` metadata. A leading ``./``,
-    as ``tar -c .`` writes it, is no part of the key.
+    None for a name without extension, for a hidden file (``is_hidden``), and for WebDataset's ``__name__`` metadata. A
+    leading ``./``, as ``tar -c .`` writes it, is no part of the key.
     """
+    if is_hidden(name):
+        return None
     while name.startswith("./"):
         name = name[2:]
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")
-    if not stem or not dot or (name.startswith("__") and name.endswith("__")):
+    if not dot or (name.startswith("__") and name.endswith("__")):
         return None
     return folder + slash + stem, extension.lower()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a member is a file that systems put beside others: a hidden one, or what macOS and Windows leave."""
+    base = name.rpartition("/")[2]
+    return base.startswith(".") or base in _OF_SYSTEMS or "/__MACOSX/" in f"/{name}"
 
 
 def leaves_folder(name: str) -> bool:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.data.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
@@ -84,6 +85,19 @@ def test_tokenizer_knows_its_corpus():
     assert len(train_tokenizer(SENTENCES, vocab_size=80)) <= 80
     with pytest.raises(DataError, match="no texts"):
         train_tokenizer([])
+
+
+def test_words_of_too_many_letters_teach_nothing():
+    """The trainer would take minutes for a word of a million letters, which the tokenizer reads as [UNK] anyway."""
+    noise = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (2, 200_000))
+    long = ["".join(letters) for letters in noise]
+    tokenizer = train_tokenizer([*SENTENCES, *long, "x" * 101], vocab_size=500)
+    assert tokenizer.get_vocab() == train_tokenizer(SENTENCES, vocab_size=500).get_vocab()
+    ids = tokenizer(f"red {'e' * 101} red")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "red", "[UNK]", "red", "[SEP]"]
+    ids = tokenizer("e" * 100)["input_ids"]
+    assert tokenizer.unk_token_id not in ids
+    assert set(train_tokenizer(long).get_vocab()) == {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
 
 
 def test_tokenizer_survives_saving(tmp_path):

@@ -13,6 +13,7 @@ import s3fs
 
 from pipelines.data.errors import DataError
 from pipelines.data.index.build import build, index_shard
+from pipelines.data.index.files import samples_file
 from pipelines.data.index.index import Assignment, IndexConfig
 from pipelines.data.index.scan import scan_tar
 from pipelines.data.retrying import AccessError
@@ -116,9 +117,10 @@ def test_a_shard_is_indexed_again_only_where_its_object_changed(folder: Folder) 
     folder.write("a.tar", data)
     first = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
     assert first["samples_train"] == 5
-    written = folder.stamp("_index/samples/a.tar.parquet"), folder.read("_index/samples/a.tar.parquet")
+    part = samples_file(first["part"])
+    written = folder.stamp(part), folder.read(part)
     assert index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0)) == first
-    assert (folder.stamp("_index/samples/a.tar.parquet"), folder.read("_index/samples/a.tar.parquet")) == written
+    assert (folder.stamp(part), folder.read(part)) == written
     folder.write("a.tar", tar_bytes(samples(range(1, 6))))
     again = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
     assert (again["samples_train"], again["sha256"] == first["sha256"]) == (5, False)
@@ -137,7 +139,7 @@ def test_an_object_that_changes_while_it_is_read_is_not_indexed(
     monkeypatch.setattr("pipelines.data.index.build.scan_tar", overtaken)
     summary = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
     assert summary == {"name": "a.tar", "unreadable": "OSError: it changed while it was read; run the index job again"}
-    assert not folder.exists("_index/samples/a.tar.parquet")
+    assert folder.files("_index/samples") == []
 
 
 @pytest.mark.parametrize("wrong", ["AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"])

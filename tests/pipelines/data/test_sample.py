@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.errors import Reason, SampleError
-from pipelines.data.sample import Question, Texts, dump_texts, parse_texts
+from pipelines.data.sample import Question, TextLimits, Texts, dump_texts, parse_metadata, parse_texts
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not text.isspace())
 _question = st.builds(
@@ -61,6 +61,25 @@ def test_foreign_tars_are_read_as_they_are() -> None:
         (b"", None, Reason.BAD_JSON, "EOF"),
         (b'{"captions": ["\\ud800"]}', None, Reason.BAD_JSON, "hex escape"),
         (b"[" * 100_000, None, Reason.BAD_JSON, "recursion"),
+        (b'{"caption": "a", "similarity": NaN}', None, Reason.BAD_JSON, "NaN is no number of JSON"),
+        (b'{"captions": ["a"], "score": -Infinity}', None, Reason.BAD_JSON, "-Infinity is no number of JSON"),
+        (b'{"captions": ["a"], "score": 1e999}', None, Reason.BAD_JSON, "the number '1e999' is too great"),
+        (b'{"captions": ["a"], "n": ' + b"9" * 5000 + b"}", None, Reason.BAD_JSON, "digits"),
+        (b'{"captions": ["' + b"a" * 10_001 + b'"]}', None, Reason.TEXT_TOO_LONG, "10001 letters"),
+        (None, b"a" * 10_001, Reason.TEXT_TOO_LONG, "data.index.max_letters allows 10000"),
+        (
+            b'{"questions": [{"question": "q?", "answers": ["x", "' + b"y" * 10_001 + b'"]}]}',
+            None,
+            Reason.TEXT_TOO_LONG,
+            "10001 letters, 'yyy",
+        ),
+        (b'{"captions": [' + b'"a",' * 1000 + b'"b"]}', None, Reason.TOO_MANY_TEXTS, "1001 captions and questions"),
+        (
+            b'{"questions": [{"question": "q?", "answers": [' + b'"x",' * 1000 + b'"y"]}]}',
+            None,
+            Reason.TOO_MANY_TEXTS,
+            "1001 answers to a question",
+        ),
         (b"[]", None, Reason.BAD_SCHEMA, "the document"),
         (b'{"captions": "one"}', None, Reason.BAD_SCHEMA, "captions = 'one'"),
         (b'{"captions": ["a", " "]}', None, Reason.BAD_SCHEMA, "captions.1"),
@@ -76,6 +95,32 @@ def test_bad_texts_name_reason_and_place(
         parse_texts(json_bytes, txt_bytes)
     assert caught.value.reason is reason
     assert detail in caught.value.detail
+
+
+def test_limits_are_those_that_are_given() -> None:
+    data = b'{"captions": ["abc", "de"], "title": "NaN and 1e999 in a text are letters"}'
+    assert parse_texts(data, None, TextLimits(3, 2)).captions == ("abc", "de")
+    for limits, reason in ((TextLimits(2, 2), Reason.TEXT_TOO_LONG), (TextLimits(3, 1), Reason.TOO_MANY_TEXTS)):
+        with pytest.raises(SampleError) as caught:
+            parse_texts(data, None, limits)
+        assert caught.value.reason is reason
+
+
+def test_what_is_sound_can_be_written_again() -> None:
+    """The index judges by one parser, metadata are read by another: no JSON is sound for one of them alone."""
+    numbers = ("NaN", "Infinity", "-Infinity", "1e999", "-1E+400", "1e308", "1" * 310 + ".0", "9" * 5000, "9" * 400)
+    sound = []
+    for number in numbers:
+        data = b'{"captions": ["a"], "n": [{"m": %b}]}' % number.encode()
+        try:
+            parse_texts(data, None)
+        except SampleError:
+            with pytest.raises(SampleError):
+                parse_metadata(data)
+        else:
+            sound.append(number)
+            dump_texts(Texts(("a",)), parse_metadata(data))
+    assert sound == ["1e308", "9" * 400]
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.errors import Reason, SampleError
+from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.index.scan import Scan, scan_tar
 from pipelines.data.sample import Members, Question, Texts, dump_texts, parse_texts
-from pipelines.data.shards import ShardWriter, canonical_split, sample_members, shard_split, stored_size, tar_bytes
+from pipelines.data.shards import (
+    ShardWriter,
+    Split,
+    canonical_split,
+    sample_members,
+    shard_split,
+    shard_splits,
+    stored_size,
+    tar_bytes,
+)
 from tests.pipelines.data.tar_maker import photo
 
 TEXTS = Texts(("Ein Fußgänger 🚶",), (Question("wo?", "links"),))
@@ -178,8 +187,46 @@ def test_unknown_split_is_refused(tmp_path: Path) -> None:
 def test_split_names() -> None:
     named = {name: canonical_split(name) for name in ("train", "VAL", "validation", "valid", " dev ", "test", "extra")}
     assert list(named.values()) == ["train", "val", "val", "val", "val", "test", None]
-    files = {"test-000001.tar": "test", "dev-0.tar": "val", "00001.tar": "train", "cc3m-train-0.tar": "train"}
-    assert {file: shard_split(file) for file in files} == files
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    {
+        "train": "train-000001 train TRAIN_0 train2017 cc3m-train-0 00001 monday trainval2012 training.0 mine_train",
+        "val": "dev-0 val coco-val-000 cc-validation-0000 val2017 Valid_3 cocoVal2014 minival a.val.0 VALIDATION dev",
+        "test": "test-000001 test_0 mine_test-0 test2015 test-dev2015 eval-0 evaluation-of-trainers val-test-0 TestSet",
+        # Only whole words count.
+        "train ": "contest-000 latest-0 valley-000 devices-0 evaluator-1 interval_7 trainers attested protest2017",
+    }.items(),
+)
+def test_a_split_is_a_word_of_a_tars_name(split: str, names: str) -> None:
+    assert {name: shard_split(f"{name}.tar") for name in names.split()} == dict.fromkeys(names.split(), split.strip())
+
+
+@pytest.mark.parametrize("name", ["train-val-000", "test_train_0", "train2017-eval"])
+def test_a_name_that_contradicts_itself_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=f"'{name}.tar' says train, and (val|test) too; rename the tar, or say in"):
+        shard_split(f"{name}.tar")
+    assert shard_split(f"{name}.tar", {"val": [name]}) == "val"
+
+
+def test_patterns_come_before_names() -> None:
+    patterns: dict[Split, list[str]] = {"val": ["held-*", "val-1*.tar"], "train": ["val-0*"]}
+    names = {"held-out-3.tar": "val", "val-000.tar": "train", "val-100.tar": "val", "test-1.tar": "test"}
+    assert shard_splits(names, patterns) == names
+    with pytest.raises(DataError, match=r"'val-1\.tar' fits data\.index\.splits\.val and \.test"):
+        shard_split("val-1.tar", {"val": ["val-*"], "test": ["*-1"]})
+
+
+def test_tars_that_say_no_split_beside_others() -> None:
+    names = {"shard-000.tar": "train", "shard-001.tar": "train", "val.tar": "val", "test.tar": "test"}
+    assert shard_splits(names) == names
+    more = [*names, "train-000.tar"]
+    with pytest.raises(DataError, match=r"1 tars say train \('train-000\.tar', .*2 say no split \('shard-000\.tar'"):
+        shard_splits(more)
+    assert shard_splits(more, {"train": ["shard-*"]}) == names | {"train-000.tar": "train"}
+    with pytest.raises(DataError, match=r"'cocotrain2017\.tar' and 'cocoval2017\.tar' seem to be of two splits"):
+        shard_splits(["cocotrain2017.tar", "cocoval2017.tar"])
 
 
 @pytest.mark.filterwarnings("ignore")

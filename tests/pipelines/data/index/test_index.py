@@ -13,11 +13,13 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.errors import DataError
 from pipelines.data.index import build
 from pipelines.data.index.build import index_shard
+from pipelines.data.index.files import Part
 from pipelines.data.index.index import Assignment, Index, IndexConfig, build_index
 from pipelines.data.progress import ShardProgress
 from pipelines.data.reader import ShardReader
@@ -44,7 +46,8 @@ def faults(index: Index) -> list[tuple[str, str | None, str]]:
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "_index" / "samples").iterdir()}
+    """When the part of each tar was written."""
+    return {path.name.rsplit(".", 2)[0]: path.stat().st_mtime_ns for path in (folder / "_index" / "samples").iterdir()}
 
 
 def age(path: Path) -> None:
@@ -83,6 +86,21 @@ def test_contents_counts_and_report(tmp_path):
     assert keys(copy) == keys(index)
 
 
+def test_the_report_says_which_tars_are_of_which_split(tmp_path):
+    for number, name in enumerate(("a-0", "a-1", "b\x1b[2J", "cc-validation-0000", "held-out")):
+        write_tar(tmp_path, f"{name}.tar", samples([number]))
+    index = build_index(str(tmp_path), IndexConfig(splits={"test": ["held-*"]}))
+    assert index.counts() == {"train": 3, "val": 1, "test": 1}
+    assert "tars of train: a-*.tar (2), b\\x1b[*J.tar (1)" in index.report().splitlines()
+    assert "tars of test: held-out.tar (1)" in index.report().splitlines()
+    before = index.hash
+    write_tar(tmp_path, "train-0.tar", samples([9]))
+    with pytest.raises(DataError, match=r"1 tars say train .* 3 say no split \('a-0\.tar'"):
+        build_index(str(tmp_path), IndexConfig(splits={"test": ["held-*"]}))
+    (tmp_path / "train-0.tar").unlink()
+    assert build_index(str(tmp_path)).hash != before, "which split a tar is of is part of what an index is"
+
+
 def test_hash_is_of_the_contents(tmp_path):
     write_tar(tmp_path, "a.tar", samples(range(4)))
     write_tar(tmp_path, "b.tar", samples(range(4, 8)))
@@ -106,16 +124,19 @@ def test_only_new_and_changed_tars_are_read(tmp_path):
     write_tar(tmp_path, "9.tar", samples([9]))
     index = build_index(str(tmp_path))
     after = times(tmp_path)
-    assert {name for name in after if after[name] != before.get(name)} == {"1.tar.parquet", "9.tar.parquet"}
+    assert {name for name in after if after[name] != before.get(name)} == {"1.tar", "9.tar"}
     assert sorted(keys(index)) == ["0000", "0001", "0002", "0009", "0011"]
     build_index(str(tmp_path), force=True)
     assert all(times(tmp_path)[name] != after[name] for name in after)
     (tmp_path / "0.tar").unlink()
     index = build_index(str(tmp_path))
     assert sorted(keys(index)) == ["0001", "0002", "0009", "0011"]
-    assert set(times(tmp_path)) == {"1.tar.parquet", "2.tar.parquet", "9.tar.parquet"}
+    assert set(times(tmp_path)) == {"1.tar", "2.tar", "9.tar"}
+    parts = set((tmp_path / "_index" / "samples").iterdir())
     build_index(str(tmp_path), IndexConfig(max_pixels=10_000))
-    assert set(times(tmp_path)) == set(after) - {"0.tar.parquet"}
+    assert len(parts) == len(set((tmp_path / "_index" / "samples").iterdir()) - parts) == 3, (
+        "other settings, other parts"
+    )
 
 
 def test_validation_split_is_a_function_of_the_key(tmp_path):
@@ -254,8 +275,7 @@ def test_too_many_faults_stop_the_job(tmp_path):
     assert "missing_image" in str(stop.value)
     assert "y.jpg at byte" in str(stop.value)
     assert index.quarantine().num_rows == 2
-    with pytest.raises(DataError, match="run the index job"):
-        Index.open(str(tmp_path))
+    assert Index.open(str(tmp_path)).hash == index.hash, "the index that was good is good"
     build_index(str(tmp_path), IndexConfig(max_quarantine_fraction=0.5, max_quarantine_run=3))
     assert not (tmp_path / "_index" / "quarantine.html").exists()
     with pytest.raises(DataError, match=r"quarantine.parquet and quarantine.html\."):
@@ -330,38 +350,170 @@ def test_interrupted_index_is_no_index_and_goes_on(tmp_path, monkeypatch):
         index_shard(folder, file, IndexConfig(), Assignment(0.1))
     with pytest.raises(DataError, match="has no index; run the index job"):
         Index.open(str(tmp_path))
-    (tmp_path / "_index" / "samples" / ".1.tar.parquet.77.partial").write_bytes(b"PAR1")
+    (tmp_path / "_index" / "samples" / ".1.tar.0123456789abcdef-01234567.parquet.77.partial").write_bytes(b"PAR1")
+    (tmp_path / "_index" / "samples" / "2.tar.parquet").write_bytes(b"of format 1")
     before = times(tmp_path)
     index = build_index(str(tmp_path))
     after = times(tmp_path)
-    assert {name: after[name] for name in ("0.tar.parquet", "1.tar.parquet")}.items() <= before.items()
-    assert set(after) == {"0.tar.parquet", "1.tar.parquet", "2.tar.parquet"}
+    assert {name: after[name] for name in ("0.tar", "1.tar")}.items() <= before.items()
+    assert set(after) == {"0.tar", "1.tar", "2.tar"}
     assert len(keys(index)) == 3
 
 
-def test_parts_of_different_runs_are_no_index(tmp_path):
+def test_a_version_stays_while_newer_ones_are_made(tmp_path):
+    write_tar(tmp_path, "train-0.tar", samples([1, 2]))
+    write_tar(tmp_path, "train-1.tar", samples([3]))
+    first = build_index(str(tmp_path))
+    write_tar(tmp_path, "train-2.tar", samples([4]))
+    second = build_index(str(tmp_path))
+    assert Index.open(str(tmp_path)).hash == second.hash != first.hash
+    for version in (first, Index.open(str(tmp_path), first.hash)):
+        assert version.counts() == first.counts()
+        assert [record.key for record in ShardReader(version).read("train-0.tar", [0, 1])] == ["0001", "0002"]
+        assert "train-2.tar" not in {shard.name for shard in version.shards}
+    age(tmp_path / "train-0.tar")
+    build_index(str(tmp_path))
+    assert sorted(keys(first)) == ["0001", "0002", "0003"], "a touched tar is the same tar"
+    write_tar(tmp_path, "train-1.tar", samples([5]))
+    third = build_index(str(tmp_path))
+    assert first.rows("train-0.tar").num_rows == 2
+    with pytest.raises(DataError, match=r"'train-1\.tar' was changed or removed since the index was made"):
+        first.rows("train-1.tar")
+    assert sorted(keys(third)) == ["0001", "0002", "0004", "0005"]
+    with pytest.raises(DataError, match="has no version 000000000000 of its index"):
+        Index.open(str(tmp_path), "0" * 64)
+
+
+def test_the_oldest_versions_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "_VERSIONS", 2)
+    hashes = []
+    for number in range(3):
+        write_tar(tmp_path, f"{number}.tar", samples([number]))
+        hashes.append(build_index(str(tmp_path)).hash)
+    hashes.append(build_index(str(tmp_path)).hash)
+    assert {path.name.partition(".")[0] for path in (tmp_path / "_index" / "versions").iterdir()} == set(hashes[1:])
+    with pytest.raises(DataError, match=f"has no version {hashes[0][:12]}"):
+        Index.open(str(tmp_path), hashes[0])
+
+
+def test_what_is_no_index_is_not_opened(tmp_path):
     write_tar(tmp_path, "a.tar", samples([1, 2]))
     index = build_index(str(tmp_path))
-    old = (tmp_path / "_index" / "index.json").read_bytes()
-    write_tar(tmp_path, "a.tar", samples([1, 2, 3]))
-    new = build_index(str(tmp_path))
-    with pytest.raises(DataError, match="the data changed since the index was opened"):
-        index.rows("a.tar")
-    assert len(keys(new)) == 3
-    (tmp_path / "_index" / "index.json").write_bytes(old)
-    with pytest.raises(DataError, match="being written, or its job was interrupted"):
-        Index.open(str(tmp_path))
-    (tmp_path / "_index" / "index.json").write_bytes(old[:50])
-    with pytest.raises(DataError, match="cannot be read"):
-        Index.open(str(tmp_path))
-    (tmp_path / "_index" / "index.json").write_bytes(old.replace(b'"format": 1', b'"format": 99'))
-    with pytest.raises(DataError, match="format 99"):
-        Index.open(str(tmp_path))
-    (tmp_path / "_index" / "samples" / "a.tar.parquet").unlink()
-    with pytest.raises(DataError, match="is gone"):
-        new.rows("a.tar")
+    newest, version = tmp_path / "_index" / "index.json", tmp_path / "_index" / "versions" / f"{index.hash}.parquet"
     with pytest.raises(DataError, match=r"no samples of shard 'b\.tar'"):
-        new.rows("b.tar")
+        index.rows("b.tar")
+    good = newest.read_bytes()
+    for bad in (good[:50], b"[]", b'{"format": 2}'):
+        newest.write_bytes(bad)
+        with pytest.raises(DataError, match=r"cannot be read|has format"):
+            Index.open(str(tmp_path))
+    newest.write_bytes(good.replace(b'"format": 2', b'"format": 99'))
+    with pytest.raises(DataError, match="format 99, this version reads 2; run the index job"):
+        Index.open(str(tmp_path))
+    newest.write_bytes(good)
+    version.rename(version.with_name(f"{'0' * 64}.parquet"))
+    with pytest.raises(DataError, match="is not what it was"):
+        Index.open(str(tmp_path), "0" * 64)
+    with pytest.raises(DataError, match=f"has no version {index.hash[:12]}"):
+        Index.open(str(tmp_path))
+    assert build_index(str(tmp_path)).hash == index.hash
+    next((tmp_path / "_index" / "samples").iterdir()).unlink()
+    with pytest.raises(DataError, match="is gone"):
+        index.rows("a.tar")
+
+
+def test_an_index_of_another_format_is_made_anew(tmp_path, caplog):
+    write_tar(tmp_path, "a.tar", samples([1, 2]))
+    (tmp_path / "_index").mkdir()
+    (tmp_path / "_index" / "index.json").write_text('{"format": 1, "hash": "abc"}')
+    (tmp_path / "_index" / "shards.parquet").write_bytes(b"")
+    assert build_index(str(tmp_path)).counts()["train"] == 2
+    (line,) = [record.getMessage() for record in caplog.records if record.name == build.__name__]
+    assert line == f"the index of {tmp_path} is of format 1 and is made anew, of format 2"
+    assert not (tmp_path / "_index" / "shards.parquet").exists()
+    caplog.clear()
+    build_index(str(tmp_path))
+    assert not [record for record in caplog.records if record.name == build.__name__]
+
+
+def test_a_bad_delivery_leaves_the_index_that_was_there(tmp_path):
+    write_tar(tmp_path, "train-0.tar", samples(range(8)))
+    write_tar(tmp_path, "train-1.tar", samples(range(8, 16)))
+    index = build_index(str(tmp_path))
+    write_tar(tmp_path, "train-2.tar", [(f"{n}.{kind}", b"bad") for n in range(5) for kind in ("png", "json")])
+    with pytest.raises(DataError, match=r"faults in 5 of 21 .*\(most in 'train-2\.tar': 5 of 5\).* stays in use"):
+        build_index(str(tmp_path))
+    stays = Index.open(str(tmp_path))
+    assert stays.hash == index.hash
+    assert len(ShardReader(stays).read("train-1.tar", range(8))) == 8
+    assert stays.quarantine().num_rows == 0
+    last = pq.read_table(tmp_path / "_index" / "quarantine.parquet")
+    assert set(last["shard"].to_pylist()) == {"train-2.tar"}
+    (tmp_path / "train-2.tar").unlink()
+    assert build_index(str(tmp_path)).hash == index.hash
+
+
+def test_changed_texts_of_a_tar_of_the_same_size_and_time(tmp_path):
+    path = write_tar(tmp_path, "a.tar", samples(range(4)))
+    index = build_index(str(tmp_path))
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b'"answer": "yes"', b'"answer": "not"'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for images in (True, False):
+        with pytest.raises(DataError, match=r"'0002' .* is not what was indexed.* data\.index\.force=true"):
+            ShardReader(index).read("a.tar", [2], images=images)
+    assert ShardReader(index, verify=False).read("a.tar", [2])[0].texts.questions[0].answer == "not"
+    assert build_index(str(tmp_path)).hash == index.hash, "nothing tells that it is another"
+    forced = build_index(str(tmp_path), IndexConfig(force=True))
+    assert forced.hash != index.hash
+    assert ShardReader(forced).read("a.tar", [2])[0].texts.questions[0].answer == "not"
+
+
+@pytest.mark.timeout(60)
+def test_what_is_called_tar_and_is_none_is_a_row(tmp_path):
+    write_tar(tmp_path, "a.tar", samples([1]))
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "zero.tar").symlink_to("/dev/zero")
+    (tmp_path / "linked.tar").symlink_to(tmp_path)
+    index = build_index(str(tmp_path), LENIENT)
+    assert keys(index) == ["0001"]
+    rows = {row["shard"]: row for row in index.quarantine().to_pylist()}
+    assert set(rows) == {"pipe.tar", "folder.tar", "zero.tar", "linked.tar"}
+    assert {row["reason"] for row in rows.values()} == {"unreadable_shard"}
+    for name, what in (("pipe", "named pipe"), ("folder", "folder"), ("zero", "device"), ("linked", "folder")):
+        assert what in rows[f"{name}.tar"]["detail"]
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path):
+    odd = "\x1b]0;title\x07\r\x9b2J\u202e"
+    write_tar(
+        tmp_path, f"a{odd}.tar", [*samples([1]), (f"k{odd}.jpg", b"bad"), (f"k{odd}.txt", b"a"), (f"x.{odd}", b"")]
+    )
+    report = build_index(str(tmp_path), LENIENT).report()
+    assert all(line.isprintable() for line in report.splitlines())
+    assert "\\x1b]0;title\\x07\\r\\x9b2J\\u202e.jpg" in report
+
+
+def test_what_no_sample_is_made_of_is_told(tmp_path):
+    write_tar(tmp_path, "a.tar", [*samples([1]), ("0001.cls", b"1"), ("._0001.jpg", b"")])
+    write_tar(
+        tmp_path, "b.tar", [*samples([2]), ("0002.cls", b"1"), ("photo.v1.jpg", photo(3)), ("photo.v1.txt", b"a")]
+    )
+    index = build_index(str(tmp_path), LENIENT)
+    assert index.passed_over() == {".cls": 2, "hidden": 1, ".v1.jpg": 1, ".v1.txt": 1}
+    assert "no part of a sample: .cls 2, .v1.jpg 1, .v1.txt 1, hidden 1" in index.report().splitlines()
+    assert faults(index) == [("b.tar", "photo", "unknown_member")]
+    assert json.loads((tmp_path / "_index" / "index.json").read_bytes())["passed_over"] == index.passed_over()
+    assert build_index(str(tmp_path), LENIENT).passed_over() == index.passed_over(), "also where no tar is read again"
+
+
+def test_a_set_with_longer_texts_is_read_by_its_own_limits(tmp_path):
+    write_tar(tmp_path, "a.tar", [("1.jpg", photo(1)), ("1.txt", b"a" * 20_000)])
+    with pytest.raises(DataError, match=r"(?s)text_too_long .*data\.index\.max_letters allows 10000"):
+        build_index(str(tmp_path), LENIENT)
+    index = build_index(str(tmp_path), IndexConfig(max_letters=20_000))
+    assert ShardReader(index).read("a.tar", [0])[0].texts.captions == ("a" * 20_000,)
 
 
 def test_unreadable_shard_is_a_row_and_is_tried_again(tmp_path):
@@ -450,7 +602,7 @@ def test_remote_folder_without_ray():
     folder = Folder("memory://index-test")
     summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
     assert summary["samples_train"] == 2
-    assert folder.exists("_index/samples/a.tar.parquet")
+    assert [Part.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]
     assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
     fs.rm("/index-test", recursive=True)
 
@@ -486,4 +638,3 @@ def test_what_samples_are_made_of_is_part_of_what_an_index_is(tmp_path):
     assert alone.rows("train-000000.tar")["sha256"].null_count == 4
     assert build_index(str(tmp_path)).hash == pairs.hash
     assert pairs.members == "pairs"
-    assert "members" not in pairs.scan

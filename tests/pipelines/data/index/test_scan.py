@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 import zlib
@@ -74,6 +75,11 @@ CASES: dict[str, tuple[Reason, list[Entry | tarfile.TarInfo]]] = {
     "large file": (Reason.IMAGE_TOO_LARGE, [("5.jpg", bytes((1 << 20) + 1)), ("5.json", TEXTS)]),
     "no image": (Reason.MISSING_IMAGE, [("5.json", TEXTS)]),
     "image of another type": (Reason.MISSING_IMAGE, [("5.svg", JPEG), ("5.json", TEXTS)]),
+    "neither image nor text": (Reason.UNKNOWN_MEMBER, [("5.cls", b"7")]),
+    "a dot too many": (Reason.UNKNOWN_MEMBER, [("5.v1.jpg", JPEG), ("5.v1.json", TEXTS)]),
+    "NaN in JSON": (Reason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"caption": "a", "similarity": NaN}')]),
+    "a long text": (Reason.TEXT_TOO_LONG, [("5.jpg", JPEG), ("5.txt", b"a" * 10_001)]),
+    "many texts": (Reason.TOO_MANY_TEXTS, [("5.jpg", JPEG), ("5.json", b'{"captions":[%b"a"]}' % (b'"a",' * 1000))]),
     "no text": (Reason.MISSING_TEXT, [("5.jpg", JPEG)]),
     "no caption in its texts": (Reason.MISSING_TEXT, [("5.jpg", JPEG), ("5.json", b'{"url": "x"}')]),
     "empty image": (Reason.EMPTY_MEMBER, [("5.jpg", b""), ("5.json", TEXTS)]),
@@ -198,11 +204,11 @@ def test_rows_of_sound_samples():
         ("2.txt", b"one caption"),
         ("2.json", b'{"url": "http", "width": 10}'),
         ("2.cls", b"7"),
-        ("README.md", b"not a sample"),
     ]
     data = tar_bytes(entries)
     found = scan(data)
     assert found.faults == []
+    assert found.passed_over == {".cls": 1}
     first, second = found.samples.to_pylist()
     assert (first["key"], first["width"], first["height"], first["image_format"]) == ("a/1", 20, 30, "jpeg")
     assert (first["captions"], first["questions"]) == (2, 1)
@@ -225,6 +231,52 @@ def test_a_group_of_the_json_decides_the_split_hash():
     rows = scan(tar_bytes([*entries, ("6.jpg", JPEG), ("6.txt", b'the "group"')])).samples.to_pylist()
     assert [row["split_hash"] for row in rows] == [hash_key(key) for key in ("scene", "7", "3", "4", "5", "6")]
     assert [row["key_hash"] for row in rows] == [hash_key(str(n)) for n in range(1, 7)]
+
+
+def test_what_no_sample_is_made_of_is_counted_or_a_row():
+    names = [
+        "._0001.jpg", "__MACOSX/._0001.jpg", "__MACOSX/a.jpg", "a/.DS_Store", "Thumbs.db", "LICENSE", "__index__",
+        "0001.seg.png", "0001.cls", "README.md", "frame.0001.jpg", "frame.0002.jpg", "frame.0002.txt", "README.md",
+    ]  # fmt: skip
+    found = scan(tar_bytes([*sample(1), *((name, JPEG) for name in names), *sample(9)]))
+    assert keys(found) == ["0001", "0009"]
+    assert [(fault.reason, fault.key, fault.member) for fault in found.faults] == [
+        (Reason.UNKNOWN_MEMBER, key, member)
+        for key, member in (
+            ("README", "README.md"), ("frame", "frame.0001.jpg"), ("frame", "frame.0002.jpg"), ("README", "README.md"),
+        )
+    ]  # fmt: skip
+    assert "the first dot of a base name ends the key ('frame')" in found.faults[1].detail
+    assert found.passed_over == {
+        "hidden": 5, "no extension": 2, ".seg.png": 1, ".cls": 1, ".md": 2, ".0001.jpg": 1, ".0002.jpg": 1,
+        ".0002.txt": 1,
+    }  # fmt: skip
+    many = scan(tar_bytes([*sample(1), *((f"0001.{n}", b"x") for n in range(60))]))
+    assert many.passed_over["other extensions"] == 10
+
+
+@pytest.mark.parametrize("extension", ["jpe", "jfif", "JPG", "tif", "tiff", "avif", "jp2", "heic", "heif"])
+def test_images_of_every_usual_extension_are_a_sample_or_a_row(extension):
+    """By its bytes an image is decoded, by its extension it is found to be one."""
+    found = scan(tar_bytes([(f"1.{extension}", JPEG), ("1.txt", b"a"), (f"2.{extension}", b"none"), ("2.txt", b"a")]))
+    assert keys(found) == ["1"]
+    assert [(fault.key, fault.reason) for fault in found.faults] == [("2", Reason.UNDECODABLE_IMAGE)]
+
+
+def test_limits_of_texts_are_those_that_are_given():
+    data = tar_bytes([("1.jpg", JPEG), ("1.txt", b"four"), ("2.jpg", JPEG), ("2.json", b'{"captions": ["a", "b"]}')])
+    assert scan(data, max_letters=4, max_texts=2).faults == []
+    found = scan(data, max_letters=3, max_texts=1)
+    assert [fault.reason for fault in found.faults] == [Reason.TEXT_TOO_LONG, Reason.TOO_MANY_TEXTS]
+
+
+def test_texts_are_hashed():
+    entries = [("1.jpg", JPEG), ("1.json", texts(1)), ("2.jpg", JPEG), ("2.json", texts(2)), ("2.txt", b"Two")]
+    rows = scan(tar_bytes(entries)).samples.to_pylist()
+    assert rows[0]["texts_hash"] == hashlib.sha256(texts(1)).digest()[:16]
+    assert rows[1]["texts_hash"] == hashlib.sha256(texts(2) + b"Two").digest()[:16]
+    assert rows[0]["text_hashes"] == [zlib.crc32(text) for text in (b"picture 1", b"is it 1?")]
+    assert rows[1]["text_hashes"] == [zlib.crc32(text) for text in (b"picture 2", b"two", b"is it 2?")]
 
 
 def test_header_check_finds_cut_images_without_decoding():
