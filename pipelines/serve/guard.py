@@ -22,6 +22,11 @@ from pipelines.serve.service import Metrics
 
 KEY_HASHES_VARIABLE = "VLMODEL_API_KEY_HASHES"
 
+# The pipe would hash nothing where KEY is not set, and so the check stands before it.
+_MAKE_HASH = 'make one with: : "${KEY:?is empty}" && printf %s "$KEY" | sha256sum'
+_BLANKS = ("", " ", "\t", "\n", "\r")
+_NO_KEYS = frozenset(hashlib.sha256((a + b).encode()).hexdigest() for a in _BLANKS for b in _BLANKS)
+
 # Keys of the ASGI scope that the layers share with the application.
 STARTED = "vlmodel.started"
 ERROR_CODE = "vlmodel.error_code"
@@ -41,19 +46,28 @@ _SECURITY_HEADERS = {
 
 
 def read_key_hashes(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """SHA-256 hashes (hex) of the accepted API keys, from a comma-separated environment variable.
+    """SHA-256 hashes (hex) of the accepted API keys, from a comma-separated environment variable; () where there is no
+    such variable.
 
     Raises:
-        ServeError: an entry is not 64 hexadecimal digits.
+        ServeError: the variable is there and empty, as is an entry of it, or an entry is not 64 hexadecimal digits, or
+            is the hash of no key. All of these come from a command whose own variable was empty, and would open the
+            service.
     """
-    hashes = [entry.strip().lower() for entry in environment.get(KEY_HASHES_VARIABLE, "").split(",") if entry.strip()]
+    if KEY_HASHES_VARIABLE not in environment:
+        return ()
+    hashes = [entry.strip().lower() for entry in environment[KEY_HASHES_VARIABLE].split(",")]
+    if hashes == [""]:
+        raise ServeError(f"{KEY_HASHES_VARIABLE} is set and empty; unset it to serve without API keys, or {_MAKE_HASH}")
     for position, entry in enumerate(hashes, start=1):
+        # The entry itself stays out of the messages: it may be a key put there by mistake.
+        which = f"entry {position} of {KEY_HASHES_VARIABLE}"
+        if not entry:
+            raise ServeError(f"{which} is empty; remove its comma, or {_MAKE_HASH}")
         if len(entry) != 64 or set(entry) - set("0123456789abcdef"):
-            # The entry itself stays out of the message: it may be a key put there by mistake.
-            raise ServeError(
-                f"entry {position} of {KEY_HASHES_VARIABLE} is not a SHA-256 hash (64 hexadecimal digits); "
-                'make one with: printf %s "$KEY" | sha256sum'
-            )
+            raise ServeError(f"{which} is not a SHA-256 hash (64 hexadecimal digits); {_MAKE_HASH}")
+        if entry in _NO_KEYS:
+            raise ServeError(f"{which} is the hash of no key (of nothing, or of blanks alone); {_MAKE_HASH}")
     return tuple(hashes)
 
 
@@ -156,11 +170,11 @@ class Access:
         if not _is_versioned(scope):
             return None
         scheme, _, token = headers.get(b"authorization", "").partition(" ")
-        key = token if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")
-        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        key = (token if scheme.lower() == "bearer" else headers.get(b"x-api-key", "")).strip()
+        digest = hashlib.sha256(key.encode("latin-1", "replace")).digest()
         # Every hash is compared, whatever the outcome so far: the time tells nothing about which one matched.
         matches = [hmac.compare_digest(digest, accepted) for accepted in self.key_hashes]
-        if any(matches):
+        if key and any(matches):
             # Enough of the hash to tell keys apart; of the key itself nothing is written down anywhere.
             scope[SENDER] = f"key:{digest.hex()[:12]}"
             return None

@@ -339,6 +339,12 @@ def test_with_keys_every_call_under_v1_needs_one(service: FakeService, headers: 
         assert service.seen == []
 
 
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": ""}, {"authorization": "Bearer  "}])
+def test_no_hash_lets_in_who_sends_no_key(service: FakeService, headers: dict[str, str]) -> None:
+    app = create_app(service, ServeConfig(), [hashlib.sha256(b"").hexdigest()])
+    assert post(app, {"image": TEXT, "question": "A?"}, headers=headers).status_code == 401
+
+
 @pytest.mark.parametrize(
     ("client", "base", "status"),
     [
