@@ -204,6 +204,7 @@ class Answerer:
 
     async def _decode(self, loaded: _Loaded, image: bytes | None, texts: Sequence[str]) -> _Decoded:
         received = time.perf_counter()
+        _check_texts(texts)
         pixels_HWC = None
         if image is not None:
             processor = loaded.predictor.processor
@@ -251,3 +252,13 @@ def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answer
         "model": passed.seconds,
     }
     return Answered(passed.result, loaded.info, stages_s)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    """Refuse what no tokenizer takes, before it joins the batch of others."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"a text has half a surrogate pair (at character {error.start}), which is no character; remove it"
+            raise ApiError(422, "bad_text", message) from None
