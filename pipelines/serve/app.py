@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, BodyTooLarge, Observe, Rate, error_body
+from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, Observe, Rate, Refused, error_body
 from pipelines.serve.rate import RateLimit
 from pipelines.serve.routes import about, caption, embed, feedback, match, page, vqa
 from pipelines.serve.service import Metrics, NoMetrics, Service
@@ -50,7 +50,7 @@ def create_app(
     app.include_router(page.router())
 
     # Added last is outermost: observe, then who, then how often, then how many at once, then how long.
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, max_held_bytes=config.max_held_bytes)
     app.add_middleware(Admission, max_in_flight=config.max_in_flight)
     if config.requests_per_minute:
         # Serve spreads requests over the replicas, which know nothing of one another's.
@@ -76,7 +76,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, BodyTooLarge):
+        if isinstance(error, Refused):
             return answer(request, error.error)
         messages = {
             404: f"there is nothing at {request.url.path[:200]!r}; see /docs for what there is",

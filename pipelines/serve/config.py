@@ -106,7 +106,8 @@ class ServeConfig(Section):
     """How long an idle model waits for a fuller batch. A busy model gathers the next batch meanwhile anyway."""
 
     max_in_flight: int = Field(default=128, ge=1)
-    """Requests that a replica holds at once, running or queued; one more is answered 429 at once."""
+    """Requests that a replica holds at once, running or queued; one more is answered 429 at once. A request counts from
+    when the last of its body is there."""
 
     requests_per_minute: int = Field(default=0, ge=0)
     """Requests that each API key may make in a minute, or without keys all callers together; each replica grants an
@@ -116,7 +117,11 @@ class ServeConfig(Section):
     """Requests that a key may make at once, before that limit slows it."""
 
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
-    """Largest request body; a longer one is refused with 413 before it is read whole."""
+    """Largest request body, decompressed; a longer one is refused with 413 before it is read whole."""
+
+    max_held_bytes: int = Field(default=256 << 20, ge=1024)
+    """Most bytes of request bodies that a replica holds at once, and never less than `max_body_bytes`; where more come,
+    the one that has been arriving for the longest is answered 408."""
 
     max_questions: int = Field(default=16, ge=1)
     """Most questions in one request."""

@@ -5,11 +5,13 @@ They are plain ASGI, below any framework, so that a refused request costs next t
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import math
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 from starlette.exceptions import HTTPException
@@ -224,10 +226,23 @@ class Rate:
         await self.app(scope, receive, send)
 
 
-class Admission:
-    """Holds at most ``max_in_flight`` requests under /v1; one more is refused at once, its body unread.
+class Refused(HTTPException):
+    """Raised out of ``receive``, for a request that is refused while its body arrives.
 
-    Retry-After is the time that the held requests are expected to take, from a moving average.
+    It is of a kind that frameworks let through while they parse a body.
+    """
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error
+
+
+class Admission:
+    """Holds at most ``max_in_flight`` requests under /v1 whose bodies are there; one more is refused.
+
+    A request takes its place when the last of its body has come, so that slow senders keep nobody out. While all places
+    are taken, others are refused at once, their bodies unread. Retry-After is the time that the held requests are
+    expected to take, from a moving average.
     """
 
     def __init__(self, app: ASGIApp, max_in_flight: int) -> None:
@@ -240,64 +255,171 @@ class Admission:
         if not _is_work(scope):
             return await self.app(scope, receive, send)
         if self.in_flight >= self.max_in_flight:
-            seconds = min(60, max(1, math.ceil(self.in_flight * self._seconds_apart)))
-            error = ApiError(
-                429,
-                "overloaded",
-                f"{self.in_flight} requests are being answered already; try again in {seconds} s",
-                {"retry-after": str(seconds)},
-            )
-            return await refuse(error, scope, send)
+            return await refuse(self._error(), scope, send)
+        has_place = False
+
+        async def receive_and_enter() -> Message:
+            nonlocal has_place
+            message = await receive()
+            if not has_place and message["type"] == "http.request" and not message.get("more_body", False):
+                if self.in_flight >= self.max_in_flight:
+                    raise Refused(self._error())
+                self._enter()
+                has_place = True
+            return message
+
+        try:
+            await self.app(scope, receive_and_enter, send)
+        finally:
+            if has_place:
+                self._leave()
+
+    def _enter(self) -> None:
         if self.in_flight == 0:
             self._last_end = time.perf_counter()
         self.in_flight += 1
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        now = time.perf_counter()
+        self._seconds_apart += 0.1 * (now - self._last_end - self._seconds_apart)
+        self._last_end = now
+
+    def _error(self) -> ApiError:
+        seconds = min(60, max(1, math.ceil(self.in_flight * self._seconds_apart)))
+        return ApiError(
+            429,
+            "overloaded",
+            f"{self.in_flight} requests are being answered already; try again in {seconds} s",
+            {"retry-after": str(seconds)},
+        )
+
+
+class _Body:
+    """What one request has sent so far.
+
+    Attributes:
+        bytes: as they were sent.
+        held: bytes that count as held, decompressed.
+        waiting: ends the wait for more of it.
+        dropped: whether others need the room.
+    """
+
+    def __init__(self, compressed: bool) -> None:
+        self.bytes, self.held = 0, 0
+        self.waiting: asyncio.Timeout | None = None
+        self.dropped = False
+        self._unzip = zlib.decompressobj(wbits=31) if compressed else None
+
+    def plain(self, data: bytes, is_last: bool, limit: int) -> bytes:
+        """The data, decompressed where they are compressed; at most one byte more than ``limit``.
+
+        Raises:
+            Refused: they cannot be decompressed.
+        """
+        if self._unzip is None:
+            return data
         try:
-            await self.app(scope, receive, send)
-        finally:
-            self.in_flight -= 1
-            now = time.perf_counter()
-            self._seconds_apart += 0.1 * (now - self._last_end - self._seconds_apart)
-            self._last_end = now
+            data = self._unzip.decompress(data, limit + 1)
+        except zlib.error as error:
+            raise Refused(ApiError(400, "bad_encoding", f"the body is not in gzip ({error}); send it whole")) from None
+        # A second member would be as valid, and many small ones make much work of few bytes.
+        if self._unzip.unused_data:
+            raise Refused(ApiError(400, "bad_encoding", "bytes follow the end of the gzip body; send one member alone"))
+        if is_last and not self._unzip.eof and len(data) <= limit:
+            raise Refused(ApiError(400, "bad_encoding", "the gzip body ends early; send it whole"))
+        return data
 
 
 class BodyLimit:
-    """Refuses a body above ``max_bytes``: by its announced length before any of it is read, else while it arrives."""
+    """Takes bodies as they are or in gzip, of at most ``max_bytes`` (decompressed) each and ``max_held_bytes`` in all.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    A longer one is refused by its announced length before any of it is read, else while it arrives. Where all together
+    are too many, the one that has been arriving for the longest is given up.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, max_held_bytes: int) -> None:
+        self.app, self.max_bytes, self.max_held_bytes = app, max_bytes, max(max_bytes, max_held_bytes)
+        self.held = 0
+        self._arriving: dict[_Body, None] = {}  # the first came first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        announced = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
-        if announced.isdigit() and int(announced) > self.max_bytes:
-            return await refuse(self._error(), scope, send)
-        received = 0
+        headers = {name.lower(): value.decode("latin-1").strip() for name, value in scope["headers"]}
+        announced, encoding = headers.get(b"content-length", ""), headers.get(b"content-encoding", "").lower()
+        if announced.isascii() and announced.isdigit() and (len(announced) > 20 or int(announced) > self.max_bytes):
+            return await refuse(self._too_large(), scope, send)
+        if encoding not in ("", "identity", "gzip", "x-gzip"):
+            message = f"content encoding {encoding[:80]!r} is not supported; send the body as it is, or in gzip"
+            error = ApiError(415, "unsupported_encoding", message, {"accept-encoding": "gzip", "connection": "close"})
+            return await refuse(error, scope, send)
+        body = _Body(encoding.endswith("gzip"))
+        self._arriving[body] = None
 
         async def receive_counted() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.max_bytes:
-                    # A kind of error that frameworks let through while they parse a body.
-                    raise BodyTooLarge(self._error())
-            return message
+            if body not in self._arriving and not body.dropped:
+                return await receive()
+            message = await self._next(body, receive)
+            if message["type"] != "http.request":
+                return message
+            data, is_last = message.get("body", b""), not message.get("more_body", False)
+            body.bytes += len(data)
+            data = body.plain(data, is_last, self.max_bytes - body.held)
+            if max(body.bytes, body.held + len(data)) > self.max_bytes:
+                raise Refused(self._too_large())
+            self._hold(body, len(data))
+            if is_last:
+                del self._arriving[body]
+            return {**message, "body": data}
 
-        await self.app(scope, receive_counted, send)
+        try:
+            await self.app(scope, receive_counted, send)
+        finally:
+            self._arriving.pop(body, None)
+            self.held -= body.held
 
-    def _error(self) -> ApiError:
+    async def _next(self, body: _Body, receive: Receive) -> Message:
+        """The next message.
+
+        Raises:
+            Refused: the body was given up meanwhile.
+        """
+        try:
+            async with asyncio.timeout(0 if body.dropped else None) as body.waiting:
+                message = await receive()
+        except TimeoutError:
+            body.dropped = True
+        finally:
+            body.waiting = None
+        if body.dropped:
+            text = "others need the room in which this request was arriving; send it faster, or try again"
+            headers = {"connection": "close", "retry-after": "1"}
+            raise Refused(ApiError(408, "slow_request", text, headers)) from None
+        return message
+
+    def _hold(self, body: _Body, size: int) -> None:
+        body.held += size
+        self.held += size
+        while self.held > self.max_held_bytes:
+            first = next(iter(self._arriving))
+            if first is body:
+                text = f"the requests that are here have {self.held} bytes; try again in 1 s"
+                raise Refused(ApiError(429, "overloaded", text, {"retry-after": "1", "connection": "close"}))
+            self._drop(first)
+
+    def _drop(self, body: _Body) -> None:
+        del self._arriving[body]
+        body.dropped = True
+        self.held -= body.held
+        body.held = 0
+        if body.waiting is not None:
+            body.waiting.reschedule(asyncio.get_running_loop().time())
+
+    def _too_large(self) -> ApiError:
         return ApiError(
             413,
             "body_too_large",
             f"the request is longer than {self.max_bytes} bytes; send a smaller image",
             {"connection": "close"},
         )
-
-
-class BodyTooLarge(HTTPException):
-    """Raised out of ``receive`` when a body turns out too long."""
-
-    def __init__(self, error: ApiError) -> None:
-        super().__init__(error.status, error.message)
-        self.error = error

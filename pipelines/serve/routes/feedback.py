@@ -38,7 +38,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             raise ApiError(429, "too_much_feedback", message, {"retry-after": str(seconds)})
         asked = await call.read(FeedbackRequest)
         texts = [text for text in (asked.question, asked.answer, asked.caption) if text is not None]
-        check_texts(texts, "text", len(texts), config)
+        check_texts(texts, "text", config)
         checked = await call.within(service.check(asked.image))
         try:
             kept = await asyncio.to_thread(

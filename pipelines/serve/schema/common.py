@@ -7,7 +7,16 @@ import binascii
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
@@ -28,6 +37,9 @@ ERROR_CODES = frozenset(
         "no_text",
         "nothing_to_embed",
         "one_streamed",
+        "too_many_fields",
+        "too_many_questions",
+        "too_many_texts",
     }
 )
 """The errors of these models that have a name of their own; any other is an "invalid_request"."""
@@ -75,13 +87,36 @@ SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
 IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
 
 
+_MOST_FIELDS = 32
+
+
 class TaskRequest(BaseModel):
-    """Base of the requests. Unknown fields are refused: they are typos."""
+    """Base of the requests. Unknown fields are refused: they are typos.
+
+    The context of a validation may tell how many entries each of the lists may have.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     repeated: ClassVar[Mapping[str, str]] = {}
     """Fields of a form that may be repeated, and the field that then holds them all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_enough(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Count before anything is looked at: a body has room for millions, each with an error of its own."""
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > _MOST_FIELDS:
+            message = "{count} fields in one request; send those that are documented"
+            raise PydanticCustomError("too_many_fields", message, {"count": len(fields)})
+        limits: Mapping[str, int] = info.context or {}
+        for name, most in limits.items():
+            if isinstance(values := fields.get(name), list) and len(values) > most:
+                message = "{count} {name} in one request; send at most {most}"
+                told = {"count": len(values), "name": name, "most": most}
+                raise PydanticCustomError(f"too_many_{name}", message, told)  # type: ignore[arg-type]
+        return fields
 
 
 def one_or_several(name: str, one: str | None, several: list[str] | None) -> tuple[str, ...]:

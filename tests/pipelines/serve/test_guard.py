@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import http.client
+import json
 import os
 import re
+import socket
 import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipelines.serve.app import create_app
+from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
+from tests.pipelines.serve.conftest import FakeService
+from tests.pipelines.serve.http import TEXT
+from tests.pipelines.serve.server import served
 
 
 def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated() -> None:
@@ -58,3 +69,98 @@ def test_the_documented_commands_for_a_hash_fail_without_a_key() -> None:
         assert made["key"].stdout == f"hashes={hashlib.sha256(b'key').hexdigest()}\n"
         assert (made[""].stdout, made[""].returncode != 0) == ("", True)
         assert "API_KEY" in made[""].stderr
+
+
+def head_of(body: bytes) -> bytes:
+    """The head of a request with this body."""
+    lines = [
+        "POST /v1/vqa HTTP/1.1",
+        "host: 127.0.0.1",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def begun(where: str, sent: bytes) -> socket.socket:
+    """A connection on which so much was sent."""
+    host, _, port = where.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def answer_on(connection: socket.socket) -> tuple[int, str]:
+    """Status and code of the error, or "ok"."""
+    with connection:
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        content = json.loads(response.read())
+    return response.status, content["error"]["code"] if "error" in content else "ok"
+
+
+def test_bodies_that_do_not_end_keep_nobody_out_and_get_408(service: FakeService) -> None:
+    body = json.dumps({"image": TEXT, "question": "A?"}).encode()
+    app = create_app(service, ServeConfig(max_in_flight=2, request_timeout_s=2))
+    with served(app) as where:
+        slow = [begun(where, head_of(body)[:-20]) for _ in range(8)]
+        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+        slow[0].sendall(head_of(body)[-20:])
+        assert [answer_on(one) for one in slow] == [(200, "ok")] + [(408, "slow_request")] * 7
+        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+
+
+class Held(FakeService):
+    """Answers when it is let; knows how many wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.waiting = threading.Event(), threading.Semaphore(0)
+
+    async def answer(self, *args: Any) -> Any:
+        self.waiting.release()
+        await asyncio.to_thread(self.go.wait, 30)
+        return await super().answer(*args)
+
+
+def test_places_are_taken_by_bodies_that_are_there() -> None:
+    body = json.dumps({"image": TEXT, "question": "A?"}).encode()
+    service = Held()
+    with served(create_app(service, ServeConfig(max_in_flight=2))) as where:
+        late = begun(where, head_of(body)[:-20])
+        held = [begun(where, head_of(body)) for _ in range(2)]
+        for _ in held:
+            assert service.waiting.acquire(timeout=30)
+        assert answer_on(begun(where, head_of(body)[:-20])) == (429, "overloaded"), "refused before its body is read"
+        late.sendall(head_of(body)[-20:])
+        assert answer_on(late) == (429, "overloaded")
+        service.go.set()
+        assert [answer_on(one) for one in held] == [(200, "ok")] * 2
+        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+
+
+def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeService) -> None:
+    body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
+    config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
+    with served(create_app(service, config)) as where:
+        slow = [begun(where, head_of(body)[:-20]) for _ in range(2)]
+        assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
+        more = begun(where, head_of(body)[:-20])
+        assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
+        more.sendall(head_of(body)[-20:])
+        assert answer_on(more) == (200, "ok")
+        assert [answer_on(one) for one in slow] == [(408, "slow_request")] * 2
+
+
+def test_bodies_that_are_held_for_the_model_are_bounded_in_all() -> None:
+    body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
+    service = Held()
+    config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
+    with served(create_app(service, config)) as where:
+        held = [begun(where, head_of(body)) for _ in range(2)]
+        for _ in held:
+            assert service.waiting.acquire(timeout=30)
+        assert answer_on(begun(where, head_of(body))) == (429, "overloaded")
+        service.go.set()
+        assert [answer_on(one) for one in held] == [(200, "ok")] * 2
+        assert [answer_on(begun(where, head_of(body))) for _ in range(3)] == [(200, "ok")] * 3
