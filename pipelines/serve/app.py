@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
@@ -56,7 +57,15 @@ def create_app(
         # Serve spreads requests over the replicas, which know nothing of one another's.
         burst = math.ceil(config.request_burst / config.replicas)
         app.add_middleware(Rate, limit=RateLimit(config.requests_per_minute / config.replicas, burst))
-    app.add_middleware(Access, key_hashes=key_hashes, encrypted=config.tls.active)
+    app.add_middleware(Access, key_hashes=key_hashes, config=config)
+    if config.allowed_origins:
+        # Before the keys: browsers ask without one whether they may send one.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "x-api-key", "content-type"],
+        )
     app.add_middleware(Observe, metrics=metrics or NoMetrics(), version=lambda: _version(service))
     return app
 

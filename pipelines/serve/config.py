@@ -73,6 +73,15 @@ class ServeConfig(Section):
     expose: bool = False
     """Allow other machines to connect. Needs the SHA-256 hashes of API keys in VLMODEL_API_KEY_HASHES."""
 
+    allowed_hosts: list[str] = []
+    """Names under which callers may address the service, as a proxy before it passes them on, without a port. localhost
+    and loopback addresses are always taken, other addresses where there are API keys. Empty, an exposed service takes
+    every name, and any other none."""
+
+    allowed_origins: list[str] = []
+    """Other sites whose pages may use the service from a browser, such as `https://app.example.org`. Its own page may
+    always."""
+
     tls: TLSConfig = TLSConfig()
 
     replicas: int = Field(default=1, ge=1)
@@ -148,6 +157,19 @@ class ServeConfig(Section):
 
     shutdown_timeout_s: float = Field(default=20.0, gt=0)
     """Time for requests in flight to end when a replica is stopped."""
+
+    @model_validator(mode="after")
+    def _names(self) -> ServeConfig:
+        for host in self.allowed_hosts:
+            if not host or set(host) & set(":/*@ "):
+                raise ValueError(f"allowed_hosts has {host!r}; give names alone, such as 'vlm.example.org'")
+        for origin in self.allowed_origins:
+            scheme, _, place = origin.partition("://")
+            if scheme not in ("http", "https") or not place or set(place) & set("/*@ "):
+                raise ValueError(
+                    f"allowed_origins has {origin!r}; give scheme and host, such as 'https://app.example.org'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _stay_on_this_machine(self) -> ServeConfig:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import ipaddress
 import json
 import math
+import re
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.serve.config import is_loopback
+from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.errors import ApiError, ServeError
 from pipelines.serve.rate import RateLimit
 from pipelines.serve.service import Metrics
@@ -143,22 +145,27 @@ class Observe:
 class Access:
     """Without API keys only this machine may ask; with them, everything under /v1 needs one.
 
-    Where the service has a certificate, ``encrypted``, no one may ask in plain HTTP.
+    Where the service has a certificate, ``config.tls``, no one may ask in plain HTTP.
 
     The proxy in front decides what address is listened on, and it can be started by others. So a replica checks for
-    itself where a request comes from and how, and that a browser was not lured here by a foreign name (DNS rebinding).
+    itself where a request comes from and how. A browser on this machine may have been lured: by a foreign name that
+    leads here (DNS rebinding), or by a page of another site that has it send a request, such as a form, here.
     """
 
-    def __init__(self, app: ASGIApp, key_hashes: Sequence[str], encrypted: bool = False) -> None:
-        self.app, self.encrypted = app, encrypted
+    def __init__(self, app: ASGIApp, key_hashes: Sequence[str], config: ServeConfig) -> None:
+        self.app, self.encrypted = app, config.tls.active
         self.key_hashes = [bytes.fromhex(entry) for entry in key_hashes]
+        self.hosts = {name.lower() for name in config.allowed_hosts}
+        self.origins = {origin.lower() for origin in config.allowed_origins}
+        # What leads to a service for other machines, their administrators know; a page that was lured has no key.
+        self.takes_any_host = bool(key_hashes) and config.expose and not self.hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        error = self._check_scheme(scope)
-        error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_origin(scope, headers))
+        error = self._check_scheme(scope) or self._check_host(scope, headers) or self._check_page(scope, headers)
+        error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_client(scope))
         if error is not None:
             return await refuse(error, scope, send)
         await self.app(scope, receive, send)
@@ -187,26 +194,77 @@ class Access:
             {"www-authenticate": "Bearer"},
         )
 
-    def _check_origin(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
+    def _check_client(self, scope: Scope) -> ApiError | None:
         client = scope.get("client")
         # No client means a Unix socket, which is on this machine by nature.
-        if client is not None and not is_loopback(client[0]):
-            return ApiError(
-                403,
-                "remote_without_key",
-                "this service has no API keys and answers only its own machine; "
-                f"its operator can set {KEY_HASHES_VARIABLE}",
-            )
-        if not is_loopback(_host_name(headers.get(b"host", "localhost"))):
-            return ApiError(403, "foreign_host", "without API keys, address the service as localhost or 127.0.0.1")
-        return None
+        if client is None or is_loopback(client[0]):
+            return None
+        return ApiError(
+            403,
+            "remote_without_key",
+            "this service has no API keys and answers only its own machine; "
+            f"its operator can set {KEY_HASHES_VARIABLE}",
+        )
+
+    def _check_host(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
+        """Refuse a browser that a foreign name led here; browsers name one host, and what names none is no browser."""
+        hosts = [value for name, value in scope["headers"] if name.lower() == b"host"]
+        if not hosts or self.takes_any_host:
+            return None
+        name = _host_name(headers[b"host"])
+        if len(hosts) == 1 and name and (is_loopback(name) or name in self.hosts):
+            return None
+        if len(hosts) == 1 and self.key_hashes and _is_address(name):  # which no one can make lead elsewhere
+            return None
+        return ApiError(
+            403,
+            "foreign_host",
+            f"this service is not known as {headers[b'host'][:200]!r}; address it as localhost or 127.0.0.1, "
+            "or have its operator add the name to serve.allowed_hosts",
+        )
+
+    def _check_page(self, scope: Scope, headers: Mapping[bytes, str]) -> ApiError | None:
+        """Refuse what a page of another site has a browser send; what is no browser says nothing of pages."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return None
+        origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        if origin is not None and origin.lower() in self.origins:
+            return None
+        # Browsers that send the second know better than a comparison, which a proxy that changes names would spoil.
+        own = site in ("same-origin", "none") if site is not None else _is_of(origin, headers.get(b"host", ""))
+        if own:
+            return None
+        return ApiError(
+            403,
+            "foreign_origin",
+            f"a page of {(origin or 'another site')[:200]!r} may send nothing here; "
+            "the service's operator can add its origin to serve.allowed_origins",
+        )
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header: without its port, and without the brackets of an IPv6 address."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
+    """The name in a Host header in small letters: without its port, and without the brackets of an IPv6 address; ""
+    where it is not written as one.
+    """
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([^\s:@/\\\[\]]+))(?::[0-9]*)?", host.lower())
+    return (match[1] or match[2]) if match else ""
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_of(origin: str | None, host: str) -> bool:
+    """Whether a page of this origin came from the host, in plain HTTP or, as by a proxy before it, encrypted."""
+    if origin is None:
+        return True
+    scheme, _, place = origin.lower().partition("://")
+    default = {"http": ":80", "https": ":443"}.get(scheme)
+    return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
 
 
 class Rate:

@@ -115,7 +115,7 @@ class TaskRequest(BaseModel):
             if isinstance(values := fields.get(name), list) and len(values) > most:
                 message = "{count} {name} in one request; send at most {most}"
                 told = {"count": len(values), "name": name, "most": most}
-                raise PydanticCustomError(f"too_many_{name}", message, told)  # type: ignore[arg-type]
+                raise PydanticCustomError(f"too_many_{name}", message, told)
         return fields
 
 

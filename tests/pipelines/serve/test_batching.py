@@ -173,7 +173,7 @@ def test_an_item_whose_caller_left_is_not_tried_again() -> None:
         calls[1].cancel()
         await settle()
         go_on.set()
-        assert await asyncio.gather(calls[0], calls[2]) == [1, 3]
+        assert [await calls[0], await calls[2]] == [1, 3]
         assert batches == [[1, 2, 3], [1], [3]]
 
     asyncio.run(asyncio.wait_for(go(), 10))
