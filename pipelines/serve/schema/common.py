@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -19,6 +17,8 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
+
+from vlmodel.base64_image import from_base64
 
 # A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
 EXAMPLE_IMAGE = (
@@ -46,14 +46,13 @@ ERROR_CODES = frozenset(
 
 
 def _from_base64(value: Any) -> Any:
-    """Strict base64 to bytes; what is bytes already (an uploaded file) stays as it is."""
+    """Base64 to bytes; what is bytes already (an uploaded file) stays as it is."""
     if not isinstance(value, str):
         return value
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        hint = "send only what follows 'base64,'" if value.startswith("data:") else "encode the bytes of the image file"
-        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": hint}) from None
+        return from_base64(value)
+    except ValueError as error:
+        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
 
 
 def _not_empty(image: bytes) -> bytes:
@@ -84,7 +83,7 @@ Text = Annotated[str, AfterValidator(_not_blank("text"))]
 OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
 SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
 
-IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
+IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
 
 
 _MOST_FIELDS = 32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
 import gzip
 import hashlib
@@ -34,7 +35,8 @@ PAGE = Path(app_module.__file__).parent / "page"
 
 
 def post(app: Any, body: Any, **options: Any) -> httpx.Response:
-    return send(app, "POST", "/v1/vqa", json=body, **options)
+    content, headers = json.dumps(body), {"content-type": "application/json", **options.pop("headers", {})}
+    return send(app, "POST", "/v1/vqa", content=content, headers=headers, **options)
 
 
 @pytest.fixture
@@ -77,7 +79,11 @@ def test_a_form_is_read_like_json(app: Any, service: FakeService, fields: dict[s
     ("body", "code", "hint"),
     [
         ({"image": "not base64!", "question": "A?"}, "bad_base64", "base64"),
-        ({"image": "data:image/png;base64," + TEXT, "question": "A?"}, "bad_base64", "what follows"),
+        ({"image": "data:image/png," + TEXT, "question": "A?"}, "bad_base64", "';base64,'"),
+        ({"image": None, "question": "A?"}, "invalid_request", "image"),
+        ({"image": TEXT, "question": None}, "no_question", "either"),
+        ({"image": TEXT, "questions": ["A?", None]}, "invalid_request", "questions.1"),
+        ({"image": TEXT, "question": float("nan")}, "invalid_request", "question"),
         ({"image": "", "question": "A?"}, "empty_image", "image"),
         ({"image": TEXT, "question": " \n"}, "empty_question", "question"),
         ({"image": TEXT, "questions": []}, "empty_question", "at least one"),
@@ -108,6 +114,26 @@ def test_a_bad_field_is_refused_with_its_name_and_a_remedy(
     assert (response.status_code, error_code(response)) == (422, code)
     assert hint in response.json()["error"]["message"]
     assert service.seen == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(IMAGE).decode(),
+        TEXT + "\n",
+        base64.urlsafe_b64encode(IMAGE).decode().rstrip("="),
+        "data:image/png;base64," + TEXT,
+    ],
+)
+@pytest.mark.parametrize("as_form", [False, True])
+def test_an_image_is_read_as_programs_write_base64(app: Any, service: FakeService, text: str, as_form: bool) -> None:
+    body = {"image": text, "question": "A?"}
+    if as_form:
+        parts = [(name, (None, value)) for name, value in body.items()]
+        assert send(app, "POST", "/v1/vqa", files=parts).status_code == 200
+    else:
+        assert post(app, body).status_code == 200
+    assert service.seen == [(IMAGE, ("A?",), 5, False)]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"image": "\xff"}', b"[" * 5000])
