@@ -155,6 +155,7 @@ def test_mlflows_own_server_answers_tables_with_missing_cells(
     checkpoint: Path, pictures: list[bytes], tmp_path: Path
 ) -> None:
     package.build(checkpoint, tmp_path / "package", (pictures[0], QUESTIONS[0]), Model())
+    assert "simplejpeg==" in (tmp_path / "package" / "requirements.txt").read_text(), "images are decoded with it"
     loaded = mlflow.pyfunc.load_model(str(tmp_path / "package"))
     client = TestClient(scoring_server.init(loaded))
     image = base64.encodebytes(pictures[0]).decode()
