@@ -31,7 +31,7 @@ class FeedbackConfig(Section):
     per_minute: int = Field(default=30, ge=1)
     """Most corrections that each replica takes of one sender at once, and then in each minute."""
     max_gb: float = Field(default=1.0, gt=0)
-    """Most that the spool may hold."""
+    """Most that the spool may hold, of all replicas together; days that are moved away make room."""
 
 
 class ChallengerConfig(Section):

@@ -44,7 +44,7 @@ def test_a_correction_is_kept_with_who_sent_it_and_can_be_imported(service: Fake
     assert captioned["caption"] == "a disc on white"
     assert question["sender"] == captioned["sender"] == "key:" + hashlib.sha256(key.encode()).hexdigest()[:12]
     assert not any(key.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    [day] = tmp_path.iterdir()
+    [day] = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (day / "corrections" / f"{response.json()['id']}.json").is_file()
     [record] = Config(folder=str(day)).read().records
     assert isinstance(record, Record)
