@@ -44,10 +44,8 @@ def create_app(
         openapi_url="/openapi.json",
     )
     _add_errors(app)
-    for routes in (vqa, caption, match, embed, about):
+    for routes in (vqa, caption, match, embed, feedback, about):
         app.include_router(routes.router(service, config))
-    if config.feedback.folder:
-        app.include_router(feedback.router(service, config))
     app.include_router(page.router())
 
     # Added last is outermost: observe, then who, then how often, then how many at once, then how long.

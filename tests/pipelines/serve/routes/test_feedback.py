@@ -99,8 +99,10 @@ def test_a_full_spool_takes_no_more(service: FakeService, tmp_path: Path) -> Non
     assert send(app, "POST", "/v1/vqa", json={"image": TEXT, "question": "?"}).status_code == 200
 
 
-def test_without_a_spool_there_is_no_such_route(service: FakeService) -> None:
+def test_without_a_spool_the_answer_names_the_setting(service: FakeService) -> None:
     app = create_app(service, ServeConfig())
-    assert send(app, "POST", "/v1/feedback", json=RIGHT).status_code == 404
+    response = send(app, "POST", "/v1/feedback", json=RIGHT)
+    assert (response.status_code, error_code(response)) == (404, "no_feedback")
+    assert "serve.feedback.folder" in response.json()["error"]["message"]
     assert send(app, "GET", "/v1/model").json()["feedback"] is False
     assert "/v1/feedback" not in send(app, "GET", "/openapi.json").json()["paths"]
