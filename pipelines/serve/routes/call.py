@@ -43,7 +43,7 @@ _ERRORS = {
     404: "The model that is loaded cannot do this; the message names what it can.",
     408: "The request took too long to arrive.",
     413: "The body or the image is too large.",
-    415: "Neither JSON nor a form, or a form in another charset than UTF-8, or compressed by other than gzip.",
+    415: "Neither application/json nor multipart/form-data, or compressed by other than gzip.",
     422: "The image or a field cannot be used.",
     429: "Too many requests, at once or of this caller; see Retry-After.",
     503: "No model is loaded yet.",
@@ -228,7 +228,7 @@ async def _read_form(
     charset, boundary = options.get(b"charset", b"utf-8").decode("latin-1"), options.get(b"boundary", b"")
     if charset.lower() not in _UTF_8:
         message = f"the form's charset {charset[:80]!r} is not supported; send it in UTF-8"
-        raise ApiError(415, "unsupported_charset", message)
+        raise ApiError(400, "unsupported_charset", message)
     if set(boundary) & set(b'"\\'):
         raise ApiError(400, "bad_request", "the form's boundary has a character that no boundary may have")
     # Starlette reads what is not in the given charset as Latin-1, without a word. So all is read as that, which loses

@@ -169,7 +169,7 @@ def form(*fields: tuple[str, bytes], charset: str = "") -> dict[str, Any]:
 def test_a_form_in_another_charset_is_refused(app: Any, service: FakeService, charset: str) -> None:
     body = form(("image", TEXT.encode()), ("question", b"+2AA-"), charset=charset)
     response = send(app, "POST", "/v1/vqa", **body)
-    assert (response.status_code, error_code(response)) == (415, "unsupported_charset")
+    assert (response.status_code, error_code(response)) == (400, "unsupported_charset")
     assert charset in response.json()["error"]["message"]
     assert service.seen == []
 
