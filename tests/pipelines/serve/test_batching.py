@@ -143,8 +143,8 @@ def test_an_item_that_fails_costs_its_neighbours_nothing() -> None:
 
     async def go() -> None:
         batcher = Batcher(run, max_size=3)
-        found = await asyncio.gather(*map(batcher.submit, (1, 13, 2, 3)), return_exceptions=True)
-        assert [str(entry) for entry in found] == ["1", "unlucky", "2", "3"]
+        results = await asyncio.gather(*map(batcher.submit, (1, 13, 2, 3)), return_exceptions=True)
+        assert [str(result) for result in results] == ["1", "unlucky", "2", "3"]
         assert batches == [[1, 13, 2], [1], [13], [2], [3]]
         with pytest.raises(ValueError, match="unlucky"):
             await batcher.submit(13)

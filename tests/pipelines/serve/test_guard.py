@@ -171,7 +171,7 @@ def test_bodies_that_are_held_for_the_model_are_bounded_in_all() -> None:
         assert [answer_on(begun(where, head_of(body))) for _ in range(3)] == [(200, "ok")] * 3
 
 
-def asked(app: Any, headers: list[tuple[str, str]], path: str = "/v1/vqa") -> tuple[int, str]:
+def answer_to(app: Any, headers: list[tuple[str, str]], path: str = "/v1/vqa") -> tuple[int, str]:
     """Status and code of the answer to a form that was sent with these headers, as a browser would."""
 
     async def go() -> httpx.Response:
@@ -221,7 +221,7 @@ def test_pages_of_other_sites_send_nothing_here(
     service: FakeService, tmp_path: Path, path: str, headers: list[tuple[str, str]], expected: tuple[int, str]
 ) -> None:
     app = create_app(service, ServeConfig(feedback=FeedbackConfig(folder=str(tmp_path))))
-    assert asked(app, headers, path) == expected
+    assert answer_to(app, headers, path) == expected
     if expected != (200, "ok"):
         assert service.seen == []
         assert list(tmp_path.iterdir()) == []
@@ -229,10 +229,10 @@ def test_pages_of_other_sites_send_nothing_here(
 
 def test_pages_of_other_sites_may_where_they_are_listed(service: FakeService) -> None:
     app = create_app(service, ServeConfig(allowed_origins=["https://app.example.org"]), [HASH])
-    key, theirs = ("x-api-key", "key"), ("origin", "https://app.example.org")
-    assert asked(app, [key, theirs, ("sec-fetch-site", "cross-site")]) == (200, "ok")
-    assert asked(app, [theirs, ("sec-fetch-site", "cross-site")]) == (401, "unauthorized")
-    assert asked(app, [key, ("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")]) == FOREIGN
+    key, listed = ("x-api-key", "key"), ("origin", "https://app.example.org")
+    assert answer_to(app, [key, listed, ("sec-fetch-site", "cross-site")]) == (200, "ok")
+    assert answer_to(app, [listed, ("sec-fetch-site", "cross-site")]) == (401, "unauthorized")
+    assert answer_to(app, [key, ("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")]) == FOREIGN
     preflight = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
     allowed = send(app, "OPTIONS", "/v1/vqa", headers={**preflight, "origin": "https://app.example.org"})
     assert allowed.headers["access-control-allow-origin"] == "https://app.example.org"
@@ -279,12 +279,12 @@ def test_the_service_answers_to_its_own_names(
 ) -> None:
     app = create_app(service, ServeConfig(**settings), [HASH] if keys else [])
     expected = (200, "ok") if taken else (403, "foreign_host")
-    assert asked(app, [("host", host), ("x-api-key", "key")]) == expected
+    assert answer_to(app, [("host", host), ("x-api-key", "key")]) == expected
 
 
 def test_two_names_in_one_request_are_refused(service: FakeService) -> None:
     app = create_app(service, ServeConfig())
-    assert asked(app, [("host", "rebound.example"), ("host", "localhost")]) == (403, "foreign_host")
+    assert answer_to(app, [("host", "rebound.example"), ("host", "localhost")]) == (403, "foreign_host")
 
 
 @pytest.mark.parametrize("setting", ["allowed_hosts", "allowed_origins"])
