@@ -360,13 +360,14 @@ class _Body:
         bytes: as they were sent.
         held: bytes that count as held, decompressed.
         waiting: ends the wait for more of it.
+        is_whole: whether the last of it is there.
         dropped: whether others need the room.
     """
 
     def __init__(self, compressed: bool) -> None:
         self.bytes, self.held = 0, 0
         self.waiting: asyncio.Timeout | None = None
-        self.dropped = False
+        self.is_whole = self.dropped = False
         self._unzip = zlib.decompressobj(wbits=31) if compressed else None
 
     def plain(self, data: bytes, is_last: bool, limit: int) -> bytes:
@@ -399,7 +400,7 @@ class BodyLimit:
     def __init__(self, app: ASGIApp, max_bytes: int, max_held_bytes: int) -> None:
         self.app, self.max_bytes, self.max_held_bytes = app, max_bytes, max(max_bytes, max_held_bytes)
         self.held = 0
-        self._arriving: dict[_Body, None] = {}  # the first came first
+        self._arriving: dict[_Body, None] = {}  # those with bytes that count, the first that began first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -413,10 +414,9 @@ class BodyLimit:
             error = ApiError(415, "unsupported_encoding", message, {"accept-encoding": "gzip", "connection": "close"})
             return await refuse(error, scope, send)
         body = _Body(encoding.endswith("gzip"))
-        self._arriving[body] = None
 
         async def receive_counted() -> Message:
-            if body not in self._arriving and not body.dropped:
+            if body.is_whole:
                 return await receive()
             message = await self._next(body, receive)
             if message["type"] != "http.request":
@@ -426,9 +426,11 @@ class BodyLimit:
             data = body.plain(data, is_last, self.max_bytes - body.held)
             if max(body.bytes, body.held + len(data)) > self.max_bytes:
                 raise Refused(self._too_large())
-            self._hold(body, len(data))
+            if data:
+                self._hold(body, len(data))
             if is_last:
-                del self._arriving[body]
+                body.is_whole = True
+                self._arriving.pop(body, None)
             return {**message, "body": data}
 
         try:
@@ -457,6 +459,7 @@ class BodyLimit:
         return message
 
     def _hold(self, body: _Body, size: int) -> None:
+        self._arriving[body] = None
         body.held += size
         self.held += size
         while self.held > self.max_held_bytes:

@@ -148,6 +148,7 @@ def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeServic
     body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
     config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
     with served(create_app(service, config)) as where:
+        head = begun(where, head_of(body).removesuffix(body))
         slow = [begun(where, head_of(body)[:-20]) for _ in range(2)]
         assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
         more = begun(where, head_of(body)[:-20])
@@ -155,6 +156,8 @@ def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeServic
         more.sendall(head_of(body)[-20:])
         assert answer_on(more) == (200, "ok")
         assert [answer_on(one) for one in slow] == [(408, "slow_request")] * 2
+        head.sendall(body)
+        assert answer_on(head) == (200, "ok"), "what has sent nothing yet gives no room"
 
 
 def test_bodies_that_are_held_for_the_model_are_bounded_in_all() -> None:
