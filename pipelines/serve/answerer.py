@@ -20,7 +20,7 @@ from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.decoding import Decoding, pixel_limit
-from pipelines.serve.errors import ServeError, lacks_task, not_ready
+from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
 from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
 from pipelines.serve.passes import ModelThreads, Passed
 from pipelines.serve.priority import leisurely
