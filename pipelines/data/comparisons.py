@@ -8,11 +8,12 @@ to find the requests whose answers were corrected (feedback.py).
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -26,6 +27,7 @@ Task = Literal["vqa", "caption", "match", "embed"]
 _SUFFIX = ".jsonl"
 _MOST_HELD = 10_000
 """Comparisons that a writer holds, while its disk or store is slower than they come."""
+_COUNT_HOLDS_S = 60.0
 
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 _Image = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
@@ -104,19 +106,18 @@ class ComparisonWriter:
 
     Args:
         folder: of all days; made when it is needed.
-        max_bytes: most that it may hold, as this process sees it: what was there when it first wrote, and what it has
-            added.
+        max_bytes: most that it may hold, whoever wrote it, as last counted: each minute, and before it counts as full.
 
     Raises:
         DataError: the folder's file system is unknown.
     """
 
-    def __init__(self, folder: str, max_bytes: int) -> None:
+    def __init__(self, folder: str, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._max_bytes = Folder(folder), max_bytes
         self._writer, self._files = secrets.token_hex(6), 0
         self._held: list[Comparison] = []
         self._holding, self._writing = threading.Lock(), threading.Lock()
-        self._bytes: int | None = None
+        self._clock, self._bytes, self._counted = clock, 0, -math.inf
 
     def add(self, comparison: Comparison) -> bool:
         """Hold one for the next ``flush``; False where too many are held already."""
@@ -144,8 +145,10 @@ class ComparisonWriter:
                 self._write(day, "\n".join(lines).encode() + b"\n")
 
     def _write(self, day: str, data: bytes) -> None:
-        if self._bytes is None:
+        now = self._clock()
+        if now - self._counted > _COUNT_HOLDS_S or self._bytes + len(data) > self._max_bytes:
             self._bytes = sum(file.size for name in self._folder.subfolders() for file in self._folder.files(name))
+            self._counted = now
         if self._bytes + len(data) > self._max_bytes:
             raise SpoolFullError(f"{self._folder.uri} holds {self._bytes} of {self._max_bytes} bytes")
         self._folder.write(f"{day}/{self._writer}-{self._files:08d}{_SUFFIX}", data)

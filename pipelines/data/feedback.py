@@ -2,8 +2,8 @@
 tars.
 
 A folder a day (UTC), so that a day that is over is imported once and whole. In it ``images/SHA256.EXT`` is each
-picture, once, and ``corrections/ID.json`` each correction. A file is there whole or not at all, and no two writers
-share one, so all replicas of all nodes may write to one spool.
+picture, once, and ``corrections/ID.json`` each correction. A file is there whole or not at all, and all replicas of all
+nodes may write to one spool: they take turns (lock.py), and share a count of the bytes that lie there.
 """
 
 from __future__ import annotations
@@ -12,17 +12,25 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, model_validator
 
+from pipelines.data.lock import locked
 from pipelines.data.storage import Folder
 from vlmodel.images import extension_of
 
 CORRECTIONS, IMAGES = "corrections", "images"
+
+_LOCK, _COUNT = ".lock", ".count"
+_COUNT_BYTES = 42
+"""Size of the file with the count: two numbers of 20 digits."""
+# Others change the folder too, if rarely: people take days away, and a killed writer has not counted its last file.
+_COUNT_HOLDS_NS, _FULL_HOLDS_NS = 60 * 10**9, 10**9
+_WAIT_S = 5.0
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
@@ -60,18 +68,18 @@ class Correction(BaseModel):
 
 
 class Spool:
-    """Writes corrections. Threads may share it.
+    """Writes corrections. Threads may share it, and processes the folder.
 
     Args:
-        folder: of all days; made when it is needed.
-        max_bytes: most that it may hold, as this process sees it: what was there at the start and what it has added.
+        folder: of all days; made when it is needed, for its owner alone.
+        max_bytes: most that may lie in it, whoever wrote it. Days that are imported and taken away make room.
         clock: nanoseconds since 1970.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int, clock: Callable[[], int] = time.time_ns) -> None:
         self.folder, self.max_bytes, self._clock = Path(folder).expanduser().absolute(), max_bytes, clock
         self._lock = threading.Lock()
-        self._bytes: int | None = None
+        self._bytes, self._counted = 0, 0
 
     def add(
         self,
@@ -89,7 +97,7 @@ class Spool:
         Raises:
             SpoolFullError: there is no room for it.
             ValueError: the image is of no known format, or the texts are not one correction.
-            OSError: the disk refuses.
+            OSError: the disk refuses, or others keep the spool for long; nothing is left of the correction then.
         """
         now = self._clock()
         name = f"{hashlib.sha256(image).hexdigest()}.{extension_of(image)}"
@@ -97,22 +105,80 @@ class Spool:
             image=name, question=question, answer=answer, caption=caption, sender=sender, model=model, version=version,
             time_ns=now,
         )  # fmt: skip
-        day = self.folder / time.strftime("%Y-%m-%d", time.gmtime(now / 1e9))
-        picture, text = day / IMAGES / name, correction.model_dump_json(exclude_none=True).encode()
+        day = time.strftime("%Y-%m-%d", time.gmtime(now / 1e9))
+        text = correction.model_dump_json(exclude_none=True).encode()
         identifier = f"{now:020d}-{secrets.token_hex(4)}"
-        with self._lock:
-            self._take_room(len(text) + (0 if picture.exists() else len(image)))
-        if not picture.exists():
-            Folder(str(day)).write(f"{IMAGES}/{name}", image)
-        Folder(str(day)).write(f"{CORRECTIONS}/{identifier}.json", text)
+        with self._turn():
+            is_new = not (self.folder / day / IMAGES / name).exists()
+            size = len(text) + (len(image) if is_new else 0)
+            self._take_room(size, now)
+            files = {f"{IMAGES}/{name}": image} if is_new else {}
+            self._write(Folder(str(self.folder / day)), files | {f"{CORRECTIONS}/{identifier}.json": text})
+            self._bytes += size
+            self._keep_count()
         return identifier
 
-    def _take_room(self, size: int) -> None:
-        if self._bytes is None:
-            self._bytes = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Keep others out, threads and processes."""
+        with self._lock:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            refusal = TimeoutError(f"others have been writing to {self.folder} for {_WAIT_S:g} s; try again")
+            with locked(self.folder / _LOCK, refusal, _WAIT_S):
+                yield
+
+    def _take_room(self, size: int, now: int) -> None:
+        counted = self._read_count()
+        if counted is None or abs(now - counted) > _COUNT_HOLDS_NS:
+            self._recount(now)
+        elif self._bytes + size > self.max_bytes and abs(now - counted) > _FULL_HOLDS_NS:
+            self._recount(now)  # days may have been taken away
         if self._bytes + size > self.max_bytes:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
-        self._bytes += size
+
+    def _read_count(self) -> int | None:
+        """When the bytes were counted; None where nobody did."""
+        try:
+            held, counted = (self.folder / _COUNT).read_text().split()
+            self._bytes, self._counted = int(held), int(counted)
+        except (OSError, ValueError):
+            return None
+        return self._counted
+
+    def _recount(self, now: int) -> None:
+        """Count what lies there, and remove what writers left that were killed: none is at work now."""
+        self._bytes, self._counted = _COUNT_BYTES, now
+        for file in self.folder.rglob("*"):
+            if file.name == _COUNT or not file.is_file():
+                continue
+            if file.name.startswith(".") and file.name.endswith(".partial"):
+                file.unlink(missing_ok=True)
+                continue
+            with suppress(FileNotFoundError):  # its day is being taken away
+                self._bytes += file.stat().st_size
+        self._keep_count()
+
+    def _keep_count(self) -> None:
+        """Tell the others. A full disk may refuse; then they count for themselves."""
+        count = self.folder / _COUNT
+        try:
+            count.write_text(f"{self._bytes:020d} {self._counted:020d}\n")
+        except OSError:
+            with suppress(OSError):
+                count.unlink(missing_ok=True)
+
+    def _write(self, day: Folder, files: Mapping[str, bytes]) -> None:
+        written: list[str] = []
+        try:
+            for name, data in files.items():
+                day.write(name, data)
+                written.append(name)
+        except BaseException:
+            # A picture without its correction would be of no use to anyone.
+            for name in written:
+                with suppress(OSError):
+                    day.remove(name)
+            raise
 
 
 def read_corrections(folder: str | Path) -> Iterator[Correction]:

@@ -209,7 +209,8 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
-        written beside its place, flushed to the disk and renamed.
+        written beside its place, flushed to the disk and renamed. What could not be finished, as on a full disk, is
+        removed.
         """
         fs, path = self._location[0], self.path(name)
         if not self.is_local:
@@ -218,11 +219,15 @@ class Folder:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def duplicate(self, name: str, second: str) -> None:
         """Copy a file within the folder, in place of what has the second name; there as a whole or not at all.

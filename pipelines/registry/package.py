@@ -25,6 +25,7 @@ _REQUIREMENTS = (
     "pillow",
     "pydantic",
     "safetensors",
+    "simplejpeg",
     "tokenizers",
     "torch",
     "torchmetrics",

@@ -29,6 +29,7 @@ if Path(__file__).with_name("manifest.json").is_file():  # as it is stored
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
 from pipelines.registry.manifest import verify
+from vlmodel.base64_image import from_base64
 from vlmodel.images import ImageError
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
@@ -58,20 +59,26 @@ class VisualQuestionAnswering(PythonModel):
 
         Args:
             context: of MLflow.
-            model_input: columns ``image`` (encoded image, bytes) and ``question`` (string).
+            model_input: columns ``image`` (encoded image, as bytes or in base64) and ``question`` (string).
             params: ``top_k``, how many answers are ranked.
 
         Returns:
             Columns ``answer`` (the most probable), ``probability``, ``answers`` (JSON: [[answer, probability], ...])
-            and ``error`` (why the image could not be read; the other three are then empty).
+            and ``error`` (why there is no answer: a cell that is missing, or an image that cannot be read; the other
+            three are then empty), with the index of ``model_input``.
         """
         top_k = int((params or {}).get("top_k", 5))
         results: list[_Row] = [(None, None, None, None)] * len(model_input)
+        questions: list[str] = [""] * len(model_input)
         # An image is decoded and encoded once, however many rows ask about it.
         rows_of: dict[bytes, list[int]] = {}
-        for row, image in enumerate(model_input["image"]):
-            rows_of.setdefault(bytes(image), []).append(row)
-        questions = [str(question) for question in model_input["question"]]
+        for row, (cell, question) in enumerate(zip(model_input["image"], model_input["question"], strict=True)):
+            try:
+                image, questions[row] = _image(cell), _question(question)
+            except ValueError as error:
+                results[row] = (None, None, None, str(error))
+            else:
+                rows_of.setdefault(image, []).append(row)
         images = list(rows_of)
         for start in range(0, len(images), IMAGES_AT_ONCE):
             some = images[start : start + IMAGES_AT_ONCE]
@@ -80,7 +87,8 @@ class VisualQuestionAnswering(PythonModel):
                 for row, result in zip(rows_of[image], answered, strict=True):
                     results[row] = result
         # As objects, so that what is missing is null in JSON and not NaN, which is no JSON.
-        table = pd.DataFrame(results, columns=["answer", "probability", "answers", "error"], dtype=object)
+        columns = ["answer", "probability", "answers", "error"]
+        table = pd.DataFrame(results, index=model_input.index, columns=columns, dtype=object)
         return table if table["probability"].isna().any() else table.astype({"probability": float})
 
     def _answer(self, examples: Sequence[Example], top_k: int) -> Iterator[list[_Row]]:
@@ -104,6 +112,44 @@ def _remove_own_bytecode() -> None:
         with contextlib.suppress(OSError):
             os.remove(own)
             os.rmdir(os.path.dirname(own))
+
+
+def _image(cell: Any) -> bytes:
+    """The encoded image of a cell.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if _is_missing(cell):
+        raise ValueError("the image is missing")
+    if isinstance(cell, bytes | bytearray | memoryview):
+        return bytes(cell)
+    if isinstance(cell, str):
+        try:
+            return from_base64(cell)
+        except ValueError as error:
+            raise ValueError(f"the image is not valid base64; {error}") from None
+    raise ValueError(f"the image is of type {type(cell).__name__}; give an image file's bytes, or these in base64")
+
+
+def _question(cell: Any) -> str:
+    """The question of a cell.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if _is_missing(cell) or not str(cell).strip():
+        raise ValueError("the question is missing")
+    question = str(cell)
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the question has half a surrogate pair (at character {error.start})") from None
+    return question
+
+
+def _is_missing(cell: Any) -> bool:
+    return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
 
 
 def _row(prediction: Prediction) -> _Row:

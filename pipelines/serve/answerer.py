@@ -20,7 +20,7 @@ from pipelines.registry.errors import ArtifactError
 from pipelines.serve.batching import Batcher
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.decoding import Decoding, pixel_limit
-from pipelines.serve.errors import ServeError, lacks_task, not_ready
+from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
 from pipelines.serve.heads import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
 from pipelines.serve.passes import ModelThreads, Passed
 from pipelines.serve.priority import leisurely
@@ -205,6 +205,7 @@ class Answerer:
 
     async def _decode(self, loaded: _Loaded, image: bytes | None, texts: Sequence[str]) -> _Decoded:
         received = time.perf_counter()
+        _check_texts(texts)
         processor = loaded.predictor.processor
         pixels_HWC = None
         if image is not None:
@@ -254,3 +255,13 @@ def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answer
         "model": passed.seconds,
     }
     return Answered(passed.result, loaded.info, stages_s, truncated=decoded.truncated)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    """Refuse what no tokenizer takes, before it joins the batch of others."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            message = f"a text has half a surrogate pair (at character {error.start}), which is no character; remove it"
+            raise ApiError(422, "bad_text", message) from None

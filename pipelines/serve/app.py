@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, BodyTooLarge, Observe, Rate, error_body
+from pipelines.serve.guard import ERROR_CODE, Access, Admission, BodyLimit, Observe, Rate, Refused, error_body
 from pipelines.serve.rate import RateLimit
 from pipelines.serve.routes import about, caption, embed, feedback, match, page, vqa
 from pipelines.serve.service import Metrics, NoMetrics, Service
@@ -43,20 +44,26 @@ def create_app(
         openapi_url="/openapi.json",
     )
     _add_errors(app)
-    for routes in (vqa, caption, match, embed, about):
+    for routes in (vqa, caption, match, embed, feedback, about):
         app.include_router(routes.router(service, config))
-    if config.feedback.folder:
-        app.include_router(feedback.router(service, config))
     app.include_router(page.router())
 
     # Added last is outermost: observe, then who, then how often, then how many at once, then how long.
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, max_held_bytes=config.max_held_bytes)
     app.add_middleware(Admission, max_in_flight=config.max_in_flight)
     if config.requests_per_minute:
         # Serve spreads requests over the replicas, which know nothing of one another's.
         burst = math.ceil(config.request_burst / config.replicas)
         app.add_middleware(Rate, limit=RateLimit(config.requests_per_minute / config.replicas, burst))
-    app.add_middleware(Access, key_hashes=key_hashes, encrypted=config.tls.active)
+    app.add_middleware(Access, key_hashes=key_hashes, config=config)
+    if config.allowed_origins:
+        # Before the keys: browsers ask without one whether they may send one.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "x-api-key", "content-type"],
+        )
     app.add_middleware(Observe, metrics=metrics or NoMetrics(), version=lambda: _version(service))
     return app
 
@@ -76,7 +83,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
-        if isinstance(error, BodyTooLarge):
+        if isinstance(error, Refused):
             return answer(request, error.error)
         messages = {
             404: f"there is nothing at {request.url.path[:200]!r}; see /docs for what there is",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,6 +11,8 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
 
 
 class Batcher(Generic[Item, Result]):
@@ -46,8 +49,11 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """The result for ``item``. A cancelled caller's item is dropped if no pass has taken it yet.
 
+        Where a batch fails, each of its items is run once more, alone: one that fails costs its neighbours time, and
+        not their results.
+
         Raises:
-            Exception: whatever ``run`` raised for the batch.
+            Exception: whatever ``run`` raised for this item alone.
         """
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
@@ -78,16 +84,27 @@ class Batcher(Generic[Item, Result]):
     async def _pass(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         self._taken += len(batch)
         try:
+            error = await self._attempt(batch)
+            if error is None:
+                return
+            if len(batch) > 1:
+                _log.warning("a batch of %d failed; each of its items is run alone: %r", len(batch), error)
+            for item, future in batch:
+                alone = await self._attempt([(item, future)]) if len(batch) > 1 and not future.done() else error
+                if alone is not None and not future.done():
+                    future.set_exception(alone)
+        finally:
+            self._taken -= len(batch)
+
+    async def _attempt(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> Exception | None:
+        """Give each item its result; what was raised where there is none."""
+        try:
             results = await self._run([item for item, _ in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"a batch of {len(batch)} items gave {len(results)} results")
         except Exception as error:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        finally:
-            self._taken -= len(batch)
+            return error
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)
+        return None

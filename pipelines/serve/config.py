@@ -31,7 +31,7 @@ class FeedbackConfig(Section):
     per_minute: int = Field(default=30, ge=1)
     """Most corrections that each replica takes of one sender at once, and then in each minute."""
     max_gb: float = Field(default=1.0, gt=0)
-    """Most that the spool may hold."""
+    """Most that the spool may hold, of all replicas together; days that are moved away make room."""
 
 
 class ChallengerConfig(Section):
@@ -73,6 +73,15 @@ class ServeConfig(Section):
     expose: bool = False
     """Allow other machines to connect. Needs the SHA-256 hashes of API keys in VLMODEL_API_KEY_HASHES."""
 
+    allowed_hosts: list[str] = []
+    """Names under which callers may address the service, as a proxy before it passes them on, without a port. localhost
+    and loopback addresses are always taken, other addresses where there are API keys. Empty, an exposed service takes
+    every name, and any other none."""
+
+    allowed_origins: list[str] = []
+    """Other sites whose pages may use the service from a browser, such as `https://app.example.org`. Its own page may
+    always."""
+
     tls: TLSConfig = TLSConfig()
 
     replicas: int = Field(default=1, ge=1)
@@ -106,7 +115,8 @@ class ServeConfig(Section):
     """How long an idle model waits for a fuller batch. A busy model gathers the next batch meanwhile anyway."""
 
     max_in_flight: int = Field(default=128, ge=1)
-    """Requests that a replica holds at once, running or queued; one more is answered 429 at once."""
+    """Requests that a replica holds at once, running or queued; one more is answered 429 at once. A request counts from
+    when the last of its body is there."""
 
     requests_per_minute: int = Field(default=0, ge=0)
     """Requests that each API key may make in a minute, or without keys all callers together; each replica grants an
@@ -116,7 +126,11 @@ class ServeConfig(Section):
     """Requests that a key may make at once, before that limit slows it."""
 
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
-    """Largest request body; a longer one is refused with 413 before it is read whole."""
+    """Largest request body, decompressed; a longer one is refused with 413 before it is read whole."""
+
+    max_held_bytes: int = Field(default=256 << 20, ge=1024)
+    """Most bytes of request bodies that a replica holds at once, and never less than `max_body_bytes`; where more come,
+    the one that has been arriving for the longest is answered 408."""
 
     max_questions: int = Field(default=16, ge=1)
     """Most questions in one request."""
@@ -143,6 +157,19 @@ class ServeConfig(Section):
 
     shutdown_timeout_s: float = Field(default=20.0, gt=0)
     """Time for requests in flight to end when a replica is stopped."""
+
+    @model_validator(mode="after")
+    def _names(self) -> ServeConfig:
+        for host in self.allowed_hosts:
+            if not host or set(host) & set(":/*@ "):
+                raise ValueError(f"allowed_hosts has {host!r}; give names alone, such as 'vlm.example.org'")
+        for origin in self.allowed_origins:
+            scheme, _, place = origin.partition("://")
+            if scheme not in ("http", "https") or not place or set(place) & set("/*@ "):
+                raise ValueError(
+                    f"allowed_origins has {origin!r}; give scheme and host, such as 'https://app.example.org'"
+                )
+        return self
 
     @model_validator(mode="after")
     def _stay_on_this_machine(self) -> ServeConfig:

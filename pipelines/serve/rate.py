@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+# Of a clock that has run for long, differences are not exact, and a burst would lose its last request to that.
+_ROUNDING_S = 1e-6
+
 
 class RateLimit:
     """A token bucket for each sender: ``burst`` at once, and ``per_minute`` of them come back in a minute.
@@ -23,9 +26,9 @@ class RateLimit:
     def take(self, sender: str) -> float:
         """Count one more; the seconds to wait if that is one too many, which does not count, else 0."""
         now = self._clock()
-        full_at = max(now, self._full_at.get(sender, now)) + self._seconds_each
-        wait_s = full_at - now - self._burst * self._seconds_each
-        if wait_s > 0:
+        lacks_s = max(0.0, self._full_at.get(sender, now) - now)
+        wait_s = lacks_s - (self._burst - 1) * self._seconds_each
+        if wait_s > _ROUNDING_S:
             return wait_s
-        self._full_at[sender] = full_at
+        self._full_at[sender] = now + lacks_s + self._seconds_each
         return 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import random
@@ -162,8 +163,8 @@ def _bad_base64(draw: random.Random) -> bytes:
     image = base64.b64encode(picture(0)).decode()
     at = draw.randrange(len(image) - 4)
     bad = [
-        "data:image/png;base64," + image,
-        image[: at + 1] + draw.choice("*\n é\u2028\0") + image[at + 1 :],
+        "data:image/png," + image,
+        image[: at + 1] + draw.choice("*é\u2028\0") + image[at + 1 :],
         image[: 4 * (at // 4) + 1],
         "=" * (at + 1),
         "",
@@ -203,6 +204,9 @@ def _bad_json(draw: random.Random) -> bytes:
         b'{"image": "' + b"\\ud800" * 10 + b'", "question": "?"}',
         b'{"top_k": ' + b"9" * draw.choice([100, 4300, 4301, 100_000]) + b"}",
         b'{"image": "\xff\xfe", "question": "?"}',
+        b'{"image": "aa==", "questions": [' + b'"",' * 1_000_000 + b'""]}',
+        b'{"image": "aa==", "a": [' + b"[]," * 1_000_000 + b"[]]}",
+        b"{" + b",".join(b'"%d":0' % n for n in range(draw.choice([100, 100_000]))) + b"}",
         draw.choice([b"null", b"1", b'"a"', b"[]", b"true", b"NaN", b"-", b"{}", b"{,}", b'{"a":1}{}', b"\0"]),
     ]
     return _post(draw.choice(bad))
@@ -211,13 +215,15 @@ def _bad_json(draw: random.Random) -> bytes:
 def _bad_form(draw: random.Random) -> bytes:
     image, question = _file("image", picture(0)), _field("question", QUESTION.encode())
     kind = "multipart/form-data"
-    charset = draw.choice(["undefined", "idna", "no", "base64"])
+    charset = draw.choice(["undefined", "idna", "no", "base64", "utf-7", "punycode", "utf-16"])
     forms = [
         _form(image, question, content_type=kind),
         _form(image, question, content_type=f"{kind}; boundary=another"),
         _form(image, question, content_type=f"{kind}; boundary={'x' * 5000}"),
         _form(image, content_type=f"{kind}; boundary={_BOUNDARY}; charset={charset}"),
         _form(image, _field("quéstion\xff", b"?"), content_type=f"{kind}; boundary={_BOUNDARY}; charset={charset}"),
+        _form(image, _field("question", b"+2AA-"), content_type=f"{kind}; boundary={_BOUNDARY}; charset={charset}"),
+        _form(image, _field("question", b"\xed\xa0\x80")),
         _form(image, image, question),
         _form(image, *[question] * 100),
         _form(image, *[_field(f"f{n}", b"1") for n in range(70)]),
@@ -244,6 +250,26 @@ def _content_type(draw: random.Random) -> bytes:
         "application/json\xff", "*/*", "multipart/mixed; boundary=a", "\x01",
     ]  # fmt: skip
     return _post(picture(0), content_type=draw.choice(kinds))
+
+
+def _encoded(draw: random.Random) -> bytes:
+    zipped = gzip.compress(json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": QUESTION}).encode())
+    bodies = [
+        zipped[: draw.randrange(len(zipped))],
+        zipped + draw.choice([zipped, b"\0", b"x"]),
+        draw.randbytes(200),
+        gzip.compress(bytes(64 << 20)),
+    ]
+    other = f"content-encoding: {draw.choice(['br', 'deflate', 'zstd', 'gzip, gzip', 'x' * 5000])}"
+    return draw.choice([_post(draw.choice(bodies), "content-encoding: gzip"), _post(zipped, other)])
+
+
+def _foreign_page(draw: random.Random) -> bytes:
+    """A request that is well, and that a page of another site has a browser send."""
+    body = json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": QUESTION}).encode()
+    origins = ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://", "http://127.0.0.1:1", "\xff"]
+    sites = ["sec-fetch-site: cross-site", "sec-fetch-site: same-site", "sec-fetch-site: \xff"]
+    return _post(body, draw.choice([f"origin: {draw.choice(origins)}", *sites]))
 
 
 def _headers(draw: random.Random) -> bytes:
@@ -322,6 +348,8 @@ _KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "bad JSON": _bad_json,
     "bad form": _bad_form,
     "content type": _content_type,
+    "content encoding": _encoded,
+    "page of another site": _foreign_page,
     "headers": _headers,
     "length": _length,
     "too long": _too_long,

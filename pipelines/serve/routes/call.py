@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import ValidationError
-from starlette.datastructures import UploadFile
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, lacks_task, not_ready
@@ -30,14 +32,18 @@ Asked = TypeVar("Asked", bound=TaskRequest)
 Sent = TypeVar("Sent", bound=TaskResponse)
 T = TypeVar("T")
 
+# ASCII is part of it.
+_UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
+_OTHER_FIELDS = 32
+
 _ERRORS = {
-    400: "The body is not JSON, or not a form.",
+    400: "The body is not JSON, or not a form in UTF-8, or not in gzip.",
     401: "The API key is missing or wrong.",
     403: "From another machine or under another name, where there are no API keys.",
     404: "The model that is loaded cannot do this; the message names what it can.",
     408: "The request took too long to arrive.",
     413: "The body or the image is too large.",
-    415: "Neither application/json nor multipart/form-data.",
+    415: "Neither application/json nor multipart/form-data, or compressed by other than gzip.",
     422: "The image or a field cannot be used.",
     429: "Too many requests, at once or of this caller; see Retry-After.",
     503: "No model is loaded yet.",
@@ -61,8 +67,7 @@ class Call:
         if task is not None and task not in service.model.tasks:
             raise lacks_task(task, service.model.name, service.model.tasks)
         self._request, self._limit_s = request, config.request_timeout_s
-        # As many texts as are allowed, each in a field of its own, and some room for the other fields.
-        self._most_fields = max(config.max_questions, config.max_texts) + 32
+        self._config = config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
     async def read(self, kind: type[Asked]) -> Asked:
@@ -73,7 +78,7 @@ class Call:
         """
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await _read(self._request, kind, self._most_fields)
+                return await _read(self._request, kind, self._config)
         except TimeoutError:
             message = f"the request did not arrive within {self._limit_s:g} s; send a smaller image"
             raise ApiError(408, "slow_request", message, {"connection": "close"}) from None
@@ -114,18 +119,15 @@ class Call:
         return time.perf_counter() - started
 
 
-def check_texts(texts: Sequence[str], name: str, most: int, config: ServeConfig) -> None:
-    """Refuse too many texts, or too long ones.
+def check_texts(texts: Sequence[str], name: str, config: ServeConfig) -> None:
+    """Refuse texts that are too long.
 
     Args:
         name: what they are called, in the singular.
 
     Raises:
-        ApiError: naming the number and the limit.
+        ApiError: naming the length and the limit.
     """
-    if len(texts) > most:
-        message = f"{len(texts)} {name}s in one request; send at most {most}"
-        raise ApiError(422, f"too_many_{name}s", message)
     longest = max(map(len, texts), default=0)
     if longest > config.max_question_chars:
         message = f"a {name} has {longest} characters; send at most {config.max_question_chars}"
@@ -186,17 +188,19 @@ def _request_body(asked: type[TaskRequest]) -> dict[str, Any]:
     }
 
 
-async def _read(request: Request, kind: type[Asked], most_fields: int) -> Asked:
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def _read(request: Request, kind: type[Asked], config: ServeConfig) -> Asked:
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type = content_type.decode("latin-1").lower()
+    limits = {"questions": config.max_questions, "texts": config.max_texts}
     try:
         if media_type == "application/json":
-            return kind.model_validate_json(await request.body(), strict=True)
+            body = await request.body()
+            _check_parts(body, config)
+            return kind.model_validate_json(body, strict=True, context=limits)
         if media_type == "multipart/form-data":
-            return kind.model_validate(await _read_form(request, kind.repeated, most_fields))
+            return kind.model_validate(await _read_form(request, kind.repeated, options, config), context=limits)
     except ValidationError as error:
         raise _explain(error, kind) from None
-    except UnicodeError:  # of the charset that a form names, which Starlette hands to Python's codecs
-        raise ApiError(400, "bad_request", "the form's charset cannot be decoded; send it in UTF-8") from None
     raise ApiError(
         415,
         "unsupported_media_type",
@@ -204,17 +208,68 @@ async def _read(request: Request, kind: type[Asked], most_fields: int) -> Asked:
     )
 
 
-async def _read_form(request: Request, repeated: Mapping[str, str], most_fields: int) -> dict[str, Any]:
+def _check_parts(body: bytes, config: ServeConfig) -> None:
+    """Refuse JSON of more parts than the longest texts that are allowed could seem to have: millions of empty lists
+    fit into a body, and take seconds to be made.
+
+    Raises:
+        ApiError: naming the number and the limit.
+    """
+    parts = sum(map(body.count, (b",", b"[", b"{")))
+    most = max(config.max_questions, config.max_texts) * config.max_question_chars + _OTHER_FIELDS
+    if parts > most:
+        message = f"the body has {parts} commas and opening brackets; send JSON of at most {most}"
+        raise ApiError(400, "bad_json", message)
+
+
+async def _read_form(
+    request: Request, repeated: Mapping[str, str], options: Mapping[bytes, bytes], config: ServeConfig
+) -> dict[str, Any]:
+    """The fields of a form: texts, and the bytes of its file.
+
+    Raises:
+        ApiError: it is no form, has too many fields, or is not in UTF-8.
+    """
+    charset, boundary = options.get(b"charset", b"utf-8").decode("latin-1"), options.get(b"boundary", b"")
+    if charset.lower() not in _UTF_8:
+        message = f"the form's charset {charset[:80]!r} is not supported; send it in UTF-8"
+        raise ApiError(400, "unsupported_charset", message)
+    if set(boundary) & set(b'"\\'):
+        raise ApiError(400, "bad_request", "the form's boundary has a character that no boundary may have")
+    # Starlette reads what is not in the given charset as Latin-1, without a word. So all is read as that, which loses
+    # nothing, and decoded here.
+    form_type = f'multipart/form-data; boundary="{boundary.decode("latin-1")}"; charset=latin-1'
+    headers = Headers({"content-type": form_type} if boundary else {"content-type": "multipart/form-data"})
+    # As many texts as are allowed, each in a field of its own, and some room for the other fields.
+    most_fields = max(config.max_questions, config.max_texts) + _OTHER_FIELDS
+    parser = MultiPartParser(
+        headers, request.stream(), max_files=1, max_fields=most_fields, max_part_size=config.max_body_bytes
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ApiError(400, "bad_request", f"the form cannot be read: {error.message}") from None
     tree: dict[str, Any] = {}
     several = set(repeated.values())
-    async with request.form(max_files=1, max_fields=most_fields) as form:
-        for name in form:
-            values = [await value.read() if isinstance(value, UploadFile) else value for value in form.getlist(name)]
+    try:
+        for sent_name in form:
+            values = [await v.read() if isinstance(v, UploadFile) else _utf_8(v) for v in form.getlist(sent_name)]
+            name = _utf_8(sent_name)
             tree[name] = values if len(values) > 1 or name in several else values[0]
+    finally:
+        await form.close()
     for one, all_of_them in repeated.items():
         if isinstance(tree.get(one), list):
             tree[all_of_them] = tree.pop(one)
     return tree
+
+
+def _utf_8(latin_1: str) -> str:
+    try:
+        return latin_1.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        message = f"a field of the form is not in UTF-8 ({error.reason} at byte {error.start}); send it in UTF-8"
+        raise ApiError(400, "bad_request", message) from None
 
 
 def _explain(error: ValidationError, kind: type[TaskRequest]) -> ApiError:

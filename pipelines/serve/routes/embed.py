@@ -23,7 +23,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         call = Call(request, service, config, "embed")
         asked = await call.read(EmbedRequest)
         texts = asked.given()
-        check_texts(texts, "text", config.max_texts, config)
+        check_texts(texts, "text", config)
         answered = await call.within(service.embed(asked.image, texts))
         image_D, text_ND = answered.result.image_D, answered.result.text_ND
         return call.respond(

@@ -22,8 +22,18 @@ _log = logging.getLogger(__name__)
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """The route of corrections."""
+    """The route of corrections; where none are taken, one that says so."""
     routes = APIRouter()
+    if not config.feedback.folder:
+
+        @routes.post("/v1/feedback", include_in_schema=False)
+        async def decline() -> Response:
+            message = (
+                "this service takes no corrections; its operator can name a folder for them, serve.feedback.folder"
+            )
+            raise ApiError(404, "no_feedback", message)
+
+        return routes
     spool = Spool(config.feedback.folder, int(config.feedback.max_gb * 1e9))
     rate = RateLimit(config.feedback.per_minute, burst=config.feedback.per_minute)
 
@@ -38,7 +48,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             raise ApiError(429, "too_much_feedback", message, {"retry-after": str(seconds)})
         asked = await call.read(FeedbackRequest)
         texts = [text for text in (asked.question, asked.answer, asked.caption) if text is not None]
-        check_texts(texts, "text", len(texts), config)
+        check_texts(texts, "text", config)
         checked = await call.within(service.check(asked.image))
         try:
             kept = await asyncio.to_thread(

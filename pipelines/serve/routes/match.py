@@ -27,7 +27,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         call = Call(request, service, config, "match")
         asked = await call.read(MatchRequest)
         texts = asked.given()
-        check_texts(texts, "text", config.max_texts, config)
+        check_texts(texts, "text", config)
         answered = await call.within(service.match(asked.image, texts))
         found = answered.result
         similarities: Sequence[float | None] = found.similarities or [None] * len(texts)

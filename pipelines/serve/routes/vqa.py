@@ -21,7 +21,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         call = Call(request, service, config, "vqa")
         asked = await call.read(VQARequest)
         questions = asked.asked()
-        check_texts(questions, "question", config.max_questions, config)
+        check_texts(questions, "question", config)
         answered = await call.within(service.answer(asked.image, questions, asked.top_k, asked.attention))
         answers = [
             QuestionAnswers(

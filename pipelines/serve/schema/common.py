@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
+
+from vlmodel.base64_image import from_base64
 
 # A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
 EXAMPLE_IMAGE = (
@@ -28,20 +37,22 @@ ERROR_CODES = frozenset(
         "no_text",
         "nothing_to_embed",
         "one_streamed",
+        "too_many_fields",
+        "too_many_questions",
+        "too_many_texts",
     }
 )
 """The errors of these models that have a name of their own; any other is an "invalid_request"."""
 
 
 def _from_base64(value: Any) -> Any:
-    """Strict base64 to bytes; what is bytes already (an uploaded file) stays as it is."""
+    """Base64 to bytes; what is bytes already (an uploaded file) stays as it is."""
     if not isinstance(value, str):
         return value
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        hint = "send only what follows 'base64,'" if value.startswith("data:") else "encode the bytes of the image file"
-        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": hint}) from None
+        return from_base64(value)
+    except ValueError as error:
+        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
 
 
 def _not_empty(image: bytes) -> bytes:
@@ -74,16 +85,39 @@ SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
 
 TRUNCATED = "Whether it has more tokens than the model takes, so that the model was given its beginning alone."
 
-IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64."
+IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
+
+
+_MOST_FIELDS = 32
 
 
 class TaskRequest(BaseModel):
-    """Base of the requests. Unknown fields are refused: they are typos."""
+    """Base of the requests. Unknown fields are refused: they are typos.
+
+    The context of a validation may tell how many entries each of the lists may have.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     repeated: ClassVar[Mapping[str, str]] = {}
     """Fields of a form that may be repeated, and the field that then holds them all."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_enough(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Count before anything is looked at: a body has room for millions, each with an error of its own."""
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > _MOST_FIELDS:
+            message = "{count} fields in one request; send those that are documented"
+            raise PydanticCustomError("too_many_fields", message, {"count": len(fields)})
+        limits: Mapping[str, int] = info.context or {}
+        for name, most in limits.items():
+            if isinstance(values := fields.get(name), list) and len(values) > most:
+                message = "{count} {name} in one request; send at most {most}"
+                told = {"count": len(values), "name": name, "most": most}
+                raise PydanticCustomError(f"too_many_{name}", message, told)
+        return fields
 
 
 def one_or_several(name: str, one: str | None, several: list[str] | None) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,30 @@ def test_a_full_folder_takes_no_more_and_holds_what_it_has(tmp_path: Path) -> No
         writer.flush()
     writer.flush()
     assert [one.time_ns for one in read(str(tmp_path)) if isinstance(one, Comparison)] in ([1, 2], [2, 1])
+
+
+def test_writers_share_one_limit_and_days_that_are_taken_away_make_room(tmp_path: Path) -> None:
+    now = [0.0]
+    first, second = (ComparisonWriter(str(tmp_path), 3000, lambda: now[0]) for _ in range(2))
+
+    def fill(writer: ComparisonWriter) -> int:
+        for count in range(1000):
+            writer.add(compared(count))
+            try:
+                writer.flush()
+            except SpoolFullError:
+                return count
+        raise AssertionError("it is never full")
+
+    second.add(compared(0))
+    second.flush()
+    taken = fill(first)
+    assert taken > 2
+    now[0] = 61
+    assert fill(second) == 0
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.jsonl")) <= 3000
+    shutil.rmtree(tmp_path / "1970-01-01")
+    assert fill(second) == taken + 1
 
 
 def test_a_writer_holds_only_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,49 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
     assert len(first.result) == len(last.result) == 2
     assert isinstance(error, ApiError)
     assert (error.status, error.code) == (status, code)
+
+
+def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
+    answerer: Answerer, sizes: Sizes, model_folder: Path
+) -> None:
+    texts = ["what is it ?", "what \ud800 ?", "is it a circle ?", "\udfff"]
+
+    async def go() -> list[Any]:
+        await answerer.load(model_folder, "vqa", "1")
+        return await asyncio.gather(
+            *(answerer.answer(picture(), (text,), 1, False) for text in texts), return_exceptions=True
+        )
+
+    answered = asyncio.run(go())
+    assert [isinstance(one, Answered) for one in answered] == [True, False, True, False]
+    assert [(error.status, error.code) for error in (answered[1], answered[3])] == [(422, "bad_text")] * 2
+    assert sum(sizes.sizes) == 2
+
+
+def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
+    answerer: Answerer, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def go() -> tuple[list[Any], list[int]]:
+        await answerer.load(model_folder, "vqa", "1")
+        assert answerer._loaded is not None
+        head = answerer._loaded.predictor.processor
+        tokenize, together = head.tokenize, []
+
+        def choosy(texts: Sequence[str]) -> Any:
+            together.append(len(texts))
+            if "a fault ?" in texts:
+                raise RuntimeError("the tokenizer fails")
+            return tokenize(texts)
+
+        monkeypatch.setattr(head, "tokenize", choosy)
+        texts = ["what ?", "a fault ?", "is it ?", "where ?", "a fault ?", "a ?", "b ?", "c ?"]
+        asked = (answerer.answer(picture(i), (text,), 1, False) for i, text in enumerate(texts))
+        return await asyncio.gather(*asked, return_exceptions=True), together
+
+    answered, together = asyncio.run(go())
+    assert max(together) > 1, "nothing was batched"
+    assert [isinstance(one, Answered) for one in answered] == [True, False, True, True, False, True, True, True]
+    assert {str(answered[1]), str(answered[4])} == {"the tokenizer fails"}
 
 
 def test_an_image_of_too_many_pixels_is_refused_with_413(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import dataclasses
+import gzip
 import hashlib
 import json
 import re
@@ -33,7 +35,8 @@ PAGE = Path(app_module.__file__).parent / "page"
 
 
 def post(app: Any, body: Any, **options: Any) -> httpx.Response:
-    return send(app, "POST", "/v1/vqa", json=body, **options)
+    content, headers = json.dumps(body), {"content-type": "application/json", **options.pop("headers", {})}
+    return send(app, "POST", "/v1/vqa", content=content, headers=headers, **options)
 
 
 @pytest.fixture
@@ -76,7 +79,11 @@ def test_a_form_is_read_like_json(app: Any, service: FakeService, fields: dict[s
     ("body", "code", "hint"),
     [
         ({"image": "not base64!", "question": "A?"}, "bad_base64", "base64"),
-        ({"image": "data:image/png;base64," + TEXT, "question": "A?"}, "bad_base64", "what follows"),
+        ({"image": "data:image/png," + TEXT, "question": "A?"}, "bad_base64", "';base64,'"),
+        ({"image": None, "question": "A?"}, "invalid_request", "image"),
+        ({"image": TEXT, "question": None}, "no_question", "either"),
+        ({"image": TEXT, "questions": ["A?", None]}, "invalid_request", "questions.1"),
+        ({"image": TEXT, "question": float("nan")}, "invalid_request", "question"),
         ({"image": "", "question": "A?"}, "empty_image", "image"),
         ({"image": TEXT, "question": " \n"}, "empty_question", "question"),
         ({"image": TEXT, "questions": []}, "empty_question", "at least one"),
@@ -109,6 +116,26 @@ def test_a_bad_field_is_refused_with_its_name_and_a_remedy(
     assert service.seen == []
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(IMAGE).decode(),
+        TEXT + "\n",
+        base64.urlsafe_b64encode(IMAGE).decode().rstrip("="),
+        "data:image/png;base64," + TEXT,
+    ],
+)
+@pytest.mark.parametrize("as_form", [False, True])
+def test_an_image_is_read_as_programs_write_base64(app: Any, service: FakeService, text: str, as_form: bool) -> None:
+    body = {"image": text, "question": "A?"}
+    if as_form:
+        parts = [(name, (None, value)) for name, value in body.items()]
+        assert send(app, "POST", "/v1/vqa", files=parts).status_code == 200
+    else:
+        assert post(app, body).status_code == 200
+    assert service.seen == [(IMAGE, ("A?",), 5, False)]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b'{"image": "\xff"}', b"[" * 5000])
 def test_a_body_that_is_not_json_gets_400(app: Any, content: bytes) -> None:
     response = send(app, "POST", "/v1/vqa", content=content, headers={"content-type": "application/json"})
@@ -128,11 +155,81 @@ def test_a_broken_form_gets_400(app: Any, boundary: str) -> None:
     assert (response.status_code, error_code(response)) == (400, "bad_request")
 
 
-def test_a_form_in_a_charset_that_is_none_gets_400(app: Any) -> None:
-    headers = {"content-type": "multipart/form-data; boundary=x; charset=undefined"}
-    body = b'--x\r\nContent-Disposition: form-data; name="question"\r\n\r\nwhat?\r\n--x--\r\n'
-    response = send(app, "POST", "/v1/vqa", content=body, headers=headers)
+def form(*fields: tuple[str, bytes], charset: str = "") -> dict[str, Any]:
+    """A form as bytes, for what httpx does not write."""
+    parts = [
+        b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value)
+        for name, value in fields
+    ]
+    content_type = "multipart/form-data; boundary=x" + (f"; charset={charset}" if charset else "")
+    return {"content": b"".join(parts) + b"--x--\r\n", "headers": {"content-type": content_type}}
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "punycode", "utf-16", "undefined", "nowhere", "latin-1"])
+def test_a_form_in_another_charset_is_refused(app: Any, service: FakeService, charset: str) -> None:
+    body = form(("image", TEXT.encode()), ("question", b"+2AA-"), charset=charset)
+    response = send(app, "POST", "/v1/vqa", **body)
+    assert (response.status_code, error_code(response)) == (400, "unsupported_charset")
+    assert charset in response.json()["error"]["message"]
+    assert service.seen == []
+
+
+@pytest.mark.parametrize("charset", ["", "utf-8", "UTF-8", '"utf-8"', "us-ascii"])
+def test_a_form_is_read_in_utf_8(app: Any, service: FakeService, charset: str) -> None:
+    question = "où est le chat ? 猫 🐈"
+    body = form(("image", TEXT.encode()), ("question", question.encode()), charset=charset)
+    assert send(app, "POST", "/v1/vqa", **body).status_code == 200
+    assert service.seen == [(IMAGE, (question,), 5, False)]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"\xed\xa0\x80", "é".encode("latin-1")])
+@pytest.mark.parametrize("in_name", [False, True])
+def test_a_form_that_is_not_utf_8_is_refused(app: Any, service: FakeService, bad: bytes, in_name: bool) -> None:
+    body = form(("image", TEXT.encode()), ("question", b"what" if in_name else bad))
+    if in_name:
+        body["content"] = body["content"].replace(b'"question"', b'"question%s"' % bad)
+    response = send(app, "POST", "/v1/vqa", **body)
     assert (response.status_code, error_code(response)) == (400, "bad_request")
+    assert "UTF-8" in response.json()["error"]["message"]
+    assert service.seen == []
+
+
+def test_a_form_has_a_bounded_number_of_fields_and_of_files(app: Any, service: FakeService) -> None:
+    image = ("image", TEXT.encode())
+    many = send(app, "POST", "/v1/vqa", **form(image, *[("question", b"a")] * 4))
+    assert (many.status_code, error_code(many)) == (422, "too_many_questions")
+    more = send(app, "POST", "/v1/vqa", **form(image, *[("question", b"a")] * 200))
+    assert (more.status_code, error_code(more)) == (400, "bad_request")
+    assert "Too many fields" in more.json()["error"]["message"]
+    files = send(app, "POST", "/v1/vqa", files=[("image", IMAGE), ("image", IMAGE)], data={"question": "a"})
+    assert (files.status_code, error_code(files)) == (400, "bad_request")
+    assert service.seen == []
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "hint"),
+    [
+        (b'{"image": "aa==", "questions": [' + b'"",' * 10_000 + b'""]}', "bad_json", "10003 commas"),
+        (b'{"image": "aa==", "other": [' + b"[]," * 10_000 + b"[]]}", "bad_json", "at most"),
+        (b'{"image": "aa==", "questions": [' + b'"",' * 1000 + b'""]}', "too_many_questions", "1001 questions"),
+        (b"{" + b", ".join(b'"%d": 0' % n for n in range(100)) + b"}", "too_many_fields", "100 fields"),
+        (b'{"image": "aa==", "question": "a", "other": ' + b"[" * 300 + b"]" * 300 + b"}", "bad_json", "recursion"),
+        (b'{"image": "aa==", "question": "a", "top_k": ' + b"9" * 10_000 + b"}", "bad_json", "out of range"),
+    ],
+)
+def test_json_is_bounded_in_number_and_depth(
+    app: Any, service: FakeService, content: bytes, code: str, hint: str
+) -> None:
+    app = create_app(service, ServeConfig(max_questions=3, max_question_chars=40, max_body_bytes=100_000))
+    response = send(app, "POST", "/v1/vqa", content=content, headers={"content-type": "application/json"})
+    assert (response.status_code, error_code(response)) == (400 if code == "bad_json" else 422, code)
+    assert hint in response.json()["error"]["message"]
+    assert service.seen == []
+
+
+def test_texts_full_of_commas_are_taken(service: FakeService) -> None:
+    app = create_app(service, ServeConfig(max_texts=3, max_questions=3, max_question_chars=40))
+    assert post(app, {"image": TEXT, "questions": ["," * 40] * 3}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -196,6 +293,50 @@ def test_an_endless_body_without_a_length_is_cut_off_at_the_limit(app: Any, cont
     assert sent[0]["status"] == 413
     assert json.loads(sent[1]["body"])["error"]["code"] == "body_too_large"
     assert received <= 22_000
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZIP"])
+def test_a_body_in_gzip_is_read(app: Any, service: FakeService, encoding: str) -> None:
+    body = gzip.compress(json.dumps({"image": TEXT, "question": "A?"}).encode())
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    assert send(app, "POST", "/v1/vqa", content=body, headers=headers).status_code == 200
+    sent = form(("image", TEXT.encode()), ("question", b"A?"))
+    headers = sent["headers"] | {"content-encoding": encoding}
+    assert send(app, "POST", "/v1/vqa", content=gzip.compress(sent["content"]), headers=headers).status_code == 200
+    assert service.seen == [(IMAGE, ("A?",), 5, False)] * 2
+
+
+@pytest.mark.parametrize("encoding", ["br", "deflate", "zstd", "gzip, gzip", "compress"])
+def test_a_body_in_another_encoding_gets_415_with_what_is_taken(app: Any, encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    response = send(app, "POST", "/v1/vqa", content=b"{}", headers=headers)
+    assert (response.status_code, error_code(response)) == (415, "unsupported_encoding")
+    assert encoding in response.json()["error"]["message"]
+    assert response.headers["accept-encoding"] == "gzip"
+
+
+_ZIPPED = gzip.compress(json.dumps({"image": TEXT, "question": "A?"}).encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "code"),
+    [
+        (_ZIPPED[:-9], 400, "bad_encoding"),
+        (b"", 400, "bad_encoding"),
+        (b"{}", 400, "bad_encoding"),
+        (_ZIPPED + _ZIPPED, 400, "bad_encoding"),
+        (gzip.compress(b" " * 20_001), 413, "body_too_large"),
+        (gzip.compress(b" " * 20_000_000), 413, "body_too_large"),
+    ],
+)
+def test_a_gzip_body_that_is_broken_or_too_long_is_refused(
+    app: Any, service: FakeService, content: bytes, status: int, code: str
+) -> None:
+    assert len(content) < 20_000
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = send(app, "POST", "/v1/vqa", content=content, headers=headers)
+    assert (response.status_code, error_code(response)) == (status, code)
+    assert service.seen == []
 
 
 class Slow(FakeService):
@@ -337,6 +478,12 @@ def test_with_keys_every_call_under_v1_needs_one(service: FakeService, headers: 
         assert error_code(response) == "unauthorized"
         assert response.headers["www-authenticate"] == "Bearer"
         assert service.seen == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"x-api-key": ""}, {"authorization": "Bearer  "}])
+def test_no_hash_lets_in_who_sends_no_key(service: FakeService, headers: dict[str, str]) -> None:
+    app = create_app(service, ServeConfig(), [hashlib.sha256(b"").hexdigest()])
+    assert post(app, {"image": TEXT, "question": "A?"}, headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize(

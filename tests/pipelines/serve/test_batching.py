@@ -132,17 +132,49 @@ def test_a_cancelled_request_costs_no_place_in_a_batch() -> None:
     scenario(go)
 
 
-def test_a_failed_pass_fails_its_requests_and_no_other() -> None:
+def test_an_item_that_fails_costs_its_neighbours_nothing() -> None:
+    batches: list[list[int]] = []
+
     async def run(items: list[int]) -> list[int]:
+        batches.append(items)
         if 13 in items:
             raise ValueError("unlucky")
         return items
 
     async def go() -> None:
-        batcher = Batcher(run, max_size=2)
-        found = await asyncio.gather(*map(batcher.submit, (1, 13, 2, 3)), return_exceptions=True)
-        assert [str(entry) for entry in found] == ["unlucky", "unlucky", "2", "3"]
+        batcher = Batcher(run, max_size=3)
+        results = await asyncio.gather(*map(batcher.submit, (1, 13, 2, 3)), return_exceptions=True)
+        assert [str(result) for result in results] == ["1", "unlucky", "2", "3"]
+        assert batches == [[1, 13, 2], [1], [13], [2], [3]]
+        with pytest.raises(ValueError, match="unlucky"):
+            await batcher.submit(13)
+        assert batches[5:] == [[13]], "what failed alone is not tried again"
         assert await batcher.submit(4) == 4
+
+    asyncio.run(asyncio.wait_for(go(), 10))
+
+
+def test_an_item_whose_caller_left_is_not_tried_again() -> None:
+    batches: list[list[int]] = []
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def run(items: list[int]) -> list[int]:
+        batches.append(items)
+        if len(items) > 1:
+            begun.set()
+            await go_on.wait()
+            raise ValueError("together")
+        return items
+
+    async def go() -> None:
+        batcher = Batcher(run, max_size=3)
+        calls = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
+        await begun.wait()
+        calls[1].cancel()
+        await settle()
+        go_on.set()
+        assert [await calls[0], await calls[2]] == [1, 3]
+        assert batches == [[1, 2, 3], [1], [3]]
 
     asyncio.run(asyncio.wait_for(go(), 10))
 

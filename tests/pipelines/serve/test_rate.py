@@ -31,3 +31,11 @@ def test_who_waits_as_told_is_taken_at_once_and_who_does_not_is_not(per_minute: 
         else:
             taken += 1
     assert taken == pytest.approx(burst + 60 * per_minute, abs=1)
+
+
+@pytest.mark.parametrize("burst", [1, 2, 3])
+def test_rounding_of_the_clock_takes_nothing_of_a_burst(burst: int) -> None:
+    for now in (16329.047735319253, 65530.1, 131071.999, 2**24 - 30.3):
+        rate = RateLimit(1, burst, lambda: now)  # noqa: B023
+        assert [rate.take("a") for _ in range(burst)] == [0.0] * burst
+        assert rate.take("a") == pytest.approx(60)

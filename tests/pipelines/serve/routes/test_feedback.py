@@ -44,7 +44,7 @@ def test_a_correction_is_kept_with_who_sent_it_and_can_be_imported(service: Fake
     assert captioned["caption"] == "a disc on white"
     assert question["sender"] == captioned["sender"] == "key:" + hashlib.sha256(key.encode()).hexdigest()[:12]
     assert not any(key.encode() in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
-    [day] = tmp_path.iterdir()
+    [day] = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (day / "corrections" / f"{response.json()['id']}.json").is_file()
     [record] = Config(folder=str(day)).read().records
     assert isinstance(record, Record)
@@ -99,8 +99,10 @@ def test_a_full_spool_takes_no_more(service: FakeService, tmp_path: Path) -> Non
     assert send(app, "POST", "/v1/vqa", json={"image": TEXT, "question": "?"}).status_code == 200
 
 
-def test_without_a_spool_there_is_no_such_route(service: FakeService) -> None:
+def test_without_a_spool_the_answer_names_the_setting(service: FakeService) -> None:
     app = create_app(service, ServeConfig())
-    assert send(app, "POST", "/v1/feedback", json=RIGHT).status_code == 404
+    response = send(app, "POST", "/v1/feedback", json=RIGHT)
+    assert (response.status_code, error_code(response)) == (404, "no_feedback")
+    assert "serve.feedback.folder" in response.json()["error"]["message"]
     assert send(app, "GET", "/v1/model").json()["feedback"] is False
     assert "/v1/feedback" not in send(app, "GET", "/openapi.json").json()["paths"]

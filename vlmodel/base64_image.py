@@ -1,0 +1,29 @@
+"""Encoded images as text, the ways that programs write base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+_BLANKS = b" \t\r\n\f\v"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def from_base64(text: str) -> bytes:
+    """The bytes of an image that was written in base64: also in lines, in the URL-safe alphabet, without the padding at
+    its end, or as a ``data:`` URL.
+
+    Raises:
+        ValueError: it is none of these; the message tells why.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("a data: URL is read where ';base64,' stands before its data")
+    try:
+        data = text.encode("ascii").translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+        return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+    except UnicodeEncodeError:
+        raise ValueError("it has characters that base64 does not have; encode the bytes of the image file") from None
+    except binascii.Error:
+        raise ValueError("encode the bytes of the image file") from None
