@@ -46,6 +46,7 @@ CONTROLLER_ENVIRONMENT = FIRST | {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 
+_OF_MODEL = ("name", "version", "digest", "golden")
 # Of the service that this process has started.
 _started = Ingress()
 
@@ -174,15 +175,23 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
 def app(args: Mapping[str, Any]) -> serve.Application:
     """Application builder for ``serve run pipelines.serve.deploy:app model_folder=...`` and Serve config files.
 
-    ``args`` holds ``model_folder``, optionally ``name`` and ``version``, and ``serve``: a tree of ``ServeConfig``.
+    ``args`` holds ``model_folder``, optionally ``name``, ``version``, ``digest`` and ``golden``, which are those of
+    ``build_app``, and ``serve``: a tree of ``ServeConfig``.
     The address is then a matter of that command or file (``http_options``); without API keys the replicas refuse
     every request from another machine, whatever the address. So is encryption (``ssl_certfile``, ``ssl_keyfile``);
-    where ``serve.tls`` is set, the replicas refuse every request that came without it.
+    where ``serve.tls`` is set, the replicas refuse every request that came without it. So is what takes the requests
+    in (``RAY_SERVE_ENABLE_HA_PROXY`` in Ray's environment, see ``haproxy.py``).
+
+    Raises:
+        ServeError: an argument is missing or unknown, else as ``build_app``.
     """
     if "model_folder" not in args:
         raise ServeError("model_folder is missing; name the folder of a trained model: model_folder=...")
+    if unknown := sorted(set(args) - {"model_folder", "serve", *_OF_MODEL}):
+        known = ", ".join(("model_folder", *_OF_MODEL, "serve"))
+        raise ServeError(f"unknown argument {unknown[0]!r}; there are {known}")
     config = parse(ServeConfig, args.get("serve", {}))
-    return build_app(config, args["model_folder"], args.get("name", APP_NAME), args.get("version", "0"))
+    return build_app(config, args["model_folder"], **{name: str(args[name]) for name in _OF_MODEL if name in args})
 
 
 def start(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from pipelines.data.comparisons import read
+from pipelines.registry import manifest
 from pipelines.serve import deploy, haproxy, rival, tls
 from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
@@ -382,6 +384,20 @@ def test_the_builder_for_serve_config_files(model_folder: Path) -> None:
     assert deploy.app({"model_folder": str(model_folder), "version": "2", "serve": {"max_batch_size": 3}})
     with pytest.raises(ServeError, match="model_folder is missing"):
         deploy.app({})
+    with pytest.raises(ServeError, match=r"unknown argument 'sha256'; .*digest, golden"):
+        deploy.app({"model_folder": str(model_folder), "sha256": "ab"})
+
+
+def test_the_builder_hands_on_what_a_replica_refuses_other_files_by(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(deploy, "_application", built.append)
+    told = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
+    deploy.app({"model_folder": str(model_folder), **told})
+    deploy.app({"model_folder": str(model_folder)})
+    assert built[0].model == {"folder": str(model_folder), **told}
+    assert built[1].model["digest"] == manifest.digest(model_folder)
     with pytest.raises(ConfigError, match="unknown key 'max_batch'"):
         deploy.app({"model_folder": str(model_folder), "serve": {"max_batch": 3}})
 

@@ -112,7 +112,9 @@ def test_its_metrics_are_where_they_are_wanted(tmp_path: Path) -> None:
         assert listening == {("127.0.0.1", port), ("127.0.0.1", metrics)}
         connection = http.client.HTTPConnection("127.0.0.1", metrics, timeout=30)
         connection.request("GET", "/metrics")
-        assert b"haproxy_frontend_http_requests_total" in connection.getresponse().read()
+        shown = connection.getresponse().read().decode()
+        for name in ("request_errors_total", "current_sessions"):
+            assert f'haproxy_frontend_{name}{{proxy="http_frontend"}}' in shown
 
 
 def test_a_client_cannot_say_where_it_comes_from_nor_change_what_serve_does(tmp_path: Path) -> None:
