@@ -46,7 +46,7 @@ CONTROLLER_ENVIRONMENT = FIRST | {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
 
-_OF_MODEL = ("name", "version", "digest", "golden")
+_OF_MODEL = {"name": APP_NAME, "version": "0", "digest": "", "golden": ""}
 # Of the service that this process has started.
 _started = Ingress()
 
@@ -191,7 +191,8 @@ def app(args: Mapping[str, Any]) -> serve.Application:
         known = ", ".join(("model_folder", *_OF_MODEL, "serve"))
         raise ServeError(f"unknown argument {unknown[0]!r}; there are {known}")
     config = parse(ServeConfig, args.get("serve", {}))
-    return build_app(config, args["model_folder"], **{name: str(args[name]) for name in _OF_MODEL if name in args})
+    name, version, digest, golden = (str(args.get(key, default)) for key, default in _OF_MODEL.items())
+    return build_app(config, args["model_folder"], name, version, digest, golden)
 
 
 def start(

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 OPTIONS_VARIABLE = "VLMODEL_HAPROXY"
-LOCK = "lock"
 
 _ERRORS = {
     400: ("Bad Request", "bad_request", "this is not HTTP/1.1 as it should be, or its head is longer than 15 kB"),
@@ -124,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
         write_errors(file.parent)
         mended = mend(file.read_text(encoding="utf-8"), options, file.parent)
         file.write_text(mended, encoding="utf-8")
-        _hold(file.parent.parent / LOCK)
+        _hold(file.parent.parent)
     _end_with_parent()
     os.execv(program, [program, *arguments])
 
@@ -139,12 +138,11 @@ def _replaced(pattern: str, replacement: object, text: str) -> str:
     return str(mended)
 
 
-def _hold(lock: Path) -> None:
-    """Keep a shared lock as long as HAProxy lives, which says that the folder is in use."""
-    if lock.exists():
-        held = os.open(lock, os.O_RDONLY)
-        fcntl.flock(held, fcntl.LOCK_SH)
-        os.set_inheritable(held, True)
+def _hold(folder: Path) -> None:
+    """Keep a shared lock on the folder as long as HAProxy lives: what tidies temporary folders up then leaves it."""
+    held = os.open(folder, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
+    os.set_inheritable(held, True)
 
 
 def _end_with_parent() -> None:

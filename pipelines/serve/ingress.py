@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,6 @@ def _prepare(config: ServeConfig, address: str) -> Ingress | str:
         return f"HAProxy at {program} does not run ({error})"
     _remove_left_overs()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_FOLDERS))  # for this user alone
-    (folder / haproxy.LOCK).touch(0o600)
     starter = folder / "haproxy"
     starter.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-B", haproxy.__file__])} "$@"\n')
     starter.chmod(0o700)
@@ -187,10 +186,19 @@ def _free_port() -> int:
 
 
 def _remove_left_overs() -> None:
-    """Folders of services of this user that ended without removing them: HAProxy holds a lock while it lives."""
-    for lock in _FOLDERS.glob(f"{_PREFIX}*/{haproxy.LOCK}"):
-        with contextlib.suppress(OSError), lock.open() as held:
-            status = lock.stat()
-            if status.st_uid == os.getuid() and time.time() - status.st_mtime > _LEFT_OVER_S:
+    """Folders of services of this user that ended without removing them: HAProxy keeps a lock while it lives."""
+    for folder in _FOLDERS.glob(f"{_PREFIX}*"):
+        status = folder.lstat()
+        if status.st_uid == os.getuid() and time.time() - status.st_mtime > _LEFT_OVER_S:
+            with contextlib.suppress(OSError), _opened(folder) as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    held = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        yield held
+    finally:
+        os.close(held)

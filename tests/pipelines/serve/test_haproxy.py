@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 
 from pipelines.serve import haproxy, tls
 from pipelines.serve.haproxy import Options, mend
+from pipelines.serve.ingress import _opened as opened
 from tests.pipelines.serve.server import self_signed, served
 
 pytestmark = pytest.mark.skipif(haproxy.binary() is None, reason="there is no HAProxy here")
@@ -102,6 +104,8 @@ def test_it_listens_where_it_is_told_to_and_its_socket_is_its_users_alone(tmp_pa
         listening = {c.laddr for c in psutil.Process(process.pid).net_connections("tcp") if c.status == "LISTEN"}
         assert listening == {("127.0.0.1", port)}
         assert (tmp_path / "node" / "admin").stat().st_mode & 0o777 == 0o600
+        with opened(tmp_path) as held, pytest.raises(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert asked(port)["client"] == "127.0.0.1"
 
 

@@ -106,12 +106,11 @@ def test_folders_that_no_haproxy_uses_any_more_are_removed(folders: Path) -> Non
     def folder(name: str, at: float = long_ago) -> Path:
         made = folders / name
         made.mkdir()
-        (made / haproxy.LOCK).touch()
-        os.utime(made / haproxy.LOCK, (at, at))
+        os.utime(made, (at, at))
         return made
 
     left, used, new, foreign = folder("vlserve-a"), folder("vlserve-b"), folder("vlserve-c", time.time()), folder("x")
-    with (used / haproxy.LOCK).open() as held:
+    with ingress._opened(used) as held:
         fcntl.flock(held, fcntl.LOCK_SH)
         ingress._remove_left_overs()
     assert not left.exists()
