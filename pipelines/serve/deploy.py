@@ -301,12 +301,24 @@ def _deploy_challenger(config: ServeConfig, wanted: Deployed, report: Callable[[
 def _deploy_champion(
     config: ServeConfig, wanted: Deployed, trust: ssl.SSLContext | None, report: Callable[[str], None]
 ) -> str:
-    address = address_of(config)
+    address, machine = address_of(config), ingress.machine()
     with _quiet():
-        _run(_application(wanted, ingress.machine()))
+        _run(_application(wanted, machine))
     _wait_until_ready(config, address, trust, report)
+    if machine:
+        _wait_until_former_ended(config)
     _end_challenger_unless(wanted.challenger)
     return address
+
+
+def _wait_until_former_ended(config: ServeConfig) -> None:
+    """Until no replica of the former model is left, which HAProxy may still ask when Serve no longer would."""
+    deadline = time.monotonic() + config.start_timeout_s
+    while time.monotonic() < deadline:
+        deployments = serve.status().applications[APP_NAME].deployments.values()
+        if all(set(deployment.replica_states) <= {"RUNNING"} for deployment in deployments):
+            return
+        time.sleep(0.1)
 
 
 def _take_back() -> None:

@@ -48,12 +48,15 @@ class Options:
         certificate: PEM file, with the key in a file of the same name and ``.key`` after it; "" serves plain HTTP.
         metrics: ``HOST:PORT`` of HAProxy's own metrics; "" opens none, None leaves Serve's port on all interfaces.
         request_s: time for a head, and for a body that fits into a buffer (16 kB), in seconds.
+        keep_alive_s: time that a connection is kept without a request. One that was made before an update goes on to
+            the replicas of then, so that those must go on for longer (RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S).
     """
 
     bind: str = ""
     certificate: str = ""
     metrics: str | None = None
     request_s: int = 10
+    keep_alive_s: int = 4
 
     def dump(self) -> str:
         """The text that ``OPTIONS_VARIABLE`` takes."""
@@ -76,6 +79,7 @@ def mend(text: str, options: Options, folder: Path) -> str:
         text = _replaced(r"^(frontend prometheus\n +bind) \S+$", rf"\1 {options.metrics}", text)
     text = re.sub(r"^ *errorfile .*\n", "", text, flags=re.MULTILINE)
     errors = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in _ERRORS)
+    text = _replaced(r"^( *timeout http-keep-alive) \d+s$", rf"\1 {options.keep_alive_s}s", text)
     limits = f"    timeout http-request {options.request_s}s\n    option http-buffer-request\n"
     text = _replaced(r"^defaults\n +mode http\n", lambda found: found.group() + limits + errors, text)
     dropped = "".join(f"    http-request del-header {name}\n" for name in _NOT_FOR_CLIENTS)

@@ -38,9 +38,9 @@ LOOPBACK = "127.0.0.1"
 _FOLDERS, _PREFIX = Path("/tmp"), "vlserve-"
 # A folder that no HAProxy uses: it may be one that is just being started.
 _LEFT_OVER_S = 3600.0
-# A replica that is to stop is reachable for so long; HAProxy is told within about one second, and asks another replica
-# where one refuses.
-_DRAINING_S = 3.0
+# A replica that is to stop is reachable for so long: HAProxy is told of it within about one second, and then its former
+# process goes on for connections that are kept.
+_DRAINING_S = Options.keep_alive_s + 1
 _FALLBACK_PROXY = "SERVE_PROXY_ACTOR-fallback-"
 
 

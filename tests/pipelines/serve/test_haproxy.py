@@ -21,9 +21,8 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.serve import haproxy, tls
+from pipelines.serve import haproxy, ingress, tls
 from pipelines.serve.haproxy import Options, mend
-from pipelines.serve.ingress import _opened as opened
 from tests.pipelines.serve.server import self_signed, served
 
 pytestmark = pytest.mark.skipif(haproxy.binary() is None, reason="there is no HAProxy here")
@@ -104,7 +103,7 @@ def test_it_listens_where_it_is_told_to_and_its_socket_is_its_users_alone(tmp_pa
         listening = {c.laddr for c in psutil.Process(process.pid).net_connections("tcp") if c.status == "LISTEN"}
         assert listening == {("127.0.0.1", port)}
         assert (tmp_path / "node" / "admin").stat().st_mode & 0o777 == 0o600
-        with opened(tmp_path) as held, pytest.raises(BlockingIOError):
+        with ingress._opened(tmp_path) as held, pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert asked(port)["client"] == "127.0.0.1"
 
@@ -180,6 +179,14 @@ def test_a_head_without_end_is_not_held_by_the_kernel_either(tmp_path: Path) -> 
                 sent += client.send(b"a" * (1 << 16))
         assert asked(port)["bytes"] == 0
     assert sent < 16 << 20
+
+
+def test_a_connection_that_is_kept_ends_before_the_replicas_of_its_time(tmp_path: Path) -> None:
+    text = mend(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
+    assert [line.split() for line in text.splitlines() if "http-keep-alive" in line] == [
+        ["timeout", "http-keep-alive", "3s"]
+    ]
+    assert Options.keep_alive_s < ingress._DRAINING_S
 
 
 def haproxy_error(status: int) -> dict[str, str]:
