@@ -339,8 +339,8 @@ def _other_trust(config: ServeConfig, address: str) -> ssl.SSLContext:
     trust = tls.unverified()
     if config.tls.active and is_there(address, trust):
         log.warning(
-            "Serve shows another certificate than that in '%s'; it takes it when it is stopped (`serve shutdown`) and "
-            "started again",
+            "the service shows another certificate than that in '%s'; HAProxy takes a renewed one at this update if it "
+            "was started with this file, else it is taken after a stop (`serve shutdown`) and a new start",
             config.tls.certificate,
         )
         return trust
