@@ -135,8 +135,9 @@ def _prepare(config: ServeConfig, address: str) -> Ingress | str:
         return f"HAProxy at {program} does not run ({error})"
     _remove_left_overs()
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_FOLDERS))  # for this user alone
-    starter = folder / "haproxy"
-    starter.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-B", haproxy.__file__])} "$@"\n')
+    # A copy, as Ray may clear the working directory of the job that starts Serve.
+    mended, starter = Path(shutil.copy(haproxy.__file__, folder)), folder / "haproxy"
+    starter.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-B", str(mended)])} "$@"\n')
     starter.chmod(0o700)
     options = Options(
         bind=address,
