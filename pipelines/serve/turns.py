@@ -51,8 +51,10 @@ def on_cluster(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
     while True:
         try:
             held = turn.remote(f"{_user()} on {platform.node()}, process {os.getpid()}")
+            # Ray looks whether the name is free, and makes the actor later: of two at once one has none in the end.
+            ray.get(held.holder.remote())
             break
-        except ValueError:  # the name is taken
+        except (ValueError, ray.exceptions.RayActorError):  # the name is taken
             if time.monotonic() > deadline:
                 raise ServeError(
                     f"another deployment on this cluster ({_holder()}) has not ended within {wait_s:g} s; wait for "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,25 @@ def test_on_one_cluster_the_second_waits_and_is_told_for_whom(ray_local: None) -
     assert said == [
         f"service: waits for another deployment ({turns._user()} on {os.uname().nodename}, process {os.getpid()})"
     ]
+
+
+def test_of_those_who_begin_at_once_one_is_first(ray_local: None) -> None:
+    begin, inside, at_most = threading.Barrier(3), [0], [0]
+
+    def one() -> None:
+        begin.wait()
+        with turns.on_cluster(300, lambda line: None):
+            inside[0] += 1
+            at_most[0] = max(at_most[0], inside[0])
+            time.sleep(0.1)
+            inside[0] -= 1
+
+    threads = [threading.Thread(target=one) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (inside, at_most) == ([0], [1])
 
 
 def test_at_one_port_the_second_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
