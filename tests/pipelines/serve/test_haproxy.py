@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -187,6 +188,29 @@ def test_a_connection_that_is_kept_ends_before_the_replicas_of_its_time(tmp_path
         ["timeout", "http-keep-alive", "3s"]
     ]
     assert Options.keep_alive_s < ingress._DRAINING_S
+
+
+def test_pieces_of_an_answer_pass_at_once_and_a_hang_up_reaches_the_replica(tmp_path: Path) -> None:
+    heard, gone = threading.Event(), threading.Event()
+
+    async def in_pieces(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        assert await asyncio.to_thread(heard.wait, 60)
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    with served(in_pieces) as server, running(tmp_path, server, metrics="") as (_, port):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        assert answer.read1(100) == b"first", "while the rest is not sent yet"
+        heard.set()
+        answer.close()
+        connection.close()
+        assert gone.wait(60)
 
 
 def haproxy_error(status: int) -> dict[str, str]:
