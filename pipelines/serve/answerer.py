@@ -182,7 +182,10 @@ class Answerer:
 
     def _batcher(self, task: Task, head: Head[Any], version: str) -> Batcher[Item, Passed[Any]]:
         async def run(items: list[Item]) -> list[Passed[Any]]:
-            passed = await self._passes.run(partial(head.run, items))
+            texts = sum(len(item.example.texts) for item in items)
+            # Alike in time to within a factor of two each.
+            kind = f"{task} {len(items).bit_length()} {texts.bit_length()}"
+            passed = await self._passes.run(partial(head.run, items), kind=kind)
             self._metrics.batch(task, len(items), passed.seconds, version)
             return [Passed(of_one, passed.started, passed.ended) for of_one in passed.result]
 
@@ -227,7 +230,7 @@ class Answerer:
                 # Who waits for the next piece must hear of an end that came too early.
                 streamer.end()
 
-        writing = asyncio.ensure_future(self._passes.run(write))
+        writing = asyncio.ensure_future(self._passes.run(write, kind="stream"))
         try:
             async for piece in streamer:
                 if piece:

@@ -84,6 +84,15 @@ class ServeConfig(Section):
 
     tls: TLSConfig = TLSConfig()
 
+    ingress: Literal["auto", "haproxy", "python"] = "auto"
+    """What takes requests in: HAProxy, which is quicker and stops slow clients before they reach a replica, or Serve's
+    proxy in Python. "auto" is HAProxy on a Linux cluster of one machine that has it (ray[serve] brings it), else the
+    Python proxy. It is chosen when the service starts; an update keeps it."""
+
+    ingress_metrics_port: int = Field(default=0, ge=0, le=65535)
+    """TCP port, on loopback, of HAProxy's own metrics for Prometheus (/metrics); 0 opens none. Requests, errors and
+    times are among Ray's metrics anyway."""
+
     replicas: int = Field(default=1, ge=1)
     """Copies of the model, each in a process of its own."""
 

@@ -13,17 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 from ray.serve.config import BackpressureConfig, ControllerOptions, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
 from pipelines.registry import manifest
-from pipelines.serve import rival, tls
+from pipelines.serve import ingress, rival, tls, turns
 from pipelines.serve.client import is_ready, is_there
 from pipelines.serve.config import ChallengerConfig, ServeConfig, is_loopback
 from pipelines.serve.errors import ServeError
 from pipelines.serve.guard import KEY_HASHES_VARIABLE, read_key_hashes
+from pipelines.serve.ingress import Ingress
 from pipelines.serve.priority import AS_OTHERS, FIRST
 from pipelines.serve.replica import Deployed, Replica
 from vlmodel.config import dump, parse
@@ -43,6 +45,10 @@ CONTROLLER_ENVIRONMENT = FIRST | {
     # A thread of its own costs each request a millisecond or two of a core.
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
 }
+
+_OF_MODEL = {"name": APP_NAME, "version": "0", "digest": "", "golden": ""}
+# Of the service that this process has started.
+_started = Ingress()
 
 
 def build_app(
@@ -110,13 +116,15 @@ def _described(config: ServeConfig, model: Mapping[str, str], challenger: Mappin
     return Deployed(dump(config), key_hashes, model, beside)
 
 
-def _application(deployed: Deployed) -> serve.Application:
+def _application(deployed: Deployed, machine: str = "") -> serve.Application:
+    """Args: ``machine`` is the address of the one that replicas must run on, where there is such a one."""
     config = parse(ServeConfig, deployed.config)
     deployment = serve.deployment(
         num_replicas=config.replicas,
         ray_actor_options={
             "num_cpus": config.num_cpus,
             "num_gpus": config.num_gpus,
+            "resources": {f"node:{machine}": 0.001} if machine else {},
             "runtime_env": _environment(FIRST),
         },
         user_config=dict(deployed.model),
@@ -167,15 +175,24 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
 def app(args: Mapping[str, Any]) -> serve.Application:
     """Application builder for ``serve run pipelines.serve.deploy:app model_folder=...`` and Serve config files.
 
-    ``args`` holds ``model_folder``, optionally ``name`` and ``version``, and ``serve``: a tree of ``ServeConfig``.
+    ``args`` holds ``model_folder``, optionally ``name``, ``version``, ``digest`` and ``golden``, which are those of
+    ``build_app``, and ``serve``: a tree of ``ServeConfig``.
     The address is then a matter of that command or file (``http_options``); without API keys the replicas refuse
     every request from another machine, whatever the address. So is encryption (``ssl_certfile``, ``ssl_keyfile``);
-    where ``serve.tls`` is set, the replicas refuse every request that came without it.
+    where ``serve.tls`` is set, the replicas refuse every request that came without it. So is what takes the requests
+    in (``RAY_SERVE_ENABLE_HA_PROXY`` in Ray's environment, see ``haproxy.py``).
+
+    Raises:
+        ServeError: an argument is missing or unknown, else as ``build_app``.
     """
     if "model_folder" not in args:
         raise ServeError("model_folder is missing; name the folder of a trained model: model_folder=...")
+    if unknown := sorted(set(args) - {"model_folder", "serve", *_OF_MODEL}):
+        known = ", ".join(("model_folder", *_OF_MODEL, "serve"))
+        raise ServeError(f"unknown argument {unknown[0]!r}; there are {known}")
     config = parse(ServeConfig, args.get("serve", {}))
-    return build_app(config, args["model_folder"], args.get("name", APP_NAME), args.get("version", "0"))
+    name, version, digest, golden = (str(args.get(key, default)) for key, default in _OF_MODEL.items())
+    return build_app(config, args["model_folder"], name, version, digest, golden)
 
 
 def start(
@@ -207,50 +224,110 @@ def start(
     if not ray.is_initialized():
         raise ServeError("not connected to a Ray cluster; call ray.init() first")
     wanted = _described(config, model_tree(model_folder, name, version, digest, golden), challenger)
-    running = bool(serve.status().proxies)
-    former = _deployed() if is_running() else None
-    if not running:
-        check_port_free(config.host, config.port)
-    address, touched = address_of(config), False
-    trust = tls.pinned(config.tls)
-    if running and not is_there(address, trust):
-        trust = _other_trust(config, address)
+    with turns.on_cluster(2 * config.start_timeout_s, report):
+        if serve.status().proxies:
+            return _update(config, wanted, report)
+        with turns.at_port(config.port, config.start_timeout_s):
+            return _start(config, wanted, report)
+
+
+def _start(config: ServeConfig, wanted: Deployed, report: Callable[[str], None]) -> str:
+    """Start Serve, then deploy."""
+    global _started
+    check_port_free(config.host, config.port)
+    chosen, reason = ingress.choose(config, _authority(config.host, config.port))
+    if reason:
+        report(f"service: behind Serve's Python proxy, as {reason}")
     try:
         with _quiet():
             serve.start(
-                proxy_location=ProxyLocation.HeadOnly if is_loopback(config.host) else ProxyLocation.EveryNode,
+                proxy_location=(
+                    ProxyLocation.HeadOnly if chosen.is_haproxy or is_loopback(config.host) else ProxyLocation.EveryNode
+                ),
                 http_options=HTTPOptions(
-                    host=config.host,
+                    host=chosen.host,
                     port=config.port,
                     # The application times requests itself (a client's header can change this one); this ends what
                     # it cannot.
                     request_timeout_s=config.request_timeout_s + config.shutdown_timeout_s,
-                    **_encryption(config),
+                    # HAProxy encrypts, and speaks to replicas in plain.
+                    **({} if chosen.is_haproxy else _encryption(config)),
                 ),
                 logging_config=LoggingConfig(enable_access_log=False),
-                controller_options=ControllerOptions(runtime_env={"env_vars": CONTROLLER_ENVIRONMENT}),
+                controller_options=ControllerOptions(
+                    runtime_env={"env_vars": {**CONTROLLER_ENVIRONMENT, **chosen.environment}}
+                ),
             )
-            _run_challenger(wanted)
-        if wanted.challenger:
-            _wait_until_ready(config, "", None, report, rival.APP_NAME)
+        _started = chosen
+        _deploy_challenger(config, wanted, report)
+        return _deploy_champion(config, wanted, tls.pinned(config.tls), report)
+    except BaseException:
+        with contextlib.suppress(Exception), _quiet():
+            _take_back()
+            ingress.remove(chosen)
+        raise
+
+
+def _update(config: ServeConfig, wanted: Deployed, report: Callable[[str], None]) -> str:
+    """Deploy where Serve runs, and go back to what was deployed before where that fails."""
+    address, trust = address_of(config), tls.pinned(config.tls)
+    former = _deployed() if is_running() else None
+    if not is_there(address, trust):
+        trust = _other_trust(config, address)
+    touched = False
+    try:
+        _deploy_challenger(config, wanted, report)
         touched = True
-        with _quiet():
-            _run(_application(wanted))
-        _wait_until_ready(config, address, trust, report)
-        _end_challenger_unless(wanted.challenger)
+        return _deploy_champion(config, wanted, trust, report)
     except BaseException:
         with contextlib.suppress(Exception), _quiet():
             if former is not None:
                 _run_challenger(former)
                 # Else Serve would go on wanting what failed, and never replace a dead replica of the former model.
                 if touched:
-                    _run(_application(former))
-            if running:
-                _end_challenger_unless(former.challenger if former else {})
-            else:
-                stop()
+                    _run(_application(former, ingress.machine()))
+            _end_challenger_unless(former.challenger if former else {})
         raise
+
+
+def _deploy_challenger(config: ServeConfig, wanted: Deployed, report: Callable[[str], None]) -> None:
+    """It comes before the champion that asks it."""
+    with _quiet():
+        _run_challenger(wanted)
+    if wanted.challenger:
+        _wait_until_ready(config, "", None, report, rival.APP_NAME)
+
+
+def _deploy_champion(
+    config: ServeConfig, wanted: Deployed, trust: ssl.SSLContext | None, report: Callable[[str], None]
+) -> str:
+    address, machine = address_of(config), ingress.machine()
+    with _quiet():
+        _run(_application(wanted, machine))
+    _wait_until_ready(config, address, trust, report)
+    if machine:
+        _wait_until_former_ended(config)
+    _end_challenger_unless(wanted.challenger)
     return address
+
+
+def _wait_until_former_ended(config: ServeConfig) -> None:
+    """Until no replica of the former model is left, which HAProxy may still ask when Serve no longer would."""
+    deadline = time.monotonic() + config.start_timeout_s
+    while time.monotonic() < deadline:
+        deployments = serve.status().applications[APP_NAME].deployments.values()
+        if all(set(deployment.replica_states) <= {"RUNNING"} for deployment in deployments):
+            return
+        time.sleep(0.1)
+
+
+def _take_back() -> None:
+    """Remove what was begun here; Serve too, unless others have put an application of theirs there meanwhile."""
+    for name in (APP_NAME, rival.APP_NAME):
+        if name in serve.status().applications:
+            serve.delete(name)
+    if not serve.status().applications:
+        serve.shutdown()
 
 
 def _other_trust(config: ServeConfig, address: str) -> ssl.SSLContext:
@@ -262,8 +339,8 @@ def _other_trust(config: ServeConfig, address: str) -> ssl.SSLContext:
     trust = tls.unverified()
     if config.tls.active and is_there(address, trust):
         log.warning(
-            "Serve shows another certificate than that in '%s'; it takes it when it is stopped (`serve shutdown`) and "
-            "started again",
+            "the service shows another certificate than that in '%s'; HAProxy takes a renewed one at this update if it "
+            "was started with this file, else it is taken after a stop (`serve shutdown`) and a new start",
             config.tls.certificate,
         )
         return trust
@@ -286,7 +363,7 @@ def _run(application: serve.Application, name: str = APP_NAME, route_prefix: str
 
 
 def _run_challenger(wanted: Deployed) -> None:
-    """Deploy the challenger, which no HTTP request reaches; it comes before the champion that asks it."""
+    """Deploy the challenger, which no HTTP request reaches."""
     if wanted.challenger:
         _run(_challenger_application(wanted), rival.APP_NAME, route_prefix=None)
 
@@ -328,15 +405,22 @@ def is_running() -> bool:
 
 def stop() -> None:
     """Let requests in flight end, then remove the service from the cluster. Does nothing where none runs."""
+    global _started
     if ray.is_initialized():
         serve.shutdown()
+        ingress.remove(_started)
+        _started = Ingress()
 
 
 def address_of(config: ServeConfig) -> str:
     """The address under which this machine reaches the service."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     scheme = "https" if config.tls.active else "http"
-    return f"{scheme}://[{host}]:{config.port}" if ":" in host else f"{scheme}://{host}:{config.port}"
+    return f"{scheme}://{_authority(host, config.port)}"
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
@@ -357,11 +441,25 @@ def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
             listener.listen(1)
         except OSError as error:
             reason = {
-                errno.EADDRINUSE: f"is in use; stop what listens there, or choose another with {setting}=...",
+                errno.EADDRINUSE: f"is in use{_by_whom(port)}; stop what listens there, or choose another with "
+                f"{setting}=...",
                 errno.EACCES: f"needs more rights; choose one above 1023 with {setting}=...",
                 errno.EADDRNOTAVAIL: "cannot be opened on that host; set serve.host=127.0.0.1",
             }.get(error.errno or 0, f"cannot be opened ({error}); choose another with {setting}=...")
             raise ServeError(f"port {port} on {host} {reason}") from None
+
+
+def _by_whom(port: int) -> str:
+    """The processes that listen at a port, as far as this user may know them."""
+    with contextlib.suppress(psutil.Error):
+        listening = {
+            connection.pid
+            for connection in psutil.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid
+        }
+        names = [f"{psutil.Process(pid).name()} (process {pid})" for pid in sorted(listening)]
+        return " by " + " and ".join(names) if names else ""
+    return ""
 
 
 def _wait_until_ready(

@@ -15,6 +15,7 @@ from ray import serve
 from starlette.types import ASGIApp
 
 from pipelines.serve.config import ServeConfig
+from pipelines.serve.ingress import keep_to_this_machine
 from pipelines.serve.priority import leisurely
 from vlmodel.config import dump, parse
 
@@ -54,6 +55,7 @@ class Replica:
         self._key_hashes = tuple(key_hashes)
         self._model: Mapping[str, str] = {}
         self._challenger = challenger
+        keep_to_this_machine()
         self._parts = leisurely(self._assembled)
 
     def _assembled(self) -> Assembly:

@@ -17,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from pipelines.serve.asked import Asked, put
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
+from pipelines.serve.ingress import keep_to_this_machine
 from pipelines.serve.metrics import RayMetrics
 from pipelines.serve.priority import leisurely
 from pipelines.serve.service import Answered
@@ -40,6 +41,7 @@ class Challenger:
         settings = parse(ServeConfig, config)
         own = {"num_gpus": settings.challenger.num_gpus, "model_threads": settings.challenger.model_threads}
         self._config = settings.model_copy(update=own)
+        keep_to_this_machine()
         # As in a replica of the champion's: importing the model's libraries takes seconds of a core.
         self._answerer = leisurely(self._assembled)
 

@@ -2,8 +2,9 @@
 
 ResNet-18, a BERT of 4 layers and a Transformer over both, 1,000 answers; photographs of 500 x 375, one question each;
 1, 8 and 32 callers, each of whom asks when it is answered. Servers take turns and have the machine to themselves, with
-the callers. BENCH_ROUNDS=N and BENCH_SECONDS=S for more or less. LitServe is none of our packages: `pip install
-litserve` beside them, else it is left out.
+the callers; and once more beside a process that keeps one core busy. BENCH_ROUNDS=N, BENCH_BUSY_ROUNDS=N and
+BENCH_SECONDS=S for more or less. LitServe is none of our packages: `pip install --target FOLDER litserve` and
+PYTHONPATH=FOLDER bring it, else it is left out.
 """
 
 from __future__ import annotations
@@ -38,9 +39,16 @@ from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
-SERVERS = {"ours": "of_ours", "LitServe": "of_litserve", "FastAPI": "of_fastapi"}
+# Program and further arguments of each.
+SERVERS = {
+    "ours": ("of_ours", "haproxy"),
+    "ours, Python proxy": ("of_ours", "python"),
+    "LitServe": ("of_litserve",),
+    "FastAPI": ("of_fastapi",),
+}
 CALLERS = (1, 8, 32)
-ROUNDS, SECONDS = int(os.environ.get("BENCH_ROUNDS", 3)), float(os.environ.get("BENCH_SECONDS", 8))
+ROUNDS, BUSY_ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3)), int(os.environ.get("BENCH_BUSY_ROUNDS", 1))
+SECONDS = float(os.environ.get("BENCH_SECONDS", 8))
 IMAGES = 32
 TREE = {
     "vision": {"name": "resnet18"},
@@ -69,13 +77,25 @@ def model(tmp_path_factory: pytest.TempPathFactory, examples: list[Example]) -> 
 
 
 def test_requests_a_second(model: Path, examples: list[Example], tmp_path: Path, figure: Figure) -> None:
+    _compare(model, examples, tmp_path, figure, ROUNDS, "")
+
+
+def test_requests_a_second_beside_a_busy_process(
+    model: Path, examples: list[Example], tmp_path: Path, figure: Figure
+) -> None:
+    """A build, a training or another service on the same machine: it has one core, as far as the system grants it."""
+    with _busy_process():
+        _compare(model, examples, tmp_path, figure, BUSY_ROUNDS, ", beside a busy process")
+
+
+def _compare(model: Path, examples: list[Example], tmp_path: Path, figure: Figure, rounds: int, where: str) -> None:
     bodies = tmp_path / "bodies"
     bodies.write_bytes(b"\n".join(map(_body, examples)))
     kinds = [kind for kind in SERVERS if kind != "LitServe" or importlib.util.find_spec("litserve")]
     predictor = Predictor.from_pretrained(model, threads=threads())
     rates: Rates = {}
     latencies: dict[tuple[str, int], list[float]] = {}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for callers in CALLERS:
             rates.setdefault(("pass", callers), []).append(_rate(_passes(predictor, examples, callers), callers))
             rates.setdefault(("bare", callers), []).append(_rate(_all_of_it(predictor, examples, callers), callers))
@@ -91,14 +111,25 @@ def test_requests_a_second(model: Path, examples: list[Example], tmp_path: Path,
     for (kind, callers), rate in medians.items():
         if kind in SERVERS:
             peer = {"peer": "ours", "peer_value": medians["ours", callers]} if kind != "ours" else {}
-            figure(f"{kind}, {callers} callers", rate, "requests/s", limit=medians["pass", callers], **peer)
+            name = f"{kind}, {callers} callers{where}"
+            figure(name, rate, "requests/s", limit=medians["pass", callers], **peer)
             for percent in (50, 99):
                 value = float(np.percentile(latencies[kind, callers], percent)) * 1000
-                figure(f"{kind}, {callers} callers, p{percent}", value, "ms")
+                figure(f"{name}, p{percent}", value, "ms")
         else:
             name = {"pass": "forward pass alone", "bare": "decode, tokenize, collate and pass in a loop"}[kind]
-            figure(f"{name}, batches of {callers}", rate, "images/s", limit=medians["pass", callers])
+            figure(f"{name}, batches of {callers}{where}", rate, "images/s", limit=medians["pass", callers])
         assert rate > 0
+
+
+@contextmanager
+def _busy_process() -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _body(example: Example) -> bytes:
@@ -136,7 +167,8 @@ def _serving(kind: str, model: Path, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", f"tests.bench.servers.{SERVERS[kind]}", str(model), str(port)]
+    program, *more = SERVERS[kind]
+    command = [sys.executable, "-m", f"tests.bench.servers.{program}", str(model), str(port), *more]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     with log.open("w") as out:
         server = subprocess.Popen(

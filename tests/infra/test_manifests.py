@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Iterator
@@ -172,20 +173,57 @@ def test_secrets_come_from_secrets() -> None:
     assert not [file for file, resource in RESOURCES if resource["kind"] == "Secret"]
 
 
+POLICIES = {r["metadata"]["name"]: r["spec"] for _, r in RESOURCES if r["kind"] == "NetworkPolicy"}
+
+
+def chosen(selector: dict[str, Any]) -> set[str]:
+    """The components whose pods a selector chooses."""
+    values = {value for e in selector.get("matchExpressions", []) for value in e["values"]}
+    return values or {selector["matchLabels"]["app.kubernetes.io/component"]}
+
+
+def way(source: str, target: str, port: int) -> bool:
+    """Whether pods of one component reach a port of another's: both sides have to let it through."""
+
+    def opens(own: str, other: str, direction: str, side: str) -> bool:
+        return any(
+            any(other in chosen(peer["podSelector"]) for peer in rule[side])
+            and ("ports" not in rule or port in [entry["port"] for entry in rule["ports"]])
+            for policy in POLICIES.values()
+            if own in chosen(policy["podSelector"])
+            for rule in policy.get(direction, [])
+            if side in rule and all("namespaceSelector" not in peer for peer in rule[side])
+        )
+
+    return opens(source, target, "egress", "to") and opens(target, source, "ingress", "from")
+
+
 def test_ports_outside_a_pod_are_opened_by_a_policy() -> None:
-    """Every pod is chosen by a policy, so what no policy names is closed; the policies name what is there."""
+    """Every pod is chosen by a policy, in both directions, so what no policy names is closed."""
     components = {pod["metadata"]["labels"]["app.kubernetes.io/component"] for _, pod in PODS}
-    chosen: set[str] = set()
-    for file, policy in RESOURCES:
-        if policy["kind"] == "NetworkPolicy":
-            assert file == "network.yaml"
-            assert policy["spec"]["policyTypes"] == ["Ingress"]
-            selector = policy["spec"]["podSelector"]
-            chosen |= {*selector.get("matchLabels", {}).values()}
-            chosen |= {value for e in selector.get("matchExpressions", []) for value in e["values"]}
-    assert chosen == components
+    for direction in ("Ingress", "Egress"):
+        of_all = [chosen(spec["podSelector"]) for spec in POLICIES.values() if direction in spec["policyTypes"]]
+        assert set().union(*of_all) == components
     for where, pod in PODS:
         assert pod["metadata"]["labels"]["app.kubernetes.io/part-of"] == "raylm", where
+    for spec in POLICIES.values():
+        for rule in spec.get("egress", []):
+            assert "to" in rule or spec is POLICIES["raylm-autoscaler"], "out to everywhere"
+
+
+def test_who_needs_whom_reaches_it_and_nobody_else_does() -> None:
+    for source in ("cluster", "train", "retrain"):
+        assert way(source, "mlflow", 5000)
+        assert not way(source, "postgres", 5432)
+        assert not way(source, "serve", 30000), "a replica's own HTTP, without HAProxy's limits"
+        assert not way("serve", source, 6379)
+    assert way("retrain", "cluster", 8265)
+    assert way("serve", "serve", 30000)
+    assert not way("serve", "mlflow", 5000)
+    for target, port in (("postgres", 5432), ("object-store", 8333)):
+        assert way("mlflow", target, port)
+        assert not way("serve", target, port)
+        assert not way(target, "mlflow", 5000)
 
 
 def test_services_lead_to_ports_of_pods() -> None:
@@ -216,6 +254,41 @@ def test_storage_is_what_the_pods_mount() -> None:
         for _, pod in ray_pods(file):
             claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
             assert claims == [claim["metadata"]["name"]]
+
+
+def test_pods_that_serve_see_models_and_cannot_change_them() -> None:
+    for where, pod in ray_pods("rayservice.yaml"):
+        (container,) = pod["containers"]
+        (mount,) = (mount for mount in container["volumeMounts"] if mount["name"] == "storage")
+        assert (mount["subPath"], mount["readOnly"]) == ("models", True), where
+        (volume,) = (volume for volume in pod["volumes"] if volume["name"] == "storage")
+        assert volume["persistentVolumeClaim"]["readOnly"] is True, where
+        tree = yaml.safe_load(only("rayservice.yaml", "RayService")["spec"]["serveConfigV2"])
+        args = tree["applications"][0]["args"]
+        assert all(Path(args[name]).is_relative_to(mount["mountPath"]) for name in ("model_folder", "golden"))
+
+
+def test_requests_come_in_through_haproxy() -> None:
+    from ray.serve._private import constants
+
+    for where, pod in ray_pods("rayservice.yaml"):
+        (container,) = pod["containers"]
+        variables = {v["name"]: v["value"] for v in container["env"] if v["name"].startswith("RAY_SERVE_")}
+        assert variables["RAY_SERVE_ENABLE_HA_PROXY"] == "1", where
+        for name in variables:
+            assert hasattr(constants, name), f"{where}: Ray reads no {name}"
+        program = ROOT / Path(variables["RAY_SERVE_HAPROXY_BINARY_PATH"]).relative_to(container["workingDir"])
+        assert os.access(program, os.X_OK), f"{where}: the image has its files as they are here"
+        assert program.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n")
+        metrics = next(port["containerPort"] for port in container["ports"] if port["name"] == "haproxy")
+        assert metrics == int(variables["RAY_SERVE_HAPROXY_METRICS_PORT"])
+        assert {"port": metrics} in [
+            port for rule in POLICIES["raylm-serve"]["ingress"] for port in rule.get("ports", [])
+        ]
+        config = ServeConfig()
+        longest = config.request_timeout_s + config.shutdown_timeout_s
+        assert float(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) == config.request_timeout_s
+        assert float(variables["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) == longest
 
 
 def test_the_training_job_has_valid_settings_and_enough_gpus() -> None:
@@ -281,6 +354,8 @@ def test_the_service_is_what_ray_serve_takes() -> None:
     assert module == "pipelines.serve.deploy"
     assert f"def {builder}(" in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
     assert f'APP_NAME = "{application.name}"\n' in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
+    assert re.fullmatch("[0-9a-f]{64}", application.args["digest"])
+    assert application.args["golden"]
     config = parse(ServeConfig, application.args["serve"])
     assert not config.tls.active, "KubeRay asks whether it lives in plain HTTP"
     workers = next(g for g in cluster("rayservice.yaml")["workerGroupSpecs"] if g["groupName"] == "cpu")

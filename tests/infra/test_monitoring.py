@@ -25,6 +25,8 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 # Made by Prometheus itself, for every target and alert.
 OF_PROMETHEUS = {"up", "ALERTS"}
+# tests/pipelines/serve/test_haproxy.py asks a real one for them.
+OF_HAPROXY = {"haproxy_frontend_request_errors_total", "haproxy_frontend_current_sessions"}
 
 
 def rule_expressions() -> Iterator[tuple[str, str]]:
@@ -112,7 +114,7 @@ def test_every_metric_is_exported_by_someone(expression: str) -> None:
     recorded = {rule["record"] for group in RULES for rule in group["rules"] if "record" in rule}
     asked = metrics_of(expression)
     assert asked
-    assert asked <= ours() | of_ray() | recorded | OF_PROMETHEUS
+    assert asked <= ours() | of_ray() | recorded | OF_PROMETHEUS | OF_HAPROXY
 
 
 def test_every_metric_of_ours_is_watched() -> None:
@@ -167,13 +169,14 @@ def test_prometheus_finds_the_nodes_of_a_machine() -> None:
     from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
     config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text(encoding="utf-8"))
-    (scrape,) = config["scrape_configs"]
-    assert scrape["job_name"] == "ray"
+    scrape, of_haproxy = config["scrape_configs"]
+    assert (scrape["job_name"], of_haproxy["job_name"]) == ("ray", "haproxy")
     assert Path(scrape["file_sd_configs"][0]["files"][0]).name == PROMETHEUS_SERVICE_DISCOVERY_FILE
-    (endpoint,) = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text(encoding="utf-8"))["spec"][
-        "podMetricsEndpoints"
-    ]
-    assert {"targetLabel": "job", "replacement": "ray"} in endpoint["relabelings"], "the rules ask for this job"
+    monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text(encoding="utf-8"))["spec"]
+    endpoints = {endpoint["port"]: endpoint for endpoint in monitor["podMetricsEndpoints"]}
+    # The rules ask for these jobs.
+    for port, job in {"metrics": "ray", "haproxy": "haproxy"}.items():
+        assert {"targetLabel": "job", "replacement": job} in endpoints[port]["relabelings"]
 
 
 def test_alerts_fire_when_they_should(tmp_path: Path) -> None:

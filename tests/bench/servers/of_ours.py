@@ -1,4 +1,4 @@
-"""Our service with its defaults, on a cluster as a job starts it. Arguments: FOLDER PORT."""
+"""Our service with its defaults, on a cluster as a job starts it. Arguments: FOLDER PORT [INGRESS]."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from jobs.cluster import ClusterConfig, connected
 from pipelines.serve import deploy
 from pipelines.serve.config import ServeConfig
 from tests.bench.servers.common import MAX_BATCH
+from vlmodel.config import parse
 
 if __name__ == "__main__":
-    folder, port = sys.argv[1:]
+    folder, port, ingress = [*sys.argv[1:], "auto"][:3]
+    config = parse(ServeConfig, {"port": int(port), "max_batch_size": MAX_BATCH, "ingress": ingress})
     with connected(ClusterConfig()):
-        deploy.start(ServeConfig(port=int(port), max_batch_size=MAX_BATCH), folder)
+        deploy.start(config, folder)
         threading.Event().wait()

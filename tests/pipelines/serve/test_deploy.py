@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -23,7 +25,8 @@ from pydantic import ValidationError
 from ray import serve
 
 from pipelines.data.comparisons import read
-from pipelines.serve import deploy, rival, tls
+from pipelines.registry import manifest
+from pipelines.serve import deploy, haproxy, rival, tls
 from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.errors import ServeError
@@ -49,12 +52,13 @@ def service_config(port: int, **changes: object) -> ServeConfig:
     return parse(ServeConfig, {**tree, **changes})
 
 
+@pytest.mark.parametrize("ingress", ["auto", pytest.param("python", marks=pytest.mark.slow)])
 def test_over_https_from_the_first_request_to_an_update(
-    ray_local: None, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ray_local: None, model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, ingress: str
 ) -> None:
     """The first of this file: Serve takes a certificate only when it starts, and then runs for the tests below."""
     own, other = self_signed(tmp_path), self_signed(tmp_path, "other")
-    config = service_config(free_port(), tls=dump(own))
+    config = service_config(free_port(), tls=dump(own), ingress=ingress)
     try:
         address = deploy.start(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
@@ -79,7 +83,9 @@ def address(ray_local: None, model_folder: Path) -> Iterator[str]:
     said: list[str] = []
     config = service_config(free_port())
     yield deploy.start(config, model_folder, name="vqa", version="3", report=said.append)
+    folder = deploy._started.folder
     deploy.stop()
+    assert not (folder and Path(folder).exists())
     assert said[-1] == "service: running"
     with Client(deploy.address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
         gone.ask(picture(), QUESTIONS)
@@ -152,12 +158,38 @@ def test_an_endless_body_over_http_is_cut_off(address: str) -> None:
     connection.close()
 
 
-def test_it_listens_on_loopback_only(address: str) -> None:
+def listening(process: psutil.Process) -> list[tuple[str, int]]:
+    return sorted((c.laddr.ip, c.laddr.port) for c in process.net_connections("tcp") if c.status == "LISTEN")
+
+
+def processes(*names: str) -> list[psutil.Process]:
+    started = psutil.Process().children(recursive=True)
+    return [process for process in started if process.name().removeprefix("ray::").startswith(names)]
+
+
+def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
     port = int(address.rpartition(":")[2])
-    hosts = {
-        c.laddr.ip for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port
-    }
-    assert hosts == {"127.0.0.1"}
+    ours = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert ours == {"127.0.0.1"}
+    answering = processes("ServeRep", "ProxyActor", "HAProxyMan", "ServeContr")
+    assert len(answering) >= 3
+    for process in answering:
+        # Each worker of Ray's has one port for Ray's own calls, which follows the address of the node.
+        beyond = [host for host, _ in listening(process) if host not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
+        assert len(beyond) <= 1, (process.name(), listening(process))
+
+
+@pytest.mark.skipif(haproxy.binary() is None or sys.platform != "linux", reason="there is no HAProxy here")
+def test_haproxy_takes_the_requests_in_and_its_files_are_its_users_alone(address: str) -> None:
+    port, folder = int(address.rpartition(":")[2]), Path(deploy._started.folder)
+    # A former one answers what it still owes.
+    [current] = [process for process in processes("haproxy") if listening(process)]
+    assert listening(current) == [("127.0.0.1", port)]
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.stat().st_uid == os.getuid()
+    [node] = [path for path in folder.iterdir() if path.is_dir()]
+    assert (node / "admin").stat().st_mode & 0o777 == 0o600
+    assert str(node / "haproxy.cfg") in current.cmdline()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray lowers the priority of its workers on Linux alone")
@@ -166,10 +198,9 @@ def test_what_answers_requests_comes_before_other_workers(address: str) -> None:
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
-    started = psutil.Process().children(recursive=True)
-    found = {(name, p.nice()) for p in started for name in ("ServeRep", "ProxyActor") if f"ray::{name}" in p.name()}
     own = psutil.Process().nice()
-    assert found == {("ServeRep", own), ("ProxyActor", own)}
+    for name in ("ServeRep", "haproxy" if deploy._started.is_haproxy else "ProxyActor"):
+        assert {process.nice() for process in processes(name)} == {own}, name
     assert ray.get(niceness.remote()) > own
 
 
@@ -272,6 +303,18 @@ def test_a_model_swapped_in_brings_its_tasks_and_captions_stream_through_the_pro
             assert answer.json()["model"] == {"name": "all", "version": "9"}
 
 
+def test_what_fails_takes_back_its_own_and_nothing_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    applications, ended = {deploy.APP_NAME: None, "of others": None}, []
+    monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
+    monkeypatch.setattr(serve, "delete", applications.pop)
+    monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
+    deploy._take_back()
+    assert (list(applications), ended) == (["of others"], [])
+    applications.clear()
+    deploy._take_back()
+    assert ended == [True]
+
+
 def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_folder: Path) -> None:
     with socket.socket() as listener:
         # As Serve's own proxy does: shared ports must not be taken for free ones.
@@ -279,7 +322,8 @@ def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_fold
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use; .*serve\.port="):
+        who = rf"{psutil.Process().name()} \(process {os.getpid()}\)"
+        with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use by {who}; .*serve\.port="):
             deploy.check_port_free("127.0.0.1", port)
     deploy.check_port_free("127.0.0.1", port)
 
@@ -331,6 +375,20 @@ def test_the_builder_for_serve_config_files(model_folder: Path) -> None:
     assert deploy.app({"model_folder": str(model_folder), "version": "2", "serve": {"max_batch_size": 3}})
     with pytest.raises(ServeError, match="model_folder is missing"):
         deploy.app({})
+    with pytest.raises(ServeError, match=r"unknown argument 'sha256'; .*digest, golden"):
+        deploy.app({"model_folder": str(model_folder), "sha256": "ab"})
+
+
+def test_the_builder_hands_on_what_a_replica_refuses_other_files_by(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(deploy, "_application", built.append)
+    told = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
+    deploy.app({"model_folder": str(model_folder), **told})
+    deploy.app({"model_folder": str(model_folder)})
+    assert built[0].model == {"folder": str(model_folder), **told}
+    assert built[1].model["digest"] == manifest.digest(model_folder)
     with pytest.raises(ConfigError, match="unknown key 'max_batch'"):
         deploy.app({"model_folder": str(model_folder), "serve": {"max_batch": 3}})
 
