@@ -32,7 +32,7 @@ from vlmodel.processor import VLProcessor
 MAY_CHANGE = (
     "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
     "train.max_failures", "train.answer_timeout_s", "train.log_steps", "train.ledger", "train.evaluation_cache_mb",
-    "train.feature_cache",
+    "train.feature_cache", "train.patience",
     "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "data.index.report",
     "ablate", "tune", "retrain",
 )  # fmt: skip
@@ -68,7 +68,7 @@ def opened(config: JobConfig) -> Index:
     """The index of the data to train on, whatever the tasks are.
 
     Raises:
-        ConfigError: the batch does not divide over the workers.
+        ConfigError: the batch does not divide over the workers, or there is no validation split to be patient by.
         DataError: there is no index, or models cannot be judged by it.
     """
     try:
@@ -76,6 +76,11 @@ def opened(config: JobConfig) -> Index:
     except ValueError as error:
         raise ConfigError(f"train.batch: {error}") from None
     index = Index.open(runs.tars(config))
+    if config.train.patience and not index.counts().get("val", 0):
+        raise ConfigError(
+            f"train.patience={config.train.patience} ends a training by its validation figures, and {index.tars} has "
+            "no validation split; set data.index.validation_fraction and index again, or patience=0"
+        )
     check_judgeable(index, {}, "")
     return index
 
