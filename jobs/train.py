@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 from jobs import mixing, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
+from pipelines.data.corpus import read_texts
 from pipelines.data.index.index import Index
-from pipelines.data.progress import ShardProgress
+from pipelines.data.stream.augment import all_texts, names_a_side
 from pipelines.data.stream.dataset import Mixture, Source
 from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
@@ -37,6 +39,10 @@ MAY_CHANGE = (
     "ablate", "tune", "retrain",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
+
+
+_LOOKED_AT = 2000
+"""Samples whose texts are looked through for what a mirror image makes false."""
 
 
 def run(config: JobConfig) -> ModelVersion:
@@ -101,6 +107,7 @@ def fit(
     """
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
+    _tell_mirrored_sides(config, list(trained.values()))
     init = _init(config)
     made = _processor(config, list(trained.values()), str(processor), init)
     config.model.check_processor(made.config)
@@ -110,6 +117,22 @@ def fit(
     source, order = mixing.training(config, trained, processor, features)
     spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)
     launch(spec, label=label)
+
+
+def _tell_mirrored_sides(config: JobConfig, indexes: list[Index]) -> None:
+    """Say so where images are mirrored and texts that say left or right are not changed with them."""
+    augment = config.train.augment
+    if not augment.flip or augment.swap:
+        return
+    for index in (index for index in indexes if index.members == "pairs"):
+        some = list(chain.from_iterable(map(all_texts, islice(read_texts(index, "train"), _LOOKED_AT))))
+        if telling := sum(map(names_a_side, some)):
+            print(
+                f"train {config.name}: train.augment.flip={augment.flip:g} mirrors images, and {telling} of the first "
+                f"{len(some)} texts of {index.tars} say left or right, which is then false; set "
+                'train.augment.swap={left = "right"}, or flip=0.0',
+                flush=True,
+            )
 
 
 def _init(config: JobConfig) -> str:

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from pipelines.data.reader import Record
-from pipelines.data.stream.augment import AugmentConfig, augment
+from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples
 from pipelines.data.stream.plan import Schedule, Slice, derive_seed, fixed_batches
 from pipelines.data.stream.rows import rows_to_answer, to_examples
@@ -76,7 +76,7 @@ class TrainingParts(Batches):
     def rows(self, number: int) -> Arrays:
         taken, weight = self._taken(number)
         samples = open_samples(self.source)
-        examples = _examples(samples, samples.read_texts(taken), weight)
+        examples = _examples(samples, self._read_texts(samples, taken), weight)
         absent = samples.image_places(taken) | samples.lone_images(taken, weight)
         provenance = _provenance(taken, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | absent | provenance
@@ -87,10 +87,26 @@ class TrainingParts(Batches):
         seen = samples.see(taken)
         if self.augmentation.active:
             for i, key in enumerate(samples.keys(taken)):
-                seed = derive_seed(self.schedule.plan.seed, int(taken.epoch[i]), key, "augment")
-                rng = np.random.Generator(np.random.PCG64(seed))
+                rng = self._random(int(taken.epoch[i]), key)
                 seen["pixels_BHWC"][i] = augment(seen["pixels_BHWC"][i], self.augmentation, rng)
         return seen
+
+    def _read_texts(self, samples: Samples, taken: Slice) -> list[Record]:
+        """The samples of a slice with their texts: of a mirrored image, as they are then true."""
+        records = samples.read_texts(taken)
+        if not self.augmentation.changes_texts:
+            return records
+        side = samples.processor.config.image_size
+        return [
+            record._replace(texts=swapped(record.texts, self.augmentation.swap))
+            if record.pictured and draw(self.augmentation, side, side, self._random(epoch, record.key)).flipped
+            else record
+            for record, epoch in zip(records, taken.epoch.tolist(), strict=True)
+        ]
+
+    def _random(self, epoch: int, key: str) -> np.random.Generator:
+        """The random numbers by which a sample is changed in an epoch."""
+        return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, "augment")))
 
     def _taken(self, number: int) -> tuple[Slice, float]:
         """The samples of a part, and their weight."""
