@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from jobs import runs
+from jobs import kept, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
@@ -25,10 +25,9 @@ def run(config: JobConfig) -> list[Report]:
     index = Index.open(runs.tars(config))
     split = config.evaluate.split
     with connected(config.cluster):
-        found = assess(
-            str(chosen.folder), runs.source(config, index, split, chosen.folder), index, config.predict, config.stream,
-            config.evaluate.examples,
-        )  # fmt: skip
+        features = kept.features_of_saved(config, index, split, chosen.folder, "evaluate")
+        source = runs.source(config, index, split, chosen.folder, features)
+        found = assess(str(chosen.folder), source, index, config.predict, config.stream, config.evaluate.examples)
     out = Path(config.evaluate.out or runs.local_folder(config) / f"answers-{split or 'all'}.parquet")
     out.parent.mkdir(parents=True, exist_ok=True)
     figures: dict[str, float] = {}

@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from jobs import mixing, runs
+from jobs import kept, mixing, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
@@ -17,7 +17,6 @@ from pipelines.data.corpus import read_texts
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import all_texts, names_a_side
 from pipelines.data.stream.dataset import Mixture, Source
-from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.vocabulary import build_processor, keep_processor
@@ -115,7 +114,7 @@ def fit(
     tracker.log_data(mixing.facts(config, index))
     features = _features(config, [index, *trained.values()], made, init, label)
     source, order = mixing.training(config, trained, processor, features)
-    spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)
+    spec = _spec(config, index, source, order, features, tracker, init, referee)
     launch(spec, label=label)
 
 
@@ -161,31 +160,20 @@ def _processor(config: JobConfig, indexes: list[Index], folder: str, init: str) 
 
 def _features(
     config: JobConfig, indexes: list[Index], processor: VLProcessor, init: str, label: str
-) -> dict[str, Features]:
-    """The kept features of the backbone with which the training begins, by the hash of their index; none where it is
-    to read the images.
-    """
-    train = config.train
-    if train.feature_cache == "off":
-        return {}
-    resources = Resources(
-        train.workers, train.cpus_per_worker, train.gpus_per_worker, train.threads, train.evaluation_batch
+) -> tuple[Features, ...]:
+    """The kept features of the frozen encoders with which the training begins; none where they are to run."""
+    if config.train.feature_cache == "off":
+        return ()
+    streams = config.kept_streams()
+    if passed_over := [stream for stream in config.model.resting() if stream not in streams]:
+        print(
+            f"train {config.name}: train.augment changes what the frozen {' and '.join(passed_over)} encoder is given, "
+            f"which so runs in every epoch; kept are the features of {' and '.join(streams)}",
+            flush=True,
+        )
+    return kept.features(
+        config, indexes, streams, new_model(config.model, processor, config.seed, init), processor, label
     )
-    vision = new_model(config.model, processor, config.seed, init).vision
-    found = {}
-    for index in {index.hash: index for index in indexes if index.members != "texts"}.values():
-        with ShardProgress(f"{label}  features") as progress:
-            found[index.hash] = build_features(
-                index,
-                config.model.vision,
-                vision,
-                processor,
-                f"{runs.storage(config)}/_features",  # no run's name begins so
-                train.feature_cache,
-                resources,
-                progress,
-            )
-    return found
 
 
 def _spec(
@@ -193,7 +181,7 @@ def _spec(
     index: Index,
     training: Source | Mixture,
     order: Order,
-    features: Features | None,
+    features: tuple[Features, ...],
     tracker: Tracker,
     init: str,
     referee: Any,
@@ -231,10 +219,8 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
     split = _judged(index)
     with checkpoint.local_copy(best) as local:
         model = local / checkpoint.MODEL
-        found = assess(
-            str(model), runs.source(config, index, split, model), index, config.predict, config.stream,
-            config.evaluate.examples,
-        )  # fmt: skip
+        source = runs.source(config, index, split, model, kept.features_of_saved(config, index, split, model, "train"))
+        found = assess(str(model), source, index, config.predict, config.stream, config.evaluate.examples)
         print(f"best checkpoint: step {best.step}", flush=True)
         for one in found:
             print(f"{one.task}{': ' if one.task else ''}{one.report}", flush=True)

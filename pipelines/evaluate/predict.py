@@ -92,9 +92,10 @@ class _Answerer:
         columns["probabilities"] = [[value for _, value in answers] for answers in answered]
         columns["predicted"] = [answers[0] for answers in columns["answers"]]
         columns["probability"] = [values[0] for values in columns["probabilities"]]
-        images = len(arrays["pixels_BHWC"])
+        seen = "features_BF" if "features_BF" in arrays else "pixels_BHWC"
+        images = len(arrays[seen])
         if images > 1 and int(arrays["step"][0]) * self._config.batch < self._config.shuffled:
-            others = self._answers(arrays | {"pixels_BHWC": np.roll(arrays["pixels_BHWC"], 1, axis=0)})
+            others = self._answers(arrays | {seen: np.roll(arrays[seen], 1, axis=0)})
             columns["shuffled"] = [answers[0][0] for answers in others]
             columns["shuffled_probability"] = [answers[0][1] for answers in others]
         embedded = self._predictor.embed_collated(arrays, self._task)

@@ -69,9 +69,10 @@ class TrainConfig(Section):
     them: the one that chooses the checkpoint to register. 0 runs all epochs. The learning rate still falls over all of
     `epochs`."""
     feature_cache: Literal["off", "float32", "float16"] = "off"
-    """Precision at which the output of a frozen backbone (model.vision.frozen) is computed once and kept, if not "off".
-    It lies in <storage>/_features/, where later trainings with the same backbone find it. No epoch then decodes an
-    image or runs the backbone."""
+    """Precision at which the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once
+    and kept, if not "off". It lies in <storage>/_features/, where every later job with the same encoder finds it,
+    evaluate and predict too. No epoch then runs the backbone of such an encoder, or decodes an image for it. Of texts
+    their pooled vectors are kept where nothing reads more, else all tokens."""
     ledger: bool = False
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     init: str = ""

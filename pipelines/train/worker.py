@@ -20,7 +20,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.data.stream.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
-from pipelines.data.stream.feature_build import check_backbone
+from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -79,8 +79,7 @@ def train_worker(spec: RunSpec) -> None:
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
     progress = resumed(_restore(spec, trainer, rank, device))
-    if spec.train_source.features is not None:
-        check_backbone(model.vision, spec.train_source.features)
+    check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
     if spec.stream.decoder == "gpu" and device.type == "cuda":

@@ -27,18 +27,22 @@ PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "coun
 ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
 """Those of them that tell where each sample lies."""
 
+_TOKENS = ("input_ids_NT", "text_mask_NT", "distinct_U")
+
 
 class Batches(Sequence[Arrays]):
-    """Batches that can be made in two halves."""
+    """Batches of a source that can be made in two halves."""
+
+    source: Source | Mixture
 
     @abstractmethod
     def rows(self, number: int) -> Arrays:
-        """All of a batch but what is to be seen of its images."""
+        """All of a batch but what is to be seen of its images, and the kept features of its texts."""
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given its ``origin``.
-        Samples without an image are left out (``image_place_B``).
+        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, and the kept features of its
+        texts, given its ``origin``. Samples without an image are left out (``image_place_B``).
         """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
@@ -67,8 +71,9 @@ class TrainingParts(Batches):
     augmentation: AugmentConfig
 
     def __post_init__(self) -> None:
-        if self.source.features is not None and self.augmentation.active:
-            raise ValueError("kept features are of unchanged images; augment nothing, or train on the images")
+        changed = {"vision": self.augmentation.active, "language": self.augmentation.changes_texts}
+        for stream in (kept.stream for kept in self.source.features if changed[kept.stream]):
+            raise ValueError(f"kept {stream} features are of unchanged inputs; augment nothing, or train without them")
 
     def __len__(self) -> int:
         return self.schedule.steps * self.accumulation
@@ -82,9 +87,9 @@ class TrainingParts(Batches):
         return samples.processor.collate_rows(examples) | absent | provenance
 
     def images(self, rows: Arrays) -> Arrays:
-        samples = open_samples(self.source)
-        taken = samples.pictured(_taken_by(rows))
-        seen = samples.see(taken)
+        samples, whole = open_samples(self.source), _taken_by(rows)
+        taken = samples.pictured(whole)
+        seen = samples.see(taken) | samples.read_text_features(whole, rows)
         if self.augmentation.active:
             for i, key in enumerate(samples.keys(taken)):
                 rng = self._random(int(taken.epoch[i]), key)
@@ -158,13 +163,14 @@ class EvaluationBatches(Batches):
         return arrays
 
     def images(self, rows: Arrays) -> Arrays:
-        samples = open_samples(self.source)
-        return samples.see(samples.pictured(_taken_by(rows)))
+        samples, taken = open_samples(self.source), _taken_by(rows)
+        return samples.see(samples.pictured(taken)) | samples.read_text_features(taken, rows)
 
 
-def origin(rows: Arrays) -> Arrays:
-    """What of a batch's rows its images are made from."""
-    return {name: rows[name] for name in ORIGIN}
+def origin(batches: Batches, rows: Arrays) -> Arrays:
+    """What of a batch's rows its images, and the kept features of its texts, are made from."""
+    tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
+    return {name: rows[name] for name in (*ORIGIN, *tokens)}
 
 
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -178,7 +184,7 @@ def _examples(samples: Samples, records: Sequence[Record], weight: float = 1.0) 
 
 
 def _taken_by(rows: Arrays) -> Slice:
-    return Slice(*origin(rows).values())
+    return Slice(*(rows[name] for name in ORIGIN))
 
 
 def _provenance(taken: Slice, step: int, weight: float) -> Arrays:
