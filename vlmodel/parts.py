@@ -136,7 +136,13 @@ class LanguageEncoder(Encoder):
 
 
 class VisionPart(Part):
-    """Configuration of a vision encoder."""
+    """Configuration of a vision encoder.
+
+    Attributes:
+        beside_backbone: settings on which the features (``VisionEncoder.features``) depend at most by its weights.
+    """
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset()
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError
@@ -161,7 +167,13 @@ class VisionPart(Part):
 
 
 class LanguagePart(Part):
-    """Configuration of a language encoder."""
+    """Configuration of a language encoder.
+
+    Attributes:
+        beside_backbone: as ``VisionPart``'s.
+    """
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset()
 
     def rests(self) -> bool:
         """As ``VisionPart``'s, of an encoder whose backbone is more than a table of embeddings."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,10 @@ _XLNET_CLS_SEGMENT = 2
 
 class Config(parts.LanguagePart):
     """An encoder of the transformers library."""
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset(
+        {"pretrained", "projection", "activation", "output", "frozen", "dropout"}
+    )
 
     kind: Literal["transformer"] = "transformer"
     pretrained: str = ""

@@ -78,11 +78,11 @@ def features_of(
         storage: their folder is in this one.
     """
     encoder, kind = encoder_of(model, stream), _KINDS[stream]
-    backbone = digest(encoder)
+    backbone, part = digest(encoder), getattr(config, stream)
     facts = {
         "format": FORMAT,
         "stream": stream,
-        "encoder": dump(getattr(config, stream)),
+        "encoder": {name: value for name, value in dump(part).items() if name not in part.beside_backbone},
         "backbone": backbone,
         "precision": precision,
         **kind.facts(config, processor),

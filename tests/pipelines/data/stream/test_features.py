@@ -239,6 +239,10 @@ def test_what_they_depend_on_has_features_of_its_own(
     vision = parse(Config, {**CONFIG.model_dump(), "mean": (0.5, 0.5, 0.5)})
     others.append(build(config=MODEL.model_copy(update={"vision": vision})))
     others += [build("language"), build("language", config=POOLED)]
+    # What follows the backbone, and where its weights come from, changes nothing.
+    wider = parse(Config, {**CONFIG.model_dump(), "projection": 6, "weights": "elsewhere", "strict": False})
+    encoder = MODEL.model_copy(update={"vision": wider})
+    assert build(config=encoder, model=new_model(processor)) == first
     assert len({first.folder, *(other.folder for other in others)}) == 8
     # What is another file in the same folder: the tar's samples, and what of their texts is read.
     language, shorter = (
