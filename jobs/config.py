@@ -156,17 +156,26 @@ class JobConfig(Section):
 
     @model_validator(mode="after")
     def _features_stay(self) -> JobConfig:
-        kept = f"train.feature_cache={self.train.feature_cache!r} keeps what the vision backbone gives of each image"
-        if self.train.feature_cache == "off":
-            return self
-        if not self.model.vision.rests():
-            raise ValueError(
-                f"{kept}, and with model.vision.frozen=false training changes that; set model.vision.frozen=true, or "
-                "train.feature_cache=off"
-            )
-        if self.train.augment.active:
-            raise ValueError(
-                f"{kept}, and train.augment (flip={self.train.augment.flip}, min_area={self.train.augment.min_area}) "
-                "changes the images in each epoch; set flip=0.0 and min_area=1.0, or train.feature_cache=off"
-            )
+        if self.train.feature_cache != "off" and not self.kept_streams():
+            raise ValueError(self._why_nothing_is_kept())
         return self
+
+    def kept_streams(self) -> tuple[str, ...]:
+        """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
+        augment = self.train.augment
+        changed = {"vision": augment.active, "language": augment.changes_texts}
+        return tuple(stream for stream in self.model.resting() if not changed[stream])
+
+    def _why_nothing_is_kept(self) -> str:
+        kept = f"train.feature_cache={self.train.feature_cache!r} keeps what frozen encoders give"
+        augment = self.train.augment
+        if not self.model.resting():
+            return (
+                f"{kept}, and with model.vision.frozen=false and model.language.frozen=false training changes that; "
+                "set one of them to true, or train.feature_cache=off"
+            )
+        return (
+            f"{kept} of each image and text, and train.augment (flip={augment.flip}, min_area={augment.min_area}, "
+            f"swap={augment.swap}) changes these in each epoch; set flip=0.0 and min_area=1.0, or "
+            "train.feature_cache=off"
+        )

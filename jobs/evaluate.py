@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from jobs import runs
+from jobs import kept, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
@@ -25,9 +25,12 @@ def run(config: JobConfig) -> list[Report]:
     index = Index.open(runs.tars(config))
     split = config.evaluate.split
     with connected(config.cluster):
+        answered = (split, "train") if config.evaluate.training and split else (split,)
+        features = kept.features_of_saved(config, index, answered, chosen.folder, "evaluate")
+        source = runs.source(config, index, split, chosen.folder, features)
         found = assess(
-            str(chosen.folder), runs.source(config, index, split, chosen.folder), index, config.predict, config.stream,
-            config.evaluate.examples, training=config.evaluate.training,
+            str(chosen.folder), source, index, config.predict, config.stream, config.evaluate.examples,
+            training=config.evaluate.training,
         )  # fmt: skip
     out = Path(config.evaluate.out or runs.local_folder(config) / f"answers-{split or 'all'}.parquet")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -99,13 +99,13 @@ def record(config: JobConfig, judged: Index, tracker: Tracker) -> None:
 
 
 def training(
-    config: JobConfig, trained: Mapping[str, Index], processor: str | Path, features: Mapping[str, Features]
+    config: JobConfig, trained: Mapping[str, Index], processor: str | Path, features: tuple[Features, ...]
 ) -> tuple[Source | Mixture, Order]:
     """Where the training's samples come from, and their order.
 
     Args:
         trained: as of ``indexes``.
-        features: kept features by the hash of their index; empty where images are read.
+        features: what is kept of what frozen encoders give.
 
     Raises:
         ConfigError: a source is too rare to be mixed.
@@ -113,8 +113,7 @@ def training(
     """
     _refuse_idle(config, trained)
     sources = {
-        name: Source(index.tars, index.hash, "train", str(processor), features.get(index.hash))
-        for name, index in trained.items()
+        name: Source(index.tars, index.hash, "train", str(processor), features) for name, index in trained.items()
     }
     plans = {
         name: source.plan(seed=config.seed, window=config.train.window, run=config.train.window_run, shuffle=True)

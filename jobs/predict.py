@@ -7,7 +7,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs import runs
+from jobs import kept, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
@@ -22,7 +22,9 @@ def run(config: JobConfig) -> Path:
     with connected(config.cluster):
         build_index(config.data.tars, config.data.index)
         index = Index.open(runs.tars(config))
-        source = runs.source(config, index, config.evaluate.split, chosen.folder)
+        split = config.evaluate.split
+        features = kept.features_of_saved(config, index, (split,), chosen.folder, "predict")
+        source = runs.source(config, index, split, chosen.folder, features)
         answers = predict(str(chosen.folder), source, config.predict, config.stream, config.evaluate.task or None)
         rows, cut = write(collect(answers), out)
     note = f", {cut} of them to texts that were cut, as they have more tokens than the model takes" if cut else ""

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jobs import mixing, promote, runs, serve, train
+from jobs import kept, mixing, promote, runs, serve, train
 from jobs.config import JobConfig
 from pipelines.data.corpus import count_answers
 from pipelines.data.errors import DataError
@@ -282,7 +282,8 @@ def _scores(
 ) -> Mapping[str, Mapping[str, Any]]:
     """How good a version is on the hold-out of an index, for each of its tasks."""
     folder = registry.download(version).folder
-    source = Source(index.tars, index.hash, HOLD_OUT, str(folder))
+    features = kept.features_of_saved(config, index, (HOLD_OUT,), folder, "retrain")
+    source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features)
     found = assess(str(folder), source, index, config.predict, config.stream, examples=0)
     return {
         one.task: {

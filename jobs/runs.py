@@ -12,6 +12,7 @@ from jobs.config import JobConfig
 from pipelines.data.index.index import Index
 from pipelines.data.storage import Folder
 from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.features import Features
 from pipelines.evaluate.report import Report
 from pipelines.registry.registry import CHAMPION, LocalModel, Registry
 from pipelines.registry.score import Score
@@ -116,9 +117,11 @@ def open_index(config: JobConfig, name: str = "") -> Index:
     return Index.open(folder, begun_with)
 
 
-def source(config: JobConfig, index: Index, split: str, processor: str | Path) -> Source:
+def source(
+    config: JobConfig, index: Index, split: str, processor: str | Path, features: tuple[Features, ...] = ()
+) -> Source:
     """Where the samples of a split come from."""
-    return Source(tars(config), index.hash, split, str(processor))
+    return Source(tars(config), index.hash, split, str(processor), features)
 
 
 def choose_model(config: JobConfig) -> ChosenModel:

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from jobs import mixing, runs
+from jobs import kept, mixing, runs
 from jobs.cluster import connected
 from jobs.config import JobConfig
 from jobs.job import main
+from pipelines.data.corpus import read_texts
 from pipelines.data.index.index import Index
-from pipelines.data.progress import ShardProgress
+from pipelines.data.stream.augment import all_texts, names_a_side
 from pipelines.data.stream.dataset import Mixture, Source
-from pipelines.data.stream.feature_build import Resources, build_features
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.vocabulary import build_processor, keep_processor, text_lengths
@@ -38,12 +39,16 @@ from vlmodel.processor import VLProcessor
 MAY_CHANGE = (
     "cluster", "storage", "stream", "train.workers", "train.accumulation", "train.threads", "train.cpus_per_worker",
     "train.max_failures", "train.answer_timeout_s", "train.log_steps", "train.ledger", "train.evaluation_cache_mb",
-    "train.feature_cache",
+    "train.feature_cache", "train.patience",
     "predict", "evaluate", "tracking", "registry", "serve", "source", "data.tars", "data.index.force",
     "data.index.report",
     "ablate", "tune", "retrain",
 )  # fmt: skip
 """Settings with which a run may be continued though they differ: they change how it runs, not what it learns."""
+
+
+_LOOKED_AT = 2000
+"""Samples whose texts are looked through for what a mirror image makes false."""
 
 
 def run(config: JobConfig) -> ModelVersion:
@@ -117,7 +122,7 @@ def opened(config: JobConfig) -> Index:
     """The index of the data to train on, whatever the tasks are.
 
     Raises:
-        ConfigError: the batch does not divide over the workers.
+        ConfigError: the batch does not divide over the workers, or there is no validation split to be patient by.
         DataError: there is no index, or models cannot be judged by it.
     """
     try:
@@ -125,6 +130,11 @@ def opened(config: JobConfig) -> Index:
     except ValueError as error:
         raise ConfigError(f"train.batch: {error}") from None
     index = runs.open_index(config)
+    if config.train.patience and not index.counts().get("val", 0):
+        raise ConfigError(
+            f"train.patience={config.train.patience} ends a training by its validation figures, and {index.tars} has "
+            "no validation split; set data.index.validation_fraction and index again, or patience=0"
+        )
     check_judgeable(index, {}, "")
     return index
 
@@ -145,6 +155,7 @@ def fit(
     """
     processor = runs.local_folder(config) / "processor"
     trained = mixing.indexes(config, index)
+    _tell_mirrored_sides(config, list(trained.values()))
     init = _init(config)
     made = _processor(config, list(trained.values()), processor, init, label)
     config.model.check_processor(made.config)
@@ -165,7 +176,7 @@ def fit(
     mixing.record(config, index, tracker)
     features = _features(config, [index, *trained.values()], made, init, label)
     source, order = mixing.training(config, trained, processor, features)
-    spec = _spec(config, index, source, order, features.get(index.hash), tracker, init, referee)
+    spec = _spec(config, index, source, order, features, tracker, init, referee)
     launch(spec, label=label)
     with _repeatable():
         wait_reachable(tracker.handle.uri, config.tracking.wait_s)
@@ -199,6 +210,22 @@ def _record_anew(config: JobConfig, tracker: Tracker) -> None:
         "that are done",
         flush=True,
     )
+
+
+def _tell_mirrored_sides(config: JobConfig, indexes: list[Index]) -> None:
+    """Say so where images are mirrored and texts that say left or right are not changed with them."""
+    augment = config.train.augment
+    if not augment.flip or augment.swap:
+        return
+    for index in (index for index in indexes if index.members == "pairs"):
+        some = list(chain.from_iterable(map(all_texts, islice(read_texts(index, "train"), _LOOKED_AT))))
+        if telling := sum(map(names_a_side, some)):
+            print(
+                f"train {config.name}: train.augment.flip={augment.flip:g} mirrors images, and {telling} of the first "
+                f"{len(some)} texts of {index.tars} say left or right, which is then false; set "
+                'train.augment.swap={left = "right"}, or flip=0.0',
+                flush=True,
+            )
 
 
 def _init(config: JobConfig) -> str:
@@ -242,31 +269,20 @@ def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str,
 
 def _features(
     config: JobConfig, indexes: list[Index], processor: VLProcessor, init: str, label: str
-) -> dict[str, Features]:
-    """The kept features of the backbone with which the training begins, by the hash of their index; none where it is
-    to read the images.
-    """
-    train = config.train
-    if train.feature_cache == "off":
-        return {}
-    resources = Resources(
-        train.workers, train.cpus_per_worker, train.gpus_per_worker, train.threads, train.evaluation_batch
+) -> tuple[Features, ...]:
+    """The kept features of the frozen encoders with which the training begins; none where they are to run."""
+    if config.train.feature_cache == "off":
+        return ()
+    streams = config.kept_streams()
+    if passed_over := [stream for stream in config.model.resting() if stream not in streams]:
+        print(
+            f"train {config.name}: train.augment changes what the frozen {' and '.join(passed_over)} encoder is given, "
+            f"which so runs in every epoch; kept are the features of {' and '.join(streams)}",
+            flush=True,
+        )
+    return kept.features(
+        config, indexes, streams, new_model(config.model, processor, config.seed, init), processor, label
     )
-    vision = new_model(config.model, processor, config.seed, init).vision
-    found = {}
-    for index in {index.hash: index for index in indexes if index.members != "texts"}.values():
-        with ShardProgress(f"{label}  features") as progress:
-            found[index.hash] = build_features(
-                index,
-                config.model.vision,
-                vision,
-                processor,
-                f"{runs.storage(config)}/_features",  # no run's name begins so
-                train.feature_cache,
-                resources,
-                progress,
-            )
-    return found
 
 
 def _spec(
@@ -274,7 +290,7 @@ def _spec(
     index: Index,
     training: Source | Mixture,
     order: Order,
-    features: Features | None,
+    features: tuple[Features, ...],
     tracker: Tracker,
     init: str,
     referee: Any,
@@ -314,8 +330,10 @@ def _finish(config: JobConfig, index: Index, tracker: Tracker) -> ModelVersion:
     split = _judged(index)
     with checkpoint.local_copy(best) as local:
         model = local / checkpoint.MODEL
+        answered = (split, "train") if config.evaluate.training else (split,)
+        features = kept.features_of_saved(config, index, answered, model, "train")
         found = assess(
-            str(model), runs.source(config, index, split, model), index, config.predict, config.stream,
+            str(model), runs.source(config, index, split, model, features), index, config.predict, config.stream,
             config.evaluate.examples, training=config.evaluate.training,
         )  # fmt: skip
         print(f"best checkpoint: step {best.step}", flush=True)

@@ -150,7 +150,7 @@ class Predictor:
         }
         seen = {
             name: torch.from_numpy(batch[name]).to(self.device)
-            for name in ("pixels_BHWC", "image_place_B")
+            for name in ("pixels_BHWC", "features_BF", "image_place_B")
             if name in batch
         }
         vision = self.model.see(**seen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -21,7 +21,10 @@ from vlmodel.tokens import Encoded, Fused, Tokens
 if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
 
-INPUTS = ("text_image_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3")
+INPUTS = (
+    "text_image_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
+    "text_features_UTF", "text_features_mask_UT",
+)  # fmt: skip
 """Arrays of a task that go in; the others are what should come out."""
 
 Groups = Sequence[Sequence[int]]
@@ -62,6 +65,18 @@ class ModelConfig(Section):
                     f"topology.kind={self.topology.kind!r} encodes the text itself, of its embeddings: {error}"
                 ) from None
         return self
+
+    def resting(self) -> tuple[str, ...]:
+        """Streams whose encoder has a backbone that training leaves as it is, so that what it gives can be kept."""
+        texts = not self.topology.encodes_text and any(fields.text for fields in self.decoder.tasks().values())
+        rests = {"vision": self.vision.rests(), "language": texts and self.language.rests()}
+        return tuple(name for name, is_resting in rests.items() if is_resting)
+
+    def text_features(self) -> Literal["tokens", "pooled"]:
+        """Whether the language encoder's features are needed of each token of a text, or of it as a whole."""
+        joined = self.decoder.reads_joint() and (self.topology.reads_tokens or self.fusion.reads_tokens)
+        whole = self.language.pools_features() and not (joined and self.language.gives_tokens())
+        return "pooled" if whole else "tokens"
 
     def resolve(self, vocabulary: parts.Vocabulary) -> ModelConfig:
         """The same with all that is needed to build it inside."""
@@ -176,7 +191,7 @@ class VLModel(PreTrainedModel):
         self.vision: parts.VisionEncoder = tree.vision.build()
         widths = {"vision": self.vision.width}
         # What no task needs is not built: data-parallel training waits for the gradient of every parameter.
-        self.language: parts.Encoder | None = None
+        self.language: parts.LanguageEncoder | None = None
         if any(fields.text for fields in tree.decoder.tasks().values()):
             self.language = tree.language.build(vocabulary)
             widths["language"] = self.language.width
@@ -278,6 +293,8 @@ class VLModel(PreTrainedModel):
                 ``task.name``): ``text_image_N``, for each row its image; ``input_ids_NT`` and ``text_mask_NT``; with
                 ``distinct_U`` and ``text_distinct_N`` a text that is asked of several images is encoded once too, and
                 with ``distinct_groups_G3``, which stays on the host, together with texts of like length;
+                ``text_features_UTF`` and ``text_features_mask_UT``, what ``language.features`` has given of these
+                distinct texts, in place of which their tokens are then not encoded;
                 and targets such as ``labels_N`` and ``weights_N``.
 
         Raises:
@@ -356,16 +373,7 @@ class VLModel(PreTrainedModel):
         assert image_N is not None
         streams, rows = {"vision": vision}, {"vision": image_N}
         if head.fields.text:
-            ids_NT, mask_NT, distinct_U = (given.get(n) for n in ("input_ids_NT", "text_mask_NT", "distinct_U"))
-            assert ids_NT is not None
-            assert mask_NT is not None
-            row_N, groups = given.get("text_distinct_N"), given.get("distinct_groups_G3")
-            if distinct_U is not None and row_N is not None:
-                ids_NT, mask_NT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
-            else:
-                groups = None  # of the distinct texts
-                row_N = torch.arange(len(ids_NT), device=ids_NT.device)
-            streams["language"], rows["language"] = self.read(ids_NT, mask_NT, _as_numbers(groups)), row_N
+            streams["language"], rows["language"] = self._read(given)
         if not head.reads_joint or self.topology is None:
             return Encoded(streams, rows, None)
         if head.fields.text:
@@ -376,6 +384,24 @@ class VLModel(PreTrainedModel):
                 image_N
             )
         return Encoded(streams, rows, joint)
+
+    def _read(self, given: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
+        """The encoded distinct texts of a task, and the one of each row."""
+        features_UTF, row_N = given.get("text_features_UTF"), given.get("text_distinct_N")
+        if features_UTF is not None:
+            assert self.language is not None
+            assert row_N is not None
+            return self.language.from_features(features_UTF, given["text_features_mask_UT"]), row_N
+        ids_NT, mask_NT, distinct_U = (given.get(n) for n in ("input_ids_NT", "text_mask_NT", "distinct_U"))
+        assert ids_NT is not None
+        assert mask_NT is not None
+        groups = given.get("distinct_groups_G3")
+        if distinct_U is not None and row_N is not None:
+            ids_NT, mask_NT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
+        else:
+            groups = None  # of the distinct texts
+            row_N = torch.arange(len(ids_NT), device=ids_NT.device)
+        return self.read(ids_NT, mask_NT, _as_numbers(groups)), row_N
 
     def encoders(self) -> Iterator[parts.Encoder]:
         """Those that there are."""

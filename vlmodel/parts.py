@@ -73,6 +73,11 @@ class Encoder(nn.Module):
         side = math.isqrt(weights_NT.shape[1])
         return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
 
+    def resting(self) -> dict[str, Tensor]:
+        """All weights that training never changes, by their names; kept features depend on no others."""
+        parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
+        return parameters | dict(self.named_buffers())
+
     def freeze(self, *names: str) -> None:
         """Take submodules out of training: no gradient, and evaluation mode for good (BatchNorm and dropout rest)."""
         self._frozen.extend(names)
@@ -105,14 +110,39 @@ class VisionEncoder(Encoder):
         """
         raise NotImplementedError
 
-    def resting(self) -> dict[str, Tensor]:
-        """All weights that training never changes, by their names; features depend on no others."""
-        parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
-        return parameters | dict(self.named_buffers())
+
+class LanguageEncoder(Encoder):
+    """Base of the language encoders: ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``.
+
+    The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
+    follow in their order, then the padding.
+
+    Where the whole backbone rests (``LanguagePart.rests``) it also comes in two halves, whose composition it is.
+    """
+
+    def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone gives of the tokens of N texts, (N, T, F), and which of them are real, (N, T)."""
+        raise NotImplementedError
+
+    def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+        """The features of one token for each text, (N, 1, F), whose pooled vector is that of all of its tokens, and
+        whether the text has any token, (N, 1); of an encoder that ``LanguagePart.pools_features``.
+        """
+        raise NotImplementedError
+
+    def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
+        """The rest of the encoder."""
+        raise NotImplementedError
 
 
 class VisionPart(Part):
-    """Configuration of a vision encoder."""
+    """Configuration of a vision encoder.
+
+    Attributes:
+        beside_backbone: settings on which the features (``VisionEncoder.features``) depend at most by its weights.
+    """
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset()
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError
@@ -137,17 +167,31 @@ class VisionPart(Part):
 
 
 class LanguagePart(Part):
-    """Configuration of a language encoder, whose ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``.
+    """Configuration of a language encoder.
 
-    The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
-    follow in their order, then the padding.
+    Attributes:
+        beside_backbone: as ``VisionPart``'s.
     """
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset()
+
+    def rests(self) -> bool:
+        """As ``VisionPart``'s, of an encoder whose backbone is more than a table of embeddings."""
+        return False
+
+    def pools_features(self) -> bool:
+        """Whether the pooled vector of a text is that of one token, which the backbone alone gives."""
+        return False
+
+    def gives_tokens(self) -> bool:
+        """Whether the encoder gives the tokens of a text, and not its pooled vector as the only one."""
+        return True
 
     def resolve(self, vocabulary: Vocabulary) -> LanguagePart:
         """The same with all that ``build`` needs inside, so that a checkpoint does not depend on other files."""
         return self
 
-    def build(self, vocabulary: Vocabulary) -> Encoder:
+    def build(self, vocabulary: Vocabulary) -> LanguageEncoder:
         raise NotImplementedError
 
     def longest_text(self) -> int | None:
@@ -192,7 +236,13 @@ class Fusion(nn.Module):
 
 
 class FusionPart(Part):
-    """Configuration of a fusion."""
+    """Configuration of a fusion.
+
+    Attributes:
+        reads_tokens: the fusion reads the tokens of the streams; else only their pooled vectors.
+    """
+
+    reads_tokens: ClassVar[bool] = True
 
     def build(self, widths: Mapping[str, int]) -> Fusion:
         """Args: widths: width of each stream, by its name."""
@@ -228,9 +278,11 @@ class TopologyPart(Part):
 
     Attributes:
         encodes_text: the topology is the text's encoder: the language encoder then gives its embeddings only.
+        reads_tokens: the topology itself reads the tokens of the streams; else only its fusion may.
     """
 
     encodes_text: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = True
 
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
         """Width of each stream where the fusion takes it, of those that the encoders give."""

@@ -94,6 +94,15 @@ class ShardReader:
         keys: list[str] = self._rows(shard)["key"].take(pa.array(rows, pa.int64())).to_pylist()
         return keys
 
+    def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
+        """SHA-256 of the encoded images at these rows, as the index has them; nothing of the shard is read.
+
+        Raises:
+            DataError: as ``keys``.
+        """
+        sha256s: list[str] = self._rows(shard)["sha256"].take(pa.array(rows, pa.int64())).to_pylist()
+        return sha256s
+
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         """What the JSON of each sample says beside its texts; the errors of ``read``."""
         samples = self._samples(shard, rows)

@@ -11,13 +11,14 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import IO, Any, BinaryIO, Self, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
@@ -228,6 +229,30 @@ class Folder:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write piece by piece, which is there as a whole once the block ends without an error, or not at
+        all. What goes to an object store lies on the local disk until then.
+        """
+        fs, path = self._location[0], self.path(name)
+        if not self.is_local:
+            with tempfile.NamedTemporaryFile(prefix="upload-") as staged:
+                yield staged
+                staged.flush()
+                self._retrying(lambda: fs.put_file(staged.name, path))
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def duplicate(self, name: str, second: str) -> None:
         """Copy a file within the folder, in place of what has the second name; there as a whole or not at all.

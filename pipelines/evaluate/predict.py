@@ -119,18 +119,19 @@ class _Answerer:
         """The answers to the rows of some images when they are shown the image that is half a batch away: neighbours
         may be of one scene.
         """
-        pixels_BHWC = arrays["pixels_BHWC"]
+        images = "features_BF" if "features_BF" in arrays else "pixels_BHWC"
+        size = len(arrays[images])
         drawn = [is_drawn(*sample, self._exchanged) for sample in zip(columns["split"], columns["key"], strict=True)]
         rows = np.flatnonzero(drawn).tolist()
-        if len(pixels_BHWC) < 2 or not rows:
+        if size < 2 or not rows:
             return {}
         image_N = arrays[f"{self._task}.text_image_N" if self._task else "text_image_N"][rows]
         texts: dict[int, list[str]] = {}
         for row, image in zip(rows, image_N.tolist(), strict=True):
             texts.setdefault(image, []).append(columns["text"][row])
         examples = [Example(b"", tuple(of_image)) for of_image in texts.values()]
-        other = (np.array(list(texts)) + len(pixels_BHWC) // 2) % len(pixels_BHWC)
-        batch = self._predictor.processor.collate_rows({self._task: examples}) | {"pixels_BHWC": pixels_BHWC[other]}
+        other = (np.array(list(texts)) + size // 2) % size
+        batch = self._predictor.processor.collate_rows({self._task: examples}) | {images: arrays[images][other]}
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
         for row, best in zip(rows, self._answers(batch), strict=True):

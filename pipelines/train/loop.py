@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -64,10 +64,15 @@ class TrainConfig(Section):
     """Worker failures after which the run gives up; -1 never does."""
     answer_timeout_s: float = Field(45.0, gt=0)
     """Seconds without an answer after which a worker is taken for dead, and all are started anew."""
+    patience: int = Field(0, ge=0)
+    """End the training after so many evaluations in a row, one an epoch, without a better figure than the best before
+    them: the one that chooses the checkpoint to register. 0 runs all epochs. The learning rate still falls over all of
+    `epochs`."""
     feature_cache: Literal["off", "float32", "float16"] = "off"
-    """Precision at which the output of a frozen backbone (model.vision.frozen) is computed once and kept, if not "off".
-    It lies in <storage>/_features/, where later trainings with the same backbone find it. No epoch then decodes an
-    image or runs the backbone."""
+    """Precision at which the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once
+    and kept, if not "off". It lies in <storage>/_features/, where every later job with the same encoder finds it,
+    evaluate and predict too. No epoch then runs the backbone of such an encoder, or decodes an image for it. Of texts
+    their pooled vectors are kept where nothing reads more, else all tokens."""
     ledger: bool = False
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     init: str = ""
@@ -136,6 +141,8 @@ def train(
     Raises:
         NonFiniteLossError: on all ranks, before any checkpoint of the failed state.
     """
+    if stops(progress.history, config.patience, selects):
+        return progress
     meter = Meter(schedule, feed)
     while progress.step < schedule.steps:
         step = progress.step
@@ -153,7 +160,7 @@ def train(
         if epoch_ended:
             selection = _end_epoch(schedule, progress, hooks, selects)
             hooks.checkpoint(progress, selection)
-            if not hooks.goes_on(progress, selection):
+            if not hooks.goes_on(progress, selection) or stops(progress.history, config.patience, selects):
                 break
         elif checkpoint_due:
             hooks.checkpoint(progress, -1.0)
@@ -180,10 +187,22 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: st
         entry |= score.metrics("val")
         hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
-    if score is None:
-        # Without a validation split the newest checkpoint is the best there is to know of.
-        return float(epoch)
-    return math.exp(-score.loss) if selects == "loss" else score.accuracy
+    # Without a validation split the newest checkpoint is the best there is to know of.
+    return float(epoch) if score is None else _selection(entry, selects)
+
+
+def stops(history: Sequence[Mapping[str, float]], patience: int, selects: str) -> bool:
+    """Whether the last ``patience`` evaluations were no better than the best before them.
+
+    It hangs on the history alone, which is the same on all ranks and in each checkpoint.
+    """
+    figures = [_selection(entry, selects) for entry in history if "val/loss" in entry]
+    return 0 < patience < len(figures) and max(figures[-patience:]) <= max(figures[:-patience])
+
+
+def _selection(entry: Mapping[str, float], selects: str) -> float:
+    """What ranks the checkpoint after an epoch."""
+    return math.exp(-entry["val/loss"]) if selects == "loss" else entry["val/accuracy"]
 
 
 def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Any]]:

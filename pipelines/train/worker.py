@@ -20,14 +20,14 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.data.stream.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
-from pipelines.data.stream.feature_build import check_backbone
+from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.train import checkpoint, initial
 from pipelines.train.evaluate import Score, evaluate
 from pipelines.train.feed import Feed
-from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, train
+from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, stops, train
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.tracking import NullTracker, RunHandle, Tracker
 from pipelines.train.waiting_lines import WaitingLines
@@ -83,8 +83,7 @@ def train_worker(spec: RunSpec) -> None:
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
     progress = resumed(_restore(spec, trainer, rank, device))
-    if spec.train_source.features is not None:
-        check_backbone(model.vision, spec.train_source.features)
+    check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
     if spec.stream.decoder == "gpu" and device.type == "cuda":
@@ -100,12 +99,23 @@ def train_worker(spec: RunSpec) -> None:
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
-            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, spec.model.decoder.selects())
+            selects, patience = spec.model.decoder.selects(), spec.train.patience
+            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, selects)
+            if rank == 0 and progress.step < spec.schedule.steps and stops(progress.history, patience, selects):
+                print(f"train  {_stopped(progress, patience, selects)}", flush=True)
             feed.close()
     except NonFiniteLossError as error:
         # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
         if rank == 0:
             ray.get(spec.board.fail.remote(str(error)))
+
+
+def _stopped(progress: Progress, patience: int, selects: str) -> str:
+    best = (min if selects == "loss" else max)(progress.history, key=lambda entry: entry[f"val/{selects}"])
+    return (
+        f"ends after epoch {progress.history[-1]['epoch']:.0f}: in {patience} evaluations no better val {selects} than "
+        f"{best[f'val/{selects}']:.4f}, of epoch {best['epoch']:.0f} (train.patience)"
+    )
 
 
 def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.train import checkpoint
@@ -17,7 +18,10 @@ from tests.jobs.test_pipeline import DEMO, setting
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
-FROZEN = ("model.vision.frozen=true", "model.fusion.dropout=0.0", "tracking.model_name=frozen")
+FROZEN = (
+    "model.vision.frozen=true", "model.language.frozen=true", "model.fusion.dropout=0.0", "tracking.model_name=frozen"
+)  # fmt: skip
+KEPT = "train.feature_cache=float32"
 
 
 def history(small: list[str], name: str) -> list[dict[str, float]]:
@@ -28,16 +32,36 @@ def history(small: list[str], name: str) -> list[dict[str, float]]:
 
 def test_features_train_as_images_do(job: Job, small: list[str], indexed: None) -> None:
     job("train", *DEMO, *small, *FROZEN, "name=images")
-    kept = job("train", *DEMO, *small, *FROZEN, "name=features", "train.feature_cache=float32")
-    assert re.search(r"train  features: (\d+) of \1 shards", kept.stderr)
-    (folder,) = (Path(setting(small, "storage")) / "_features").iterdir()
-    assert json.loads((folder / "features.json").read_text())["precision"] == "float32"
+    kept = job("train", *DEMO, *small, *FROZEN, "name=features", KEPT)
+    for stream in ("vision", "language"):
+        assert re.search(rf"train  features of {stream}: (\d+) of \1 shards", kept.stderr)
+    storage = Path(setting(small, "storage"))
+    folders = sorted((storage / "_features").iterdir())
+    facts = [json.loads((folder / "features.json").read_text()) for folder in folders]
+    assert [(f["stream"], f["precision"]) for f in facts] == [("language", "float32"), ("vision", "float32")]
     for images, features in zip(history(small, "images"), history(small, "features"), strict=True):
         assert features == pytest.approx(images, rel=1e-3, abs=1e-6)
 
     # Another training of the same backbone finds them, and what it makes answers pictures.
-    written = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    job("train", *DEMO, *small, *FROZEN, "name=again", "train.feature_cache=float32", "train.epochs=1")
-    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == written
+    def written() -> dict[str, int]:
+        return {file.name: file.stat().st_mtime_ns for folder in folders for file in folder.glob("*.features")}
+
+    before = written()
+    job("train", *DEMO, *small, *FROZEN, "name=again", KEPT, "train.epochs=1")
+    assert written() == before
+
+    # Evaluation and prediction encode the test split once, and answer as they do without features.
     job("evaluate", *DEMO, *small, *FROZEN, "name=again")
-    assert (Path(setting(small, "storage")) / "again" / "answers-test.parquet").is_file()
+    direct = pq.read_table(storage / "again" / "answers-test.parquet").to_pylist()
+    assert written() == before
+    job("evaluate", *DEMO, *small, *FROZEN, "name=again", KEPT)
+    tested = written()
+    assert tested.keys() > before.keys()
+    remembered = pq.read_table(storage / "again" / "answers-test.parquet").to_pylist()
+    job("predict", *DEMO, *small, *FROZEN, "name=again", KEPT)
+    assert written() == tested
+    predicted = pq.read_table(storage / "again" / "predictions.parquet").to_pylist()
+    for rows in (remembered, predicted):
+        assert [row["key"] for row in rows] == [row["key"] for row in direct]
+        for name in ("probability", "shuffled_probability"):
+            assert [row[name] for row in rows] == pytest.approx([row[name] for row in direct], rel=1e-3, abs=1e-5)

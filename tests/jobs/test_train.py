@@ -114,7 +114,7 @@ def test_the_processor_is_that_of_the_checkpoints(config: Begun, tmp_path: Path)
     save_model(tmp_path / "local-8" / "model", seed=0)
     store_checkpoint(config(), tmp_path, 8)
     folder = runs.local_folder(config()) / "processor"
-    assert train._processor(config(), [], folder, "").labels == ["yes", "no", "red", "blue"]
+    assert train._processor(config(), [], folder, "", "train").labels == ["yes", "no", "red", "blue"]
     assert (folder / "processor.json").is_file()
 
 

@@ -12,7 +12,7 @@ from jobs import ablate, evaluate, import_data, index, pipeline, predict, prepar
 from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.data.errors import DataError
-from vlmodel.config import load
+from vlmodel.config import load, parse
 
 MODULES = {
     m.__name__.split(".")[1]: m
@@ -46,8 +46,8 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
         ("predict.generation={num_beams=2}", "predict.generation: num_beams=2 cannot find top_k=5 texts; use as many"),
         (
             "train.feature_cache=float32",
-            "train.feature_cache='float32' keeps what the vision backbone gives of each image, and with "
-            "model.vision.frozen=false training changes that; set model.vision.frozen=true",
+            "train.feature_cache='float32' keeps what frozen encoders give, and with model.vision.frozen=false and "
+            "model.language.frozen=false training changes that; set one of them to true",
         ),
     ],
 )
@@ -91,7 +91,21 @@ def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFix
 def test_features_are_not_kept_of_images_that_change(capsys: pytest.CaptureFixture[str]) -> None:
     both = ["model.vision.frozen=true", "train.feature_cache=float16", "train.augment.flip=0.5"]
     assert main(train.run, "train", both) == 2
-    assert "train.augment (flip=0.5, min_area=1.0) changes the images in each epoch" in capsys.readouterr().err
+    says = "train.augment (flip=0.5, min_area=1.0, swap={}) changes these in each epoch"
+    assert says in capsys.readouterr().err
+
+
+def test_features_of_texts_are_kept_while_images_change() -> None:
+    tree = {
+        "model": {"vision": {"frozen": True}, "language": {"frozen": True}},
+        "train": {"feature_cache": "float16", "augment": {"flip": 0.5}},
+    }
+    assert parse(JobConfig, tree).kept_streams() == ("language",)
+    tree["train"]["augment"]["min_area"], tree["train"]["augment"]["flip"] = 1.0, 0.0  # type: ignore[index]
+    assert parse(JobConfig, tree).kept_streams() == ("vision", "language")
+    # A topology that encodes the text takes its embeddings alone.
+    tree["model"]["topology"] = {"kind": "single"}
+    assert parse(JobConfig, tree).kept_streams() == ("vision",)
 
 
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -239,7 +239,7 @@ def test_tasks_of_a_model_by_overrides_in_any_order(tmp_path: Path) -> None:
     decoder = load(ModelConfig, file, ["decoder.heads.a.kind=vqa", "decoder.heads.b.kind=contrastive"]).decoder
     assert (decoder.heads["a"].hidden, decoder.heads["b"].kind) == (8, "contrastive")
     with pytest.raises(
-        ConfigError, match=r"unknown key 'decoder\.heads\.b\.hidden'; valid keys of .*: gather, kind, te"
+        ConfigError, match=r"unknown key 'decoder\.heads\.b\.hidden'; valid keys of .*: dropout, gather, kind"
     ):
         load(ModelConfig, file, ["decoder.heads.b.kind=contrastive", "decoder.heads.b.hidden=8"])
 

@@ -342,6 +342,46 @@ def test_features_in_place_of_images(
             model(**wrong)
 
 
+def both_ways(model: VLModel, direct: dict[str, Tensor], kept: dict[str, Tensor]) -> None:
+    """The same loss and gradients of images and texts, and of kept features."""
+    found = []
+    for inputs in (direct, kept):
+        model.zero_grad()
+        loss = model(**inputs).loss
+        assert loss is not None
+        loss.backward()
+        found.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    assert found[0][1].keys() == found[1][1].keys()
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["concat", "transformer"])
+@pytest.mark.parametrize(
+    "language",
+    [v for kind in kinds("vlmodel.language") for v in variants("language", kind)]
+    + [{"kind": "transformer", "pooling": "mean", "projection": 12, "activation": "gelu"}],
+    ids=str,
+)
+def test_features_in_place_of_texts(
+    language: dict[str, Any], fusion: str, make_model: Callable[..., Any], batch: dict[str, Tensor]
+) -> None:
+    parts = {"language": {**language, "frozen": True}, "fusion": {"kind": fusion}}
+    tree, model = tiny_tree(**parts), make_model(**parts).train()
+    assert tree.resting() == ("language",)
+    # Nothing but the pooled vector is kept where it is all that is read, and follows from one token.
+    pooled = (fusion == "concat" or language.get("output") == "pooled") and language.get("pooling") != "attention"
+    pooled = pooled and "activation" not in language
+    assert tree.text_features() == ("pooled" if pooled else "tokens")
+    distinct_U = batch["distinct_U"]
+    features = model.language.features(batch["input_ids_NT"][distinct_U], batch["text_mask_NT"][distinct_U])
+    if pooled:
+        features = model.language.pooled_features(*features)
+        assert features[0].shape[1] == 1
+    features_UTF = features[0].detach().masked_fill(~features[1].unsqueeze(-1), 0)
+    kept = {name: value for name, value in batch.items() if name not in ("input_ids_NT", "text_mask_NT", "distinct_U")}
+    both_ways(model, batch, {**kept, "text_features_UTF": features_UTF, "text_features_mask_UT": features[1]})
+
+
 def torch_backbone() -> torch.nn.Module:
     from torchvision.models import resnet18
 

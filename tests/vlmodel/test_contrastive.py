@@ -45,6 +45,18 @@ def make(seed: int = 0, **settings: Any) -> ContrastiveDecoder:
     return parse(Config, {"width": 8, **settings}).build({"vision": 6, "language": 5}, None)
 
 
+def test_dropout_is_of_what_the_encoders_give_and_in_training_alone() -> None:
+    decoder = make(dropout=0.5)
+    images, texts = torch.ones(64, 6), torch.ones(64, 5)
+    given = encoded(images, texts, range(64), range(64))
+    for embedding in decoder.eval().embed(given):
+        torch.testing.assert_close(embedding, embedding[:1].expand_as(embedding))
+    for embedding in decoder.train().embed(given):
+        assert len(embedding.unique(dim=0)) > 8
+    with pytest.raises(ConfigError, match=r"dropout"):
+        parse(Config, {"dropout": 1.0})
+
+
 def by_hand(
     image_BD: np.ndarray,
     text_ND: np.ndarray,

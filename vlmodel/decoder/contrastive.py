@@ -34,6 +34,8 @@ class Config(parts.DecoderPart):
     """Width of the space."""
     temperature: float = Field(0.07, ge=1 / _LARGEST_SCALE, allow_inf_nan=False)
     """Temperature of the softmax to begin with; it is learned, and never falls below 0.01."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of what the encoders give, before the projections: from few pairs, these learn it by heart."""
     gather: bool = True
     """Compare with the images and texts of all workers, not with the worker's own alone."""
 
@@ -100,6 +102,7 @@ class ContrastiveDecoder(parts.Decoder):
     def __init__(self, config: Config, vision: int, language: int) -> None:
         super().__init__()
         self.gather = config.gather
+        self.dropout = nn.Dropout(config.dropout)
         self.image = nn.Linear(vision, config.width, bias=False)
         self.text = nn.Linear(language, config.width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
@@ -158,7 +161,9 @@ class ContrastiveDecoder(parts.Decoder):
         """The B images and the N texts in the space, as float vectors of length one; zeros for what is missing."""
         image_BD, text_UD = (
             F.normalize(
-                linear(encoded.streams[name].pooled_BD.masked_fill(~_present(encoded, name)[:, None], 0)).float()
+                linear(
+                    self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_present(encoded, name)[:, None], 0))
+                ).float()
             )
             for name, linear in (("vision", self.image), ("language", self.text))
         )

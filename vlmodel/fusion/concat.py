@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -16,6 +16,8 @@ from vlmodel.tokens import Fused, Tokens
 
 class Config(parts.FusionPart):
     """Concatenated pooled vectors and a multi-layer perceptron."""
+
+    reads_tokens: ClassVar[bool] = False
 
     kind: Literal["concat"] = "concat"
     width: int = Field(256, ge=1)

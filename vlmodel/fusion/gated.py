@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,8 @@ from vlmodel.tokens import Fused, Tokens
 
 class Config(parts.FusionPart):
     """A gated mixture of pooled vectors."""
+
+    reads_tokens: ClassVar[bool] = False
 
     kind: Literal["gated"] = "gated"
     width: int = Field(256, ge=1)

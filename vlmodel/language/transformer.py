@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -26,6 +26,10 @@ _XLNET_CLS_SEGMENT = 2
 
 class Config(parts.LanguagePart):
     """An encoder of the transformers library."""
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset(
+        {"pretrained", "projection", "activation", "output", "frozen", "dropout"}
+    )
 
     kind: Literal["transformer"] = "transformer"
     pretrained: str = ""
@@ -97,6 +101,16 @@ class Config(parts.LanguagePart):
 
     def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
         return TransformerEncoder(self.resolve(vocabulary))
+
+    def rests(self) -> bool:
+        return self.frozen and self.layers != 0
+
+    def pools_features(self) -> bool:
+        # A linear projection of the mean is the mean of the projections; of an activation that is not true.
+        return self.pooling == "cls" or (self.pooling == "mean" and self.activation == "none")
+
+    def gives_tokens(self) -> bool:
+        return self.output == "tokens"
 
     def longest_text(self) -> int | None:
         if self.resolved is not None:
@@ -190,7 +204,7 @@ class Config(parts.LanguagePart):
         return found
 
 
-class TransformerEncoder(parts.Encoder):
+class TransformerEncoder(parts.LanguageEncoder):
     """transformers' encoder without its pooler, which nothing here reads, and an optional projection.
 
     Wherever the tokenizer puts padding and classification token: in the result the classification token is the first,
@@ -225,20 +239,34 @@ class TransformerEncoder(parts.Encoder):
             # every parameter still has a gradient.
             one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
             return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
+        return self._finish(*self.features(input_ids_NT, mask_NT))
+
+    def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         order_NT = _order(mask_NT, self._traits.cls)
         ordered_NT = mask_NT.take_along_dim(order_NT, 1)
         if self._traits.cls == "first":
-            x_NTD = self._encode(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT)
-        else:
-            x_NTD = self._encode(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1)
+            return self._encode(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
+        return self._encode(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
+
+    def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.config.pools_features()
+        if self.config.pooling == "cls":
+            return features_NTF[:, :1], mask_NT[:, :1]
+        return masked_mean(features_NTF, mask_NT).unsqueeze(1), mask_NT.any(1, keepdim=True)
+
+    def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
+        # Features may be kept at less precision than the weights have.
+        return self._finish(features_NTF.to(self.encoder.dtype), mask_NT)
+
+    def _finish(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
         x_NTD = self.activation(self.projection(x_NTD))
-        pooled_ND = self._pool(x_NTD, ordered_NT)
+        pooled_ND = self._pool(x_NTD, mask_NT)
         if self.config.output == "pooled":
-            return Tokens(pooled_ND.unsqueeze(1), ordered_NT[:, :1], pooled_ND)
+            return Tokens(pooled_ND.unsqueeze(1), mask_NT[:, :1], pooled_ND)
         if self.mix is not None:
             # Not every fusion reads the pooled vector, and data-parallel training waits for every gradient.
             x_NTD = x_NTD + 0 * self.mix.weight
-        return Tokens(x_NTD, ordered_NT, pooled_ND)
+        return Tokens(x_NTD, mask_NT, pooled_ND)
 
     def _encode(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         more: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ from vlmodel.tokens import Fused, Tokens
 
 class Config(parts.TopologyPart):
     """Encoded apart, fused late; it has no settings of its own."""
+
+    reads_tokens: ClassVar[bool] = False
 
     kind: Literal["dual"] = "dual"
 

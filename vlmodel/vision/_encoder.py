@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 class BackboneConfig(parts.VisionPart):
     """Settings of every backbone."""
+
+    beside_backbone: ClassVar[frozenset[str]] = frozenset({"projection", "activation", "weights", "strict", "frozen"})
 
     grid: int | None = Field(None, ge=1)
     """Average a feature map to this many cells a side (adaptive pooling), for fewer tokens; null keeps its own."""

@@ -1,11 +1,21 @@
-"""Random changes of training images, seeded per (seed, epoch, sample), so they too survive restarts and resizes."""
+"""Random changes of training images, seeded per (seed, epoch, sample), so they too survive restarts and resizes. What
+a mirror image makes false in the texts of its sample is changed with it.
+"""
 
 from __future__ import annotations
 
-import numpy as np
-from pydantic import Field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import numpy as np
+from pydantic import Field, field_validator
+
+from pipelines.data.sample import Texts
 from vlmodel.config import Section
+
+_SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)
 
 
 class AugmentConfig(Section):
@@ -13,8 +23,27 @@ class AugmentConfig(Section):
 
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal mirror image."""
+    swap: dict[str, str] = {}
+    """Words that change places in the texts and answers of a mirrored image, such as {left = "right"}: whole words, in
+    both directions, with capitals kept."""
     min_area: float = Field(1.0, gt=0, le=1)
     """Smallest share of the image's area that a random crop keeps; 1 crops nothing."""
+
+    @field_validator("swap")
+    @classmethod
+    def _one_partner_each(cls, swap: dict[str, str]) -> dict[str, str]:
+        pairs = {frozenset((a.lower(), b.lower())) for a, b in swap.items()}
+        words = [word for pair in pairs for word in pair]
+        if blank := [word for word in words if not re.fullmatch(r"\w(?:.*\w)?", word)]:
+            raise ValueError(f"{blank[0]!r} is no word; name words that begin and end with a letter or digit")
+        if any(len(pair) == 1 for pair in pairs) or len(set(words)) < len(words):
+            raise ValueError(f"{swap!r}: each word changes places with one other word; name each of them once")
+        return swap
+
+    @property
+    def changes_texts(self) -> bool:
+        """Whether a text is ever changed."""
+        return self.flip > 0 and bool(self.swap)
 
     @property
     def active(self) -> bool:
@@ -22,20 +51,89 @@ class AugmentConfig(Section):
         return self.flip > 0 or self.min_area < 1
 
 
+@dataclass(frozen=True)
+class Change:
+    """What happens to an image.
+
+    Attributes:
+        crop: (top, left, height, width) of what is kept; None for all.
+        flipped: whether it is mirrored.
+    """
+
+    crop: tuple[int, int, int, int] | None
+    flipped: bool
+
+
+def draw(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> Change:
+    """The random change of an image of this size."""
+    crop = None
+    if config.min_area < 1:
+        scale = float(np.sqrt(rng.uniform(config.min_area, 1.0)))
+        h, w = max(1, round(height * scale)), max(1, round(width * scale))
+        crop = (int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w)
+    return Change(crop, bool(rng.random() < config.flip))
+
+
 def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """A changed copy of the uint8 image, of the same size."""
+    """A changed copy of the uint8 image, of the same size, as ``draw`` has it."""
     # Here, as tasks that augment nothing then start without torch, which takes seconds.
     import torch
     from torchvision.transforms.v2 import functional as tv
 
+    height, width, _ = pixels_HWC.shape
+    change = draw(config, height, width, rng)
     image = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
-    if config.min_area < 1:
-        height, width = image.shape[-2:]
-        scale = float(np.sqrt(rng.uniform(config.min_area, 1.0)))
-        h, w = max(1, round(height * scale)), max(1, round(width * scale))
-        top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-        image = tv.resized_crop(image, top, left, h, w, [height, width], antialias=True)
-    if rng.random() < config.flip:
+    if change.crop is not None:
+        image = tv.resized_crop(image, *change.crop, list(image.shape[-2:]), antialias=True)
+    if change.flipped:
         image = tv.horizontal_flip(image)
     changed: np.ndarray = image.permute(1, 2, 0).numpy()
     return changed
+
+
+def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
+    """The texts of a mirrored image: captions, questions and answers."""
+    pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
+    return Texts(
+        tuple(_swap(caption, pairs) for caption in texts.captions),
+        tuple(
+            replace(
+                q,
+                question=_swap(q.question, pairs),
+                answer=None if q.answer is None else _swap(q.answer, pairs),
+                answers=tuple(_swap(answer, pairs) for answer in q.answers),
+            )
+            for q in texts.questions
+        ),
+    )
+
+
+def all_texts(texts: Texts) -> Iterator[str]:
+    """All that ``swapped`` may change."""
+    yield from texts.captions
+    for question in texts.questions:
+        yield from (question.question, *(() if question.answer is None else (question.answer,)), *question.answers)
+
+
+def names_a_side(text: str) -> bool:
+    """Whether a text says left or right, which a mirror image makes false."""
+    return _SIDES.search(text) is not None
+
+
+def _swap(text: str, pairs: frozenset[tuple[str, str]]) -> str:
+    pattern, partner = _partners(pairs)
+    return pattern.sub(lambda match: _in_case_of(match[0], partner[match[0].lower()]), text)
+
+
+@lru_cache(maxsize=16)
+def _partners(pairs: frozenset[tuple[str, str]]) -> tuple[re.Pattern[str], dict[str, str]]:
+    partner = dict(pairs) | {b: a for a, b in pairs}
+    # The longest first: of two that begin alike the shorter would else hide the other.
+    words = "|".join(map(re.escape, sorted(partner, key=len, reverse=True)))
+    return re.compile(rf"\b(?:{words})\b", re.IGNORECASE), partner
+
+
+def _in_case_of(word: str, other: str) -> str:
+    if len(word) > 1 and word.isupper():
+        return other.upper()
+    return other[:1].upper() + other[1:] if word[:1].isupper() else other

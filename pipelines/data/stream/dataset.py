@@ -18,10 +18,10 @@ from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.reader import Record, ShardReader
 from pipelines.data.sample import Members
-from pipelines.data.stream.features import Features
+from pipelines.data.stream.features import Features, image_hashes, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
 from pipelines.data.stream.plan import Ints, Plan, Slice
-from vlmodel.fields import Fields, join
+from vlmodel.fields import Fields, join, split
 from vlmodel.images import ImageError
 from vlmodel.processor import VLProcessor
 
@@ -40,8 +40,9 @@ class Source:
         split: train, val or test; "" takes all.
         processor: folder of the saved VLProcessor. It knows which texts the tasks read; a sample without any is left
             out.
-        features: kept features of the images; where they are given a batch has ``features_BF`` (B, F) in place of
-            ``pixels_BHWC``, and no image is read.
+        features: kept features, of each stream once. Of "vision" a batch then has ``features_BF`` (B, F) in place of
+            ``pixels_BHWC``, and no image is read; of "language" each task has ``text_features_UTF`` and
+            ``text_features_mask_UT`` of its distinct texts.
         pixels: images that this node keeps once they are decoded.
         gpu: CUDA device of this process that decodes the images; "" leaves that to the CPU.
     """
@@ -50,7 +51,7 @@ class Source:
     index_hash: str
     split: str
     processor: str
-    features: Features | None = None
+    features: tuple[Features, ...] = ()
     pixels: PixelCache | None = None
     gpu: str = ""
 
@@ -68,15 +69,13 @@ class Mixture:
     """Several sources that are read as one; their numbers are those of an order over them (mixture.py).
 
     Attributes:
-        members: the sources, of one processor; all that have images have kept features of one backbone, or none has.
+        members: the sources, of one processor, and with the same kept features.
     """
 
     members: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        kept = [member.features for member in self.members if member.features is not None]
-        assert len({member.processor for member in self.members}) == 1
-        assert len({(f.width, f.precision, f.backbone) for f in kept}) <= 1
+        assert len({(member.processor, member.features) for member in self.members}) == 1
 
     @property
     def processor(self) -> str:
@@ -84,9 +83,14 @@ class Mixture:
         return self.members[0].processor
 
     @property
-    def features(self) -> Features | None:
-        """The first kept features of a source: None, or of all sources' width, precision and backbone."""
-        return next((member.features for member in self.members if member.features is not None), None)
+    def features(self) -> tuple[Features, ...]:
+        """The kept features."""
+        return self.members[0].features
+
+
+def kept_of(features: Sequence[Features], stream: str) -> Features | None:
+    """The kept features of a stream; None where there are none."""
+    return next((kept for kept in features if kept.stream == stream), None)
 
 
 def decoding_on(source: Source | Mixture, gpu: str) -> Source | Mixture:
@@ -110,7 +114,7 @@ def keeping_pixels(source: Source | Mixture, config: PixelCacheConfig, epochs: i
 
 
 def _keeping_pixels(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
-    if config.keep == "never" or source.features is not None or (config.keep == "auto" and epochs < 2):
+    if config.keep == "never" or kept_of(source.features, "vision") or (config.keep == "auto" and epochs < 2):
         return source
     if not _open_member(source).pictured:
         return source
@@ -133,7 +137,8 @@ class Samples:
     def __init__(self, source: Source | Mixture) -> None:
         members = source.members if isinstance(source, Mixture) else (source,)
         self.members = [_open_member(member) for member in members]
-        self.processor, self.features = _processor(source.processor), source.features
+        self.processor = _processor(source.processor)
+        self._images, self._texts = (kept_of(source.features, stream) for stream in ("vision", "language"))
         self.size = sum(member.size for member in self.members)
         self._pictured = np.array([member.pictured for member in self.members])
         self._lone = np.array([member.index.members == "images" for member in self.members])
@@ -183,11 +188,12 @@ class Samples:
         Raises:
             DataError: a shard cannot be read, or an image of it cannot be decoded.
         """
-        if self.features is not None:
-            features_BF = np.empty((len(taken), self.features.width), self.features.precision)
+        if self._images is not None:
+            features_BF = np.empty((len(taken), self._images.width), self._images.precision)
             for member, shard, rows, places in self._by_shard(taken):
-                assert member.source.features is not None
-                features_BF[places] = member.source.features.read(shard.name, rows)
+                hashes = image_hashes(member.reader.image_sha256s(shard.name, rows))
+                read = self._images.read([self._images.file_of(member.index, shard)], hashes)
+                features_BF[places] = np.concatenate(read)
             return {"features_BF": features_BF}
         size = self.processor.config.image_size
         pixels_BHWC = np.empty((len(taken), size, size, 3), np.uint8)
@@ -201,6 +207,36 @@ class Samples:
             for member, shard, rows, out in shards:
                 member.fill(shard, rows, out, self.processor)
         return {"pixels_BHWC": pixels_BHWC}
+
+    def read_text_features(self, taken: Slice, rows: Arrays) -> Arrays:
+        """``text_features_UTF`` and ``text_features_mask_UT`` of each task's distinct texts, where they are kept.
+
+        Args:
+            taken: the samples that the texts are of.
+            rows: the tokens of the texts (``VLProcessor.collate_rows``).
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        found: Arrays = {}
+        if (kept := self._texts) is None:
+            return found
+        files = [kept.file_of(member.index, shard) for member, shard, _, _ in self._by_shard(taken)]
+        for task in self.processor.tasks:
+            given = split(rows, task)
+            if "distinct_U" not in given:
+                continue
+            ids_UT, mask_UT = (given[name][given["distinct_U"]] for name in ("input_ids_NT", "text_mask_NT"))
+            read = kept.read(files, text_hashes(ids_UT, mask_UT))
+            counts_U = np.array([len(of_text) for of_text in read], np.int64)
+            # A stream has one token at least.
+            real_UT = np.arange(max(1, counts_U.max(initial=1))) < counts_U[:, None]
+            features_UTF = np.zeros((*real_UT.shape, kept.width), kept.precision)
+            if len(read):
+                features_UTF[real_UT] = np.concatenate(read)
+            arrays = {"text_features_UTF": features_UTF, "text_features_mask_UT": real_UT}
+            found |= dict(join(task, arrays))
+        return found
 
     def _fill_on(self, gpu: str, shards: Sequence[tuple[_Member, Shard, list[int], list[NDArray[np.uint8]]]]) -> None:
         """All images of a slice at once, as a GPU is fast with many; what it leaves the CPU decodes."""

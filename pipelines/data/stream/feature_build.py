@@ -1,7 +1,8 @@
-"""Computing the features of a frozen backbone: a Ray Data pass over the shards, by actors that hold the backbone.
+"""Computing the features of frozen encoders: a Ray Data pass over the shards, by actors that hold the encoder.
 
 A shard's file appears as a whole or not at all. So a pass that is interrupted goes on where it was, and a complete one
-is not repeated by later trainings on the same data with the same backbone.
+is not repeated by later jobs on the same data with the same encoder. Where several begin at the same time in a local
+folder, one computes and the others wait for it; in an object store each writes the same whole file.
 """
 
 from __future__ import annotations
@@ -9,14 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
 import torch
+from filelock import FileLock
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
@@ -24,14 +30,23 @@ from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.reader import ShardReader
+from pipelines.data.sample import Texts
 from pipelines.data.storage import Folder
-from pipelines.data.stream.features import FACTS, Features, Precision, file_of
-from vlmodel.config import Part, dump
-from vlmodel.parts import VisionEncoder
+from pipelines.data.stream.features import FACTS, Features, Precision, Table, image_hashes, text_hashes
+from vlmodel.config import dump
+from vlmodel.model import ModelConfig, VLModel
+from vlmodel.parts import Encoder, LanguageEncoder, VisionEncoder
 from vlmodel.processor import VLProcessor
 
-FORMAT = 2
-_SPLITS = ("train", "val")
+FORMAT = 3
+SPLITS = ("train", "val")
+
+T = TypeVar("T")
+
+_LOCK = ".lock"
+_MORE_PRECISE = "set train.feature_cache=float32"
+_BATCHES_SORTED = 16
+"""So many batches of texts are sorted by length together, which saves padding, and lie in their own order again."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +54,11 @@ class Resources:
     """What computes the features.
 
     Attributes:
-        workers: copies of the backbone.
+        workers: copies of the encoder.
         cpus_per_worker: CPUs that each reserves in Ray's books.
         gpus_per_worker: GPUs that each reserves; 0 computes on CPU.
         threads: torch threads of each; 0 shares the machine's cores among all.
-        batch: images of one forward pass.
+        batch: images, or texts, of one forward pass.
     """
 
     workers: int = 1
@@ -53,84 +68,117 @@ class Resources:
     batch: int = 64
 
 
-def build_features(
-    index: Index,
-    config: Part,
-    encoder: VisionEncoder,
-    processor: VLProcessor,
-    storage: str,
-    precision: Precision,
-    resources: Resources,
-    report_progress: Callable[[int, int], None] | None = None,
+def features_of(
+    stream: str, model: VLModel, config: ModelConfig, processor: VLProcessor, storage: str, precision: Precision
 ) -> Features:
-    """The features of all training and validation samples of ``index``; those that are kept already are not computed.
+    """Where the features of the encoder of ``stream`` are kept, whether they are there or not.
 
     Args:
-        config: of ``encoder``, whose backbone rests.
-        storage: their folder is made in this one.
+        config: of ``model``.
+        storage: their folder is in this one.
+    """
+    encoder, kind = encoder_of(model, stream), _KINDS[stream]
+    backbone, part = digest(encoder), getattr(config, stream)
+    facts = {
+        "format": FORMAT,
+        "stream": stream,
+        "encoder": {name: value for name, value in dump(part).items() if name not in part.beside_backbone},
+        "backbone": backbone,
+        "precision": precision,
+        **kind.facts(config, processor),
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    width = kind.width(encoder, processor)
+    features = Features(
+        stream, f"{storage.rstrip('/')}/{stream}-{key}", width, precision, backbone, kind.inputs(processor)
+    )
+    folder = Folder(features.folder)
+    if not folder.exists(FACTS):
+        folder.write(FACTS, json.dumps({**facts, "width": width}, indent=1, sort_keys=True).encode())
+    return features
+
+
+def build_features(
+    features: Features,
+    index: Index,
+    model: VLModel,
+    config: ModelConfig,
+    processor: VLProcessor,
+    resources: Resources,
+    splits: Sequence[str] = SPLITS,
+    report_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Compute the features of all shards of ``index`` with samples of the splits; those that are kept already are not.
+
+    Args:
+        model, config: whose encoder of ``features.stream`` it is.
         report_progress: called with (shards done, shards in all).
 
     Raises:
         DataError: a shard cannot be read, or a feature is not finite at this precision.
     """
-    size, backbone = processor.config.image_size, digest(encoder)
-    facts = {
-        "format": FORMAT,
-        "index": index.hash,
-        "image": {"image_size": size, "resize": processor.config.resize},
-        "vision": dump(config),
-        "backbone": backbone,
-        "precision": precision,
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-    with torch.inference_mode():
-        width = encoder.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
-    features = Features(f"{storage.rstrip('/')}/{key}", width, precision, backbone)
-    folder = Folder(features.folder)
-    shards = [shard for shard in index.shards if any(split in shard.samples for split in _SPLITS)]
-    kept = {(file.name, file.size) for file in folder.files()}
-    missing = [shard for shard in shards if (file_of(shard.name), features.file_bytes(shard)) not in kept]
-    done = len(shards) - len(missing)
-    if report_progress is not None:
-        report_progress(done, len(shards))
-    if missing:
-        folder.write(FACTS, json.dumps({**facts, "width": width}, indent=1, sort_keys=True).encode())
-    for _ in _map_shards(missing, index, encoder, processor, features, resources):
-        done += 1
+    shards = [shard for shard in index.shards if any(split in shard.samples for split in splits)]
+    pooled = config.text_features() == "pooled"
+    with _alone(features):
+        kept = features.complete(features.file_of(index, shard) for shard in shards)
+        missing = [shard for shard in shards if features.file_of(index, shard) not in kept]
+        done = len(shards) - len(missing)
         if report_progress is not None:
             report_progress(done, len(shards))
-    return features
+        for _ in _map_shards(
+            missing, index, encoder_of(model, features.stream), processor, features, pooled, resources
+        ):
+            done += 1
+            if report_progress is not None:
+                report_progress(done, len(shards))
 
 
-def digest(encoder: VisionEncoder) -> str:
+def encoder_of(model: VLModel, stream: str) -> Encoder:
+    """The model's encoder of a stream."""
+    encoder: Encoder = getattr(model, stream)
+    return encoder
+
+
+def digest(encoder: Encoder) -> str:
     """Digest of all weights that the features depend on, wherever they are and however they lie in memory."""
-    found = hashlib.sha256()
+    computed = hashlib.sha256()
     for name, value in sorted(encoder.resting().items()):
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        computed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        computed.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return computed.hexdigest()
 
 
-def check_backbone(encoder: VisionEncoder, features: Features) -> None:
+def check_backbones(model: VLModel, features: Sequence[Features]) -> None:
     """Refuse features of another backbone than the one that is trained on.
 
     Raises:
         DataError: they are.
     """
-    if (found := digest(encoder)) != features.backbone:
-        raise DataError(
-            f"the features in {features.folder!r} are of another backbone ({features.backbone[:12]}) than the run's "
-            f"({found[:12]}): what model.vision.weights names has changed since the run began; go on with "
-            "train.feature_cache=off, or start a run under another name"
-        )
+    for kept in features:
+        if (computed := digest(encoder_of(model, kept.stream))) != kept.backbone:
+            raise DataError(
+                f"the features in {kept.folder!r} are of another backbone ({kept.backbone[:12]}) than the run's "
+                f"({computed[:12]}): the weights that model.{kept.stream} names have changed since the run began; go "
+                "on with train.feature_cache=off, or start a run under another name"
+            )
+
+
+def _alone(features: Features) -> AbstractContextManager[object]:
+    """Until the block ends no other process of this machine, or of a file system that knows locks, builds these."""
+    folder = Folder(features.folder)
+    if not folder.is_local:
+        return nullcontext()
+    Path(folder.path("")).mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.path(_LOCK))
 
 
 def _map_shards(
     shards: list[Shard],
     index: Index,
-    encoder: VisionEncoder,
+    encoder: Encoder,
     processor: VLProcessor,
     features: Features,
+    pooled: bool,
     resources: Resources,
 ) -> Iterator[str]:
     """The shards' names, in the order in which they are done."""
@@ -140,8 +188,8 @@ def _map_shards(
     shared = ray.put((index, encoder, processor))
     for row in over_shards(
         [{"shard": shard.name} for shard in shards],
-        _Backbone,
-        fn_constructor_args=(shared, features, resources),
+        _Builder,
+        fn_constructor_args=(shared, features, pooled, resources),
         compute=ActorPoolStrategy(size=min(resources.workers, len(shards))),
         num_cpus=resources.cpus_per_worker,
         num_gpus=resources.gpus_per_worker or None,
@@ -149,42 +197,185 @@ def _map_shards(
         yield row["shard"]
 
 
-class _Backbone:
+class _Builder:
     """An actor's encoder."""
 
-    def __init__(self, shared: Any, features: Features, resources: Resources) -> None:
-        index, encoder, self._processor = ray.get(shared)
-        self._reader, self._features, self._batch = ShardReader(index), features, resources.batch
-        self._device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
-        self._encoder: VisionEncoder = encoder.to(self._device).eval()
-        self._threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
-        torch.set_num_threads(self._threads)
+    def __init__(self, shared: Any, features: Features, pooled: bool, resources: Resources) -> None:
+        index, encoder, processor = ray.get(shared)
+        self._features = features
+        device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
+        threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
+        torch.set_num_threads(threads)
+        self._work = _Work(ShardReader(index), processor, encoder.to(device).eval(), device, pooled, resources.batch)
+        self._threads = threads
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         self.write(row["shard"])
         return row
 
     def write(self, shard: str) -> None:
-        """Compute and write a shard's features."""
-        count = sum(self._reader.index.shard(shard).samples.values())
-        features_BF = np.empty((count, self._features.width), self._features.precision)
+        """Compute and write a shard's features, a few batches at a time."""
+        features, index = self._features, self._work.reader.index
         with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, count, self._batch):
-                rows = range(start, min(start + self._batch, count))
-                records = self._reader.read(shard, rows)
-                pixels = list(pool.map(self._processor.decode, [record.image for record in records]))
-                given_BF = self._of(torch.from_numpy(np.stack(pixels)))
-                # Too great a number is no error of NumPy's but infinite, and is refused below.
-                with np.errstate(over="ignore"):
-                    features_BF[rows.start : rows.stop] = given_BF
-        if not np.isfinite(features_BF).all():
-            raise DataError(
-                f"features of shard {shard!r} are not finite as {self._features.precision}; "
-                + ("set train.feature_cache=float32" if self._features.precision != "float32" else "see the weights")
-            )
-        Folder(self._features.folder).write(file_of(shard), features_BF.tobytes())
+            table, batches = _KINDS[features.stream].encode(self._work, shard, pool)
+            with Folder(features.folder).writing(features.file_of(index, index.shard(shard))) as file:
+                file.write(table.write(features.row_bytes))
+                for rows_RF in batches:
+                    # Too great a number is no error of NumPy's but infinite, and is refused here.
+                    with np.errstate(over="ignore"):
+                        kept_RF = rows_RF.astype(features.precision)
+                    if not np.isfinite(kept_RF).all():
+                        remedy = _MORE_PRECISE if features.precision != "float32" else "see the weights"
+                        raise DataError(
+                            f"{features.stream} features of shard {shard!r} are not finite as {features.precision}; "
+                            f"{remedy}"
+                        )
+                    file.write(kept_RF.tobytes())
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an actor encodes with, and how: ``pooled`` where no tokens of a text are kept."""
+
+    reader: ShardReader
+    processor: VLProcessor
+    encoder: Encoder
+    device: torch.device
+    pooled: bool
+    batch: int
+
+
+Rows = NDArray[np.floating[Any]]
+
+
+def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
+    """Each image of a shard, one row each."""
+    encoder, index = work.encoder, work.reader.index
+    assert isinstance(encoder, VisionEncoder)
+    count = sum(index.shard(shard).samples.values())
+    # By their hash, as one picture may be there under several keys.
+    row_of: dict[bytes, int] = {}
+    for row, hashed in enumerate(image_hashes(work.reader.image_sha256s(shard, range(count)))):
+        row_of.setdefault(hashed, row)
 
     @torch.inference_mode()
-    def _of(self, pixels_BHWC: Tensor) -> np.ndarray:
-        features_BF: np.ndarray = self._encoder.features(pixels_BHWC.to(self._device)).float().cpu().numpy()
+    def encode(pixels_BHWC: Tensor) -> Rows:
+        features_BF: Rows = encoder.features(pixels_BHWC.to(work.device)).float().cpu().numpy()
         return features_BF
+
+    def batches() -> Iterator[Rows]:
+        for rows in _batched(row_of.values(), work.batch):
+            records = work.reader.read(shard, rows, texts=False)
+            pixels = list(pool.map(work.processor.decode, [record.image for record in records]))
+            yield encode(torch.from_numpy(np.stack(pixels)))
+
+    return Table.of(list(row_of), [1] * len(row_of)), batches()
+
+
+def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
+    """Each distinct text of a shard that a task reads: a row for each of its tokens, or one."""
+    encoder = work.encoder
+    assert isinstance(encoder, LanguageEncoder)
+    reads = _reads(work.processor)
+    count = sum(work.reader.index.shard(shard).samples.values())
+    ids_of: dict[bytes, NDArray[np.int32]] = {}
+    for rows in _batched(range(count), work.batch):
+        texts = [text for record in work.reader.read(shard, rows, images=False) for text in _texts(record.texts, reads)]
+        tokenized = work.processor.tokenize(texts)
+        ids_NT, mask_NT = tokenized["input_ids_NT"].astype(np.int32), tokenized["text_mask_NT"].astype(np.bool_)
+        for hashed, ids_T, mask_T in zip(text_hashes(ids_NT, mask_NT), ids_NT, mask_NT, strict=True):
+            ids_of.setdefault(hashed, ids_T[mask_T])
+    counts = [min(1, len(ids)) if work.pooled else len(ids) for ids in ids_of.values()]
+
+    @torch.inference_mode()
+    def encode(texts: Sequence[NDArray[np.int32]]) -> list[Rows]:
+        length = max(1, *(len(ids) for ids in texts))
+        mask_NT = torch.zeros(len(texts), length, dtype=torch.bool)
+        ids_NT = torch.full((len(texts), length), int(work.processor.tokenizer.pad_token_id))
+        for n, ids in enumerate(texts):
+            ids_NT[n, : len(ids)], mask_NT[n, : len(ids)] = torch.from_numpy(ids), True
+        features_NTF, real_NT = encoder.features(ids_NT.to(work.device), mask_NT.to(work.device))
+        if work.pooled:
+            features_NTF, real_NT = encoder.pooled_features(features_NTF, real_NT)
+        flat, real = features_NTF.float().cpu().numpy(), real_NT.cpu().numpy()
+        return [of_text[is_real] for of_text, is_real in zip(flat, real, strict=True)]
+
+    def batches() -> Iterator[Rows]:
+        for chunk in _batched(ids_of.values(), _BATCHES_SORTED * work.batch):
+            order = sorted(range(len(chunk)), key=lambda n: len(chunk[n]))
+            rows: list[Rows] = [np.zeros(0)] * len(chunk)
+            for numbers in _batched(order, work.batch):
+                for number, of_text in zip(numbers, encode([chunk[n] for n in numbers]), strict=True):
+                    rows[number] = of_text
+            yield np.concatenate(rows)
+
+    return Table.of(list(ids_of), counts), batches()
+
+
+class _Kind(NamedTuple):
+    """What an encoder of a stream is given, and how that is encoded.
+
+    Attributes:
+        facts: on what, besides encoder and precision, the features of an input depend.
+        inputs: on what, besides the tar, it depends which inputs a file holds.
+        width: numbers of a row.
+        encode: the table of a shard's inputs, and their rows in the order of the table's places.
+    """
+
+    facts: Callable[[ModelConfig, VLProcessor], Mapping[str, object]]
+    inputs: Callable[[VLProcessor], str]
+    width: Callable[[Any, VLProcessor], int]
+    encode: Callable[[_Work, str, ThreadPoolExecutor], tuple[Table, Iterator[Rows]]]
+
+
+def _image_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
+    return {"image": {"image_size": processor.config.image_size, "resize": processor.config.resize}}
+
+
+def _image_width(encoder: VisionEncoder, processor: VLProcessor) -> int:
+    size = processor.config.image_size
+    with torch.inference_mode():
+        return encoder.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
+
+
+def _text_settings(config: ModelConfig, processor: VLProcessor) -> Mapping[str, object]:
+    return {"rows": config.text_features()}
+
+
+def _text_width(encoder: LanguageEncoder, processor: VLProcessor) -> int:
+    with torch.inference_mode():
+        ids_NT = torch.full((1, 1), int(processor.tokenizer.pad_token_id))
+        return encoder.features(ids_NT, torch.ones(1, 1, dtype=torch.bool))[0].shape[-1]
+
+
+def _text_inputs(processor: VLProcessor) -> str:
+    """A digest of which texts are read, and of what makes token ids of them."""
+    # What a tokenizer was last called with is kept in it too.
+    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    facts = [sorted(_reads(processor)), processor.config.max_tokens, tokenizer]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _texts(texts: Texts, reads: Collection[str]) -> Iterator[str]:
+    if "captions" in reads:
+        yield from texts.captions
+    if "questions" in reads:
+        yield from (question.question for question in texts.questions)
+
+
+def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
+    """``itertools.batched``, which Python 3.11 has not."""
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, size)):
+        yield batch
+
+
+def _reads(processor: VLProcessor) -> set[str]:
+    return {fields.reads for fields in processor.tasks.values() if fields.text}
+
+
+_KINDS = {
+    "vision": _Kind(_image_settings, lambda processor: "", _image_width, _encode_images),
+    "language": _Kind(_text_settings, _text_inputs, _text_width, _encode_texts),
+}
+"""By the name of the stream."""

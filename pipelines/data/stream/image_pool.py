@@ -50,7 +50,7 @@ class ImagePool:
         """
         if self._processes is None or not self._processes.ready:
             return self._threads.submit(self._batches.images, rows).result
-        return self._processes.submit(self._batches, origin(rows))
+        return self._processes.submit(self._batches, origin(self._batches, rows))
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from pipelines.data.reader import Record
-from pipelines.data.stream.augment import AugmentConfig, augment
+from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples
 from pipelines.data.stream.plan import Schedule, Slice, derive_seed, fixed_batches
 from pipelines.data.stream.rows import rows_to_answer, to_examples
@@ -27,18 +27,22 @@ PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "coun
 ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
 """Those of them that tell where each sample lies."""
 
+_TOKENS = ("input_ids_NT", "text_mask_NT", "distinct_U")
+
 
 class Batches(Sequence[Arrays]):
-    """Batches that can be made in two halves."""
+    """Batches of a source that can be made in two halves."""
+
+    source: Source | Mixture
 
     @abstractmethod
     def rows(self, number: int) -> Arrays:
-        """All of a batch but what is to be seen of its images."""
+        """All of a batch but what is to be seen of its images, and the kept features of its texts."""
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, given its ``origin``.
-        Samples without an image are left out (``image_place_B``).
+        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, and the kept features of its
+        texts, given its ``origin``. Samples without an image are left out (``image_place_B``).
         """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
@@ -67,8 +71,9 @@ class TrainingParts(Batches):
     augmentation: AugmentConfig
 
     def __post_init__(self) -> None:
-        if self.source.features is not None and self.augmentation.active:
-            raise ValueError("kept features are of unchanged images; augment nothing, or train on the images")
+        changed = {"vision": self.augmentation.active, "language": self.augmentation.changes_texts}
+        for stream in (kept.stream for kept in self.source.features if changed[kept.stream]):
+            raise ValueError(f"kept {stream} features are of unchanged inputs; augment nothing, or train without them")
 
     def __len__(self) -> int:
         return self.schedule.steps * self.accumulation
@@ -76,21 +81,37 @@ class TrainingParts(Batches):
     def rows(self, number: int) -> Arrays:
         taken, weight = self._taken(number)
         samples = open_samples(self.source)
-        examples = _examples(samples, samples.read_texts(taken), weight)
+        examples = _examples(samples, self._read_texts(samples, taken), weight)
         absent = samples.image_places(taken) | samples.lone_images(taken, weight)
         provenance = _provenance(taken, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | absent | provenance
 
     def images(self, rows: Arrays) -> Arrays:
-        samples = open_samples(self.source)
-        taken = samples.pictured(_taken_by(rows))
-        seen = samples.see(taken)
+        samples, whole = open_samples(self.source), _taken_by(rows)
+        taken = samples.pictured(whole)
+        seen = samples.see(taken) | samples.read_text_features(whole, rows)
         if self.augmentation.active:
             for i, key in enumerate(samples.keys(taken)):
-                seed = derive_seed(self.schedule.plan.seed, int(taken.epoch[i]), key, "augment")
-                rng = np.random.Generator(np.random.PCG64(seed))
+                rng = self._random(int(taken.epoch[i]), key)
                 seen["pixels_BHWC"][i] = augment(seen["pixels_BHWC"][i], self.augmentation, rng)
         return seen
+
+    def _read_texts(self, samples: Samples, taken: Slice) -> list[Record]:
+        """The samples of a slice with their texts: of a mirrored image, as they are then true."""
+        records = samples.read_texts(taken)
+        if not self.augmentation.changes_texts:
+            return records
+        side = samples.processor.config.image_size
+        return [
+            record._replace(texts=swapped(record.texts, self.augmentation.swap))
+            if record.pictured and draw(self.augmentation, side, side, self._random(epoch, record.key)).flipped
+            else record
+            for record, epoch in zip(records, taken.epoch.tolist(), strict=True)
+        ]
+
+    def _random(self, epoch: int, key: str) -> np.random.Generator:
+        """The random numbers by which a sample is changed in an epoch."""
+        return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, "augment")))
 
     def _taken(self, number: int) -> tuple[Slice, float]:
         """The samples of a part, and their weight."""
@@ -154,13 +175,14 @@ class EvaluationBatches(Batches):
         return arrays
 
     def images(self, rows: Arrays) -> Arrays:
-        samples = open_samples(self.source)
-        return samples.see(samples.pictured(_taken_by(rows)))
+        samples, taken = open_samples(self.source), _taken_by(rows)
+        return samples.see(samples.pictured(taken)) | samples.read_text_features(taken, rows)
 
 
-def origin(rows: Arrays) -> Arrays:
-    """What of a batch's rows its images are made from."""
-    return {name: rows[name] for name in ORIGIN}
+def origin(batches: Batches, rows: Arrays) -> Arrays:
+    """What of a batch's rows its images, and the kept features of its texts, are made from."""
+    tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
+    return {name: rows[name] for name in (*ORIGIN, *tokens)}
 
 
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
@@ -174,7 +196,7 @@ def _examples(samples: Samples, records: Sequence[Record], weight: float = 1.0) 
 
 
 def _taken_by(rows: Arrays) -> Slice:
-    return Slice(*origin(rows).values())
+    return Slice(*(rows[name] for name in ORIGIN))
 
 
 def _provenance(taken: Slice, step: int, weight: float) -> Arrays:

@@ -73,3 +73,22 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(tmp_path: Path, remote: bool
     folder.remove_folder("a")
     assert not folder.files("a")
     assert folder.read("e") == b"3"
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_file_that_is_written_piece_by_piece_is_there_whole_or_not_at_all(place: str, tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}")
+    with folder.writing("whole") as file:
+        for piece in (b"one", b"two"):
+            file.write(piece)
+        assert "whole" not in [stamp.name for stamp in folder.files()]
+    assert folder.read("whole") == b"onetwo"
+
+    def fail() -> None:
+        with folder.writing("half") as file:
+            file.write(b"one")
+            raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        fail()
+    assert [stamp.name for stamp in folder.files()] == ["whole"]

@@ -1,7 +1,8 @@
-"""The figures of the training loop."""
+"""The loop ends early by its validation figures, at the same place wherever it was interrupted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,32 +10,116 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.stream.plan import Plan, Schedule
-from pipelines.train.loop import Meter
-from pipelines.train.step import StepResult
+from pipelines.train import loop
+from pipelines.train.evaluate import Score
+from pipelines.train.loop import Progress, TrainConfig, resumed, stops
+
+ACCURACY = [0.2, 0.5, 0.4, 0.5, 0.45, 0.9]
+"""After each epoch; the best of the first five is the second, and the fourth is no better."""
 
 
-@pytest.fixture
-def meter() -> Meter:
-    """Of 2 epochs over 15 images in batches of 8, which makes 4 steps, the last one of 6 images."""
-    plan = Plan("index", np.array([15]), seed=0, shuffle=True)
-    feed: Any = SimpleNamespace(waited_s=0.0)
-    return Meter(Schedule(plan, 8, 2), feed)
+def history(figures: list[float], name: str = "val/accuracy") -> list[dict[str, float]]:
+    return [{"epoch": n, "val/loss": 1.0, "val/accuracy": 0.0, name: value} for n, value in enumerate(figures, 1)]
 
 
-def test_texts_are_no_tokens(meter: Meter) -> None:
-    """40 captions of 10 tokens, 3 of which came out right."""
-    totals = torch.tensor([800.0, 400.0, 3.0, 40.0], dtype=torch.float64)
-    meter.add(StepResult(totals, torch.ones(()), 0.1), 8)
-    figures, sums = meter.flush(1)
-    assert figures["speed/texts_per_s"] == pytest.approx(figures["speed/images_per_s"] * 40 / 8)
-    assert (figures["train/loss"], figures["train/accuracy"]) == (2.0, 3 / 400)
-    assert sums == [800, 400, 3]
+def ends(figures: list[float], patience: int, selects: str = "accuracy") -> int | None:
+    """The epoch after which a training ends early."""
+    made = history(figures, f"val/{selects}")
+    return next((n for n in range(1, len(made) + 1) if stops(made[:n], patience, selects)), None)
 
 
-def test_a_training_ends_with_its_last_epoch(meter: Meter) -> None:
-    result = StepResult(torch.ones(4, dtype=torch.float64), torch.ones(()), 0.1)
-    meter.add(result, 8)
-    assert meter.flush(3)[0]["train/epoch"] == 24 / 15
-    meter.add(result, 6)
-    assert meter.flush(4)[0]["train/epoch"] == 2
+@pytest.mark.parametrize(("patience", "expected"), [(0, None), (1, 3), (2, 4), (3, 5), (4, None), (99, None)])
+def test_so_many_evaluations_without_a_better_one(patience: int, expected: int | None) -> None:
+    assert ends(ACCURACY, patience) == expected
+
+
+def test_by_the_loss_less_is_better() -> None:
+    assert ends([3.0, 2.0, 1.0, 1.5, 1.2], 2, "loss") == 5
+    assert ends([3.0, 2.0, 1.0, 1.5, 0.9], 2, "loss") is None
+
+
+def test_epochs_that_were_not_judged_end_nothing() -> None:
+    assert not stops([{"epoch": 1.0, "train/loss": 1.0}] * 9, 1, "accuracy")
+
+
+class Hooks:
+    """Scores as written above; keeps what a checkpoint would."""
+
+    def __init__(self) -> None:
+        self.evaluated: list[int] = []
+        self.state: dict[str, Any] = {}
+
+    def evaluate(self) -> Score:
+        self.evaluated.append(len(self.evaluated))
+        return Score(1.0, ACCURACY[self.epochs], 1.0, 1)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def checkpoint(self, progress: Progress, selection: float) -> None:
+        self.state = {"step": progress.step, "epoch_sums": progress.epoch_sums, "history": list(progress.history)}
+        self.epochs = len(progress.history)
+
+    def goes_on(self, progress: Progress, selection: float) -> bool:
+        return True
+
+    epochs = 0
+
+
+class Schedule:
+    """An epoch is one step."""
+
+    steps, batch, epochs = len(ACCURACY), 1, len(ACCURACY)
+    plan = SimpleNamespace(parts={}, size=1, figures=lambda samples: {})
+
+    def epochs_done(self, step: int) -> int:
+        return step
+
+    def step_samples(self, step: int) -> int:
+        return 1
+
+
+class Step:
+    """Takes a step and learns nothing."""
+
+    def __call__(self, step: int, parts: Any, n_parts: int) -> Any:
+        assert len(list(parts)) == n_parts
+        return SimpleNamespace(totals=torch.ones(3), grad_norm=torch.ones(()), lr=0.0)
+
+    def raise_if_failed(self, step: int) -> None: ...
+
+
+class Feed:
+    """A part for each step from ``start`` on."""
+
+    waited_s = 0.0
+
+    def __init__(self, start: int) -> None:
+        self._step = start
+
+    def __iter__(self) -> Feed:
+        return self
+
+    def __next__(self) -> Any:
+        self._step += 1
+        return {"step": np.array([self._step - 1])}, {}
+
+
+def run(state: Mapping[str, Any] | None, hooks: Hooks, patience: int) -> Progress:
+    progress = resumed(state)
+    hooks.epochs = len(progress.history)
+    given: Any = Step(), Schedule(), Feed(progress.step), TrainConfig(patience=patience), progress, hooks
+    return loop.train(*given)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2, 3])
+def test_a_training_ends_where_it_would_have_without_an_interruption(before: int) -> None:
+    hooks, state = Hooks(), None
+    for n in range(before):
+        accuracy = history(ACCURACY[: n + 1])
+        state = {"step": n + 1, "epoch_sums": [0.0, 0.0, 0.0], "history": accuracy}
+    assert run(state, hooks, patience=2).step == 4
+    # What has ended stays so, and with more patience goes on.
+    again = Hooks()
+    assert run(hooks.state, again, patience=2).step == 4
+    assert not again.evaluated
+    assert run(hooks.state, again, patience=4).step == len(ACCURACY)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,27 +26,50 @@ from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import feature_build
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.feature_build import Resources, build_features, check_backbone, digest
-from pipelines.data.stream.features import FACTS, Features
+from pipelines.data.stream.feature_build import (
+    SPLITS,
+    Resources,
+    build_features,
+    check_backbones,
+    digest,
+    features_of,
+)
+from pipelines.data.stream.features import FACTS, Features, image_hashes, text_hashes
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.train.feed import to_tensors
 from vlmodel.config import parse
+from vlmodel.inference import Predictor
+from vlmodel.model import ModelConfig, VLModel
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.vision.cnn import Config
 
 SAMPLES, SHARD = 13, 5
-CONFIG = parse(Config, {"stages": 1, "grid": 2, "projection": 4, "frozen": True})
-WIDTH = 64 * 2 * 2
+MODEL = parse(
+    ModelConfig,
+    {
+        "vision": {"stages": 1, "grid": 2, "projection": 4, "frozen": True},
+        "language": {"width": 8, "depth": 1, "heads": 2, "pooling": "mean", "frozen": True},
+        "fusion": {"width": 8, "heads": 2, "dropout": 0.0},
+    },
+)
+POOLED = MODEL.model_copy(update={"fusion": parse(ModelConfig, {"fusion": {"kind": "concat"}}).fusion})
+CONFIG = MODEL.vision
+WIDTH, TEXT_WIDTH = 64 * 2 * 2, 8
 ALONE = Resources(threads=1, batch=3)
 
 Build = Callable[..., Features]
 
 
-def backbone(seed: int = 0, config: Config = CONFIG) -> VisionEncoder:
+def new_model(processor: VLProcessor, seed: int = 0, config: ModelConfig = MODEL) -> VLModel:
     torch.manual_seed(seed)
-    return config.build()
+    return VLModel.from_tree(config, processor).eval()
+
+
+def vision_of(model: VLModel) -> VisionEncoder:
+    return model.vision
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +82,8 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
                 image = io.BytesIO()
                 Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "PNG")
                 # Each fourth sample has no question, and so no row in training.
-                texts = Texts(("a picture",), (Question("what?", ("yes", "no")[number % 2]),) if number % 4 else ())
+                question = Question(("what?", "is it what?")[number % 3 > 0], ("yes", "no")[number % 2])
+                texts = Texts(("a picture",), (question,) if number % 4 else ())
                 writer.add(f"{number:03d}", image.getvalue(), "png", texts)
     return build_index(str(folder), IndexConfig(validation_fraction=0.3))
 
@@ -78,8 +105,11 @@ def kept(
 ) -> Features:
     """Made by Ray Data's actors."""
     folder = str(tmp_path_factory.mktemp("kept") / "features")
+    model = new_model(processor)
+    features = features_of("vision", model, MODEL, processor, folder, "float32")
     progress = lambda *counts: shown.append(counts)  # noqa: E731
-    return build_features(index, CONFIG, backbone(), processor, folder, "float32", ALONE, progress)
+    build_features(features, index, model, MODEL, processor, ALONE, report_progress=progress)
+    return features
 
 
 @pytest.fixture
@@ -87,15 +117,19 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
     """The same pass in this process: actors take seconds to start."""
 
     def here(shards: list[Shard], *shared: Any) -> Iterator[str]:
-        *sent, features, resources = shared
-        actor = feature_build._Backbone(ray.put(tuple(sent)), features, resources)
+        *sent, features, pooled, resources = shared
+        actor = feature_build._Builder(ray.put(tuple(sent)), features, pooled, resources)
         for shard in shards:
             actor.write(shard.name)
             yield shard.name
 
-    def make(**changes: Any) -> Features:
-        given = {"config": CONFIG, "encoder": backbone(), "processor": processor, "precision": "float32", **changes}
-        return build_features(index, storage=str(tmp_path / "features"), resources=ALONE, **given)
+    def make(stream: str = "vision", **changes: Any) -> Features:
+        given = {"config": MODEL, "processor": processor, "precision": "float32", "splits": SPLITS, **changes}
+        config, by = given["config"], given["processor"]
+        model = given.get("model") or new_model(by, config=config)
+        features = features_of(stream, model, config, by, str(tmp_path / "features"), given["precision"])
+        build_features(features, index, model, config, by, ALONE, given["splits"])
+        return features
 
     monkeypatch.setattr(feature_build, "_map_shards", here)
     return make
@@ -103,12 +137,19 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
 
 def files(features: Features) -> dict[str, int]:
     """Names and times of change; a file that is written again gets another one."""
-    return {file.name: file.stat().st_mtime_ns for file in Path(features.folder).iterdir() if file.name != FACTS}
+    found = Path(features.folder).glob("[!.]*.features")
+    return {file.name: file.stat().st_mtime_ns for file in found}
 
 
-def direct(index: Index, processor: VLProcessor, shard: str, rows: list[int]) -> np.ndarray:
-    pixels = [processor.decode(record.image) for record in ShardReader(index).read(shard, rows)]
-    found: np.ndarray = backbone().features(torch.from_numpy(np.stack(pixels))).numpy()
+def read(features: Features, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
+    """The features of images."""
+    hashes = image_hashes(ShardReader(index).image_sha256s(shard.name, rows))
+    return np.concatenate(features.read([features.file_of(index, shard)], hashes))
+
+
+def direct(index: Index, processor: VLProcessor, shard: Shard, rows: list[int]) -> np.ndarray:
+    pixels = [processor.decode(record.image) for record in ShardReader(index).read(shard.name, rows)]
+    found: np.ndarray = new_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
     return found
 
 
@@ -119,9 +160,9 @@ def test_they_are_what_the_backbone_gives_in_the_order_asked_for(
     assert shown == [(done, 3) for done in range(4)]
     train = [shard for shard in index.shards if shard.split == "train"]
     # The test split is not trained on, and so it has none.
-    assert set(files(kept)) == {f"{shard.name}.features" for shard in train}
-    for shard, rows in ((train[0].name, [4, 0, 0, 2]), (train[2].name, [2, 1])):
-        found = kept.read(shard, rows)
+    assert set(files(kept)) == {kept.file_of(index, shard) for shard in train}
+    for shard, rows in ((train[0], [4, 0, 0, 2]), (train[2], [2, 1])):
+        found = read(kept, index, shard, rows)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, direct(index, processor, shard, rows), rtol=1e-5, atol=1e-5)
 
@@ -129,19 +170,60 @@ def test_they_are_what_the_backbone_gives_in_the_order_asked_for(
 def test_at_half_precision(build: Build, kept: Features, index: Index) -> None:
     half = build(precision="float16")
     assert half.row_bytes == 2 * WIDTH
-    shard = index.shards[-1].name
-    found = half.read(shard, [1])
+    found = read(half, index, index.shards[-1], [1])
     assert found.dtype == np.float16
-    np.testing.assert_allclose(found, kept.read(shard, [1]), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(found, read(kept, index, index.shards[-1], [1]), rtol=2e-3, atol=1e-4)
 
 
-def test_too_great_numbers_are_refused(build: Build) -> None:
-    encoder = backbone()
+def test_too_great_numbers_are_refused(build: Build, processor: VLProcessor) -> None:
+    model = new_model(processor)
     with torch.no_grad():
-        encoder.get_submodule("backbone.bn1").bias.fill_(1e6)  # type: ignore[operator, union-attr]
+        model.vision.get_submodule("backbone.bn1").bias.fill_(1e6)  # type: ignore[operator, union-attr]
     with pytest.raises(DataError, match=r"not finite as float16; set train\.feature_cache=float32"):
-        build(encoder=encoder, precision="float16")
-    build(encoder=encoder)
+        build(model=model, precision="float16")
+    # What was begun is gone.
+    (folder,) = (
+        Path(f) for f in Path(build(model=model).folder).parent.glob("vision-*") if not list(f.glob("[!.]*.features"))
+    )
+    assert {file.name for file in folder.iterdir()} <= {FACTS, ".lock"}
+
+
+def tokenized(processor: VLProcessor, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, list[bytes]]:
+    arrays = processor.tokenize(texts)
+    ids_NT, mask_NT = arrays["input_ids_NT"], arrays["text_mask_NT"].astype(np.bool_)
+    return torch.from_numpy(ids_NT), torch.from_numpy(mask_NT), text_hashes(ids_NT, mask_NT)
+
+
+@pytest.mark.parametrize(("config", "tokens"), [(MODEL, True), (POOLED, False)])
+def test_texts_have_a_row_for_each_token_or_one(
+    config: ModelConfig, tokens: bool, build: Build, index: Index, processor: VLProcessor
+) -> None:
+    texts = ["is it what?", "what?"]
+    features = build("language", config=config)
+    assert features.width == TEXT_WIDTH
+    ids_NT, mask_NT, hashes = tokenized(processor, texts)
+    train = [features.file_of(index, shard) for shard in index.shards if shard.split == "train"]
+    found = features.read(train, hashes)
+    assert [len(of_text) for of_text in found] == (mask_NT.sum(1).tolist() if tokens else [1, 1])
+    model = new_model(processor, config=config)
+    assert model.language is not None
+    for row, of_text in enumerate(found):
+        kept = torch.from_numpy(of_text.copy())[None]
+        whole = model.language(ids_NT[row : row + 1], mask_NT[row : row + 1])
+        again = model.language.from_features(kept, torch.ones(1, len(of_text), dtype=torch.bool))
+        torch.testing.assert_close(again.pooled_BD, whole.pooled_BD, rtol=1e-4, atol=1e-5)
+        if tokens:
+            real_T = whole.mask_BT[0]
+            torch.testing.assert_close(again.x_BTD[0], whole.x_BTD[0, real_T], rtol=1e-4, atol=1e-5)
+    # No task reads captions, and so they have none.
+    with pytest.raises(DataError, match="1 of 1 inputs are in none of 3 files"):
+        features.read(train, tokenized(processor, ["a picture"])[2])
+
+
+def test_the_hash_of_a_text_is_of_its_tokens_alone() -> None:
+    left, right = np.array([[0, 0, 5, 6]]), np.array([[5, 6, 0]])
+    assert text_hashes(left, left > 0) == text_hashes(right, right > 0)
+    assert text_hashes(right, np.ones_like(right, np.bool_)) != text_hashes(right, right > 0)
 
 
 def test_what_they_depend_on_has_features_of_its_own(
@@ -152,17 +234,35 @@ def test_what_they_depend_on_has_features_of_its_own(
     assert first == again
     larger = VLProcessor(ProcessorConfig(image_size=24), processor.tokenizer, processor.labels)
     cropped = VLProcessor(ProcessorConfig(image_size=16, resize="crop"), processor.tokenizer, processor.labels)
-    others = [build(encoder=backbone(1)), build(processor=larger), build(processor=cropped)]
+    others = [build(model=new_model(processor, 1)), build(processor=larger), build(processor=cropped)]
     others.append(build(precision="float16"))
-    normal = parse(Config, {**CONFIG.model_dump(), "mean": (0.5, 0.5, 0.5)})
-    others.append(build(config=normal, encoder=backbone(config=normal)))
-    monkeypatch.setattr(index, "hash", "0" * 64)
-    others.append(build())
-    assert len({first.folder, *(other.folder for other in others)}) == 7
+    vision = parse(Config, {**CONFIG.model_dump(), "mean": (0.5, 0.5, 0.5)})
+    others.append(build(config=MODEL.model_copy(update={"vision": vision})))
+    others += [build("language"), build("language", config=POOLED)]
+    # What follows the backbone, and where its weights come from, changes nothing.
+    wider = parse(Config, {**CONFIG.model_dump(), "projection": 6, "weights": "elsewhere", "strict": False})
+    encoder = MODEL.model_copy(update={"vision": wider})
+    assert build(config=encoder, model=new_model(processor)) == first
+    assert len({first.folder, *(other.folder for other in others)}) == 8
+    # What is another file in the same folder: the tar's samples, and what of their texts is read.
+    language, shorter = (
+        build("language"),
+        VLProcessor(ProcessorConfig(image_size=16, max_tokens=4), processor.tokenizer, processor.labels),
+    )
+    shard = index.shards[0]
+    names = {features.file_of(index, shard) for features in (language, build("language", processor=shorter))}
+    names |= {
+        language.file_of(index, replace(shard, sha256="0" * 64)),
+        language.file_of(index, replace(shard, repeated=(1,))),
+    }
+    assert len(names) == 4
+    # The last call of a tokenizer is no part of it.
+    processor.tokenize(["what?"] * 3)
+    assert build("language") == language
 
 
-def test_a_projection_that_has_learned_changes_nothing_and_a_statistic_does() -> None:
-    encoder = backbone()
+def test_a_projection_that_has_learned_changes_nothing_and_a_statistic_does(processor: VLProcessor) -> None:
+    encoder = vision_of(new_model(processor))
     before = digest(encoder)
     with torch.no_grad():
         encoder.get_parameter("projection.weight").add_(1)
@@ -171,32 +271,55 @@ def test_a_projection_that_has_learned_changes_nothing_and_a_statistic_does() ->
     assert digest(encoder) != before
 
 
-def test_what_is_there_is_not_computed_again_and_what_is_torn_is(build: Build, index: Index) -> None:
-    features = build()
+@pytest.mark.parametrize("stream", ["vision", "language"])
+def test_what_is_there_is_not_computed_again_and_what_is_torn_is(stream: str, build: Build) -> None:
+    features = build(stream)
     first = files(features)
     one, two, three = sorted(first)
-    shard = one.removesuffix(".features")
-    right = features.read(shard, [0, 1])
-    assert files(build()) == first
     folder = Path(features.folder)
-    (folder / one).write_bytes((folder / one).read_bytes()[:-1])
+    right = (folder / one).read_bytes()
+    assert files(build(stream)) == first
+    (folder / one).write_bytes(right[:-1])
     (folder / two).rename(folder / f".{two}.1.partial")
-    build()
+    build(stream)
     second = files(features)
     assert second[three] == first[three]
     assert min(second[one], second[two]) > max(first.values())
-    np.testing.assert_array_equal(features.read(shard, [0, 1]), right)
+    assert (folder / one).read_bytes() == right
 
 
-def test_features_of_another_backbone_are_refused(kept: Features) -> None:
-    check_backbone(backbone(), kept)
-    with pytest.raises(DataError, match=r"are of another backbone .* train\.feature_cache=off, or start a run under"):
-        check_backbone(backbone(1), kept)
+def test_jobs_that_begin_together_compute_once(
+    build: Build, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = new_model(processor)
+    computing = Counter[str]()
+    here = feature_build._map_shards
+
+    def slowly(shards: list[Shard], *shared: Any) -> Iterator[str]:
+        time.sleep(0.2)
+        for name in here(shards, *shared):
+            computing[name] += 1
+            yield name
+
+    monkeypatch.setattr(feature_build, "_map_shards", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: build("language", model=model), range(2))
+    assert first == second
+    assert len(files(first)) == 3
+    assert set(computing.values()) == {1}
+
+
+def test_features_of_another_backbone_are_refused(kept: Features, processor: VLProcessor) -> None:
+    check_backbones(new_model(processor), [kept])
+    with pytest.raises(
+        DataError, match=r"are of another backbone .* model\.vision names have changed .* start a run under"
+    ):
+        check_backbones(new_model(processor, 1), [kept])
 
 
 def test_missing_features_are_refused(kept: Features, index: Index, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cannot be read \(FileNotFoundError.*start the train job again"):
-        replace(kept, folder=str(tmp_path)).read(index.shards[-1].name, [0])
+    with pytest.raises(DataError, match=r"vision encoder .* cannot be read \(FileNotFoundError.*start the job again"):
+        read(replace(kept, folder=str(tmp_path)), index, index.shards[-1], [0])
 
 
 @pytest.fixture
@@ -222,8 +345,9 @@ def pairs(source: Source, kept: Source) -> Iterator[tuple[dict[str, np.ndarray],
 
 
 def test_batches_have_them_in_place_of_images(source: Source, kept: Features) -> None:
-    for images, remembered in pairs(source, replace(source, features=kept)):
-        expected = backbone().features(torch.from_numpy(images.pop("pixels_BHWC"))).numpy()
+    processor = VLProcessor.from_pretrained(source.processor)
+    for images, remembered in pairs(source, replace(source, features=(kept,))):
+        expected = new_model(processor).vision.features(torch.from_numpy(images.pop("pixels_BHWC"))).numpy()
         np.testing.assert_allclose(remembered.pop("features_BF"), expected, rtol=1e-5, atol=1e-5)
         assert images.keys() == remembered.keys()
         for name, array in images.items():
@@ -232,7 +356,7 @@ def test_batches_have_them_in_place_of_images(source: Source, kept: Features) ->
 
 def test_no_image_is_read(source: Source, kept: Features, index: Index, tmp_path: Path) -> None:
     """A source whose images are all overwritten gives the same batches."""
-    remembering = replace(source, features=kept)
+    remembering = replace(source, features=(kept,))
     before = parts(remembering)[0]
     blind = tmp_path / "blind"
     blind.mkdir()
@@ -251,12 +375,49 @@ def test_no_image_is_read(source: Source, kept: Features, index: Index, tmp_path
         parts(replace(source, tars=str(blind)))[0]
 
 
-def test_ray_delivers_them(source: Source, kept: Features) -> None:
-    mine = parts(replace(source, features=kept))
-    for number, arrays in enumerate(stream(mine, StreamConfig(batches_per_task=2, memory_mb=16))):
-        np.testing.assert_array_equal(arrays["features_BF"], mine[number]["features_BF"])
+@pytest.fixture
+def both(kept: Features, build: Build) -> tuple[Features, ...]:
+    return kept, build("language")
 
 
-def test_features_of_changed_images_are_refused(source: Source, kept: Features) -> None:
-    with pytest.raises(ValueError, match="augment nothing, or train on the images"):
-        parts(replace(source, features=kept), flip=0.5)
+@pytest.mark.parametrize(("threads", "processes"), [(0, 0), (1, 0), (1, 2)])
+def test_ray_delivers_them(source: Source, both: tuple[Features, ...], threads: int, processes: int) -> None:
+    mine = parts(replace(source, features=both))
+    config = StreamConfig(threads=threads, processes=processes, batches_per_task=2, memory_mb=16)
+    for start in (0, 3):
+        for number, arrays in enumerate(stream(mine, config, start=start), start):
+            for name in ("features_BF", "text_features_UTF", "text_features_mask_UT"):
+                np.testing.assert_array_equal(arrays[name], mine[number][name], err_msg=f"batch {number}, {name}")
+
+
+@pytest.mark.parametrize("config", [MODEL, POOLED])
+def test_the_model_gives_the_same_with_and_without_them(
+    config: ModelConfig, source: Source, kept: Features, build: Build
+) -> None:
+    """In training and validation, and in answers, with the images exchanged too."""
+    processor = VLProcessor.from_pretrained(source.processor)
+    remembering = replace(source, features=(kept, build("language", config=config)))
+    model = new_model(processor, config=config)
+    for direct, remembered in pairs(source, remembering):
+        assert {"features_BF", "text_features_UTF", "text_features_mask_UT"} < remembered.keys()
+        losses = [model(**to_tensors(arrays, torch.device("cpu"))).loss for arrays in (direct, remembered)]
+        torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+    predictor = Predictor(model, processor)
+    for number in range(2):
+        asked = [EvaluationBatches(s, 4, answering="")[number] for s in (source, remembering)]
+        exchanged = [
+            arrays | {name: np.roll(arrays[name], 1, axis=0)}
+            for arrays, name in zip(asked, ("pixels_BHWC", "features_BF"), strict=True)
+        ]
+        for one, other in (asked, exchanged):
+            for a, b in zip(*(predictor.predict_collated(arrays) for arrays in (one, other)), strict=True):
+                assert dict(a) == pytest.approx(dict(b), abs=1e-5)
+
+
+def test_features_of_changed_inputs_are_refused(source: Source, both: tuple[Features, ...]) -> None:
+    with pytest.raises(ValueError, match=r"kept vision features .* augment nothing, or train without them"):
+        parts(replace(source, features=both), flip=0.5)
+    texts = replace(source, features=both[1:])
+    assert len(parts(texts, flip=0.5)) == len(parts(texts))
+    with pytest.raises(ValueError, match="kept language features"):
+        TrainingParts(texts, parts(source).schedule, 0, 1, 1, AugmentConfig(flip=0.5, swap={"left": "right"}))

@@ -18,9 +18,9 @@ from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.sample import Question, Texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.augment import AugmentConfig, augment
-from pipelines.data.stream.dataset import Source, decoding_on
+from pipelines.data.stream.dataset import Samples, Source, decoding_on
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
-from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.plan import Schedule, Slice
 from pipelines.data.stream.stream import StreamConfig, stream
 from vlmodel import gpu_images
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -45,7 +45,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
     return Source(str(folder), Index.open(str(folder)).hash, "train", str(folder / "processor"))
 
 
-def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> TrainingParts:
+def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: Any) -> TrainingParts:
     schedule = Schedule(source.plan(seed=3, shuffle=True, window=8), batch=8, epochs=2)
     return TrainingParts(source, schedule, rank, world, accumulation, AugmentConfig(**more))
 
@@ -122,6 +122,32 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(source: Source) -> 
     np.testing.assert_array_equal(same[0], same[1])
     assert not np.array_equal(same[0], same[2])
     np.testing.assert_array_equal(augment(image, AugmentConfig(flip=1.0), np.random.default_rng(0)), image[:, ::-1])
+
+
+def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image is of one colour but for its left half, which is made black, so that it tells if it is mirrored."""
+    see = Samples.see
+
+    def halved(samples: Samples, taken: Slice) -> dict[str, np.ndarray]:
+        seen = see(samples, taken)
+        seen["pixels_BHWC"][:, :, :8] = 0
+        return seen
+
+    monkeypatch.setattr(Samples, "see", halved)
+    mine = parts(source, flip=0.5, min_area=0.5, swap={"what": "colour", "yes": "no"})
+    plain = parts(source, flip=0.5, min_area=0.5)
+    tokenizer = VLProcessor.from_pretrained(source.processor).tokenizer
+    mirrored = 0
+    for number in range(len(mine)):
+        batch, other = mine[number], plain[number]
+        np.testing.assert_array_equal(batch["pixels_BHWC"], other["pixels_BHWC"])
+        flipped_B = batch["pixels_BHWC"][:, 0, 0].sum(-1) > batch["pixels_BHWC"][:, 0, -1].sum(-1)
+        flipped_N = flipped_B[batch["text_image_N"]]
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids_NT"]]
+        assert [text.startswith("colour") for text in texts] == flipped_N.tolist()
+        assert (batch["labels_N"] != other["labels_N"]).tolist() == flipped_N.tolist()
+        mirrored += int(flipped_B.sum())
+    assert 0 < mirrored < 2 * SAMPLES
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

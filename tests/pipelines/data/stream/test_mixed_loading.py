@@ -14,11 +14,12 @@ from PIL import Image
 from pipelines.data.corpus import train_tokenizer
 from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.reader import ShardReader
 from pipelines.data.sample import Question, Texts, dump_texts
 from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Mixture, Source, keeping_pixels
-from pipelines.data.stream.features import Features, file_of
+from pipelines.data.stream.features import Features, Table, image_hashes
 from pipelines.data.stream.loader import TrainingParts, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
@@ -131,15 +132,16 @@ def test_one_source_gives_the_batches_that_it_gives_alone(mixture: Mixture) -> N
 
 
 def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp_path: Path) -> None:
-    members = []
+    kept = Features("vision", str(tmp_path), 3, "float32", "backbone")
     for number, source in enumerate(mixture.members):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        for shard, facts in enumerate(Index.open(source.tars).shards):
-            table = [[number, shard, row] for row in range(sum(facts.samples.values()))]
-            (folder / file_of(facts.name)).write_bytes(np.array(table, np.float32).tobytes())
-        members.append(replace(source, features=Features(str(folder), 3, "float32", "backbone")))
-    mine = parts(Mixture(tuple(members)))
+        index = Index.open(source.tars)
+        for shard, facts in enumerate(index.shards):
+            rows = range(sum(facts.samples.values()))
+            hashes = image_hashes(ShardReader(index).image_sha256s(facts.name, rows))
+            values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
+            table = Table.of(hashes, [1] * len(rows)).write(kept.row_bytes)
+            (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)
+    mine = parts(Mixture(tuple(replace(source, features=(kept,)) for source in mixture.members)))
     for number in range(len(mine)):
         batch = mine[number]
         expected = np.stack([batch["source_B"], batch["shard_B"], batch["row_B"]], axis=1)

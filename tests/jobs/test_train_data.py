@@ -1,0 +1,52 @@
+"""What the train job says, and refuses, before it begins."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from jobs import train
+from jobs.config import JobConfig
+from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.sample import Question, Texts
+from pipelines.data.shards import ShardWriter
+from vlmodel.config import ConfigError, parse
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
+    """Three samples of split train, two of whose texts say left or right; a bright one does not."""
+    folder, image = tmp_path_factory.mktemp("tars"), io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    texts = (
+        Texts(("a dog on the left",), ()),
+        Texts((), (Question("where is it?", "Right"),)),
+        Texts(("a bright cleft",), (Question("is it?", "no"),)),
+    )
+    with ShardWriter(folder, "train") as writer:
+        for number, of_sample in enumerate(texts):
+            writer.add(str(number), image.getvalue(), "png", of_sample)
+    return build_index(str(folder), IndexConfig(validation_fraction=0.0))
+
+
+def settings(index: Index, **of_train: Any) -> JobConfig:
+    return parse(JobConfig, {"data": {"tars": index.tars}, "train": of_train})
+
+
+def test_mirrored_images_whose_texts_say_a_side_are_told(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
+    train._tell_mirrored_sides(settings(index, augment={"flip": 0.5}), [index])
+    says = "train.augment.flip=0.5 mirrors images, and 2 of the first 6 texts of"
+    assert says in (shown := capsys.readouterr().out)
+    assert 'train.augment.swap={left = "right"}' in shown
+    for augment in ({"flip": 0.5, "swap": {"left": "right"}}, {"min_area": 0.5}):
+        train._tell_mirrored_sides(settings(index, augment=augment), [index])
+    assert not capsys.readouterr().out
+
+
+def test_patience_needs_a_validation_split(index: Index) -> None:
+    assert train.opened(settings(index)).hash == index.hash
+    with pytest.raises(ConfigError, match=r"train\.patience=3 ends .* has no validation split; set data\.index\.valid"):
+        train.opened(settings(index, patience=3))
