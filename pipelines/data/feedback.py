@@ -149,7 +149,7 @@ class Spool:
         """Count what lies there, and remove what writers left that were killed: none is at work now."""
         self._bytes, self._counted = _COUNT_BYTES, now
         for file in self.folder.rglob("*"):
-            if file.name == _COUNT or not file.is_file():
+            if file.name in (_COUNT, _LOCK) or not file.is_file():
                 continue
             if file.name.startswith(".") and file.name.endswith(".partial"):
                 file.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,14 @@ TREE = {
     "language": {"width": 16, "depth": 1, "heads": 2, "positions": 16},
     "fusion": {"width": 16, "rounds": 1, "heads": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def bytecode_as_before() -> Iterator[None]:
+    """A stored model that MLflow loads in this process turns bytecode off for all of it."""
+    before = sys.dont_write_bytecode, sys.pycache_prefix
+    yield
+    sys.dont_write_bytecode, sys.pycache_prefix = before
 
 
 def save_model(folder: Path, seed: int) -> Path:

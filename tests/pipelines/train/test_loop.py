@@ -83,7 +83,7 @@ class Step:
 
     def __call__(self, step: int, parts: Any, n_parts: int) -> Any:
         assert len(list(parts)) == n_parts
-        return SimpleNamespace(totals=torch.ones(3), grad_norm=torch.ones(()), lr=0.0)
+        return SimpleNamespace(totals=torch.ones(4), grad_norm=torch.ones(()), lr=0.0)
 
     def raise_if_failed(self, step: int) -> None: ...
 

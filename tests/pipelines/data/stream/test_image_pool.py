@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +24,8 @@ from tests.jobs.conftest import ROOT
 
 class Told(Batches):
     """Instead of pixels, who makes them. A batch of source 1 cannot be made."""
+
+    source: Any = SimpleNamespace(features=())
 
     def __len__(self) -> int:
         return 3
