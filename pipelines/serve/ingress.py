@@ -41,6 +41,8 @@ _LEFT_OVER_S = 3600.0
 # A replica that is to stop is reachable for so long: HAProxy is told of it within about one second, and then its former
 # process goes on for connections that are kept.
 _DRAINING_S = Options.keep_alive_s + 1
+# How much longer HAProxy waits for a silent client than a replica does.
+_AFTER_REPLICA_S = 5
 _FALLBACK_PROXY = "SERVE_PROXY_ACTOR-fallback-"
 
 
@@ -159,8 +161,9 @@ def _environment(config: ServeConfig, folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": folder / "state",
         "RAY_SERVE_HAPROXY_NBTHREAD": max(1, (os.cpu_count() or 1) // 4),
-        # Of silence; how long a request takes in all is for the application.
-        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": math.ceil(config.request_timeout_s),
+        # Of silence; how long a request takes in all is for the application, whose answer says so. HAProxy itself would
+        # say 400 of a long body that stops.
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": math.ceil(config.request_timeout_s) + _AFTER_REPLICA_S,
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": at_most_s,
         # Of a worker that was replaced, for the answers that it still owes.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": at_most_s,

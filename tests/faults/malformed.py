@@ -10,8 +10,10 @@ import random
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image
 
@@ -43,40 +45,83 @@ class Malformed:
     @property
     def may_be_lost(self) -> bool:
         """Whether its answer need not arrive: the connection may end while the rest is still being sent."""
-        return self.kind in ("cut off", "too long")
+        return self.kind in ("cut off", "too long", "endless head")
 
 
-def malformed(seed: int, count: int) -> Iterator[Malformed]:
-    """So many requests, evenly of all kinds."""
+def malformed(seed: int, count: int, with_unfinished: bool = False) -> Iterator[Malformed]:
+    """So many requests, evenly of all kinds.
+
+    Args:
+        with_unfinished: also of those that the service answers when their time is over.
+    """
     draw = random.Random(seed)
-    kinds = list(_KINDS)
+    all_kinds = {**_KINDS, **_UNFINISHED} if with_unfinished else _KINDS
+    kinds = list(all_kinds)
     for number in range(count):
         kind = kinds[number % len(kinds)]
-        yield Malformed(kind, _KINDS[kind](draw))
+        yield Malformed(kind, all_kinds[kind](draw))
+
+
+def unfinished_bodies(seed: int, count: int) -> list[Malformed]:
+    """So many requests that lack the end of their bodies."""
+    draw = random.Random(seed)
+    return [Malformed("unfinished body", _unfinished_body(draw)) for _ in range(count)]
+
+
+def pictures_of_100_megapixels(count: int) -> list[Malformed]:
+    """So many requests, well but for their images, which are small files."""
+    draw = random.Random(count)
+    return [Malformed("decompression bomb", _asked(draw, _huge_picture("WEBP"))) for _ in range(count)]
 
 
 def status_of(request: Malformed, port: int) -> int:
     """Send a request; the status of its answer, 0 where the connection ended without one, -1 where nothing came."""
-    with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as connection:
-        try:
-            connection.sendall(request.data)
-            if request.hangs_up:
-                return 0
-            answer = connection.recv(1 << 16)
-        except (BrokenPipeError, ConnectionResetError):
-            return 0
-        except TimeoutError:
-            return -1
-    head = answer.split(b" ", 2)
+    return statuses_of([request], port)[0]
+
+
+def statuses_of(requests: Sequence[Malformed], port: int) -> list[int]:
+    """Send requests, each over a connection of its own, before any answer is read; see ``status_of``."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S)) for _ in requests]
+        sent = [_sent(request, connection) for request, connection in zip(requests, connections, strict=True)]
+        return [_status_on(c) if waits else 0 for waits, c in zip(sent, connections, strict=True)]
+
+
+def _sent(request: Malformed, connection: socket.socket) -> bool:
+    """Send it; whether an answer is to be read."""
+    try:
+        connection.sendall(request.data)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return not request.hangs_up
+
+
+def _status_on(connection: socket.socket) -> int:
+    try:
+        head = connection.recv(1 << 16).split(b" ", 2)
+    except ConnectionResetError:
+        return 0
+    except TimeoutError:
+        return -1
     return int(head[1]) if len(head) > 1 else 0
 
 
-def _post(body: bytes, *headers: str, content_type: str = "application/json", path: str = "/v1/vqa") -> bytes:
+def _post(
+    body: bytes,
+    *headers: str,
+    content_type: str = "application/json",
+    path: str = "/v1/vqa",
+    host: str = "host: 127.0.0.1",
+) -> bytes:
     head = [
-        f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"content-type: {content_type}", f"content-length: {len(body)}",
+        f"POST {path} HTTP/1.1", host, f"content-type: {content_type}", f"content-length: {len(body)}",
         "connection: close", *headers,
     ]  # fmt: skip
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
+
+
+def _well(question: str = QUESTION) -> bytes:
+    return json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": question}).encode()
 
 
 def _asked(draw: random.Random, image: bytes) -> bytes:
@@ -97,10 +142,15 @@ def _file(name: str, content: bytes) -> bytes:
 
 
 def _form(
-    *parts: bytes, content_type: str = f"multipart/form-data; boundary={_BOUNDARY}", closed: bool = True
+    *parts: bytes,
+    content_type: str = f"multipart/form-data; boundary={_BOUNDARY}",
+    closed: bool = True,
+    headers: Sequence[str] = (),
+    path: str = "/v1/vqa",
 ) -> bytes:
     body = b"".join(b"--%b\r\n%b\r\n" % (_BOUNDARY.encode(), part) for part in parts)
-    return _post(body + (b"--%b--\r\n" % _BOUNDARY.encode() if closed else b""), content_type=content_type)
+    end = b"--%b--\r\n" % _BOUNDARY.encode() if closed else b""
+    return _post(body + end, *headers, content_type=content_type, path=path)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
@@ -114,10 +164,24 @@ def _png(width: int, height: int, *extra: bytes, data: bytes = b"") -> bytes:
     )
 
 
+@cache
+def _zeros(size: int) -> bytes:
+    return zlib.compress(bytes(size))
+
+
+@cache
+def _huge_picture(form: str) -> bytes:
+    """One of 100 megapixels in a small file."""
+    file = io.BytesIO()
+    options = {"lossless": True, "method": 0, "quality": 0} if form == "WEBP" else {}
+    Image.new("RGB" if form == "WEBP" else "1", (10_000, 10_000)).save(file, form, **options)
+    return file.getvalue()
+
+
 def _bomb(draw: random.Random) -> bytes:
     side = draw.choice([20_000, 60_000, 2**31 - 1])
-    text = _chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(64 << 20)))
-    profile = _chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(64 << 20)))
+    text = _chunk(b"zTXt", b"Comment\0\0" + _zeros(64 << 20))
+    profile = _chunk(b"iCCP", b"icc\0\0" + _zeros(64 << 20))
     gif = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0x80, 0, 0) + bytes(6)
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x02\x02\x44\x01\x00\x3b"
     bmp = (
@@ -126,10 +190,12 @@ def _bomb(draw: random.Random) -> bytes:
         + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0)
     )
     bombs = [
-        _png(side, side, data=zlib.compress(bytes(1 << 20))),
+        _huge_picture("WEBP"),
+        _huge_picture("PNG"),
+        _png(side, side, data=_zeros(1 << 20)),
         _png(64, 64, text),
         _png(64, 64, profile),
-        _png(4000, 4000, data=zlib.compress(bytes(30 << 20))),
+        _png(4000, 4000, data=_zeros(30 << 20)),
         gif + frame,
         bmp,
     ]
@@ -192,7 +258,7 @@ def _too_many(draw: random.Random) -> bytes:
 
 
 def _bad_json(draw: random.Random) -> bytes:
-    good = json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": QUESTION}).encode()
+    good = _well()
     depth = draw.choice([100, 10_000, 400_000])
     bad = [
         good[: draw.randrange(len(good))],
@@ -215,15 +281,10 @@ def _bad_json(draw: random.Random) -> bytes:
 def _bad_form(draw: random.Random) -> bytes:
     image, question = _file("image", picture(0)), _field("question", QUESTION.encode())
     kind = "multipart/form-data"
-    charset = draw.choice(["undefined", "idna", "no", "base64", "utf-7", "punycode", "utf-16"])
     forms = [
         _form(image, question, content_type=kind),
         _form(image, question, content_type=f"{kind}; boundary=another"),
         _form(image, question, content_type=f"{kind}; boundary={'x' * 5000}"),
-        _form(image, content_type=f"{kind}; boundary={_BOUNDARY}; charset={charset}"),
-        _form(image, _field("quéstion\xff", b"?"), content_type=f"{kind}; boundary={_BOUNDARY}; charset={charset}"),
-        _form(image, _field("question", b"+2AA-"), content_type=f"{kind}; boundary={_BOUNDARY}; charset={charset}"),
-        _form(image, _field("question", b"\xed\xa0\x80")),
         _form(image, image, question),
         _form(image, *[question] * 100),
         _form(image, *[_field(f"f{n}", b"1") for n in range(70)]),
@@ -244,6 +305,36 @@ def _bad_form(draw: random.Random) -> bytes:
     return draw.choice(forms)
 
 
+def _charset(draw: random.Random) -> bytes:
+    """A form with half a surrogate pair, or in a charset that is not UTF-8."""
+    image, question = _file("image", picture(0)), _field("question", QUESTION.encode())
+    charset = draw.choice(["undefined", "idna", "no", "base64", "utf-7", "punycode", "utf-16"])
+    kind = f"multipart/form-data; boundary={_BOUNDARY}; charset="
+    forms = [
+        _form(image, question, content_type=kind + charset),
+        _form(image, _field("quéstion\xff", b"?"), content_type=kind + charset),
+        _form(image, _field("question", b"+2AA-"), content_type=kind + charset),
+        _form(image, _field("question", b"+2AA-"), content_type=f"{kind}utf-7"),
+        _form(image, _field("question-", _punycode()), content_type=f"{kind}punycode"),
+        _form(image, _field("question", b"\xed\xa0\x80")),
+        _form(image, _field("question", b"what \xed\xb0\x80?"), content_type=f"{kind}utf-8"),
+    ]
+    return draw.choice(forms)
+
+
+@cache
+def _punycode() -> bytes:
+    """A megabyte that takes quadratic time to be decoded."""
+    return ("ü" * 50).encode("punycode") + b"a" * 1_000_000
+
+
+def _long_text(draw: random.Random) -> bytes:
+    text = draw.choice(["a", "what ", "?", "\u0301", "𝒳"]) * draw.choice([2_000, 100_000, 200_000])
+    if draw.random() < 0.5:
+        return _post(_well(text))
+    return _form(_file("image", picture(0)), _field("question", text.encode()))
+
+
 def _content_type(draw: random.Random) -> bytes:
     kinds = [
         "text/plain", "application/xml", "", "json", "application/x-www-form-urlencoded", "image/png", "a" * 5000,
@@ -252,13 +343,18 @@ def _content_type(draw: random.Random) -> bytes:
     return _post(picture(0), content_type=draw.choice(kinds))
 
 
+@cache
+def _gzip_bomb() -> bytes:
+    return gzip.compress(bytes(64 << 20))
+
+
 def _encoded(draw: random.Random) -> bytes:
-    zipped = gzip.compress(json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": QUESTION}).encode())
+    zipped = gzip.compress(_well())
     bodies = [
         zipped[: draw.randrange(len(zipped))],
         zipped + draw.choice([zipped, b"\0", b"x"]),
         draw.randbytes(200),
-        gzip.compress(bytes(64 << 20)),
+        _gzip_bomb(),
     ]
     other = f"content-encoding: {draw.choice(['br', 'deflate', 'zstd', 'gzip, gzip', 'x' * 5000])}"
     return draw.choice([_post(draw.choice(bodies), "content-encoding: gzip"), _post(zipped, other)])
@@ -266,10 +362,20 @@ def _encoded(draw: random.Random) -> bytes:
 
 def _foreign_page(draw: random.Random) -> bytes:
     """A request that is well, and that a page of another site has a browser send."""
-    body = json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": QUESTION}).encode()
     origins = ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://", "http://127.0.0.1:1", "\xff"]
     sites = ["sec-fetch-site: cross-site", "sec-fetch-site: same-site", "sec-fetch-site: \xff"]
-    return _post(body, draw.choice([f"origin: {draw.choice(origins)}", *sites]))
+    header = draw.choice([f"origin: {draw.choice(origins)}", *sites])
+    if draw.random() < 0.5:
+        return _post(_well(), header)
+    parts = _file("image", picture(0)), _field("question", QUESTION.encode()), _field("answer", b"poison")
+    return _form(*parts, headers=[header], path="/v1/feedback")
+
+
+def _foreign_host(draw: random.Random) -> bytes:
+    """A request that is well, and addressed to a foreign name, as by a page whose name was made to lead here."""
+    names = ["rebound.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "192.0.2.1", "[2001:db8::1]",
+             "localhost:1@evil.example", "", "127.0.0.1\r\nhost: evil.example", "a" * 5000]  # fmt: skip
+    return _post(_well(), host=f"host: {draw.choice(names)}", path=draw.choice(["/v1/vqa", "/v1/feedback"]))
 
 
 def _headers(draw: random.Random) -> bytes:
@@ -333,6 +439,20 @@ def _no_http(draw: random.Random) -> bytes:
     return draw.choice(spoilt)
 
 
+def _endless_head(draw: random.Random) -> bytes:
+    return b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nx: " + draw.choice([b"a", b"x: a\r\n"]) * (2 << 20)
+
+
+def _unfinished_head(draw: random.Random) -> bytes:
+    return _post(_well())[: draw.randrange(1, 60)]
+
+
+def _unfinished_body(draw: random.Random) -> bytes:
+    """Short enough for the ingress to wait for all of it, or so long that a replica waits for the rest."""
+    whole = draw.choice([_post(_well()), _form(_file("image", bytes(draw.choice([100, 100_000]))))])
+    return whole[:-20]
+
+
 def _cut_off(draw: random.Random) -> bytes:
     whole = _asked(draw, picture(0))
     return whole[: draw.randrange(1, len(whole) - 10)]
@@ -347,14 +467,22 @@ _KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "too many questions": _too_many,
     "bad JSON": _bad_json,
     "bad form": _bad_form,
+    "charset": _charset,
+    "long text": _long_text,
     "content type": _content_type,
     "content encoding": _encoded,
     "page of another site": _foreign_page,
+    "foreign host": _foreign_host,
     "headers": _headers,
     "length": _length,
     "too long": _too_long,
     "bad chunks": _bad_chunks,
     "method or path": _elsewhere,
     "no HTTP": _no_http,
+    "endless head": _endless_head,
     "cut off": _cut_off,
+}
+_UNFINISHED: dict[str, Callable[[random.Random], bytes]] = {
+    "unfinished head": _unfinished_head,
+    "unfinished body": _unfinished_body,
 }

@@ -287,7 +287,7 @@ def test_requests_come_in_through_haproxy() -> None:
         ]
         config = ServeConfig()
         longest = config.request_timeout_s + config.shutdown_timeout_s
-        assert float(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) == config.request_timeout_s
+        assert float(variables["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"]) == config.request_timeout_s + 5
         assert float(variables["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"]) == longest
 
 

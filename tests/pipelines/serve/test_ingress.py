@@ -96,7 +96,8 @@ def test_the_settings_reach_haproxy(folders: Path, tmp_path: Path) -> None:
     assert prepared.environment[haproxy.OPTIONS_VARIABLE] == expected.dump()
     assert certificate.read_bytes() == Path(own.certificate).read_bytes()
     assert Path(f"{certificate}.key").read_bytes() == Path(own.key).read_bytes()
-    assert prepared.environment["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "3"
+    # Longer than a replica waits for a body, so that its answer is the one that comes.
+    assert prepared.environment["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "8"
     assert prepared.environment["RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S"] == "6"
 
 
