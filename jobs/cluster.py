@@ -132,6 +132,13 @@ def _start(config: ClusterConfig) -> None:
         raise ClusterError(
             f"Ray cannot start in {folder}: {error}; name a short folder on a disk with room in RAY_TMPDIR"
         ) from None
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray raises a bare Exception for this
+            raise
+        raise ClusterError(
+            f"Ray did not start within its 30 s, as this machine is too busy or short of memory; start the job again "
+            f"when there is room (Ray's logs are in {folder})"
+        ) from None
     # Ray opens its folders to all. The one above them keeps others out; this holds where RAY_TMPDIR moves it.
     for session in folder.glob(f"session_*_{os.getpid()}"):
         for path in (session, *session.iterdir()):

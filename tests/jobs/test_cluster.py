@@ -87,6 +87,29 @@ def test_a_head_that_is_gone_is_told_at_once() -> None:
         cluster._require_answer(address)
 
 
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            OSError("AF_UNIX path length cannot exceed 107 bytes"),
+            r"Ray cannot start in .*107 bytes; name a short folder",
+        ),
+        (Exception("The current node timed out during startup."), "Ray did not start within its 30 s, .* too busy"),
+    ],
+    ids=["a long path", "a busy machine"],
+)
+def test_why_ray_does_not_start_is_told(
+    raised: Exception, says: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setenv("RAY_TMPDIR", str(home))
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(ClusterError, match=says):
+        cluster._start(cluster.ClusterConfig())
+
+
 def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     elsewhere = tmp_path / "elsewhere"
