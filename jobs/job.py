@@ -138,7 +138,7 @@ class _Help(argparse.Action):
         try:
             parser.print_help()
             print("\nsettings (key, default, meaning):")
-            width = min(118, shutil.get_terminal_size().columns - 2)
+            width = _width()
             for key, default, doc in explain_keys(JobConfig):
                 shown = default if len(default) <= 40 else f"{default[:37]}..."
                 print(textwrap.fill(f"{key} = {shown}  {doc}", width, initial_indent="  ", subsequent_indent="      "))
@@ -148,10 +148,18 @@ class _Help(argparse.Action):
         parser.exit()
 
 
+def _width() -> int:
+    """Of help, in letters: the terminal's, up to what reads well."""
+    return min(118, shutil.get_terminal_size().columns - 2)
+
+
 def _parser(run: Callable[[JobConfig], Any], name: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
-        description=textwrap.dedent(sys.modules[run.__module__].__doc__ or ""),
+        description="\n\n".join(
+            textwrap.fill(" ".join(paragraph.split()), _width())
+            for paragraph in (sys.modules[run.__module__].__doc__ or "").split("\n\n")
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )

@@ -20,6 +20,18 @@ MODULES = {
 }
 
 
+def test_help_fits_the_terminal_and_has_all_of_a_settings_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main(train.run, "train", ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    # The end of a text of three lines in the source.
+    assert "rate still falls over all of `epochs`" in " ".join(" ".join(lines).split())
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
