@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -102,12 +103,18 @@ def train_worker(spec: RunSpec) -> None:
             selects, patience = spec.model.decoder.selects(), spec.train.patience
             train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, selects)
             if rank == 0 and progress.step < spec.schedule.steps and stops(progress.history, patience, selects):
-                print(f"train  {_stopped(progress, patience, selects)}", flush=True)
+                _tell(_stopped(progress, patience, selects))
             feed.close()
     except NonFiniteLossError as error:
         # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
         if rank == 0:
             ray.get(spec.board.fail.remote(str(error)))
+
+
+def _tell(line: str) -> None:
+    """Show a line on the driver's terminal. Ray Train replaces ``print``, and then each line is shown twice."""
+    sys.stdout.write(f"train  {line}\n")
+    sys.stdout.flush()
 
 
 def _stopped(progress: Progress, patience: int, selects: str) -> str:
@@ -147,7 +154,7 @@ def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device)
     with checkpoint.local_copy(checkpoint.Stored(filesystem, path, int(state["step"]), state)) as folder:
         trainer.load_state(checkpoint.read_trainer(folder, device))
     if rank == 0:
-        print(f"train  continues from {path} (step {state['step']} of {spec.schedule.steps})", flush=True)
+        _tell(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
     return state
 
 
