@@ -213,22 +213,12 @@ class Folder:
         written beside its place, flushed to the disk and renamed. What could not be finished, as on a full disk, is
         removed.
         """
-        fs, path = self._location[0], self.path(name)
-        if not self.is_local:
-            self._retrying(lambda: fs.pipe_file(path, data))
-            return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        try:
-            with temporary.open("wb") as file:
+        if self.is_local:
+            with self.writing(name) as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            return
+        fs, path = self._location[0], self.path(name)
+        self._retrying(lambda: fs.pipe_file(path, data))
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:

@@ -26,10 +26,6 @@ DEAD_LINKS = "links that lead nowhere"
 REPEATED = "images of a name that came before"
 UNNAMED = "images that nothing names"
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-_AVIF = {b"avif", b"avis"}
-_HEIF = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 _HEAD = 32
 """Bytes that tell an image of any kind."""
 _MOST_BYTES = 1 << 30
@@ -260,17 +256,7 @@ def suffix_of(name: str) -> str:
 
 def sniff(data: bytes) -> str | None:
     """The usual extension of an image file by its first bytes, whether or not it is one that can be decoded here."""
-    data = data[:_HEAD]
-    if (extension := image_files.extension_of(data)) is not None:
-        return extension
-    if data.startswith(_TIFF):
-        return "tif"
-    if data.startswith(_JPEG_2000):
-        return "jp2"
-    if data[4:8] == b"ftyp":  # ISO 14496-12, of which AVIF and HEIF are brands
-        brands = {data[8:12], *(data[at : at + 4] for at in range(16, _HEAD, 4))}
-        return "avif" if brands & _AVIF else "heic" if brands & _HEIF else None
-    return None
+    return image_files.extension_of(data[:_HEAD])
 
 
 def is_image(name: str) -> bool:
