@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import logging
 import os
@@ -13,28 +12,10 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jobs import signals
-from jobs.cluster import ClusterError
-from jobs.config import JobConfig
-from pipelines.data.errors import DataError, printable
-from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
-from pipelines.retrain.errors import RetrainError
-from pipelines.search.errors import SearchError
-from pipelines.serve.errors import ServeError
-from pipelines.train.checkpoint import CheckpointError
-from pipelines.train.errors import LostWorkerError, RunInUseError
-from pipelines.train.step import NonFiniteLossError
-from pipelines.train.tracking import TrackingError
+from pipelines.errors import expected_cause, message_of
+from pipelines.workflows import signals
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, dump, explain_keys, load
-from vlmodel.parts import WeightsError
-
-EXPECTED = (
-    ArtifactError, CheckpointError, ClusterError, ConfigError, DataError, LostWorkerError, NonFiniteLossError,
-    RegistryError, RetrainError, RunInUseError, SearchError, ServeError, SmokeError, TrackingError, WeightsError,
-)  # fmt: skip
-"""Errors that say by themselves what is wrong and what to do."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(
@@ -42,15 +23,17 @@ def main(
     name: str,
     argv: Sequence[str] | None = None,
     flags: Mapping[str, str] | None = None,
+    doc: str | None = None,
 ) -> int:
     """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage, 128 +
     the number of the signal that ended it (130 for Ctrl-C, 143 for SIGTERM).
 
     Args:
         flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``.
+        doc: what the job does, for ``--help``.
     """
     _print_everything()
-    arguments = _parser(run, name, flags or {}).parse_args(argv)
+    arguments = _parser(name, doc or "", flags or {}).parse_args(argv)
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -94,42 +77,6 @@ def render(tree: dict[str, Any], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-def expected_cause(error: BaseException | None) -> BaseException | None:
-    """An error that needs no traceback (one of ours, or a full disk), or that is inside those that Ray wraps around
-    what its workers raise.
-    """
-    seen: set[int] = set()
-    pending = [error]
-    while pending:
-        here = pending.pop()
-        if here is None or id(here) in seen:
-            continue
-        seen.add(id(here))
-        # Ray's copy of an error is of the same type, and its text is a traceback.
-        inner = getattr(here, "cause", None)
-        if isinstance(inner, BaseException) and not isinstance(inner, type(here)):
-            here = inner
-        if isinstance(here, EXPECTED) or _is_full(here):
-            return here
-        failures = getattr(here, "worker_failures", None)
-        pending += [here.__cause__, here.__context__, getattr(here, "cause", None)]
-        pending += list(failures.values()) if isinstance(failures, dict) else []
-    return None
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def message_of(error: BaseException) -> str:
-    """What a user is told of an error that ``expected_cause`` gave."""
-    remedy = "; make room and start the job again: it continues from the last whole checkpoint or shard"
-    # Ray Data adds how often it tried, and how to have it try again.
-    text = str(error).partition("\nFailed to apply UDF transform after")[0]
-    lines = f"{text}{remedy if _is_full(error) else ''}".split("\n")
-    return "\n".join(printable(line) for line in lines)  # names of files and keys may hold control characters
-
-
 class _Help(argparse.Action):
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "nargs": 0})
@@ -153,12 +100,11 @@ def _width() -> int:
     return min(118, shutil.get_terminal_size().columns - 2)
 
 
-def _parser(run: Callable[[JobConfig], Any], name: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
+def _parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
         description="\n\n".join(
-            textwrap.fill(" ".join(paragraph.split()), _width())
-            for paragraph in (sys.modules[run.__module__].__doc__ or "").split("\n\n")
+            textwrap.fill(" ".join(paragraph.split()), _width()) for paragraph in doc.split("\n\n")
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

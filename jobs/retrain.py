@@ -8,71 +8,12 @@ missed are made up by one cycle, and each tar is consumed by exactly one. --watc
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import sys
-import threading
-from datetime import UTC, datetime
 
-from jobs import retrain_steps
-from jobs.cluster import connected
-from jobs.config import JobConfig
-from jobs.job import expected_cause, main
-from pipelines.retrain.cycle import Outcome, Step, run_window
-from pipelines.retrain.errors import BusyError
-from pipelines.retrain.ledger import STEPS, Cycle, Facts
-from pipelines.retrain.window import Window
-
-
-def run(config: JobConfig) -> Outcome | None:
-    """Retrain in one window, or in one after the other. Returns what came of it, None where another was at work."""
-    if not config.retrain.watch:
-        return in_window(config, config.retrain.window or _now(config).id)
-    while True:
-        window = _now(config)
-        try:
-            in_window(config, window.id)
-        except Exception as error:
-            if (known := expected_cause(error)) is None:
-                raise
-            # The cycle stays where it is, and the next window continues it.
-            print(f"retrain: {known}", file=sys.stderr, flush=True)
-        config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"abandon": False})})
-        threading.Event().wait(max(0.0, (window.end - datetime.now(UTC)).total_seconds()))
-
-
-def in_window(config: JobConfig, window: str) -> Outcome | None:
-    """Retrain in this window. Returns what came of it, None where another was at work."""
-    ledger = retrain_steps.ledger(config)
-    with contextlib.ExitStack() as cluster:
-
-        def on_cluster(step: Step, cycle: Cycle) -> Facts:
-            # Only now: most starts find nothing to do.
-            cluster.enter_context(connected(config.cluster))
-            return step(cycle)
-
-        steps = {
-            name: functools.partial(on_cluster, functools.partial(getattr(retrain_steps, name), config))
-            for name in STEPS[1:]
-        }
-        try:
-            with ledger.locked(config.retrain.wait_s):
-                outcome = run_window(
-                    ledger, window, functools.partial(retrain_steps.find, config), steps,
-                    min_tars=config.retrain.min_tars, abandon=config.retrain.abandon,
-                    dropped=functools.partial(retrain_steps.forget, config), report=retrain_steps.say,
-                )  # fmt: skip
-        except BusyError as error:
-            retrain_steps.say(f"{error}; window {window} is left to it")
-            return None
-    if outcome.reason:
-        retrain_steps.say(f"nothing to begin: {outcome.reason}")
-    return outcome
-
-
-def _now(config: JobConfig) -> Window:
-    return Window.at(datetime.now(UTC), config.retrain.period_minutes)
-
+from jobs.job import main
+from pipelines.workflows.retrain import run
 
 if __name__ == "__main__":
-    sys.exit(main(run, "retrain", flags={"--watch": "retrain.watch=true", "--abandon": "retrain.abandon=true"}))
+    sys.exit(
+        main(run, "retrain", flags={"--watch": "retrain.watch=true", "--abandon": "retrain.abandon=true"}, doc=__doc__)
+    )

@@ -5,72 +5,9 @@ updates what is deployed, and leaves the service up.
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 
-from jobs import runs
-from jobs.cluster import connected
-from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.registry.errors import RegistryError
-from pipelines.registry.gate.stored import same_schema
-from pipelines.registry.registry import LocalModel, Registry
-from pipelines.serve import deploy
-
-
-def run(config: JobConfig) -> None:
-    """Deploy the champion and, on a cluster of this job's own, wait."""
-    with connected(config.cluster) as own:
-        if not own:
-            print(f"serving at {start(config)}", flush=True)
-            return
-        with serving(config) as address:
-            print(f"serving at {address} (page /, API /docs); Ctrl-C stops it", flush=True)
-            threading.Event().wait()
-
-
-def start(config: JobConfig) -> str:
-    """Deploy the champion, and the challenger where ``serve.challenger.mode`` wants one; the service's address.
-
-    Raises:
-        RegistryError: there is no champion or no challenger, or the challenger is of another kind than the champion.
-    """
-    registry = Registry.open(config.tracking, runs.storage(config), config.registry)
-    model = registry.champion()
-    return deploy.start(
-        config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
-        golden=_golden(model),
-        challenger=None if config.serve.challenger.mode == "off" else _challenger(registry, model),
-    )  # fmt: skip
-
-
-def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
-    """The challenger, that can be asked what the champion is asked."""
-    found = registry.challenger()
-    schema = same_schema(found, champion)
-    if not schema.passed:
-        raise RegistryError(
-            f"challenger (version {found.version}) and champion (version {champion.version}) of {found.name!r} cannot "
-            f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
-            "serve.challenger.mode=off"
-        )
-    return deploy.model_tree(found.folder, found.name, found.version, found.digest, _golden(found))
-
-
-def _golden(model: LocalModel) -> str:
-    return str(model.golden or "")
-
-
-@contextmanager
-def serving(config: JobConfig) -> Iterator[str]:
-    """Serve while the block runs."""
-    address = start(config)
-    try:
-        yield address
-    finally:
-        deploy.stop()
-
+from pipelines.workflows.serve import run
 
 if __name__ == "__main__":
-    sys.exit(main(run, "serve"))
+    sys.exit(main(run, "serve", doc=__doc__))

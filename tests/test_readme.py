@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import JobConfig
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import load
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,10 +21,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny, Val
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from vlmodel.errors import ExpectedError
+
 S = TypeVar("S", bound="Section")
 
 
-class ConfigError(ValueError):
+class ConfigError(ExpectedError, ValueError):
     """A configuration that cannot be used. The message names the key, the value and the remedy."""
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmodel.fields import on_host, split
 from vlmodel.model import INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.task_spec import on_host, split
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:

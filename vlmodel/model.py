@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from vlmodel import parts
 from vlmodel.config import ConfigError, Section, dump, parse, part
-from vlmodel.fields import split
+from vlmodel.task_spec import split
 from vlmodel.tokens import Encoded, Fused, Tokens
 
 if TYPE_CHECKING:

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from vlmodel import generation
 from vlmodel.config import ConfigError, Part
-from vlmodel.fields import Fields
+from vlmodel.errors import ExpectedError
+from vlmodel.task_spec import Fields
 from vlmodel.tokens import Encoded, Fused, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
 
-class WeightsError(ValueError):
+class WeightsError(ExpectedError, ValueError):
     """Weights that cannot be loaded into a part. The message names the file, the first differences and the remedy."""
 
 

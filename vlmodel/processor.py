@@ -18,9 +18,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import ConfigError, Section, dump, parse
-from vlmodel.fields import Fields, is_match, join
 from vlmodel.images import FORMATS, Resize, decode
 from vlmodel.lengths import by_length
+from vlmodel.task_spec import Fields, is_match, join
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

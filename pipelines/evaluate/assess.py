@@ -7,21 +7,21 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
+from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
 from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.examples import choose, illustrate, image_of
 from pipelines.evaluate.judge import judge
 from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
-from pipelines.train import pictures
-from pipelines.train.tracking import NullTracker
+from pipelines.report import training_pictures
+from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.fields import Fields
 from vlmodel.inference import Predictor
+from vlmodel.task_spec import Fields
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Assessment:
         task: its name; "" where the model has only one.
         report: the figures.
         answers: a row for each row of the task (predict.SCHEMA).
-        page: cards for ``pictures.examples_page``.
+        page: cards for ``training_pictures.examples_page``.
         example: an encoded image and the text that was asked of it, "" where the task is given none.
         normalizer: by which answers in words are compared.
     """
@@ -40,7 +40,7 @@ class Assessment:
     task: str
     report: Report
     answers: pa.Table = field(repr=False)
-    page: list[pictures.Card] = field(repr=False)
+    page: list[training_pictures.Card] = field(repr=False)
     example: tuple[bytes, str] = field(repr=False)
     normalizer: Normalizer = "none"
 
@@ -125,18 +125,18 @@ def show(found: Assessment, tracker: NullTracker, history: Sequence[Mapping[str,
     name = f"{report.split}-{found.task}" if found.task else report.split
     if history and not found.task:
         accuracies = {n.replace("_", " "): f["accuracy"] for n, f in report.floors.items() if "accuracy" in f}
-        tracker.log_figure(pictures.curves(history, accuracies), "pictures/curves.png")
+        tracker.log_figure(training_pictures.curves(history, accuracies), "pictures/curves.png")
     elif history:
-        tracker.log_figure(pictures.curves(history), "pictures/curves.png")
+        tracker.log_figure(training_pictures.curves(history), "pictures/curves.png")
     if report.by_answer:
         columns = (found.answers[c].to_pylist() for c in ("target", "predicted"))
         pairs = [
             tuple(normal_form(a, found.normalizer) for a in pair) for pair in zip(*columns, strict=True) if pair[0]
         ]
-        confusion = pictures.confusion([t for t, _ in pairs], [p for _, p in pairs])
+        confusion = training_pictures.confusion([t for t, _ in pairs], [p for _, p in pairs])
         tracker.log_figure(confusion, f"pictures/{name}-confusion.png")
         rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in report.by_answer]
         tracker.log_table(rows, f"tables/{name}-answers.csv")
     if found.page:
-        tracker.log_figure(pictures.examples_page(found.page), f"pictures/{name}-examples.png")
+        tracker.log_figure(training_pictures.examples_page(found.page), f"pictures/{name}-examples.png")
     tracker.log_text(f"{report}\n", f"tables/{name}-report.txt")

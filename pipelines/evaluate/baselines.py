@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pipelines.data.corpus import read_texts
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
-from pipelines.data.sample import Texts
+from pipelines.data.tars.sample import Texts
+from pipelines.data.texts.corpus import read_texts
+from pipelines.errors import DataError
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.metrics.captions import constant_caption
 from vlmodel.answers import Normalizer
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 
 FILE = "baselines.json"
 

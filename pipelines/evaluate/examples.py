@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
-from pipelines.data.reader import ShardReader
+from pipelines.data.tars.reader import ShardReader
+from pipelines.errors import DataError
 from pipelines.evaluate.credit import same_answers
-from pipelines.train.pictures import Card
+from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
-from vlmodel.fields import MATCH, Fields, is_match
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
+from vlmodel.task_spec import MATCH, Fields, is_match
 
 _HELD_OUT_FIRST = ("val", "test", "train")
 
@@ -65,8 +65,8 @@ def choose(
 
 
 def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
-    """Cards for ``pictures.examples_page``: the image as the model sees it, with the attention on the way to the
-    answer.
+    """Cards for ``training_pictures.examples_page``: the image as the model sees it, with the attention on the way to
+    the answer.
     """
     images = _images({(row.split, row.key) for row in rows}, index)
     page = []

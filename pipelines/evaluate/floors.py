@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.errors import DataError
+from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
 
 

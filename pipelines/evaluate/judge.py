@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from pipelines.data.errors import DataError
+from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.credit import chance, credits_of, images_of, same_answers
 from pipelines.evaluate.floors import Floors
@@ -24,7 +24,7 @@ from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.evaluate.report import Report
 from pipelines.evaluate.verdict import Comparison, compare
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.fields import MATCH, NO_MATCH, Fields, is_match
+from vlmodel.task_spec import MATCH, NO_MATCH, Fields, is_match
 
 _ASKED, _CAPTIONED = Fields(reads="questions"), Fields(reads="captions", text=False, target="tokens")
 _MATCHED, _COMPARED = Fields(reads="captions", target="match"), Fields(reads="captions", target="none")

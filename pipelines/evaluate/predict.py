@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, packed
 from pipelines.data.stream.wire import unpack
+from pipelines.errors import DataError
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers

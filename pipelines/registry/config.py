@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.data.comparisons import Task
+from pipelines.records.comparisons import Task
 from vlmodel.config import Section
 from vlmodel.locations import Location
 

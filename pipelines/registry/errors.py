@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from vlmodel.errors import ExpectedError
 
-class RegistryError(RuntimeError):
+
+class RegistryError(ExpectedError, RuntimeError):
     """A model or version that the registry does not have. The message names the remedy."""
 
 
@@ -11,9 +13,9 @@ class ChampionChangedError(RegistryError):
     """The champion is no longer the one that a candidate was judged against. Another promotion was faster."""
 
 
-class ArtifactError(RuntimeError):
+class ArtifactError(ExpectedError, RuntimeError):
     """A stored model whose files are not those that were stored. The message names them and the remedy."""
 
 
-class SmokeError(RuntimeError):
+class SmokeError(ExpectedError, RuntimeError):
     """A stored model that does not load or does not answer by itself."""

@@ -9,11 +9,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
-from pipelines.data.reader import Record
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
+from pipelines.data.tars.reader import Record
+from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
 from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.predict import PredictConfig
@@ -24,10 +24,10 @@ from pipelines.registry.gate.behaviour import behaviour_checks, observe, probe_r
 from pipelines.registry.gate.check import Check, Decision, Difference
 from pipelines.registry.gate.live import live_checks
 from pipelines.registry.registry import LocalModel, ModelVersion, Registry
-from pipelines.train.tracking import NullTracker
-from vlmodel.fields import Fields
+from pipelines.tracking.tracker import NullTracker
 from vlmodel.inference import Predictor
 from vlmodel.processor import VLProcessor
+from vlmodel.task_spec import Fields
 
 
 @dataclass(frozen=True)

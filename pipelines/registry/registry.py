@@ -25,13 +25,13 @@ from mlflow.entities.model_registry import ModelVersion as StoredVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from pipelines.data.lock import locked
 from pipelines.registry import golden, manifest, package
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
 from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.train.tracking import RUN_TAG, TrackingConfig, explained, open_store
+from pipelines.storage.lock import locked
+from pipelines.tracking.tracker import RUN_TAG, TrackingConfig, explained, open_store
 from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.data.corpus import read_texts
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import over_shards
-from pipelines.data.sample import Texts
+from pipelines.data.tars.sample import Texts
+from pipelines.data.texts.corpus import read_texts
+from pipelines.errors import DataError
 from pipelines.retrain.config import DriftConfig
 from vlmodel.config import dump
 

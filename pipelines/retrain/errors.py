@@ -1,7 +1,11 @@
 """Errors of this room."""
 
+from __future__ import annotations
 
-class RetrainError(Exception):
+from vlmodel.errors import ExpectedError
+
+
+class RetrainError(ExpectedError):
     """A cycle that cannot begin or go on; the message says why and what to do."""
 
 

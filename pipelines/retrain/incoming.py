@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow.compute as pc
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
-from pipelines.data.storage import CHUNK, FileStamp, Folder
+from pipelines.errors import DataError
 from pipelines.retrain.ledger import Tar
+from pipelines.storage.folder import CHUNK, FileStamp, Folder
 
 
 def new_tars(

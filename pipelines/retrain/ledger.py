@@ -27,10 +27,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.lock import locked
-from pipelines.data.storage import Folder
 from pipelines.retrain.errors import BusyError, RetrainError
 from pipelines.retrain.window import PATTERN
+from pipelines.storage.folder import Folder
+from pipelines.storage.lock import locked
 
 STEPS = ("planned", "checked", "trained", "evaluated", "gated", "swapped", "committed")
 

@@ -1,5 +1,9 @@
 """Errors of this room."""
 
+from __future__ import annotations
 
-class SearchError(Exception):
+from vlmodel.errors import ExpectedError
+
+
+class SearchError(ExpectedError):
     """Some of many trainings failed, or none can be compared; the message lists them with their reasons."""

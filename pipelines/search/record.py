@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import torch
 
+from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
-from pipelines.train.tracking import NullTracker
 from vlmodel.model import VLConfig, VLModel
 
 Status = Literal["finished", "stopped", "refused", "failed", "interrupted"]

@@ -10,12 +10,12 @@ from typing import Self, TypeVar
 import httpx
 
 from pipelines.serve.errors import ServeError
-from pipelines.serve.schema.caption import CaptionResponse
-from pipelines.serve.schema.common import TaskResponse
-from pipelines.serve.schema.embed import EmbedResponse
-from pipelines.serve.schema.feedback import FeedbackResponse
-from pipelines.serve.schema.match import MatchResponse
-from pipelines.serve.schema.vqa import VQAResponse
+from pipelines.serve.http.schema.caption import CaptionResponse
+from pipelines.serve.http.schema.common import TaskResponse
+from pipelines.serve.http.schema.embed import EmbedResponse
+from pipelines.serve.http.schema.feedback import FeedbackResponse
+from pipelines.serve.http.schema.match import MatchResponse
+from pipelines.serve.http.schema.vqa import VQAResponse
 
 Sent = TypeVar("Sent", bound=TaskResponse)
 

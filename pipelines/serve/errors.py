@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vlmodel.errors import ExpectedError
 
-class ServeError(RuntimeError):
+
+class ServeError(ExpectedError, RuntimeError):
     """The service cannot start, stop or be reached. The message names the thing and the remedy."""
 
 

@@ -24,6 +24,8 @@ from typing import Any
 import pyarrow.fs as pafs
 import torch
 
+from vlmodel.errors import ExpectedError
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -32,7 +34,7 @@ _STATE, _TRAINER = "state.json", "trainer.pt"
 _PREFIX = "step-"
 
 
-class CheckpointError(Exception):
+class CheckpointError(ExpectedError):
     """A checkpoint that is absent, torn or altered; the message names it and what to do."""
 
 

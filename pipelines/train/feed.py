@@ -11,7 +11,7 @@ import torch
 
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.loader import model_inputs
-from vlmodel.fields import on_host
+from vlmodel.task_spec import on_host
 
 
 class Feed:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from pipelines.tracking.provenance import flatten
 from pipelines.train import checkpoint
-from pipelines.train.provenance import flatten
 from vlmodel.config import ConfigError, dump, parse
-from vlmodel.fields import Fields
 from vlmodel.model import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.parts import WeightsError
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
 
 _FOLDER, _LAST = "init", "config.json"
 

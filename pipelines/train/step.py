@@ -23,6 +23,7 @@ from pipelines.train.average import WeightAverage
 from pipelines.train.batchnorm import share_batchnorm
 from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
+from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
 
 
@@ -39,7 +40,7 @@ class StepConfig(Section):
     """Share BatchNorm statistics among workers, which small batches a worker need."""
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ExpectedError, RuntimeError):
     """The loss or gradient stopped being a number. No rank made the update."""
 
 

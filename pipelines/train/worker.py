@@ -25,13 +25,13 @@ from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
+from pipelines.tracking.unsent_metrics import WaitingLines
 from pipelines.train import checkpoint, initial
 from pipelines.train.evaluate import Score, evaluate
 from pipelines.train.feed import Feed
 from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, stops, train
 from pipelines.train.step import NonFiniteLossError, TrainStep
-from pipelines.train.tracking import NullTracker, RunHandle, Tracker
-from pipelines.train.waiting_lines import WaitingLines
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import VLProcessor
 

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipelines.data.corpus import corpus, train_tokenizer
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.sample import Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.dataset import Source
-from vlmodel.fields import Fields
+from pipelines.data.tars.sample import Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import corpus, train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
 
 WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
 READS = {"": Fields(reads="captions", target="none")}

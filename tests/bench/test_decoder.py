@@ -22,20 +22,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
-from pipelines.data.importer import Record
 from pipelines.data.importers.flickr import Config as Flickr
+from pipelines.data.importing.importer import Record
 from pipelines.data.stream.augment import AugmentConfig, augment
+from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.train.feed import to_tensors
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from vlmodel.config import parse
-from vlmodel.fields import Fields
 from vlmodel.images import decode
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
 
 SIDE, HELD_OUT, BATCH, EPOCHS = 56, 200, 64, 40
 SEEDS = [int(seed) for seed in os.environ.get("BENCH_SEEDS", "0,1,2").split(",")]

@@ -29,8 +29,8 @@ import webdataset
 
 from pipelines.data.index.index import IndexConfig, build_index
 from pipelines.data.index.validate import Verify
-from pipelines.data.sample import Texts
-from pipelines.data.shards import ShardWriter
+from pipelines.data.tars.sample import Texts
+from pipelines.data.tars.shards import ShardWriter
 from tests.bench.conftest import Figure
 from tests.bench.photographs import photograph
 

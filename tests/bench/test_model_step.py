@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.config import JobConfig
+from pipelines.workflows.config import JobConfig
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import Direct, batch_of, loss_of, new_model, stepper, taking_turns
 from tests.jobs.conftest import ROOT

@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.corpus import train_tokenizer
+from pipelines.data.texts.corpus import train_tokenizer
 from tests.bench.conftest import Figure
 from tests.bench.photographs import WORDS, photograph
 from tests.bench.servers.common import MAX_BATCH, PATH, threads

@@ -22,14 +22,14 @@ from mlflow import MlflowClient
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from jobs import import_data, index, runs, train
-from jobs.cluster import connected
-from jobs.config import JobConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.loader import TrainingParts, model_inputs
 from pipelines.data.stream.plan import Schedule
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
+from pipelines.workflows import import_data, index, runs, train
+from pipelines.workflows.cluster import connected
+from pipelines.workflows.config import JobConfig
 from tests.bench.conftest import Figure
 from tests.jobs.conftest import ROOT
 from vlmodel.config import load

@@ -22,7 +22,7 @@ from matplotlib.ticker import (
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.train.pictures import BLUE, GREY, ORANGE, VERMILLION
+from pipelines.report.training_pictures import BLUE, GREY, ORANGE, VERMILLION
 
 SPAN = 200
 """Answers that the moving accuracy looks back on."""

@@ -12,16 +12,16 @@ import psutil
 import ray
 from ray import serve as ray_serve
 
-from jobs import promote, serve
-from jobs.config import JobConfig
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.score import Score
-from pipelines.serve import deploy
 from pipelines.serve.client import Client
-from pipelines.serve.schema.vqa import VQAResponse
-from pipelines.train.tracking import Tracker
+from pipelines.serve.deployment import deploy
+from pipelines.serve.http.schema.vqa import VQAResponse
+from pipelines.tracking.tracker import Tracker
+from pipelines.workflows import promote, serve
+from pipelines.workflows.config import JobConfig
 from tests.pipelines.registry.conftest import QUESTION, picture, save_model
-from tests.pipelines.serve.test_deploy import free_port
+from tests.pipelines.serve.deployment.test_deploy import free_port
 from vlmodel.config import parse
 
 SCORE = Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)

@@ -11,11 +11,11 @@ import signal
 import sys
 from collections.abc import Callable
 
-from jobs import retrain, retrain_steps
-from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.retrain.ledger import Cycle, Facts
-from pipelines.train.tracking import Tracker, TrackingError
+from pipelines.tracking.tracker import Tracker, TrackingError
+from pipelines.workflows import retrain, retrain_steps
+from pipelines.workflows.config import JobConfig
 
 
 def dying(step: Callable[[JobConfig, Cycle], Facts]) -> Callable[[JobConfig, Cycle], Facts]:

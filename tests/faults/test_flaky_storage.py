@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines.data.corpus import train_tokenizer
 from pipelines.data.index.index import IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import TrainingParts
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
 from tests.faults.flaky import PROTOCOL, register
 from tests.jobs.conftest import ROOT
 from tests.pipelines.data.tar_maker import photo

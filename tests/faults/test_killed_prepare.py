@@ -15,8 +15,8 @@ from PIL import Image
 
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import FOLDER, MANIFEST
-from pipelines.data.sample import Texts
-from pipelines.data.shards import ShardWriter
+from pipelines.data.tars.sample import Texts
+from pipelines.data.tars.shards import ShardWriter
 from tests.jobs.conftest import ROOT
 
 SHARDS, SAMPLES = 12, 40

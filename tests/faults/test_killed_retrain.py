@@ -20,12 +20,12 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from jobs.config import JobConfig
 from pipelines.registry.registry import PREVIOUS, PROMOTION_TAG, Registry
 from pipelines.retrain.ledger import STEPS, Ledger
 from pipelines.serve.client import Client
+from pipelines.tracking.tracker import connect
 from pipelines.train import checkpoint
-from pipelines.train.tracking import connect
+from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port
 from tests.faults.services import seconds_until
 from tests.faults.trainings import started

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.tracking.tracker import page_command
 from pipelines.train import checkpoint
-from pipelines.train.tracking import page_command
 from tests.faults.ledger import audit
 from tests.faults.test_full_disk import Disk, disk, fill  # noqa: F401 - a fixture
 from tests.faults.trainings import (

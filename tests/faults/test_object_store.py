@@ -12,21 +12,21 @@ import pytest
 import ray
 import s3fs
 
-from pipelines.data.corpus import train_tokenizer
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.reader import ShardReader
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
-from pipelines.data.storage import Folder
 from pipelines.data.stream import dataset
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import TrainingParts
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from tests.pipelines.data.stores import S3Store, s3_store
+from pipelines.data.tars.reader import ShardReader
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
+from pipelines.errors import DataError
+from pipelines.storage.folder import Folder
 from tests.pipelines.data.tar_maker import photo
+from tests.pipelines.storage.stores import S3Store, s3_store
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 SAMPLES, A_SHARD = 240, 80

@@ -18,7 +18,7 @@ import pytest
 
 from pipelines.serve.client import Client
 from pipelines.serve.errors import ServeError
-from pipelines.train.tracking_address import page_command
+from pipelines.tracking.address import page_command
 from tests.faults.clusters import Cluster, cluster, free_port
 from tests.faults.services import seconds_until
 from tests.jobs.conftest import SMALL, coloured_pictures

@@ -14,12 +14,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from jobs import promote
-from jobs.config import JobConfig
 from pipelines.data.index.index import Index
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import LocalModel, Registry
-from pipelines.train.tracking import Tracker, TrackingError
+from pipelines.tracking.tracker import Tracker, TrackingError
+from pipelines.workflows import promote
+from pipelines.workflows.config import JobConfig
 from tests.faults.services import SCORE
 from tests.faults.trainings import command, places, prepare, runs_of
 from tests.infra.test_cluster_script import free_ports

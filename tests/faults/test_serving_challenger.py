@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import JobConfig
-from pipelines.data.comparisons import Comparison, read
+from pipelines.records.comparisons import Comparison, read
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate.live import live_checks
-from pipelines.serve import deploy, rival
+from pipelines.serve.challenger import remote
+from pipelines.serve.deployment import deploy
+from pipelines.workflows.config import JobConfig
 from tests.faults.load import Answer, open_loop, percentile_ms, question_about
 from tests.faults.services import Service, cluster, replicas, seconds_until
 from tests.pipelines.registry.conftest import picture
@@ -55,12 +56,12 @@ def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, 
         with ExitStack() as stack:
             answers = load(service, stack)
             time.sleep(QUIET_S)
-            [victim] = replicas(rival.APP_NAME)
+            [victim] = replicas(remote.APP_NAME)
             killed = time.monotonic()
             os.kill(victim, signal.SIGKILL)
-            back_s = seconds_until(lambda: bool(replicas(rival.APP_NAME) - {victim}), BACK_S)
+            back_s = seconds_until(lambda: bool(replicas(remote.APP_NAME) - {victim}), BACK_S)
             seconds_until(lambda: answered_after(records, killed_ns(killed)), BACK_S)
-            [other] = replicas(rival.APP_NAME)
+            [other] = replicas(remote.APP_NAME)
             hung = time.monotonic()
             os.kill(other, signal.SIGSTOP)
             time.sleep(QUIET_S)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from pipelines.serve import deploy
+from pipelines.serve.deployment import deploy
 from tests.faults.load import closed_loop, heavy_picture, open_loop, percentile_ms, question_about
 from tests.faults.malformed import malformed, status_of
 from tests.faults.services import Service, cluster, replicas, seconds_until

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
 from tests.faults.ledger import audit
 from tests.faults.trainings import command, finish, ledger_of, places, start
 from tests.jobs.conftest import ROOT

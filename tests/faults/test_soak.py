@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.serve import deploy
+from pipelines.serve.deployment import deploy
 from tests.faults.load import Answer, open_loop, percentile_ms, question_about
 from tests.faults.malformed import Malformed, malformed, pictures_of_100_megapixels, statuses_of, unfinished_bodies
 from tests.faults.services import Service, cluster, replicas, seconds_until

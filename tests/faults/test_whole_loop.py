@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from jobs.config import JobConfig
-from pipelines.data.importer import Record
 from pipelines.data.importers import easy_vqa
+from pipelines.data.importing.importer import Record
 from pipelines.registry.registry import Registry
 from pipelines.retrain.ledger import STEPS, Ledger
+from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port
 from tests.faults.load import Answer, open_loop, question_about
 from tests.faults.loop_picture import Loop, Phase, Request, draw

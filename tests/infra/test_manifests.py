@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.config import JobConfig
 from pipelines.serve.config import ServeConfig
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import load, parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -344,16 +344,17 @@ def test_the_service_is_what_ray_serve_takes() -> None:
     from ray.serve.config import ControllerOptions
     from ray.serve.schema import ServeDeploySchema
 
-    from pipelines.serve import deploy
+    from pipelines.serve.deployment import deploy
 
     tree = yaml.safe_load(only("rayservice.yaml", "RayService")["spec"]["serveConfigV2"])
     serve = ServeDeploySchema.model_validate(tree)
     assert serve.controller_options == ControllerOptions(runtime_env={"env_vars": deploy.CONTROLLER_ENVIRONMENT})
     (application,) = serve.applications
     module, _, builder = application.import_path.partition(":")
-    assert module == "pipelines.serve.deploy"
-    assert f"def {builder}(" in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
-    assert f'APP_NAME = "{application.name}"\n' in (ROOT / "pipelines/serve/deploy.py").read_text(encoding="utf-8")
+    assert module == "pipelines.serve.deployment.deploy"
+    source = (ROOT / "pipelines/serve/deployment/deploy.py").read_text(encoding="utf-8")
+    assert f"def {builder}(" in source
+    assert f'APP_NAME = "{application.name}"\n' in source
     assert re.fullmatch("[0-9a-f]{64}", application.args["digest"])
     assert application.args["golden"]
     config = parse(ServeConfig, application.args["serve"])

@@ -25,7 +25,7 @@ DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text(encoding="utf-8
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 # Made by Prometheus itself, for every target and alert.
 OF_PROMETHEUS = {"up", "ALERTS"}
-# tests/pipelines/serve/test_haproxy.py asks a real one for them.
+# tests/pipelines/serve/deployment/test_haproxy.py asks a real one for them.
 OF_HAPROXY = {"haproxy_frontend_request_errors_total", "haproxy_frontend_current_sessions"}
 
 

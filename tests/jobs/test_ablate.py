@@ -13,11 +13,12 @@ from typing import Any
 import mlflow
 import pytest
 
-from jobs import ablate, cells, train
-from jobs.config import JobConfig
 from pipelines.search.errors import SearchError
 from pipelines.search.record import Record
-from pipelines.train.tracking import NullTracker
+from pipelines.tracking.tracker import NullTracker
+from pipelines.workflows import ablate, train
+from pipelines.workflows import trials as cells
+from pipelines.workflows.config import JobConfig
 from tests.jobs.test_pipeline import DEMO, setting
 from vlmodel.config import ConfigError, load
 

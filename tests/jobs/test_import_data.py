@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import import_data
 from jobs.job import main
+from pipelines.workflows import import_data
 from tests.pipelines.data.tar_maker import photo
 
 

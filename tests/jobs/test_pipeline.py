@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.index.index import Index
-from pipelines.data.reader import ShardReader
+from pipelines.data.tars.reader import ShardReader
 from pipelines.serve.client import Client, is_ready
 from pipelines.train import checkpoint
 from tests.jobs.conftest import ROOT

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import import_data, index, promote, retrain, retrain_steps, train
-from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.mixture import MixedSource
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.errors import DataError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
-from pipelines.train.tracking import connect
+from pipelines.tracking.tracker import connect
+from pipelines.workflows import import_data, index, promote, retrain, retrain_steps, train
+from pipelines.workflows.config import JobConfig
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import load

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from jobs import retrain_steps, serve
-from jobs.config import JobConfig
 from pipelines.registry.errors import RegistryError
 from pipelines.retrain.ledger import Cycle
-from pipelines.serve import deploy
+from pipelines.serve.deployment import deploy
+from pipelines.workflows import retrain_steps, serve
+from pipelines.workflows.config import JobConfig
 from tests.faults.services import SCORE, Service
 from tests.pipelines.registry.conftest import picture
 from tests.pipelines.serve.conftest import DECODERS, save_model

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from jobs import mixing, runs, train
-from jobs.config import JobConfig
+from pipelines.tracking.tracker import Tracker, TrackingError
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
-from pipelines.train.tracking import Tracker, TrackingError
+from pipelines.workflows import runs, train, training_data
+from pipelines.workflows.config import JobConfig
 from tests.pipelines.registry.conftest import save_model
 from vlmodel.config import ConfigError, dump, load
 
@@ -24,7 +24,7 @@ Begun = Callable[..., JobConfig]
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
     """A configuration with these overrides, on data whose index has the hash ``abc``."""
     monkeypatch.setattr(train, "ready", lambda _: None)
-    monkeypatch.setattr(mixing, "facts", lambda *_: {"hash": "abc"})
+    monkeypatch.setattr(training_data, "facts", lambda *_: {"hash": "abc"})
 
     def make(*overrides: str) -> JobConfig:
         return load(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides])
@@ -69,7 +69,7 @@ def test_a_checkpoint_counts_for_more_than_the_note_beside_it(config: Begun, tmp
 
 def test_other_data_are_refused(config: Begun, monkeypatch: pytest.MonkeyPatch) -> None:
     claim(config())
-    monkeypatch.setattr(mixing, "facts", lambda *_: {"hash": "def"})
+    monkeypatch.setattr(training_data, "facts", lambda *_: {"hash": "def"})
     with pytest.raises(ConfigError, match=r"data \(hash of the index\): abc -> def"):
         claim(config())
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from jobs import train
-from jobs.config import JobConfig
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.workflows import train
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, parse
 
 

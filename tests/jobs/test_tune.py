@@ -12,11 +12,11 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from jobs import tune
-from jobs.config import JobConfig
 from jobs.job import main
 from pipelines.search.config import TuneConfig
 from pipelines.search.tuning import plain
+from pipelines.workflows import tune
+from pipelines.workflows.config import JobConfig
 from tests.jobs.test_pipeline import DEMO, setting
 from vlmodel.config import load
 

@@ -8,14 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from jobs import ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, retrain, serve, train, tune
-from jobs.config import JobConfig
 from jobs.job import main
-from pipelines.data.errors import DataError
+from pipelines.errors import DataError
+from pipelines.workflows import (
+    ablate,
+    evaluate,
+    import_data,
+    index,
+    pipeline,
+    predict,
+    prepare,
+    promote,
+    retrain,
+    serve,
+    train,
+    tune,
+)
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import load, parse
 
 MODULES = {
-    m.__name__.split(".")[1]: m
+    m.__name__.rpartition(".")[2]: m
     for m in (ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, retrain, serve, train, tune)
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.train.tracking import TrackingConfig, connect
+from pipelines.tracking.tracker import TrackingConfig, connect
 
 
 @pytest.fixture(scope="session")

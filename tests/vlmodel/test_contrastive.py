@@ -21,10 +21,10 @@ from tests.vlmodel.conftest import encode
 from tests.vlmodel.tiny import for_tasks, tiny_tree
 from vlmodel.config import ConfigError, parse
 from vlmodel.decoder.contrastive import FIELDS, Config, ContrastiveDecoder
-from vlmodel.fields import Fields
 from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.task_spec import Fields
 from vlmodel.tokens import Encoded, Tokens
 
 CAPTIONS = [["a red circle", "a circle"], ["the shape"], ["a circle", "is red", "the color"], ["a red shape"]]

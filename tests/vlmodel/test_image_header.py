@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.validate import Verify, check_image
+from pipelines.data.tars.errors import Reason, SampleError
 from tests.vlmodel import image_files
 from tests.vlmodel.image_files import FILES, HEIGHT, WIDTH, picture
 from vlmodel import images

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.vlmodel.tiny import batch_for
 from vlmodel import lengths
-from vlmodel.fields import on_host
 from vlmodel.inference import Predictor
 from vlmodel.lengths import by_length
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
+from vlmodel.task_spec import on_host
 
 LABELS = ["yes", "no", "red", "blue"]
 TEXTS = (

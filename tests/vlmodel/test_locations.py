@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.config import JobConfig
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, load
 from vlmodel.locations import redact
 

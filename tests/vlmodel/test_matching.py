@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.vlmodel.tiny import for_tasks, tiny_tree
 from vlmodel.config import parse
 from vlmodel.decoder.matching import Config
-from vlmodel.fields import Fields
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.task_spec import Fields
 
 MATCHING = {"kind": "matching", "hidden": 8}
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from tests.vlmodel.tiny import for_tasks, tiny_tree
 from vlmodel.config import ConfigError, parse
 from vlmodel.decoder.multitask import Config
-from vlmodel.fields import split
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.task_spec import split
 
 HEADS: dict[str, dict[str, Any]] = {
     "vqa": {"kind": "vqa", "hidden": 8},

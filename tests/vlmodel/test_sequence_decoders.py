@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, PreTrainedTokenizerFast, TextIteratorStreamer
 
-from pipelines.data.corpus import train_tokenizer
+from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.tiny import batch_for, for_tasks, tiny_tree
 from vlmodel.config import ConfigError, kinds, parse
 from vlmodel.decoder._causal import ARCHITECTURES

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vlmodel.config import parse, part_config
-from vlmodel.fields import Fields
 from vlmodel.model import ModelConfig
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.task_spec import Fields
 
 ROOMS = ("vision", "language", "topology", "fusion", "decoder")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:

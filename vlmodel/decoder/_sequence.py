@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.decoder import _causal
-from vlmodel.fields import Fields
 from vlmodel.layers import check_heads
+from vlmodel.task_spec import Fields
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vlmodel.decoder._sequence import SequenceConfig
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 
 
 class Config(SequenceConfig):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
-from vlmodel.fields import Fields
-from vlmodel.gather import gather, several, share_counts
+from vlmodel.distributed import gather, several, share_counts
+from vlmodel.task_spec import Fields
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmodel import parts
 from vlmodel.decoder._classifier import Classifier, ClassifierConfig
-from vlmodel.fields import MATCH, NO_MATCH, Fields
+from vlmodel.task_spec import MATCH, NO_MATCH, Fields
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.config import part
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 from vlmodel.tokens import Encoded
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.decoder._classifier import Classifier, ClassifierConfig
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importers._files import open_regular
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.errors import DataError
 
 DELIMITERS = ",\t;|"
 """Those that are tried where a table's own is not named."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pipelines.data.errors import DataError, Reason, SampleError
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.errors import DataError
 
 HIDDEN = "hidden files and folders"
 LINKS_TO_READ = "links to folders that were read already"

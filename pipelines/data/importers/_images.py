@@ -17,9 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importers._files import HIDDEN, is_hidden, open_regular, walk
-from pipelines.data.sample import IMAGE_EXTENSIONS, Members
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Members
+from pipelines.errors import DataError
 from vlmodel import images as image_files
 
 DEAD_LINKS = "links that lead nowhere"

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import find_one, fingerprint, key_of, load_json, path_of, source_folder
 from pipelines.data.importers._images import Images, NoImages, images_for
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import SPLITS
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import SPLITS
+from pipelines.errors import DataError
 from vlmodel.config import Section
 from vlmodel.locations import Location
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._files import fingerprint, load_json, source_folder
 from pipelines.data.importers._images import Images, NoImages
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import SPLITS
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import SPLITS
+from pipelines.errors import DataError
 from vlmodel.locations import Location
 
 

@@ -1,4 +1,4 @@
-"""A day of corrections that a service was sent (pipelines/data/feedback.py)."""
+"""A day of corrections that a service was sent (pipelines/records/corrections.py)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.feedback import CORRECTIONS, IMAGES, Correction
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import fingerprint, open_regular, source_folder
 from pipelines.data.importers._images import Images, NoImages, images_for
-from pipelines.data.sample import Question, Texts
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.errors import DataError
+from pipelines.records.corrections import CORRECTIONS, IMAGES, Correction
 from vlmodel.locations import Location
 
 

@@ -15,13 +15,14 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._delimited import cells_of, csv_rows, open_text
 from pipelines.data.importers._files import find_one, fingerprint, key_of, open_regular, path_of, source_folder
 from pipelines.data.importers._images import Images, NoImages, images_for, is_image
-from pipelines.data.sample import Members, Texts
-from pipelines.data.shards import SPLITS
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import Members, Texts
+from pipelines.data.tars.shards import SPLITS
+from pipelines.errors import DataError
 from vlmodel.locations import Location
 
 _CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")

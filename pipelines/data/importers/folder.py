@@ -6,11 +6,11 @@ import posixpath
 from collections.abc import Iterator
 from typing import Literal
 
-from pipelines.data.errors import SampleError
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._files import fingerprint, key_of, path_of
 from pipelines.data.importers._images import Images
-from pipelines.data.sample import GROUP, Texts
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import SampleError
+from pipelines.data.tars.sample import GROUP, Texts
 from vlmodel.locations import Location
 
 

@@ -14,12 +14,12 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._scene import MOST_OBJECTS, Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
-from pipelines.data.sample import Texts
-from pipelines.data.shards import SPLITS
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.sample import Texts
+from pipelines.data.tars.shards import SPLITS
 
 _VERSION = 1
 """Raised when the same settings give other scenes, pictures or texts than before."""

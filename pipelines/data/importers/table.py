@@ -22,14 +22,15 @@ import pyarrow
 import pyarrow.parquet
 from pydantic import field_validator
 
-from pipelines.data.errors import DataError, Reason, SampleError
-from pipelines.data.importer import Importer, Reading, Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import DELIMITERS, cells_of, csv_rows, open_text, require_text
 from pipelines.data.importers._files import fingerprint, fit_key, key_of, path_of
 from pipelines.data.importers._images import Images, images_for, is_image, require_image_name, sniff
-from pipelines.data.sample import GROUP, Members, Question, Texts
-from pipelines.data.shards import canonical_split
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import GROUP, Members, Question, Texts
+from pipelines.data.tars.shards import canonical_split
+from pipelines.errors import DataError
 from vlmodel.locations import Location
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.errors import DataError, Reason
 from pipelines.data.index.files import (
     FOLDER,
     FORMAT,
@@ -41,8 +40,10 @@ from pipelines.data.index.quarantine_page import quarantine_page
 from pipelines.data.index.scan import FAULT_SCHEMA, Fault, fault_table, scan_tar
 from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.index.survey import survey
-from pipelines.data.shards import SPLITS, shard_split, shard_splits
-from pipelines.data.storage import FileStamp, Folder
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.shards import SPLITS, shard_split, shard_splits
+from pipelines.errors import DataError
+from pipelines.storage.folder import FileStamp, Folder
 
 Summary = dict[str, Any]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.data.shards import SPLITS
+from pipelines.data.tars.shards import SPLITS
 
 FOLDER = "_index"
 FORMAT = 2

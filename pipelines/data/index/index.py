@@ -37,7 +37,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field
 
-from pipelines.data.errors import DataError, printable
 from pipelines.data.index.files import (
     COUNTS,
     FOLDER,
@@ -52,9 +51,10 @@ from pipelines.data.index.files import (
 from pipelines.data.index.quarantine import describe_faults
 from pipelines.data.index.survey import describe_survey
 from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
-from pipelines.data.sample import Members, TextLimits
-from pipelines.data.shards import SPLITS, Split
-from pipelines.data.storage import Folder
+from pipelines.data.tars.sample import Members, TextLimits
+from pipelines.data.tars.shards import SPLITS, Split
+from pipelines.errors import DataError, printable
+from pipelines.storage.folder import Folder
 from vlmodel.config import Section
 
 _DIGITS = re.compile(r"\d+")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.errors import printable
+from pipelines.errors import printable
 
 _EXAMPLES = 3
 

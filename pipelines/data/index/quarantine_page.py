@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.data.index.tarindex import BLOCK
-from pipelines.data.storage import Folder
+from pipelines.data.tars.headers import BLOCK
+from pipelines.storage.folder import Folder
 from vlmodel.images import open_image
 
 _ROWS = 24

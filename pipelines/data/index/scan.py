@@ -27,10 +27,10 @@ from zlib import crc32
 
 import pyarrow as pa
 
-from pipelines.data.errors import Reason, SampleError
-from pipelines.data.index.tarindex import Break, Kind, Member, is_hidden, leaves_folder, read_tar, split_name
 from pipelines.data.index.validate import Verify, check_image
-from pipelines.data.sample import (
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.headers import Break, Kind, Member, is_hidden, leaves_folder, read_tar, split_name
+from pipelines.data.tars.sample import (
     IMAGE_EXTENSIONS,
     Members,
     TextLimits,

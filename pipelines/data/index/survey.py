@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.data.index.files import without
-from pipelines.data.shards import SPLITS
+from pipelines.data.tars.shards import SPLITS
 
 _COMPARED = 20_000_000
 """Images, and texts, that are compared at most: 8 bytes each, a few copies."""

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import simplejpeg
 from PIL import Image
 
-from pipelines.data.errors import Reason, SampleError
+from pipelines.data.tars.errors import Reason, SampleError
 from vlmodel.image_header import Header, end_of_picture, is_whole, read_header
 from vlmodel.images import ImageError, Opened, is_plain_jpeg, open_image, require_fewer
 

@@ -17,8 +17,8 @@ from pipelines.data.prepare.duplicates import repeated_images, similar_images
 from pipelines.data.prepare.files import measure_file
 from pipelines.data.prepare.layout import shard_numbers
 from pipelines.data.prepare.write import Place, ShardPlan
-from pipelines.data.shards import SPLITS, shard_name
-from pipelines.data.storage import Folder
+from pipelines.data.tars.shards import SPLITS, shard_name
+from pipelines.storage.folder import Folder
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
+from pipelines.data.tars.errors import Reason, SampleError
 from vlmodel.images import ImageError, open_image
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2", "heif": "heic"}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from pipelines.data.errors import DataError
+from pipelines.errors import DataError
 
 
 def check_languages(languages: Sequence[str]) -> None:

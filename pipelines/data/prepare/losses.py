@@ -12,7 +12,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.prepare.decide import Decision
 from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.storage import Folder
+from pipelines.storage.folder import Folder
 
 
 def losses(index: Index, decision: Decision, out: Folder) -> pa.Table:

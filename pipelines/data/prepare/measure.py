@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.errors import SampleError
 from pipelines.data.index.files import metadata, read_table, table_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.index.validate import ImageFacts
@@ -18,9 +17,10 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_file
 from pipelines.data.prepare.filters import Drop, DropReason, fitting_texts, judge_size, judge_texts, text_count
 from pipelines.data.prepare.images import Stored, kept, needs_pixels, store
-from pipelines.data.reader import Record, ShardReader
-from pipelines.data.shards import sample_members, stored_size
-from pipelines.data.storage import Folder
+from pipelines.data.tars.errors import SampleError
+from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.shards import sample_members, stored_size
+from pipelines.storage.folder import Folder
 
 _CHUNK_BYTES = 32 << 20
 _PART_BYTES = 64 << 20

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.summary import Summary
-from pipelines.data.reader import Record, ShardReader
-from pipelines.data.shards import SPLITS
+from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.shards import SPLITS
+from pipelines.errors import DataError
 from vlmodel.images import ImageError, open_image
 
 _THUMBNAIL = 176

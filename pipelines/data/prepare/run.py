@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.files import table_bytes
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.index.shard_pass import over_shards
-from pipelines.data.lock import locked
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.decide import Decision, decide
 from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, LOCK, MANIFEST, REPORT, WORK
@@ -28,8 +26,10 @@ from pipelines.data.prepare.measure import measure_shard
 from pipelines.data.prepare.report import page
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
-from pipelines.data.progress import ShardProgress
-from pipelines.data.storage import Folder
+from pipelines.errors import DataError
+from pipelines.report.progress import ShardProgress
+from pipelines.storage.folder import Folder
+from pipelines.storage.lock import locked
 
 _FORMAT = 1
 

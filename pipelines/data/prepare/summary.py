@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.shards import SPLITS
+from pipelines.data.tars.shards import SPLITS
 
 
 @dataclass(frozen=True)

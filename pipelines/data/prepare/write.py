@@ -8,16 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.files import read_table, table_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
 from pipelines.data.prepare.filters import fitting_texts, joined
 from pipelines.data.prepare.measure import lineage_entry
-from pipelines.data.reader import Record, ShardReader
-from pipelines.data.shards import Member, sample_members, tar_bytes
-from pipelines.data.storage import Folder
+from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.shards import Member, sample_members, tar_bytes
+from pipelines.errors import DataError
+from pipelines.storage.folder import Folder
 
 # Read together; a task holds these beside the tar that it writes.
 _CHUNK = 64

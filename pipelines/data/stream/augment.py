@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipelines.data.sample import Texts
+from pipelines.data.tars.sample import Texts
 from vlmodel.config import Section
 
 _SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)

@@ -14,16 +14,16 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, Shard
-from pipelines.data.reader import Record, ShardReader
-from pipelines.data.sample import Members
 from pipelines.data.stream.features import Features, image_hashes, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
 from pipelines.data.stream.plan import Ints, Plan, Slice
-from vlmodel.fields import Fields, join, split
+from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.sample import Members
+from pipelines.errors import DataError
 from vlmodel.images import ImageError
 from vlmodel.processor import VLProcessor
+from vlmodel.task_spec import Fields, join, split
 
 log = logging.getLogger(__name__)
 

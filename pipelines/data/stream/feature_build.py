@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 from torch import Tensor
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import over_shards
-from pipelines.data.reader import ShardReader
-from pipelines.data.sample import Texts
-from pipelines.data.storage import Folder
 from pipelines.data.stream.features import FACTS, Features, Precision, Table, image_hashes, text_hashes
+from pipelines.data.tars.reader import ShardReader
+from pipelines.data.tars.sample import Texts
+from pipelines.errors import DataError
+from pipelines.storage.folder import Folder
 from vlmodel.config import dump
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.parts import Encoder, LanguageEncoder, VisionEncoder

@@ -21,9 +21,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, Shard
-from pipelines.data.storage import Folder
+from pipelines.errors import DataError
+from pipelines.storage.folder import Folder
 
 Precision = Literal["float32", "float16"]
 

@@ -14,11 +14,11 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from pipelines.data.reader import Record
 from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples
 from pipelines.data.stream.plan import Schedule, Slice, derive_seed, fixed_batches
 from pipelines.data.stream.rows import rows_to_answer, to_examples
+from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
 
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})

@@ -34,8 +34,8 @@ from itertools import accumulate, pairwise
 import numpy as np
 from pydantic import Field
 
-from pipelines.data.sample import Members
 from pipelines.data.stream.plan import Ints, Plan, Slice, permutation
+from pipelines.data.tars.sample import Members
 from vlmodel.config import Section
 from vlmodel.locations import Location
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipelines.data.reader import Record
-from vlmodel.fields import MATCH, NO_MATCH, Fields
+from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
+from vlmodel.task_spec import MATCH, NO_MATCH, Fields
 
 R = TypeVar("R")
 

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index
-from pipelines.data.reader import Record, ShardReader
 from pipelines.data.stream.rows import rows_to_answer
+from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.errors import DataError
 from pipelines.registry.config import GateConfig, Rewording
 from pipelines.registry.gate.check import Check
-from vlmodel.fields import Fields
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
+from vlmodel.task_spec import Fields
 
 _IMAGES_AT_ONCE = 16
 _LOSS = 0.1

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.data.comparisons import Comparison, Damaged, Task, read, text_hash
-from pipelines.data.feedback import Correction, read_corrections
 from pipelines.evaluate.credit import Credits
+from pipelines.records.comparisons import Comparison, Damaged, Task, read, text_hash
+from pipelines.records.corrections import Correction, read_corrections
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import comparison
 from pipelines.registry.gate.check import Check, Difference

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipelines.registry.gate.check import Check, Decision, Difference
-from pipelines.train.pictures import GREY, RIGHT, WRONG
+from pipelines.report.training_pictures import GREY, RIGHT, WRONG
 
 _MARKS = {True: "✓ passed", False: "✗ failed", None: "– does not apply"}
 _COLOURS = {True: RIGHT, False: WRONG, None: GREY}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 
-from jobs.cluster import ClusterConfig, connected
-from pipelines.serve import deploy
 from pipelines.serve.config import ServeConfig
+from pipelines.serve.deployment import deploy
+from pipelines.workflows.cluster import ClusterConfig, connected
 from tests.bench.servers.common import MAX_BATCH
 from vlmodel.config import parse
 

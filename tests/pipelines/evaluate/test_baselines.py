@@ -7,10 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.errors import DataError
 from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
 from pipelines.evaluate.floors import Floors
 from tests.pipelines.data.tar_maker import photo

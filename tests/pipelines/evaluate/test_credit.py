@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.sample import Question, Texts
+from pipelines.data.tars.sample import Question, Texts
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.judge import judge
 from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 
 TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.credit import credits_of, images_of
 from pipelines.evaluate.examples import choose, illustrate, image_of

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.errors import DataError
-from pipelines.data.sample import Question, Texts
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.examples import choose
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.judge import judge, judge_answers
 from pipelines.evaluate.predict import SCHEMA
-from vlmodel.fields import Fields
+from vlmodel.task_spec import Fields
 
 ASKED = Fields(reads="questions", target="answer")
 CAPTIONED = Fields(reads="captions", text=False, target="tokens")

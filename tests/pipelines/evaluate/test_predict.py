@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
 from pipelines.data.index.index import IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict, write
 from tests.pipelines.evaluate.test_judge import table
 from vlmodel.processor import ProcessorConfig, VLProcessor

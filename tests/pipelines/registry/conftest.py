@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import Registry
 from pipelines.registry.score import Score
-from pipelines.train.tracking import Tracker, TrackingConfig
+from pipelines.tracking.tracker import Tracker, TrackingConfig
 from vlmodel.config import parse
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor

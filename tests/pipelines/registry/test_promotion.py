@@ -23,7 +23,7 @@ from pipelines.registry.gate.check import Check, Decision
 from pipelines.registry.promotion import above_floor, carry_out, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.registry.score import Score
-from pipelines.train.tracking import NullTracker, Tracker, TrackingConfig, TrackingError, connect
+from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
 from tests.pipelines.evaluate.test_judge import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 

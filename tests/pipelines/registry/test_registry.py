@@ -27,7 +27,7 @@ from pipelines.registry.package import build
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.train.tracking import TrackingConfig, connect
+from pipelines.tracking.tracker import TrackingConfig, connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.errors import DataError
 from pipelines.retrain.config import DriftConfig
 from pipelines.retrain.drift import check, collect, divergence, divergences
 from tests.pipelines.data.tar_maker import photo, write_tar

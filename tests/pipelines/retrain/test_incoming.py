@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import IndexConfig, build_index
-from pipelines.data.storage import FileStamp, Folder
+from pipelines.errors import DataError
 from pipelines.retrain import incoming
 from pipelines.retrain.incoming import images_in_common, new_tars, take
 from pipelines.retrain.ledger import Tar
+from pipelines.storage.folder import FileStamp, Folder
 from tests.pipelines.data.tar_maker import samples, write_tar
 
 

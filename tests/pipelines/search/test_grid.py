@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.config import JobConfig
 from pipelines.search.grid import accepted, cells, changed, check, slug
+from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, load
 
 FILE = """

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipelines.search.record import Record, Records, count_parameters, outcome, spread
+from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
-from pipelines.train.tracking import NullTracker
 
 
 def test_a_record_is_read_back(tmp_path: Path) -> None:

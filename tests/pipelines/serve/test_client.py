@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.serve.app import create_app
 from pipelines.serve.client import Client, is_ready, is_there
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.errors import ServeError
+from pipelines.serve.http.app import create_app
 from tests.pipelines.serve.conftest import FakeService
-from tests.pipelines.serve.http import IMAGE
+from tests.pipelines.serve.http_client import IMAGE
 from tests.pipelines.serve.server import served
 
 KEY = "correct horse battery staple"

@@ -13,11 +13,11 @@ import httpx
 import numpy as np
 import pytest
 
-from pipelines.serve.answerer import Answerer
-from pipelines.serve.app import create_app
 from pipelines.serve.config import ServeConfig
+from pipelines.serve.http.app import create_app
+from pipelines.serve.inference.service import Answerer
 from tests.pipelines.serve.conftest import picture
-from tests.pipelines.serve.http import IMAGE, TEXT, error_code, events, http
+from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, events, http
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 

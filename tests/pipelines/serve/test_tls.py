@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipelines.serve.app import create_app
 from pipelines.serve.client import Client, is_ready, is_there
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
+from pipelines.serve.http.app import create_app
 from pipelines.serve.tls import TLSConfig, check, pinned
 from tests.pipelines.serve.conftest import FakeService
-from tests.pipelines.serve.http import IMAGE, error_code, http
+from tests.pipelines.serve.http_client import IMAGE, error_code, http
 from tests.pipelines.serve.server import self_signed, served
 from vlmodel.config import ConfigError, load
 

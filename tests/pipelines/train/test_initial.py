@@ -12,9 +12,9 @@ from pipelines.train import initial
 from pipelines.train.worker import new_model
 from tests.pipelines.train.conftest import TINY
 from vlmodel.config import ConfigError, load
-from vlmodel.fields import Fields
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
 
 
 @pytest.fixture

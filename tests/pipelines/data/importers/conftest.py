@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.data.importer import Importer, Record, Reject
+from pipelines.data.importing.importer import Importer, Record, Reject
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.errors import DataError, Reason
-from pipelines.data.importer import Record, Reject
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers.coco import Config, Subset
-from pipelines.data.importing import import_data
-from pipelines.data.sample import Question
+from pipelines.data.importing.importer import Record, Reject
+from pipelines.data.importing.run import import_data
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.sample import Question
+from pipelines.errors import DataError
 
 _NINE = ["two"] * 4 + ["2"] * 5 + ["a pair"]
 

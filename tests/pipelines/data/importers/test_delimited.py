@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importers._delimited import cells_of, csv_rows, open_text
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.errors import DataError
 
 _TEXT = st.text(
     st.one_of(st.sampled_from("\",;|\t\r\n '\\a"), st.characters(exclude_categories=["Cs"], exclude_characters="\0"))

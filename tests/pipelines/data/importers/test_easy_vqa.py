@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.errors import DataError, Reason
-from pipelines.data.importer import Record
 from pipelines.data.importers.easy_vqa import Config
-from pipelines.data.sample import Question, Texts
+from pipelines.data.importing.importer import Record
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.errors import DataError
 
 
 def _layout(root: Path, picture, questions: dict[str, list[Any]], images: dict[str, list[int]]) -> Path:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.errors import DataError, Reason
-from pipelines.data.feedback import Spool
 from pipelines.data.importers.feedback import Config
-from pipelines.data.sample import Question
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.sample import Question
+from pipelines.errors import DataError
+from pipelines.records.corrections import Spool
 
 DAY = 86_400 * 10**9
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.flickr import Config
-from pipelines.data.importing import import_data
+from pipelines.data.importing.run import import_data
+from pipelines.data.tars.errors import Reason
+from pipelines.errors import DataError
 
 
 @pytest.fixture

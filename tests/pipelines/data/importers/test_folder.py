@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.folder import Config
-from pipelines.data.importing import REJECTS, import_data
-from pipelines.data.sample import Texts
+from pipelines.data.importing.run import REJECTS, import_data
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.sample import Texts
+from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.errors import DataError, Reason, SampleError
 from pipelines.data.importers._files import HIDDEN, LINKS_TO_READ, UNREADABLE, find_one, fit_key, key_of
 from pipelines.data.importers._images import DEAD_LINKS, REPEATED, UNNAMED, Images, sniff
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.errors import DataError
 
 CAFE = "café.jpg"
 NFC, NFD = (unicodedata.normalize(form, CAFE) for form in ("NFC", "NFD"))

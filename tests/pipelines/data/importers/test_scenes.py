@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.importer import Record
 from pipelines.data.importers.scenes import Config
+from pipelines.data.importing.importer import Record
 from vlmodel.config import ConfigError, parse
 
 RGB = {

@@ -13,9 +13,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipelines.data.errors import DataError, Reason
 from pipelines.data.importers.table import Config
-from pipelines.data.sample import Question, Texts
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
 
 

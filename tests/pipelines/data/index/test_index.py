@@ -16,14 +16,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.data.errors import DataError
 from pipelines.data.index import build
 from pipelines.data.index.build import index_shard
 from pipelines.data.index.files import Part
 from pipelines.data.index.index import Assignment, Index, IndexConfig, build_index
-from pipelines.data.progress import ShardProgress
-from pipelines.data.reader import ShardReader
-from pipelines.data.storage import Folder
+from pipelines.data.tars.reader import ShardReader
+from pipelines.errors import DataError
+from pipelines.report.progress import ShardProgress
+from pipelines.storage.folder import Folder
 from tests.pipelines.data.tar_maker import Entry, header_of, link, photo, samples, tar_bytes, texts, write_tar
 
 LENIENT = IndexConfig(max_quarantine_fraction=1.0)
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 @pytest.fixture(autouse=True)
 def _short_delays(monkeypatch):
-    monkeypatch.setattr("pipelines.data.retrying.FIRST_DELAY_S", 0.001)
+    monkeypatch.setattr("pipelines.storage.retries.FIRST_DELAY_S", 0.001)
 
 
 def keys(index: Index, split: str | None = None) -> list[str]:

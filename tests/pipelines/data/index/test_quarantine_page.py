@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipelines.data.index.quarantine_page import quarantine_page
 from pipelines.data.index.scan import FAULT_SCHEMA, scan_tar
-from pipelines.data.storage import Folder
+from pipelines.storage.folder import Folder
 from tests.pipelines.data.index.test_scan import png_of_size
 from tests.pipelines.data.tar_maker import BLOCK, Entry, link, photo, samples, tar_bytes, texts
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.errors import Reason
 from pipelines.data.index.scan import Scan, hash_key, scan_tar
-from pipelines.data.index.tarindex import split_name
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.headers import split_name
 from tests.pipelines.data.tar_maker import (
     Entry,
     data_of,

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
 from pipelines.data.index import validate
+from pipelines.data.texts.corpus import train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 SIDE = 30_000
@@ -44,7 +44,7 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CHECK = """
-from pipelines.data.errors import SampleError as Refused
+from pipelines.data.tars.errors import SampleError as Refused
 from pipelines.data.index.validate import check_image
 look = lambda data: check_image(data, 100_000_000)
 """

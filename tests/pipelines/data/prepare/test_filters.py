@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.data.errors import DataError
 from pipelines.data.prepare import language
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason, fitting_texts, joined, judge_size, judge_texts, text_count
-from pipelines.data.sample import Question, Texts
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.errors import Reason, SampleError
 from pipelines.data.index.validate import ImageFacts, check_image
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
 from pipelines.data.prepare.images import kept, needs_pixels, store, target
+from pipelines.data.tars.errors import Reason, SampleError
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
 
 

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.run import prepare
-from pipelines.data.reader import ShardReader
-from pipelines.data.storage import Folder
+from pipelines.data.tars.reader import ShardReader
+from pipelines.errors import DataError
+from pipelines.storage.folder import Folder
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
 from tests.pipelines.data.tar_maker import Entry, write_tar
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.sample import Question, Texts
 from pipelines.data.stream.augment import AugmentConfig, all_texts, augment, draw, names_a_side, swapped
+from pipelines.data.tars.sample import Question, Texts
 from vlmodel.config import ConfigError, parse
 
 SWAP = {"left": "right"}

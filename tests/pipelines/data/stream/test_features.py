@@ -17,12 +17,7 @@ import ray
 import torch
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, Shard, build_index
-from pipelines.data.reader import ShardReader
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import feature_build
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
@@ -38,6 +33,11 @@ from pipelines.data.stream.features import FACTS, Features, image_hashes, text_h
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.tars.reader import ShardReader
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
+from pipelines.errors import DataError
 from pipelines.train.feed import to_tensors
 from vlmodel.config import parse
 from vlmodel.inference import Predictor

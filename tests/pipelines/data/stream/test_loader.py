@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.sample import Question, Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.augment import AugmentConfig, augment
 from pipelines.data.stream.dataset import Samples, Source, decoding_on
 from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
 from pipelines.data.stream.plan import Schedule, Slice
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.tars.sample import Question, Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
+from pipelines.errors import DataError
 from vlmodel import gpu_images
 from vlmodel.processor import ProcessorConfig, VLProcessor
 

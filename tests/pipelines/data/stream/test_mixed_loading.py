@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.reader import ShardReader
-from pipelines.data.sample import Question, Texts, dump_texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Mixture, Source, keeping_pixels
 from pipelines.data.stream.features import Features, Table, image_hashes
@@ -25,9 +20,14 @@ from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.data.tars.reader import ShardReader
+from pipelines.data.tars.sample import Question, Texts, dump_texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
+from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
-from vlmodel.fields import Fields
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
 
 ASKED, NAMED = 11, 23
 """Samples of the two sources: of one with a question each, and of one with a caption each."""

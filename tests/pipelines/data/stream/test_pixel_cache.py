@@ -12,11 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.corpus import train_tokenizer
-from pipelines.data.errors import DataError
 from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.sample import Texts
-from pipelines.data.shards import ShardWriter
 from pipelines.data.stream import pixel_cache
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source, keeping_pixels
@@ -24,8 +20,12 @@ from pipelines.data.stream.loader import TrainingParts
 from pipelines.data.stream.pixel_cache import PixelCacheConfig, open_pixel_cache, pays
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from vlmodel.fields import Fields
+from pipelines.data.tars.sample import Texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.data.texts.corpus import train_tokenizer
+from pipelines.errors import DataError
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
 
 SAMPLES, SIDE = 13, 16
 ROW = 3 * SIDE * SIDE

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.data.reader import Record
-from pipelines.data.sample import Question, Texts
 from pipelines.data.stream.rows import Row, rows_to_answer, to_examples
-from vlmodel.fields import Fields
+from pipelines.data.tars.reader import Record
+from pipelines.data.tars.sample import Question, Texts
+from vlmodel.task_spec import Fields
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.reader import Record
-from pipelines.data.sample import Question, Texts
+from pipelines.data.tars.reader import Record
+from pipelines.data.tars.sample import Question, Texts
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.behaviour import REWORDINGS, Behaviour, behaviour_checks, observe
 from pipelines.registry.gate.check import Check

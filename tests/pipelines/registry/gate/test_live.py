@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.comparisons import Comparison, ComparisonWriter, Damaged, Side, Text, text_hash
-from pipelines.data.feedback import Correction, Spool
+from pipelines.records.comparisons import Comparison, ComparisonWriter, Damaged, Side, Text, text_hash
+from pipelines.records.corrections import Correction, Spool
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import report
 from pipelines.registry.gate.check import Check, Decision

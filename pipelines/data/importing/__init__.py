@@ -1,0 +1,1 @@
+"""The import: what a source offers, and how it becomes a folder of tars."""

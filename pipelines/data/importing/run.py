@@ -1,0 +1,305 @@
+"""The import: any source becomes a folder of WebDataset tars, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.shards import SPLITS, ShardWriter
+from pipelines.errors import DataError
+from vlmodel.config import Part, dump
+
+MANIFEST = "_import.json"
+"""Written last; says what was imported and how much of it."""
+REJECTS = "_import_rejects.jsonl"
+"""One line for each sample or line of the source that was left out."""
+_FORMAT = 1
+
+T = TypeVar("T")
+
+
+@dataclass
+class SplitCounts:
+    """What one split holds; ``unanswered`` are those of its questions that have no answer."""
+
+    samples: int = 0
+    captions: int = 0
+    questions: int = 0
+    unanswered: int = 0
+
+
+@dataclass
+class ImportSummary:
+    """What the folder holds after an import.
+
+    Attributes:
+        splits: counts by split.
+        rejected: number of rejects by reason; each is a line of ``_import_rejects.jsonl``.
+        passed_over: number, by kind, of what the source holds beside its samples: files that are no images, hidden
+            ones, images that nothing names.
+        shards: size in bytes by name of tar.
+        unchanged: the folder already held this import, and nothing was written.
+    """
+
+    splits: dict[str, SplitCounts] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    passed_over: dict[str, int] = field(default_factory=dict)
+    shards: dict[str, int] = field(default_factory=dict)
+    unchanged: bool = False
+
+
+def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> ImportSummary:
+    """Write all samples of a source as tars into ``out_folder``.
+
+    The tars are written beside it, into ``.NAME.importing``, and the whole folder is renamed when it is complete: a
+    crash leaves no ``out_folder``. It is its owner's alone (mode 0700), as pictures may be of people, unless it is
+    there already: then it keeps its mode. A source record that cannot be used is counted and listed, and the import
+    goes on.
+
+    Args:
+        config: a part of ``pipelines.data.importers``.
+        out_folder: a local folder that is empty, absent, or holds this import already.
+        progress: show a bar (lines, where standard error is no terminal).
+
+    Raises:
+        DataError: the source is missing or unusable as a whole, none of its records can be used, ``out_folder``
+            is a URI or holds something else, or another process imports into it.
+    """
+    if not isinstance(config, Importer):
+        raise TypeError(f"{type(config).__name__} is not the Config of an importer")
+    if "://" in str(out_folder):
+        raise DataError(
+            f"{out_folder} is a URI, and an import writes to a local folder; name one and copy it there after"
+        )
+    out = Path(out_folder).expanduser().resolve()
+    identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
+    defaults = _defaults(config)
+    if (done := _finished(out, identity, defaults)) is not None:
+        return done
+    reading = config.read()
+    with _staging(out) as staging:
+        if (
+            done := _finished(out, identity, defaults)
+        ) is not None:  # By another process, while this one waited or read.
+            return done
+        summary = _write(config, reading, staging, progress)
+        _write_manifest(staging / MANIFEST, identity | _counts_tree(summary))
+        if out.exists():
+            staging.chmod(stat.S_IMODE(out.stat().st_mode))
+        try:
+            staging.rename(out)
+        except OSError as error:
+            raise DataError(f"{out} cannot be put in place ({error.strerror}); choose a folder inside it") from None
+    return summary
+
+
+def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> ImportSummary:
+    summary = ImportSummary()
+    rejected: Counter[str] = Counter()
+    first: list[Reject] = []
+    samples: dict[str, str] = {}
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                ShardWriter(folder, split, config.samples_per_shard, config.bytes_per_shard, config.members)
+            )
+            for split in SPLITS
+        }
+        rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
+        entries = reading.records
+        for entry in _show_progress(entries, reading.total, f"import {config.kind}") if progress else entries:
+            if isinstance(entry, Record):
+                entry = entry._replace(split=config.split_of(entry))
+            reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary, samples)
+            if reject is not None:
+                rejected[reject.reason] += 1
+                first = [*first, reject][:3]
+                rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
+    if not summary.splits:
+        reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in first]
+        if others := counts_text(reading.passed_over()):
+            reasons.append(f"it holds {others}")
+        shown = f" ({'; '.join(reasons)})" if reasons else ""
+        raise DataError(f"source {config.kind!r} gave no usable sample{shown}; {_remedy(config, rejected)}")
+    summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
+    summary.rejected = dict(sorted(rejected.items()))
+    summary.passed_over = dict(sorted(reading.passed_over().items()))
+    summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
+    return summary
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts by kind in words, the most frequent first."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _remedy(config: Importer, rejected: Counter[str]) -> str:
+    for reason, members in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
+        if config.members == "pairs" and 2 * rejected[reason] > rejected.total():
+            return f"correct it, or take {members} alone by source.members={members}"
+    return "correct it"
+
+
+def _add(
+    record: Record, writers: dict[str, ShardWriter], summary: ImportSummary, samples: dict[str, str]
+) -> Reject | None:
+    """Write one sample and count it; what is wrong with it, if it cannot be written.
+
+    Args:
+        samples: by image file, the sample that has it.
+    """
+    try:
+        if record.file in samples:
+            raise SampleError(Reason.DUPLICATE_KEY, f"its image is the very file of {samples[record.file]}")
+        owner = next((split for split, writer in writers.items() if record.key in writer), None)
+        if owner is not None:
+            detail = f"split {owner!r} already has this key; give each image a key of its own"
+            raise SampleError(Reason.DUPLICATE_KEY, detail)
+        writers[record.split].add(record.key, record.image, record.image_ext, record.texts, record.extra)
+    except SampleError as error:
+        return Reject(record.key, error.reason, error.detail)
+    if record.file is not None:
+        samples[record.file] = f"sample {record.key!r} of split {record.split!r}"
+    counts = summary.splits.setdefault(record.split, SplitCounts())
+    counts.samples += 1
+    if writers[record.split].members != "images":
+        counts.captions += len(record.texts.captions)
+        counts.questions += len(record.texts.questions)
+        counts.unanswered += sum(question.answer is None for question in record.texts.questions)
+    return None
+
+
+def _defaults(config: Importer) -> dict[str, Any]:
+    """What settings have that a manifest does not know, as it was written before there were these settings."""
+    fields = type(config).model_fields
+    optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    tree = dump(config.model_copy(update={n: v for n, v in optional.items() if not fields[n].is_required()}))
+    return {name: tree[name] for name, field in fields.items() if not field.is_required()}
+
+
+def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
+    """The summary of the import that ``identity`` describes, or None where ``out`` is free for it.
+
+    Args:
+        defaults: of settings that the import's manifest may not know.
+
+    Raises:
+        DataError: ``out`` holds something else.
+    """
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder for the tars")
+    if not any(out.iterdir()):
+        return None
+    remedy = "choose another folder, or remove this one to import anew"
+    try:
+        tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        found = {name: tree[name] for name in identity}
+        found["config"] = defaults | found["config"]
+        summary = ImportSummary(
+            {split: SplitCounts(**counts) for split, counts in tree["splits"].items()},
+            tree["rejected"],
+            tree.get("passed_over", {}),
+            tree["shards"],
+            unchanged=True,
+        )
+    except FileNotFoundError:
+        raise DataError(f"{out} is not empty and holds no import; {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{out / MANIFEST} cannot be read ({error!r}); {remedy}") from None
+    if found != identity:
+        raise DataError(f"{out} holds another import ({_difference(found, identity)}); {remedy}")
+    for name, size in summary.shards.items():
+        if not (out / name).is_file() or (out / name).stat().st_size != size:
+            raise DataError(f"{out} held this import, but {name} is missing or was changed; {remedy}")
+    return summary
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for name in found["config"].keys() | wanted["config"].keys():
+        if (old := found["config"].get(name)) != (new := wanted["config"].get(name)):
+            return f"source.{name} is {old!r} there and {new!r} here"
+    return "the source's files have changed since" if found["format"] == wanted["format"] else "of an older format"
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """An empty folder beside ``out`` that only this process uses; its lock ends with the process."""
+    staging = out.parent / f".{out.name}.importing"
+    try:
+        staging.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A link would lead to a folder of others, and its files be taken for leftovers.
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise DataError(f"{staging} cannot be written ({error.strerror}); choose another folder") from None
+    try:
+        _lock(descriptor, staging, out)
+        try:
+            os.fchmod(descriptor, 0o700)
+            for leftover in staging.iterdir():  # Of an import that was cut off.
+                is_folder = leftover.is_dir() and not leftover.is_symlink()
+                shutil.rmtree(leftover) if is_folder else leftover.unlink()
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, staging: Path, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = os.path.samestat(os.fstat(descriptor), staging.stat())
+    except (BlockingIOError, FileNotFoundError):
+        ours = False
+    if not ours:  # Locked, or renamed to ``out`` just before it was locked here.
+        raise DataError(f"another process is importing into {out}; wait for it to end")
+
+
+def _counts_tree(summary: ImportSummary) -> dict[str, Any]:
+    tree = asdict(summary)
+    del tree["unchanged"]
+    return tree
+
+
+def _write_manifest(path: Path, tree: dict[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _show_progress(entries: Iterator[T], total: int, title: str, every: float = 5.0) -> Iterator[T]:
+    """A bar on a terminal; elsewhere a line every few seconds and one at the end, which a log can hold."""
+    if sys.stderr.isatty():
+        yield from tqdm(entries, total=total, desc=title, unit="sample")
+        return
+    start = last = time.monotonic()
+    count = 0
+    for count, entry in enumerate(entries, 1):
+        yield entry
+        now = time.monotonic()
+        if now - last >= every:
+            print(
+                tqdm.format_meter(count, total, now - start, prefix=title, unit="sample"), file=sys.stderr, flush=True
+            )
+            last = now
+    elapsed = time.monotonic() - start
+    print(tqdm.format_meter(count, total, elapsed, prefix=title, unit="sample"), file=sys.stderr, flush=True)

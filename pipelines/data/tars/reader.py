@@ -1,0 +1,171 @@
+"""Reading samples by their place: ranged reads of the tars, guided by the index."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipelines.data.index.index import Index
+from pipelines.data.tars.sample import Texts, hash_texts, parse_metadata, parse_texts
+from pipelines.errors import DataError
+
+_SHARDS_KEPT = 256
+_COLUMNS = [
+    "key", "split", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256",
+    "texts_hash",
+]  # fmt: skip
+
+Range = tuple[int, int]
+
+_NOTHING = Texts((), ())
+
+
+class Record(NamedTuple):
+    """One sample: its key, which no other sample of its split has, its encoded image, its texts, whether it has an
+    image, read or not, and its split.
+    """
+
+    key: str
+    image: bytes
+    texts: Texts
+    pictured: bool = True
+    split: str = ""
+
+
+class ShardReader:
+    """Reads samples of indexed shards, from any file system; transient errors are retried with back-off.
+
+    It keeps the rows of the last shards it read, at most ``shards_kept``, and no open files. Threads may share it.
+
+    Args:
+        verify: compare each image, and each sample's texts, with their hashes in the index.
+    """
+
+    def __init__(self, index: Index, *, verify: bool = True, shards_kept: int = _SHARDS_KEPT) -> None:
+        self.index, self.verify = index, verify
+        self._limits = None if verify else index.limits  # what has the hash of the index was judged for it
+        self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
+
+    def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Record]:
+        """The samples at these rows of ``index.rows(shard)``, in the order asked for.
+
+        Args:
+            images, texts: False leaves these unread and empty.
+
+        Raises:
+            DataError: the shard cannot be read, or is not the one that was indexed.
+            IndexError: there is no such row.
+        """
+        samples = self._samples(shard, rows)
+        pictured = self.index.members != "texts"
+        images = images and pictured
+        ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
+        if texts:
+            for sample in samples:
+                begin = len(ranges)
+                ranges.extend(_texts(sample))
+                texts_at.append(slice(begin, len(ranges)))
+        pieces = self._read_ranges(shard, ranges)
+        records = []
+        for number, sample in enumerate(samples):
+            image = pieces[number] if images else b""
+            if images and self.verify and not _is_image_of(sample, image):
+                image = self._read_ranges(shard, [_image(sample)])[0]
+                if not _is_image_of(sample, image):
+                    raise self._changed(shard, sample)
+            said = self._read_texts(shard, sample, pieces[texts_at[number]]) if texts else _NOTHING
+            records.append(Record(sample["key"], image, said, pictured, sample["split"]))
+        return records
+
+    def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
+        """As ``read``, without the images."""
+        return [record.texts for record in self.read(shard, rows, images=False)]
+
+    def keys(self, shard: str, rows: Sequence[int]) -> list[str]:
+        """Keys of the samples at these rows; nothing of the shard is read.
+
+        Raises:
+            DataError: the shard's part of the index cannot be read.
+        """
+        keys: list[str] = self._rows(shard)["key"].take(pa.array(rows, pa.int64())).to_pylist()
+        return keys
+
+    def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
+        """SHA-256 of the encoded images at these rows, as the index has them; nothing of the shard is read.
+
+        Raises:
+            DataError: as ``keys``.
+        """
+        sha256s: list[str] = self._rows(shard)["sha256"].take(pa.array(rows, pa.int64())).to_pylist()
+        return sha256s
+
+    def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What the JSON of each sample says beside its texts; the errors of ``read``."""
+        samples = self._samples(shard, rows)
+        stored = [sample for sample in samples if sample["json_offset"] is not None]
+        pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
+        found = []
+        for sample in samples:
+            json = next(pieces) if sample["json_offset"] is not None else None
+            try:
+                found.append(parse_metadata(json))
+            except (DataError, ValueError) as error:
+                raise self._changed(shard, sample) from error
+        return found
+
+    def _read_rows(self, shard: str) -> pa.Table:
+        return self.index.rows(shard).select(_COLUMNS)
+
+    def _samples(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+        samples: list[dict[str, Any]] = self._rows(shard).take(pa.array(rows, pa.int64())).to_pylist()
+        return samples
+
+    def _read_ranges(self, shard: str, ranges: Sequence[Range]) -> list[bytes]:
+        try:
+            return self.index.folder.read_ranges(shard, ranges)
+        except OSError as error:
+            problem = f"shard {shard!r} of {self.index.tars!r} cannot be read ({type(error).__name__}: {error})"
+            remedy = "if it has changed or is gone, run the index job again, else see that its storage can be reached"
+            raise DataError(f"{problem}; {remedy}") from error
+
+    def _read_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
+        """The texts in what was read of a sample's text members; once more where they are not what was indexed."""
+        if not pieces:
+            return _NOTHING
+        json, txt = _text_members(sample, pieces)
+        if self.verify and hash_texts(json, txt) != sample["texts_hash"]:
+            json, txt = _text_members(sample, self._read_ranges(shard, _texts(sample)))
+            if hash_texts(json, txt) != sample["texts_hash"]:
+                raise self._changed(shard, sample)
+        try:
+            return parse_texts(json, txt, self._limits)
+        except DataError as error:
+            raise self._changed(shard, sample) from error
+
+    def _changed(self, shard: str, sample: dict[str, Any]) -> DataError:
+        where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
+        remedy = "run the index job again, with data.index.force=true where the tar's size and time are as they were"
+        return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
+
+
+def _image(sample: dict[str, Any]) -> Range:
+    return sample["image_offset"], sample["image_size"]
+
+
+def _texts(sample: dict[str, Any]) -> list[Range]:
+    kinds = [kind for kind in ("json", "txt") if sample[f"{kind}_offset"] is not None]
+    return [(sample[f"{kind}_offset"], sample[f"{kind}_size"]) for kind in kinds]
+
+
+def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> tuple[bytes | None, bytes | None]:
+    """The .json and the .txt of a sample, of the pieces that ``_texts`` asks for."""
+    json = pieces[0] if sample["json_offset"] is not None else None
+    return json, pieces[-1] if sample["txt_offset"] is not None else None
+
+
+def _is_image_of(sample: dict[str, Any], image: bytes) -> bool:
+    return hashlib.sha256(image).hexdigest() == sample["sha256"]

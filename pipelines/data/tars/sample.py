@@ -1,0 +1,252 @@
+"""The sample: one image with all its texts, and the JSON that carries the texts beside the image in a tar.
+
+A set of tars may also be made of texts alone, or of images alone (``Members``).
+
+Members of one sample are adjacent and share the part of their name before the first dot of the base name
+(WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from pipelines.data.tars.errors import Reason, SampleError
+
+IMAGE_EXTENSIONS = (
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "heic", "heif",
+)  # fmt: skip
+"""Extensions of image members: lower case, without the dot. Whether one can be decoded is seen where it is read."""
+
+Members = Literal["pairs", "texts", "images"]
+"""What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
+
+
+GROUP = "group"
+"""Key of a sample's JSON, see ``parse_group``."""
+
+_TEXT_KEYS = frozenset({"captions", "questions"})
+# Where a JSON text may have a number that Python takes and JSON does not, or one that is too great.
+_NO_NUMBERS = ("NaN", "Infinity")
+_GREAT_NUMBER = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{299})")
+# The fewest bytes that a text takes in JSON: its quotes, a letter and a comma.
+_SHORTEST = 4
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the image.
+
+    Attributes:
+        question: never blank.
+        answer: the answer to learn, or None where it is unknown (a test set).
+        answers: every annotator's answer (ten in VQA v2), for soft targets and consensus metrics; may be empty.
+        id: the source's own identifier.
+    """
+
+    question: str
+    answer: str | None = None
+    answers: tuple[str, ...] = ()
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class TextLimits:
+    """What a sample's texts may be at most.
+
+    Attributes:
+        letters: of a caption, a question or an answer.
+        texts: captions and questions of a sample; also answers of a question.
+    """
+
+    letters: int = 10_000
+    texts: int = 1_000
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of one sample, in the source's order; ``Texts()`` are those of an image alone."""
+
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+
+def _id_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _QuestionRecord(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    question: _Text
+    answer: _Text | None = None
+    answers: tuple[str, ...] = ()
+    id: Annotated[str | None, BeforeValidator(_id_as_text)] = None
+
+
+class _TextsRecord(BaseModel):
+    """Other keys are the source's metadata and are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    captions: tuple[_Text, ...] = ()
+    questions: tuple[_QuestionRecord, ...] = ()
+    caption: Annotated[Any, Field(description="img2dataset's caption, in JSON that is not ours")] = None
+
+
+def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextLimits | None = TextLimits()) -> Texts:
+    """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member).
+
+    JSON with a ``captions`` or ``questions`` list is this project's; other JSON is free metadata, of which only a
+    ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same caption to both).
+
+    Args:
+        limits: None for bytes that are known to have been judged: numbers are not looked at either.
+
+    Raises:
+        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG, TOO_MANY_TEXTS, or MISSING_TEXT where nothing holds
+            a caption or a question.
+    """
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+    metadata_caption: str | None = None
+    if json_bytes is not None:
+        record = _parse_json(json_bytes, strict=limits is not None)
+        captions = record.captions
+        questions = tuple(Question(q.question, q.answer, q.answers, q.id) for q in record.questions)
+        ours = not record.model_fields_set.isdisjoint(_TEXT_KEYS)
+        if not ours and isinstance(record.caption, str):
+            metadata_caption = record.caption.strip()
+    caption = (_decode(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
+    if caption and caption not in captions:
+        captions = (*captions, caption)
+    if not captions and not questions:
+        raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
+    size = len(json_bytes or b"") + len(txt_bytes or b"")
+    if limits is not None and size > min(limits.letters, _SHORTEST * limits.texts):
+        _require_fewer(captions, questions, limits)
+    return Texts(captions, questions)
+
+
+def hash_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> bytes:
+    """16 bytes that tell whether the text members of a sample are what they were, their sizes being equal."""
+    return hashlib.sha256((json_bytes or b"") + (txt_bytes or b"")).digest()[:16]
+
+
+def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
+    """What the ``.json`` of a sound sample says beside the texts of this project's schema."""
+    tree: dict[str, Any] = _load_json(_decode(json_bytes, ".json")) if json_bytes is not None else {}
+    return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
+
+
+def parse_group(json_bytes: bytes | None) -> str | None:
+    """The group of a sound sample, which its ``.json`` may name beside the texts (``GROUP``); None where it names none.
+
+    Samples of one group, as the pictures of one scene, are on one side where a split is cut by a hash.
+    """
+    if json_bytes is None or f'"{GROUP}"'.encode() not in json_bytes:
+        return None
+    group = parse_metadata(json_bytes).get(GROUP)
+    return str(group) if isinstance(group, str | int) and not isinstance(group, bool) else None
+
+
+def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
+    """Canonical JSON (sorted keys, no spaces, UTF-8) of ``texts``; ``parse_texts(dump_texts(t), None) == t``.
+
+    Args:
+        extra: further top-level keys of plain JSON values, kept beside the texts; may not be one of theirs.
+
+    Raises:
+        SampleError: BAD_UTF8 for text with lone surrogates, BAD_SCHEMA for ``extra`` that is not plain JSON.
+    """
+    tree: dict[str, Any] = dict(extra or {})
+    if clash := _TEXT_KEYS & tree.keys():
+        raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are taken by the texts themselves")
+    tree["captions"] = list(texts.captions)
+    tree["questions"] = [_question_tree(question) for question in texts.questions]
+    try:
+        return json.dumps(tree, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(Reason.BAD_UTF8, f"text cannot be written as UTF-8: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise SampleError(Reason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
+
+
+def _require_fewer(captions: tuple[str, ...], questions: tuple[Question, ...], limits: TextLimits) -> None:
+    answers = max((len(question.answers) for question in questions), default=0)
+    for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):
+        if count > limits.texts:
+            raise SampleError(Reason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
+    texts = (*captions, *(text for q in questions for text in (q.question, q.answer or "", *q.answers)))
+    if longest := max((text for text in texts if len(text) > limits.letters), key=len, default=""):
+        detail = f"a text of {len(longest)} letters, {_shorten(longest, 40)}; data.index.max_letters allows"
+        raise SampleError(Reason.TEXT_TOO_LONG, f"{detail} {limits.letters}")
+
+
+def _question_tree(question: Question) -> dict[str, Any]:
+    tree: dict[str, Any] = {"question": question.question, "answer": question.answer}
+    if question.answers:
+        tree["answers"] = list(question.answers)
+    if question.id is not None:
+        tree["id"] = question.id
+    return tree
+
+
+def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
+    text = _decode(json_bytes, ".json")
+    if strict and (any(word in text for word in _NO_NUMBERS) or _GREAT_NUMBER.search(text)):
+        _load_json(text)
+    try:
+        return _TextsRecord.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            raise SampleError(Reason.BAD_JSON, f".json: {first['msg']}") from None
+        where = ".".join(str(step) for step in first["loc"]) or "the document"
+        detail = f".json: {where} = {_shorten(first['input'])}: {first['msg']}"
+        raise SampleError(Reason.BAD_SCHEMA, detail) from None
+
+
+def _load_json(text: str) -> Any:
+    """Strict JSON: what ``dump_texts`` could not write again is refused.
+
+    Raises:
+        SampleError: BAD_JSON.
+    """
+
+    def refuse(number: str) -> NoReturn:
+        raise SampleError(Reason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")
+
+    def finite(number: str) -> float:
+        if math.isinf(value := float(number)):
+            raise SampleError(Reason.BAD_JSON, f".json: the number {_shorten(number)} is too great")
+        return value
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except (ValueError, RecursionError) as error:  # also of integers with thousands of digits
+        raise SampleError(Reason.BAD_JSON, f".json: {error}") from None
+
+
+def _decode(data: bytes, member: str) -> str:
+    if (zero := data.find(0)) >= 0:  # UTF-8 allows it, and a block that was lost is nothing else
+        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {zero} is zero, as no text has it: lost data")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {error.start} is not UTF-8") from None
+
+
+def _shorten(value: Any, limit: int = 80) -> str:
+    text = repr(value[: limit + 1] if isinstance(value, str) else value)
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,308 @@
+"""Shards: numbered WebDataset tars of one split, written so that the same samples give the same bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Members, Texts, dump_texts
+from pipelines.errors import DataError
+
+Split = Literal["train", "val", "test"]
+SPLITS = ("train", "val", "test")
+
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trainset", "trainval"),
+    "val": ("val", "validation", "valid", "valset", "minival", "dev", "devel", "development", "devset"),
+    "test": ("test", "testing", "testset", "testdev", "devtest", "eval", "evaluation"),
+}
+"""Words that name a split, as Hugging Face datasets and the sets of COCO, VQA and VOC use them."""
+
+_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+# Letters up to the next digit, mark or capital letter: "val" of val2017, coco_val.0 and cocoVal.
+_WORD = re.compile(r"[^\W\d_]+")
+_CAPITAL_AFTER_SMALL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# A dot would end the key for WebDataset; a control character, a backslash or an empty, "." or ".." step has no place
+# in a path.
+_KEY = re.compile(r"[^./\\\x00-\x1f\x7f]+(?:/[^./\\\x00-\x1f\x7f]+)*")
+_TAR_BLOCK = 512
+
+Member = tuple[str, bytes]
+"""A file of a tar: its name and its bytes."""
+
+
+def canonical_split(name: str) -> str | None:
+    """``train``, ``val`` or ``test`` for one of their usual spellings, else None."""
+    return _SPLIT_OF.get(name.strip().lower())
+
+
+def named_split(filename: str) -> str | None:
+    """The split that a tar's name says, by its whole words; None where it says none.
+
+    ``coco-val-000.tar``, ``val2017.tar`` and ``VALID.tar`` are of val; ``contest-000.tar`` says nothing. A name that
+    says val and test (``test-dev``) is of test, by which no model is chosen.
+
+    Raises:
+        DataError: the name says train, and val or test too.
+    """
+    splits = {_SPLIT_OF[word] for word in _words(filename) if word in _SPLIT_OF}
+    if "train" in splits and len(splits) > 1:
+        others = " and ".join(sorted(splits - {"train"}))
+        raise DataError(
+            f"the name {filename!r} says train, and {others} too; rename the tar, or say in data.index.splits which it "
+            f'is, as in data.index.splits.train="{filename}"'
+        )
+    return next((split for split in ("test", "val", "train") if split in splits), None)
+
+
+def shard_split(filename: str, patterns: Mapping[Split, Sequence[str]] | None = None) -> str:
+    """Split of a tar: by the patterns, else by its name (``named_split``), else ``train``.
+
+    Args:
+        patterns: shell patterns of file names for each split (``IndexConfig.splits``).
+
+    Raises:
+        DataError: patterns of two splits fit, or the name contradicts itself.
+    """
+    splits = _splits_by_pattern(filename, patterns or {})
+    if len(splits) > 1:
+        raise DataError(f"{filename!r} fits data.index.splits.{' and .'.join(splits)}; let one of them fit")
+    return splits[0] if splits else named_split(filename) or "train"
+
+
+def _splits_by_pattern(filename: str, patterns: Mapping[Split, Sequence[str]]) -> list[str]:
+    names = (filename, filename.removesuffix(".tar"))
+    fits = {split: any(fnmatchcase(n, p) for p in of_split for n in names) for split, of_split in patterns.items()}
+    return [split for split, fit in fits.items() if fit]
+
+
+def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str]] | None = None) -> dict[str, str]:
+    """Split of each tar of a set, by ``shard_split``.
+
+    Tars that say no split are of train where no tar says train: ``part-000.tar`` beside ``val.tar``.
+
+    Raises:
+        DataError: some say train and others say nothing, so that these may be anything; words of names differ only in a
+            split inside of them (``cocotrain``, ``cocoval``); or as ``shard_split``.
+    """
+    splits = {name: shard_split(name, patterns) for name in filenames}
+    by_pattern = {name for name in splits if _splits_by_pattern(name, patterns or {})}
+    silent = sorted(name for name in splits if name not in by_pattern and named_split(name) is None)
+    train = sorted(name for name, split in splits.items() if split == "train" and name not in silent)
+    if silent and train:
+        raise DataError(
+            f"{len(train):,} tars say train ({train[0]!r}, ...) and {len(silent):,} say no split ({silent[0]!r}, ...), "
+            "which may be anything; rename them, or say in data.index.splits what they are, as in "
+            f'data.index.splits.train="{silent[0]}" (a shell pattern)'
+        )
+    words = {word: name for name in silent for word in _words(name)}
+    for word in words:
+        for other in (word.replace("train", held_out) for held_out in ("val", "valid", "validation", "dev", "test")):
+            if "train" in word and other in words:
+                raise DataError(
+                    f"{words[word]!r} and {words[other]!r} seem to be of two splits and name none as a word of its "
+                    f"own; rename them, or say in data.index.splits what they are, as in "
+                    f'data.index.splits.val="{words[other]}" (a shell pattern)'
+                )
+    return splits
+
+
+def _words(filename: str) -> list[str]:
+    """Words of a tar's name, in small letters."""
+    return [word.lower() for word in _WORD.findall(_CAPITAL_AFTER_SMALL.sub(" ", filename.removesuffix(".tar")))]
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{number:06d}.tar"
+
+
+def sample_members(
+    key: str,
+    image_bytes: bytes | None,
+    image_ext: str | None,
+    texts: Texts,
+    extra: Mapping[str, Any] | None = None,
+    members: Members = "pairs",
+) -> list[Member]:
+    """What a tar holds of one sample.
+
+    Args:
+        key: no dots, control characters or empty path steps; ``/`` is allowed inside.
+        image_bytes: stored as they are; None where there is no image.
+        image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter. None where there is no image.
+        extra: see ``dump_texts``; stored beside texts only.
+        members: what the sample must have. Of texts alone the image is left out, and of an image alone all else.
+
+    Raises:
+        SampleError: UNSAFE_MEMBER for an unfit key, MISSING_IMAGE, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE
+            for an unknown extension, MISSING_TEXT for texts that are empty, or what ``dump_texts`` raises.
+    """
+    if not _KEY.fullmatch(key):
+        raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
+    found = []
+    if members != "texts":
+        found.append(_image_member(key, image_bytes, image_ext))
+    if members != "images":
+        if not texts.captions and not texts.questions:
+            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
+        found.append((f"{key}.json", dump_texts(texts, extra)))
+    return found
+
+
+def _image_member(key: str, image_bytes: bytes | None, image_ext: str | None) -> Member:
+    if image_bytes is None:
+        raise SampleError(Reason.MISSING_IMAGE, f"key {key!r} has no image")
+    if not image_bytes:
+        raise SampleError(Reason.EMPTY_MEMBER, f"the image of key {key!r} has no bytes")
+    extension = (image_ext or "").lower().removeprefix(".")
+    if extension not in IMAGE_EXTENSIONS:
+        known = ", ".join(IMAGE_EXTENSIONS)
+        raise SampleError(Reason.UNDECODABLE_IMAGE, f"image extension {image_ext!r} is not one of {known}")
+    return f"{key}.{extension}", image_bytes
+
+
+def stored_size(members: Iterable[Member]) -> int:
+    """Bytes that members take in a tar, with their headers and padding."""
+    return sum(_TAR_BLOCK + _round_up(len(data)) for _, data in members)
+
+
+def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
+    """A whole tar; equal members give equal bytes."""
+    out = io.BytesIO()
+    with _open_tar(file=out) as tar:
+        for members in samples:
+            _add(tar, members)
+    return out.getvalue()
+
+
+class ShardWriter:
+    """Writes the samples of one split to ``{folder}/{split}-000000.tar``, ``-000001.tar``, ...
+
+    A shard appears under its name only when it is complete. Use as a context manager: leaving it with an exception
+    discards the shard that is being written.
+
+    Args:
+        folder: an existing local folder.
+        split: one of ``SPLITS``.
+        max_samples: samples per shard.
+        max_bytes: size per shard; a larger single sample gets a shard of its own.
+        members: what is written of each sample, see ``sample_members``.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        split: str,
+        max_samples: int = 1000,
+        max_bytes: int = 256 << 20,
+        members: Members = "pairs",
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        self.folder, self.split = Path(folder), split
+        self.max_samples, self.max_bytes, self.members = max_samples, max_bytes, members
+        self.shards: list[str] = []
+        """Names of the finished shards."""
+        self.samples = 0
+        """Samples added so far, in all shards."""
+        self._keys: set[str] = set()
+        self._tar: tarfile.TarFile | None = None
+        self._samples_in_shard = 0
+        self._bytes_in_shard = 0
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
+
+    def add(
+        self,
+        key: str,
+        image_bytes: bytes | None,
+        image_ext: str | None,
+        texts: Texts,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one sample; nothing is written when it is refused.
+
+        Raises:
+            SampleError: DUPLICATE_KEY where the split has the key already, or what ``sample_members`` raises.
+        """
+        if key in self._keys:
+            raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
+        members = sample_members(key, image_bytes, image_ext, texts, extra, self.members)
+        size = stored_size(members)
+        if self._samples_in_shard and (
+            self._samples_in_shard >= self.max_samples or self._bytes_in_shard + size > self.max_bytes
+        ):
+            self._finish_shard()
+        if self._tar is None:
+            self._tar = _open_tar(self._temporary())
+        _add(self._tar, members)
+        self._keys.add(key)
+        self.samples += 1
+        self._samples_in_shard += 1
+        self._bytes_in_shard += size
+
+    def close(self) -> None:
+        """Finish the last shard."""
+        if self._tar is not None:
+            self._finish_shard()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._tar is not None:
+            self._tar.close()
+            self._tar = None
+            self._temporary().unlink()
+
+    def _name(self) -> str:
+        return shard_name(self.split, len(self.shards))
+
+    def _temporary(self) -> Path:
+        return self.folder / f".{self._name()}.partial"
+
+    def _finish_shard(self) -> None:
+        assert self._tar is not None
+        self._tar.close()
+        self._tar = None
+        temporary, name = self._temporary(), self._name()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / name)
+        self.shards.append(name)
+        self._samples_in_shard = self._bytes_in_shard = 0
+
+
+def _open_tar(path: Path | None = None, file: io.BytesIO | None = None) -> tarfile.TarFile:
+    return tarfile.open(path, "w", file, format=tarfile.PAX_FORMAT, encoding="utf-8")
+
+
+def _add(tar: tarfile.TarFile, members: Iterable[Member]) -> None:
+    for name, data in members:
+        tar.addfile(_member(name, len(data)), io.BytesIO(data))
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    # TarInfo's defaults are what makes the bytes reproducible: mtime 0, uid and gid 0, no user name.
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o644
+    return info
+
+
+def _round_up(size: int) -> int:
+    return -(-size // _TAR_BLOCK) * _TAR_BLOCK

@@ -1,0 +1,197 @@
+"""What a split says: its texts, how often each answer occurs, and a tokenizer trained on it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipelines.data.index.index import Index
+from pipelines.data.index.shard_pass import over_shards
+from pipelines.data.tars.reader import ShardReader
+from pipelines.data.tars.sample import Texts
+from pipelines.errors import DataError
+from vlmodel.answers import Normalizer, normal_form
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_SUBWORD = "##"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_WORDS_PER_LINE = 1000
+_LONGEST_WORD = 100
+"""Of longer words WordPiece makes [UNK], so nothing is to be learned of them; the trainer takes minutes for one of a
+million letters."""
+
+
+def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[Texts]:
+    """The texts of each sample of a split, by shard and in tar order; only the ranges of texts are read.
+
+    Args:
+        shards: only these; all if not given.
+
+    Raises:
+        DataError: a shard cannot be read, or has changed since it was indexed.
+    """
+    reader = ShardReader(index)
+    for name in _shards_of(index, split) if shards is None else shards:
+        splits = np.asarray(index.rows(name)["split"].to_pylist())
+        yield from reader.read_texts(name, np.flatnonzero(splits == split).tolist())
+
+
+def corpus(index: Index, split: str = "train") -> Iterator[str]:
+    """Every caption and question of a split, in the order of the index.
+
+    Raises:
+        DataError: as ``read_texts``; also where the split has no samples.
+    """
+    _require(index, split)
+    for texts in read_texts(index, split):
+        yield from texts.captions
+        for question in texts.questions:
+            yield question.question
+
+
+def count_answers(index: Index, split: str = "train") -> Counter[str]:
+    """How often each answer (``Question.answer``) occurs in a split, counted by Ray Data, a task a shard.
+
+    Raises:
+        DataError: as ``corpus``.
+    """
+    _require(index, split)
+
+    def count(row: dict[str, Any]) -> dict[str, Any]:
+        answers = Counter(
+            question.answer
+            for texts in read_texts(index, split, [row["item"]])
+            for question in texts.questions
+            if question.answer is not None
+        )
+        # As JSON: a column of Ray Data takes its type from the first rows.
+        return {"counts": json.dumps(answers)}
+
+    total: Counter[str] = Counter()
+    for row in over_shards(_shards_of(index, split), count):
+        total.update(json.loads(row["counts"]))
+    return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
+
+
+def answer_vocabulary(
+    counter: Mapping[str, int], size: int | None = None, min_count: int = 1, normalizer: Normalizer = "vqa"
+) -> list[str]:
+    """The answers to choose from: the ``size`` most frequent (all for None) that occur at least ``min_count`` times,
+    most frequent first, ties in the order of their characters.
+
+    Args:
+        counter: how often each answer occurs.
+        normalizer: answers with one normal form are one answer, in its most frequent spelling; of equally frequent ones
+            in the normal form itself, or in the first of them.
+    """
+    counts = Counter[str]()
+    for form, spellings in spellings_of(counter, normalizer).items():
+        label = min(spellings, key=lambda spelling: (-spellings[spelling], spelling != form, spelling))
+        counts[label] = sum(spellings.values())
+    ranked = sorted(counts.items(), key=_most_frequent_first)
+    return [answer for answer, count in ranked if count >= min_count][:size]
+
+
+def spellings_of(counter: Mapping[str, int], normalizer: Normalizer = "vqa") -> dict[str, dict[str, int]]:
+    """For each normal form how often each of its spellings occurs."""
+    spellings: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for answer, count in counter.items():
+        spellings[normal_form(answer, normalizer)][answer] = count
+    return dict(spellings)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: bool = True) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer with BERT's special tokens and ``[CLS] x [SEP]`` (``[CLS] a [SEP] b [SEP]`` for pairs).
+
+    The same texts, in any order, give the same tokenizer. Words of more than 100 letters are [UNK], as for BERT.
+
+    Args:
+        vocab_size: at most; few texts give fewer.
+
+    Raises:
+        DataError: there are no texts.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    if not words:
+        raise DataError("there are no texts to train a tokenizer on; index data with captions or questions first")
+
+    words = Counter({word: count for word, count in words.items() if len(word) <= _LONGEST_WORD})
+    alphabet = _alphabet(words, limit=max(1, vocab_size // 4))
+    # The trainer numbers the inner letters (##a) in the order of a hash map, which differs from run to run, and breaks
+    # ties between merges by these numbers. Given as special tokens, they are numbered in the order of this list.
+    first_tokens = [*_SPECIAL, *(_SUBWORD + letter for letter in alphabet)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        show_progress=False,
+        special_tokens=first_tokens,
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        continuing_subword_prefix=_SUBWORD,
+    )
+    learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(_repeat(words), trainer)
+
+    vocabulary = learner.get_vocab()
+    pieces = models.WordPiece(
+        vocabulary,
+        unk_token="[UNK]",
+        max_input_chars_per_word=_LONGEST_WORD,
+        continuing_subword_prefix=_SUBWORD,
+    )
+    tokenizer = Tokenizer(pieces)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece(prefix=_SUBWORD)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    named = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+
+
+def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
+    """The most frequent letters, sorted."""
+    letters: Counter[str] = Counter()
+    for word, count in words.items():
+        for letter in word:
+            letters[letter] += count
+    ranked = sorted(letters.items(), key=_most_frequent_first)
+    return sorted(letter for letter, _ in ranked[:limit])
+
+
+def _repeat(words: Mapping[str, int]) -> Iterator[str]:
+    """Each word as often as it occurs, in lines of a length that the trainer takes quickly."""
+    for word, count in sorted(words.items()):
+        for done in range(0, count, _WORDS_PER_LINE):
+            yield " ".join([word] * min(_WORDS_PER_LINE, count - done))
+
+
+def _require(index: Index, split: str) -> None:
+    counts = index.counts()
+    if not counts.get(split):
+        found = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise DataError(f"{index.tars!r} has no samples of split {split!r} (there are {found}); choose another split")
+
+
+def _shards_of(index: Index, split: str) -> list[str]:
+    return [shard.name for shard in index.shards if split in shard.samples]
+
+
+def _most_frequent_first(item: tuple[str, int]) -> tuple[int, str]:
+    answer, count = item
+    return -count, answer

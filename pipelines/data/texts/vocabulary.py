@@ -1,0 +1,137 @@
+"""What is learned from the texts of the training split before training: the tokenizer and the answers."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from pydantic import Field
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from pipelines.data.index.index import Index
+from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_answers, spellings_of, train_tokenizer
+from pipelines.data.texts.lengths import TextLengths
+from pipelines.errors import DataError
+from vlmodel.answers import Normalizer, normal_form
+from vlmodel.config import Section
+from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.task_spec import Fields
+
+
+class VocabularyConfig(Section):
+    """The tokenizer and the answers."""
+
+    tokenizer: str = ""
+    """Folder or hub name of a tokenizer; "" trains one on the corpus. A pretrained encoder needs its own."""
+    size: int = Field(8192, ge=8)
+    """Most tokens of a tokenizer trained on the corpus."""
+    lowercase: bool = True
+    """Whether a tokenizer trained on the corpus ignores case."""
+    answers: int = Field(3000, ge=2)
+    """Most answers that the model chooses among, the most frequent ones; others are never predicted."""
+    min_answer_count: int = Field(1, ge=1)
+    """How often an answer must occur to be chosen."""
+    normalizer: Normalizer = "vqa"
+    """Which answers mean the same, and are one answer in the vocabulary, in training and in all figures: those that are
+    equal by the rules of VQA's evaluation ("vqa": in any case of letters, without punctuation and articles, numbers to
+    ten in digits; vlmodel/answers.py), or those that are equal letter by letter ("none")."""
+
+
+def build_processor(
+    indexes: Sequence[Index],
+    config: VocabularyConfig,
+    processor: ProcessorConfig,
+    tasks: Mapping[str, Fields],
+    folder: str,
+    limits: Callable[[VLProcessor], tuple[int | None, int | None]],
+    report: Callable[[str], object] = lambda line: None,
+) -> VLProcessor:
+    """The processor for a training of ``tasks`` on the data of ``indexes``; made once and kept in ``folder``.
+
+    Args:
+        limits: most tokens that the model takes of a text and that it can write, for the tokenizer of a processor.
+        report: called with a line where answers are written in several ways.
+
+    Raises:
+        DataError: the training split has no answered question, or the tokenizer cannot be found.
+    """
+    if Path(folder).is_dir():
+        return VLProcessor.from_pretrained(folder)
+    classifies = any(fields.target == "answer" for fields in tasks.values())
+    counted: Counter[str] = Counter()
+    for index in indexes if classifies else ():
+        counted.update(count_answers(index, "train"))
+    labels = answer_vocabulary(counted, config.answers, config.min_answer_count, config.normalizer)
+    if classifies and len(labels) < 2:
+        raise DataError(
+            f"the training split of {' and '.join(index.tars for index in indexes)} has {len(labels)} different "
+            "answers, and a classifier needs at least two; check the source's answers, or lower "
+            "vocabulary.min_answer_count"
+        )
+    if line := _merged(counted, labels, config.normalizer):
+        report(line)
+    made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
+    lengths = TextLengths.count(indexes, made.tokenizer, tasks)
+    made.config = lengths.resolve(processor, *limits(made))
+    kept = keep_processor(made, folder)
+    lengths.save(folder)
+    return kept
+
+
+def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) -> TextLengths:
+    """The lengths of the training texts in the tokens of a processor that is kept in ``folder``; counted once."""
+    if (lengths := TextLengths.load(folder)) is None:
+        lengths = TextLengths.count(indexes, processor.tokenizer, processor.tasks)
+        lengths.save(folder)
+    return lengths
+
+
+def keep_processor(made: VLProcessor, folder: str) -> VLProcessor:
+    """Save a processor in ``folder``, unless one is there. Returns it as every other process will have it."""
+    target = Path(folder)
+    if target.is_dir():
+        return VLProcessor.from_pretrained(target)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    made.save_pretrained(partial)
+    partial.rename(target)
+    return VLProcessor.from_pretrained(target)
+
+
+def known_answers(counted: Mapping[str, int], processor: VLProcessor) -> float:
+    """Share of answers, by how often each occurs, that are among the labels; 1 where there are none."""
+    total = sum(counted.values())
+    return sum(n for answer, n in counted.items() if processor.label_id(answer) >= 0) / total if total else 1.0
+
+
+def _merged(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
+    """Which answers have become one label; "" where none have."""
+    several = {form: found for form, found in spellings_of(counted, normalizer).items() if len(found) > 1}
+    by_form = {normal_form(label, normalizer): label for label in labels}
+    merged = [(by_form[form], sorted(found)) for form, found in several.items() if form in by_form]
+    if not merged:
+        return ""
+    merged.sort(key=lambda pair: -sum(counted[answer] for answer in pair[1]))
+    examples = "; ".join(f"{label!r} for {', '.join(map(repr, found[:5]))}" for label, found in merged[:3])
+    return (
+        f"{sum(len(found) for _, found in merged)} answers are {len(merged)} labels, as they mean the same by "
+        f"vocabulary.normalizer={normalizer} ({examples})"
+    )
+
+
+def _tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:
+    if not config.tokenizer:
+        texts = chain.from_iterable(corpus(index, "train") for index in indexes)
+        return train_tokenizer(texts, config.size, config.lowercase)
+    local = {"local_files_only": True} if Path(config.tokenizer).is_dir() else {}
+    try:
+        return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False, **local)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"vocabulary.tokenizer={config.tokenizer!r} cannot be loaded ({error}); name a folder with a tokenizer, "
+            'a hub name that this machine can reach, or "" to train one on the corpus'
+        ) from None

@@ -1,0 +1,1 @@
+"""What a service records while it answers: corrections by people, comparisons of two models."""

@@ -1,0 +1,1 @@
+"""What people look at: progress on the terminal, pictures, HTML pages."""

@@ -1,0 +1,181 @@
+"""Pictures of a grid and of a search, in the manner of pipelines/report/training_pictures.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from pipelines.report.training_pictures import BLUE, GREY, VERMILLION
+from pipelines.search.config import TuneConfig
+from pipelines.search.grid import Cell, short, text
+from pipelines.search.record import Record, Trial, spread
+
+_BLUES = LinearSegmentedColormap.from_list("scores", ["#EAF3FA", "#9ECAE1", BLUE, "#08306B"])
+
+
+def ablation(
+    grid: Mapping[str, Sequence[Any]],
+    cells: Sequence[Cell[Any]],
+    seeds: Sequence[int],
+    records: Mapping[tuple[str, int], Record],
+    measure: str,
+) -> Figure:
+    """The grid: a heat map where it has two dimensions (of more than one value), else a row of dots for each cell.
+
+    Args:
+        records: by the cell's slug and the seed.
+    """
+    varied = [key for key, values in grid.items() if len(values) > 1]
+    scores = {
+        cell.slug: [s for s in (records[cell.slug, seed].score for seed in seeds) if s is not None] for cell in cells
+    }
+    verdicts = {cell.slug: records[cell.slug, seeds[-1]].status for cell in cells}
+    title = f"{measure.capitalize()}, mean" + (f" of {len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "")
+    if len(varied) == 2:
+        return _heat_map(grid, varied[0], varied[1], cells, scores, verdicts, title)
+    return _dots(varied or list(grid), cells, scores, verdicts, measure)
+
+
+def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Record], measure: str) -> Figure:
+    """The score against each setting of the space: full dots went to the end, hollow ones were stopped early."""
+    shown = [(trial, record) for trial in found if (record := records[trial.number]).score is not None]
+    columns = min(3, len(config.space))
+    lines = -(-len(config.space) // columns)
+    figure = Figure(figsize=(max(6.4, 4.4 * columns + 0.4), 3.5 * lines + 0.7), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
+    best = max(shown, key=lambda pair: pair[1].score or 0.0, default=None)
+    for axes, (key, distribution) in zip(panels, config.space.items(), strict=False):
+        (kind,) = distribution
+        names = [text(value) for value in distribution[kind]]
+        if kind == "choice":
+            axes.set_xticks(range(len(names)), names)
+            axes.set_xlim(-0.6, len(names) - 0.4)
+        elif kind == "loguniform":
+            axes.set_xscale("log")
+
+        def place(trial: Trial, key: str = key, kind: str = kind, names: list[str] = names) -> float:
+            value = trial.settings[key]
+            return float(names.index(text(value))) if kind == "choice" else float(value)
+
+        for ended, label in ((True, "trained to the end"), (False, "stopped early")):
+            pairs = [(t, r) for t, r in shown if (r.status != "stopped") == ended]
+            axes.scatter(
+                [place(t) for t, _ in pairs], [r.score or 0.0 for _, r in pairs], s=46, linewidths=1.5,
+                facecolors=BLUE if ended else "none", edgecolors=BLUE, alpha=0.85, label=label, zorder=2,
+            )  # fmt: skip
+        if best is not None:
+            axes.scatter(
+                [place(best[0])], [best[1].score or 0.0], s=190, facecolors="none", edgecolors=VERMILLION,
+                linewidths=2, label=f"best: trial {best[0].number + 1}, {best[1].score:.4f}", zorder=3,
+            )  # fmt: skip
+        axes.set_xlabel(short(key))
+        _plain(axes)
+    for axes in list(figure.axes)[len(config.space) :]:
+        axes.set_axis_off()
+    for row in range(lines):
+        figure.axes[row * columns].set_ylabel(measure)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=10)
+    return figure
+
+
+def _heat_map(
+    grid: Mapping[str, Sequence[Any]],
+    down: str,
+    across: str,
+    cells: Sequence[Cell[Any]],
+    scores: Mapping[str, Sequence[float]],
+    verdicts: Mapping[str, str],
+    title: str,
+) -> Figure:
+    rows, columns = list(grid[down]), list(grid[across])
+    means = np.full((len(rows), len(columns)), np.nan)
+    notes: dict[tuple[int, int], str] = {}
+    for cell in cells:
+        place = rows.index(cell.settings[down]), columns.index(cell.settings[across])
+        if values := scores[cell.slug]:
+            means[place] = np.mean(values)
+            deviation = spread(values)
+            notes[place] = f"{means[place]:.4f}" + ("" if deviation is None else f"\n± {deviation:.4f}")
+        else:
+            notes[place] = verdicts[cell.slug]
+    figure = Figure(figsize=(1.6 * len(columns) + 2.6, 0.85 * len(rows) + 1.9), layout="constrained")
+    axes = figure.add_subplot()
+    known = means[np.isfinite(means)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    # Cells that differ by less than a hundredth look alike, as they should.
+    middle, half = (low + high) / 2, max((high - low) / 2, 0.005)
+    image = axes.imshow(means, cmap=_BLUES, vmin=middle - half, vmax=middle + half, aspect="auto")
+    for (row, column), note in notes.items():
+        value = means[row, column]
+        if not np.isfinite(value):
+            axes.add_patch(
+                Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor="#F2F2F2", edgecolor="#C8C8C8", hatch="//", lw=0)
+            )
+        dark = np.isfinite(value) and value > middle + 0.1 * half
+        box = None if np.isfinite(value) else {"facecolor": "white", "edgecolor": "none", "pad": 2}
+        axes.text(
+            column, row, note, ha="center", va="center", fontsize=11, color="white" if dark else "black", bbox=box,
+            weight="bold" if value == high else "normal",
+        )  # fmt: skip
+    axes.set_xticks(range(len(columns)), [text(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [text(value) for value in rows])
+    axes.set_xlabel(short(across))
+    axes.set_ylabel(short(down))
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    figure.colorbar(image, ax=axes, shrink=0.9)
+    return figure
+
+
+def _dots(
+    keys: Sequence[str],
+    cells: Sequence[Cell[Any]],
+    scores: Mapping[str, Sequence[float]],
+    verdicts: Mapping[str, str],
+    measure: str,
+) -> Figure:
+    figure = Figure(figsize=(8.5, 0.42 * len(cells) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    ordered = sorted(cells, key=lambda cell: np.mean(scores[cell.slug]) if scores[cell.slug] else -1.0)
+    several = any(len(values) > 1 for values in scores.values())
+    known = [value for values in scores.values() for value in values]
+    for row, cell in enumerate(ordered):
+        if values := scores[cell.slug]:
+            axes.scatter(
+                values, [row] * len(values), s=38, color=BLUE, alpha=0.7, linewidths=0, zorder=2,
+                label="a seed" if row == len(ordered) - 1 and several else None,
+            )  # fmt: skip
+            mean = float(np.mean(values))
+            if several:
+                label = "mean" if row == len(ordered) - 1 else None
+                axes.plot([mean] * 2, [row - 0.3, row + 0.3], color=VERMILLION, linewidth=2.5, zorder=3, label=label)
+            axes.text(1.01, row, f"{mean:.4f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        elif known:
+            style: dict[str, Any] = {"va": "center", "color": GREY, "fontsize": 9, "style": "italic"}
+            axes.text(0.5, row, verdicts[cell.slug], transform=axes.get_yaxis_transform(), ha="center", **style)
+    names = ["  ".join(f"{short(key)} {text(cell.settings[key])}" for key in keys) for cell in ordered]
+    axes.set_yticks(range(len(ordered)), names)
+    axes.set_ylim(-0.6, len(ordered) - 0.4)
+    axes.set_xlabel(measure)
+    if several:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9)
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

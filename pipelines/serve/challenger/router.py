@@ -1,0 +1,370 @@
+"""The challenger beside the champion: a service that asks both, and lets neither callers nor champion wait for it.
+
+Shadow: the champion answers; a copy of the request goes to the challenger afterwards. Canary: both are asked at once
+and the challenger's answer is sent, the champion's where it fails or is late. The champion is asked too, though nobody
+may see its answer: it has to have the capacity for all requests anyway, as it is what answers when the challenger
+fails; so the failure of a challenger costs no second wait, and every request is a comparison.
+
+This knows neither Ray nor HTTP. The challenger is another process (remote.py), which may hang, crash or be missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from pipelines.records.comparisons import Comparison, ComparisonWriter, Side, Text, text_hash
+from pipelines.serve.challenger.agreement import agreement, confidence, difference, said
+from pipelines.serve.challenger.request import Asked, put
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.service import Answered, Embeddings, Matches, ModelInfo, Service, Task
+from vlmodel.inference import Prediction
+
+log = logging.getLogger(__name__)
+
+# After so many failures in a row the challenger is left alone for a while; then one more makes the next pause.
+_FAILURES, _PAUSE_S = 3, 5.0
+# Enough of an image to tell it from others; the whole of a large one would hold up the event loop.
+_HEAD = 1 << 16
+
+
+class Rival(Protocol):
+    """The challenger, wherever it runs.
+
+    Attributes:
+        version: in the registry, as it was deployed.
+    """
+
+    version: str
+
+    async def ask(self, asked: Asked) -> Answered[Any]:
+        """Its answer.
+
+        Raises:
+            ApiError: it refuses the request.
+            Exception: it cannot be reached, or failed.
+        """
+
+
+class ChallengerMetrics(Protocol):
+    """Where it is counted what became of requests to the challenger."""
+
+    def challenged(self, task: Task, outcome: str, version: str) -> None:
+        """One request that it was asked; ``outcome`` is "ok" or why there is no answer."""
+
+    def compared(self, task: Task, agreement: float, version: str) -> None:
+        """Two answers to one request."""
+
+    def fell_back(self, task: Task, reason: str) -> None:
+        """The champion answered in its place."""
+
+    def dropped(self, reason: str) -> None:
+        """A request that was not compared ("busy", "paused"), or a comparison that was not kept ("record")."""
+
+
+class NoChallengerMetrics:
+    """Counts nothing."""
+
+    def challenged(self, task: Task, outcome: str, version: str) -> None:
+        pass
+
+    def compared(self, task: Task, agreement: float, version: str) -> None:
+        pass
+
+    def fell_back(self, task: Task, reason: str) -> None:
+        pass
+
+    def dropped(self, reason: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What came of asking one model: an answer, or what was raised and a name for it."""
+
+    answered: Answered[Any] | None = None
+    error: str = ""
+    raised: Exception | None = None
+
+    @property
+    def result(self) -> Any:
+        return self.answered.result if self.answered else None
+
+    @property
+    def is_callers_fault(self) -> bool:
+        return isinstance(self.raised, ApiError) and self.raised.status < 500
+
+    def get(self) -> Answered[Any]:
+        if self.answered is None:
+            raise self.raised or internal()
+        return self.answered
+
+
+class Challenged:
+    """A ``Service`` that answers with the champion, and asks the challenger beside it.
+
+    Embeddings are the champion's even as a canary: vectors of two models in one caller's index compare with nothing.
+
+    Args:
+        champion: answers.
+        rival: the challenger.
+        config: ``config.challenger`` says whom it asks what, and how long it waits.
+        writer: keeps what was compared; None keeps nothing.
+        clock: seconds, for the pauses.
+    """
+
+    def __init__(
+        self,
+        champion: Service,
+        rival: Rival,
+        config: ServeConfig,
+        writer: ComparisonWriter | None = None,
+        metrics: ChallengerMetrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._champion, self._rival, self._config = champion, rival, config.challenger
+        self._limit_s = config.request_timeout_s
+        self._writer, self._metrics, self._clock = writer, metrics or NoChallengerMetrics(), clock
+        self._waiting = 0
+        self._failures, self._paused_until = 0, 0.0
+        self._background = set[asyncio.Task[None]]()
+        self._flushing: asyncio.Task[None] | None = None
+
+    @property
+    def model(self) -> ModelInfo | None:
+        """The champion."""
+        return self._champion.model
+
+    async def answer(
+        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
+    ) -> Answered[Sequence[Prediction]]:
+        """See ``Service``."""
+        return await self._ask_both(Asked("vqa", image, tuple(questions), top_k, attention))
+
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+        """See ``Service``."""
+        return await self._ask_both(Asked("caption", image, (), top_k, attention))
+
+    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+        """See ``Service``. It is the champion's: what has been sent of a caption cannot be taken back."""
+        pieces = await self._champion.stream_caption(image, attention)
+        asked = Asked("caption", image, (), 1, attention)
+        return self._streamed(asked, pieces) if self.is_chosen(asked) else pieces
+
+    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+        """See ``Service``."""
+        return await self._ask_both(Asked("match", image, tuple(texts)))
+
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+        """See ``Service``."""
+        return await self._ask_both(Asked("embed", image, tuple(texts)))
+
+    async def check(self, image: bytes) -> Answered[None]:
+        """See ``Service``."""
+        return await self._champion.check(image)
+
+    def is_chosen(self, asked: Asked) -> bool:
+        """Whether the challenger is asked too: the same for all requests about an image (about the same texts, where
+        there is none), and for each challenger another share of the images.
+        """
+        key = hashlib.sha256(self._rival.version.encode() + b"\0")
+        if asked.image is None:
+            key.update("\0".join(asked.texts).encode())
+        else:
+            key.update(len(asked.image).to_bytes(8) + asked.image[:_HEAD])
+        return (int.from_bytes(key.digest()[:8]) >> 11) / 2**53 < self._config.share
+
+    async def close(self) -> None:
+        """Write what was compared, when what still is has ended, or had the time that the challenger has."""
+        if self._background:
+            _, late = await asyncio.wait(list(self._background), timeout=self._config.timeout_s)
+            for task in late:
+                task.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        await self._flush()
+
+    async def _ask_both(self, asked: Asked) -> Answered[Any]:
+        if not self.is_chosen(asked):
+            return await put(self._champion, asked)
+        if self._config.mode == "canary" and asked.task != "embed":
+            return await self._canary(asked)
+        ours = await _outcome(put(self._champion, asked))
+        self._copy(asked, ours)
+        return ours.get()
+
+    async def _canary(self, asked: Asked) -> Answered[Any]:
+        if reason := self._no_room():
+            self._metrics.dropped(reason)
+            self._metrics.fell_back(asked.task, reason)
+            return await put(self._champion, asked)
+        asking = asyncio.create_task(_outcome(put(self._champion, asked)))
+        rival = asyncio.create_task(self._ask_rival(asked))
+        self._hold_until(asyncio.gather(asking, rival, return_exceptions=True))
+        try:
+            theirs = await rival
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
+        if theirs.answered is not None:
+            self._spawn(self._compare_when_ready(asked, asking, theirs))
+            return replace(theirs.answered, side="challenger")
+        ours = await asking
+        # What both refuse was no failure of the challenger.
+        if not ours.is_callers_fault:
+            self._metrics.fell_back(asked.task, theirs.error)
+            self._spawn(self._compare(asked, ours, theirs, fallback=True))
+        return ours.get()
+
+    async def _streamed(
+        self, asked: Asked, pieces: AsyncGenerator[str | Answered[Prediction], None]
+    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+        async with aclosing(pieces):
+            async for piece in pieces:
+                if isinstance(piece, Answered):
+                    self._copy(asked, _Outcome(piece))
+                yield piece
+
+    def _copy(self, asked: Asked, ours: _Outcome) -> None:
+        """Ask the challenger what the champion was asked, beside whatever comes next."""
+        if ours.is_callers_fault:
+            return
+        if reason := self._no_room():
+            self._metrics.dropped(reason)
+            return
+        self._hold_until(self._spawn(self._compare_copy(asked, ours)))
+
+    def _no_room(self) -> str:
+        """Why the challenger is not to be asked now; "" where it is."""
+        if self._waiting >= self._config.max_waiting:
+            return "busy"
+        return "paused" if self._clock() < self._paused_until else ""
+
+    def _hold_until(self, ended: asyncio.Future[Any]) -> None:
+        """Count one more request that waits."""
+
+        def free(_: object) -> None:
+            self._waiting -= 1
+
+        self._waiting += 1
+        ended.add_done_callback(free)
+
+    async def _ask_rival(self, asked: Asked) -> _Outcome:
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                outcome = await _outcome(self._rival.ask(asked))
+        except TimeoutError:
+            outcome = _Outcome(error="late")
+        self._metrics.challenged(asked.task, outcome.error or "ok", self._version_of(outcome))
+        if outcome.answered is not None or outcome.is_callers_fault:
+            self._failures = 0
+        else:
+            self._failed(outcome)
+        return outcome
+
+    def _failed(self, outcome: _Outcome) -> None:
+        self._failures += 1
+        if self._failures >= _FAILURES:
+            self._paused_until = self._clock() + _PAUSE_S
+            self._failures = _FAILURES - 1
+            log.warning("the challenger fails (%s: %r); not asked for %g s", outcome.error, outcome.raised, _PAUSE_S)
+
+    async def _compare_copy(self, asked: Asked, ours: _Outcome) -> None:
+        await self._compare(asked, ours, await self._ask_rival(asked))
+
+    async def _compare_when_ready(self, asked: Asked, asking: asyncio.Task[_Outcome], theirs: _Outcome) -> None:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                ours = await asking
+        except TimeoutError:
+            ours = _Outcome(error="late")
+        if not ours.is_callers_fault:
+            await self._compare(asked, ours, theirs)
+
+    async def _compare(self, asked: Asked, ours: _Outcome, theirs: _Outcome, fallback: bool = False) -> None:
+        pair, task = (ours.result, theirs.result), asked.task
+        both = ours.answered is not None and theirs.answered is not None
+        alike = agreement(task, *pair) if both else None
+        if alike is not None:
+            self._metrics.compared(task, alike, self._version_of(theirs))
+        if self._writer is None:
+            return
+        comparison = Comparison(
+            time_ns=time.time_ns(),
+            task=task,
+            mode="canary" if self._config.mode == "canary" else "shadow",
+            model=self.model.name if self.model else "",
+            image=await asyncio.to_thread(lambda: asked.image_sha256),
+            champion=_side(task, ours, self.model.version if self.model else ""),
+            challenger=_side(task, theirs, self._version_of(theirs)),
+            fallback=fallback,
+            agreement=alike,
+            difference=difference(task, *pair) if both else None,
+            texts=_texts(asked, *pair) if both else (),
+        )
+        if not self._writer.add(comparison):
+            self._metrics.dropped("record")
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush_later())
+
+    def _version_of(self, theirs: _Outcome) -> str:
+        return theirs.answered.model.version if theirs.answered else self._rival.version
+
+    async def _flush_later(self) -> None:
+        await asyncio.sleep(self._config.flush_s)
+        self._flushing = None
+        self._spawn(self._flush())
+
+    async def _flush(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            await asyncio.to_thread(self._writer.flush)
+        except Exception as error:  # whatever ails the disk or store, callers have their answers
+            self._metrics.dropped("record")
+            log.warning("comparisons with the challenger are not kept: %s", error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a comparison with the challenger failed", exc_info=error)
+
+
+async def _outcome(asking: Awaitable[Answered[Any]]) -> _Outcome:
+    try:
+        return _Outcome(await asking)
+    except ApiError as error:
+        return _Outcome(error=error.code, raised=error)
+    except Exception as error:
+        return _Outcome(error=type(error).__name__, raised=error)
+
+
+def _side(task: Task, outcome: _Outcome, version: str) -> Side:
+    if outcome.answered is None:
+        return Side(version=version, error=outcome.error)
+    return Side(
+        version=outcome.answered.model.version,
+        seconds=sum(outcome.answered.stages_s.values()),
+        confidence=confidence(task, outcome.result),
+    )
+
+
+def _texts(asked: Asked, ours: Any, theirs: Any) -> tuple[Text, ...]:
+    pairs = zip(said(asked, ours), said(asked, theirs), strict=True)
+    return tuple(
+        Text(asked=text_hash(text), champion=text_hash(mine), challenger=text_hash(other))
+        for (text, mine), (_, other) in pairs
+    )

@@ -1,0 +1,37 @@
+"""The parts of a replica, put together. Importing this takes seconds of a core, as the model's libraries do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from starlette.types import ASGIApp
+
+from pipelines.records.comparisons import ComparisonWriter
+from pipelines.serve.challenger.remote import HandleRival
+from pipelines.serve.challenger.router import Challenged
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.http.app import create_app
+from pipelines.serve.inference.service import Answerer
+from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
+from pipelines.serve.service import Service
+
+
+class Assembly:
+    """A model that is yet to be loaded, the HTTP application before it and, if there is one, the challenger beside it.
+
+    Args:
+        key_hashes: SHA-256 hashes of the API keys.
+        challenger: the model that is deployed beside this one; {} for none.
+    """
+
+    def __init__(self, config: ServeConfig, key_hashes: Sequence[str], challenger: Mapping[str, str]) -> None:
+        metrics = RayMetrics()
+        self.answerer = Answerer(config, metrics)
+        self.challenged = _beside(self.answerer, challenger, config) if challenger else None
+        self.app: ASGIApp = create_app(self.challenged or self.answerer, config, key_hashes, metrics)
+
+
+def _beside(champion: Service, challenger: Mapping[str, str], config: ServeConfig) -> Challenged:
+    settings = config.challenger
+    writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None
+    return Challenged(champion, HandleRival(challenger), config, writer, RayChallengerMetrics())

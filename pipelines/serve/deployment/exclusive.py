@@ -1,0 +1,101 @@
+"""One deployment at a time: on a cluster, and at a port of a machine."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from pipelines.serve.errors import ServeError
+from pipelines.storage.lock import locked
+
+_NAME, _NAMESPACE = "vlmodel-deployment", "vlmodel"
+_POLL_S, _ASK_S = 0.5, 10.0
+
+
+class Turn:
+    """An actor whose name can be had once in a cluster. It ends with the job that made it, however that ends.
+
+    Args:
+        holder: who deploys, for those who wait.
+    """
+
+    def __init__(self, holder: str) -> None:
+        self._holder = holder
+
+    def holder(self) -> str:
+        return self._holder
+
+
+@contextmanager
+def on_cluster(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
+    """Be the only one that deploys on this cluster while the block runs.
+
+    Args:
+        wait_s: for another one to end.
+        report: is told when it has to wait, and for whom.
+
+    Raises:
+        ServeError: another one goes on for longer.
+    """
+    turn: Any = ray.remote(num_cpus=0)(Turn).options(name=_NAME, namespace=_NAMESPACE)
+    deadline, waits = time.monotonic() + wait_s, False
+    while True:
+        try:
+            held = turn.remote(f"{_user()} on {platform.node()}, process {os.getpid()}")
+            # Ray looks whether the name is free, and makes the actor later: of two at once one has none in the end.
+            ray.get(held.holder.remote())
+            break
+        except (ValueError, ray.exceptions.RayActorError):  # the name is taken
+            if time.monotonic() > deadline:
+                raise ServeError(
+                    f"another deployment on this cluster ({_holder()}) has not ended within {wait_s:g} s; wait for "
+                    "it, or stop it, then try again"
+                ) from None
+            if not waits:
+                report(f"service: waits for another deployment ({_holder()})")
+                waits = True
+            time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        ray.kill(held)
+
+
+@contextmanager
+def at_port(port: int, wait_s: float) -> Iterator[None]:
+    """Be the only one of this user that starts a service at this port of this machine while the block runs.
+
+    Raises:
+        ServeError: another one goes on for longer than ``wait_s``.
+    """
+    # Not with the whole rights of a temporary folder, where others could put a file of this name.
+    folder = Path(tempfile.gettempdir()) / f"vlmodel-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ServeError(f"'{folder}' belongs to someone else; remove it, or set TMPDIR to a folder of your own")
+    refusal = ServeError(f"another service is being started at port {port}; choose another with serve.port=...")
+    with locked(folder / f"port-{port}.lock", refusal, wait_s):
+        yield
+
+
+def _holder() -> str:
+    try:
+        return str(ray.get(ray.get_actor(_NAME, _NAMESPACE).holder.remote(), timeout=_ASK_S))
+    except (ValueError, ray.exceptions.RayError):  # it has just ended, or is only just beginning
+        return "it does not say whose"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a number without a name
+        return f"user {os.getuid()}"

@@ -1,0 +1,1 @@
+"""The HTTP application: routes, schemas, middleware, the page."""

@@ -1,0 +1,1 @@
+"""The model's side of the service: decoding, batching, forward passes."""

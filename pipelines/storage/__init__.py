@@ -1,0 +1,1 @@
+"""Bytes outside memory: folders on any file system, retries, locks."""

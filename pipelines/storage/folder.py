@@ -1,0 +1,410 @@
+"""Folders on any file system that fsspec knows: listing, sequential and ranged reads that retry, atomic writes.
+
+Credentials come from the environment, as each fsspec back end documents: for S3 and stores like it, that is
+``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY`` or ``~/.aws``, and ``AWS_ENDPOINT_URL`` where the store is not AWS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, BinaryIO, Self, TypeVar
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from pipelines.errors import DataError
+from pipelines.storage.retries import PERMANENT, AccessError, RefusedError, file_error, retrying
+
+T = TypeVar("T")
+
+CHUNK = 4 << 20
+# Reading through a small gap is cheaper than another request; a merged read stays small enough to hold.
+_LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
+_LONGEST_COPY = 1 << 30
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, and AWS_ENDPOINT_URL where the store is not AWS",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+}
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells that a file is unchanged without reading it.
+
+    Attributes:
+        name: within its folder.
+        size: bytes.
+        stamp: ETag or time of change, or "" where the file system gives neither.
+    """
+
+    name: str
+    size: int
+    stamp: str
+
+
+class Folder:
+    """One folder, local or remote. Picklable; a relative local path is made absolute, so it means the same elsewhere.
+
+    Raises:
+        DataError: the URI's protocol is unknown, or its fsspec back end is not installed.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str]) -> None:
+        self.uri = os.fspath(uri)
+        fs, root = self._open()
+        if isinstance(fs, LocalFileSystem):
+            self.uri = root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    @cached_property
+    def _location(self) -> tuple[AbstractFileSystem, str]:
+        return self._open()
+
+    def _open(self) -> tuple[AbstractFileSystem, str]:
+        try:
+            # Others write here too: what was listed a while ago may be no more.
+            fs, root = url_to_fs(self.uri, use_listings_cache=False)
+        except (ValueError, ImportError) as error:
+            raise DataError(f"folder {self.uri!r} cannot be opened: {error}") from None
+        return fs, str(root).rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self._location[0], LocalFileSystem)
+
+    def _retrying(self, operation: Callable[[], T]) -> T:
+        try:
+            return retrying(operation)
+        except PermissionError as error:
+            if self.is_local:
+                remedy = "its owner can change the permissions"
+            else:
+                protocol = self.uri.partition(":")[0]
+                where = _CREDENTIALS.get(protocol, f"as fsspec's back end for {protocol} documents")
+                remedy = f"give every node credentials that may, in the environment: {where}"
+            raise AccessError(f"{self.uri!r} refuses access ({error}); {remedy}") from error
+
+    def path(self, name: str) -> str:
+        return f"{self._location[1]}/{name}" if name else self._location[1]
+
+    def files(self, subfolder: str = "") -> list[FileStamp]:
+        """Files that lie directly in the folder, or in ``subfolder``, sorted by name; [] where it does not exist."""
+        fs, folder = self._location[0], self.path(subfolder)
+
+        def listing() -> list[dict[str, Any]]:
+            return [self._info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
+
+        try:
+            entries = self._retrying(listing)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(map(_file_stamp, entries), key=lambda stamp: stamp.name)
+
+    def stamp(self, name: str) -> FileStamp:
+        """The file as it is now. Its stamp compares with that of another call; a listing may write it differently.
+
+        Raises:
+            OSError: it does not exist, or could not be asked for after several attempts.
+        """
+        fs, path = self._location[0], self.path(name)
+        return _file_stamp(self._retrying(lambda: self._info(fs.info(path))))
+
+    def subfolders(self) -> list[str]:
+        """Names of the folders directly in it, sorted; [] where it does not exist."""
+        fs, folder = self._location
+        try:
+            entries = self._retrying(lambda: fs.ls(folder, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = (str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        return sorted(names)
+
+    def exists(self, name: str) -> bool:
+        fs, path = self._location[0], self.path(name)
+        return self._retrying(lambda: bool(fs.exists(path)))
+
+    def read(self, name: str) -> bytes:
+        """The whole file.
+
+        Raises:
+            OSError: it does not exist, or could not be read after several attempts.
+        """
+        fs, path = self._location[0], self.path(name)
+        return self._retrying(lambda: bytes(fs.cat_file(path)))
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each (offset, size). Neighbouring ranges are read together, and when one fails, those that have
+        arrived are not asked for again.
+
+        Raises:
+            OSError: after several attempts; also where the file ends before a range does.
+        """
+        merged = _merge(ranges, _LOCAL_GAP if self.is_local else _REMOTE_GAP)
+        pieces: dict[tuple[int, int], bytes] = {}
+
+        def read_the_rest() -> None:
+            missing = [(start, stop) for start, stop, _ in merged if (start, stop) not in pieces]
+            failures = []
+            for span, piece in zip(missing, self._read_spans(name, missing), strict=True):
+                if isinstance(piece, Exception):
+                    failures.append(piece)
+                elif len(piece) > span[1] - span[0]:
+                    problem = f"{name}: the whole file came where {span[1] - span[0]} bytes were asked for"
+                    failures.append(RefusedError(f"{problem}; serve it with a server that knows ranges"))
+                elif len(piece) != span[1] - span[0]:
+                    failures.append(OSError(f"{name}: read {len(piece)} of {span[1] - span[0]} bytes at {span[0]}"))
+                else:
+                    pieces[span] = piece
+            if failures:
+                raise failures[0]
+
+        self._retrying(read_the_rest)
+        out: list[bytes] = [b""] * len(ranges)
+        for start, stop, members in merged:
+            piece = pieces[start, stop]
+            for number in members:
+                offset, size = ranges[number]
+                out[number] = piece[offset - start : offset - start + size]
+        return out
+
+    def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Sequence[bytes | Exception]:
+        """What arrives of each span (start, stop), or what kept it from arriving."""
+        fs, path = self._location[0], self.path(name)
+        if self.is_local:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                return [_pread(descriptor, start, stop) for start, stop in spans]
+            finally:
+                os.close(descriptor)
+        starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+        pieces: list[bytes | Exception] = fs.cat_ranges([path] * len(spans), starts, stops, on_error="return")
+        return pieces
+
+    def stream(self, name: str, size: int) -> ResumingStream:
+        """The file's bytes in order, read once; see ``ResumingStream``.
+
+        What is no file is refused where it is read: a named pipe would be waited for, and a device has no end.
+        """
+        fs, path = self._location[0], self.path(name)
+
+        def open_file() -> Any:
+            if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
+                raise RefusedError(f"{name!r} is no file, but a {_kind(os.stat(path).st_mode)}")
+            return fs.open(path, "rb", block_size=CHUNK)
+
+        return ResumingStream(open_file, name, size, self._retrying)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
+        written beside its place, flushed to the disk and renamed. What could not be finished, as on a full disk, is
+        removed.
+        """
+        if self.is_local:
+            with self.writing(name) as file:
+                file.write(data)
+            return
+        fs, path = self._location[0], self.path(name)
+        self._retrying(lambda: fs.pipe_file(path, data))
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A file to write piece by piece, which is there as a whole once the block ends without an error, or not at
+        all. What goes to an object store lies on the local disk until then.
+        """
+        fs, path = self._location[0], self.path(name)
+        if not self.is_local:
+            with tempfile.NamedTemporaryFile(prefix="upload-") as staged:
+                yield staged
+                staged.flush()
+                self._retrying(lambda: fs.put_file(staged.name, path))
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def duplicate(self, name: str, second: str) -> None:
+        """Copy a file within the folder, in place of what has the second name; there as a whole or not at all.
+
+        Where the folder is local and its disk can (XFS, Btrfs, ZFS), both share their blocks until one is written to.
+        A hard link would not do: whoever writes into the one file would change the other. Who may read the file may
+        read the copy, and no one else.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        fs, path, target = self._location[0], self.path(name), self.path(second)
+        if not self.is_local:
+            self._retrying(lambda: fs.cp_file(path, target))
+            return
+        place = Path(target)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with open(path, "rb") as source, open(temporary, "xb", opener=_owners_alone) as copy:
+                _copy(source, copy)
+                copy.flush()
+                os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
+                os.fsync(copy.fileno())
+            temporary.replace(place)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing happens where there is none."""
+        fs, path = self._location[0], self.path(name)
+        with suppress(FileNotFoundError):
+            self._retrying(lambda: fs.rm_file(path))
+
+    def remove_folder(self, name: str) -> None:
+        """Delete a folder and all that is in it; nothing happens where there is none."""
+        fs, path = self._location[0], self.path(name)
+        with suppress(FileNotFoundError):
+            self._retrying(lambda: fs.rm(path, recursive=True))
+
+    def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
+        # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
+        fs: AbstractFileSystem = self._location[0]
+        try:
+            if entry.get("islink"):
+                target = os.stat(entry["name"])
+                return {**entry, "size": target.st_size, "mtime": target.st_mtime}
+            return entry if entry.get("size") is not None else {**entry, **fs.info(entry["name"])}
+        except Exception as error:
+            if not entry.get("islink") and not isinstance(file_error(error), (*PERMANENT, RefusedError)):
+                raise
+            return {"name": entry["name"], "size": 0}  # it leads nowhere; whoever opens it will say so
+
+
+class ResumingStream:
+    """Sequential reading that opens the file again and goes on where it was, after an error or an early end.
+
+    An early end is one before ``size`` bytes: some stores deliver a short body without an error, which must not pass
+    for a short file.
+    """
+
+    def __init__(
+        self, open_file: Callable[[], Any], name: str, size: int, retry: Callable[[Callable[[], bytes]], bytes]
+    ) -> None:
+        self._open_file, self._name, self._size, self._retry = open_file, name, size, retry
+        self._file: Any = None
+        self.position = 0
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes; b"" at the end of the file.
+
+        Raises:
+            OSError: after several attempts in a row.
+        """
+        data = self._retry(lambda: self._read(size))
+        self.position += len(data)
+        return data
+
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._open_file()
+                if self.position:
+                    self._file.seek(self.position)
+            data: bytes = self._file.read(size)
+        except Exception:
+            self.close()
+            raise
+        if not data and size and self.position < self._size:
+            self.close()
+            raise OSError(f"{self._name}: ends at byte {self.position}, its listed size is {self._size}")
+        return data
+
+    def close(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _copy(source: BinaryIO, copy: BinaryIO) -> None:
+    """The whole of a local file, by shared blocks where the disk has them."""
+    try:
+        while os.copy_file_range(source.fileno(), copy.fileno(), _LONGEST_COPY):
+            pass
+    except OSError as error:
+        # Between file systems that do not know it, or of a file that has no blocks.
+        if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF):
+            raise
+        source.seek(0)
+        copy.seek(0)
+        copy.truncate()
+        shutil.copyfileobj(source, copy, CHUNK)
+
+
+def _file_stamp(entry: dict[str, Any]) -> FileStamp:
+    return FileStamp(str(entry["name"]).rsplit("/", 1)[-1], int(entry["size"] or 0), _stamp(entry))
+
+
+def _stamp(entry: dict[str, Any]) -> str:
+    for name in ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created"):
+        if entry.get(name):
+            value = entry[name]
+            return str(value.isoformat() if hasattr(value, "isoformat") else value)
+    return ""
+
+
+def _kind(mode: int) -> str:
+    kinds = {"p": "named pipe", "d": "folder", "c": "device", "b": "device", "s": "socket"}
+    return kinds.get(stat.filemode(mode)[0], "special file")
+
+
+def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[int]]]:
+    merged: list[tuple[int, int, list[int]]] = []
+    for number in sorted(range(len(ranges)), key=ranges.__getitem__):
+        offset, size = ranges[number]
+        if merged:
+            start, stop, members = merged[-1]
+            if offset <= stop + gap and max(stop, offset + size) - start <= _LONGEST_MERGE:
+                merged[-1] = (start, max(stop, offset + size), [*members, number])
+                continue
+        merged.append((offset, offset + size, [number]))
+    return merged
+
+
+def _pread(descriptor: int, start: int, stop: int) -> bytes:
+    data = os.pread(descriptor, stop - start, start)
+    while len(data) < stop - start:  # one call gives at most 2 GiB, and less when a signal comes
+        more = os.pread(descriptor, stop - start - len(data), start + len(data))
+        if not more:
+            break
+        data += more
+    return data

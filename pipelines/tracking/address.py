@@ -1,0 +1,148 @@
+"""Where runs are recorded: the address of the tracking server, and whether anything answers there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import sqlite3
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from pipelines.tracking.relocation import FILES
+from vlmodel.config import Section
+from vlmodel.errors import ExpectedError
+from vlmodel.locations import redact
+
+DATABASE = "mlflow.db"
+DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "oracle": 1521}
+
+
+class TrackingError(ExpectedError, RuntimeError):
+    """The tracking server or its record of a run cannot be used. The message names the remedy."""
+
+
+class TrackingConfig(Section):
+    uri: str = ""
+    """MLflow tracking URI; empty: the environment's MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    experiment: str = "vlmodel"
+    """Name of the MLflow experiment."""
+    model_name: str = "vlmodel"
+    """Name of the registered model."""
+    system_metrics: bool = True
+    """Record processor, memory, disk, network and GPU load of the machine of rank 0."""
+    page_port: int = Field(5000, ge=1, le=65535)
+    """Port of the MLflow page that the pipeline job shows (loopback only)."""
+    wait_s: float = Field(120.0, ge=0)
+    """Seconds for which a job that has trained waits for a tracking store that is gone. Then it ends, and the same
+    command records and registers the trained model. Training itself never waits: its metrics are kept in the run's
+    folder meanwhile."""
+
+    @field_validator("uri")
+    @classmethod
+    def _without_password(cls, uri: str) -> str:
+        if redact(uri) != uri:
+            raise ValueError(
+                f"{redact(uri)!r} holds credentials; give the address in MLFLOW_TRACKING_URI, or the credentials in "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN"
+            )
+        return uri
+
+    @field_validator("model_name")
+    @classmethod
+    def _registrable(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.\- ]{1,200}", name):
+            raise ValueError(f"{name!r} cannot name a registered model; use letters, digits, spaces and any of _ . -")
+        return name
+
+
+def tracking_uri(config: TrackingConfig, storage: str) -> str:
+    """The address in use: ``config.uri``, else MLFLOW_TRACKING_URI, else ``sqlite:///<storage>/mlflow.db``.
+
+    A relative sqlite file is made absolute, so that the address means the same in every process of this machine.
+
+    Raises:
+        TrackingError: there is no address and ``storage`` is not a local folder.
+    """
+    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        if "://" in storage and not storage.startswith("file://"):
+            raise TrackingError(
+                f"storage {storage!r} is not a local folder, so it cannot hold a tracking database; set tracking.uri "
+                "to the address of an MLflow server"
+            )
+        return f"sqlite:///{Path(storage.removeprefix('file://')).absolute() / DATABASE}"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a sqlite database, None for another store."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:///") and path and path != ":memory:" else None
+
+
+def page_command(uri: str, port: int = 5000) -> list[str]:
+    """Command line of a server that shows the runs under a database ``uri`` as a page at http://127.0.0.1:``port``."""
+    # Without its job execution: seven processes for features of language models, which take minutes of two cores to
+    # start and outlive a server that is killed.
+    server = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", sys.executable, "-m", "mlflow", "server"]
+    return [*server, "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+
+
+def artifact_location(uri: str, storage: str) -> str | None:
+    """Where a new experiment keeps its files; None leaves it to the server. A storage folder that is moved takes them
+    with it (see relocation.py).
+    """
+    if urlsplit(uri).scheme in {"http", "https"} or uri.startswith("databricks"):
+        return None
+    if "://" in storage:
+        return f"{storage.rstrip('/')}/{FILES}"
+    return (Path(storage).absolute() / FILES).as_uri()
+
+
+def check_reachable(uri: str) -> None:
+    """Return when something answers at ``uri``, which for sqlite means that the file can be made and written.
+
+    Raises:
+        TrackingError: nothing does.
+    """
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0]
+    try:
+        if scheme == "sqlite":
+            _check_sqlite(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
+        elif scheme in {"http", "https"}:
+            with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
+                # With its user and password, urllib would take them for a part of the host's name, and tell them.
+                server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+                urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=10).close()
+        elif scheme in DEFAULT_PORTS and parts.hostname:
+            socket.create_connection((parts.hostname, parts.port or DEFAULT_PORTS[scheme]), timeout=10).close()
+    except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):
+            raise TrackingError(
+                f"the tracking store {redact(uri)} is held by another process (see which: lsof {sqlite_file(uri)}); "
+                "end that, or wait for it"
+            ) from error
+        remedy = (
+            "choose a storage folder that can be written, or move the damaged file away"
+            if scheme == "sqlite"
+            else "start the server (mlflow server --backend-store-uri sqlite:///mlflow.db) or correct tracking.uri"
+        )
+        raise TrackingError(f"the tracking store {redact(uri)} cannot be reached: {error}; {remedy}") from error
+
+
+def _check_sqlite(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.closing(sqlite3.connect(path, timeout=20)) as database:
+        database.execute("PRAGMA schema_version").fetchone()
+    if not os.access(path.parent, os.W_OK) or not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written")

@@ -1,0 +1,1 @@
+"""What each job does; the files of jobs/ are their command lines."""

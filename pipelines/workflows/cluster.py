@@ -1,0 +1,206 @@
+"""The Ray cluster that a job runs on: the one it was submitted to, one that is named, or a small one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from pydantic import Field
+from ray._private import ray_constants
+from ray.data import DataContext
+from transformers.utils import logging as transformers_logging
+
+from pipelines.workflows import signals
+from vlmodel.config import Section
+from vlmodel.errors import ExpectedError
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+# Without these, each worker of a job that was started by hand on a cluster would lack the code.
+_NOT_SHIPPED = [".git", ".venv", "build", "tests", "**/__pycache__", ".*_cache", "*.egg-info"]
+
+_ENVIRONMENT = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # What Ray Data logs at level ERROR it raises as well.
+    "RAY_DATA_LOG_LEVEL": "CRITICAL",
+    # A killed worker's stream holds its share of the cluster for this long; the default is three minutes.
+    "RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "30",
+    # Serve's own lines lie in the session's log files.
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+_UNREACHED = (
+    "no Ray cluster answers at cluster.address={address!r} ({reason}); start one with infra/cluster.sh start, correct "
+    "the address (or RAY_ADDRESS), set RAY_AUTH_MODE=token with the cluster's token, or leave it empty to start one "
+    "here"
+)
+_ANSWER_S = 5.0
+# Ray reads it once in a process.
+_TOKEN = secrets.token_hex(32)
+
+_own = True
+
+
+class ClusterError(ExpectedError, RuntimeError):
+    """No cluster can be had; the message says why and what to do."""
+
+
+class ClusterConfig(Section):
+    """Where the job runs."""
+
+    address: str = ""
+    """Address of a running cluster ("auto" finds one on this machine); "" uses RAY_ADDRESS, else starts one here."""
+    num_cpus: int = Field(0, ge=0)
+    """CPUs that a cluster started here declares; 0 is the machine's cores, and at least 8. Many parts only wait, and
+    Ray Data gives each of the streams that run at one time a whole number of CPUs, or none."""
+    object_store_mb: int = Field(512, ge=80)
+    """Object store of a cluster started here."""
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[bool]:
+    """Be in a cluster while the block runs; a cluster started here ends with it. Nests: the outer one is used.
+
+    Yields:
+        whether the cluster was started here, and so ends with this process.
+
+    Raises:
+        ClusterError: the named cluster cannot be reached.
+    """
+    global _own
+    if ray.is_initialized():
+        yield _own
+        return
+    _set_environment()
+    address = config.address or os.environ.get("RAY_ADDRESS", "")
+    _own = not address or address == "local"
+    with signals.kept():
+        if _own:
+            _start(config)
+        else:
+            _join(address)
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        print(
+            "warning: this Ray cluster asks nobody for a token: whoever reaches its ports can run code as you; unset "
+            "RAY_AUTH_MODE, or start it with infra/cluster.sh start",
+            file=sys.stderr,
+            flush=True,
+        )
+    # Our own errors keep their type, and so are told in one line.
+    DataContext.get_current().raise_original_map_exception = True
+    try:
+        yield _own
+    finally:
+        ray.shutdown()
+
+
+def _start(config: ClusterConfig) -> None:
+    """A cluster that listens on loopback only, asks for a token that this process alone knows, and whose sockets, logs
+    and spilled objects no other user of the machine can reach.
+    """
+    folder = _private_folder()
+    # Ray would write a token into the home folder, readable by all, and keep the address of a network card.
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", _TOKEN)
+    # In this process Ray has read the variable already, at import.
+    os.environ.setdefault(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0")
+    ray_constants.ENABLE_RAY_CLUSTER = os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] == "1"
+    try:
+        ray.init(
+            address="local",
+            num_cpus=config.num_cpus or max(8, os.cpu_count() or 1),
+            object_store_memory=config.object_store_mb << 20,
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(folder),
+        )
+    except OSError as error:
+        raise ClusterError(
+            f"Ray cannot start in {folder}: {error}; name a short folder on a disk with room in RAY_TMPDIR"
+        ) from None
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray raises a bare Exception for this
+            raise
+        raise ClusterError(
+            f"Ray did not start within its 30 s, as this machine is too busy or short of memory; start the job again "
+            f"when there is room (Ray's logs are in {folder})"
+        ) from None
+    # Ray opens its folders to all. The one above them keeps others out; this holds where RAY_TMPDIR moves it.
+    for session in folder.glob(f"session_*_{os.getpid()}"):
+        for path in (session, *session.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o700)
+
+
+def _private_folder() -> Path:
+    """Where Ray keeps its sessions: one folder a user, which nobody else can enter.
+
+    Its path is short, as that of a socket has at most 107 characters.
+    """
+    parent = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    folder = parent / f"ray-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.lstat()
+        if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode):  # Another user was there first.
+            folder = Path(tempfile.mkdtemp(prefix="ray-", dir=parent))
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ClusterError(
+            f"{folder} cannot be made for Ray's sockets and logs ({error.strerror}); name another folder in RAY_TMPDIR"
+        ) from None
+    return folder / "ray"
+
+
+def _join(address: str) -> None:
+    _require_answer(address)
+    # A submitted job has its working directory already; a second one would hide it.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    variables = {name: os.environ[name] for name in _ENVIRONMENT}
+    environment: dict[str, object] = {"env_vars": variables}
+    if not submitted:
+        environment |= {"working_dir": str(_REPOSITORY), "excludes": _NOT_SHIPPED}
+    try:
+        ray.init(address=address, runtime_env=environment, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ClusterError(_UNREACHED.format(address=address, reason=error)) from None
+
+
+def _require_answer(address: str) -> None:
+    """Ask the head's port first: ``ray.init`` tries a head that is gone for a quarter of an hour.
+
+    Raises:
+        ClusterError: nothing answers there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", which Ray looks for on this machine
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(_UNREACHED.format(address=address, reason=error)) from None
+
+
+def _set_environment() -> None:
+    """As it should be here and in every worker: above all, fewer notices of libraries; their errors still show."""
+    for variable, value in _ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    # In this process the libraries have read their variables already, at import.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()

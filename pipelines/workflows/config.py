@@ -1,0 +1,181 @@
+"""The configuration tree of all jobs. Each section stands beside what it configures; here they are only joined."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.data.index.index import IndexConfig
+from pipelines.data.prepare.config import PrepareConfig
+from pipelines.data.stream.mixture import MixedSource
+from pipelines.data.stream.stream import StreamConfig
+from pipelines.data.tars.sample import Members
+from pipelines.data.texts.vocabulary import VocabularyConfig
+from pipelines.evaluate.predict import PredictConfig
+from pipelines.registry.config import RegistryConfig
+from pipelines.retrain.config import RetrainConfig
+from pipelines.search.config import AblateConfig, TuneConfig
+from pipelines.serve.config import ServeConfig
+from pipelines.tracking.tracker import TrackingConfig
+from pipelines.train.loop import TrainConfig
+from pipelines.workflows.cluster import ClusterConfig
+from vlmodel.config import ConfigError, Section, part
+from vlmodel.locations import Location
+from vlmodel.model import ModelConfig
+from vlmodel.processor import ProcessorConfig
+
+
+class DataConfig(Section):
+    """The tars."""
+
+    tars: Location = "build/data"
+    """Folder or URI (s3://...) of the tars; import_data writes there, all other jobs read."""
+    mix: dict[str, MixedSource] = {}
+    """Train on these in place of data.tars, which is then what models are judged on; a name for each."""
+    mix_temperature: list[float] = [1.0]
+    """Shares in the mix are in proportion to weight^(1/T): T = 1 leaves the weights, a greater T evens them out. Of
+    several, T goes from one to the next over the training."""
+    index: IndexConfig = IndexConfig()
+
+    @field_validator("mix")
+    @classmethod
+    def _possible_mix(cls, mix: dict[str, MixedSource]) -> dict[str, MixedSource]:
+        for name in mix:
+            if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+                raise ValueError(f"{name!r}: a source's name has letters, digits, _ and - only")
+        without = sorted(name for name, source in mix.items() if source.weight is None)
+        if 0 < len(without) < len(mix):
+            raise ValueError(f"{', '.join(without)} without a weight; give every source a weight, or none")
+        return mix
+
+    @field_validator("mix_temperature")
+    @classmethod
+    def _possible_temperatures(cls, temperatures: list[float]) -> list[float]:
+        if not temperatures or not all(0 < temperature < math.inf for temperature in temperatures):
+            raise ValueError(f"{temperatures!r}: name at least one temperature, all above 0")
+        return temperatures
+
+    @model_validator(mode="after")
+    def _one_kind_each(self) -> DataConfig:
+        known = {self.tars: ("data.index.members", self.index.members)}
+        for name, source in self.mix.items():
+            other, members = known.setdefault(source.tars, (f"data.mix.{name}.members", source.members))
+            if members != source.members:
+                raise ValueError(
+                    f"{source.tars} has one index, and data.mix.{name}.members={source.members} says another thing of "
+                    f"it than {other}={members}; make them equal"
+                )
+        return self
+
+    def sets(self) -> dict[str, Members]:
+        """What the samples of each folder of tars are, ``tars`` first and then the sources of the mix."""
+        return {self.tars: self.index.members} | {source.tars: source.members for source in self.mix.values()}
+
+
+class EvaluateConfig(Section):
+    """What the evaluate and predict jobs answer, and with which model."""
+
+    model: Location = ""
+    """"" takes the run's registered version, "champion" the deployed one; else a version number or a model folder."""
+    split: str = "test"
+    """Split to answer; "" takes all samples."""
+    task: str = ""
+    """The predict job's task, of a model with several; "" takes its first. The evaluate job judges all."""
+    out: Location = ""
+    """Parquet file of the answers; "" puts it into the run's folder."""
+    examples: int = Field(12, ge=0)
+    """Pictures on the page of right and wrong examples."""
+    training: bool = True
+    """Also answer as many samples of the training split, drawn by hash, to show how far both figures are apart; this
+    takes as long as the split itself."""
+
+
+class JobConfig(Section):
+    """Settings of all jobs."""
+
+    name: str = Field("vqa", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
+    """Name of the run. The same name continues, or finds finished, what an earlier job began."""
+    seed: int = Field(0, ge=0)
+    """Of weights, order, dropout and augmentation."""
+    storage: Location = "build/runs"
+    """Folder or URI for runs and checkpoints; shared by all nodes where there are several."""
+    cluster: ClusterConfig = ClusterConfig()
+    source: part("pipelines.data.importers", "scenes") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    """What import_data reads."""
+    data: DataConfig = DataConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    vocabulary: VocabularyConfig = VocabularyConfig()
+    processor: ProcessorConfig = ProcessorConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    stream: StreamConfig = StreamConfig()
+    predict: PredictConfig = PredictConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    registry: RegistryConfig = RegistryConfig()
+    serve: ServeConfig = ServeConfig()
+    ablate: AblateConfig = AblateConfig()
+    tune: TuneConfig = TuneConfig()
+    retrain: RetrainConfig = RetrainConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> JobConfig:
+        self.model.check_processor(self.processor)
+        if reason := self.model.vision.idle():
+            raise ValueError(f"model.vision.{reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_write(self) -> JobConfig:
+        predict = self.predict
+        try:
+            # A limit that follows the data is known only when these are read; it is at most what the decoder can write.
+            most = (
+                self.processor.max_target_tokens
+                or self.processor.resolve(
+                    most_target=self.model.decoder.longest_target(), longest_target=sys.maxsize
+                ).max_target_tokens
+            )
+            self.model.decoder.check_generation(predict.generation, predict.top_k, most)
+        except ConfigError as error:
+            raise ValueError(f"predict.generation: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_once(self) -> JobConfig:
+        groups = self.processor.length_groups
+        if self.train.step.compile and groups > 1:
+            raise ValueError(
+                f"processor.length_groups={groups} cuts the texts of each batch otherwise, and train.step.compile=true "
+                "would compile each cut anew, and after a few give up; set length_groups=1, or compile=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _features_stay(self) -> JobConfig:
+        if self.train.feature_cache != "off" and not self.kept_streams():
+            raise ValueError(self._why_nothing_is_kept())
+        return self
+
+    def kept_streams(self) -> tuple[str, ...]:
+        """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
+        augment = self.train.augment
+        changed = {"vision": augment.active, "language": augment.changes_texts}
+        return tuple(stream for stream in self.model.resting() if not changed[stream])
+
+    def _why_nothing_is_kept(self) -> str:
+        kept = f"train.feature_cache={self.train.feature_cache!r} keeps what frozen encoders give"
+        augment = self.train.augment
+        if not self.model.resting():
+            return (
+                f"{kept}, and with model.vision.frozen=false and model.language.frozen=false training changes that; "
+                "set one of them to true, or train.feature_cache=off"
+            )
+        return (
+            f"{kept} of each image and text, and train.augment (flip={augment.flip}, min_area={augment.min_area}, "
+            f"swap={augment.swap}) changes these in each epoch; set flip=0.0 and min_area=1.0, or "
+            "train.feature_cache=off"
+        )

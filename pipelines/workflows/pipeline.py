@@ -1,0 +1,105 @@
+"""What the job ``pipeline`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+from pipelines.data.index.index import Index
+from pipelines.data.tars.reader import ShardReader
+from pipelines.serve import tls
+from pipelines.serve.client import Client
+from pipelines.serve.deployment.deploy import check_port_free
+from pipelines.tracking.tracker import TrackingError, page_command, tracking_uri
+from pipelines.workflows import evaluate, import_data, index, promote, runs, serve, train
+from pipelines.workflows.cluster import connected
+from pipelines.workflows.config import JobConfig
+
+_PAGE_START_S = 180
+
+
+def run(config: JobConfig) -> None:
+    """Run the stages, then show the result."""
+    # What would fail at the end is looked at before minutes of training.
+    check_port_free(config.serve.host, config.serve.port)
+    tls.check(config.serve.tls)
+    begun = time.perf_counter()
+    with connected(config.cluster), contextlib.ExitStack() as services:
+        import_data.run(config)
+        index.run(config)
+        train.run(config)
+        evaluate.run(config)
+        promote.run(config)
+        address = services.enter_context(serve.serving(config))
+        _ask_one(config, address)
+        print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
+        page = services.enter_context(mlflow_page(config))
+        print(f"\nservice       {address}  (ask it; API at {address}/docs)\nMLflow        {page}", flush=True)
+        if sys.stdin.isatty():
+            print("Ctrl-C stops both", flush=True)
+            threading.Event().wait()
+
+
+def _ask_one(config: JobConfig, address: str) -> None:
+    """Ask the service about the first image of the evaluated split, and print its answers beside the right ones."""
+    found = Index.open(runs.tars(config))
+    for shard in found.shards:
+        table = found.rows(shard.name)
+        for row in range(table.num_rows):
+            if table["split"][row].as_py() == config.evaluate.split and table["questions"][row].as_py():
+                (record,) = ShardReader(found).read(shard.name, [row])
+                questions = record.texts.questions[: config.serve.max_questions]
+                with Client(address, trust=tls.pinned(config.serve.tls)) as service:
+                    response = service.ask(record.image, [q.question for q in questions])
+                print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
+                for question, got in zip(questions, response.answers, strict=True):
+                    best = got.answers[0]
+                    print(
+                        f"  {question.question:44} {best.answer:12} {best.probability:.3f}   right: {question.answer}"
+                    )
+                return
+
+
+@contextlib.contextmanager
+def mlflow_page(config: JobConfig) -> Iterator[str]:
+    """The MLflow server's page while the block runs; the address of a server that runs already is just returned.
+
+    Raises:
+        TrackingError: it does not come up.
+    """
+    uri = tracking_uri(config.tracking, runs.storage(config))
+    if uri.startswith(("http://", "https://")):
+        yield uri
+        return
+    port = config.tracking.page_port
+    check_port_free("127.0.0.1", port, "tracking.page_port")
+    server = subprocess.Popen(page_command(uri, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        _wait_for(address, server)
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _PAGE_START_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=1).close()
+            return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise TrackingError(f"the MLflow server at {address} did not start; run it by hand to see why: mlflow server")

@@ -1,0 +1,18 @@
+"""What the job ``prepare`` does."""
+
+from __future__ import annotations
+
+from pipelines.data.prepare.files import REPORT
+from pipelines.data.prepare.run import prepare
+from pipelines.data.prepare.summary import Summary
+from pipelines.workflows.cluster import connected
+from pipelines.workflows.config import JobConfig
+
+
+def run(config: JobConfig) -> Summary:
+    """Prepare the data; does nothing where that was done."""
+    with connected(config.cluster):
+        summary = prepare(config.data.tars, config.prepare, config.data.index)
+    print(summary)
+    print(f"examples of what was dropped: {summary.out}/{REPORT}", flush=True)
+    return summary

@@ -1,0 +1,56 @@
+"""What the job ``promote`` does."""
+
+from __future__ import annotations
+
+from pipelines.data.index.index import Index
+from pipelines.registry.errors import RegistryError
+from pipelines.registry.gate import report
+from pipelines.registry.gate.check import Check, Decision
+from pipelines.registry.promotion import Holdout, carry_out, decide, roll_back
+from pipelines.registry.registry import ModelVersion, Registry
+from pipelines.tracking.tracker import Tracker
+from pipelines.workflows import runs
+from pipelines.workflows.cluster import connected
+from pipelines.workflows.config import JobConfig
+
+_ALREADY = Check("already the champion", True, "it is", "nothing", "repeating a promotion changes nothing")
+
+
+def run(config: JobConfig, new: Index | None = None) -> Decision | None:
+    """Judge the version that ``evaluate.model`` means ("" is the run's newest) and make it the champion if it passes.
+
+    Args:
+        new: data that have come in since the champion was trained, on which it must not be worse either.
+
+    Returns:
+        The decision; None after a rollback.
+    """
+    registry = Registry.open(config.tracking, runs.storage(config), config.registry)
+    if config.registry.rollback:
+        former = roll_back(registry, "python -m jobs.promote --rollback", lambda version: _tracker(config, version))
+        print(f"{former.name} version {former.version} is the champion again", flush=True)
+        return None
+    candidate = registry.version(config.evaluate.model) if config.evaluate.model else registry.newest(config.name)
+    if candidate is None:
+        raise RegistryError(f"run {config.name!r} has registered no model; run the train job first")
+    champion = registry.find()
+    if champion is not None and champion.version == candidate.version:
+        # This completes what a promotion that was killed after its exchange has left undone.
+        registry.promote(candidate.version, "again", over=candidate.version)
+        print(f"{candidate.name} version {candidate.version} is the champion already", flush=True)
+        return Decision(candidate.name, candidate.version, champion.version, (_ALREADY,))
+    holdout = Holdout(Index.open(runs.tars(config)), config.predict, config.stream)
+    new_data = Holdout(new, config.predict, config.stream) if new else None
+    with connected(config.cluster), _tracker(config, candidate) as tracker:
+        decision = decide(registry, candidate, champion, holdout, config.registry, new_data)
+        decision = carry_out(registry, decision, tracker)
+    verdict = "is the champion" if decision.promote else "was not promoted"
+    print(
+        f"{report.table(decision)}\n{candidate.name} version {candidate.version} {verdict}: {decision.reason}",
+        flush=True,
+    )
+    return decision
+
+
+def _tracker(config: JobConfig, version: ModelVersion) -> Tracker:
+    return Tracker.of_run(config.tracking, runs.storage(config), version.run_id)

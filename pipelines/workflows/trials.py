@@ -1,0 +1,139 @@
+"""One training of the many that the jobs ``ablate`` and ``tune`` run: as of the job ``train``, but never registered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from pipelines.data.index.index import Index
+from pipelines.errors import DataError, expected_cause
+from pipelines.search.config import AblateConfig, TuneConfig
+from pipelines.search.grid import Cell
+from pipelines.search.record import Record, Records, outcome
+from pipelines.search.table import Row, comma_separated, markdown
+from pipelines.tracking.tracker import Tracker
+from pipelines.workflows import runs, train
+from pipelines.workflows.config import JobConfig
+from vlmodel.config import ConfigError
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all trainings of one search share.
+
+    Attributes:
+        folder: of the search, in storage; the records lie there.
+        parent: id of its tracked run.
+        versions: of the indexes that all of them learn from, see ``runs.versions``.
+    """
+
+    folder: str
+    parent: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def base(config: JobConfig) -> JobConfig:
+    """What the trainings of a search vary: without the search itself, and with absolute paths, as they run in other
+    processes.
+    """
+    mix = {
+        name: source.model_copy(update={"tars": runs.absolute(source.tars)}) for name, source in config.data.mix.items()
+    }
+    data = config.data.model_copy(update={"tars": runs.tars(config), "mix": mix})
+    update = {"storage": runs.storage(config), "data": data, "ablate": AblateConfig(), "tune": TuneConfig()}
+    return config.model_copy(update=update)
+
+
+def validated(config: JobConfig) -> Index:
+    """The index of data that has what searches judge by, a validation split.
+
+    Raises:
+        DataError: it has none, or there is no index.
+    """
+    # Its own tasks may be none of those that are trained.
+    index = train.opened(config)
+    if not index.counts().get("val", 0):
+        raise DataError(
+            f"{runs.tars(config)} has no validation split, by which trainings are compared; import one (split `val`)"
+        )
+    return index
+
+
+def measure(config: JobConfig) -> str:
+    """The validation figure by which trainings are compared, as tables name it; more is better."""
+    return "val accuracy" if config.model.decoder.selects() == "accuracy" else "exp(-val loss)"
+
+
+def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
+    """``measure`` of all cells that are accepted, of which there must be some.
+
+    Args:
+        where: the setting that holds the grid, for messages.
+
+    Raises:
+        ConfigError: not all have the same, and so no column, colour or best one in common.
+    """
+    slugs: dict[str, str] = {}
+    for cell in found:
+        if cell.config is not None:
+            slugs.setdefault(measure(cell.config), cell.slug)
+    if len(slugs) > 1:
+        compared = " and ".join(f"{slug!r} by {named}" for named, slug in slugs.items())
+        raise ConfigError(
+            f"{where}: trainings are compared by one figure, and these are not: {compared}; make it one search for "
+            "each figure, with only those model.decoder settings that share it"
+        )
+    (named,) = slugs
+    return named
+
+
+def train_cell(config: JobConfig, around: Surroundings, referee: Any = None) -> Record:
+    """Train to the end, unless a record says that this is done, and record it. An error becomes a record too."""
+    records = Records(around.folder)
+    if (before := records.read(config.name)) is not None and before.done:
+        return before
+    begun = time.perf_counter()
+
+    def record(found: Record) -> Record:
+        seconds = time.perf_counter() - begun
+        return records.add(config.name, Record(**{**vars(found), "seconds": seconds}))
+
+    try:
+        runs.keep_versions(config, around.versions)
+        with (
+            train.claimed(config) as index,
+            Tracker.open(config.tracking, runs.storage(config), config.name, parent=around.parent) as tracker,
+        ):
+            train.fit(config, index, tracker, label=config.name, referee=referee)
+            found = outcome(runs.run_folder(config), config.train.epochs, tracker)
+            tracker.set_tags({"search.status": found.status})
+    except Exception as error:
+        known = expected_cause(error)
+        refused = isinstance(known, ConfigError)
+        reason = str(known) if known is not None else f"{type(error).__name__}: {error}"
+        return record(Record("refused" if refused else "failed", reason))
+    except BaseException:
+        record(Record("interrupted"))
+        raise
+    return record(found)
+
+
+def publish(config: JobConfig, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
+    """Table and picture: on the terminal, in the search's folder and in its tracked run. Returns the picture's file."""
+    folder = runs.local_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = markdown(rows)
+    (folder / f"{name}.md").write_text(shown + "\n", encoding="utf-8")
+    (folder / f"{name}.csv").write_text(comma_separated(rows), encoding="utf-8")
+    file = folder / f"{name}.png"
+    picture.savefig(file, dpi=150)
+    for suffix in ("md", "csv"):
+        tracker.log_artifact(folder / f"{name}.{suffix}")
+    tracker.log_artifact(file, "pictures")
+    print(f"\n{shown}\n\ntable: {folder / f'{name}.csv'}\npicture: {file}", flush=True)
+    return file

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.sample import Question, TextLimits, Texts, dump_texts, parse_metadata, parse_texts
+
+_text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not text.isspace())
+_question = st.builds(
+    Question, _text, st.none() | _text, st.lists(_text, max_size=3).map(tuple), st.none() | st.integers(0).map(str)
+)
+_texts = st.builds(Texts, st.lists(_text, max_size=3).map(tuple), st.lists(_question, max_size=3).map(tuple)).filter(
+    lambda texts: bool(texts.captions or texts.questions)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(_texts)
+def test_texts_survive_the_json(texts: Texts) -> None:
+    assert parse_texts(dump_texts(texts), None) == texts
+
+
+def test_json_is_canonical() -> None:
+    texts = Texts(("Ein Häuschen",), (Question("why?", None, ("a", "b"), "7"), Question("who?", "she")))
+    assert dump_texts(texts, {"a": 1}).decode() == (
+        '{"a":1,"captions":["Ein Häuschen"],"questions":[{"answer":null,"answers":["a","b"],"id":"7",'
+        '"question":"why?"},{"answer":"she","question":"who?"}]}'
+    )
+
+
+def test_numbers_may_be_ids() -> None:
+    texts = parse_texts(b'{"questions": [{"question": "q?", "answer": "a", "id": 12}]}', None)
+    assert texts.questions == (Question("q?", "a", (), "12"),)
+
+
+def test_foreign_tars_are_read_as_they_are() -> None:
+    metadata = json.dumps({"caption": "a cat", "url": "u", "width": 3, "exif": None}).encode()
+    assert parse_texts(metadata, b"a cat\n") == Texts(("a cat",), ())
+    assert parse_texts(metadata, None) == Texts(("a cat",), ())
+    assert parse_texts(metadata, b"  \n") == Texts(("a cat",), ())
+    assert parse_texts(None, b"\xef\xbb\xbfa dog") == Texts(("a dog",), ())
+    assert parse_texts(b'{"captions": ["one"], "caption": "other"}', b"two") == Texts(("one", "two"), ())
+    assert parse_texts(b'{"captions": ["one"]}', b"one\n") == Texts(("one",), ())
+
+
+@pytest.mark.parametrize(
+    ("json_bytes", "txt_bytes", "reason", "detail"),
+    [
+        (None, None, Reason.MISSING_TEXT, "no caption"),
+        (b"{}", b" \n", Reason.MISSING_TEXT, "no caption"),
+        (b'{"captions": [], "questions": []}', None, Reason.MISSING_TEXT, "no caption"),
+        (b'{"caption": null}', None, Reason.MISSING_TEXT, "no caption"),
+        (b'{"captions": ["\xff"]}', None, Reason.BAD_UTF8, "byte 15"),
+        (None, b"caf\xe9", Reason.BAD_UTF8, ".txt: byte 3"),
+        (b'{"captions": ["a"', None, Reason.BAD_JSON, "EOF"),
+        (b"", None, Reason.BAD_JSON, "EOF"),
+        (b'{"captions": ["\\ud800"]}', None, Reason.BAD_JSON, "hex escape"),
+        (b"[" * 100_000, None, Reason.BAD_JSON, "recursion"),
+        (b'{"caption": "a", "similarity": NaN}', None, Reason.BAD_JSON, "NaN is no number of JSON"),
+        (b'{"captions": ["a"], "score": -Infinity}', None, Reason.BAD_JSON, "-Infinity is no number of JSON"),
+        (b'{"captions": ["a"], "score": 1e999}', None, Reason.BAD_JSON, "the number '1e999' is too great"),
+        (b'{"captions": ["a"], "n": ' + b"9" * 5000 + b"}", None, Reason.BAD_JSON, "digits"),
+        (b'{"captions": ["' + b"a" * 10_001 + b'"]}', None, Reason.TEXT_TOO_LONG, "10001 letters"),
+        (None, b"a" * 10_001, Reason.TEXT_TOO_LONG, "data.index.max_letters allows 10000"),
+        (
+            b'{"questions": [{"question": "q?", "answers": ["x", "' + b"y" * 10_001 + b'"]}]}',
+            None,
+            Reason.TEXT_TOO_LONG,
+            "10001 letters, 'yyy",
+        ),
+        (b'{"captions": [' + b'"a",' * 1000 + b'"b"]}', None, Reason.TOO_MANY_TEXTS, "1001 captions and questions"),
+        (
+            b'{"questions": [{"question": "q?", "answers": [' + b'"x",' * 1000 + b'"y"]}]}',
+            None,
+            Reason.TOO_MANY_TEXTS,
+            "1001 answers to a question",
+        ),
+        (b"[]", None, Reason.BAD_SCHEMA, "the document"),
+        (b'{"captions": "one"}', None, Reason.BAD_SCHEMA, "captions = 'one'"),
+        (b'{"captions": ["a", " "]}', None, Reason.BAD_SCHEMA, "captions.1"),
+        (b'{"questions": [{"answer": "a"}]}', None, Reason.BAD_SCHEMA, "questions.0.question"),
+        (b'{"questions": [{"question": "q?", "answer": 3}]}', None, Reason.BAD_SCHEMA, "questions.0.answer = 3"),
+        (b'{"questions": [{"question": "q?", "id": true}]}', None, Reason.BAD_SCHEMA, "questions.0.id"),
+    ],
+)
+def test_bad_texts_name_reason_and_place(
+    json_bytes: bytes | None, txt_bytes: bytes | None, reason: Reason, detail: str
+) -> None:
+    with pytest.raises(SampleError) as caught:
+        parse_texts(json_bytes, txt_bytes)
+    assert caught.value.reason is reason
+    assert detail in caught.value.detail
+
+
+def test_limits_are_those_that_are_given() -> None:
+    data = b'{"captions": ["abc", "de"], "title": "NaN and 1e999 in a text are letters"}'
+    assert parse_texts(data, None, TextLimits(3, 2)).captions == ("abc", "de")
+    for limits, reason in ((TextLimits(2, 2), Reason.TEXT_TOO_LONG), (TextLimits(3, 1), Reason.TOO_MANY_TEXTS)):
+        with pytest.raises(SampleError) as caught:
+            parse_texts(data, None, limits)
+        assert caught.value.reason is reason
+
+
+def test_what_is_sound_can_be_written_again() -> None:
+    """The index judges by one parser, metadata are read by another: no JSON is sound for one of them alone."""
+    numbers = ("NaN", "Infinity", "-Infinity", "1e999", "-1E+400", "1e308", "1" * 310 + ".0", "9" * 5000, "9" * 400)
+    sound = []
+    for number in numbers:
+        data = b'{"captions": ["a"], "n": [{"m": %b}]}' % number.encode()
+        try:
+            parse_texts(data, None)
+        except SampleError:
+            with pytest.raises(SampleError):
+                parse_metadata(data)
+        else:
+            sound.append(number)
+            dump_texts(Texts(("a",)), parse_metadata(data))
+    assert sound == ["1e308", "9" * 400]
+
+
+@pytest.mark.parametrize(
+    ("texts", "extra", "reason"),
+    [
+        (Texts(("\ud800",), ()), None, Reason.BAD_UTF8),
+        (Texts(("a",), ()), {"captions": []}, Reason.BAD_SCHEMA),
+        (Texts(("a",), ()), {"score": float("nan")}, Reason.BAD_SCHEMA),
+        (Texts(("a",), ()), {"bytes": b""}, Reason.BAD_SCHEMA),
+    ],
+)
+def test_unwritable_texts_are_refused(texts: Texts, extra: dict[str, object] | None, reason: Reason) -> None:
+    with pytest.raises(SampleError) as caught:
+        dump_texts(texts, extra)
+    assert caught.value.reason is reason
+
+
+def test_sample_errors_cross_process_borders() -> None:
+    error = pickle.loads(pickle.dumps(SampleError(Reason.BAD_JSON, "line 3")))  # noqa: S301
+    assert (error.reason, error.detail, str(error)) == (Reason.BAD_JSON, "line 3", "bad_json: line 3")

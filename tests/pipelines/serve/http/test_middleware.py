@@ -1,0 +1,303 @@
+"""The layers around the application."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from pipelines.serve.config import FeedbackConfig, ServeConfig
+from pipelines.serve.errors import ServeError
+from pipelines.serve.http.app import create_app
+from pipelines.serve.http.middleware import KEY_HASHES_VARIABLE, read_key_hashes
+from tests.pipelines.serve.conftest import FakeService
+from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, send
+from tests.pipelines.serve.server import served
+from vlmodel.config import dump, load, parse
+
+HASH = hashlib.sha256(b"key").hexdigest()
+
+
+def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated() -> None:
+    good = hashlib.sha256(b"key").hexdigest()
+    assert read_key_hashes({KEY_HASHES_VARIABLE: f" {good.upper()}, {good} "}) == (good, good)
+    assert read_key_hashes({}) == ()
+    with pytest.raises(ServeError, match="entry 2") as caught:
+        read_key_hashes({KEY_HASHES_VARIABLE: f"{good},my-secret-key"})
+    assert "my-secret-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", "GOOD,", ",GOOD", "GOOD,,GOOD"])
+def test_an_empty_list_of_keys_or_an_empty_entry_is_refused(value: str) -> None:
+    good = hashlib.sha256(b"key").hexdigest()
+    with pytest.raises(ServeError, match="empty"):
+        read_key_hashes({KEY_HASHES_VARIABLE: value.replace("GOOD", good)})
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\n", "\r\n", "\t", " \n"])
+def test_the_hash_of_no_key_is_refused(nothing: str) -> None:
+    good, bad = (hashlib.sha256(text.encode()).hexdigest() for text in ("key", nothing))
+    with pytest.raises(ServeError, match=r"entry 2 .* is the hash of no key"):
+        read_key_hashes({KEY_HASHES_VARIABLE: f"{good},{bad}"})
+
+
+def test_the_documented_commands_for_a_hash_fail_without_a_key() -> None:
+    readme = (Path(__file__).parents[4] / "infra" / "README.md").read_text()
+    commands = [line for line in readme.splitlines() if "sha256sum" in line and line.startswith(":")]
+    assert len(commands) == 2
+    assert readme.count("sha256sum") == 2, "a command for a hash that does not begin with the check"
+    for command in commands:
+        # What stands in place of kubectl and export shows what would be kept.
+        shown = re.sub(r"&& .*?(?==\")", "&& echo hashes", command)
+        made = {
+            key: subprocess.run(
+                ["bash", "-c", shown],
+                env={"PATH": os.environ["PATH"], "API_KEY": key},
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            for key in ("", "key")
+        }
+        assert made["key"].stdout == f"hashes={hashlib.sha256(b'key').hexdigest()}\n"
+        assert (made[""].stdout, made[""].returncode != 0) == ("", True)
+        assert "API_KEY" in made[""].stderr
+
+
+def head_of(body: bytes) -> bytes:
+    """The head of a request with this body."""
+    lines = [
+        "POST /v1/vqa HTTP/1.1",
+        "host: 127.0.0.1",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+    ]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def begun(where: str, sent: bytes) -> socket.socket:
+    """A connection on which so much was sent."""
+    host, _, port = where.partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def answer_on(connection: socket.socket) -> tuple[int, str]:
+    """Status and code of the error, or "ok"."""
+    with connection:
+        response = HTTPResponse(connection)
+        response.begin()
+        content = json.loads(response.read())
+    return response.status, content["error"]["code"] if "error" in content else "ok"
+
+
+def test_bodies_that_do_not_end_keep_nobody_out_and_get_408(service: FakeService) -> None:
+    body = json.dumps({"image": TEXT, "question": "A?"}).encode()
+    app = create_app(service, ServeConfig(max_in_flight=2, request_timeout_s=2))
+    with served(app) as where:
+        slow = [begun(where, head_of(body)[:-20]) for _ in range(8)]
+        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+        slow[0].sendall(head_of(body)[-20:])
+        assert [answer_on(one) for one in slow] == [(200, "ok")] + [(408, "slow_request")] * 7
+        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+
+
+class Held(FakeService):
+    """Answers when it is let; knows how many wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.waiting = threading.Event(), threading.Semaphore(0)
+
+    async def answer(self, *args: Any) -> Any:
+        self.waiting.release()
+        await asyncio.to_thread(self.go.wait, 30)
+        return await super().answer(*args)
+
+
+def test_places_are_taken_by_bodies_that_are_there() -> None:
+    body = json.dumps({"image": TEXT, "question": "A?"}).encode()
+    service = Held()
+    with served(create_app(service, ServeConfig(max_in_flight=2))) as where:
+        late = begun(where, head_of(body)[:-20])
+        held = [begun(where, head_of(body)) for _ in range(2)]
+        for _ in held:
+            assert service.waiting.acquire(timeout=30)
+        assert answer_on(begun(where, head_of(body)[:-20])) == (429, "overloaded"), "refused before its body is read"
+        late.sendall(head_of(body)[-20:])
+        assert answer_on(late) == (429, "overloaded")
+        service.go.set()
+        assert [answer_on(one) for one in held] == [(200, "ok")] * 2
+        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+
+
+def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeService) -> None:
+    body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
+    config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
+    with served(create_app(service, config)) as where:
+        head = begun(where, head_of(body).removesuffix(body))
+        slow = [begun(where, head_of(body)[:-20]) for _ in range(2)]
+        assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
+        more = begun(where, head_of(body)[:-20])
+        assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
+        more.sendall(head_of(body)[-20:])
+        assert answer_on(more) == (200, "ok")
+        assert [answer_on(one) for one in slow] == [(408, "slow_request")] * 2
+        head.sendall(body)
+        assert answer_on(head) == (200, "ok"), "what has sent nothing yet gives no room"
+
+
+def test_bodies_that_are_held_for_the_model_are_bounded_in_all() -> None:
+    body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
+    service = Held()
+    config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
+    with served(create_app(service, config)) as where:
+        held = [begun(where, head_of(body)) for _ in range(2)]
+        for _ in held:
+            assert service.waiting.acquire(timeout=30)
+        assert answer_on(begun(where, head_of(body))) == (429, "overloaded")
+        service.go.set()
+        assert [answer_on(one) for one in held] == [(200, "ok")] * 2
+        assert [answer_on(begun(where, head_of(body))) for _ in range(3)] == [(200, "ok")] * 3
+
+
+def answer_to(app: Any, headers: list[tuple[str, str]], path: str = "/v1/vqa") -> tuple[int, str]:
+    """Status and code of the answer to a form that was sent with these headers, as a browser would."""
+
+    async def go() -> httpx.Response:
+        async with http(app, base="http://127.0.0.1:8000") as client:
+            request = client.build_request(
+                "POST",
+                path,
+                files={"image": ("p.png", IMAGE)},
+                data={"question": "A?", "answer": "poison"} if "feedback" in path else {"question": "A?"},
+            )
+            names = {name.lower() for name, _ in headers}
+            kept = [(name, value) for name, value in request.headers.raw if name.decode().lower() not in names]
+            request.headers = httpx.Headers([*kept, *((n.encode(), v.encode()) for n, v in headers if v)])
+            return await client.send(request)
+
+    response = asyncio.run(go())
+    return response.status_code, "ok" if response.status_code == 200 else error_code(response)
+
+
+FOREIGN = (403, "foreign_origin")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([], (200, "ok")),  # curl and the client
+        ([("origin", "https://evil.example")], FOREIGN),
+        ([("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")], FOREIGN),
+        ([("sec-fetch-site", "cross-site")], FOREIGN),
+        ([("sec-fetch-site", "same-site")], FOREIGN),
+        ([("origin", "null")], FOREIGN),
+        ([("origin", "http://127.0.0.1:9000")], FOREIGN),
+        ([("origin", "http://localhost:8000")], FOREIGN),
+        ([("origin", "http://127.0.0.1:8000")], (200, "ok")),
+        ([("origin", "http://127.0.0.1:8000"), ("sec-fetch-site", "same-origin")], (200, "ok")),
+        ([("sec-fetch-site", "none")], (200, "ok")),
+        # Before it a proxy encrypts, which keeps the name or does not.
+        ([("host", "localhost"), ("origin", "https://localhost")], (200, "ok")),
+        ([("host", "localhost:443"), ("origin", "https://localhost")], (200, "ok")),
+        ([("origin", "https://vlm.example.org"), ("sec-fetch-site", "same-origin")], (200, "ok")),
+        ([("origin", "https://vlm.example.org")], FOREIGN),
+        ([("origin", "file://127.0.0.1:8000")], FOREIGN),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/vqa", "/v1/feedback"])
+def test_pages_of_other_sites_send_nothing_here(
+    service: FakeService, tmp_path: Path, path: str, headers: list[tuple[str, str]], expected: tuple[int, str]
+) -> None:
+    app = create_app(service, ServeConfig(feedback=FeedbackConfig(folder=str(tmp_path))))
+    assert answer_to(app, headers, path) == expected
+    if expected != (200, "ok"):
+        assert service.seen == []
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_of_other_sites_may_where_they_are_listed(service: FakeService) -> None:
+    app = create_app(service, ServeConfig(allowed_origins=["https://app.example.org"]), [HASH])
+    key, listed = ("x-api-key", "key"), ("origin", "https://app.example.org")
+    assert answer_to(app, [key, listed, ("sec-fetch-site", "cross-site")]) == (200, "ok")
+    assert answer_to(app, [listed, ("sec-fetch-site", "cross-site")]) == (401, "unauthorized")
+    assert answer_to(app, [key, ("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")]) == FOREIGN
+    preflight = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    allowed = send(app, "OPTIONS", "/v1/vqa", headers={**preflight, "origin": "https://app.example.org"})
+    assert allowed.headers["access-control-allow-origin"] == "https://app.example.org"
+    refused = send(app, "OPTIONS", "/v1/vqa", headers={**preflight, "origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in refused.headers
+    plain = send(
+        create_app(service, ServeConfig()), "OPTIONS", "/v1/vqa", headers={"origin": "https://app.example.org"}
+    )
+    assert "access-control-allow-origin" not in plain.headers
+
+
+LOCAL = {"host": "127.0.0.1"}
+OUTSIDE = {"host": "0.0.0.0", "expose": True}
+NAMED = {"allowed_hosts": ["vlm.example.org"]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "host", "taken"),
+    [
+        (LOCAL, False, "localhost:8000", True),
+        (LOCAL, False, "LOCALHOST", True),
+        (LOCAL, False, "[::1]:8000", True),
+        (LOCAL, False, "127.1.2.3", True),
+        (LOCAL, False, "", True),  # HTTP/1.0 without a name
+        (LOCAL, False, "rebound.example", False),
+        (LOCAL, False, "localhost.rebound.example", False),
+        (LOCAL, False, "localhost:80@rebound.example", False),
+        (LOCAL, False, "rebound.example:80@localhost", False),
+        (LOCAL, False, "[::1].rebound.example", False),
+        (LOCAL, False, "203.0.113.9", False),
+        (LOCAL | NAMED, False, "vlm.example.org", True),
+        (LOCAL | NAMED, False, "rebound.example", False),
+        (LOCAL, True, "rebound.example", False),
+        (LOCAL, True, "203.0.113.9", True),
+        (LOCAL | NAMED, True, "VLM.example.org:443", True),
+        (OUTSIDE, True, "any.example", True),
+        (OUTSIDE | NAMED, True, "any.example", False),
+        (OUTSIDE | NAMED, True, "vlm.example.org", True),
+        (OUTSIDE | NAMED, True, "203.0.113.9:8000", True),
+    ],
+)
+def test_the_service_answers_to_its_own_names(
+    service: FakeService, settings: dict[str, Any], keys: bool, host: str, taken: bool
+) -> None:
+    app = create_app(service, ServeConfig(**settings), [HASH] if keys else [])
+    expected = (200, "ok") if taken else (403, "foreign_host")
+    assert answer_to(app, [("host", host), ("x-api-key", "key")]) == expected
+
+
+def test_two_names_in_one_request_are_refused(service: FakeService) -> None:
+    app = create_app(service, ServeConfig())
+    assert answer_to(app, [("host", "rebound.example"), ("host", "localhost")]) == (403, "foreign_host")
+
+
+@pytest.mark.parametrize("setting", ["allowed_hosts", "allowed_origins"])
+@pytest.mark.parametrize("value", ["", "*", "https://*.example.org", "https://example.org/", "example.org:80/x"])
+def test_a_name_or_origin_that_could_never_match_is_refused(setting: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=setting):
+        ServeConfig(**{setting: [value]})
+
+
+def test_names_and_origins_come_from_a_command_and_reach_the_replicas() -> None:
+    given = load(ServeConfig, overrides=['allowed_hosts=["a.example"]', 'allowed_origins=["https://b.example"]'])
+    assert (given.allowed_hosts, given.allowed_origins) == (["a.example"], ["https://b.example"])
+    assert parse(ServeConfig, dump(given)) == given

@@ -1,0 +1,201 @@
+"""What callers send decides neither how much a replica decodes at one time, nor how long others wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.data.texts.corpus import train_tokenizer
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ApiError
+from pipelines.serve.inference.decoding import Decoding, Room, pixel_limit
+from vlmodel import images
+from vlmodel.images import WEB_FORMATS, decoded_pixels
+from vlmodel.processor import ProcessorConfig, VLProcessor
+
+LIMIT = 16_000_000
+
+
+def saved(width: int, height: int, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 30, 30)).save(out, form, **options)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def processor() -> VLProcessor:
+    return VLProcessor(ProcessorConfig(image_size=32), train_tokenizer(["is it ?"], 64), ["yes"])
+
+
+@pytest.fixture
+def decoding() -> Iterator[Decoding]:
+    made = Decoding(4)
+    yield made
+    made.close()
+
+
+def test_the_limit_follows_the_models_input() -> None:
+    assert pixel_limit(ServeConfig(), 224) == 16_000_000
+    assert pixel_limit(ServeConfig(), 1024) == 64 * 1024**2
+    assert pixel_limit(ServeConfig(max_image_pixels=5), 1024) == 5
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(
+    decoding: Decoding, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bombs = [saved(5000, 4000, form, **how) for form, how in (("WEBP", {"lossless": True}), ("PNG", {}), ("GIF", {}))]
+    bombs.append(saved(5000, 4000, "JPEG", progressive=True))  # libjpeg holds all of it, whatever is asked for
+    monkeypatch.setattr(VLProcessor, "decode", lambda *_, **__: pytest.fail("was decoded"))
+    for bomb in bombs:
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(decoding.decode(processor, bomb, LIMIT))
+        assert (refused.value.status, refused.value.code) == (413, "image_too_large")
+
+
+def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
+    decoding: Decoding, processor: VLProcessor
+) -> None:
+    photograph = saved(5000, 4000, "JPEG")
+    assert decoded_pixels(photograph, 32) == 625 * 500
+    assert decoded_pixels(photograph, 500) == 1250 * 1000
+    assert decoded_pixels(photograph, 1000) == 2500 * 2000
+    assert decoded_pixels(photograph, 1001) == 5000 * 4000
+    pixels = asyncio.run(decoding.decode(processor, photograph, LIMIT))
+    np.testing.assert_array_equal(pixels, processor.decode(photograph))
+
+
+def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    resized = images._resized
+
+    def counting(pixels_HWC: np.ndarray, *rest: Any) -> np.ndarray:
+        decoded.append(pixels_HWC.shape[0] * pixels_HWC.shape[1])
+        return resized(pixels_HWC, *rest)
+
+    monkeypatch.setattr(images, "_resized", counting)
+    for width, height in ((100, 80), (517, 300), (1033, 777), (2000, 300)):
+        for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF"):
+            for size in (16, 64, 129):
+                data = saved(width, height, form)
+                images.decode(data, size, "squash", LIMIT)
+                assert decoded_pixels(data, size) == decoded[-1], (width, height, form, size)
+
+
+def test_only_formats_of_the_web_are_taken_of_callers(decoding: Decoding, processor: VLProcessor) -> None:
+    for form in ("TIFF", "AVIF", "JPEG2000"):
+        with pytest.raises(ApiError) as refused:
+            asyncio.run(decoding.decode(processor, saved(20, 20, form), LIMIT))
+        assert refused.value.code == "undecodable_image"
+    for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+        assert form.lower() in WEB_FORMATS
+        asyncio.run(decoding.decode(processor, saved(20, 20, form), LIMIT))
+
+
+def test_pixels_at_one_time_are_bounded_and_small_pictures_do_not_wait(
+    decoding: Decoding, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large ones are held until the small one has been answered."""
+    large, small = saved(1500, 1000, "PNG"), saved(20, 20, "PNG")
+    may_end, lock = threading.Event(), threading.Lock()
+    at_once = [0]
+    most = [0]
+    decode = VLProcessor.decode
+
+    def holding(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
+        if data is not large:
+            return decode(self, data, **options)
+        with lock:
+            at_once[0] += 1
+            most[0] = max(most[0], at_once[0])
+        assert may_end.wait(60)
+        with lock:
+            at_once[0] -= 1
+        return decode(self, data, **options)
+
+    monkeypatch.setattr(VLProcessor, "decode", holding)
+
+    async def go() -> None:
+        waiting = [asyncio.create_task(decoding.decode(processor, large, 2 * 1_500_000 + 1)) for _ in range(6)]
+        while at_once[0] < 2:
+            await asyncio.sleep(0.01)
+        await decoding.decode(processor, small, 3_000_001)
+        may_end.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(go())
+    assert most == [2]
+    assert decoding._room.used == 0
+
+
+def test_a_caller_who_leaves_gives_back_no_more_than_was_taken() -> None:
+    async def go() -> None:
+        room = Room()
+        await room.take(10, 10)
+        leaving, staying = asyncio.create_task(room.take(8, 10)), asyncio.create_task(room.take(9, 10))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        assert room.used == 10
+        room.give(10)
+        await staying
+        assert room.used == 9
+        room.give(9)
+        assert room.used == 0
+
+    asyncio.run(go())
+
+
+def test_who_leaves_while_its_picture_is_decoded_holds_its_room_until_that_ends(
+    decoding: Decoding, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def holding(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
+        begun.set()
+        assert may_end.wait(60)
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(VLProcessor, "decode", holding)
+
+    async def go() -> None:
+        task = asyncio.create_task(decoding.decode(processor, saved(1500, 1000, "PNG"), LIMIT))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert decoding._room.used == 1_500_000
+        may_end.set()
+        while decoding._room.used:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(go())
+
+
+def test_a_larger_picture_is_passed_only_so_often() -> None:
+    async def go() -> int:
+        room = Room()
+        await room.take(5, 10)
+        large = asyncio.create_task(room.take(10, 10))
+        await asyncio.sleep(0)
+        passed = 0
+        for _ in range(1000):
+            one = asyncio.create_task(room.take(5, 10))
+            await asyncio.sleep(0)
+            if not one.done():
+                break
+            passed += 1
+            room.give(5)
+        room.give(5)
+        await large
+        return passed
+
+    assert 0 < asyncio.run(go()) < 100

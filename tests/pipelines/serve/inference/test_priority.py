@@ -1,0 +1,36 @@
+"""Work that gives way to others."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+from pipelines.serve.inference.priority import leisurely
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness belongs to a thread on Linux alone")
+def test_the_thread_that_works_gives_way_and_no_other_does() -> None:
+    before = niceness()
+    # Those that it starts do too, such as the ones that a matrix product is shared with.
+    theirs: list[int] = []
+
+    def work() -> int:
+        started = threading.Thread(target=lambda: theirs.append(niceness()))
+        started.start()
+        started.join()
+        return niceness()
+
+    assert leisurely(work) == theirs[0] == max(before, 10)
+    assert niceness() == before
+
+
+def test_what_the_work_raises_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        leisurely(lambda: 1 // 0)

@@ -1,0 +1,164 @@
+"""The cluster that a job starts for itself: who can reach it; and one that is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.workflows import cluster, signals
+from pipelines.workflows.cluster import ClusterError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+# Prints the modes of the session's folders, and the addresses on which Ray's processes listen.
+LOOK = """
+import os, sys
+from pathlib import Path
+import psutil, ray
+from pipelines.workflows.cluster import ClusterConfig, connected
+from pipelines.errors import DataError
+with connected(ClusterConfig(num_cpus=2, object_store_mb=100)) as own:
+    assert own
+    (session,) = (Path(os.environ["RAY_TMPDIR"]) / f"ray-{os.getuid()}" / "ray").glob(f"session_*_{os.getpid()}")
+    for path in (session.parent.parent, session, *session.iterdir()):
+        if path.is_dir():
+            print("mode", path.name, oct(path.stat().st_mode & 0o777))
+    print("token", os.environ["RAY_AUTH_MODE"], (Path.home() / ".ray" / "auth_token").exists())
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                print("listens", connection.laddr.ip, process.name())
+    def fail(batch):
+        raise DataError("the shard is gone; restore it")
+    try:
+        ray.data.range(2).map_batches(fail).take_all()
+    except Exception as error:
+        from pipelines.errors import expected_cause, message_of
+        known = expected_cause(error)
+        print("cause", type(known).__name__, message_of(known))
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder with a short path, as Ray's sockets need."""
+    with tempfile.TemporaryDirectory(prefix="h-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_a_jobs_own_cluster_is_closed_to_others_and_keeps_the_type_of_errors(home: Path) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = kept | {"HOME": str(home), "RAY_TMPDIR": str(home), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    modes = {name: mode for kind, name, mode in (line for line in lines if line[0] == "mode")}
+    assert {"logs", "sockets"} < modes.keys(), done.stderr
+    assert set(modes.values()) == {"0o700"}
+    assert ["token", "token", "False"] in lines
+    addresses = {line[1] for line in lines if line[0] == "listens"}
+    assert addresses
+    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    assert ["cause", "DataError", "the shard is gone; restore it"] in lines
+
+
+def test_a_head_that_is_gone_is_told_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    says = rf"no Ray cluster answers at cluster\.address='{address}'.*cluster\.sh"
+    with pytest.raises(ClusterError, match=says):
+        cluster._require_answer(address)
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            OSError("AF_UNIX path length cannot exceed 107 bytes"),
+            r"Ray cannot start in .*107 bytes; name a short folder",
+        ),
+        (Exception("The current node timed out during startup."), "Ray did not start within its 30 s, .* too busy"),
+    ],
+    ids=["a long path", "a busy machine"],
+)
+def test_why_ray_does_not_start_is_told(
+    raised: Exception, says: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**_: object) -> None:
+        raise raised
+
+    monkeypatch.setenv("RAY_TMPDIR", str(home))
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(ClusterError, match=says):
+        cluster._start(cluster.ClusterConfig())
+
+
+def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / f"ray-{os.getuid()}").symlink_to(elsewhere)
+    folder = cluster._private_folder()
+    assert folder.parent.parent == tmp_path
+    assert folder.parent.name != f"ray-{os.getuid()}"
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(n)
+)
+def test_a_signal_ends_a_job_with_its_status(number: signal.Signals, status: int) -> None:
+    program = textwrap.dedent(f"""
+        '''Waits.'''
+        import os, sys
+        from jobs.job import main
+
+        def run(config):
+            try:
+                os.kill(os.getpid(), {int(number)})
+                import time
+                time.sleep(60)
+            finally:
+                print("cleaned up")
+
+        sys.exit(main(run, "wait", []))
+    """)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert done.stdout == "cleaned up\n"
+    assert done.stderr.splitlines()[-1] == f"wait: stopped by {number.name}; the same command keeps what was finished"
+
+
+def test_handlers_that_a_library_installs_are_not_kept() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signals.handle()
+        own = signal.getsignal(signal.SIGTERM)
+        with signals.kept():
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, before)

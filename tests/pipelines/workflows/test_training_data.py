@@ -1,0 +1,291 @@
+"""Training on several sources: what is refused, and that a stopped training sees what an unstopped one sees."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jobs.job import main
+from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.plan import Schedule
+from pipelines.data.tars.sample import Question, Texts, dump_texts
+from pipelines.data.tars.shards import ShardWriter
+from pipelines.errors import DataError
+from pipelines.evaluate.baselines import Baselines, check_learnable
+from pipelines.evaluate.predict import collect, predict
+from pipelines.search.referee import create_referee
+from pipelines.tracking.tracker import Tracker
+from pipelines.train import checkpoint
+from pipelines.workflows import index, runs, train, training_data
+from pipelines.workflows.config import JobConfig
+from tests.jobs.conftest import ROOT, SMALL
+from tests.pipelines.data.tar_maker import photo, write_tar
+from vlmodel.config import ConfigError, load
+from vlmodel.processor import VLProcessor
+
+COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
+TASKS = [
+    "model.decoder.kind=multitask", "model.decoder.heads.ask.kind=vqa", "model.decoder.heads.find.kind=contrastive",
+]  # fmt: skip
+
+
+def write(folder: Path, kind: str, counts: dict[str, int]) -> None:
+    """Plain pictures with a question each, or a caption each, and their index."""
+    folder.mkdir()
+    rng = np.random.default_rng(len(kind))
+    for split, count in counts.items():
+        with ShardWriter(folder, split, max_samples=10) as writer:
+            for number in range(count):
+                name = list(COLOURS)[int(rng.integers(3))]
+                image = io.BytesIO()
+                Image.new("RGB", (32, 32), COLOURS[name]).save(image, "PNG")
+                asked = Texts((), (Question("what colour is it?", name),))
+                texts = asked if kind == "asked" else Texts((f"a picture that is {name}",), ())
+                writer.add(f"{split}{number:03d}", image.getvalue(), "png", texts)
+    build_index(str(folder), IndexConfig(validation_fraction=0.0))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
+    folder = tmp_path_factory.mktemp("mix")
+    write(folder / "asked", "asked", {"train": 20, "val": 8})
+    write(folder / "named", "named", {"train": 44})
+    return folder
+
+
+def settings(data: Path, *more: str) -> JobConfig:
+    sources = [f"data.tars={data / 'asked'}", *(f"data.mix.{name}.tars={data / name}" for name in ("asked", "named"))]
+    return load(JobConfig, ROOT / "jobs/configs/demo.toml", [*SMALL, *sources, f"storage={data / 'runs'}", *more])
+
+
+def spent(config: JobConfig) -> tuple[Any, Any]:
+    judged = Index.open(runs.tars(config))
+    return training_data.training(
+        config, training_data.indexes(config, judged), runs.local_folder(config) / "processor", {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "data.mix={a={tars='x', weight=1.0}, b={tars='y'}}",
+            "b without a weight; give every source a weight, or none",
+        ),
+        ("data.mix={a={tars='x', weight=0}}", "data.mix.a.weight = 0: Input should be greater than 0"),
+        ("data.mix={a={tars='x', weight=inf}}", "data.mix.a.weight"),
+        ("data.mix={a={tars=''}}", "data.mix.a.tars"),
+        ("data.mix={a={weight=1.0}}", "key 'data.mix.a.tars' is required"),
+        ("data.mix.a.tar=x", "unknown key 'data.mix.a.tar'; valid keys of data.mix.a: members, tars, weight"),
+        ("data.mix={'a/b'={tars='x'}}", "'a/b': a source's name has letters, digits, _ and - only"),
+        ("data.mix_temperature=[]", "name at least one temperature, all above 0"),
+        ("data.mix_temperature=[1.0, 0.0]", "[1.0, 0.0]: name at least one temperature"),
+    ],
+)
+def test_wrong_mixes_are_refused(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(train.run, "train", [override]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_source_without_an_index_names_the_job(data: Path) -> None:
+    config = settings(data, f"data.mix.none.tars={data}")
+    with pytest.raises(Exception, match=rf"has no index; run the index job: .* data\.tars={data}"):
+        training_data.indexes(config, Index.open(runs.tars(config)))
+
+
+def test_the_same_samples_twice_are_refused(data: Path) -> None:
+    config = settings(data, f"data.mix.again.tars={data / 'named'}")
+    with pytest.raises(ConfigError, match=r"data\.mix\.again and data\.mix\.named hold the same samples"):
+        training_data.indexes(config, Index.open(runs.tars(config)))
+
+
+def test_without_a_mix_data_tars_is_trained_on(data: Path) -> None:
+    config = settings(data, "data.mix={}")
+    judged = Index.open(runs.tars(config))
+    assert training_data.indexes(config, judged) == {"": judged}
+    assert training_data.facts(config, judged) == runs.index_facts(judged, runs.tars(config))
+
+
+def test_the_record_changes_with_every_source(data: Path) -> None:
+    one, other = (
+        settings(data),
+        settings(data, f"data.mix.named.tars={data / 'asked'}", f"data.mix.asked.tars={data / 'named'}"),
+    )
+    judged = Index.open(runs.tars(one))
+    found = training_data.facts(one, judged)
+    assert isinstance(found["mix"], dict)
+    assert set(found["mix"]) == {"asked", "named"}
+    assert len({found["hash"], training_data.facts(other, judged)["hash"], judged.hash}) == 3
+
+
+def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
+    config = settings(data, "data.mix.named.members=texts")
+    with pytest.raises(
+        DataError, match=r"named was indexed as pairs, and data\.mix\.named\.members=texts; run the index"
+    ):
+        training_data.indexes(config, Index.open(runs.tars(config)))
+
+
+def test_one_folder_cannot_be_two_things(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    override = f"data={{tars='{data}', mix={{a={{tars='{data}', members='texts'}}}}}}"
+    assert main(train.run, "train", [override]) == 2
+    assert "data.mix.a.members=texts says another thing of it than data.index.members=pairs" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def said(data: Path) -> Path:
+    """Questions without images, of a word that is in no other source, not indexed yet."""
+    folder = data / "said"
+    folder.mkdir()
+    for split, count in (("train", 30), ("val", 6)):
+        asked = [Texts((), (Question("what colour is grass?", "green"),)) for _ in range(count)]
+        write_tar(folder, f"{split}-000000.tar", [(f"{split}{n}.json", dump_texts(t)) for n, t in enumerate(asked)])
+    return folder
+
+
+def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path) -> None:
+    all_train = "data.index.validation_fraction=0.0"
+    index.run(settings(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
+    assert Index.open(str(said)).members == "texts"
+    assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
+    assert Index.open(str(data / "named")).members == "pairs"
+
+
+def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
+    build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
+    with pytest.raises(DataError, match=r"judged on images with texts, and .*said holds texts alone; .* data\.mix"):
+        train.ready(settings(data, f"data.tars={said}", "data.index.members=texts", "data.mix={}"))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        # Both sources together have what both tasks learn of, but the one that is judged by has no captions.
+        (TASKS, r"no val sample of .*asked has captions, by which task 'find' is judged; .* or leave the task out"),
+        (
+            [*TASKS, "data.mix={}"],
+            r"no train sample of .*asked has captions with an image, of which task 'find' learns",
+        ),
+        (
+            ["model.decoder.kind=caption", "data.mix={}"],
+            r"asked has captions with an image, of which the model learns;",
+        ),
+    ],
+)
+def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        train.ready(settings(data, *more))
+    assert train.opened(settings(data, *more)).tars.endswith("asked")
+
+
+def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
+    named = Index.open(str(data / "named"))
+    tasks = settings(data, *TASKS).model.decoder.tasks()
+    check_learnable(named, {"find": tasks["find"]})  # chance is known without texts
+    with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* 'ask' is compared"):
+        check_learnable(named, tasks)
+    # A training learns them from what it is trained on.
+    asked = Index.open(str(data / "asked"))
+    found = Baselines.of_training(named, [asked], {"ask": tasks["ask"]}, "none")
+    assert found.answers is not None
+    assert found.trained_on == (asked.hash,)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, shared BatchNorm, every sample once an epoch; then the set of texts is answered."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
+    config = settings(
+        data, *TASKS, "train.ledger=true", "train.workers=2", "train.step.sync_batchnorm=true", "train.epochs=1",
+        "train.batch=4", f"data.mix.said.tars={said}", "data.mix.said.members=texts", "name=with-texts",
+    )  # fmt: skip
+    ended = fit(config)
+    counted = Counter(sample for samples in seen(config).values() for sample in samples)
+    assert Counter(source for source, *_ in counted) == {0: 20, 1: 44, 2: 30}
+    assert set(counted.values()) == {1}
+
+    model = f"{ended.path}/model"
+    assert "grass" in VLProcessor.from_pretrained(model).tokenizer.get_vocab()
+    source = Source(str(said), Index.open(str(said)).hash, "val", model)
+    answers = pa.concat_tables(list(collect(predict(model, source, config.predict, config.stream, "ask"))))
+    assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
+    assert answers["target"].to_pylist() == ["green"] * 6
+    assert answers["shuffled"].null_count == 6
+    with pytest.raises(DataError, match="the model's task 'find' is about images; name data that has some"):
+        predict(model, source, config.predict, config.stream, "find")
+
+
+def test_images_alone_are_refused_where_no_task_learns_of_them(data: Path, tmp_path: Path) -> None:
+    build_index(str(data / "named"), IndexConfig(validation_fraction=0.0))
+    write_tar(tmp_path, "train-000000.tar", [(f"{n}.jpg", photo(n)) for n in range(3)])
+    build_index(str(tmp_path), IndexConfig(validation_fraction=0.0, members="images"))
+    more = [f"data.mix.lone.tars={tmp_path}", "data.mix.lone.members=images"]
+    with pytest.raises(DataError, match=r"holds images alone, and only contrastive tasks learn"):
+        spent(settings(data, *more, "model.decoder.kind=caption"))
+
+
+def lines(folder: Path) -> Iterator[dict[str, Any]]:
+    for file in sorted(folder.glob("*.jsonl"), key=lambda f: int(f.stem.split("-")[1])):
+        yield from map(json.loads, file.read_text().splitlines())
+
+
+def seen(config: JobConfig) -> dict[tuple[int, int], list[tuple[int, ...]]]:
+    """The samples of each (step, rank), by the ledger; a step that was done again counts as it was done last."""
+    found: defaultdict[tuple[int, int], list[tuple[int, ...]]] = defaultdict(list)
+    for line in lines(Path(runs.run_folder(config)) / "ledger"):
+        columns = (line[name] for name in ("source", "epoch", "shard", "row"))
+        found[line["step"], line["rank"]] = list(zip(*columns, strict=True))
+    return dict(found)
+
+
+def fit(config: JobConfig, referee: Any = None) -> checkpoint.Stored:
+    with Tracker.open(config.tracking, runs.storage(config), config.name) as tracker:
+        train.fit(config, train.opened(config), tracker, referee=referee)
+    newest = checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))
+    assert newest is not None
+    return newest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    more = [*TASKS, "train.ledger=true", "train.workers=2", "train.epochs=3", "data.mix_temperature=[1.0, 3.0]"]
+    calm = settings(data, *more, "name=calm")
+    ended = fit(calm)
+
+    _, order = spent(calm)
+    schedule = Schedule(order, calm.train.batch, 3)
+    ledger = seen(calm)
+    assert set(ledger) == {(step, rank) for step in range(schedule.steps) for rank in (0, 1)}
+    for (step, rank), samples in ledger.items():
+        due = schedule.part(step, rank, 2)
+        columns = (due.source, due.epoch, due.shard, due.row)
+        assert samples == list(zip(*(column.tolist() for column in columns), strict=True))
+    assert ended.state["step"] == schedule.steps
+
+    stopped = settings(data, *more, "name=stopped")
+    referee = create_referee()
+    ray.get(referee.stop.remote())
+    assert 0 < fit(stopped, referee).step < schedule.steps
+    again = fit(stopped)
+    assert seen(stopped) == ledger
+    assert again.step == schedule.steps
+    one, other = (load_file(f"{stored.path}/model/model.safetensors") for stored in (ended, again))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert value.tobytes() == other[key].tobytes(), key
