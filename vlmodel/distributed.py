@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether there are other processes to gather from."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def share_counts(counts: Sequence[int]) -> list[list[int]]:
+def all_gather_counts(counts: Sequence[int]) -> list[list[int]]:
     """Each process's ``counts``, in the order of the ranks. A collective.
 
     The hosts tell each other, and wait for each other, but not for their GPUs.

@@ -30,7 +30,7 @@ class Setting:
     above: float = -math.inf
     sampled: bool = False
 
-    def unfit(self, value: Any) -> str | None:
+    def unsupported_reason(self, value: Any) -> str | None:
         """Why ``value`` cannot be, in words that follow it; None if it can."""
         kind: object = type(value)  # a Boolean is an int to isinstance
         if kind is not self.type and not (self.type is float and kind is int):
@@ -79,7 +79,7 @@ def check(settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> No
     for name, value in settings.items():
         if name not in SETTINGS:
             raise ConfigError(f"{name!r} is no setting of generation; they are {', '.join(SETTINGS)}")
-        if reason := SETTINGS[name].unfit(value):
+        if reason := SETTINGS[name].unsupported_reason(value):
             raise ConfigError(f"{name}={value!r} {reason}")
     sampled = settings.get("do_sample", False)
     if idle := [name for name in settings if SETTINGS[name].sampled and not sampled]:

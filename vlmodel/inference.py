@@ -104,7 +104,7 @@ class Predictor:
         None for a task that does not compare.
         """
         name = self._task(task)
-        if not self.model.decoder.heads()[name].compares:
+        if not self.model.decoder.heads()[name].is_contrastive:
             return None
         head, encoded = self._encode(batch, name, attention=False)
         image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in head.embed(encoded))
@@ -136,7 +136,7 @@ class Predictor:
                 looked_NT = _from_text(encoded)
         if looked_NT is None or encoded.joint is None or "vision" not in encoded.joint.spans:
             return answers, None
-        map_NHW = self.model.vision.as_map(looked_NT[:, slice(*encoded.joint.spans["vision"])].float())
+        map_NHW = self.model.vision.to_grid(looked_NT[:, slice(*encoded.joint.spans["vision"])].float())
         return answers, None if map_NHW is None else _of_sum_one(map_NHW).cpu().numpy()
 
     def _encode(self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool) -> tuple[Decoder, Encoded]:

@@ -66,11 +66,11 @@ class ModelConfig(Section):
                 ) from None
         return self
 
-    def resting(self) -> tuple[str, ...]:
+    def frozen_streams(self) -> tuple[str, ...]:
         """Streams whose encoder has a backbone that training leaves as it is, so that what it gives can be kept."""
         texts = not self.topology.encodes_text and any(fields.text for fields in self.decoder.tasks().values())
-        rests = {"vision": self.vision.rests(), "language": texts and self.language.rests()}
-        return tuple(name for name, is_resting in rests.items() if is_resting)
+        is_frozen = {"vision": self.vision.is_frozen(), "language": texts and self.language.is_frozen()}
+        return tuple(name for name, is_resting in is_frozen.items() if is_resting)
 
     def text_features(self) -> Literal["tokens", "pooled"]:
         """Whether the language encoder's features are needed of each token of a text, or of it as a whole."""
@@ -257,9 +257,11 @@ class VLModel(PreTrainedModel):
             for kind in ("missing_keys", "unexpected_keys")
             if info[kind]
         ]
-        if unfit := sorted(info["mismatched_keys"]):
-            examples = (f"{key} {tuple(found)} where {tuple(wanted)} is needed" for key, found, wanted in unfit[:3])
-            problems.append(f"{len(unfit)} of another shape: {', '.join(examples)}")
+        if mismatched := sorted(info["mismatched_keys"]):
+            examples = (
+                f"{key} {tuple(found)} where {tuple(wanted)} is needed" for key, found, wanted in mismatched[:3]
+            )
+            problems.append(f"{len(mismatched)} of another shape: {', '.join(examples)}")
         if problems:
             raise parts.WeightsError(
                 f"the weights in {folder!r} are of another architecture than its configuration: " + "; ".join(problems)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlmodel import generation
 from vlmodel.config import ConfigError, Part
 from vlmodel.errors import ExpectedError
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import Encoded, Fused, Tokens
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         """The trained parameters that came from elsewhere, and so want a smaller learning rate than fresh ones."""
         return iter(())
 
-    def as_map(self, weights_NT: Tensor) -> Tensor | None:
+    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         """(N, H, W) from what was given to each of the encoder's tokens, such as attention; None if they are no grid.
 
         Here the tokens are taken for a square grid, row by row; images are square.
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         side = math.isqrt(weights_NT.shape[1])
         return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
 
-    def resting(self) -> dict[str, Tensor]:
+    def frozen_streams(self) -> dict[str, Tensor]:
         """All weights that training never changes, by their names; kept features depend on no others."""
         parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
         return parameters | dict(self.named_buffers())
@@ -95,8 +95,8 @@ class Encoder(nn.Module):
 class VisionEncoder(Encoder):
     """Base of the vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``.
 
-    Where the whole backbone rests (``VisionPart.rests``) it also comes in two halves, whose composition it is: what the
-    backbone gives of an image never changes, and so can be kept.
+    If the backbone is frozen (``VisionPart.is_frozen``), ``forward(x) = from_features(features(x))``, and the features
+    can be cached.
     """
 
     def features(self, pixels_BHWC: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ class LanguageEncoder(Encoder):
     The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
     follow in their order, then the padding.
 
-    Where the whole backbone rests (``LanguagePart.rests``) it also comes in two halves, whose composition it is.
+    Where the whole backbone rests (``LanguagePart.is_frozen``) it also comes in two halves, whose composition it is.
     """
 
     def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,11 +148,11 @@ class VisionPart(Part):
     def build(self) -> VisionEncoder:
         raise NotImplementedError
 
-    def rests(self) -> bool:
+    def is_frozen(self) -> bool:
         """Whether the whole backbone is left untrained, so that what it gives of an image never changes."""
         return False
 
-    def idle(self) -> str | None:
+    def unused_setting(self) -> str | None:
         """A setting that changes nothing beside the others, its value and the remedy; None if there is none.
 
         A saved model may have one, so that it is for who chooses settings to refuse it.
@@ -176,7 +176,7 @@ class LanguagePart(Part):
 
     beside_backbone: ClassVar[frozenset[str]] = frozenset()
 
-    def rests(self) -> bool:
+    def is_frozen(self) -> bool:
         """As ``VisionPart``'s, of an encoder whose backbone is more than a table of embeddings."""
         return False
 
@@ -328,10 +328,10 @@ class Decoder(nn.Module):
         compares: the decoder embeds images and texts in one space (``embed``), so that either finds the other.
     """
 
-    fields: Fields
+    fields: TaskSpec
     pooled_only: bool = False
     reads_joint: bool = True
-    compares: bool = False
+    is_contrastive: bool = False
 
     def heads(self) -> Mapping[str, Decoder]:
         """The tasks by their names; one alone is called ""."""
@@ -372,7 +372,7 @@ class Decoder(nn.Module):
 class DecoderPart(Part):
     """Configuration of a decoder."""
 
-    def tasks(self) -> dict[str, Fields]:
+    def tasks(self) -> dict[str, TaskSpec]:
         """What each task reads, by its name."""
         raise NotImplementedError
 
@@ -402,7 +402,7 @@ class DecoderPart(Part):
         """
         generation.check(settings, top_k, max_target_tokens)
 
-    def selects(self) -> Literal["accuracy", "loss"]:
+    def selection_metric(self) -> Literal["accuracy", "loss"]:
         """The validation figure by which the best checkpoint is chosen."""
         return "accuracy"
 

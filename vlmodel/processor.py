@@ -20,7 +20,7 @@ from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import ConfigError, Section, dump, parse
 from vlmodel.images import FORMATS, Resize, decode
 from vlmodel.lengths import by_length
-from vlmodel.task_spec import Fields, is_match, join
+from vlmodel.task_spec import TaskSpec, is_match, join
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -114,12 +114,12 @@ class VLProcessor:
         config: ProcessorConfig,
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],
-        tasks: Mapping[str, Fields] | None = None,
+        tasks: Mapping[str, TaskSpec] | None = None,
         normalizer: Normalizer = "none",
     ) -> None:
         self.normalizer: Normalizer = normalizer
         self.config, self.tokenizer, self.labels = config.resolve(), tokenizer, list(labels)
-        self.tasks = dict(tasks) if tasks is not None else {"": Fields(reads="questions")}
+        self.tasks = dict(tasks) if tasks is not None else {"": TaskSpec(reads="questions")}
         forms = [normal_form(label, normalizer) for label in self.labels]
         self._label_ids = {form: i for i, form in enumerate(forms)}
         if len(self._label_ids) != len(self.labels):
@@ -137,7 +137,7 @@ class VLProcessor:
             )
 
     @property
-    def fields(self) -> Fields:
+    def fields(self) -> TaskSpec:
         """What the only, or the first, task reads."""
         return next(iter(self.tasks.values()))
 
@@ -207,7 +207,7 @@ class VLProcessor:
             rows |= join(task, self._rows(self.tasks[task], of_task))
         return rows
 
-    def _rows(self, fields: Fields, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
+    def _rows(self, fields: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         counts = [len(example.texts) for example in examples]
         targets = list(chain.from_iterable(map(_targets, examples)))
         rows: dict[str, NDArray[np.generic]] = {
@@ -310,7 +310,7 @@ class VLProcessor:
             raise ConfigError(
                 f"{str(file)!r} lacks {', '.join(sorted(missing))}; train the model anew with this version"
             )
-        tasks = {task: parse(Fields, fields) for task, fields in tree["tasks"].items()}
+        tasks = {task: parse(TaskSpec, fields) for task, fields in tree["tasks"].items()}
         # Models of earlier versions have labels that were compared as they are.
         normalizer = tree.get("normalizer", "none")
         return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, normalizer)

@@ -24,7 +24,7 @@ def is_match(answer: str) -> bool:
     return answer.strip().lower() in MATCHES
 
 
-class Fields(Section):
+class TaskSpec(Section):
     """What a task reads of a sample."""
 
     reads: Literal["questions", "captions"]

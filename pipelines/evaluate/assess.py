@@ -21,7 +21,7 @@ from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.inference import Predictor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Assessment:
     normalizer: Normalizer = "none"
 
 
-def check_judgeable(index: Index, tasks: Mapping[str, Fields], split: str) -> None:
+def check_judgeable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> None:
     """Refuse data that models cannot be judged by: the floors, the page and the served example are of images, and each
     task is of texts.
 

@@ -17,7 +17,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.metrics.captions import constant_caption
 from vlmodel.answers import Normalizer
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 FILE = "baselines.json"
 
@@ -38,7 +38,7 @@ class Baselines:
 
     @classmethod
     def learn(
-        cls, texts: Iterable[Texts], tasks: Iterable[Fields], normalizer: Normalizer, trained_on: Sequence[str] = ()
+        cls, texts: Iterable[Texts], tasks: Iterable[TaskSpec], normalizer: Normalizer, trained_on: Sequence[str] = ()
     ) -> Self:
         """From the texts of a training split.
 
@@ -70,7 +70,7 @@ class Baselines:
 
     @classmethod
     def of_training(
-        cls, judged: Index, trained: Iterable[Index], tasks: Mapping[str, Fields], normalizer: Normalizer
+        cls, judged: Index, trained: Iterable[Index], tasks: Mapping[str, TaskSpec], normalizer: Normalizer
     ) -> Self:
         """For a model of ``tasks``: learned from the training split of the data that it is judged on, and where that
         has no texts for a task, of the data that it is trained on.
@@ -108,7 +108,7 @@ class Baselines:
         return cls(answers, tree["caption"], tuple(tree["trained_on"]))
 
 
-def check_learnable(index: Index, tasks: Mapping[str, Fields]) -> None:
+def check_learnable(index: Index, tasks: Mapping[str, TaskSpec]) -> None:
     """Refuse data from whose training split the baselines of a task cannot be learned.
 
     Raises:
@@ -123,10 +123,10 @@ def check_learnable(index: Index, tasks: Mapping[str, Fields]) -> None:
             )
 
 
-def _answers(fields: Fields) -> bool:
+def _answers(fields: TaskSpec) -> bool:
     """Whether a task answers questions in words."""
     return fields.target == "answer" or (fields.target == "tokens" and fields.text)
 
 
-def _writes_captions(fields: Fields) -> bool:
+def _writes_captions(fields: TaskSpec) -> bool:
     return fields.target == "tokens" and not fields.text

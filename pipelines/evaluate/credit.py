@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.evaluate.metrics.captions import cider_of_each, with_words
 from pipelines.evaluate.metrics.retrieval import RANKS, chance_of_images, retrieval_ranks
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.task_spec import MATCH, Fields, is_match
+from vlmodel.task_spec import MATCH, TaskSpec, is_match
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Credits:
         )
 
 
-def credits_of(answers: pa.Table, fields: Fields, normalizer: Normalizer = "none") -> Credits:
+def credits_of(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer = "none") -> Credits:
     """The rows of a table of ``predict.SCHEMA`` that ``judge`` counts.
 
     Args:

@@ -17,7 +17,7 @@ from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
-from vlmodel.task_spec import MATCH, Fields, is_match
+from vlmodel.task_spec import MATCH, TaskSpec, is_match
 
 _HELD_OUT_FIRST = ("val", "test", "train")
 
@@ -46,7 +46,7 @@ class Chosen:
 
 
 def choose(
-    answers: pa.Table, fields: Fields, count: int, seed: int = 0, normalizer: Normalizer = "none"
+    answers: pa.Table, fields: TaskSpec, count: int, seed: int = 0, normalizer: Normalizer = "none"
 ) -> list[Chosen]:
     """Up to ``count`` rows, half of them wrong where there are so many; the same for the same table."""
     if fields.target == "none":
@@ -106,7 +106,7 @@ def image_of(key: str, index: Index, split: str = "") -> bytes:
 
 
 def _answered(
-    fields: Fields,
+    fields: TaskSpec,
     normalizer: Normalizer,
     key: str,
     split: str,

@@ -24,10 +24,10 @@ from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.evaluate.report import Report
 from pipelines.evaluate.verdict import Comparison, compare
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.task_spec import MATCH, NO_MATCH, Fields, is_match
+from vlmodel.task_spec import MATCH, NO_MATCH, TaskSpec, is_match
 
-_ASKED, _CAPTIONED = Fields(reads="questions"), Fields(reads="captions", text=False, target="tokens")
-_MATCHED, _COMPARED = Fields(reads="captions", target="match"), Fields(reads="captions", target="none")
+_ASKED, _CAPTIONED = TaskSpec(reads="questions"), TaskSpec(reads="captions", text=False, target="tokens")
+_MATCHED, _COMPARED = TaskSpec(reads="captions", target="match"), TaskSpec(reads="captions", target="none")
 
 _TOP_SAYS_LITTLE = 10
 """With fewer classes than this many times k, nearly everything is among the k best."""
@@ -36,7 +36,7 @@ _TOP_SAYS_LITTLE = 10
 def judge(
     answers: pa.Table,
     split: str,
-    fields: Fields,
+    fields: TaskSpec,
     baselines: Baselines,
     labels: Sequence[str] = (),
     normalizer: Normalizer = "none",
@@ -255,7 +255,7 @@ def _shuffled(answers: pa.Table) -> tuple[pa.Table, pa.Table] | None:
 
 
 def _beside_other_images(
-    same: pa.Table, of_other: pa.Table, fields: Fields, normalizer: Normalizer = "none"
+    same: pa.Table, of_other: pa.Table, fields: TaskSpec, normalizer: Normalizer = "none"
 ) -> Comparison:
     both = (credits_of(table, fields, normalizer) for table in (same, of_other))
     return compare("image_shuffled", "its own answers about other images", *both)

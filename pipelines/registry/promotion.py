@@ -27,7 +27,7 @@ from pipelines.registry.registry import LocalModel, ModelVersion, Registry
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.inference import Predictor
 from vlmodel.processor import VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def decide(
 def compare(
     candidate: Sequence[Assessment],
     champion: Sequence[Assessment],
-    tasks: Mapping[str, Fields],
+    tasks: Mapping[str, TaskSpec],
     config: GateConfig,
 ) -> tuple[list[Check], list[Difference]]:
     """Compare answers row by row. Of several tasks the first must be better; the others are treated as slices.
@@ -140,7 +140,7 @@ def compare(
 def compare_new(
     candidate: Sequence[Assessment],
     champion: Sequence[Assessment],
-    tasks: Mapping[str, Fields],
+    tasks: Mapping[str, TaskSpec],
     config: GateConfig,
 ) -> tuple[Check, list[Difference]]:
     """Compare answers about new data, row by row; each task for itself.
@@ -176,7 +176,7 @@ def above_floor(found: Assessment) -> Check:
     )
 
 
-def carry_out(registry: Registry, decision: Decision, tracker: NullTracker) -> Decision:
+def apply_decision(registry: Registry, decision: Decision, tracker: NullTracker) -> Decision:
     """Record the decision with the candidate's run, and exchange the champion if it says so.
 
     Returns:
@@ -215,19 +215,19 @@ def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersio
         RegistryError: there is no champion, or none before it.
         ArtifactError: the former champion's files are not those that were registered; the champion stays.
     """
-    given_up = registry.find()
-    if given_up is None:
+    rollback_reason = registry.find()
+    if rollback_reason is None:
         raise RegistryError(
             f"model {registry.name!r} has no champion to roll back; promote one (python -m jobs.promote)"
         )
-    former = registry.rollback(reason, of=given_up.version)
-    with tracker_of(given_up) as tracker:
+    former = registry.rollback(reason, of=rollback_reason.version)
+    with tracker_of(rollback_reason) as tracker:
         tracker.set_tags({"gate.rolled_back": f"to version {former.version}: {reason}"})
     return former
 
 
 def _on_new(
-    candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, Fields], config: GateConfig
+    candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
     """As ``compare_new``; new tars with nothing to judge by are no reason to stop."""
     try:

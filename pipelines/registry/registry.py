@@ -68,7 +68,7 @@ class ModelVersion:
         return former
 
     @property
-    def given_up(self) -> str:
+    def rollback_reason(self) -> str:
         """Why it was rolled back; "" where it was not."""
         reason: str = json.loads(self.tags.get(ROLLBACK_TAG, "{}")).get("reason", "")
         return reason

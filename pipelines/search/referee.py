@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 
-class _Referee:
+class TrialController:
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
         self._passed, self._reached, self._score = 0, 0, 0.0
@@ -49,4 +49,4 @@ class _Referee:
 
 def create_referee() -> ActorHandle[Any]:
     """A referee for one training; it dies with its handle."""
-    return cast("ActorHandle[Any]", ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(_Referee).remote())
+    return cast("ActorHandle[Any]", ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(TrialController).remote())

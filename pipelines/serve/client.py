@@ -35,13 +35,18 @@ class Client:
     """
 
     def __init__(
-        self, address: str, *, api_key: str | None = None, trust: ssl.SSLContext | None = None, timeout_s: float = 30.0
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        timeout_s: float = 30.0,
     ) -> None:
         self.address = address
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # trust_env would send a request for this machine through a proxy meant for others.
         self._http = httpx.Client(
-            base_url=address, headers=headers, timeout=timeout_s, verify=trust or True, trust_env=False
+            base_url=address, headers=headers, timeout=timeout_s, verify=ssl_context or True, trust_env=False
         )
 
     def __enter__(self) -> Self:
@@ -104,20 +109,20 @@ class Client:
         return kind.model_validate_json(response.content)
 
 
-def is_ready(address: str, trust: ssl.SSLContext | None = None, timeout_s: float = 2.0) -> bool:
+def is_ready(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 2.0) -> bool:
     """Whether the service at ``address`` has its model loaded."""
-    response = _get(f"{address}/readyz", trust, timeout_s)
+    response = _get(f"{address}/readyz", ssl_context, timeout_s)
     return response is not None and response.status_code == 200
 
 
-def is_there(address: str, trust: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
+def is_there(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
     """Whether anything answers at ``address``, be it an error, and shows a certificate that is trusted."""
-    return _get(f"{address}/healthz", trust, timeout_s) is not None
+    return _get(f"{address}/healthz", ssl_context, timeout_s) is not None
 
 
-def _get(url: str, trust: ssl.SSLContext | None, timeout_s: float) -> httpx.Response | None:
+def _get(url: str, ssl_context: ssl.SSLContext | None, timeout_s: float) -> httpx.Response | None:
     try:
-        return httpx.get(url, verify=trust or True, timeout=timeout_s, trust_env=False)
+        return httpx.get(url, verify=ssl_context or True, timeout=timeout_s, trust_env=False)
     except httpx.HTTPError:
         return None
 

@@ -32,7 +32,7 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Answered(Generic[Result]):
+class ServiceResult(Generic[Result]):
     """The answer to one request.
 
     Attributes:
@@ -93,22 +93,24 @@ class Service(Protocol):
 
     async def answer(
         self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> Answered[Sequence[Prediction]]:
+    ) -> ServiceResult[Sequence[Prediction]]:
         """Answer all questions about one encoded image, in their order."""
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
         """At most ``top_k`` captions of one encoded image."""
 
-    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(
+        self, image: bytes, attention: bool
+    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         """One caption piece by piece, while it is written, and the whole of it at the end."""
 
-    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
         """How well each text fits one encoded image."""
 
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
         """An encoded image, texts or both as vectors."""
 
-    async def check(self, image: bytes) -> Answered[None]:
+    async def check(self, image: bytes) -> ServiceResult[None]:
         """Decode an image, to see that it is one."""
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 
-class WeightAverage(AveragedModel):
+class EMA(AveragedModel):
     """Exponential moving average of parameters and buffers; what is counted in whole numbers is taken as it is.
 
     torch's own update copies its counter to the device in each step, and the host waits for that.

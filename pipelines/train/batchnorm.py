@@ -58,7 +58,7 @@ class _Moments(NamedTuple):
     n: Tensor
 
 
-class SharedBatchNorm2d(nn.BatchNorm2d):
+class SyncBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers; parameters and buffers are the same.
 
     A worker whose samples have no image takes part with an empty batch: it adds nothing, and learns what others saw.
@@ -109,8 +109,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 def share_batchnorm(model: nn.Module) -> None:
     """Let the BatchNorm layers of ``model`` share their statistics. A collective: all workers must call it."""
-    SharedBatchNorm2d.group = cast(dist.ProcessGroup, dist.new_group())
+    SyncBatchNorm2d.group = cast(dist.ProcessGroup, dist.new_group())
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             # The class alone differs, so names, weights and checkpoints stay as they are.
-            module.__class__ = SharedBatchNorm2d
+            module.__class__ = SyncBatchNorm2d

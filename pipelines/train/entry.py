@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 
-def enter(arguments: Mapping[str, Any]) -> None:
+def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
     """Run a worker on the ``RunSpec`` that ``arguments["spec"]`` refers to."""
     from ray.train.v2._internal.execution import context
 

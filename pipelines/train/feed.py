@@ -14,7 +14,7 @@ from pipelines.data.stream.loader import model_inputs
 from vlmodel.task_spec import on_host
 
 
-class Feed:
+class DevicePrefetcher:
     """Iterates over (arrays, tensors of the model's inputs).
 
     On a GPU the next batch is copied, from pinned memory and without blocking, while the step runs on this one.

@@ -19,7 +19,7 @@ from vlmodel.config import ConfigError, dump, parse
 from vlmodel.model import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.parts import WeightsError
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 _FOLDER, _LAST = "init", "config.json"
 
@@ -52,7 +52,7 @@ def local(folder: str) -> Iterator[Path]:
         yield found
 
 
-def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: Mapping[str, Fields]) -> VLProcessor:
+def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: Mapping[str, TaskSpec]) -> VLProcessor:
     """Refuse a model that is not the one that is configured: weights of the same shape can mean something else.
 
     Returns:
@@ -85,7 +85,7 @@ def with_limits_of(wanted: ProcessorConfig, found: ProcessorConfig) -> Processor
     return wanted.model_copy(update={name: getattr(found, name) for name in limits})
 
 
-def _plain(tasks: Mapping[str, Fields]) -> dict[str, Any]:
+def _plain(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
     return {task: dump(fields) for task, fields in tasks.items()}
 
 

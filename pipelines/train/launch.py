@@ -19,7 +19,7 @@ from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import LoggingConfig
 
 from pipelines.data.stream.plan import check_division
-from pipelines.train.entry import enter
+from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
 from pipelines.train.progress import Display
 from pipelines.train.step import NonFiniteLossError
@@ -52,7 +52,7 @@ def launch(spec: RunSpec, *, label: str = "train") -> None:
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
     os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(spec.train.answer_timeout_s)
     trainer = _Trainer(
-        enter,
+        train_loop_per_worker,
         # By reference, so that the controller passes it on unread.
         train_loop_config={"spec": ray.put(spec)},
         scaling_config=ScalingConfig(

@@ -20,7 +20,7 @@ from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.shuffling import shuffling
 from pipelines.train.evaluate import Score, mean
-from pipelines.train.feed import Feed
+from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, StepResult, TrainStep
 from vlmodel.config import Section
@@ -49,7 +49,7 @@ class TrainConfig(Section):
     window: int = Field(65536, ge=1)
     """Samples that are shuffled among themselves, at least; shards are shuffled whole. As many as there are samples
     shuffles all, which costs a read each."""
-    window_run: int = Field(1, ge=1)
+    shuffle_block: int = Field(1, ge=1)
     """Neighbours of a tar that stay together when a window is shuffled; more means fewer reads, which object stores
     charge for, and a poorer shuffle. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
@@ -119,14 +119,14 @@ class Hooks(Protocol):
     def checkpoint(self, progress: Progress, selection: float) -> None:
         """Keep the state after ``progress.step`` steps. ``selection`` ranks it; -1 where nothing was scored."""
 
-    def goes_on(self, progress: Progress, selection: float) -> bool:
+    def should_continue(self, progress: Progress, selection: float) -> bool:
         """Whether training continues after this epoch; the same on all ranks."""
 
 
 def train(
     trainer: TrainStep,
     schedule: Schedule,
-    feed: Feed,
+    feed: DevicePrefetcher,
     config: TrainConfig,
     progress: Progress,
     hooks: Hooks,
@@ -160,7 +160,7 @@ def train(
         if epoch_ended:
             selection = _end_epoch(schedule, progress, hooks, selects)
             hooks.checkpoint(progress, selection)
-            if not hooks.goes_on(progress, selection) or stops(progress.history, config.patience, selects):
+            if not hooks.should_continue(progress, selection) or stops(progress.history, config.patience, selects):
                 break
         elif checkpoint_due:
             hooks.checkpoint(progress, -1.0)
@@ -205,7 +205,7 @@ def _selection(entry: Mapping[str, float], selects: str) -> float:
     return math.exp(-entry["val/loss"]) if selects == "loss" else entry["val/accuracy"]
 
 
-def _parts(feed: Feed, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Any]]:
+def _parts(feed: DevicePrefetcher, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Any]]:
     for arrays, tensors in islice(feed, count):
         if int(arrays["step"][0]) != step:
             raise RuntimeError(f"the stream delivered step {int(arrays['step'][0])} where {step} was due")
@@ -233,7 +233,7 @@ class Ledger:
 class Meter:
     """Adds up step results on the device and turns them into figures when it is read."""
 
-    def __init__(self, schedule: Schedule, feed: Feed) -> None:
+    def __init__(self, schedule: Schedule, feed: DevicePrefetcher) -> None:
         self._schedule, self._feed = schedule, feed
         self._results: list[StepResult] = []
         self._images = 0

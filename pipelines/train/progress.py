@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from tqdm import tqdm
 
 
-class _Board:
+class ProgressActor:
     """Holds the newest figures, and why a training gave up. An actor: any worker can write and the job can read."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Board:
 
 def create_board() -> ActorHandle[Any]:
     """A board for one training; it dies with its handle."""
-    return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(_Board).remote())
+    return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(ProgressActor).remote())
 
 
 class Display:

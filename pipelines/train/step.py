@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.plan import derive_seed
-from pipelines.train.average import WeightAverage
+from pipelines.train.average import EMA
 from pipelines.train.batchnorm import share_batchnorm
 from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
@@ -84,7 +84,7 @@ class TrainStep:
         grouped: HasGroups = model
         self.optimizer = build_optimizer(grouped, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.average = WeightAverage(model, config.ema) if config.ema else None
+        self.average = EMA(model, config.ema) if config.ema else None
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         # Buffers are made the first worker's where they are read (share_buffers), not in each forward pass.
         self.forward = (
@@ -135,7 +135,7 @@ class TrainStep:
                 "train.optimizer.head_lr / backbone_lr or clip, use precision fp32, or look at the step's data"
             )
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Give all workers the first one's BatchNorm statistics, which are those that a checkpoint keeps."""
         if self.distributed:
             for buffer in self.evaluated.buffers():

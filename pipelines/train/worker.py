@@ -22,14 +22,14 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.data.stream.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
 from pipelines.data.stream.feature_build import check_backbones
-from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
+from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
 from pipelines.tracking.unsent_metrics import WaitingLines
 from pipelines.train import checkpoint, initial
 from pipelines.train.evaluate import Score, evaluate
-from pipelines.train.feed import Feed
+from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, stops, train
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from vlmodel.model import ModelConfig, VLModel
@@ -91,8 +91,8 @@ def train_worker(spec: RunSpec) -> None:
         source = decoding_on(source, str(device))
     elif spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
         source = keeping_pixels(source, spec.stream.cache, spec.train.epochs)
-    parts = TrainingParts(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
-    feed = Feed(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
+    parts = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
+    feed = DevicePrefetcher(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
     tracker = NullTracker()
     if rank == 0 and spec.run is not None:
@@ -174,7 +174,7 @@ class _Hooks:
     def evaluate(self) -> Score | None:
         if self._validation is None:
             return None
-        self._trainer.share_buffers()
+        self._trainer.broadcast_buffers()
         return evaluate(self._trainer.evaluated, self._validation, self._trainer.autocast())
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -205,7 +205,7 @@ class _Hooks:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def goes_on(self, progress: Progress, selection: float) -> bool:
+    def should_continue(self, progress: Progress, selection: float) -> bool:
         if self._spec.referee is None:
             return True
         epoch = int(progress.history[-1]["epoch"])

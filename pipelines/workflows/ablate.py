@@ -16,7 +16,7 @@ from pipelines.workflows import runs, training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.train import MAY_CHANGE
-from pipelines.workflows.trials import Surroundings, base, measure, one_measure, publish, train_cell, validated
+from pipelines.workflows.trials import SearchContext, base, measure, one_measure, publish, train_cell, validated
 from vlmodel.config import dump
 
 Records = dict[tuple[str, int], Record]
@@ -45,7 +45,7 @@ def run(config: JobConfig) -> list[Row]:
     ):
         tracker.log_params(dump(config), volatile=(*MAY_CHANGE, *training_data.places(config)))
         training_data.record(config, index, tracker)
-        around = Surroundings(runs.run_folder(config), tracker.run_id, runs.versions(config))
+        around = SearchContext(runs.run_folder(config), tracker.run_id, runs.versions(config))
         records |= _train_all(config, found, around)
         rows = ablation_rows(found, seeds, records, named)
         publish(config, tracker, "ablation", rows, ablation(grid, found, seeds, records, named))
@@ -57,7 +57,7 @@ def run(config: JobConfig) -> list[Row]:
     return rows
 
 
-def _train_all(config: JobConfig, found: list[Cell[JobConfig]], around: Surroundings) -> Records:
+def _train_all(config: JobConfig, found: list[Cell[JobConfig]], around: SearchContext) -> Records:
     keys = {
         f"{config.name}-{cell.slug}-s{seed}": (cell, seed)
         for seed in config.ablate.seeds

@@ -124,7 +124,7 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> JobConfig:
         self.model.check_processor(self.processor)
-        if reason := self.model.vision.idle():
+        if reason := self.model.vision.unused_setting():
             raise ValueError(f"model.vision.{reason}")
         return self
 
@@ -164,12 +164,12 @@ class JobConfig(Section):
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
         augment = self.train.augment
         changed = {"vision": augment.active, "language": augment.changes_texts}
-        return tuple(stream for stream in self.model.resting() if not changed[stream])
+        return tuple(stream for stream in self.model.frozen_streams() if not changed[stream])
 
     def _why_nothing_is_kept(self) -> str:
         kept = f"train.feature_cache={self.train.feature_cache!r} keeps what frozen encoders give"
         augment = self.train.augment
-        if not self.model.resting():
+        if not self.model.frozen_streams():
             return (
                 f"{kept}, and with model.vision.frozen=false and model.language.frozen=false training changes that; "
                 "set one of them to true, or train.feature_cache=off"

@@ -60,7 +60,7 @@ def features_of_saved(
     if config.train.feature_cache == "off":
         return ()
     saved: VLConfig = VLConfig.from_pretrained(str(folder), local_files_only=True)
-    streams = _tree(saved).resting() if saved.model is not None else ()
+    streams = _tree(saved).frozen_streams() if saved.model is not None else ()
     if not streams:
         return ()
     model = VLModel.from_pretrained(str(folder), local_files_only=True)

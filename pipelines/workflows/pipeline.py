@@ -55,7 +55,7 @@ def _ask_one(config: JobConfig, address: str) -> None:
             if table["split"][row].as_py() == config.evaluate.split and table["questions"][row].as_py():
                 (record,) = ShardReader(found).read(shard.name, [row])
                 questions = record.texts.questions[: config.serve.max_questions]
-                with Client(address, trust=tls.pinned(config.serve.tls)) as service:
+                with Client(address, ssl_context=tls.pinned(config.serve.tls)) as service:
                     response = service.ask(record.image, [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):

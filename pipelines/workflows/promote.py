@@ -6,7 +6,7 @@ from pipelines.data.index.index import Index
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
 from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.promotion import Holdout, carry_out, decide, roll_back
+from pipelines.registry.promotion import Holdout, apply_decision, decide, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import runs
@@ -43,7 +43,7 @@ def run(config: JobConfig, new: Index | None = None) -> Decision | None:
     new_data = Holdout(new, config.predict, config.stream) if new else None
     with connected(config.cluster), _tracker(config, candidate) as tracker:
         decision = decide(registry, candidate, champion, holdout, config.registry, new_data)
-        decision = carry_out(registry, decision, tracker)
+        decision = apply_decision(registry, decision, tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(
         f"{report.table(decision)}\n{candidate.name} version {candidate.version} {verdict}: {decision.reason}",

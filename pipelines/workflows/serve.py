@@ -51,7 +51,7 @@ def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
             f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
             "serve.challenger.mode=off"
         )
-    return deploy.model_tree(found.folder, found.name, found.version, found.digest, _golden(found))
+    return deploy.model_spec(found.folder, found.name, found.version, found.digest, _golden(found))
 
 
 def _golden(model: LocalModel) -> str:

@@ -15,7 +15,7 @@ from pipelines.data.stream.dataset import Mixture, Source
 from pipelines.data.stream.features import Features
 from pipelines.data.stream.plan import Order, Schedule, check_division
 from pipelines.data.texts.corpus import read_texts
-from pipelines.data.texts.vocabulary import build_processor, keep_processor, text_lengths
+from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
 from pipelines.evaluate.assess import assess, check_judgeable, show
 from pipelines.evaluate.baselines import FILE, Baselines
 from pipelines.registry.registry import ModelVersion, Registry
@@ -248,7 +248,7 @@ def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str,
     """
     if not folder.is_dir() and (newest := checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))):
         with checkpoint.local_copy(newest) as local:
-            return keep_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
+            return save_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
     if not init:
         tasks, limits = config.model.decoder.tasks(), config.model.text_limits
         return build_processor(
@@ -261,7 +261,7 @@ def _processor(config: JobConfig, indexes: list[Index], folder: Path, init: str,
             lambda line: print(f"{label}  {line}", flush=True),
         )
     with initial.local(init) as model:
-        return keep_processor(VLProcessor.from_pretrained(model), str(folder))
+        return save_processor(VLProcessor.from_pretrained(model), str(folder))
 
 
 def _features(
@@ -271,7 +271,7 @@ def _features(
     if config.train.feature_cache == "off":
         return ()
     streams = config.kept_streams()
-    if passed_over := [stream for stream in config.model.resting() if stream not in streams]:
+    if passed_over := [stream for stream in config.model.frozen_streams() if stream not in streams]:
         print(
             f"train {config.name}: train.augment changes what the frozen {' and '.join(passed_over)} encoder is given, "
             f"which so runs in every epoch; kept are the features of {' and '.join(streams)}",

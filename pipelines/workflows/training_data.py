@@ -116,7 +116,7 @@ def training(
         name: Source(index.tars, index.hash, "train", str(processor), features) for name, index in trained.items()
     }
     plans = {
-        name: source.plan(seed=config.seed, window=config.train.window, run=config.train.window_run, shuffle=True)
+        name: source.plan(seed=config.seed, window=config.train.window, run=config.train.shuffle_block, shuffle=True)
         for name, source in sources.items()
     }
     if not config.data.mix:

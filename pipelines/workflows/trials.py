@@ -23,7 +23,7 @@ from vlmodel.config import ConfigError
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class SearchContext:
     """What all trainings of one search share.
 
     Attributes:
@@ -66,7 +66,7 @@ def validated(config: JobConfig) -> Index:
 
 def measure(config: JobConfig) -> str:
     """The validation figure by which trainings are compared, as tables name it; more is better."""
-    return "val accuracy" if config.model.decoder.selects() == "accuracy" else "exp(-val loss)"
+    return "val accuracy" if config.model.decoder.selection_metric() == "accuracy" else "exp(-val loss)"
 
 
 def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
@@ -92,7 +92,7 @@ def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
     return named
 
 
-def train_cell(config: JobConfig, around: Surroundings, referee: Any = None) -> Record:
+def train_cell(config: JobConfig, around: SearchContext, referee: Any = None) -> Record:
     """Train to the end, unless a record says that this is done, and record it. An error becomes a record too."""
     records = Records(around.folder)
     if (before := records.read(config.name)) is not None and before.done:

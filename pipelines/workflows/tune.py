@@ -19,7 +19,7 @@ from pipelines.workflows import runs, training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.train import MAY_CHANGE
-from pipelines.workflows.trials import Surroundings, base, one_measure, publish, train_cell, validated
+from pipelines.workflows.trials import SearchContext, base, one_measure, publish, train_cell, validated
 from vlmodel.config import ConfigError, dump
 
 _MAY_CHANGE = ("tune.concurrent", *(key for key in MAY_CHANGE if key != "tune"))
@@ -47,7 +47,7 @@ def run(config: JobConfig) -> list[Row]:
     ):
         tracker.log_params(dump(config), volatile=(*_MAY_CHANGE, *training_data.places(config)))
         training_data.record(config, index, tracker)
-        around = Surroundings(folder, tracker.run_id, runs.versions(config))
+        around = SearchContext(folder, tracker.run_id, runs.versions(config))
         train = functools.partial(train_trial, shared, around)
         found = search(train, config.tune, f"{folder}/tune", config.seed, config.train.epochs, named)
         kept = Records(folder)
@@ -69,7 +69,7 @@ def run(config: JobConfig) -> list[Row]:
 
 
 def train_trial(
-    shared: JobConfig, around: Surroundings, number: int, settings: Mapping[str, Any], referee: Any
+    shared: JobConfig, around: SearchContext, number: int, settings: Mapping[str, Any], referee: Any
 ) -> Record:
     """Train one trial; a combination that the configuration refuses is recorded as such."""
     name = trial_name(shared, number)

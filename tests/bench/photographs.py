@@ -15,10 +15,10 @@ from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import corpus, train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
-READS = {"": Fields(reads="captions", target="none")}
+READS = {"": TaskSpec(reads="captions", target="none")}
 
 
 class Data(NamedTuple):

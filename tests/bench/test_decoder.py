@@ -35,7 +35,7 @@ from vlmodel.config import parse
 from vlmodel.images import decode
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 SIDE, HELD_OUT, BATCH, EPOCHS = 56, 200, 64, 40
 SEEDS = [int(seed) for seed in os.environ.get("BENCH_SEEDS", "0,1,2").split(",")]
@@ -111,7 +111,9 @@ def test_accuracy(shared_data: Callable[[str], Path], figure: Figure) -> None:
     learn, held_out = photographs(shared_data("flickr8k-subset"))
     captions = chain.from_iterable(record.texts.captions for record in learn)
     config = ProcessorConfig(image_size=SIDE, max_tokens=32)
-    processor = VLProcessor(config, train_tokenizer(captions, 2000), [], {"": Fields(reads="captions", target="none")})
+    processor = VLProcessor(
+        config, train_tokenizer(captions, 2000), [], {"": TaskSpec(reads="captions", target="none")}
+    )
     seen, asked = (
         {name: [decoder(record.image) for record in records] for name, decoder in DECODERS.items()}
         for records in (learn, held_out)

@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import decoding_on
-from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from pipelines.train.feed import Feed
+from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
@@ -194,8 +194,8 @@ class Consumer:
         source: Any = self._data.source
         if config.decoder == "gpu":
             source = decoding_on(source, str(self._device))
-        parts = TrainingParts(source, Schedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
-        feed = Feed(stream(parts, config), self._device)
+        parts = MicroBatches(source, Schedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
+        feed = DevicePrefetcher(stream(parts, config), self._device)
         next(feed)
         begun, done = time.perf_counter(), sum(len(arrays["row_B"]) for arrays, _ in feed)
         torch.cuda.synchronize()

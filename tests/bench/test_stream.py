@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source, keeping_pixels
-from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -89,7 +89,7 @@ def batches(
 ) -> Generator[dict[str, Any]]:
     """Ours: exact order, checked bytes, cursor."""
     source = source or data.source
-    parts = TrainingParts(source, Schedule(source.plan(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
+    parts = MicroBatches(source, Schedule(source.plan(shuffle=True), BATCH, 1), 0, 1, 1, AugmentConfig())
     normalise = Normalise()
     for arrays in stream(parts, config, start=start):
         tensors = to_tensors(arrays, torch.device("cpu"))

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.loader import TrainingParts, model_inputs
+from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.plan import Schedule
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
@@ -52,13 +52,13 @@ def settings(folder: Path, name: str) -> JobConfig:
 
 
 def _bare(
-    rank: int, port: int, folder: str, ours: bool, processor: str, config: JobConfig, parts: TrainingParts
+    rank: int, port: int, folder: str, ours: bool, processor: str, config: JobConfig, parts: MicroBatches
 ) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=WORKERS)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    mine = TrainingParts(**{**vars(parts), "rank": rank})
+    mine = MicroBatches(**{**vars(parts), "rank": rank})
     batches = [{k: torch.from_numpy(v.copy()) for k, v in model_inputs(mine[i]).items()} for i in range(STEPS)]
     model = VLModel.from_tree(config.model, VLProcessor.from_pretrained(processor)).train()
     times = []
@@ -85,7 +85,7 @@ def _bare(
     dist.destroy_process_group()
 
 
-def bare_step_s(folder: Path, ours: bool, processor: str, config: JobConfig, parts: TrainingParts, port: int) -> float:
+def bare_step_s(folder: Path, ours: bool, processor: str, config: JobConfig, parts: MicroBatches, port: int) -> float:
     mp.spawn(_bare, (port, str(folder), ours, processor, config, parts), nprocs=WORKERS)
     return statistics.median(map(float, (folder / "times").read_text().split()))
 
@@ -119,7 +119,7 @@ def test_training_step(tmp_path: Path, figure: Figure, unused_port: int) -> None
             processor = str(tmp_path / "runs" / f"round-{number}" / "processor")
             source = runs.source(config, Index.open(runs.tars(config)), "train", processor)
             schedule = Schedule(source.plan(seed=0, shuffle=True), config.train.batch, 1)
-            parts = TrainingParts(source, schedule, 0, WORKERS, 1, config.train.augment)
+            parts = MicroBatches(source, schedule, 0, WORKERS, 1, config.train.augment)
             for kind in ("step", "bare"):
                 port = unused_port + 2 * number + (kind == "step")
                 measured[kind].append(bare_step_s(tmp_path, kind == "step", processor, config, parts, port))

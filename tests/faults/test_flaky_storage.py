@@ -15,7 +15,7 @@ import ray
 from pipelines.data.index.index import IndexConfig, build_index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.sample import Question, Texts
@@ -62,7 +62,7 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
     over_a_bad_line = replace(plain, tars=f"{PROTOCOL}://{folder}")
     schedule = Schedule(plain.plan(shuffle=True), batch=16, epochs=1)
     seen: Counter[tuple[int, int]] = Counter()
-    parts = [TrainingParts(source, schedule, 0, 1, 1, AugmentConfig()) for source in (plain, over_a_bad_line)]
+    parts = [MicroBatches(source, schedule, 0, 1, 1, AugmentConfig()) for source in (plain, over_a_bad_line)]
     delivered = stream(parts[1], StreamConfig(tasks=2, batches_per_task=4))
     for number, arrays in enumerate(delivered):
         seen.update(zip(arrays["shard_B"].tolist(), arrays["row_B"].tolist(), strict=True))

@@ -16,7 +16,7 @@ from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.stream import dataset
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.loader import TrainingParts
+from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.reader import ShardReader
@@ -60,8 +60,8 @@ def write(folder: Path, first: int, count: int) -> list[Path]:
     return sorted(folder.glob("*.tar"))
 
 
-def parts(source: Source) -> TrainingParts:
-    return TrainingParts(source, Schedule(source.plan(shuffle=True), 16, 1), 0, 1, 1, AugmentConfig())
+def parts(source: Source) -> MicroBatches:
+    return MicroBatches(source, Schedule(source.plan(shuffle=True), 16, 1), 0, 1, 1, AugmentConfig())
 
 
 def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:

@@ -145,4 +145,4 @@ def test_what_was_trained_and_promoted_outlives_its_services(stack: Services, tm
     champion = registry_of(config, tmp_path / "back").champion()
     assert champion.version == first.version
     assert answers_of(champion) == answers[0] != answers[1]
-    assert registry.version(second.version).given_up
+    assert registry.version(second.version).rollback_reason

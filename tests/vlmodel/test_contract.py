@@ -327,7 +327,7 @@ def test_features_in_place_of_images(
     vision: dict[str, Any], make_model: Callable[..., Any], batch: dict[str, Tensor]
 ) -> None:
     model = make_model(vision={**vision, "frozen": True}).train()
-    assert tiny_tree(vision={**vision, "frozen": True}).vision.rests()
+    assert tiny_tree(vision={**vision, "frozen": True}).vision.is_frozen()
     texts = {name: value for name, value in batch.items() if name != "pixels_BHWC"}
     kept = {**texts, "features_BF": model.vision.features(batch["pixels_BHWC"])}
     found = []
@@ -367,7 +367,7 @@ def test_features_in_place_of_texts(
 ) -> None:
     parts = {"language": {**language, "frozen": True}, "fusion": {"kind": fusion}}
     tree, model = tiny_tree(**parts), make_model(**parts).train()
-    assert tree.resting() == ("language",)
+    assert tree.frozen_streams() == ("language",)
     # Nothing but the pooled vector is kept where it is all that is read, and follows from one token.
     pooled = (fusion == "concat" or language.get("output") == "pooled") and language.get("pooling") != "attention"
     pooled = pooled and "activation" not in language

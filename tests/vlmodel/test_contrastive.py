@@ -24,7 +24,7 @@ from vlmodel.decoder.contrastive import FIELDS, Config, ContrastiveDecoder
 from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import Encoded, Tokens
 
 CAPTIONS = [["a red circle", "a circle"], ["the shape"], ["a circle", "is red", "the color"], ["a red shape"]]
@@ -120,7 +120,7 @@ def test_lone_images_are_wrong_partners_of_every_text() -> None:
     image_BD, text_UD = torch.randn(4, 6, requires_grad=True), torch.randn(5, 5)
     image_N, text_N = [0, 0, 2], [0, 1, 2]
     given = encoded(image_BD, text_UD, image_N, text_N)
-    out = decoder(given, lone_B=torch.tensor([False, False, False, True]))
+    out = decoder(given, unpaired_image_mask_B=torch.tensor([False, False, False, True]))
     projected = [
         x.detach().double().numpy() @ linear.weight.detach().double().numpy().T
         for x, linear in ((image_BD, decoder.image), (text_UD, decoder.text))
@@ -131,7 +131,9 @@ def test_lone_images_are_wrong_partners_of_every_text() -> None:
     out.loss_sum.backward()
     assert image_BD.grad is not None
     assert image_BD.grad.any(1).tolist() == [True, False, True, True]
-    assert torch.equal(decoder(given, lone_B=torch.zeros(4, dtype=torch.bool)).loss_sum, decoder(given).loss_sum)
+    assert torch.equal(
+        decoder(given, unpaired_image_mask_B=torch.zeros(4, dtype=torch.bool)).loss_sum, decoder(given).loss_sum
+    )
 
 
 def test_equal_texts_are_told_by_their_keys_as_by_their_rows() -> None:
@@ -337,8 +339,8 @@ def with_lone(processor: VLProcessor, examples: list[Example], count: int) -> di
     """A batch, and ``count`` further images without texts."""
     rng = np.random.default_rng(7)
     lone = [Example(encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), ()) for _ in range(count)]
-    lone_B = torch.arange(len(examples) + count) >= len(examples)
-    return tensors(processor, [*examples, *lone]) | {"lone_B": lone_B}
+    unpaired_image_mask_B = torch.arange(len(examples) + count) >= len(examples)
+    return tensors(processor, [*examples, *lone]) | {"lone_B": unpaired_image_mask_B}
 
 
 TOGETHER = ("gathered", "apart", "lone images", "some captions", "captions of one", "no captions")
@@ -362,7 +364,7 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
     }
     # Of two tasks, where one process or both have no row of one.
     heads = {"vqa": {"kind": "vqa"}, "find": {"kind": "contrastive", "width": 8}}
-    both = for_tasks(processor, {"find": FIELDS, "vqa": Fields(reads="questions")})
+    both = for_tasks(processor, {"find": FIELDS, "vqa": TaskSpec(reads="questions")})
     none = [Example(example.image, ()) for example in captioned]
     asked = [Example(captioned[0].image, ("what color?",), ("red",)), *none[1:]]
     model = plain_model(both, {"kind": "multitask", "heads": heads})

@@ -16,7 +16,7 @@ from vlmodel.decoder.matching import Config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 MATCHING = {"kind": "matching", "hidden": 8}
 
@@ -36,8 +36,8 @@ def tensors(processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor
 
 
 def test_what_it_reads() -> None:
-    assert parse(Config, {}).tasks() == {"": Fields(reads="captions", text=True, target="match")}
-    assert parse(Config, {"pairs": "questions"}).tasks() == {"": Fields(reads="questions", text=True, target="match")}
+    assert parse(Config, {}).tasks() == {"": TaskSpec(reads="captions", text=True, target="match")}
+    assert parse(Config, {"pairs": "questions"}).tasks() == {"": TaskSpec(reads="questions", text=True, target="match")}
 
 
 def test_loss_and_counts(make_model: Callable[..., Any], matching: VLProcessor, examples: list[Example]) -> None:

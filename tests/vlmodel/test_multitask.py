@@ -169,5 +169,5 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
 
 
 def test_the_best_is_chosen_by_a_figure_that_speaks_for_all() -> None:
-    assert parse(Config, DECODER).selects() == "accuracy"
-    assert parse(Config, {**DECODER, "heads": HEADS | {"tell": {"kind": "caption"}}}).selects() == "loss"
+    assert parse(Config, DECODER).selection_metric() == "accuracy"
+    assert parse(Config, {**DECODER, "heads": HEADS | {"tell": {"kind": "caption"}}}).selection_metric() == "loss"

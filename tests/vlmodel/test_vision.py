@@ -95,9 +95,9 @@ def test_multiscale_without_projection_has_the_last_width() -> None:
 def test_attention_as_a_picture() -> None:
     weights = torch.arange(8.0).view(1, 8)
     scales = make(stages=2, output="multiscale", grid=2)
-    assert scales.as_map(weights).tolist() == [[[4.0, 6.0], [8.0, 10.0]]]
-    assert make(stages=2, output="multiscale").as_map(torch.ones(1, 25)) is None
-    assert make(stages=1).as_map(weights[:, :4]).tolist() == [[[0.0, 1.0], [2.0, 3.0]]]
+    assert scales.to_grid(weights).tolist() == [[[4.0, 6.0], [8.0, 10.0]]]
+    assert make(stages=2, output="multiscale").to_grid(torch.ones(1, 25)) is None
+    assert make(stages=1).to_grid(weights[:, :4]).tolist() == [[[0.0, 1.0], [2.0, 3.0]]]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_the_halves_are_the_whole(settings: dict[str, object], numbers: int) -> 
 @pytest.mark.parametrize("settings", [{"stages": 2}, VIT], ids=str)
 def test_features_depend_on_what_rests_alone(settings: dict[str, object]) -> None:
     encoder = make(**settings, projection=8, frozen=True)
-    assert {name.partition(".")[0] for name in encoder.resting()} == {"backbone", "mean_C", "std_C"}
-    assert set(encoder.resting()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
+    assert {name.partition(".")[0] for name in encoder.frozen_streams()} == {"backbone", "mean_C", "std_C"}
+    assert set(encoder.frozen_streams()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
 
 
 @pytest.mark.parametrize(

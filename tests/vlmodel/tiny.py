@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmodel.config import parse, part_config
 from vlmodel.model import ModelConfig
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 ROOMS = ("vision", "language", "topology", "fusion", "decoder")
 
@@ -40,19 +40,19 @@ def tiny_tree(**parts: dict[str, Any]) -> ModelConfig:
     return parse(ModelConfig, tree)
 
 
-def for_tasks(processor: VLProcessor, tasks: Mapping[str, Fields]) -> VLProcessor:
+def for_tasks(processor: VLProcessor, tasks: Mapping[str, TaskSpec]) -> VLProcessor:
     """The same processor for other tasks."""
     return VLProcessor(processor.config, processor.tokenizer, processor.labels, tasks)
 
 
-def batch_for(processor: VLProcessor, tasks: Mapping[str, Fields], examples: list[Example]) -> dict[str, Tensor]:
+def batch_for(processor: VLProcessor, tasks: Mapping[str, TaskSpec], examples: list[Example]) -> dict[str, Tensor]:
     """The examples as the rows of each task."""
     made = for_tasks(processor, tasks)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
     return {name: torch.from_numpy(array) for name, array in made.collate_tasks(made.images(examples), rows).items()}
 
 
-def as_rows(example: Example, fields: Fields) -> Example:
+def as_rows(example: Example, fields: TaskSpec) -> Example:
     """Questions and answers as what a task reads: captions are made of the questions."""
     targets: tuple[str | None, ...] = {
         "answer": example.targets,

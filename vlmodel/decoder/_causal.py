@@ -62,7 +62,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
-def unfit(name: str) -> str | None:
+def unsupported_reason(name: str) -> str | None:
     """Why the architecture ``name`` cannot be used; None if it can."""
     if name in ARCHITECTURES:
         return None
@@ -108,7 +108,7 @@ def of_pretrained(source: str, vocabulary: parts.Vocabulary) -> dict[str, Any]:
         found = AutoConfig.from_pretrained(source, trust_remote_code=False, **_locality(source))
     except (OSError, ValueError) as error:
         raise parts.WeightsError(f"decoder.pretrained={source!r} cannot be opened: {error}") from error
-    if reason := unfit(found.model_type):
+    if reason := unsupported_reason(found.model_type):
         raise ConfigError(f"decoder.pretrained={source!r}: its architecture {found.model_type!r} {reason}")
     if found.vocab_size < vocabulary.size:
         raise ConfigError(
@@ -156,7 +156,7 @@ def load(inner: Any, source: str) -> None:
         raise parts.WeightsError(f"decoder.pretrained={source!r} has no weights that can be loaded: {error}") from error
     loaded, info = found
     body = f"{inner.base_model_prefix}."
-    missing = sorted(key for key in info["missing_keys"] if key.startswith(body) and not looks(inner, key))
+    missing = sorted(key for key in info["missing_keys"] if key.startswith(body) and not is_cross_attention(inner, key))
     if missing:
         raise parts.WeightsError(
             f"decoder.pretrained={source!r} lacks {len(missing)} weights of its own architecture: "
@@ -165,7 +165,7 @@ def load(inner: Any, source: str) -> None:
     inner.load_state_dict(loaded.state_dict())
 
 
-def looks(inner: Any, key: str) -> bool:
+def is_cross_attention(inner: Any, key: str) -> bool:
     """Whether the weight ``key`` of ``inner`` is one that looks at the other sequence."""
     return any(part in key for part in ARCHITECTURES[inner.config.model_type].looking)
 

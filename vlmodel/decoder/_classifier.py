@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Classifier(parts.Decoder):
 
     pooled_only = True
 
-    def __init__(self, config: ClassifierConfig, fields: Fields, width: int, classes: int) -> None:
+    def __init__(self, config: ClassifierConfig, fields: TaskSpec, width: int, classes: int) -> None:
         super().__init__()
         self.fields, self.label_smoothing = fields, config.label_smoothing
         hidden = [nn.Linear(width, config.hidden), nn.GELU()] if config.hidden else []

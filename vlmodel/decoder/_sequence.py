@@ -16,7 +16,7 @@ from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.decoder import _causal
 from vlmodel.layers import check_heads
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:
@@ -53,12 +53,12 @@ class SequenceConfig(parts.DecoderPart):
     @model_validator(mode="after")
     def _possible(self) -> SequenceConfig:
         if not self.pretrained and self.resolved is None:
-            if reason := _causal.unfit(self.architecture):
+            if reason := _causal.unsupported_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             check_heads(self.width, self.heads)
         return self
 
-    def selects(self) -> Literal["accuracy", "loss"]:
+    def selection_metric(self) -> Literal["accuracy", "loss"]:
         return "loss"
 
     def resolve(self, vocabulary: parts.Vocabulary) -> SequenceConfig:
@@ -112,7 +112,7 @@ class SequenceDecoder(parts.Decoder):
     keys of the cross-attention change nothing and have no gradient (zeros), and its values are all that is learned.
     """
 
-    def __init__(self, config: SequenceConfig, fields: Fields, width: int) -> None:
+    def __init__(self, config: SequenceConfig, fields: TaskSpec, width: int) -> None:
         super().__init__()
         from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -235,7 +235,9 @@ class SequenceDecoder(parts.Decoder):
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         """See ``Decoder``; what looks at the joint stream is new, wherever the rest came from."""
         if self.config.pretrained:
-            yield from (p for key, p in self.inner.named_parameters() if not _causal.looks(self.inner, key))
+            yield from (
+                p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention(self.inner, key)
+            )
 
     def _memory(self, encoded: Encoded) -> Memory:
         tokens = encoded.fused.tokens

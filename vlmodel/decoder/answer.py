@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from vlmodel.decoder._sequence import SequenceConfig
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 
 class Config(SequenceConfig):
@@ -13,5 +13,5 @@ class Config(SequenceConfig):
 
     kind: Literal["answer"] = "answer"
 
-    def tasks(self) -> dict[str, Fields]:
-        return {"": Fields(reads="questions", text=True, target="tokens")}
+    def tasks(self) -> dict[str, TaskSpec]:
+        return {"": TaskSpec(reads="questions", text=True, target="tokens")}

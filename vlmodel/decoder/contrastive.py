@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
-from vlmodel.distributed import gather, several, share_counts
-from vlmodel.task_spec import Fields
+from vlmodel.distributed import all_gather_counts, gather, is_distributed
+from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
-FIELDS = Fields(reads="captions", target="none")
+FIELDS = TaskSpec(reads="captions", target="none")
 
 _LARGEST_SCALE = 100.0
 
@@ -39,7 +39,7 @@ class Config(parts.DecoderPart):
     gather: bool = True
     """Compare with the images and texts of all workers, not with the worker's own alone."""
 
-    def tasks(self) -> dict[str, Fields]:
+    def tasks(self) -> dict[str, TaskSpec]:
         return {"": FIELDS}
 
     def reads_joint(self) -> bool:
@@ -70,7 +70,7 @@ class _Pairs:
 
     def gathered(self) -> _Pairs:
         """Those of all processes."""
-        counts = share_counts([len(self.image_AD), len(self.text_MD)])
+        counts = all_gather_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
         image_M = self.image_M + sum(images[: dist.get_rank()])
         about_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
@@ -97,7 +97,7 @@ class ContrastiveDecoder(parts.Decoder):
 
     fields = FIELDS
     reads_joint = False
-    compares = True
+    is_contrastive = True
 
     def __init__(self, config: Config, vision: int, language: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ContrastiveDecoder(parts.Decoder):
         encoded: Encoded,
         weights_N: Tensor | None = None,
         text_key_N: Tensor | None = None,
-        lone_B: Tensor | None = None,
+        unpaired_image_mask_B: Tensor | None = None,
     ) -> parts.Decoded:
         """Loss and counts of the N pairs.
 
@@ -133,13 +133,20 @@ class ContrastiveDecoder(parts.Decoder):
         image_N, row_N = encoded.rows["vision"], encoded.rows["language"]
         present_N = _present(encoded, "vision")[image_N] & _present(encoded, "language")[row_N]
         weights_N = present_N.float() if weights_N is None else weights_N.float() * present_N
-        together = self.gather and self.training and several()
+        together = self.gather and self.training and is_distributed()
         if together and text_key_N is None:
             raise ValueError(
                 "text_key_N is needed to tell equal texts of several workers; give what VLProcessor makes, or set "
                 "decoder.gather=false"
             )
-        own = _Pairs(image_BD, text_ND, image_N, row_N if text_key_N is None else text_key_N, weights_N > 0, lone_B)
+        own = _Pairs(
+            image_BD,
+            text_ND,
+            image_N,
+            row_N if text_key_N is None else text_key_N,
+            weights_N > 0,
+            unpaired_image_mask_B,
+        )
         every = own.gathered() if together else own
         if self.training:
             # Clamped in the computation instead, a scale above the limit would get no gradient and stay there.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vlmodel import parts
 from vlmodel.decoder._classifier import Classifier, ClassifierConfig
-from vlmodel.task_spec import MATCH, NO_MATCH, Fields
+from vlmodel.task_spec import MATCH, NO_MATCH, TaskSpec
 from vlmodel.tokens import Encoded
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class Config(ClassifierConfig):
     pairs: Literal["captions", "questions"] = "captions"
     """"captions" meet their own image and another of the batch; "questions" are statements with answers."""
 
-    def tasks(self) -> dict[str, Fields]:
-        return {"": Fields(reads=self.pairs, target="match")}
+    def tasks(self) -> dict[str, TaskSpec]:
+        return {"": TaskSpec(reads=self.pairs, target="match")}
 
     def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> MatchingDecoder:
         return MatchingDecoder(self, self.tasks()[""], widths["joint"], len(CLASSES))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.config import part
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import Encoded
 
 
@@ -41,7 +41,7 @@ class Config(parts.DecoderPart):
             )
         return self
 
-    def tasks(self) -> dict[str, Fields]:
+    def tasks(self) -> dict[str, TaskSpec]:
         # In the order of their names, which is how they come out of a saved model.
         return {name: self.heads[name].tasks()[""] for name in sorted(self.heads)}
 
@@ -51,9 +51,9 @@ class Config(parts.DecoderPart):
     def reads_encoded(self) -> bool:
         return any(head.reads_encoded() for head in self.heads.values())
 
-    def selects(self) -> Literal["accuracy", "loss"]:
+    def selection_metric(self) -> Literal["accuracy", "loss"]:
         # One figure for all, so the one that says something of each of them.
-        return "loss" if any(head.selects() == "loss" for head in self.heads.values()) else "accuracy"
+        return "loss" if any(head.selection_metric() == "loss" for head in self.heads.values()) else "accuracy"
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
         return self.model_copy(update={"heads": {name: head.resolve(vocabulary) for name, head in self.heads.items()}})

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.decoder._classifier import Classifier, ClassifierConfig
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
-FIELDS = Fields(reads="questions", target="answer")
+FIELDS = TaskSpec(reads="questions", target="answer")
 
 
 class Config(ClassifierConfig):
@@ -21,7 +21,7 @@ class Config(ClassifierConfig):
 
     kind: Literal["vqa"] = "vqa"
 
-    def tasks(self) -> dict[str, Fields]:
+    def tasks(self) -> dict[str, TaskSpec]:
         return {"": FIELDS}
 
     def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> VQADecoder:

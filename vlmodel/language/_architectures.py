@@ -74,7 +74,7 @@ _UNFIT = {
 _OF_LAYERS = ("encoder.albert_layer_groups", "encoder.relative_attention_bias", "encoder.rel_embeddings")
 
 
-def unfit(name: str) -> str | None:
+def unsupported_reason(name: str) -> str | None:
     """Why transformers' architecture ``name`` cannot be used, and what could be; None if it can."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 

@@ -72,7 +72,7 @@ class Config(parts.LanguagePart):
                 f"activation={self.activation!r} follows a projection, and there is none; set projection to its width"
             )
         if not self.pretrained and self.resolved is None:
-            if reason := _architectures.unfit(self.architecture):
+            if reason := _architectures.unsupported_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
             if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].bare:
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
@@ -102,7 +102,7 @@ class Config(parts.LanguagePart):
     def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
         return TransformerEncoder(self.resolve(vocabulary))
 
-    def rests(self) -> bool:
+    def is_frozen(self) -> bool:
         return self.frozen and self.layers != 0
 
     def pools_features(self) -> bool:
@@ -187,7 +187,7 @@ class Config(parts.LanguagePart):
             found = AutoConfig.from_pretrained(self.pretrained, trust_remote_code=False, **_locality(self.pretrained))
         except (OSError, ValueError) as error:
             raise parts.WeightsError(f"language.pretrained={self.pretrained!r} cannot be opened: {error}") from error
-        if reason := _architectures.unfit(found.model_type):
+        if reason := _architectures.unsupported_reason(found.model_type):
             raise ConfigError(
                 f"language.pretrained={self.pretrained!r}: its architecture {found.model_type!r} {reason}"
             )

@@ -53,10 +53,10 @@ class BackboneConfig(parts.VisionPart):
             raise ValueError(f"activation={self.activation!r} follows a projection, and there is none; set projection")
         return self
 
-    def rests(self) -> bool:
+    def is_frozen(self) -> bool:
         return self.frozen
 
-    def idle(self) -> str | None:
+    def unused_setting(self) -> str | None:
         if getattr(self, "output", "") != "pooled" or self.grid is None:
             return None
         return f"grid={self.grid} is of no use with output='pooled', which is one token; leave grid out"

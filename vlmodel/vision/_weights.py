@@ -112,18 +112,22 @@ def load(
     # A counter that BatchNorm never reads unless its momentum is None; weights saved before torch 0.4.1 lack it.
     missing = sorted(n for key, n in names.items() if n not in state and not key.endswith("num_batches_tracked"))
     unexpected = sorted(set(state) - set(names.values()) - set(ignorable))
-    unfit = sorted(
+    mismatched = sorted(
         f"{n} {tuple(state[n].shape)} where {tuple(own[key].shape)} is needed"
         for key, n in names.items()
         if n in state and state[n].shape != own[key].shape
     )
     fitting = {key: n for key, n in names.items() if n in state and state[n].shape == own[key].shape}
-    if (strict and (missing or unexpected or unfit)) or not fitting:
+    if (strict and (missing or unexpected or mismatched)) or not fitting:
         raise WeightsError(
             f"the weights {source!r} are not those of this backbone: "
             + "; ".join(
                 f"{len(found)} {what}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-                for what, found in (("missing", missing), ("unknown", unexpected), ("of another shape", unfit))
+                for what, found in (
+                    ("missing", missing),
+                    ("unknown", unexpected),
+                    ("of another shape", mismatched),
+                )
                 if found
             )
             + f". Set {settings} to those that the weights were trained with"

@@ -143,9 +143,9 @@ class CNN(BackboneEncoder):
             x_BTD, pooled_BD = self._sequence(grids[0], self.projection)
         return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 
-    def as_map(self, weights_NT: Tensor) -> Tensor | None:
+    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         if self.config.output != "multiscale":
-            return super().as_map(weights_NT)
+            return super().to_grid(weights_NT)
         # Maps of different sizes do not add up to one.
         side = self.config.grid
         return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)

@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from pipelines.data.index.validate import Verify, check_image
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.headers import Break, Kind, Member, is_hidden, leaves_folder, read_tar, split_name
+from pipelines.data.tars.headers import Corruption, Kind, Member, is_hidden, leaves_folder, read_tar, split_name
 from pipelines.data.tars.sample import (
     IMAGE_EXTENSIONS,
     Members,
@@ -178,7 +178,7 @@ def scan_tar(
     )
     grouping = _Grouping(check)
     for item in read_tar(read_and_hash, wanted):
-        grouping.take_break(item) if isinstance(item, Break) else grouping.take(item)
+        grouping.take_break(item) if isinstance(item, Corruption) else grouping.take(item)
     grouping.close("end")
     outcomes = grouping.outcomes
     rows = [outcome for outcome in outcomes if isinstance(outcome, dict)]
@@ -292,7 +292,7 @@ class _Grouping:
             self.after_break = False
         group.add(extension, member)
 
-    def take_break(self, broken: Break) -> None:
+    def take_break(self, broken: Corruption) -> None:
         lost = self.close("break")
         key = (split_name(broken.member) or (lost,))[0] if broken.member else lost
         self.outcomes.append(Fault(key, broken.member, broken.offset, broken.reason, broken.detail))

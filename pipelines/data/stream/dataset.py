@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.stream.features import Features, image_hashes, text_hashes
-from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, open_pixel_cache, pays
-from pipelines.data.stream.plan import Ints, Plan, Slice
+from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
+from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import Record, ShardReader
 from pipelines.data.tars.sample import Members
 from pipelines.errors import DataError
 from vlmodel.images import ImageError
 from vlmodel.processor import VLProcessor
-from vlmodel.task_spec import Fields, join, split
+from vlmodel.task_spec import TaskSpec, join, split
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def _keeping_pixels(source: Source, config: PixelCacheConfig, epochs: int) -> So
         return source
     if config.keep == "auto":
         some = source.plan(shuffle=True)
-        worth, decoding, reading = pays(lambda n: samples.see(some.take(n, n + 1))["pixels_BHWC"][0], pixels.folder)
+        worth, decoding, reading = is_cache_faster(
+            lambda n: samples.see(some.take(n, n + 1))["pixels_BHWC"][0], pixels.folder
+        )
         log.info("an image takes %.2f ms to decode, %.2f ms to read back", 1e3 * decoding, 1e3 * reading)
         if not worth:
             return source
@@ -143,7 +145,7 @@ class Samples:
         self._pictured = np.array([member.pictured for member in self.members])
         self._lone = np.array([member.index.members == "images" for member in self.members])
 
-    def read_texts(self, taken: Slice) -> list[Record]:
+    def read_texts(self, taken: SampleIndices) -> list[Record]:
         """The samples of a slice without their images, in its order; each shard is opened once."""
         records: list[Record | None] = [None] * len(taken)
         for member, shard, rows, places in self._by_shard(taken):
@@ -151,11 +153,11 @@ class Samples:
                 records[place] = record
         return [record for record in records if record is not None]
 
-    def pictured(self, taken: Slice) -> Slice:
+    def pictured(self, taken: SampleIndices) -> SampleIndices:
         """The samples of a slice that have an image."""
         return taken if self._pictured.all() else taken[np.flatnonzero(self._pictured[taken.source])]
 
-    def image_places(self, taken: Slice) -> Arrays:
+    def image_places(self, taken: SampleIndices) -> Arrays:
         """``image_place_B`` (see ``VLModel.forward``) of a slice; nothing where each sample has an image."""
         if self._pictured.all():
             return {}
@@ -163,9 +165,9 @@ class Samples:
         place_B = np.where(has_image_B, np.cumsum(has_image_B) - 1, has_image_B.sum())
         return {"image_place_B": place_B.astype(np.int64, copy=False)}
 
-    def lone_images(self, taken: Slice, weight: float) -> Arrays:
-        """``lone_B`` of the tasks that compare: which images of a slice of that weight are without texts; nothing where
-        no source is.
+    def lone_images(self, taken: SampleIndices, weight: float) -> Arrays:
+        """``unpaired_image_mask_B`` of contrastive tasks: which images of a slice of that weight are without texts;
+        nothing where every source has texts.
         """
         if not self._lone.any():
             return {}
@@ -173,7 +175,7 @@ class Samples:
         comparing = [task for task, fields in self.processor.tasks.items() if fields.target == "none"]
         return {name: array for task in comparing for name, array in join(task, lone)}
 
-    def keys(self, taken: Slice) -> list[str]:
+    def keys(self, taken: SampleIndices) -> list[str]:
         """The keys of the samples of a slice, in its order."""
         keys = [""] * len(taken)
         for member, shard, rows, places in self._by_shard(taken):
@@ -181,7 +183,7 @@ class Samples:
                 keys[place] = key
         return keys
 
-    def see(self, taken: Slice) -> Arrays:
+    def see(self, taken: SampleIndices) -> Arrays:
         """What the model is to see of the samples of a slice, all with an image: kept features or, where there are
         none, the images.
 
@@ -208,7 +210,7 @@ class Samples:
                 member.fill(shard, rows, out, self.processor)
         return {"pixels_BHWC": pixels_BHWC}
 
-    def read_text_features(self, taken: Slice, rows: Arrays) -> Arrays:
+    def read_text_features(self, taken: SampleIndices, rows: Arrays) -> Arrays:
         """``text_features_UTF`` and ``text_features_mask_UT`` of each task's distinct texts, where they are kept.
 
         Args:
@@ -250,7 +252,7 @@ class Samples:
             if not is_done:
                 member.decode(shard, record, place, self.processor)
 
-    def _by_shard(self, taken: Slice) -> Iterator[tuple[_Member, Shard, list[int], list[int]]]:
+    def _by_shard(self, taken: SampleIndices) -> Iterator[tuple[_Member, Shard, list[int], list[int]]]:
         """(source, shard, rows of it, their places in the slice) for each shard of a slice."""
         for number, shard in np.unique(np.stack([taken.source, taken.shard]), axis=1).T.tolist():
             member = self.members[number]
@@ -341,7 +343,7 @@ def _processor(folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(folder)
 
 
-def _is_of_use(members: Members, fields: Fields) -> bool:
+def _is_of_use(members: Members, fields: TaskSpec) -> bool:
     """Whether a task makes anything of such samples."""
     return {"pairs": True, "texts": not fields.needs_image, "images": fields.uses_lone_images}[members]
 

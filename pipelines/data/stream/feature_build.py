@@ -142,7 +142,7 @@ def encoder_of(model: VLModel, stream: str) -> Encoder:
 def digest(encoder: Encoder) -> str:
     """Digest of all weights that the features depend on, wherever they are and however they lie in memory."""
     computed = hashlib.sha256()
-    for name, value in sorted(encoder.resting().items()):
+    for name, value in sorted(encoder.frozen_streams().items()):
         computed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         computed.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return computed.hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples
-from pipelines.data.stream.plan import Schedule, Slice, derive_seed, fixed_batches
+from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
 from pipelines.data.stream.rows import rows_to_answer, to_examples
 from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
@@ -51,7 +51,7 @@ class Batches(Sequence[Arrays]):
 
 
 @dataclass(frozen=True)
-class TrainingParts(Batches):
+class MicroBatches(Batches):
     """A worker's parts of all global steps, in order: ``accumulation`` parts a step.
 
     Attributes:
@@ -96,7 +96,7 @@ class TrainingParts(Batches):
                 seen["pixels_BHWC"][i] = augment(seen["pixels_BHWC"][i], self.augmentation, rng)
         return seen
 
-    def _read_texts(self, samples: Samples, taken: Slice) -> list[Record]:
+    def _read_texts(self, samples: Samples, taken: SampleIndices) -> list[Record]:
         """The samples of a slice with their texts: of a mirrored image, as they are then true."""
         records = samples.read_texts(taken)
         if not self.augmentation.changes_texts:
@@ -113,7 +113,7 @@ class TrainingParts(Batches):
         """The random numbers by which a sample is changed in an epoch."""
         return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, "augment")))
 
-    def _taken(self, number: int) -> tuple[Slice, float]:
+    def _taken(self, number: int) -> tuple[SampleIndices, float]:
         """The samples of a part, and their weight."""
         if not 0 <= number < len(self):
             raise IndexError(number)
@@ -195,11 +195,11 @@ def _examples(samples: Samples, records: Sequence[Record], weight: float = 1.0) 
     return {task: to_examples(records, fields, weight) for task, fields in samples.processor.tasks.items()}
 
 
-def _taken_by(rows: Arrays) -> Slice:
-    return Slice(*(rows[name] for name in ORIGIN))
+def _taken_by(rows: Arrays) -> SampleIndices:
+    return SampleIndices(*(rows[name] for name in ORIGIN))
 
 
-def _provenance(taken: Slice, step: int, weight: float) -> Arrays:
+def _provenance(taken: SampleIndices, step: int, weight: float) -> Arrays:
     return {
         "step": np.array([step], np.int64),
         "source_B": taken.source,

@@ -34,7 +34,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from pydantic import Field
 
-from pipelines.data.stream.plan import Ints, Plan, Slice, permutation
+from pipelines.data.stream.plan import Ints, Plan, SampleIndices, permutation
 from pipelines.data.tars.sample import Members
 from vlmodel.config import Section
 from vlmodel.locations import Location
@@ -120,10 +120,10 @@ class MixturePlan:
         """The order of each source, by its name."""
         return dict(zip(self.names, self.plans, strict=True))
 
-    def take(self, start: int, stop: int) -> Slice:
+    def take(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)`` of the endless order."""
         turns_P = self._turns(start, stop)
-        columns = Slice(turns_P, *np.empty((3, len(turns_P)), np.int64))
+        columns = SampleIndices(turns_P, *np.empty((3, len(turns_P)), np.int64))
         before = self.counts_before(start)
         for number in np.unique(turns_P).tolist():
             places = np.flatnonzero(turns_P == number)

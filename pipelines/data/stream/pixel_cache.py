@@ -162,7 +162,9 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
     return PixelCache(str(folder), processor.image_size, last) if last else None
 
 
-def pays(decode: Callable[[int], NDArray[np.uint8]], folder: str, count: int = _TRIED) -> tuple[bool, float, float]:
+def is_cache_faster(
+    decode: Callable[[int], NDArray[np.uint8]], folder: str, count: int = _TRIED
+) -> tuple[bool, float, float]:
     """Whether reading kept pixels is worth it, with the seconds an image takes to decode and to read back.
 
     Args:

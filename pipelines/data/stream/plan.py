@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Slice:
+class SampleIndices:
     """Consecutive positions of the order, as parallel arrays.
 
     Attributes:
@@ -45,8 +45,8 @@ class Slice:
     def __len__(self) -> int:
         return len(self.row)
 
-    def __getitem__(self, where: slice | Ints) -> Slice:
-        return Slice(self.source[where], self.epoch[where], self.shard[where], self.row[where])
+    def __getitem__(self, where: slice | Ints) -> SampleIndices:
+        return SampleIndices(self.source[where], self.epoch[where], self.shard[where], self.row[where])
 
 
 class Order(Protocol):
@@ -60,7 +60,7 @@ class Order(Protocol):
     def seed(self) -> int:
         """Seed of the whole training."""
 
-    def take(self, start: int, stop: int) -> Slice:
+    def take(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)``."""
 
     @property
@@ -117,9 +117,9 @@ class Plan:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def take(self, start: int, stop: int) -> Slice:
+    def take(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)`` of the endless order."""
-        pieces: list[Slice] = []
+        pieces: list[SampleIndices] = []
         size = self.size
         while start < stop:
             epoch, offset = divmod(start, size)
@@ -128,9 +128,9 @@ class Plan:
             start += end - offset
         if not pieces:
             nothing = np.zeros(0, np.int64)
-            return Slice(nothing, nothing, nothing, nothing)
+            return SampleIndices(nothing, nothing, nothing, nothing)
         names = ("source", "epoch", "shard", "row")
-        return Slice(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
+        return SampleIndices(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
 
     @property
     def parts(self) -> Mapping[str, Plan]:
@@ -141,7 +141,7 @@ class Plan:
         """Nothing: there is one source, and the epoch says where in it a training is."""
         return {}
 
-    def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[Slice]:
+    def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
         layout_of, window_of = _kept(self)
         layout = layout_of(epoch if self.shuffle else 0)
         pieces = []
@@ -151,7 +151,7 @@ class Plan:
             origin = int(layout.starts[window])
             here = slice(start - origin, min(stop - origin, len(row)))
             n = here.stop - here.start
-            pieces.append(Slice(np.zeros(n, np.int64), np.full(n, epoch, np.int64), shard[here], row[here]))
+            pieces.append(SampleIndices(np.zeros(n, np.int64), np.full(n, epoch, np.int64), shard[here], row[here]))
             start = origin + here.stop
             window += 1
         return pieces
@@ -192,7 +192,7 @@ class Schedule:
         """The step count at which ``epoch`` is complete."""
         return -(-self.plan.size * (epoch + 1) // self.batch)
 
-    def part(self, step: int, number: int, parts: int) -> Slice:
+    def part(self, step: int, number: int, parts: int) -> SampleIndices:
         """Part ``number`` of ``parts`` of a global step. Empty where a short last step has fewer samples than parts."""
         samples = self.step_samples(step)
         first, last = number * samples // parts, (number + 1) * samples // parts

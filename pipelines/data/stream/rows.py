@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
-from vlmodel.task_spec import MATCH, NO_MATCH, Fields
+from vlmodel.task_spec import MATCH, NO_MATCH, TaskSpec
 
 R = TypeVar("R")
 
@@ -37,7 +37,7 @@ class Row:
     id: str | None
 
 
-def to_examples(records: Sequence[Record], fields: Fields, weight: float = 1.0) -> list[Example]:
+def to_examples(records: Sequence[Record], fields: TaskSpec, weight: float = 1.0) -> list[Example]:
     """The rows that a task learns from, for each sample of a batch."""
     return [
         Example(
@@ -50,19 +50,19 @@ def to_examples(records: Sequence[Record], fields: Fields, weight: float = 1.0) 
     ]
 
 
-def rows_to_answer(records: Sequence[Record], fields: Fields) -> list[list[Row]]:
+def rows_to_answer(records: Sequence[Record], fields: TaskSpec) -> list[list[Row]]:
     """The rows that a task is asked, for each sample of a batch: one an image where it is given no text."""
     return _possible(_asked(records, fields), records, fields)
 
 
-def _possible(rows: list[list[R]], records: Sequence[Record], fields: Fields) -> list[list[R]]:
+def _possible(rows: list[list[R]], records: Sequence[Record], fields: TaskSpec) -> list[list[R]]:
     """The rows, less those that would be about an image which is not there."""
     if not fields.needs_image:
         return rows
     return [of_record if record.pictured else [] for of_record, record in zip(rows, records, strict=True)]
 
 
-def _asked(records: Sequence[Record], fields: Fields) -> list[list[Row]]:
+def _asked(records: Sequence[Record], fields: TaskSpec) -> list[list[Row]]:
     if fields.reads == "questions":
         return [
             [
@@ -81,7 +81,7 @@ def _asked(records: Sequence[Record], fields: Fields) -> list[list[Row]]:
     return [[Row(r.key, r.split, caption, None, (), None) for caption in r.texts.captions] for r in records]
 
 
-def _learned(records: Sequence[Record], fields: Fields) -> list[list[tuple[str, str | None]]]:
+def _learned(records: Sequence[Record], fields: TaskSpec) -> list[list[tuple[str, str | None]]]:
     if fields.reads == "questions":
         return [[(q.question if fields.text else "", q.answer) for q in r.texts.questions] for r in records]
     if fields.target == "match":

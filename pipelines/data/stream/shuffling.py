@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.data.stream.plan import Plan, Slice
+from pipelines.data.stream.plan import Plan, SampleIndices
 
 _STRETCHES, _LENGTH = 16, 256
 
@@ -53,7 +53,7 @@ def _rank_correlation(stored: np.ndarray) -> float:
     return float(np.corrcoef(rank, np.arange(len(rank)))[0, 1])
 
 
-def _reads(taken: Slice) -> int:
+def _reads(taken: SampleIndices) -> int:
     order = np.lexsort((taken.row, taken.shard))
     shard, row = taken.shard[order], taken.row[order]
     together = (np.diff(shard) == 0) & (np.diff(row) <= 1)

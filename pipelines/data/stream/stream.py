@@ -90,14 +90,14 @@ def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterato
     make = batches.rows if config.threads else batches.__getitem__
     if config.threads:  # texts are small and quickly made: what a span costs can be spread over more of them
         config = config.model_copy(update={"batches_per_task": 2 * config.batches_per_task})
-    with closing(_Spans(make, config, start, len(batches))) as made:
+    with closing(_Chunks(make, config, start, len(batches))) as made:
         if config.threads:
             yield from _with_images(batches, made, config)
         else:
             yield from made
 
 
-def _with_images(batches: Batches, made: _Spans, config: StreamConfig) -> Iterator[Arrays]:
+def _with_images(batches: Batches, made: _Chunks, config: StreamConfig) -> Iterator[Arrays]:
     ahead: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
     with ImagePool(batches, config.threads, config.processes) as pool:
         most = room = 2 * pool.size
@@ -115,7 +115,7 @@ def _with_images(batches: Batches, made: _Spans, config: StreamConfig) -> Iterat
             yield rows | images
 
 
-class _Spans(Iterator[Arrays]):
+class _Chunks(Iterator[Arrays]):
     """Batches ``start`` to ``stop`` as ``make`` makes them, in a chain of spans."""
 
     def __init__(self, make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int) -> None:

@@ -1,7 +1,8 @@
 """Tar headers, read raw in one sequential pass: ustar, PAX and GNU long names, with every fault found.
 
-``tarfile`` takes a zeroed block for the end and a cut at a header for a complete archive; here each is a ``Break``.
-After one, reading goes on at the next sound header, so one bad block costs one sample. Nothing is ever extracted.
+``tarfile`` takes a zeroed block for the end and a cut at a header for a complete archive; here each is a
+``Corruption``. Reading then continues at the next valid header, so one bad block costs one sample. Nothing is ever
+extracted.
 
 Formats: POSIX.1-2017 "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -55,7 +56,7 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Break:
+class Corruption:
     """A place where the tar is broken.
 
     Attributes:
@@ -85,7 +86,7 @@ class _Header:
     sparse_blocks_follow: bool
 
 
-class _Feed:
+class _ByteReader:
     """Bytes of the tar in order, in pieces of any size."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
@@ -126,7 +127,7 @@ class _Feed:
 
 def read_tar(
     read: Callable[[int], bytes], wanted: Callable[[str, int], bool] = lambda name, size: False
-) -> Iterator[Member | Break]:
+) -> Iterator[Member | Corruption]:
     """Members and breaks of a tar, in its order.
 
     Args:
@@ -134,7 +135,7 @@ def read_tar(
             the same bytes, up to the very end of the tar.
         wanted: by name and size, whether to deliver a member's data.
     """
-    feed = _Feed(read)
+    feed = _ByteReader(read)
     lost = False  # between a break and the next sound header
     extended: dict[str, bytes] = {}  # what PAX and GNU headers say of the next member
     for_all: dict[str, bytes] = {}  # what PAX headers say of all that follow
@@ -143,23 +144,23 @@ def read_tar(
         block = feed.take(BLOCK)
         if len(block) < BLOCK:
             if not lost:
-                yield Break(at, "the tar ends inside a header" if block else "the tar ends without its end mark")
+                yield Corruption(at, "the tar ends inside a header" if block else "the tar ends without its end mark")
             return
         if block == _ZERO:
             if feed.skip_zeros():
                 fault = _fault_of_end(feed.position - at, feed.position)
                 if fault and not lost:
-                    yield Break(at, fault)
+                    yield Corruption(at, fault)
                 return
             if not lost:
-                yield Break(at, f"a zeroed block, with data after it at {feed.position}")
+                yield Corruption(at, f"a zeroed block, with data after it at {feed.position}")
             lost, extended = True, {}
             continue
         try:
             header = _parse_header(block, strict=lost)
         except _DamagedError as damage:
             if not lost:
-                yield Break(at, str(damage))
+                yield Corruption(at, str(damage))
             lost, extended = True, {}
             continue
         lost = False
@@ -178,7 +179,7 @@ def read_tar(
                 elif header.type == b"L":
                     extended["path"] = payload[: header.size].rstrip(b"\0")
             except _DamagedError as damage:
-                yield Break(at, str(damage))
+                yield Corruption(at, str(damage))
                 lost, extended = True, {}
             continue
 
@@ -189,7 +190,7 @@ def read_tar(
         try:
             size = int(facts["size"]) if "size" in facts else header.size
         except ValueError:
-            yield Break(at, f"an extended header gives the size {facts['size']!r}")
+            yield Corruption(at, f"an extended header gives the size {facts['size']!r}")
             lost = True
             continue
         kind = _kind(header.type, raw_name, facts)
@@ -204,12 +205,12 @@ def read_tar(
         else:
             passed = feed.skip(stored)
         if passed < stored:
-            yield Break(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
+            yield Corruption(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
             return
         yield Member(name, offset, size, kind, utf8, data)
         padding = _padded(stored) - stored
         if feed.skip(padding) < padding:
-            yield Break(feed.position, f"the tar ends in the padding after {name!r}")
+            yield Corruption(feed.position, f"the tar ends in the padding after {name!r}")
             return
 
 

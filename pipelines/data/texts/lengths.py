@@ -15,7 +15,7 @@ from pipelines.data.index.shard_pass import over_shards
 from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from vlmodel.processor import ProcessorConfig
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,7 @@ class TextLengths:
     written: Counter[int] = field(default_factory=Counter)
 
     @classmethod
-    def count(cls, indexes: Iterable[Index], tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Fields]) -> Self:
+    def count(cls, indexes: Iterable[Index], tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, TaskSpec]) -> Self:
         """Those of the training split of the indexes, counted by Ray Data, a task a shard.
 
         Raises:
@@ -109,7 +109,7 @@ class TextLengths:
         return cls.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _texts(samples: Sequence[Texts], tasks: Iterable[Fields]) -> tuple[list[str], list[str]]:
+def _texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[str], list[str]]:
     """The texts that go into a model of the tasks, and those that it learns to write."""
     kinds = list(tasks)
     read = {fields.reads for fields in kinds if fields.text}

@@ -18,7 +18,7 @@ from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import Section
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 
 class VocabularyConfig(Section):
@@ -44,7 +44,7 @@ def build_processor(
     indexes: Sequence[Index],
     config: VocabularyConfig,
     processor: ProcessorConfig,
-    tasks: Mapping[str, Fields],
+    tasks: Mapping[str, TaskSpec],
     folder: str,
     limits: Callable[[VLProcessor], tuple[int | None, int | None]],
     report: Callable[[str], object] = lambda line: None,
@@ -76,7 +76,7 @@ def build_processor(
     made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
     lengths = TextLengths.count(indexes, made.tokenizer, tasks)
     made.config = lengths.resolve(processor, *limits(made))
-    kept = keep_processor(made, folder)
+    kept = save_processor(made, folder)
     lengths.save(folder)
     return kept
 
@@ -89,7 +89,7 @@ def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) 
     return lengths
 
 
-def keep_processor(made: VLProcessor, folder: str) -> VLProcessor:
+def save_processor(made: VLProcessor, folder: str) -> VLProcessor:
     """Save a processor in ``folder``, unless one is there. Returns it as every other process will have it."""
     target = Path(folder)
     if target.is_dir():

@@ -22,7 +22,7 @@ from pipelines.registry.config import GateConfig, Rewording
 from pipelines.registry.gate.check import Check
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 _IMAGES_AT_ONCE = 16
 _LOSS = 0.1
@@ -192,7 +192,7 @@ def _at_least(
     return Check(name, ours >= least, f"{ours:.1%} {said}", f"at least {least:.1%}", why)
 
 
-def _kinds(fields: Fields) -> list[Rewording]:
+def _kinds(fields: TaskSpec) -> list[Rewording]:
     """Rewordings under which the right answer stays: a politeness belongs to questions, and a likeness is no answer."""
     if not fields.text or fields.target == "none":
         return []

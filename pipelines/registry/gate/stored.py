@@ -27,8 +27,8 @@ def not_given_up(version: ModelVersion) -> Check:
     """Whether the version was never rolled back: a job that is started again must not bring it back."""
     return Check(
         name="not rolled back",
-        passed=not version.given_up,
-        measured=f"rolled back: {version.given_up}" if version.given_up else "never",
+        passed=not version.rollback_reason,
+        measured=f"rolled back: {version.rollback_reason}" if version.rollback_reason else "never",
         required=f"never; to allow it again delete its tag {ROLLBACK_TAG!r} in MLflow",
         explanation="people, or a server, gave it up for a reason that the hold-out may not show",
     )

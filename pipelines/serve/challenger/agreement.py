@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.serve.challenger.request import Asked
+from pipelines.serve.challenger.request import ServiceRequest
 from pipelines.serve.service import Embeddings, Matches, Task
 from vlmodel.inference import Prediction
 
@@ -26,7 +26,7 @@ def agreement(task: Task, ours: Any, theirs: Any) -> float:
     have spaces of their own, and are near 0 however good they are.
 
     Args:
-        ours, theirs: ``Answered.result`` of the same request.
+        ours, theirs: ``ServiceResult.result`` of the same request.
     """
     if task == "match":
         return float(_same_choice(ours, theirs))
@@ -54,7 +54,7 @@ def confidence(task: Task, result: Any) -> float | None:
     return float(np.mean([probability for _, probability in _firsts(task, result)]))
 
 
-def said(asked: Asked, result: Any) -> list[tuple[str, str]]:
+def answer_pairs(asked: ServiceRequest, result: Any) -> list[tuple[str, str]]:
     """What people can correct: each question, "" for a caption, with the first answer."""
     if asked.task not in ("vqa", "caption"):
         return []

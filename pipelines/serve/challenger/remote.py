@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.serve.challenger.request import Asked, put
+from pipelines.serve.challenger.request import ServiceRequest, dispatch
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment.ingress import keep_to_this_machine
 from pipelines.serve.errors import ApiError
-from pipelines.serve.inference.priority import leisurely
+from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.metrics import RayMetrics
-from pipelines.serve.service import Answered
+from pipelines.serve.service import ServiceResult
 from vlmodel.config import parse
 
 if TYPE_CHECKING:
-    from pipelines.serve.inference.service import Answerer
+    from pipelines.serve.inference.service import InferenceService
 
 APP_NAME = "vlmodel-challenger"
 DEPLOYMENT = "Challenger"
@@ -43,20 +43,20 @@ class Challenger:
         self._config = settings.model_copy(update=own)
         keep_to_this_machine()
         # As in a replica of the champion's: importing the model's libraries takes seconds of a core.
-        self._answerer = leisurely(self._assembled)
+        self._answerer = run_at_low_priority(self._assembled)
 
-    def _assembled(self) -> Answerer:
-        from pipelines.serve.inference.service import Answerer
+    def _assembled(self) -> InferenceService:
+        from pipelines.serve.inference.service import InferenceService
 
-        return Answerer(self._config, RayMetrics())
+        return InferenceService(self._config, RayMetrics())
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
         await self._answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
 
-    async def ask(self, asked: Asked) -> Answered[Any] | ApiError:
+    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any] | ApiError:
         """The answer, or why the request is refused: as a value, since Serve logs what is raised as a fault."""
         try:
-            return await put(self._answerer, asked)
+            return await dispatch(self._answerer, asked)
         except ApiError as error:
             return error
 
@@ -64,7 +64,7 @@ class Challenger:
         self._answerer.check_health()
 
 
-class HandleRival:
+class RayChallengerClient:
     """The challenger's deployment, seen from a champion's replica; whether it is there is found out by asking.
 
     Args:
@@ -76,8 +76,8 @@ class HandleRival:
         self._handle: DeploymentHandle[Any] | None = None
         self._reaching = asyncio.Lock()
 
-    async def ask(self, asked: Asked) -> Answered[Any]:
-        """See ``Rival``."""
+    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
+        """See ``ChallengerClient``."""
         response = (await self._reach()).ask.remote(asked)
         try:
             answered = await response

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pipelines.serve.service import Answered, Service, Task
+from pipelines.serve.service import Service, ServiceResult, Task
 
 
 @dataclass(frozen=True)
-class Asked:
+class ServiceRequest:
     """One request.
 
     Attributes:
@@ -31,7 +31,7 @@ class Asked:
         return "" if self.image is None else hashlib.sha256(self.image).hexdigest()
 
 
-async def put(service: Service, asked: Asked) -> Answered[Any]:
+async def dispatch(service: Service, asked: ServiceRequest) -> ServiceResult[Any]:
     """Ask a service.
 
     Raises:

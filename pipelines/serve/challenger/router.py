@@ -20,11 +20,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, Side, Text, text_hash
-from pipelines.serve.challenger.agreement import agreement, confidence, difference, said
-from pipelines.serve.challenger.request import Asked, put
+from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
+from pipelines.serve.challenger.request import ServiceRequest, dispatch
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.service import Answered, Embeddings, Matches, ModelInfo, Service, Task
+from pipelines.serve.service import Embeddings, Matches, ModelInfo, Service, ServiceResult, Task
 from vlmodel.inference import Prediction
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _FAILURES, _PAUSE_S = 3, 5.0
 _HEAD = 1 << 16
 
 
-class Rival(Protocol):
+class ChallengerClient(Protocol):
     """The challenger, wherever it runs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Rival(Protocol):
 
     version: str
 
-    async def ask(self, asked: Asked) -> Answered[Any]:
+    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
         """Its answer.
 
         Raises:
@@ -89,7 +89,7 @@ class NoChallengerMetrics:
 class _Outcome:
     """What came of asking one model: an answer, or what was raised and a name for it."""
 
-    answered: Answered[Any] | None = None
+    answered: ServiceResult[Any] | None = None
     error: str = ""
     raised: Exception | None = None
 
@@ -101,13 +101,13 @@ class _Outcome:
     def is_callers_fault(self) -> bool:
         return isinstance(self.raised, ApiError) and self.raised.status < 500
 
-    def get(self) -> Answered[Any]:
+    def get(self) -> ServiceResult[Any]:
         if self.answered is None:
             raise self.raised or internal()
         return self.answered
 
 
-class Challenged:
+class ChallengerRouter:
     """A ``Service`` that answers with the champion, and asks the challenger beside it.
 
     Embeddings are the champion's even as a canary: vectors of two models in one caller's index compare with nothing.
@@ -123,7 +123,7 @@ class Challenged:
     def __init__(
         self,
         champion: Service,
-        rival: Rival,
+        rival: ChallengerClient,
         config: ServeConfig,
         writer: ComparisonWriter | None = None,
         metrics: ChallengerMetrics | None = None,
@@ -144,33 +144,35 @@ class Challenged:
 
     async def answer(
         self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> Answered[Sequence[Prediction]]:
+    ) -> ServiceResult[Sequence[Prediction]]:
         """See ``Service``."""
-        return await self._ask_both(Asked("vqa", image, tuple(questions), top_k, attention))
+        return await self._ask_both(ServiceRequest("vqa", image, tuple(questions), top_k, attention))
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
         """See ``Service``."""
-        return await self._ask_both(Asked("caption", image, (), top_k, attention))
+        return await self._ask_both(ServiceRequest("caption", image, (), top_k, attention))
 
-    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(
+        self, image: bytes, attention: bool
+    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         """See ``Service``. It is the champion's: what has been sent of a caption cannot be taken back."""
         pieces = await self._champion.stream_caption(image, attention)
-        asked = Asked("caption", image, (), 1, attention)
+        asked = ServiceRequest("caption", image, (), 1, attention)
         return self._streamed(asked, pieces) if self.is_chosen(asked) else pieces
 
-    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
         """See ``Service``."""
-        return await self._ask_both(Asked("match", image, tuple(texts)))
+        return await self._ask_both(ServiceRequest("match", image, tuple(texts)))
 
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
         """See ``Service``."""
-        return await self._ask_both(Asked("embed", image, tuple(texts)))
+        return await self._ask_both(ServiceRequest("embed", image, tuple(texts)))
 
-    async def check(self, image: bytes) -> Answered[None]:
+    async def check(self, image: bytes) -> ServiceResult[None]:
         """See ``Service``."""
         return await self._champion.check(image)
 
-    def is_chosen(self, asked: Asked) -> bool:
+    def is_chosen(self, asked: ServiceRequest) -> bool:
         """Whether the challenger is asked too: the same for all requests about an image (about the same texts, where
         there is none), and for each challenger another share of the images.
         """
@@ -191,21 +193,21 @@ class Challenged:
             self._flushing.cancel()
         await self._flush()
 
-    async def _ask_both(self, asked: Asked) -> Answered[Any]:
+    async def _ask_both(self, asked: ServiceRequest) -> ServiceResult[Any]:
         if not self.is_chosen(asked):
-            return await put(self._champion, asked)
+            return await dispatch(self._champion, asked)
         if self._config.mode == "canary" and asked.task != "embed":
             return await self._canary(asked)
-        ours = await _outcome(put(self._champion, asked))
+        ours = await _outcome(dispatch(self._champion, asked))
         self._copy(asked, ours)
         return ours.get()
 
-    async def _canary(self, asked: Asked) -> Answered[Any]:
+    async def _canary(self, asked: ServiceRequest) -> ServiceResult[Any]:
         if reason := self._no_room():
             self._metrics.dropped(reason)
             self._metrics.fell_back(asked.task, reason)
-            return await put(self._champion, asked)
-        asking = asyncio.create_task(_outcome(put(self._champion, asked)))
+            return await dispatch(self._champion, asked)
+        asking = asyncio.create_task(_outcome(dispatch(self._champion, asked)))
         rival = asyncio.create_task(self._ask_rival(asked))
         self._hold_until(asyncio.gather(asking, rival, return_exceptions=True))
         try:
@@ -224,15 +226,15 @@ class Challenged:
         return ours.get()
 
     async def _streamed(
-        self, asked: Asked, pieces: AsyncGenerator[str | Answered[Prediction], None]
-    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+        self, asked: ServiceRequest, pieces: AsyncGenerator[str | ServiceResult[Prediction], None]
+    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         async with aclosing(pieces):
             async for piece in pieces:
-                if isinstance(piece, Answered):
+                if isinstance(piece, ServiceResult):
                     self._copy(asked, _Outcome(piece))
                 yield piece
 
-    def _copy(self, asked: Asked, ours: _Outcome) -> None:
+    def _copy(self, asked: ServiceRequest, ours: _Outcome) -> None:
         """Ask the challenger what the champion was asked, beside whatever comes next."""
         if ours.is_callers_fault:
             return
@@ -256,7 +258,7 @@ class Challenged:
         self._waiting += 1
         ended.add_done_callback(free)
 
-    async def _ask_rival(self, asked: Asked) -> _Outcome:
+    async def _ask_rival(self, asked: ServiceRequest) -> _Outcome:
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 outcome = await _outcome(self._rival.ask(asked))
@@ -276,10 +278,12 @@ class Challenged:
             self._failures = _FAILURES - 1
             log.warning("the challenger fails (%s: %r); not asked for %g s", outcome.error, outcome.raised, _PAUSE_S)
 
-    async def _compare_copy(self, asked: Asked, ours: _Outcome) -> None:
+    async def _compare_copy(self, asked: ServiceRequest, ours: _Outcome) -> None:
         await self._compare(asked, ours, await self._ask_rival(asked))
 
-    async def _compare_when_ready(self, asked: Asked, asking: asyncio.Task[_Outcome], theirs: _Outcome) -> None:
+    async def _compare_when_ready(
+        self, asked: ServiceRequest, asking: asyncio.Task[_Outcome], theirs: _Outcome
+    ) -> None:
         try:
             async with asyncio.timeout(self._limit_s):
                 ours = await asking
@@ -288,7 +292,7 @@ class Challenged:
         if not ours.is_callers_fault:
             await self._compare(asked, ours, theirs)
 
-    async def _compare(self, asked: Asked, ours: _Outcome, theirs: _Outcome, fallback: bool = False) -> None:
+    async def _compare(self, asked: ServiceRequest, ours: _Outcome, theirs: _Outcome, fallback: bool = False) -> None:
         pair, task = (ours.result, theirs.result), asked.task
         both = ours.answered is not None and theirs.answered is not None
         alike = agreement(task, *pair) if both else None
@@ -343,7 +347,7 @@ class Challenged:
             log.error("a comparison with the challenger failed", exc_info=error)
 
 
-async def _outcome(asking: Awaitable[Answered[Any]]) -> _Outcome:
+async def _outcome(asking: Awaitable[ServiceResult[Any]]) -> _Outcome:
     try:
         return _Outcome(await asking)
     except ApiError as error:
@@ -362,8 +366,8 @@ def _side(task: Task, outcome: _Outcome, version: str) -> Side:
     )
 
 
-def _texts(asked: Asked, ours: Any, theirs: Any) -> tuple[Text, ...]:
-    pairs = zip(said(asked, ours), said(asked, theirs), strict=True)
+def _texts(asked: ServiceRequest, ours: Any, theirs: Any) -> tuple[Text, ...]:
+    pairs = zip(answer_pairs(asked, ours), answer_pairs(asked, theirs), strict=True)
     return tuple(
         Text(asked=text_hash(text), champion=text_hash(mine), challenger=text_hash(other))
         for (text, mine), (_, other) in pairs

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from starlette.types import ASGIApp
 
 from pipelines.records.comparisons import ComparisonWriter
-from pipelines.serve.challenger.remote import HandleRival
-from pipelines.serve.challenger.router import Challenged
+from pipelines.serve.challenger.remote import RayChallengerClient
+from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.inference.service import Answerer
+from pipelines.serve.inference.service import InferenceService
 from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
 from pipelines.serve.service import Service
 
 
-class Assembly:
+class ReplicaComponents:
     """A model that is yet to be loaded, the HTTP application before it and, if there is one, the challenger beside it.
 
     Args:
@@ -26,12 +26,12 @@ class Assembly:
 
     def __init__(self, config: ServeConfig, key_hashes: Sequence[str], challenger: Mapping[str, str]) -> None:
         metrics = RayMetrics()
-        self.answerer = Answerer(config, metrics)
+        self.answerer = InferenceService(config, metrics)
         self.challenged = _beside(self.answerer, challenger, config) if challenger else None
         self.app: ASGIApp = create_app(self.challenged or self.answerer, config, key_hashes, metrics)
 
 
-def _beside(champion: Service, challenger: Mapping[str, str], config: ServeConfig) -> Challenged:
+def _beside(champion: Service, challenger: Mapping[str, str], config: ServeConfig) -> ChallengerRouter:
     settings = config.challenger
     writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None
-    return Challenged(champion, HandleRival(challenger), config, writer, RayChallengerMetrics())
+    return ChallengerRouter(champion, RayChallengerClient(challenger), config, writer, RayChallengerMetrics())

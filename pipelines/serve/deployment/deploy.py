@@ -29,7 +29,7 @@ from pipelines.serve.deployment.ingress import Ingress
 from pipelines.serve.deployment.replica import Deployed, Replica
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.middleware import KEY_HASHES_VARIABLE, read_key_hashes
-from pipelines.serve.inference.priority import AS_OTHERS, FIRST
+from pipelines.serve.inference.priority import HIGH, NORMAL
 from vlmodel.config import dump, parse
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _HEALTH_CHECK_S = 2.0
 # For replicas to say what they were deployed with; a busy one is asked in its turn.
 _ASK_S = 10.0
 # Of Serve's controller and, as they inherit it, its proxies.
-CONTROLLER_ENVIRONMENT = FIRST | {
+CONTROLLER_ENVIRONMENT = HIGH | {
     # Ten rounds a second, the default, keep it and the GCS at work: a twentieth of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # A thread of its own costs each request a millisecond or two of a core.
@@ -71,17 +71,17 @@ def build_app(
         digest: of the folder (``manifest.digest``), as the registry has it; if not given, as it is now. A replica
             refuses to start from other files, also one that takes a dead one's place later.
         golden: file of the version's golden answers; a replica refuses to start if its model gives others.
-        challenger: the model that is deployed beside it (``model_tree``), where ``config.challenger.mode`` wants one.
+        challenger: the model that is deployed beside it (``model_spec``), where ``config.challenger.mode`` wants one.
 
     Raises:
         ServeError: the folder holds no model, the certificate cannot be used, the service is to be exposed and has no
             API keys, or there is no challenger and one is wanted.
         ArtifactError: a link in the folder, which could point anywhere.
     """
-    return _application(_described(config, model_tree(model_folder, name, version, digest, golden), challenger))
+    return _application(_described(config, model_spec(model_folder, name, version, digest, golden), challenger))
 
 
-def model_tree(folder: str | Path, name: str, version: str, digest: str = "", golden: str = "") -> dict[str, str]:
+def model_spec(folder: str | Path, name: str, version: str, digest: str = "", golden: str = "") -> dict[str, str]:
     """A model as replicas are told of it; see ``build_app``.
 
     Raises:
@@ -127,7 +127,7 @@ def _application(deployed: Deployed, machine: str = "") -> serve.Application:
             "num_cpus": config.num_cpus,
             "num_gpus": config.num_gpus,
             "resources": {f"node:{machine}": 0.001} if machine else {},
-            "runtime_env": _environment(FIRST),
+            "runtime_env": _environment(HIGH),
         },
         user_config=dict(deployed.model),
         # The application refuses the excess itself, with JSON and a measured Retry-After; these are a second line.
@@ -161,7 +161,7 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
             "num_cpus": own.num_cpus,
             "num_gpus": own.num_gpus,
             # Nobody waits for a shadow.
-            "runtime_env": _environment(FIRST if own.mode == "canary" else AS_OTHERS),
+            "runtime_env": _environment(HIGH if own.mode == "canary" else NORMAL),
         },
         user_config=dict(deployed.challenger),
         # Each of the champion's replicas holds back what is more than max_waiting.
@@ -226,7 +226,7 @@ def start(
     """
     if not ray.is_initialized():
         raise ServeError("not connected to a Ray cluster; call ray.init() first")
-    wanted = _described(config, model_tree(model_folder, name, version, digest, golden), challenger)
+    wanted = _described(config, model_spec(model_folder, name, version, digest, golden), challenger)
     with exclusive.on_cluster(2 * config.start_timeout_s, report):
         if serve.status().proxies:
             return _update(config, wanted, report)
@@ -273,15 +273,15 @@ def _start(config: ServeConfig, wanted: Deployed, report: Callable[[str], None])
 
 def _update(config: ServeConfig, wanted: Deployed, report: Callable[[str], None]) -> str:
     """Deploy where Serve runs, and go back to what was deployed before where that fails."""
-    address, trust = address_of(config), tls.pinned(config.tls)
+    address, ssl_context = address_of(config), tls.pinned(config.tls)
     former = _deployed() if is_running() else None
-    if not is_there(address, trust):
-        trust = _other_trust(config, address)
+    if not is_there(address, ssl_context):
+        ssl_context = _other_trust(config, address)
     touched = False
     try:
         _deploy_challenger(config, wanted, report)
         touched = True
-        return _deploy_champion(config, wanted, trust, report)
+        return _deploy_champion(config, wanted, ssl_context, report)
     except BaseException:
         with contextlib.suppress(Exception), _quiet():
             if former is not None:
@@ -302,12 +302,12 @@ def _deploy_challenger(config: ServeConfig, wanted: Deployed, report: Callable[[
 
 
 def _deploy_champion(
-    config: ServeConfig, wanted: Deployed, trust: ssl.SSLContext | None, report: Callable[[str], None]
+    config: ServeConfig, wanted: Deployed, ssl_context: ssl.SSLContext | None, report: Callable[[str], None]
 ) -> str:
     address, machine = address_of(config), ingress.machine()
     with _quiet():
         _run(_application(wanted, machine))
-    _wait_until_ready(config, address, trust, report)
+    _wait_until_ready(config, address, ssl_context, report)
     if machine:
         _wait_until_former_ended(config)
     _end_challenger_unless(wanted.challenger)
@@ -339,14 +339,14 @@ def _other_trust(config: ServeConfig, address: str) -> ssl.SSLContext:
     Raises:
         ServeError: the service is elsewhere, or encrypted where it should not be, or not where it should be.
     """
-    trust = tls.unverified()
-    if config.tls.active and is_there(address, trust):
+    ssl_context = tls.unverified()
+    if config.tls.active and is_there(address, ssl_context):
         log.warning(
             "the service shows another certificate than that in '%s'; HAProxy takes a renewed one at this update if it "
             "was started with this file, else it is taken after a stop (`serve shutdown`) and a new start",
             config.tls.certificate,
         )
-        return trust
+        return ssl_context
     raise ServeError(
         f"Serve runs on this cluster and does not answer at {address}; it takes its address, and whether it encrypts, "
         "only when it starts: if they changed, stop it (`serve shutdown`), then try again"
@@ -468,7 +468,7 @@ def _by_whom(port: int) -> str:
 def _wait_until_ready(
     config: ServeConfig,
     address: str,
-    trust: ssl.SSLContext | None,
+    ssl_context: ssl.SSLContext | None,
     report: Callable[[str], None],
     app_name: str = APP_NAME,
 ) -> None:
@@ -485,7 +485,7 @@ def _wait_until_ready(
             said = status
         if status in ("DEPLOY_FAILED", "UNHEALTHY") and overview is not None:
             raise ServeError(f"the {what} did not start: {_reason(overview)}")
-        if status == "RUNNING" and (not address or is_ready(address, trust)):
+        if status == "RUNNING" and (not address or is_ready(address, ssl_context)):
             return
         if time.monotonic() > deadline:
             raise ServeError(

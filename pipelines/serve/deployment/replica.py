@@ -16,11 +16,11 @@ from starlette.types import ASGIApp
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment.ingress import keep_to_this_machine
-from pipelines.serve.inference.priority import leisurely
+from pipelines.serve.inference.priority import run_at_low_priority
 from vlmodel.config import dump, parse
 
 if TYPE_CHECKING:
-    from pipelines.serve.deployment.components import Assembly
+    from pipelines.serve.deployment.components import ReplicaComponents
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Replica:
         self._model: Mapping[str, str] = {}
         self._challenger = challenger
         keep_to_this_machine()
-        self._parts = leisurely(self._assembled)
+        self._parts = run_at_low_priority(self._assembled)
 
-    def _assembled(self) -> Assembly:
-        from pipelines.serve.deployment.components import Assembly
+    def _assembled(self) -> ReplicaComponents:
+        from pipelines.serve.deployment.components import ReplicaComponents
 
-        return Assembly(self._config, self._key_hashes, self._challenger)
+        return ReplicaComponents(self._config, self._key_hashes, self._challenger)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._parts.app
@@ -80,6 +80,6 @@ class Replica:
 
     async def __del__(self) -> None:
         # Serve awaits this when it stops a replica.
-        parts: Assembly | None = getattr(self, "_parts", None)
+        parts: ReplicaComponents | None = getattr(self, "_parts", None)
         if parts is not None and parts.challenged is not None:
             await parts.challenged.close()

@@ -13,9 +13,18 @@ from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.http.middleware import ERROR_CODE, Access, Admission, BodyLimit, Observe, Rate, Refused, error_body
-from pipelines.serve.http.rate_limit import RateLimit
+from pipelines.serve.http.middleware import (
+    ERROR_CODE,
+    Authentication,
+    BodyLimit,
+    ConcurrencyLimit,
+    RateLimit,
+    Refused,
+    RequestMetrics,
+    error_body,
+)
 from pipelines.serve.http.routes import about, caption, embed, feedback, match, page, vqa
+from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Metrics, NoMetrics, Service
 
 _HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
@@ -50,12 +59,12 @@ def create_app(
 
     # Added last is outermost: observe, then who, then how often, then how many at once, then how long.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, max_held_bytes=config.max_held_bytes)
-    app.add_middleware(Admission, max_in_flight=config.max_in_flight)
+    app.add_middleware(ConcurrencyLimit, max_in_flight=config.max_in_flight)
     if config.requests_per_minute:
         # Serve spreads requests over the replicas, which know nothing of one another's.
         burst = math.ceil(config.request_burst / config.replicas)
-        app.add_middleware(Rate, limit=RateLimit(config.requests_per_minute / config.replicas, burst))
-    app.add_middleware(Access, key_hashes=key_hashes, config=config)
+        app.add_middleware(RateLimit, limit=TokenBuckets(config.requests_per_minute / config.replicas, burst))
+    app.add_middleware(Authentication, key_hashes=key_hashes, config=config)
     if config.allowed_origins:
         # Before the keys: browsers ask without one whether they may send one.
         app.add_middleware(
@@ -64,7 +73,7 @@ def create_app(
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "x-api-key", "content-type"],
         )
-    app.add_middleware(Observe, metrics=metrics or NoMetrics(), version=lambda: _version(service))
+    app.add_middleware(RequestMetrics, metrics=metrics or NoMetrics(), version=lambda: _version(service))
     return app
 
 

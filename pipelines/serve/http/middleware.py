@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.errors import ApiError, ServeError
-from pipelines.serve.http.rate_limit import RateLimit
+from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Metrics
 
 KEY_HASHES_VARIABLE = "VLMODEL_API_KEY_HASHES"
@@ -76,7 +76,7 @@ def read_key_hashes(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def sender_of(scope: Scope) -> str:
-    """Who sent a request that ``Access`` let through: a hint at the key's hash, "local" where there are no keys.
+    """Who sent a request that ``Authentication`` let through: the start of the key's hash, "local" without keys.
 
     There are no more of these than keys.
     """
@@ -112,7 +112,7 @@ async def refuse(error: ApiError, scope: Scope, send: Send) -> None:
     await send({"type": "http.response.body", "body": error_body(error)})
 
 
-class Observe:
+class RequestMetrics:
     """Outermost: counts every answer, and adds the headers that keep a browser on this origin."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, version: Callable[[], str]) -> None:
@@ -142,7 +142,7 @@ class Observe:
             self.metrics.request(route, status, code, version, time.perf_counter() - started)
 
 
-class Access:
+class Authentication:
     """Without API keys only this machine may ask; with them, everything under /v1 needs one.
 
     Where the service has a certificate, ``config.tls``, no one may ask in plain HTTP.
@@ -267,13 +267,13 @@ def _is_of(origin: str | None, host: str) -> bool:
     return default is not None and place.removesuffix(default) == host.lower().removesuffix(default)
 
 
-class Rate:
+class RateLimit:
     """Takes of each sender as many requests under /v1 as ``limit`` grants; one more is refused, its body unread.
 
-    It stands outside ``Admission``, whose average tells how long requests take and must not see those refused here.
+    It is outside ``ConcurrencyLimit``, whose average request time must not count the requests refused here.
     """
 
-    def __init__(self, app: ASGIApp, limit: RateLimit) -> None:
+    def __init__(self, app: ASGIApp, limit: TokenBuckets) -> None:
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -295,7 +295,7 @@ class Refused(HTTPException):
         self.error = error
 
 
-class Admission:
+class ConcurrencyLimit:
     """Holds at most ``max_in_flight`` requests under /v1 whose bodies are there; one more is refused.
 
     A request takes its place when the last of its body has come, so that slow senders keep nobody out. While all places

@@ -13,7 +13,7 @@ import numpy as np
 from pipelines.serve.service import Embeddings, Matches, Task
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import MATCH, Fields
+from vlmodel.task_spec import MATCH, TaskSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,7 +28,7 @@ class DecodedExample(Example):
     pixels_HWC: NDArray[np.uint8] | None = None
 
 
-class AheadProcessor(VLProcessor):
+class PredecodedProcessor(VLProcessor):
     """The processor, spared the decoding of what was decoded ahead, and for several threads."""
 
     # A tokenizer keeps how it pads and truncates as a state of its own, which each call sets.
@@ -58,7 +58,7 @@ class Item:
     attention: bool = False
 
 
-class Head(ABC, Generic[Result]):
+class TaskAdapter(ABC, Generic[Result]):
     """One of the model's heads, at one of the service's tasks.
 
     Args:
@@ -81,7 +81,7 @@ class Head(ABC, Generic[Result]):
         return DecodedExample(b"", (text,), pixels_HWC=np.zeros((size, size, 3), np.uint8))
 
 
-class Answering(Head[list[Prediction]]):
+class Answering(TaskAdapter[list[Prediction]]):
     """Ranked answers, or texts that are written."""
 
     @property
@@ -122,7 +122,7 @@ class Answering(Head[list[Prediction]]):
         return passes
 
 
-class Matching(Head[Matches]):
+class Matching(TaskAdapter[Matches]):
     """A matching decoder, which judges each text by itself."""
 
     def run(self, items: Sequence[Item]) -> list[Matches]:
@@ -130,7 +130,7 @@ class Matching(Head[Matches]):
         return [Matches("matching", [dict(p.answers)[MATCH] for p in of_one]) for of_one in found]
 
 
-class Similarity(Head[Matches]):
+class Similarity(TaskAdapter[Matches]):
     """A contrastive decoder, which compares the texts of a request, as in CLIP (Radford et al. 2021, section 3.1)."""
 
     def run(self, items: Sequence[Item]) -> list[Matches]:
@@ -139,7 +139,7 @@ class Similarity(Head[Matches]):
         return [_matches([p.answers[0][1] for p in of_one], temperature) for of_one in found]
 
 
-class Embedding(Head[Embeddings]):
+class Embedding(TaskAdapter[Embeddings]):
     """A contrastive decoder's vectors."""
 
     def run(self, items: Sequence[Item]) -> list[Embeddings]:
@@ -162,19 +162,19 @@ class Embedding(Head[Embeddings]):
         ]
 
 
-def heads_of(predictor: Predictor) -> Mapping[Task, Head[Any]]:
+def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter[Any]]:
     """The service's tasks that the model can do, each with the head for it: the first that fits, by name.
 
     Texts are matched by a decoder that was trained to, where there is one, and by a contrastive one elsewhere.
     """
     by_name = predictor.model.decoder.heads()
-    comparing = [name for name, head in by_name.items() if head.compares]
+    comparing = [name for name, head in by_name.items() if head.is_contrastive]
     fields = predictor.processor.tasks
 
-    def first(fits: Callable[[Fields], bool]) -> list[str]:
+    def first(fits: Callable[[TaskSpec], bool]) -> list[str]:
         return [name for name in fields if fits(fields[name])][:1]
 
-    found: dict[Task, Head[Any]] = {}
+    found: dict[Task, TaskAdapter[Any]] = {}
     for name in first(lambda f: f.reads == "questions" and f.text and f.target in ("answer", "tokens")):
         found["vqa"] = Answering(predictor, name)
     for name in first(lambda f: not f.text and f.target == "tokens"):

@@ -14,14 +14,14 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-FIRST, AS_OTHERS = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "15"}
+HIGH, NORMAL = {"RAY_worker_niceness": "0"}, {"RAY_worker_niceness": "15"}
 """Variables of a worker's environment: before Ray's other workers, or as they are."""
 
 _NICENESS = 10
 """Of a busy core such a thread has a tenth of what others have. With less, a busy machine would never be done."""
 
 
-def leisurely(work: Callable[[], T]) -> T:
+def run_at_low_priority(work: Callable[[], T]) -> T:
     """The result of ``work()``, done by a thread that leaves the cores to whoever else wants them.
 
     Niceness is Linux's, which counts it by thread; threads that ``work`` starts have it too. It cannot be taken back

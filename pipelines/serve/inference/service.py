@@ -19,12 +19,19 @@ from pipelines.registry import golden, manifest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, lacks_task, not_ready
-from pipelines.serve.inference.adapters import AheadProcessor, Answering, DecodedExample, Head, Item, heads_of
+from pipelines.serve.inference.adapters import (
+    Answering,
+    DecodedExample,
+    Item,
+    PredecodedProcessor,
+    TaskAdapter,
+    task_adapters,
+)
 from pipelines.serve.inference.batching import Batcher
 from pipelines.serve.inference.decoding import Decoding, pixel_limit
-from pipelines.serve.inference.priority import leisurely
-from pipelines.serve.inference.threads import ModelThreads, Passed
-from pipelines.serve.service import Answered, Embeddings, Matches, Metrics, ModelInfo, NoMetrics, Task
+from pipelines.serve.inference.priority import run_at_low_priority
+from pipelines.serve.inference.threads import InferenceThreadPool, TimedResult
+from pipelines.serve.service import Embeddings, Matches, Metrics, ModelInfo, NoMetrics, ServiceResult, Task
 from vlmodel.inference import Prediction, Predictor
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
@@ -37,8 +44,8 @@ class _Loaded:
 
     predictor: Predictor
     info: ModelInfo
-    heads: Mapping[Task, Head[Any]]
-    batchers: Mapping[Task, Batcher[Item, Passed[Any]]]
+    heads: Mapping[Task, TaskAdapter[Any]]
+    batchers: Mapping[Task, Batcher[Item, TimedResult[Any]]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class _Decoded:
     truncated: tuple[bool, ...]
 
 
-class Answerer:
+class InferenceService:
     """A ``Service`` that answers with the model it has loaded.
 
     Args:
@@ -64,7 +71,7 @@ class Answerer:
         self._metrics = metrics or NoMetrics()
         self._at_once = forward_passes(config)
         self._decoding = Decoding(config.decode_threads)
-        self._passes = ModelThreads(self._at_once, model_threads(config))
+        self._passes = InferenceThreadPool(self._at_once, model_threads(config))
         self._loaded: _Loaded | None = None
 
     @property
@@ -84,8 +91,8 @@ class Answerer:
                 one, if any, goes on.
         """
         try:
-            predictor = await asyncio.to_thread(leisurely, partial(self._read, Path(folder), digest))
-            heads = heads_of(predictor)
+            predictor = await asyncio.to_thread(run_at_low_priority, partial(self._read, Path(folder), digest))
+            heads = task_adapters(predictor)
             if not heads:
                 tasks = ", ".join(map(repr, predictor.processor.tasks))
                 raise ValueError(f"this service can do none of its tasks ({tasks}); serve a model with another decoder")
@@ -114,36 +121,38 @@ class Answerer:
 
     async def answer(
         self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> Answered[Sequence[Prediction]]:
+    ) -> ServiceResult[Sequence[Prediction]]:
         """See ``Service``."""
         return await self._ask("vqa", image, questions, top_k, attention)
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
         """See ``Service``."""
         answered = await self._ask("caption", image, ("",), top_k, attention)
-        return Answered(answered.result[0], answered.model, answered.stages_s)
+        return ServiceResult(answered.result[0], answered.model, answered.stages_s)
 
-    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(
+        self, image: bytes, attention: bool
+    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         """See ``Service``. What keeps it from being begun is raised here, and not by the iterator."""
         loaded = self._with("caption")
         head = loaded.heads["caption"]
         assert isinstance(head, Answering)
         return self._write(loaded, head, await self._decode(loaded, image, ("",)), attention)
 
-    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
         """See ``Service``."""
         return await self._ask("match", image, texts)
 
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
         """See ``Service``."""
         return await self._ask("embed", image, texts)
 
-    async def check(self, image: bytes) -> Answered[None]:
+    async def check(self, image: bytes) -> ServiceResult[None]:
         """See ``Service``."""
         if self._loaded is None:
             raise not_ready()
         decoded = await self._decode(self._loaded, image, ())
-        return Answered(None, self._loaded.info, {"decode": decoded.ended - decoded.received})
+        return ServiceResult(None, self._loaded.info, {"decode": decoded.ended - decoded.received})
 
     def check_health(self) -> None:
         """Fail where a forward pass hangs.
@@ -170,24 +179,24 @@ class Answerer:
         device = "cuda" if self._config.num_gpus > 0 else "cpu"
         predictor = Predictor.from_pretrained(folder, device=device)
         plain = predictor.processor
-        ahead = AheadProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer)
+        ahead = PredecodedProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer)
         return Predictor(predictor.model, ahead, device)
 
-    def _warm_up(self, heads: Mapping[Task, Head[Any]]) -> None:
+    def _warm_up(self, heads: Mapping[Task, TaskAdapter[Any]]) -> None:
         """The first passes allocate and choose kernels; no caller should wait for that."""
         for head in heads.values():
             for item in head.warm_ups():
                 for batch_size in {1, self._config.max_batch_size}:
                     head.run([item] * batch_size)
 
-    def _batcher(self, task: Task, head: Head[Any], version: str) -> Batcher[Item, Passed[Any]]:
-        async def run(items: list[Item]) -> list[Passed[Any]]:
+    def _batcher(self, task: Task, head: TaskAdapter[Any], version: str) -> Batcher[Item, TimedResult[Any]]:
+        async def run(items: list[Item]) -> list[TimedResult[Any]]:
             texts = sum(len(item.example.texts) for item in items)
             # Alike in time to within a factor of two each.
             kind = f"{task} {len(items).bit_length()} {texts.bit_length()}"
             passed = await self._passes.run(partial(head.run, items), kind=kind)
             self._metrics.batch(task, len(items), passed.seconds, version)
-            return [Passed(of_one, passed.started, passed.ended) for of_one in passed.result]
+            return [TimedResult(of_one, passed.started, passed.ended) for of_one in passed.result]
 
         return Batcher(run, self._config.max_batch_size, self._config.batch_wait_s, self._at_once)
 
@@ -200,7 +209,7 @@ class Answerer:
 
     async def _ask(
         self, task: Task, image: bytes | None, texts: Sequence[str], top_k: int = 1, attention: bool = False
-    ) -> Answered[Any]:
+    ) -> ServiceResult[Any]:
         loaded = self._with(task)
         decoded = await self._decode(loaded, image, texts)
         passed = await loaded.batchers[task].submit(Item(decoded.example, top_k, attention))
@@ -220,7 +229,7 @@ class Answerer:
 
     async def _write(
         self, loaded: _Loaded, head: Answering, decoded: _Decoded, attention: bool
-    ) -> AsyncGenerator[str | Answered[Prediction], None]:
+    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         streamer = AsyncTextIteratorStreamer(loaded.predictor.processor.tokenizer, True, skip_special_tokens=True)
 
         def write() -> Prediction:
@@ -251,13 +260,13 @@ def _check_golden(predictor: Predictor, file: Path, tolerance: float) -> None:
         )
 
 
-def _answered(loaded: _Loaded, decoded: _Decoded, passed: Passed[Any]) -> Answered[Any]:
+def _answered(loaded: _Loaded, decoded: _Decoded, passed: TimedResult[Any]) -> ServiceResult[Any]:
     stages_s = {
         "decode": decoded.ended - decoded.received,
         "queue": passed.started - decoded.ended,
         "model": passed.seconds,
     }
-    return Answered(passed.result, loaded.info, stages_s, truncated=decoded.truncated)
+    return ServiceResult(passed.result, loaded.info, stages_s, truncated=decoded.truncated)
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ _FIRST_RETRY_S, _RETRY_GROWS, _LAST_RETRY_S = 2.0, 4.0, 60.0
 
 
 @dataclass(frozen=True)
-class Passed(Generic[T]):
+class TimedResult(Generic[T]):
     """What a pass gave, and when it started and ended (``time.perf_counter``, in seconds)."""
 
     result: T
@@ -91,7 +91,7 @@ class ThreadChoice:
         return statistics.median(self._seconds[number])
 
 
-class ModelThreads:
+class InferenceThreadPool:
     """Passes, a few at a time, that share the cores.
 
     The threads of one pass wait for each other after every operation, and so for whatever else runs on their cores: the
@@ -113,7 +113,7 @@ class ModelThreads:
         self._choices: dict[str, ThreadChoice] = {}
         self._lock = threading.Lock()
 
-    async def run(self, work: Callable[[], T], *, watched: bool = True, kind: str = "") -> Passed[T]:
+    async def run(self, work: Callable[[], T], *, watched: bool = True, kind: str = "") -> TimedResult[T]:
         """Do ``work`` when a thread is free. One that is cancelled before its turn is never done.
 
         Args:
@@ -132,7 +132,7 @@ class ModelThreads:
         """End the threads, once what they are at is done."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _timed(self, work: Callable[[], T], watched: bool, kind: str) -> Passed[T]:
+    def _timed(self, work: Callable[[], T], watched: bool, kind: str) -> TimedResult[T]:
         started, here = time.perf_counter(), threading.get_ident()
         with self._lock:
             self._started[here] = started if watched else float("inf")
@@ -143,7 +143,7 @@ class ModelThreads:
         try:
             if torch.get_num_threads() != share:
                 torch.set_num_threads(share)
-            passed = Passed(work(), started, time.perf_counter())
+            passed = TimedResult(work(), started, time.perf_counter())
         finally:
             with self._lock:
                 del self._started[here]

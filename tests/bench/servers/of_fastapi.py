@@ -15,7 +15,7 @@ from tests.bench.servers.common import PATH, answers_of, example_of, threads
 from vlmodel.inference import Predictor
 
 
-class Asked(BaseModel):
+class ServiceRequest(BaseModel):
     """The body."""
 
     image: str
@@ -29,7 +29,7 @@ def application(folder: str) -> FastAPI:
     app = FastAPI()
 
     @app.post(PATH)
-    def ask(asked: Asked) -> dict[str, Any]:
+    def ask(asked: ServiceRequest) -> dict[str, Any]:
         if not hasattr(local, "ready"):  # torch's threads are those of the thread that calls
             torch.set_num_threads(threads())
             local.ready = True

@@ -14,7 +14,7 @@ from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.credit import credits_of
 from pipelines.evaluate.judge import judge
 from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]
 
@@ -42,7 +42,7 @@ def compared() -> pa.Table:
     return table(*rows)
 
 
-CASES: Sequence[tuple[Fields, pa.Table]] = [
+CASES: Sequence[tuple[TaskSpec, pa.Table]] = [
     (ASKED, answers(("a", "red?", "yes", "yes"), ("a", "?", None, "no"), ("b", "red?", "no", "yes"))),
     (MATCHED, answers(*((f"k{n}", "a dog", "match" if n < 3 else "no match", "match") for n in range(4)))),
     (
@@ -58,7 +58,7 @@ CASES: Sequence[tuple[Fields, pa.Table]] = [
 @pytest.mark.parametrize(
     ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
 )
-def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: Fields, found: pa.Table) -> None:
+def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
     report = judge(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
     assert credits_of(found, fields).figure == pytest.approx(report.value, abs=1e-12)
     for comparison in report.comparisons:

@@ -15,12 +15,12 @@ from pipelines.evaluate.examples import choose
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.judge import judge, judge_answers
 from pipelines.evaluate.predict import SCHEMA
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
-ASKED = Fields(reads="questions", target="answer")
-CAPTIONED = Fields(reads="captions", text=False, target="tokens")
-MATCHED = Fields(reads="questions", target="match")
-COMPARED = Fields(reads="captions", target="none")
+ASKED = TaskSpec(reads="questions", target="answer")
+CAPTIONED = TaskSpec(reads="captions", text=False, target="tokens")
+MATCHED = TaskSpec(reads="questions", target="match")
+COMPARED = TaskSpec(reads="captions", target="none")
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:

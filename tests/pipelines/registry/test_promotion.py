@@ -20,7 +20,7 @@ from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
 from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.promotion import above_floor, carry_out, compare, compare_new, roll_back
+from pipelines.registry.promotion import above_floor, apply_decision, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.registry.score import Score
 from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
@@ -159,8 +159,8 @@ def alias(registry: Registry, name: str) -> str | None:
 def test_each_decision_is_recorded_with_the_run(
     registry: Registry, tracker: Tracker, storage: str, run_id: str
 ) -> None:
-    assert carry_out(registry, decision("1", None), tracker).promote
-    assert not carry_out(registry, decision("2", "1", passed=False), tracker).promote
+    assert apply_decision(registry, decision("1", None), tracker).promote
+    assert not apply_decision(registry, decision("2", "1", passed=False), tracker).promote
     assert (alias(registry, "champion"), alias(registry, "challenger")) == ("1", "2")
     client = connect(f"sqlite:///{storage}/mlflow.db")
     for folder in ("1-against-none", "2-against-1"):
@@ -172,14 +172,14 @@ def test_each_decision_is_recorded_with_the_run(
 @pytest.mark.usefixtures("versions")
 def test_a_candidate_that_is_not_fit_is_no_challenger(registry: Registry) -> None:
     registry.challenge("2", fit=True)
-    carry_out(registry, decision("2", None, passed=False, compares=False), NullTracker())
+    apply_decision(registry, decision("2", None, passed=False, compares=False), NullTracker())
     assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
 
 
 @pytest.mark.usefixtures("versions")
 def test_a_decision_about_another_champion_promotes_nothing(registry: Registry, tracker: Tracker) -> None:
     registry.promote("1", "faster", over=None)
-    lost = carry_out(registry, decision("2", None), tracker)
+    lost = apply_decision(registry, decision("2", None), tracker)
     assert not lost.promote
     assert "judged against no version, and now version 1 is the champion; judge it again" in lost.reason
     assert (alias(registry, "champion"), alias(registry, "challenger")) == ("1", "2")
@@ -192,7 +192,7 @@ def test_a_gate_that_crashes_promotes_nothing(registry: Registry) -> None:
             raise TrackingError("the disk is full")
 
     with pytest.raises(TrackingError):
-        carry_out(registry, decision("1", None), Crashes())
+        apply_decision(registry, decision("1", None), Crashes())
     assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
 
 
@@ -233,8 +233,8 @@ def test_a_rollback_is_recorded_with_the_run_of_what_is_given_up(
     assert tags["gate.rolled_back"] == "to version 1: slow"
     assert alias(registry, "champion") == "1"
     assert stored.not_given_up(registry.version("1")).passed
-    given_up = stored.not_given_up(registry.version("2"))
-    assert (given_up.passed, given_up.measured) == (False, "rolled back: slow")
+    rollback_reason = stored.not_given_up(registry.version("2"))
+    assert (rollback_reason.passed, rollback_reason.measured) == (False, "rolled back: slow")
 
 
 def promote_at_once(tracking: TrackingConfig, storage: str, version: str, start: Barrier) -> None:

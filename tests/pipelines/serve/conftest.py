@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.serve.service import Answered, Embeddings, Matches, ModelInfo
+from pipelines.serve.service import Embeddings, Matches, ModelInfo, ServiceResult
 from vlmodel.inference import Prediction
 
 LABELS = ["blue", "circle", "green", "no", "red", "square", "yes"]
@@ -90,40 +90,42 @@ class FakeService:
         )
         self.seen: list[tuple[Any, ...]] = []
 
-    def answered(self, result: Any) -> Answered[Any]:
+    def answered(self, result: Any) -> ServiceResult[Any]:
         assert self.model is not None
-        return Answered(result, self.model, {"model": 0.001})
+        return ServiceResult(result, self.model, {"model": 0.001})
 
     async def answer(
         self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> Answered[Sequence[Prediction]]:
+    ) -> ServiceResult[Sequence[Prediction]]:
         self.seen.append((image, tuple(questions), top_k, attention))
         ranked = [("yes", 0.75), ("no", 0.25)][:top_k]
         return self.answered([Prediction(ranked, weights(attention)) for _ in questions])
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> Answered[Prediction]:
+    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
         self.seen.append((image, top_k, attention))
         return self.answered(Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention)))
 
-    async def stream_caption(self, image: bytes, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def stream_caption(
+        self, image: bytes, attention: bool
+    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         self.seen.append((image, "streamed", attention))
         return self.pieces(attention)
 
-    async def pieces(self, attention: bool) -> AsyncGenerator[str | Answered[Prediction], None]:
+    async def pieces(self, attention: bool) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         yield "a "
         yield "circle"
         yield self.answered(Prediction([("a circle", 0.5)], weights(attention)))
 
-    async def match(self, image: bytes, texts: Sequence[str]) -> Answered[Matches]:
+    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
         self.seen.append((image, tuple(texts)))
         return self.answered(Matches("matching", [1.0000001] * len(texts)))
 
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> Answered[Embeddings]:
+    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
         self.seen.append((image, tuple(texts)))
         unit = np.array([0.6, 0.8], np.float32)
         return self.answered(Embeddings(None if image is None else unit, np.array([unit] * len(texts)).reshape(-1, 2)))
 
-    async def check(self, image: bytes) -> Answered[None]:
+    async def check(self, image: bytes) -> ServiceResult[None]:
         self.seen.append((image,))
         return self.answered(None)
 

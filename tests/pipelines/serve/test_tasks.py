@@ -15,7 +15,7 @@ import pytest
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.inference.service import Answerer
+from pipelines.serve.inference.service import InferenceService
 from tests.pipelines.serve.conftest import picture
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, events, http
 from vlmodel.inference import Predictor
@@ -32,7 +32,7 @@ ROUTES = {
 @asynccontextmanager
 async def serving(folder: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     config = ServeConfig(max_batch_size=4, model_threads=1, **settings)
-    answerer = Answerer(config)
+    answerer = InferenceService(config)
     try:
         await answerer.load(folder, "tiny", "1")
         async with http(create_app(answerer, config)) as client:

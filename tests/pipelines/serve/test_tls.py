@@ -106,7 +106,7 @@ def test_this_machine_trusts_the_certificate_itself_and_others_trust_names(
     def vouched(config: TLSConfig) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=config.certificate)
 
-    for files, trust, reached in (
+    for files, ssl_context, reached in (
         (own, pinned(own), True),
         (own, pinned(other), False),
         (own, None, False),
@@ -117,9 +117,9 @@ def test_this_machine_trusts_the_certificate_itself_and_others_trust_names(
         app = create_app(service, ServeConfig(tls=files))
         with (
             served(app, ssl_certfile=certificate, ssl_keyfile=key) as at,
-            Client(f"https://{at}", trust=trust) as client,
+            Client(f"https://{at}", ssl_context=ssl_context) as client,
         ):
-            assert is_ready(f"https://{at}", trust) == is_there(f"https://{at}", trust) == reached
+            assert is_ready(f"https://{at}", ssl_context) == is_there(f"https://{at}", ssl_context) == reached
             assert not is_there(f"http://{at}")
             if reached:
                 assert client.ask(IMAGE, ["A?"]).model.version == "7"

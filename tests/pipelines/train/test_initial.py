@@ -14,7 +14,7 @@ from tests.pipelines.train.conftest import TINY
 from vlmodel.config import ConfigError, load
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 
 @pytest.fixture
@@ -86,4 +86,4 @@ def test_other_settings_are_refused_by_name(
 def test_another_task_is_refused(saved: Path, tiny_processor: VLProcessor) -> None:
     config = load(ModelConfig, None, TINY)
     with pytest.raises(ConfigError, match=r"tasks\.\.reads: questions there, captions here"):
-        initial.check(saved, config, tiny_processor.config, {"": Fields(reads="captions")})
+        initial.check(saved, config, tiny_processor.config, {"": TaskSpec(reads="captions")})

@@ -59,7 +59,7 @@ class Hooks:
         self.state = {"step": progress.step, "epoch_sums": progress.epoch_sums, "history": list(progress.history)}
         self.epochs = len(progress.history)
 
-    def goes_on(self, progress: Progress, selection: float) -> bool:
+    def should_continue(self, progress: Progress, selection: float) -> bool:
         return True
 
     epochs = 0
@@ -88,7 +88,7 @@ class Step:
     def raise_if_failed(self, step: int) -> None: ...
 
 
-class Feed:
+class DevicePrefetcher:
     """A part for each step from ``start`` on."""
 
     waited_s = 0.0
@@ -96,7 +96,7 @@ class Feed:
     def __init__(self, start: int) -> None:
         self._step = start
 
-    def __iter__(self) -> Feed:
+    def __iter__(self) -> DevicePrefetcher:
         return self
 
     def __next__(self) -> Any:
@@ -107,7 +107,7 @@ class Feed:
 def run(state: Mapping[str, Any] | None, hooks: Hooks, patience: int) -> Progress:
     progress = resumed(state)
     hooks.epochs = len(progress.history)
-    given: Any = Step(), Schedule(), Feed(progress.step), TrainConfig(patience=patience), progress, hooks
+    given: Any = Step(), Schedule(), DevicePrefetcher(progress.step), TrainConfig(patience=patience), progress, hooks
     return loop.train(*given)
 
 

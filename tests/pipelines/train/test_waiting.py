@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.train.average import WeightAverage
+from pipelines.train.average import EMA
 from pipelines.train.feed import to_tensors
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
@@ -148,7 +148,7 @@ def test_the_check_sees_what_waits() -> None:
 def test_the_average_waits_for_nothing() -> None:
     """Its counter is the host's; a meta tensor stands for the device, and has no values to be asked for."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).to("meta")
-    average = WeightAverage(model, 0.9)
+    average = EMA(model, 0.9)
     for _ in range(2):
         with Waiting("meta"):
             average.update_parameters(model)
@@ -158,7 +158,7 @@ def test_the_average_waits_for_nothing() -> None:
 def test_the_average_is_its_formula() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    average = WeightAverage(model, 0.75)
+    average = EMA(model, 0.75)
     expected: list[Tensor] = []
     for number in range(3):
         with torch.no_grad():

@@ -25,10 +25,10 @@ from pipelines.serve.http.schema.common import (
     TaskRequest,
     TaskResponse,
 )
-from pipelines.serve.service import Answered, Service, Task
+from pipelines.serve.service import Service, ServiceResult, Task
 from vlmodel.inference import Prediction
 
-Asked = TypeVar("Asked", bound=TaskRequest)
+ServiceRequest = TypeVar("Asked", bound=TaskRequest)
 Sent = TypeVar("Sent", bound=TaskResponse)
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ _ERRORS = {
 }
 
 
-class Call:
+class RequestHandler:
     """One request. Its time runs from here on.
 
     Args:
@@ -70,7 +70,7 @@ class Call:
         self._config = config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
-    async def read(self, kind: type[Asked]) -> Asked:
+    async def read(self, kind: type[ServiceRequest]) -> ServiceRequest:
         """The request, from JSON or a form.
 
         Raises:
@@ -96,13 +96,13 @@ class Call:
             message = f"no answer within {self._limit_s:g} s; try again, or ask for less at once"
             raise ApiError(504, "timeout", message) from None
 
-    def body(self, kind: type[Sent], answered: Answered[Any], **fields: Any) -> Sent:
+    def body(self, kind: type[Sent], answered: ServiceResult[Any], **fields: Any) -> Sent:
         """The answer, with what every answer tells."""
         self._request.scope[VERSION] = answered.model.version
         model = ModelVersion(name=answered.model.name, version=answered.model.version)
         return kind(**fields, model=model, latency_ms=round(self._elapsed_s() * 1000, 2))
 
-    def respond(self, kind: type[Sent], answered: Answered[Any], **fields: Any) -> Response:
+    def respond(self, kind: type[Sent], answered: ServiceResult[Any], **fields: Any) -> Response:
         """The answer as a response."""
         return Response(
             self.body(kind, answered, **fields).model_dump_json(),
@@ -134,7 +134,7 @@ def check_texts(texts: Sequence[str], name: str, config: ServeConfig) -> None:
         raise ApiError(422, f"{name}_too_long", message)
 
 
-def truncated(answered: Answered[Any], texts: Sequence[str]) -> list[bool]:
+def truncated(answered: ServiceResult[Any], texts: Sequence[str]) -> list[bool]:
     """Which of the texts the model was given the beginning of alone."""
     return list(answered.truncated or [False] * len(texts))
 
@@ -188,7 +188,7 @@ def _request_body(asked: type[TaskRequest]) -> dict[str, Any]:
     }
 
 
-async def _read(request: Request, kind: type[Asked], config: ServeConfig) -> Asked:
+async def _read(request: Request, kind: type[ServiceRequest], config: ServeConfig) -> ServiceRequest:
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     media_type = content_type.decode("latin-1").lower()
     limits = {"questions": config.max_questions, "texts": config.max_texts}

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
 from pipelines.serve.http.middleware import ERROR_CODE, error_body
-from pipelines.serve.http.routes.call import Call, attention_map, documentation, probability
+from pipelines.serve.http.routes.call import RequestHandler, attention_map, documentation, probability
 from pipelines.serve.http.schema.caption import CaptionPiece, CaptionRequest, CaptionResponse, RankedCaption
-from pipelines.serve.service import Answered, Service
+from pipelines.serve.service import Service, ServiceResult
 from vlmodel.inference import Prediction
 
 _STREAMED = """`stream: true` answers with server-sent events instead: `piece` with what was written since the last one,
@@ -42,7 +42,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/caption", summary="Describe a picture", **documented)
     async def describe(request: Request) -> Response:
         """Send a picture, as JSON with the image in base64 or as a multipart form."""
-        call = Call(request, service, config, "caption")
+        call = RequestHandler(request, service, config, "caption")
         asked = await call.read(CaptionRequest)
         if not asked.stream:
             answered = await call.within(service.caption(asked.image, asked.top_k, asked.attention))
@@ -56,7 +56,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
 
 async def _events(
-    call: Call, request: Request, pieces: AsyncGenerator[str | Answered[Prediction], None]
+    call: RequestHandler, request: Request, pieces: AsyncGenerator[str | ServiceResult[Prediction], None]
 ) -> AsyncIterator[bytes]:
     """The events of a stream. Its status has been sent, so what goes wrong from here on is an event as well."""
     try:
@@ -83,6 +83,6 @@ def _framed(name: str, data: bytes) -> bytes:
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
-def _fields(answered: Answered[Prediction]) -> dict[str, Any]:
+def _fields(answered: ServiceResult[Prediction]) -> dict[str, Any]:
     captions = [RankedCaption(caption=text, probability=probability(p)) for text, p in answered.result.answers]
     return {"captions": captions, "attention": attention_map(answered.result)}

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.http.routes.call import Call, check_texts, documentation, truncated
+from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation, truncated
 from pipelines.serve.http.schema.embed import EmbedRequest, EmbedResponse
 from pipelines.serve.service import Service
 
@@ -20,7 +20,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     )
     async def embed(request: Request) -> Response:
         """Send a picture, texts or both, as JSON with the image in base64 or as a multipart form."""
-        call = Call(request, service, config, "embed")
+        call = RequestHandler(request, service, config, "embed")
         asked = await call.read(EmbedRequest)
         texts = asked.given()
         check_texts(texts, "text", config)

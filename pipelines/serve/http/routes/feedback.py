@@ -13,9 +13,9 @@ from pipelines.records.corrections import Spool, SpoolFullError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.middleware import sender_of
-from pipelines.serve.http.rate_limit import RateLimit
-from pipelines.serve.http.routes.call import Call, check_texts, documentation
+from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation
 from pipelines.serve.http.schema.feedback import FeedbackRequest, FeedbackResponse
+from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Service
 
 _log = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
 
         return routes
     spool = Spool(config.feedback.folder, int(config.feedback.max_gb * 1e9))
-    rate = RateLimit(config.feedback.per_minute, burst=config.feedback.per_minute)
+    rate = TokenBuckets(config.feedback.per_minute, burst=config.feedback.per_minute)
 
     @routes.post("/v1/feedback", summary="Correct an answer", **documentation(FeedbackRequest, FeedbackResponse))
     async def correct(request: Request) -> Response:
         """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
         sender = sender_of(request.scope)
-        call = Call(request, service, config)
+        call = RequestHandler(request, service, config)
         if wait_s := rate.take(sender):
             seconds = math.ceil(wait_s)
             message = f"more than {config.feedback.per_minute} corrections in a minute; try again in {seconds} s"

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.http.routes.call import Call, check_texts, documentation, probability, truncated
+from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation, probability, truncated
 from pipelines.serve.http.schema.match import MatchRequest, MatchResponse, TextMatch
 from pipelines.serve.service import Service
 
@@ -24,7 +24,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         By a matching decoder each text gets the probability that it belongs to the picture. By a contrastive one it
         gets the cosine similarity, and its share among the texts sent.
         """
-        call = Call(request, service, config, "match")
+        call = RequestHandler(request, service, config, "match")
         asked = await call.read(MatchRequest)
         texts = asked.given()
         check_texts(texts, "text", config)

@@ -6,7 +6,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.http.routes.call import Call, attention_map, check_texts, documentation, probability, truncated
+from pipelines.serve.http.routes.call import (
+    RequestHandler,
+    attention_map,
+    check_texts,
+    documentation,
+    probability,
+    truncated,
+)
 from pipelines.serve.http.schema.vqa import QuestionAnswers, RankedAnswer, VQARequest, VQAResponse
 from pipelines.serve.service import Service
 
@@ -18,7 +25,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/vqa", summary="Ask about a picture", **documentation(VQARequest, VQAResponse))
     async def ask(request: Request) -> Response:
         """Send a picture with one or more questions, as JSON with the image in base64 or as a multipart form."""
-        call = Call(request, service, config, "vqa")
+        call = RequestHandler(request, service, config, "vqa")
         asked = await call.read(VQARequest)
         questions = asked.asked()
         check_texts(questions, "question", config)

@@ -30,7 +30,7 @@ from pipelines.data.stream.feature_build import (
     features_of,
 )
 from pipelines.data.stream.features import FACTS, Features, image_hashes, text_hashes
-from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
+from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.reader import ShardReader
@@ -329,9 +329,9 @@ def source(index: Index, processor: VLProcessor, tmp_path: Path) -> Source:
     return Source(index.tars, index.hash, "train", str(tmp_path / "processor"))
 
 
-def parts(source: Source, **augmentation: float) -> TrainingParts:
+def parts(source: Source, **augmentation: float) -> MicroBatches:
     schedule = Schedule(source.plan(seed=3, shuffle=True, window=8), batch=4, epochs=2)
-    return TrainingParts(source, schedule, 0, 1, 1, AugmentConfig(**augmentation))
+    return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig(**augmentation))
 
 
 def pairs(source: Source, kept: Source) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
@@ -420,4 +420,4 @@ def test_features_of_changed_inputs_are_refused(source: Source, both: tuple[Feat
     texts = replace(source, features=both[1:])
     assert len(parts(texts, flip=0.5)) == len(parts(texts))
     with pytest.raises(ValueError, match="kept language features"):
-        TrainingParts(texts, parts(source).schedule, 0, 1, 1, AugmentConfig(flip=0.5, swap={"left": "right"}))
+        MicroBatches(texts, parts(source).schedule, 0, 1, 1, AugmentConfig(flip=0.5, swap={"left": "right"}))

@@ -15,8 +15,8 @@ from PIL import Image
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.stream.augment import AugmentConfig, augment
 from pipelines.data.stream.dataset import Samples, Source, decoding_on
-from pipelines.data.stream.loader import EvaluationBatches, TrainingParts
-from pipelines.data.stream.plan import Schedule, Slice
+from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
+from pipelines.data.stream.plan import SampleIndices, Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
@@ -45,9 +45,9 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
     return Source(str(folder), Index.open(str(folder)).hash, "train", str(folder / "processor"))
 
 
-def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: Any) -> TrainingParts:
+def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, **more: Any) -> MicroBatches:
     schedule = Schedule(source.plan(seed=3, shuffle=True, window=8), batch=8, epochs=2)
-    return TrainingParts(source, schedule, rank, world, accumulation, AugmentConfig(**more))
+    return MicroBatches(source, schedule, rank, world, accumulation, AugmentConfig(**more))
 
 
 def colours(arrays: dict[str, np.ndarray]) -> list[int]:
@@ -128,7 +128,7 @@ def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pyt
     """Each image is of one colour but for its left half, which is made black, so that it tells if it is mirrored."""
     see = Samples.see
 
-    def halved(samples: Samples, taken: Slice) -> dict[str, np.ndarray]:
+    def halved(samples: Samples, taken: SampleIndices) -> dict[str, np.ndarray]:
         seen = see(samples, taken)
         seen["pixels_BHWC"][:, :, :8] = 0
         return seen

@@ -15,7 +15,7 @@ from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Mixture, Source, keeping_pixels
 from pipelines.data.stream.features import Features, Table, image_hashes
-from pipelines.data.stream.loader import TrainingParts, model_inputs
+from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import Schedule
@@ -27,7 +27,7 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 ASKED, NAMED = 11, 23
 """Samples of the two sources: of one with a question each, and of one with a caption each."""
@@ -51,7 +51,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixtur
         (folder / name).mkdir()
     asked = write(folder / "asked", 10, ASKED, Texts((), (Question("what is it?", "a colour"),)))
     named = write(folder / "named", 20, NAMED, Texts(("a colour",), ()))
-    tasks = {"ask": Fields(reads="questions"), "name": Fields(reads="captions", text=False, target="tokens")}
+    tasks = {"ask": TaskSpec(reads="questions"), "name": TaskSpec(reads="captions", text=False, target="tokens")}
     tokenizer = train_tokenizer(["what is it? a colour"], 64)
     made = VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["a colour", "no"], tasks)
     made.save_pretrained(folder / "processor")
@@ -65,9 +65,9 @@ def order(mixture: Mixture, seed: int = 3) -> MixturePlan:
     return MixturePlan(NAMES, plans, (2.0, 1.0), block=8)
 
 
-def parts(mixture: Mixture, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> TrainingParts:
+def parts(mixture: Mixture, rank: int = 0, world: int = 1, accumulation: int = 1, **more: float) -> MicroBatches:
     schedule = Schedule(order(mixture), batch=8, epochs=2)
-    return TrainingParts(mixture, schedule, rank, world, accumulation, AugmentConfig(**more))
+    return MicroBatches(mixture, schedule, rank, world, accumulation, AugmentConfig(**more))
 
 
 def colours(arrays: dict[str, np.ndarray]) -> list[tuple[int, int]]:
@@ -124,8 +124,8 @@ def test_one_source_gives_the_batches_that_it_gives_alone(mixture: Mixture) -> N
     alone = Schedule(source.plan(seed=3, shuffle=True, window=8), 8, 2)
     mixed = Schedule(MixturePlan(("only",), (source.plan(seed=3, shuffle=True, window=8),), (1.0,)), 8, 2)
     for number in range(alone.steps):
-        one = TrainingParts(source, alone, 0, 1, 1, AugmentConfig(flip=0.5))[number]
-        other = TrainingParts(Mixture((source,)), mixed, 0, 1, 1, AugmentConfig(flip=0.5))[number]
+        one = MicroBatches(source, alone, 0, 1, 1, AugmentConfig(flip=0.5))[number]
+        other = MicroBatches(Mixture((source,)), mixed, 0, 1, 1, AugmentConfig(flip=0.5))[number]
         assert one.keys() == other.keys()
         for name, expected in one.items():
             np.testing.assert_array_equal(other[name], expected, err_msg=name)
@@ -169,10 +169,10 @@ def with_texts(mixture: Mixture, tmp_path_factory: pytest.TempPathFactory, ray_l
     return Mixture((*mixture.members, Source(index.tars, index.hash, "train", mixture.processor)))
 
 
-def parts_with_texts(mixture: Mixture, rank: int = 0, world: int = 1, **more: float) -> TrainingParts:
+def parts_with_texts(mixture: Mixture, rank: int = 0, world: int = 1, **more: float) -> MicroBatches:
     plans = tuple(source.plan(seed=3, shuffle=True, window=8) for source in mixture.members)
     schedule = Schedule(MixturePlan((*NAMES, "said"), plans, (1.0, 1.0, 1.0), block=8), batch=8, epochs=2)
-    return TrainingParts(mixture, schedule, rank, world, 1, AugmentConfig(**more))
+    return MicroBatches(mixture, schedule, rank, world, 1, AugmentConfig(**more))
 
 
 def test_texts_without_images_have_rows_and_no_pixels(with_texts: Mixture) -> None:
@@ -231,7 +231,7 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, 
 def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path) -> None:
     """Beside captioned images, texts alone, and with a task that compares."""
     processor = VLProcessor.from_pretrained(mixture.processor)
-    tasks = {"ask": Fields(reads="questions"), "find": Fields(reads="captions", target="none")}
+    tasks = {"ask": TaskSpec(reads="questions"), "find": TaskSpec(reads="captions", target="none")}
     VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], tasks).save_pretrained(tmp_path / "finder")
     (tmp_path / "lone").mkdir()
     write_tar(tmp_path / "lone", "train-000000.tar", [(f"{n}.png", photo(n, (16, 16), "PNG")) for n in range(9)])
@@ -245,13 +245,13 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
         batch = mine[number]
         assert "image_place_B" not in batch
         assert "lone_B" not in batch
-        lone_B = (batch["source_B"] == 2) & batch["counts_B"]
-        np.testing.assert_array_equal(batch["find.lone_B"], lone_B)
-        assert not lone_B[batch["find.text_image_N"]].any()
-        assert not lone_B[batch["ask.text_image_N"]].any()
+        unpaired_image_mask_B = (batch["source_B"] == 2) & batch["counts_B"]
+        np.testing.assert_array_equal(batch["find.lone_B"], unpaired_image_mask_B)
+        assert not unpaired_image_mask_B[batch["find.text_image_N"]].any()
+        assert not unpaired_image_mask_B[batch["ask.text_image_N"]].any()
         expected = processor.decode(photo(int(batch["row_B"][0]), (16, 16), "PNG"))
-        assert not lone_B[0] or (batch["pixels_BHWC"][0] == expected).all()
-        told += lone_B.sum()
+        assert not unpaired_image_mask_B[0] or (batch["pixels_BHWC"][0] == expected).all()
+        told += unpaired_image_mask_B.sum()
     assert told
     answering = VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], {"": tasks["ask"]})
     answering.save_pretrained(tmp_path / "answering")

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.stream.mixture import MixturePlan
-from pipelines.data.stream.plan import Plan, Schedule, Slice
+from pipelines.data.stream.plan import Plan, SampleIndices, Schedule
 
 Sample = tuple[int, int, int, int]
 
 
-def samples(taken: Slice) -> list[Sample]:
+def samples(taken: SampleIndices) -> list[Sample]:
     columns = (taken.source, taken.epoch, taken.shard, taken.row)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 

@@ -16,8 +16,8 @@ from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.stream import pixel_cache
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source, keeping_pixels
-from pipelines.data.stream.loader import TrainingParts
-from pipelines.data.stream.pixel_cache import PixelCacheConfig, open_pixel_cache, pays
+from pipelines.data.stream.loader import MicroBatches
+from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.sample import Texts
@@ -25,7 +25,7 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 SAMPLES, SIDE = 13, 16
 ROW = 3 * SIDE * SIDE
@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "JPEG")
             writer.add(f"{number:03d}", image.getvalue(), "jpg", Texts(("a picture",), ()))
     index = build_index(str(folder), IndexConfig(validation_fraction=0.0))
-    reads = {"": Fields(reads="captions", target="none")}
+    reads = {"": TaskSpec(reads="captions", target="none")}
     processor = VLProcessor(ProcessorConfig(image_size=SIDE), train_tokenizer(["a picture"], 64), [], reads)
     processor.save_pretrained(folder / "processor")
     return Source(str(folder), index.hash, "train", str(folder / "processor"))
@@ -66,9 +66,9 @@ def config(folder: Path, **more: object) -> PixelCacheConfig:
     return PixelCacheConfig(keep="always", folder=str(folder), **more)
 
 
-def epochs(source: Source, count: int = 1) -> TrainingParts:
+def epochs(source: Source, count: int = 1) -> MicroBatches:
     schedule = Schedule(source.plan(seed=1, shuffle=True, window=6), batch=4, epochs=count)
-    return TrainingParts(source, schedule, 0, 1, 1, AugmentConfig(flip=0.5))
+    return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig(flip=0.5))
 
 
 def same(source: Source, kept: Source) -> None:
@@ -177,7 +177,7 @@ def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
     assert keeping_pixels(source, auto, 1).pixels is None
     assert keeping_pixels(source, replace_keep(auto, "never"), 9).pixels is None
     image = np.zeros((64, 64, 3), np.uint8)
-    small = pays(lambda _: image, str(tmp_path))
+    small = is_cache_faster(lambda _: image, str(tmp_path))
     assert not small[0], "nothing is faster than an image that is there"
 
     def slow(_: int) -> np.ndarray:
@@ -185,7 +185,7 @@ def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
             np.sort(np.arange(10_000)[::-1])
         return image
 
-    assert pays(slow, str(tmp_path))[0]
+    assert is_cache_faster(slow, str(tmp_path))[0]
     assert list(tmp_path.glob("**/.trial*")) == []
 
 

@@ -7,7 +7,7 @@ import pytest
 from pipelines.data.stream.rows import Row, rows_to_answer, to_examples
 from pipelines.data.tars.reader import Record
 from pipelines.data.tars.sample import Question, Texts
-from vlmodel.task_spec import Fields
+from vlmodel.task_spec import TaskSpec
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))
 
@@ -16,7 +16,7 @@ def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Re
     return Record(key, key.encode(), Texts(captions, questions), split="val")
 
 
-def learned(records: list[Record], fields: Fields) -> list[list[tuple[str, str | None]]]:
+def learned(records: list[Record], fields: TaskSpec) -> list[list[tuple[str, str | None]]]:
     examples = to_examples(records, fields, weight=0.5)
     assert [example.image for example in examples] == [record.image for record in records]
     assert all(example.weights == (0.5,) * len(example.texts) for example in examples)
@@ -27,8 +27,8 @@ def test_questions() -> None:
     records = [record("a", "ignored", questions=QUESTIONS), record("b", "ignored")]
     expected = [[("what?", "red"), ("is it?", "yes"), ("unknown?", None)], []]
     for target in ("answer", "match", "tokens"):
-        assert learned(records, Fields(reads="questions", target=target)) == expected
-    assert rows_to_answer(records, Fields(reads="questions")) == [
+        assert learned(records, TaskSpec(reads="questions", target=target)) == expected
+    assert rows_to_answer(records, TaskSpec(reads="questions")) == [
         [
             Row("a", "val", "what?", "red", ("red", "rose"), "7"),
             Row("a", "val", "is it?", "yes", ("yes",), None),
@@ -39,7 +39,7 @@ def test_questions() -> None:
 
 
 def test_captions_to_be_written_are_asked_for_once_an_image() -> None:
-    fields = Fields(reads="captions", text=False, target="tokens")
+    fields = TaskSpec(reads="captions", text=False, target="tokens")
     records = [record("a", "one", "two"), record("b", questions=QUESTIONS), record("c", "three")]
     assert learned(records, fields) == [[("", "one"), ("", "two")], [], [("", "three")]]
     asked = rows_to_answer(records, fields)
@@ -48,7 +48,7 @@ def test_captions_to_be_written_are_asked_for_once_an_image() -> None:
 
 
 def test_captions_to_be_found() -> None:
-    fields = Fields(reads="captions", target="none")
+    fields = TaskSpec(reads="captions", target="none")
     records = [record("a", "one", "two"), record("b", "three")]
     assert learned(records, fields) == [[("one", None), ("two", None)], [("three", None)]]
     assert rows_to_answer(records, fields)[0] == [
@@ -57,7 +57,7 @@ def test_captions_to_be_found() -> None:
     ]
 
 
-MATCH = Fields(reads="captions", target="match")
+MATCH = TaskSpec(reads="captions", target="match")
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [5, 5], [1, 5], [5, 1, 0, 3], [5, 5, 5], [2] * 8, [0, 4, 0, 2]])
@@ -102,13 +102,13 @@ def test_texts_without_an_image_make_rows_of_tasks_that_need_none() -> None:
     alone = record("a", "one", "two", questions=QUESTIONS)._replace(pictured=False)
     records = [alone, record("b", "three")]
     for target in ("answer", "tokens"):
-        fields = Fields(reads="questions", target=target)
+        fields = TaskSpec(reads="questions", target=target)
         assert len(learned(records, fields)[0]) == len(rows_to_answer(records, fields)[0]) == 3
     for fields in (
-        Fields(reads="captions", text=False, target="tokens"),
-        Fields(reads="captions", target="none"),
-        Fields(reads="captions", target="match"),
-        Fields(reads="questions", target="match"),
+        TaskSpec(reads="captions", text=False, target="tokens"),
+        TaskSpec(reads="captions", target="none"),
+        TaskSpec(reads="captions", target="match"),
+        TaskSpec(reads="questions", target="match"),
     ):
         assert fields.needs_image
         assert not learned(records, fields)[0]
@@ -117,4 +117,4 @@ def test_texts_without_an_image_make_rows_of_tasks_that_need_none() -> None:
             1 + (fields.target == "match")
         )
     # A text of no image is one that does not match another's.
-    assert learned(records, Fields(reads="captions", target="match"))[1] == [("three", "match"), ("one", "no match")]
+    assert learned(records, TaskSpec(reads="captions", target="match"))[1] == [("three", "match"), ("one", "no match")]

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.tars.headers import Break, Kind, Member, leaves_folder, read_tar, split_name
+from pipelines.data.tars.headers import Corruption, Kind, Member, leaves_folder, read_tar, split_name
 from tests.pipelines.data.tar_maker import data_of, header_of, link, samples, tar_bytes, zeroed
 
 GNU_TAR = shutil.which("tar") and "GNU" in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout
@@ -20,10 +20,10 @@ needs_gnu_tar = pytest.mark.skipif(not GNU_TAR, reason="there is no GNU tar on t
 LONG = "folder/" + "n" * 180 + "/é" + "x" * 120 + ".jpg"
 
 
-def read(data: bytes, step: int | None = None) -> tuple[list[Member], list[Break]]:
+def read(data: bytes, step: int | None = None) -> tuple[list[Member], list[Corruption]]:
     stream = io.BytesIO(data)
     items = list(read_tar(lambda n: stream.read(min(n, step) if step else n), lambda name, size: True))
-    return [i for i in items if isinstance(i, Member)], [i for i in items if isinstance(i, Break)]
+    return [i for i in items if isinstance(i, Member)], [i for i in items if isinstance(i, Corruption)]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -75,7 +75,7 @@ def test_base_256_size():
     info.size = 9 << 30
     stream = io.BytesIO(info.tobuf(tarfile.GNU_FORMAT))
     items = list(read_tar(stream.read))
-    assert isinstance(items[0], Break)
+    assert isinstance(items[0], Corruption)
     assert f"0 of {9 << 30} bytes of 'big.jpg'" in items[0].detail
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.serve.challenger.agreement import agreement, confidence, difference, said
-from pipelines.serve.challenger.request import Asked
+from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
+from pipelines.serve.challenger.request import ServiceRequest
 from pipelines.serve.service import Embeddings, Matches
 from vlmodel.inference import Prediction
 
@@ -64,6 +64,6 @@ def test_confidence() -> None:
 
 
 def test_what_people_can_correct() -> None:
-    assert said(Asked("vqa", b"", ("a", "b")), [RED, BLUE]) == [("a", "red"), ("b", "blue")]
-    assert said(Asked("caption", b""), RED) == [("", "red")]
-    assert said(Asked("match", b"", ("a",)), Matches("matching", [0.2])) == []
+    assert answer_pairs(ServiceRequest("vqa", b"", ("a", "b")), [RED, BLUE]) == [("a", "red"), ("b", "blue")]
+    assert answer_pairs(ServiceRequest("caption", b""), RED) == [("", "red")]
+    assert answer_pairs(ServiceRequest("match", b"", ("a",)), Matches("matching", [0.2])) == []

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, read, text_hash
-from pipelines.serve.challenger.request import Asked
-from pipelines.serve.challenger.router import Challenged
+from pipelines.serve.challenger.request import ServiceRequest
+from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import Answered, Embeddings
+from pipelines.serve.service import Embeddings, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import TEXT, events, send
 from vlmodel.inference import Prediction
@@ -61,9 +61,9 @@ class FakeRival:
         self.ready = asyncio.Event()
         self.ready.set()
         self.error: Exception | None = None
-        self.seen: list[Asked] = []
+        self.seen: list[ServiceRequest] = []
 
-    async def ask(self, asked: Asked) -> Answered[Any]:
+    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
         self.seen.append(asked)
         await self.ready.wait()
         if self.error is not None:
@@ -84,9 +84,9 @@ class Scene:
         self.folder = str(folder)
         config = ServeConfig(challenger=ChallengerConfig(mode=mode, share=share, **settings))
         writer = ComparisonWriter(self.folder, 1 << 20)
-        self.service = Challenged(self.champion, self.rival, config, writer, self.counts, lambda: self.now)
+        self.service = ChallengerRouter(self.champion, self.rival, config, writer, self.counts, lambda: self.now)
 
-    async def ask(self, image: bytes = IMAGE, questions: Sequence[str] = ("?",)) -> Answered[Any]:
+    async def ask(self, image: bytes = IMAGE, questions: Sequence[str] = ("?",)) -> ServiceResult[Any]:
         return await self.service.answer(image, questions, 1, False)
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -111,7 +111,7 @@ class Scene:
 
 
 def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> None:
-    asked = [Asked("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
+    asked = [ServiceRequest("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
     chosen = {}
     for share in (0.0, 0.25, 0.6, 1.0):
         service = Scene(tmp_path, "canary", share).service
@@ -125,7 +125,7 @@ def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> Non
     another.rival.version = "9"
     picked = {n for n, one in enumerate(asked) if another.service.is_chosen(one)}
     assert len(picked & chosen[0.25]) < 0.3 * len(picked), "each challenger has a share of its own"
-    texts = [Asked("embed", None, (f"text {n}",)) for n in range(2000)]
+    texts = [ServiceRequest("embed", None, (f"text {n}",)) for n in range(2000)]
     assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_chosen, texts)) < 600
 
 
@@ -194,7 +194,7 @@ def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp
         assert (await scene.service.embed(IMAGE, ["a", "b"])).model.version == "7"
         pieces = [piece async for piece in await scene.service.stream_caption(IMAGE, False)]
         assert pieces[:2] == ["a ", "circle"]
-        assert isinstance(pieces[2], Answered)
+        assert isinstance(pieces[2], ServiceResult)
         assert pieces[2].side == "champion"
         await scene.until(lambda: len(scene.counts.agreements) == 2)
         assert sorted(scene.counts.agreements) == pytest.approx([0.96, 1.0])
@@ -265,7 +265,7 @@ def test_what_is_the_callers_fault_is_no_ones_failure(tmp_path: Path, mode: str)
 
     async def go() -> None:
         scene = Scene(tmp_path, mode)
-        scene.service = Challenged(
+        scene.service = ChallengerRouter(
             Choosy(), scene.rival, ServeConfig(challenger=ChallengerConfig(mode=mode, share=1.0)),
             ComparisonWriter(str(tmp_path), 1 << 20), scene.counts,
         )  # fmt: skip
@@ -287,7 +287,7 @@ def test_a_champion_that_fails_is_recorded_and_the_canary_still_answers(tmp_path
 
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
-        scene.service = Challenged(
+        scene.service = ChallengerRouter(
             Broken(), scene.rival, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0)),
             ComparisonWriter(str(tmp_path), 1 << 20), scene.counts,
         )  # fmt: skip
@@ -315,7 +315,7 @@ def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
         scene.rival.ready.clear()
-        service = Challenged(
+        service = ChallengerRouter(
             Slow(), scene.rival, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0, max_waiting=1)),
             None, scene.counts,
         )  # fmt: skip

@@ -64,7 +64,7 @@ def test_over_https_from_the_first_request_to_an_update(
     try:
         address = deploy.start(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
-        with Client(address, trust=tls.pinned(own)) as client:
+        with Client(address, ssl_context=tls.pinned(own)) as client:
             assert client.ask(picture(), QUESTIONS).model.version == "1"
             assert not is_there(address.replace("https", "http"))
             with pytest.raises(
@@ -259,7 +259,7 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
     config = service_config(int(address.rpartition(":")[2]), challenger=own)
     with pytest.raises(ServeError, match="no challenger is named"):
         deploy.start(config, model_folder, "vqa", "10")
-    challenger = deploy.model_tree(model_folder, "vqa", "11")
+    challenger = deploy.model_spec(model_folder, "vqa", "11")
     deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
     images = [picture(seed) for seed in range(24)]
     sides = {image: client.ask(image, QUESTIONS).model.version for image in images}

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from pipelines.serve.inference.adapters import (
-    AheadProcessor,
     Answering,
     DecodedExample,
     Embedding,
-    Head,
     Item,
     Matching,
+    PredecodedProcessor,
     Similarity,
-    heads_of,
+    TaskAdapter,
+    task_adapters,
 )
 from tests.pipelines.serve.conftest import picture
 from vlmodel.inference import Predictor
@@ -28,16 +28,18 @@ TEXTS = ("a circle", "what is the square ?", "there")
 
 
 @pytest.fixture
-def heads(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, Head[Any]]]:
-    def load(name: str) -> dict[str, Head[Any]]:
+def heads(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, TaskAdapter[Any]]]:
+    def load(name: str) -> dict[str, TaskAdapter[Any]]:
         plain = Predictor.from_pretrained(folder_of(name))
         p = plain.processor
-        return dict(heads_of(Predictor(plain.model, AheadProcessor(p.config, p.tokenizer, p.labels, p.tasks))))
+        return dict(
+            task_adapters(Predictor(plain.model, PredecodedProcessor(p.config, p.tokenizer, p.labels, p.tasks)))
+        )
 
     return load
 
 
-def decoded(head: Head[Any], seed: int | None, texts: tuple[str, ...]) -> DecodedExample:
+def decoded(head: TaskAdapter[Any], seed: int | None, texts: tuple[str, ...]) -> DecodedExample:
     pixels = None if seed is None else head.predictor.processor.decode(picture(seed))
     return DecodedExample(b"", texts, pixels_HWC=pixels)
 

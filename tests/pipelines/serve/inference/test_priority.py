@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from pipelines.serve.inference.priority import leisurely
+from pipelines.serve.inference.priority import run_at_low_priority
 
 
 def niceness() -> int:
@@ -27,10 +27,10 @@ def test_the_thread_that_works_gives_way_and_no_other_does() -> None:
         started.join()
         return niceness()
 
-    assert leisurely(work) == theirs[0] == max(before, 10)
+    assert run_at_low_priority(work) == theirs[0] == max(before, 10)
     assert niceness() == before
 
 
 def test_what_the_work_raises_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        leisurely(lambda: 1 // 0)
+        run_at_low_priority(lambda: 1 // 0)

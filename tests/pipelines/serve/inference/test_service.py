@@ -14,8 +14,8 @@ import pytest
 from pipelines.registry import golden, manifest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
-from pipelines.serve.inference.service import Answerer
-from pipelines.serve.service import Answered
+from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.service import ServiceResult
 from tests.pipelines.serve.conftest import LABELS, picture
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -43,16 +43,16 @@ def sizes() -> Sizes:
 
 
 @pytest.fixture
-def answerer(sizes: Sizes) -> Iterator[Answerer]:
-    answerer = Answerer(ServeConfig(max_batch_size=4, model_threads=1), sizes)
+def answerer(sizes: Sizes) -> Iterator[InferenceService]:
+    answerer = InferenceService(ServeConfig(max_batch_size=4, model_threads=1), sizes)
     yield answerer
     answerer.close()
 
 
-def test_answers_are_those_of_the_predictor(answerer: Answerer, sizes: Sizes, model_folder: Path) -> None:
+def test_answers_are_those_of_the_predictor(answerer: InferenceService, sizes: Sizes, model_folder: Path) -> None:
     images = [picture(seed, (40 + seed, 50)) for seed in range(6)]
 
-    async def go() -> list[Answered[Any]]:
+    async def go() -> list[ServiceResult[Any]]:
         await answerer.load(model_folder, "vqa", "1")
         one = await answerer.answer(images[0], QUESTIONS, 3, True)
         many = await asyncio.gather(
@@ -89,7 +89,7 @@ def test_answers_are_those_of_the_predictor(answerer: Answerer, sizes: Sizes, mo
     ],
 )
 def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
-    answerer: Answerer, model_folder: Path, image: bytes, status: int, code: str
+    answerer: InferenceService, model_folder: Path, image: bytes, status: int, code: str
 ) -> None:
     async def go() -> list[Any]:
         await answerer.load(model_folder, "vqa", "1")
@@ -105,7 +105,7 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
 
 
 def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
-    answerer: Answerer, sizes: Sizes, model_folder: Path
+    answerer: InferenceService, sizes: Sizes, model_folder: Path
 ) -> None:
     texts = ["what is it ?", "what \ud800 ?", "is it a circle ?", "\udfff"]
 
@@ -116,13 +116,13 @@ def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
         )
 
     answered = asyncio.run(go())
-    assert [isinstance(one, Answered) for one in answered] == [True, False, True, False]
+    assert [isinstance(one, ServiceResult) for one in answered] == [True, False, True, False]
     assert [(error.status, error.code) for error in (answered[1], answered[3])] == [(422, "bad_text")] * 2
     assert sum(sizes.sizes) == 2
 
 
 def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
-    answerer: Answerer, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    answerer: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go() -> tuple[list[Any], list[int]]:
         await answerer.load(model_folder, "vqa", "1")
@@ -143,12 +143,12 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
 
     answered, together = asyncio.run(go())
     assert max(together) > 1, "nothing was batched"
-    assert [isinstance(one, Answered) for one in answered] == [True, False, True, True, False, True, True, True]
+    assert [isinstance(one, ServiceResult) for one in answered] == [True, False, True, True, False, True, True, True]
     assert {str(answered[1]), str(answered[4])} == {"the tokenizer fails"}
 
 
 def test_an_image_of_too_many_pixels_is_refused_with_413(
-    answerer: Answerer, model_folder: Path, tmp_path: Path
+    answerer: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -165,7 +165,7 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
 
 
 def test_a_model_that_says_something_else_here_is_not_served(
-    answerer: Answerer, model_folder: Path, tmp_path: Path
+    answerer: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     made = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
     golden.write(made, tmp_path)
@@ -185,7 +185,7 @@ def test_a_model_that_says_something_else_here_is_not_served(
         with pytest.raises(ServeError, match="cannot be read"):
             await answerer.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
         assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
-        lenient = Answerer(ServeConfig(model_threads=1, golden_tolerance=1.0))
+        lenient = InferenceService(ServeConfig(model_threads=1, golden_tolerance=1.0))
         await lenient.load(model_folder, "vqa", "2", golden_file=bad)
         lenient.close()
 
@@ -193,7 +193,7 @@ def test_a_model_that_says_something_else_here_is_not_served(
 
 
 def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
-    answerer: Answerer, model_folder: Path, tmp_path: Path
+    answerer: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
 
@@ -211,7 +211,7 @@ def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
 
 
 def test_files_that_changed_since_the_deployment_are_refused(
-    answerer: Answerer, model_folder: Path, tmp_path: Path
+    answerer: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -230,7 +230,7 @@ def test_files_that_changed_since_the_deployment_are_refused(
 
 
 def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
-    answerer: Answerer, model_folder: Path
+    answerer: InferenceService, model_folder: Path
 ) -> None:
     async def go() -> list[str]:
         await answerer.load(model_folder, "vqa", "1")
@@ -249,7 +249,7 @@ def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
 
 
 def test_a_hanging_pass_makes_the_replica_unhealthy(
-    answerer: Answerer, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    answerer: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answerer.check_health()
     monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1})

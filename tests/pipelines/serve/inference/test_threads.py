@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from pipelines.serve.inference import threads as passes
-from pipelines.serve.inference.threads import ModelThreads, ThreadChoice
+from pipelines.serve.inference.threads import InferenceThreadPool, ThreadChoice
 
 
 @pytest.fixture
-def thread() -> Iterator[ModelThreads]:
-    thread = ModelThreads(passes=1, threads=1)
+def thread() -> Iterator[InferenceThreadPool]:
+    thread = InferenceThreadPool(passes=1, threads=1)
     yield thread
     thread.close()
 
 
-def test_passes_follow_one_another_and_their_times_do_not_overlap(thread: ModelThreads) -> None:
+def test_passes_follow_one_another_and_their_times_do_not_overlap(thread: InferenceThreadPool) -> None:
     async def go() -> None:
         done = await asyncio.gather(*(thread.run(threading.get_ident) for _ in range(3)))
         assert len({passed.result for passed in done}) == 1
@@ -31,7 +31,7 @@ def test_passes_follow_one_another_and_their_times_do_not_overlap(thread: ModelT
     asyncio.run(go())
 
 
-def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: ModelThreads) -> None:
+def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: InferenceThreadPool) -> None:
     async def busy(watched: bool) -> float:
         begun, go_on = threading.Event(), threading.Event()
 
@@ -51,7 +51,7 @@ def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: Model
     assert thread.busy_s() == 0
 
 
-def test_what_fails_is_raised_and_what_is_cancelled_before_its_turn_is_never_done(thread: ModelThreads) -> None:
+def test_what_fails_is_raised_and_what_is_cancelled_before_its_turn_is_never_done(thread: InferenceThreadPool) -> None:
     done: list[str] = []
 
     def fail() -> None:
@@ -138,7 +138,7 @@ def test_where_all_are_too_many_all_but_one_may_be_best() -> None:
 
 
 def test_a_pass_that_is_alone_has_all_threads_and_two_share_them() -> None:
-    threads = ModelThreads(passes=2, threads=4)
+    threads = InferenceThreadPool(passes=2, threads=4)
     begun, go_on = threading.Event(), threading.Event()
 
     def first() -> int:
@@ -161,7 +161,7 @@ def test_a_pass_that_is_alone_has_all_threads_and_two_share_them() -> None:
 
 
 def test_passes_of_one_kind_are_measured_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, now = ModelThreads(passes=1, threads=2), [0.0]
+    threads, now = InferenceThreadPool(passes=1, threads=2), [0.0]
     monkeypatch.setattr(passes, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def work() -> int:

@@ -12,8 +12,8 @@ import pytest
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.inference.service import Answerer
-from pipelines.serve.service import Answered
+from pipelines.serve.inference.service import InferenceService
+from pipelines.serve.service import ServiceResult
 from tests.pipelines.serve.conftest import FakeService, picture
 from tests.pipelines.serve.http_client import TEXT, send
 
@@ -22,14 +22,14 @@ TEXTS = ("red circle", " ".join(["red"] * 13))
 
 
 @pytest.fixture
-def answerer() -> Iterator[Answerer]:
-    answerer = Answerer(ServeConfig(max_batch_size=4, model_threads=1))
+def answerer() -> Iterator[InferenceService]:
+    answerer = InferenceService(ServeConfig(max_batch_size=4, model_threads=1))
     yield answerer
     answerer.close()
 
 
-def test_the_service_knows_which_texts_are_cut(answerer: Answerer, folder_of: Callable[[str], Path]) -> None:
-    async def go() -> list[Answered[Any]]:
+def test_the_service_knows_which_texts_are_cut(answerer: InferenceService, folder_of: Callable[[str], Path]) -> None:
+    async def go() -> list[ServiceResult[Any]]:
         await answerer.load(folder_of("all"), "m", "1")
         image = picture()
         return [
@@ -45,7 +45,7 @@ def test_the_service_knows_which_texts_are_cut(answerer: Answerer, folder_of: Ca
 class Cutting(FakeService):
     """Cuts the last text of each request."""
 
-    def answered(self, result: Any) -> Answered[Any]:
+    def answered(self, result: Any) -> ServiceResult[Any]:
         return replace(super().answered(result), truncated=(False, True))
 
 

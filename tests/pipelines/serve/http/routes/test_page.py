@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, Response
 
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.inference.service import Answerer
+from pipelines.serve.inference.service import InferenceService
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ class Visits:
     """A server of the page for one model; each visit is a script that runs in it."""
 
     def __init__(self, folder: Path, config: ServeConfig) -> None:
-        self.answerer, self.script = Answerer(config), ""
+        self.answerer, self.script = InferenceService(config), ""
         self.over = threading.Event()
         app = create_app(self.answerer, config)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"

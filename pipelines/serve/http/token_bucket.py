@@ -9,7 +9,7 @@ from collections.abc import Callable
 _ROUNDING_S = 1e-6
 
 
-class RateLimit:
+class TokenBuckets:
     """A token bucket for each sender: ``burst`` at once, and ``per_minute`` of them come back in a minute.
 
     A bucket is kept as the one time at which it will be full again (the generic cell rate algorithm, ITU-T I.371). It

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.serve.http.rate_limit import RateLimit
+from pipelines.serve.http.token_bucket import TokenBuckets
 
 
 def test_each_sender_has_a_burst_and_then_a_rate() -> None:
     now = [100.0]
-    rate = RateLimit(6, 2, lambda: now[0])
+    rate = TokenBuckets(6, 2, lambda: now[0])
     assert [rate.take("a"), rate.take("a"), rate.take("b")] == [0, 0, 0]
     assert rate.take("a") == 10
     now[0] = 104.0
@@ -21,7 +21,7 @@ def test_each_sender_has_a_burst_and_then_a_rate() -> None:
 @pytest.mark.parametrize(("per_minute", "burst"), [(1, 1), (30, 30), (90, 7), (0.5, 3)])
 def test_who_waits_as_told_is_taken_at_once_and_who_does_not_is_not(per_minute: float, burst: int) -> None:
     now = [0.0]
-    rate = RateLimit(per_minute, burst, lambda: now[0])
+    rate = TokenBuckets(per_minute, burst, lambda: now[0])
     taken = 0
     while now[0] < 3600:
         if wait_s := rate.take("a"):
@@ -36,6 +36,6 @@ def test_who_waits_as_told_is_taken_at_once_and_who_does_not_is_not(per_minute: 
 @pytest.mark.parametrize("burst", [1, 2, 3])
 def test_rounding_of_the_clock_takes_nothing_of_a_burst(burst: int) -> None:
     for now in (16329.047735319253, 65530.1, 131071.999, 2**24 - 30.3):
-        rate = RateLimit(1, burst, lambda: now)  # noqa: B023
+        rate = TokenBuckets(1, burst, lambda: now)  # noqa: B023
         assert [rate.take("a") for _ in range(burst)] == [0.0] * burst
         assert rate.take("a") == pytest.approx(60)
