@@ -15,11 +15,12 @@ from typing import Any
 from pipelines.errors import expected_cause, message_of
 from pipelines.workflows import signals
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump, explain_keys, load
 
 
 def main(
-    run: Callable[[JobConfig], Any],
+    run: Callable[[Workspace], Any],
     name: str,
     argv: Sequence[str] | None = None,
     flags: Mapping[str, str] | None = None,
@@ -46,7 +47,7 @@ def main(
         return 0
     signals.handle()
     try:
-        run(config)
+        run(Workspace(config))
     except KeyboardInterrupt:
         number = signals.received()
         print(f"\n{name}: stopped by {number.name}; the same command keeps what was finished", file=sys.stderr)

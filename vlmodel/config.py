@@ -47,6 +47,21 @@ class Part(Section):
     kind: str
 
 
+MAY_CHANGE: dict[str, Any] = {"may_change": True}
+"""``json_schema_extra`` of a setting that may differ when a run continues: it changes how the run works, and not what
+it learns. Of a field that holds a section it means all settings of that section.
+"""
+
+
+def may_change(section: type[Section], prefix: str = "") -> Iterator[str]:
+    """Dotted keys of the fields marked ``MAY_CHANGE``."""
+    for name, field in section.model_fields.items():
+        if field.json_schema_extra == MAY_CHANGE:
+            yield f"{prefix}{name}"
+        elif (inner := _section_of(field.annotation)) is not None:
+            yield from may_change(inner, f"{prefix}{name}.")
+
+
 def kinds(package: str) -> list[str]:
     """Names of the parts in ``package``: its public module names, sorted."""
     folder = importlib.import_module(package).__path__
@@ -131,6 +146,18 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
 def explain_keys(section: type[Section]) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, documentation) of every setting, for ``--help``."""
     yield from _walk(section, "")
+
+
+def explain_parts(section: type[Section], prefix: str = "") -> Iterator[tuple[str, PartOf]]:
+    """(dotted key, marker) of every field that holds a part, those of sections within included."""
+    for name, field in section.model_fields.items():
+        marker, of_values = _markers(field)
+        if marker is not None:
+            yield f"{prefix}{name}", marker
+        elif isinstance(of_values, PartOf):
+            yield f"{prefix}{name}.NAME", of_values
+        elif (inner := _section_of(field.annotation)) is not None:
+            yield from explain_parts(inner, f"{prefix}{name}.")
 
 
 def _override(section: type[Section], tree: dict[str, Any], override: str) -> None:

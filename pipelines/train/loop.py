@@ -23,7 +23,7 @@ from pipelines.train.evaluate import Score, mean
 from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, StepResult, TrainStep
-from vlmodel.config import Section
+from vlmodel.config import MAY_CHANGE, Section
 
 log = logging.getLogger(__name__)
 
@@ -31,20 +31,20 @@ log = logging.getLogger(__name__)
 class TrainConfig(Section):
     """The training: how long, on what, and what is kept."""
 
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Workers (DDP ranks)."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
     of one worker (`ablate.parallel`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
-    cpus_per_worker: float = Field(1.0, gt=0)
+    cpus_per_worker: float = Field(1.0, gt=0, json_schema_extra=MAY_CHANGE)
     """CPUs that each worker reserves in Ray's books."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """Torch threads of each worker; 0 shares the node's cores among its workers."""
     epochs: int = Field(1, ge=1)
     """Passes over the training split."""
     batch: int = Field(64, ge=1)
     """Images of one optimizer step over all workers, each with all its texts."""
-    accumulation: int = Field(1, ge=1)
+    accumulation: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Forward and backward passes that make one step."""
     window: int = Field(65536, ge=1)
     """Samples that are shuffled among themselves, at least; shards are shuffled whole. As many as there are samples
@@ -54,26 +54,26 @@ class TrainConfig(Section):
     charge for, and a poorer shuffle. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
     """Images of one evaluation batch."""
-    evaluation_cache_mb: int = Field(256, ge=0)
+    evaluation_cache_mb: int = Field(256, ge=0, json_schema_extra=MAY_CHANGE)
     """Validation batches up to this size are kept in each worker instead of being made anew every epoch."""
     checkpoint_steps: int = Field(0, ge=0)
     """Steps between checkpoints, besides those at the ends of epochs; 0 makes only these."""
-    log_steps: int = Field(10, ge=1)
+    log_steps: int = Field(10, ge=1, json_schema_extra=MAY_CHANGE)
     """Steps between two lines of metrics. Reading them waits for the device."""
-    max_failures: int = Field(3, ge=-1)
+    max_failures: int = Field(3, ge=-1, json_schema_extra=MAY_CHANGE)
     """Worker failures after which the run gives up; -1 never does."""
-    answer_timeout_s: float = Field(45.0, gt=0)
+    answer_timeout_s: float = Field(45.0, gt=0, json_schema_extra=MAY_CHANGE)
     """Seconds without an answer after which a worker is taken for dead, and all are started anew."""
-    patience: int = Field(0, ge=0)
+    patience: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """End the training after so many evaluations in a row, one an epoch, without a better figure than the best before
     them: the one that chooses the checkpoint to register. 0 runs all epochs. The learning rate still falls over all of
     `epochs`."""
-    feature_cache: Literal["off", "float32", "float16"] = "off"
+    feature_cache: Literal["off", "float32", "float16"] = Field("off", json_schema_extra=MAY_CHANGE)
     """Precision at which the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once
     and kept, if not "off". It lies in <storage>/_features/, where every later job with the same encoder finds it,
     evaluate and predict too. No epoch then runs the backbone of such an encoder, or decodes an image for it. Of texts
     their pooled vectors are kept where nothing reads more, else all tokens."""
-    ledger: bool = False
+    ledger: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     init: str = ""
     """Model to begin with: "champion", a version number or a model folder, of the same model settings; its tokenizer

@@ -22,7 +22,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.tracking.tracker import TrackingConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.workflows.cluster import ClusterConfig
-from vlmodel.config import ConfigError, Section, part
+from vlmodel.config import MAY_CHANGE, ConfigError, Section, may_change, part
 from vlmodel.locations import Location
 from vlmodel.model import ModelConfig
 from vlmodel.processor import ProcessorConfig
@@ -31,7 +31,7 @@ from vlmodel.processor import ProcessorConfig
 class DataConfig(Section):
     """The tars."""
 
-    tars: Location = "build/data"
+    tars: Location = Field("build/data", json_schema_extra=MAY_CHANGE)
     """Folder or URI (s3://...) of the tars; import_data writes there, all other jobs read."""
     mix: dict[str, MixedSource] = {}
     """Train on these in place of data.tars, which is then what models are judged on; a name for each."""
@@ -100,10 +100,12 @@ class JobConfig(Section):
     """Name of the run. The same name continues, or finds finished, what an earlier job began."""
     seed: int = Field(0, ge=0)
     """Of weights, order, dropout and augmentation."""
-    storage: Location = "build/runs"
+    storage: Location = Field("build/runs", json_schema_extra=MAY_CHANGE)
     """Folder or URI for runs and checkpoints; shared by all nodes where there are several."""
-    cluster: ClusterConfig = ClusterConfig()
-    source: part("pipelines.data.importers", "scenes") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=MAY_CHANGE)
+    source: part("pipelines.data.importers", "scenes") = Field(  # type: ignore[valid-type]
+        {}, validate_default=True, json_schema_extra=MAY_CHANGE
+    )
     """What import_data reads."""
     data: DataConfig = DataConfig()
     prepare: PrepareConfig = PrepareConfig()
@@ -111,15 +113,15 @@ class JobConfig(Section):
     processor: ProcessorConfig = ProcessorConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
-    stream: StreamConfig = StreamConfig()
-    predict: PredictConfig = PredictConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    registry: RegistryConfig = RegistryConfig()
-    serve: ServeConfig = ServeConfig()
-    ablate: AblateConfig = AblateConfig()
-    tune: TuneConfig = TuneConfig()
-    retrain: RetrainConfig = RetrainConfig()
+    stream: StreamConfig = Field(StreamConfig(), json_schema_extra=MAY_CHANGE)
+    predict: PredictConfig = Field(PredictConfig(), json_schema_extra=MAY_CHANGE)
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), json_schema_extra=MAY_CHANGE)
+    tracking: TrackingConfig = Field(TrackingConfig(), json_schema_extra=MAY_CHANGE)
+    registry: RegistryConfig = Field(RegistryConfig(), json_schema_extra=MAY_CHANGE)
+    serve: ServeConfig = Field(ServeConfig(), json_schema_extra=MAY_CHANGE)
+    ablate: AblateConfig = Field(AblateConfig(), json_schema_extra=MAY_CHANGE)
+    tune: TuneConfig = Field(TuneConfig(), json_schema_extra=MAY_CHANGE)
+    retrain: RetrainConfig = Field(RetrainConfig(), json_schema_extra=MAY_CHANGE)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> JobConfig:
@@ -159,6 +161,12 @@ class JobConfig(Section):
         if self.train.feature_cache != "off" and not self.kept_streams():
             raise ValueError(self._why_nothing_is_kept())
         return self
+
+    def volatile(self) -> tuple[str, ...]:
+        """Dotted keys of the settings with which a run may be continued though they differ: those marked
+        ``MAY_CHANGE``, and where the sources of a mix lie.
+        """
+        return (*may_change(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
 
     def kept_streams(self) -> tuple[str, ...]:
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""

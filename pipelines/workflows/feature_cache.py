@@ -10,15 +10,14 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.feature_build import SPLITS, Resources, build_features, features_of
 from pipelines.data.stream.features import Features
 from pipelines.report.progress import ShardProgress
-from pipelines.workflows import runs
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from vlmodel.config import parse
 from vlmodel.model import ModelConfig, VLConfig, VLModel
 from vlmodel.processor import VLProcessor
 
 
 def features(
-    config: JobConfig,
+    work: Workspace,
     indexes: Iterable[Index],
     streams: Sequence[str],
     model: VLModel,
@@ -32,32 +31,32 @@ def features(
         label: what the lines of progress begin with.
         splits: whose samples are encoded.
     """
-    train = config.train
+    train = work.config.train
     resources = Resources(
         train.workers, train.cpus_per_worker, train.gpus_per_worker, train.threads, train.evaluation_batch
     )
     tree, precision = _tree(model.config), train.feature_cache
     assert precision != "off"
-    kept = []
+    cached = []
     for stream in streams:
-        of_stream = features_of(stream, model, tree, processor, f"{runs.storage(config)}/_features", precision)
+        of_stream = features_of(stream, model, tree, processor, f"{work.storage}/_features", precision)
         without = {"vision": "texts", "language": "images"}[stream]
         for index in {index.hash: index for index in indexes if index.members != without}.values():
             with ShardProgress(f"{label}  features of {stream}") as progress:
                 build_features(of_stream, index, model, tree, processor, resources, splits, progress)
-        kept.append(of_stream)
-    return tuple(kept)
+        cached.append(of_stream)
+    return tuple(cached)
 
 
 def features_of_saved(
-    config: JobConfig, index: Index, splits: Sequence[str], folder: str | Path, label: str
+    work: Workspace, index: Index, splits: Sequence[str], folder: str | Path, label: str
 ) -> tuple[Features, ...]:
     """The features of the frozen encoders of a saved model; none where nothing is to be kept.
 
     Args:
         splits: whose samples are encoded; "" among them for all.
     """
-    if config.train.feature_cache == "off":
+    if work.config.train.feature_cache == "off":
         return ()
     saved: VLConfig = VLConfig.from_pretrained(str(folder), local_files_only=True)
     streams = _tree(saved).frozen_streams() if saved.model is not None else ()
@@ -65,7 +64,7 @@ def features_of_saved(
         return ()
     model = VLModel.from_pretrained(str(folder), local_files_only=True)
     named = list(index.counts()) if "" in splits else list(dict.fromkeys(splits))
-    return features(config, [index], streams, model, VLProcessor.from_pretrained(folder), label, named)
+    return features(work, [index], streams, model, VLProcessor.from_pretrained(folder), label, named)
 
 
 def _tree(config: Any) -> ModelConfig:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from pipelines.data.importing.run import ImportSummary, counts_text, import_data
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from vlmodel.config import Part
 
 
-def run(config: JobConfig) -> ImportSummary:
+def run(work: Workspace) -> ImportSummary:
     """Write the tars; does nothing where they are complete already."""
-    summary = import_data(config.source, config.data.tars)
+    summary = import_data(work.config.source, work.config.data.tars)
     for split, counts in summary.splits.items():
         print(f"import {split}: {counts.samples} samples, {counts.questions} questions, {counts.captions} captions")
         if counts.unanswered:
-            remedy = _answer_remedy(config.source)
+            remedy = _answer_remedy(work.config.source)
             print(f"import {split}: {counts.unanswered} of these questions have no answer{remedy}")
     if summary.rejected:
         print(f"import left out: {', '.join(f'{n} {reason}' for reason, n in summary.rejected.items())}")
     if summary.passed_over:
         print(f"import passed over: {counts_text(summary.passed_over)}")
-    print(f"import {'was complete already' if summary.unchanged else 'done'}: {config.data.tars}", flush=True)
-    if (members := config.source.members) != "pairs":
+    print(f"import {'was complete already' if summary.unchanged else 'done'}: {work.config.data.tars}", flush=True)
+    if (members := work.config.source.members) != "pairs":
         print(f"these are {members} alone; other jobs are told so by data.mix.NAME.members={members}", flush=True)
     return summary
 

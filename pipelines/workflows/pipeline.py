@@ -11,51 +11,50 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
-from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.serve import tls
 from pipelines.serve.client import Client
 from pipelines.serve.deployment.deploy import check_port_free
 from pipelines.tracking.tracker import TrackingError, page_command, tracking_uri
-from pipelines.workflows import evaluate, import_data, index, promote, runs, serve, train
+from pipelines.workflows import evaluate, import_data, index, promote, serve, train
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 _PAGE_START_S = 180
 
 
-def run(config: JobConfig) -> None:
+def run(work: Workspace) -> None:
     """Run the stages, then show the result."""
     # What would fail at the end is looked at before minutes of training.
-    check_port_free(config.serve.host, config.serve.port)
-    tls.check(config.serve.tls)
+    check_port_free(work.config.serve.host, work.config.serve.port)
+    tls.check(work.config.serve.tls)
     begun = time.perf_counter()
-    with connected(config.cluster), contextlib.ExitStack() as services:
-        import_data.run(config)
-        index.run(config)
-        train.run(config)
-        evaluate.run(config)
-        promote.run(config)
-        address = services.enter_context(serve.serving(config))
-        _ask_one(config, address)
+    with connected(work.config.cluster), contextlib.ExitStack() as services:
+        import_data.run(work)
+        index.run(work)
+        train.run(work)
+        evaluate.run(work)
+        promote.run(work)
+        address = services.enter_context(serve.serving(work))
+        _ask_one(work, address)
         print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
-        page = services.enter_context(mlflow_page(config))
+        page = services.enter_context(mlflow_page(work))
         print(f"\nservice       {address}  (ask it; API at {address}/docs)\nMLflow        {page}", flush=True)
         if sys.stdin.isatty():
             print("Ctrl-C stops both", flush=True)
             threading.Event().wait()
 
 
-def _ask_one(config: JobConfig, address: str) -> None:
+def _ask_one(work: Workspace, address: str) -> None:
     """Ask the service about the first image of the evaluated split, and print its answers beside the right ones."""
-    found = Index.open(runs.tars(config))
-    for shard in found.shards:
-        table = found.rows(shard.name)
+    samples = work.newest_index()
+    for shard in samples.shards:
+        table = samples.rows(shard.name)
         for row in range(table.num_rows):
-            if table["split"][row].as_py() == config.evaluate.split and table["questions"][row].as_py():
-                (record,) = ShardReader(found).read(shard.name, [row])
-                questions = record.texts.questions[: config.serve.max_questions]
-                with Client(address, ssl_context=tls.pinned(config.serve.tls)) as service:
+            if table["split"][row].as_py() == work.config.evaluate.split and table["questions"][row].as_py():
+                (record,) = ShardReader(samples).read(shard.name, [row])
+                questions = record.texts.questions[: work.config.serve.max_questions]
+                with Client(address, ssl_context=tls.pinned(work.config.serve.tls)) as service:
                     response = service.ask(record.image, [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):
@@ -67,17 +66,17 @@ def _ask_one(config: JobConfig, address: str) -> None:
 
 
 @contextlib.contextmanager
-def mlflow_page(config: JobConfig) -> Iterator[str]:
+def mlflow_page(work: Workspace) -> Iterator[str]:
     """The MLflow server's page while the block runs; the address of a server that runs already is just returned.
 
     Raises:
         TrackingError: it does not come up.
     """
-    uri = tracking_uri(config.tracking, runs.storage(config))
+    uri = tracking_uri(work.config.tracking, work.storage)
     if uri.startswith(("http://", "https://")):
         yield uri
         return
-    port = config.tracking.page_port
+    port = work.config.tracking.page_port
     check_port_free("127.0.0.1", port, "tracking.page_port")
     server = subprocess.Popen(page_command(uri, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.data.index.index import Index, build_index
+from pipelines.data.index.index import build_index
 from pipelines.evaluate.predict import collect, predict, write
-from pipelines.workflows import feature_cache, runs
+from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 
-def run(config: JobConfig) -> Path:
+def run(work: Workspace) -> Path:
     """Index the tars if that was not done, answer, write. Returns the file."""
-    chosen = runs.choose_model(config)
-    out = Path(config.evaluate.out or runs.local_folder(config) / "predictions.parquet")
-    with connected(config.cluster):
-        build_index(config.data.tars, config.data.index)
-        index = Index.open(runs.tars(config))
-        split = config.evaluate.split
-        features = feature_cache.features_of_saved(config, index, (split,), chosen.folder, "predict")
-        source = runs.source(config, index, split, chosen.folder, features)
-        answers = predict(str(chosen.folder), source, config.predict, config.stream, config.evaluate.task or None)
+    chosen = models.choose_model(work)
+    out = Path(work.config.evaluate.out or work.local_folder / "predictions.parquet")
+    with connected(work.config.cluster):
+        build_index(work.config.data.tars, work.config.data.index)
+        index = work.newest_index()
+        split = work.config.evaluate.split
+        features = feature_cache.features_of_saved(work, index, (split,), chosen.folder, "predict")
+        source = work.source(index, split, chosen.folder, features)
+        task = work.config.evaluate.task or None
+        answers = predict(str(chosen.folder), source, work.config.predict, work.config.stream, task)
         rows, cut = write(collect(answers), out)
     note = f", {cut} of them to texts that were cut, as they have more tokens than the model takes" if cut else ""
     print(f"{rows} answers of {chosen.name} version {chosen.version}{note}: {out}", flush=True)

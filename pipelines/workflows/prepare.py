@@ -6,13 +6,13 @@ from pipelines.data.prepare.files import REPORT
 from pipelines.data.prepare.run import prepare
 from pipelines.data.prepare.summary import Summary
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 
-def run(config: JobConfig) -> Summary:
+def run(work: Workspace) -> Summary:
     """Prepare the data; does nothing where that was done."""
-    with connected(config.cluster):
-        summary = prepare(config.data.tars, config.prepare, config.data.index)
+    with connected(work.config.cluster):
+        summary = prepare(work.config.data.tars, work.config.prepare, work.config.data.index)
     print(summary)
     print(f"examples of what was dropped: {summary.out}/{REPORT}", flush=True)
     return summary

@@ -7,16 +7,15 @@ from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
 from pipelines.registry.gate.check import Check, Decision
 from pipelines.registry.promotion import Holdout, apply_decision, decide, roll_back
-from pipelines.registry.registry import ModelVersion, Registry
+from pipelines.registry.registry import ModelVersion
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows import runs
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 _ALREADY = Check("already the champion", True, "it is", "nothing", "repeating a promotion changes nothing")
 
 
-def run(config: JobConfig, new: Index | None = None) -> Decision | None:
+def run(work: Workspace, new: Index | None = None) -> Decision | None:
     """Judge the version that ``evaluate.model`` means ("" is the run's newest) and make it the champion if it passes.
 
     Args:
@@ -25,24 +24,25 @@ def run(config: JobConfig, new: Index | None = None) -> Decision | None:
     Returns:
         The decision; None after a rollback.
     """
-    registry = Registry.open(config.tracking, runs.storage(config), config.registry)
-    if config.registry.rollback:
-        former = roll_back(registry, "python -m jobs.promote --rollback", lambda version: _tracker(config, version))
+    registry = work.registry
+    if work.config.registry.rollback:
+        former = roll_back(registry, "python -m jobs.promote --rollback", lambda version: _tracker(work, version))
         print(f"{former.name} version {former.version} is the champion again", flush=True)
         return None
-    candidate = registry.version(config.evaluate.model) if config.evaluate.model else registry.newest(config.name)
+    wanted = work.config.evaluate.model
+    candidate = registry.version(wanted) if wanted else registry.newest(work.config.name)
     if candidate is None:
-        raise RegistryError(f"run {config.name!r} has registered no model; run the train job first")
+        raise RegistryError(f"run {work.config.name!r} has registered no model; run the train job first")
     champion = registry.find()
     if champion is not None and champion.version == candidate.version:
         # This completes what a promotion that was killed after its exchange has left undone.
         registry.promote(candidate.version, "again", over=candidate.version)
         print(f"{candidate.name} version {candidate.version} is the champion already", flush=True)
         return Decision(candidate.name, candidate.version, champion.version, (_ALREADY,))
-    holdout = Holdout(Index.open(runs.tars(config)), config.predict, config.stream)
-    new_data = Holdout(new, config.predict, config.stream) if new else None
-    with connected(config.cluster), _tracker(config, candidate) as tracker:
-        decision = decide(registry, candidate, champion, holdout, config.registry, new_data)
+    holdout = Holdout(work.newest_index(), work.config.predict, work.config.stream)
+    new_data = Holdout(new, work.config.predict, work.config.stream) if new else None
+    with connected(work.config.cluster), _tracker(work, candidate) as tracker:
+        decision = decide(registry, candidate, champion, holdout, work.config.registry, new_data)
         decision = apply_decision(registry, decision, tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(
@@ -52,5 +52,5 @@ def run(config: JobConfig, new: Index | None = None) -> Decision | None:
     return decision
 
 
-def _tracker(config: JobConfig, version: ModelVersion) -> Tracker:
-    return Tracker.of_run(config.tracking, runs.storage(config), version.run_id)
+def _tracker(work: Workspace, version: ModelVersion) -> Tracker:
+    return work.track_again(version.run_id)

@@ -15,46 +15,46 @@ from pipelines.retrain.ledger import STEPS, Cycle, Facts
 from pipelines.retrain.window import Window
 from pipelines.workflows import retrain_steps
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 
-def run(config: JobConfig) -> Outcome | None:
+def run(work: Workspace) -> Outcome | None:
     """Retrain in one window, or in one after the other. Returns what came of it, None where another was at work."""
-    if not config.retrain.watch:
-        return in_window(config, config.retrain.window or _now(config).id)
+    if not work.config.retrain.watch:
+        return in_window(work, work.config.retrain.window or _now(work).id)
     while True:
-        window = _now(config)
+        window = _now(work)
         try:
-            in_window(config, window.id)
+            in_window(work, window.id)
         except Exception as error:
             if (known := expected_cause(error)) is None:
                 raise
             # The cycle stays where it is, and the next window continues it.
             print(f"retrain: {known}", file=sys.stderr, flush=True)
-        config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"abandon": False})})
+        work = work.changed(retrain=work.config.retrain.model_copy(update={"abandon": False}))
         threading.Event().wait(max(0.0, (window.end - datetime.now(UTC)).total_seconds()))
 
 
-def in_window(config: JobConfig, window: str) -> Outcome | None:
+def in_window(work: Workspace, window: str) -> Outcome | None:
     """Retrain in this window. Returns what came of it, None where another was at work."""
-    ledger = retrain_steps.ledger(config)
+    ledger = retrain_steps.ledger(work)
     with contextlib.ExitStack() as cluster:
 
         def on_cluster(step: Step, cycle: Cycle) -> Facts:
             # Only now: most starts find nothing to do.
-            cluster.enter_context(connected(config.cluster))
+            cluster.enter_context(connected(work.config.cluster))
             return step(cycle)
 
         steps = {
-            name: functools.partial(on_cluster, functools.partial(getattr(retrain_steps, name), config))
+            name: functools.partial(on_cluster, functools.partial(getattr(retrain_steps, name), work))
             for name in STEPS[1:]
         }
         try:
-            with ledger.locked(config.retrain.wait_s):
+            with ledger.locked(work.config.retrain.wait_s):
                 outcome = run_window(
-                    ledger, window, functools.partial(retrain_steps.find, config), steps,
-                    min_tars=config.retrain.min_tars, abandon=config.retrain.abandon,
-                    dropped=functools.partial(retrain_steps.forget, config), report=retrain_steps.say,
+                    ledger, window, functools.partial(retrain_steps.find, work), steps,
+                    min_tars=work.config.retrain.min_tars, abandon=work.config.retrain.abandon,
+                    dropped=functools.partial(retrain_steps.forget, work), report=retrain_steps.say,
                 )  # fmt: skip
         except BusyError as error:
             retrain_steps.say(f"{error}; window {window} is left to it")
@@ -64,5 +64,5 @@ def in_window(config: JobConfig, window: str) -> Outcome | None:
     return outcome
 
 
-def _now(config: JobConfig) -> Window:
-    return Window.at(datetime.now(UTC), config.retrain.period_minutes)
+def _now(work: Workspace) -> Window:
+    return Window.at(datetime.now(UTC), work.config.retrain.period_minutes)

@@ -22,161 +22,166 @@ from pipelines.retrain.incoming import check_taken, images_in_common, new_tars, 
 from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
 from pipelines.serve.deployment import deploy
 from pipelines.storage.folder import Folder
-from pipelines.tracking.tracker import Tracker
 from pipelines.train import initial
-from pipelines.workflows import feature_cache, promote, runs, serve, train, training_data
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows import feature_cache, promote, serve, train, training_data
+from pipelines.workflows.workspace import Workspace, absolute
 
 HOLD_OUT = "val"
 """The split by which models are chosen, of the old data and of the new; nothing is ever trained on it."""
 
 
-def ledger(config: JobConfig) -> Ledger:
+def ledger(work: Workspace) -> Ledger:
     """The ledger of the model that ``config.name`` names.
 
     Raises:
         RetrainError: it would lie on an object store, which has no locks.
     """
-    folder = config.retrain.ledger or f"{runs.storage(config)}/_retrain/{config.name}"  # no run's name begins so
+    folder = work.config.retrain.ledger or f"{work.storage}/_retrain/{work.config.name}"  # no run's name begins so
     if "://" in folder:
         raise RetrainError(f"{folder!r} is no folder of a file system; set retrain.ledger to one that all nodes share")
-    return Ledger(runs.absolute(folder))
+    return Ledger(absolute(folder))
 
 
-def find(config: JobConfig) -> list[Tar]:
+def find(work: Workspace) -> list[Tar]:
     """The tars that no cycle has consumed, and that are not among the old data."""
-    judged = Index.open(runs.tars(config))
-    old = {index.tars: index for index in (judged, *training_data.indexes(config, judged, newest=True).values())}
+    evaluation_index = work.newest_index()
+    old = {
+        index.tars: index
+        for index in (evaluation_index, *training_data.indexes(work, evaluation_index, newest=True).values())
+    }
     known = {shard.sha256: f"{shard.name} of {index.tars}" for index in old.values() for shard in index.shards}
-    return new_tars(_incoming(config), ledger(config).consumed(), known, say)
+    return new_tars(_incoming(work), ledger(work).consumed(), known, say)
 
 
-def forget(config: JobConfig, cycle: Cycle) -> None:
+def forget(work: Workspace, cycle: Cycle) -> None:
     """Delete what a cycle has taken that will not be finished; the tars are still where they came in."""
-    _incoming(config).remove_folder(_taken(config, cycle))
+    _incoming(work).remove_folder(_taken(work, cycle))
 
 
-def checked(config: JobConfig, cycle: Cycle) -> Facts:
+def checked(work: Workspace, cycle: Cycle) -> Facts:
     """Take and index the new tars, compare them with those of the cycle before, choose what to train on and from.
 
     Raises:
         ConfigError: the champion is of other settings than are configured.
         DataError: the tars changed, too many samples are at fault, none has what the tasks read, or they have drifted.
     """
-    incoming = _incoming(config)
-    take(incoming, cycle.tars, _taken(config, cycle))
+    incoming = _incoming(work)
+    take(incoming, cycle.tars, _taken(work, cycle))
     with ShardProgress("index") as progress:
-        new = build_index(_tars(config, cycle), config.data.index, report_progress=progress)
+        new = build_index(_tars(work, cycle), work.config.data.index, report_progress=progress)
     print(new.report(), flush=True)
     check_taken(new, cycle.tars)
-    judged = Index.open(runs.tars(config))
-    if not judged.counts()[HOLD_OUT]:
-        raise DataError(f"{judged.tars} has no validation split, by which candidate and champion are compared; add one")
-    for task, fields in config.model.decoder.tasks().items():
+    evaluation_index = work.newest_index()
+    if not evaluation_index.counts()[HOLD_OUT]:
+        raise DataError(
+            f"{evaluation_index.tars} has no validation split, by which candidate and champion are compared; add one"
+        )
+    for task, fields in work.config.model.decoder.tasks().items():
         if not new.having(fields.reads, "train"):
             name = f" of task {task!r}" if task else ""
             raise DataError(f"no training sample of {new.tars} has {fields.reads}, which the model{name} reads")
 
     statistics = drift.collect(new)
-    before, named = _statistics_before(config, judged)
-    moved = drift.divergences(before, statistics)
-    drift.check(moved, config.retrain.drift, named, f"cycle {cycle.id}")
-    if seen := images_in_common(new, judged, HOLD_OUT):
-        say(f"{seen} new training samples have an image of the hold-out, which flatters the candidate there")
-    init, why = _init(config, new)
-    say(f"begins with {f'version {init}' if init else 'new weights'}: {why}")
+    before, compared_with = _statistics_before(work, evaluation_index)
+    divergence = drift.divergences(before, statistics)
+    drift.check(divergence, work.config.retrain.drift, compared_with, f"cycle {cycle.id}")
+    if shared_images := images_in_common(new, evaluation_index, HOLD_OUT):
+        say(f"{shared_images} new training samples have an image of the hold-out, which flatters the candidate there")
+    init, reason = _init(work, new)
+    say(f"begins with {f'version {init}' if init else 'new weights'}: {reason}")
     return {
         "index": new.hash,
         "counts": new.counts(),
         "quarantine": new.quarantine_counts(),
-        "hold_out": judged.hash,
+        "hold_out": evaluation_index.hash,
         "statistics": statistics,
-        "drift": moved,
-        "compared_with": named,
-        "hold_out_images": seen,
+        "drift": divergence,
+        "compared_with": compared_with,
+        "hold_out_images": shared_images,
         "init": init,
-        "init_because": why,
+        "init_because": reason,
         "tars": new.tars,
-        "mix": _mix(config, judged, cycle, new),
+        "mix": _mix(work, evaluation_index, cycle, new),
     }
 
 
-def trained(config: JobConfig, cycle: Cycle) -> Facts:
+def trained(work: Workspace, cycle: Cycle) -> Facts:
     """Train, judge on the hold-out, register."""
-    training = _training(config, cycle)
+    training = _training(work, cycle)
     facts = cycle.records["checked"]
-    runs.keep_versions(training, {"": facts["hold_out"], _source(cycle): facts["index"]})
+    training.keep_index_versions({"": facts["hold_out"], _source(cycle): facts["index"]})
     version = train.run(training)
     return {"version": version.version, "run_id": version.run_id}
 
 
-def evaluated(config: JobConfig, cycle: Cycle) -> Facts:
+def evaluated(work: Workspace, cycle: Cycle) -> Facts:
     """Let candidate and champion answer the same hold-out, and the same slice of the new data.
 
     Raises:
         DataError: the hold-out is not the one that the cycle began with, or has nothing to be judged by.
     """
-    registry = _registry(config)
+    registry = work.registry
     facts = cycle.records["checked"]
-    judged, new = Index.open(runs.tars(config), facts["hold_out"]), Index.open(facts["tars"], facts["index"])
+    evaluation_index, new = Index.open(work.tars, facts["hold_out"]), Index.open(facts["tars"], facts["index"])
     models = {"candidate": registry.version(cycle.records["trained"]["version"]), "champion": registry.find()}
-    found: dict[str, Any] = {}
-    for who, version in models.items():
+    results: dict[str, Any] = {}
+    for role, version in models.items():
         if version is None:
-            found[who] = None
+            results[role] = None
             continue
         scores = {
-            "hold_out": _scores(config, registry, version, judged),
-            "new": _new_scores(config, registry, version, new),
+            "hold_out": _scores(work, registry, version, evaluation_index),
+            "new": _new_scores(work, registry, version, new),
         }
-        found[who] = {"version": version.version, **scores}
+        results[role] = {"version": version.version, **scores}
         for where, tasks in scores.items():
             for task, score in tasks.items():
                 place = " ".join(filter(None, (where.replace("_", "-"), task)))
                 beside = f"{score['rows']} rows, without looking {score['floor']:.4f}"
                 figure = f"{score['metric']} {score['value']:.4f} ({beside})"
-                say(f"{who} version {version.version} on {place}: {figure}")
-    return found
+                say(f"{role} version {version.version} on {place}: {figure}")
+    return results
 
 
-def gated(config: JobConfig, cycle: Cycle) -> Facts:
+def gated(work: Workspace, cycle: Cycle) -> Facts:
     """Let the gate decide, by the hold-out and by what is held out of the new tars. Whoever is champion afterwards is
     what counts: this may be repeated after a promotion whose record was lost.
     """
     version = cycle.records["trained"]["version"]
-    named = config.evaluate.model_copy(update={"model": version})
+    candidate = work.config.evaluate.model_copy(update={"model": version})
     new = Index.open(cycle.records["checked"]["tars"])
-    decision = promote.run(_training(config, cycle).model_copy(update={"evaluate": named}), new)
-    champion = _registry(config).find()
+    decision = promote.run(_training(work, cycle).changed(evaluate=candidate), new)
+    champion = work.registry.find()
     promoted = champion is not None and champion.version == version
     assert decision is not None  # which only a rollback is
     return {"promoted": promoted, "reason": decision.reason}
 
 
-def swapped(config: JobConfig, cycle: Cycle) -> Facts:
+def swapped(work: Workspace, cycle: Cycle) -> Facts:
     """Update the service, where one runs and there is a new champion."""
     if not cycle.records["gated"]["promoted"]:
         return {"swapped": False, "reason": "the champion is the same"}
-    if not config.retrain.swap or not deploy.is_running():
-        return {"swapped": False, "reason": "no service runs on this cluster" if config.retrain.swap else "not wanted"}
+    if not work.config.retrain.swap or not deploy.is_running():
+        reason = "no service runs on this cluster" if work.config.retrain.swap else "not wanted"
+        return {"swapped": False, "reason": reason}
     # The challenger may be what has just become the champion, and the next one is not there yet.
-    if _registry(config).find(CHALLENGER) is None:
-        off = config.serve.challenger.model_copy(update={"mode": "off"})
-        config = config.model_copy(update={"serve": config.serve.model_copy(update={"challenger": off})})
-    return {"swapped": True, "reason": f"serving at {serve.start(config)}"}
+    if work.registry.find(CHALLENGER) is None:
+        off = work.config.serve.challenger.model_copy(update={"mode": "off"})
+        work = work.changed(serve=work.config.serve.model_copy(update={"challenger": off}))
+    return {"swapped": True, "reason": f"serving at {serve.start(work)}"}
 
 
-def committed(config: JobConfig, cycle: Cycle) -> Facts:
+def committed(work: Workspace, cycle: Cycle) -> Facts:
     """Record the whole cycle with the candidate's run."""
     records, run_id = cycle.records, cycle.records["trained"]["run_id"]
     scores = {
-        f"retrain/{where}/{who}{f'/{task}' if task else ''}": score["value"]
-        for who in ("candidate", "champion")
+        f"retrain/{where}/{role}{f'/{task}' if task else ''}": score["value"]
+        for role in ("candidate", "champion")
         for where in ("hold_out", "new")
-        for task, score in ((records["evaluated"][who] or {}).get(where) or {}).items()
+        for task, score in ((records["evaluated"][role] or {}).get(where) or {}).items()
     }
     verdict = f"{'promoted' if records['gated']['promoted'] else 'not promoted'}: {records['gated']['reason']}"
-    with Tracker.of_run(config.tracking, runs.storage(config), run_id) as tracker:
+    with work.track_again(run_id) as tracker:
         tracker.log_metrics(scores, 0)
         tracker.set_tags({"retrain.cycle": cycle.id, "retrain.verdict": verdict})
         tracker.log_text(json.dumps(dict(records), indent=1, sort_keys=True), "retrain/audit.json")
@@ -188,59 +193,55 @@ def say(line: str) -> None:
     print(f"retrain  {line}", flush=True)
 
 
-def _incoming(config: JobConfig) -> Folder:
-    return Folder(runs.absolute(config.retrain.incoming or f"{config.data.tars.rstrip('/')}/incoming"))
+def _incoming(work: Workspace) -> Folder:
+    return Folder(absolute(work.config.retrain.incoming or f"{work.config.data.tars.rstrip('/')}/incoming"))
 
 
-def _taken(config: JobConfig, cycle: Cycle) -> str:
+def _taken(work: Workspace, cycle: Cycle) -> str:
     """Subfolder of the incoming tars that is this ledger's alone, as several models may learn from what comes in."""
-    ledger_hash = hashlib.sha256(str(ledger(config).path).encode()).hexdigest()
-    return f"_taken/{config.name}-{ledger_hash[:8]}/{cycle.id}"
+    ledger_hash = hashlib.sha256(str(ledger(work).path).encode()).hexdigest()
+    return f"_taken/{work.config.name}-{ledger_hash[:8]}/{cycle.id}"
 
 
-def _tars(config: JobConfig, cycle: Cycle) -> str:
-    return f"{_incoming(config).uri.rstrip('/')}/{_taken(config, cycle)}"
+def _tars(work: Workspace, cycle: Cycle) -> str:
+    return f"{_incoming(work).uri.rstrip('/')}/{_taken(work, cycle)}"
 
 
-def _registry(config: JobConfig) -> Registry:
-    return Registry.open(config.tracking, runs.storage(config), config.registry)
-
-
-def _statistics_before(config: JobConfig, judged: Index) -> tuple[drift.Statistics, str]:
+def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.Statistics, str]:
     """The statistics that new data are compared with: of the last cycle, else of the old data."""
-    if before := ledger(config).committed():
+    if before := ledger(work).committed():
         return before[-1].records["checked"]["statistics"], f"cycle {before[-1].id}"
-    return drift.collect(judged), judged.tars
+    return drift.collect(evaluation_index), evaluation_index.tars
 
 
-def _init(config: JobConfig, new: Index) -> tuple[str, str]:
+def _init(work: Workspace, new: Index) -> tuple[str, str]:
     """The version to begin with, "" for new weights, and why."""
-    if config.retrain.start == "scratch":
+    if work.config.retrain.start == "scratch":
         return "", "retrain.start is scratch"
-    registry = _registry(config)
+    registry = work.registry
     champion = registry.find()
     if champion is None:
         return "", "there is no champion"
-    tasks = config.model.decoder.tasks()
-    processor = initial.check(registry.download(champion).folder, config.model, config.processor, tasks)
+    tasks = work.config.model.decoder.tasks()
+    processor = initial.check(registry.download(champion).folder, work.config.model, work.config.processor, tasks)
     if not any(fields.target == "answer" for fields in tasks.values()):
         return champion.version, "it is the champion"
     share = known_answers(count_answers(new), processor)
     knows = f"the champion (version {champion.version}) knows {share:.4f} of the new answers"
-    if share < config.retrain.answer_coverage:
-        return "", f"{knows}, less than retrain.answer_coverage = {config.retrain.answer_coverage}"
+    if share < work.config.retrain.answer_coverage:
+        return "", f"{knows}, less than retrain.answer_coverage = {work.config.retrain.answer_coverage}"
     return champion.version, knows
 
 
-def _mix(config: JobConfig, judged: Index, cycle: Cycle, new: Index) -> dict[str, dict[str, Any]]:
+def _mix(work: Workspace, evaluation_index: Index, cycle: Cycle, new: Index) -> dict[str, dict[str, Any]]:
     """What to train on: the new tars with their share; old data and earlier cycles share the rest by their sizes."""
-    share = config.retrain.new_share
-    old = {name or "old": index for name, index in training_data.indexes(config, judged, newest=True).items()}
+    share = work.config.retrain.new_share
+    old = {name or "old": index for name, index in training_data.indexes(work, evaluation_index, newest=True).items()}
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
-    if weights := {name: source.weight for name, source in config.data.mix.items() if source.weight is not None}:
+    if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
     places = {name: {"tars": index.tars, "members": index.members} for name, index in old.items()}
-    for past in ledger(config).committed():
+    for past in ledger(work).committed():
         sizes[_source(past)] = float(past.records["checked"]["counts"]["train"])
         places[_source(past)] = {"tars": past.records["checked"]["tars"]}
     total = sum(sizes.values())
@@ -252,43 +253,41 @@ def _source(cycle: Cycle) -> str:
     return f"cycle-{cycle.id}"
 
 
-def _training(config: JobConfig, cycle: Cycle) -> JobConfig:
-    """The settings of a cycle's training, which is a run of its own."""
+def _training(work: Workspace, cycle: Cycle) -> Workspace:
+    """The workspace of a cycle's training, which is a run of its own."""
     facts = cycle.records["checked"]
     mix = {name: MixedSource(**source) for name, source in facts["mix"].items()}
-    epochs = config.retrain.epochs or config.train.epochs
-    return config.model_copy(
-        update={
-            "name": f"{config.name}-{cycle.id}",
-            "data": config.data.model_copy(update={"mix": mix, "mix_temperature": [1.0]}),
-            "train": config.train.model_copy(update={"init": facts["init"], "epochs": epochs}),
-        }
+    epochs = work.config.retrain.epochs or work.config.train.epochs
+    return work.changed(
+        name=f"{work.config.name}-{cycle.id}",
+        data=work.config.data.model_copy(update={"mix": mix, "mix_temperature": [1.0]}),
+        train=work.config.train.model_copy(update={"init": facts["init"], "epochs": epochs}),
     )
 
 
 def _new_scores(
-    config: JobConfig, registry: Registry, version: ModelVersion, new: Index
+    work: Workspace, registry: Registry, version: ModelVersion, new: Index
 ) -> Mapping[str, Mapping[str, Any]]:
     """As ``_scores``; {} where the new tars have too little held out to compare by, which is no reason to stop."""
     try:
-        return _scores(config, registry, version, new)
+        return _scores(work, registry, version, new)
     except DataError as error:
         say(f"nothing of the new tars to compare by: {error}")
         return {}
 
 
 def _scores(
-    config: JobConfig, registry: Registry, version: ModelVersion, index: Index
+    work: Workspace, registry: Registry, version: ModelVersion, index: Index
 ) -> Mapping[str, Mapping[str, Any]]:
     """How good a version is on the hold-out of an index, for each of its tasks."""
     folder = registry.download(version).folder
-    features = feature_cache.features_of_saved(config, index, (HOLD_OUT,), folder, "retrain")
+    features = feature_cache.features_of_saved(work, index, (HOLD_OUT,), folder, "retrain")
     source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features)
-    found = assess(str(folder), source, index, config.predict, config.stream, examples=0)
+    results = assess(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {
             "metric": one.report.metric, "value": one.report.value, "floor": one.report.floor, "rows": one.report.rows,
             "index": index.hash,
         }
-        for one in found
+        for one in results
     }  # fmt: skip

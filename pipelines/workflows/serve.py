@@ -10,34 +10,33 @@ from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate.stored import same_schema
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.serve.deployment import deploy
-from pipelines.workflows import runs
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 
-def run(config: JobConfig) -> None:
+def run(work: Workspace) -> None:
     """Deploy the champion and, on a cluster of this job's own, wait."""
-    with connected(config.cluster) as own:
+    with connected(work.config.cluster) as own:
         if not own:
-            print(f"serving at {start(config)}", flush=True)
+            print(f"serving at {start(work)}", flush=True)
             return
-        with serving(config) as address:
+        with serving(work) as address:
             print(f"serving at {address} (page /, API /docs); Ctrl-C stops it", flush=True)
             threading.Event().wait()
 
 
-def start(config: JobConfig) -> str:
+def start(work: Workspace) -> str:
     """Deploy the champion, and the challenger where ``serve.challenger.mode`` wants one; the service's address.
 
     Raises:
         RegistryError: there is no champion or no challenger, or the challenger is of another kind than the champion.
     """
-    registry = Registry.open(config.tracking, runs.storage(config), config.registry)
+    registry = work.registry
     model = registry.champion()
     return deploy.start(
-        config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
+        work.config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
         golden=_golden(model),
-        challenger=None if config.serve.challenger.mode == "off" else _challenger(registry, model),
+        challenger=None if work.config.serve.challenger.mode == "off" else _challenger(registry, model),
     )  # fmt: skip
 
 
@@ -59,9 +58,9 @@ def _golden(model: LocalModel) -> str:
 
 
 @contextmanager
-def serving(config: JobConfig) -> Iterator[str]:
+def serving(work: Workspace) -> Iterator[str]:
     """Serve while the block runs."""
-    address = start(config)
+    address = start(work)
     try:
         yield address
     finally:

@@ -13,12 +13,11 @@ from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
 from pipelines.errors import DataError
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows import runs
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace, absolute
 from vlmodel.config import ConfigError
 
 
-def indexes(config: JobConfig, judged: Index, *, newest: bool = False) -> dict[str, Index]:
+def indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -> dict[str, Index]:
     """The indexes of what is trained on, by the names in ``data.mix`` and in their order; "" is the one of
     ``data.tars`` where nothing is mixed.
 
@@ -29,30 +28,30 @@ def indexes(config: JobConfig, judged: Index, *, newest: bool = False) -> dict[s
         ConfigError: two sources hold the same samples.
         DataError: a source has no index, or one of other members than ``data.mix`` says.
     """
-    if not config.data.mix:
-        return {"": judged}
-    names_of_mix = sorted(config.data.mix)
+    if not work.config.data.mix:
+        return {"": evaluation_index}
+    names_of_mix = sorted(work.config.data.mix)
     if newest:
-        found = {name: Index.open(runs.absolute(config.data.mix[name].tars)) for name in names_of_mix}
+        by_name = {name: Index.open(absolute(work.config.data.mix[name].tars)) for name in names_of_mix}
     else:
-        found = {name: runs.open_index(config, name) for name in names_of_mix}
-    for name, index in found.items():
-        if index.members != (members := config.data.mix[name].members):
+        by_name = {name: work.index(name) for name in names_of_mix}
+    for name, index in by_name.items():
+        if index.members != (members := work.config.data.mix[name].members):
             raise DataError(
                 f"{index.tars} was indexed as {index.members}, and data.mix.{name}.members={members}; run the index "
                 "job again, or set what it holds"
             )
     names: dict[str, str] = {}
-    for name, index in found.items():
+    for name, index in by_name.items():
         if (other := names.setdefault(index.hash, name)) != name:
             raise ConfigError(
                 f"data.mix.{other} and data.mix.{name} hold the same samples (index {index.hash[:12]}); keep one, with "
                 "the weight of both"
             )
-    return found
+    return by_name
 
 
-def check_learnable(config: JobConfig, trained: Mapping[str, Index]) -> None:
+def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
     """Refuse data of which a task learns nothing.
 
     Args:
@@ -61,45 +60,40 @@ def check_learnable(config: JobConfig, trained: Mapping[str, Index]) -> None:
     Raises:
         DataError: no source has training samples with the texts of a task.
     """
-    for task, fields in config.model.decoder.tasks().items():
-        able = [index for index in trained.values() if index.members != "texts" or not fields.needs_image]
-        if not sum(index.having(fields.reads, "train") for index in able):
+    for task, spec in work.config.model.decoder.tasks().items():
+        usable = [index for index in training_indexes.values() if index.members != "texts" or not spec.needs_image]
+        if not sum(index.having(spec.reads, "train") for index in usable):
             raise DataError(
-                f"no train sample of {' and '.join(index.tars for index in trained.values())} has {fields.reads}"
-                f"{' with an image' if fields.needs_image else ''}, of which "
+                f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has {spec.reads}"
+                f"{' with an image' if spec.needs_image else ''}, of which "
                 f"{f'task {task!r}' if task else 'the model'} learns; choose data that has some"
                 f"{', or leave the task out of model.decoder.heads' if task else ''}"
             )
 
 
-def places(config: JobConfig) -> tuple[str, ...]:
-    """Settings that only say where the sources of a mix lie."""
-    return tuple(f"data.mix.{name}.tars" for name in config.data.mix)
-
-
-def facts(config: JobConfig, judged: Index) -> dict[str, object]:
+def facts(work: Workspace, evaluation_index: Index) -> dict[str, object]:
     """The data as tracking records them: what is judged on and, where sources are mixed, each of these."""
-    found = runs.index_facts(judged, runs.tars(config))
-    if not config.data.mix:
-        return found
-    mix = {name: runs.index_facts(index, index.tars) for name, index in indexes(config, judged).items()}
-    hashes = [judged.hash, *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
-    return found | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
+    by_name = index_facts(evaluation_index, work.tars)
+    if not work.config.data.mix:
+        return by_name
+    mix = {name: index_facts(index, index.tars) for name, index in indexes(work, evaluation_index).items()}
+    hashes = [evaluation_index.hash, *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
+    return by_name | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
 
 
-def record(config: JobConfig, judged: Index, tracker: Tracker) -> None:
+def record(work: Workspace, evaluation_index: Index, tracker: Tracker) -> None:
     """Record the data of a run, which keeps to these versions of their indexes from now on.
 
     Raises:
         TrackingError: the run used other data before.
     """
-    tracker.log_data(facts(config, judged))
-    hashes = {name: index.hash for name, index in indexes(config, judged).items()}
-    runs.keep_versions(config, {**hashes, "": judged.hash})
+    tracker.log_data(facts(work, evaluation_index))
+    hashes = {name: index.hash for name, index in indexes(work, evaluation_index).items()}
+    work.keep_index_versions({**hashes, "": evaluation_index.hash})
 
 
 def training(
-    config: JobConfig, trained: Mapping[str, Index], processor: str | Path, features: tuple[Features, ...]
+    work: Workspace, training_indexes: Mapping[str, Index], processor: str | Path, features: tuple[Features, ...]
 ) -> tuple[Source | Mixture, Order]:
     """Where the training's samples come from, and their order.
 
@@ -111,32 +105,44 @@ def training(
         ConfigError: a source is too rare to be mixed.
         DataError: a source has no samples with the texts that the tasks read, or images alone, of which none learns.
     """
-    _refuse_idle(config, trained)
+    _refuse_idle(work, training_indexes)
+    train = work.config.train
     sources = {
-        name: Source(index.tars, index.hash, "train", str(processor), features) for name, index in trained.items()
+        name: Source(index.tars, index.hash, "train", str(processor), features)
+        for name, index in training_indexes.items()
     }
     plans = {
-        name: source.plan(seed=config.seed, window=config.train.window, run=config.train.shuffle_block, shuffle=True)
+        name: source.plan(seed=work.config.seed, window=train.window, run=train.shuffle_block, shuffle=True)
         for name, source in sources.items()
     }
-    if not config.data.mix:
+    if not work.config.data.mix:
         return sources[""], plans[""]
-    weights = {name: config.data.mix[name].weight or plan.size for name, plan in plans.items()}
+    weights = {name: work.config.data.mix[name].weight or plan.size for name, plan in plans.items()}
     try:
         order = MixturePlan(
-            tuple(plans), tuple(plans.values()), tuple(weights.values()), tuple(config.data.mix_temperature),
-            config.train.epochs,
+            tuple(plans), tuple(plans.values()), tuple(weights.values()), tuple(work.config.data.mix_temperature),
+            train.epochs,
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(f"data.mix: {error}") from None
     return Mixture(tuple(sources.values())), order
 
 
-def _refuse_idle(config: JobConfig, trained: Mapping[str, Index]) -> None:
+def index_facts(index: Index, source_folder: str) -> dict[str, object]:
+    """The data as tracking records it."""
+    return {
+        "hash": index.hash,
+        "source": source_folder,
+        "counts": index.counts(),
+        "quarantine": index.quarantine_counts(),
+    }
+
+
+def _refuse_idle(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
     """A captioner writes about images without texts, and learns nothing of them."""
-    if any(fields.target == "none" for fields in config.model.decoder.tasks().values()):
+    if any(spec.target == "none" for spec in work.config.model.decoder.tasks().values()):
         return
-    for index in trained.values():
+    for index in training_indexes.values():
         if index.members == "images":
             raise DataError(
                 f"{index.tars} holds images alone, and only contrastive tasks learn of images without texts; leave it "

@@ -17,8 +17,10 @@ from pipelines.search.grid import Cell
 from pipelines.search.record import Record, Records, outcome
 from pipelines.search.table import Row, comma_separated, markdown
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows import runs, train
+from pipelines.workflows import train
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.fit import fit
+from pipelines.workflows.workspace import Workspace, absolute
 from vlmodel.config import ConfigError
 
 
@@ -29,7 +31,7 @@ class SearchContext:
     Attributes:
         folder: of the search, in storage; the records lie there.
         parent: id of its tracked run.
-        versions: of the indexes that all of them learn from, see ``runs.versions``.
+        versions: of the indexes that all of them learn from, see ``Workspace.index_versions``.
     """
 
     folder: str
@@ -37,40 +39,40 @@ class SearchContext:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def base(config: JobConfig) -> JobConfig:
+def base(work: Workspace) -> JobConfig:
     """What the trainings of a search vary: without the search itself, and with absolute paths, as they run in other
     processes.
     """
     mix = {
-        name: source.model_copy(update={"tars": runs.absolute(source.tars)}) for name, source in config.data.mix.items()
+        name: source.model_copy(update={"tars": absolute(source.tars)}) for name, source in work.config.data.mix.items()
     }
-    data = config.data.model_copy(update={"tars": runs.tars(config), "mix": mix})
-    update = {"storage": runs.storage(config), "data": data, "ablate": AblateConfig(), "tune": TuneConfig()}
-    return config.model_copy(update=update)
+    data = work.config.data.model_copy(update={"tars": work.tars, "mix": mix})
+    update = {"storage": work.storage, "data": data, "ablate": AblateConfig(), "tune": TuneConfig()}
+    return work.config.model_copy(update=update)
 
 
-def validated(config: JobConfig) -> Index:
+def index_with_validation(work: Workspace) -> Index:
     """The index of data that has what searches judge by, a validation split.
 
     Raises:
         DataError: it has none, or there is no index.
     """
     # Its own tasks may be none of those that are trained.
-    index = train.opened(config)
+    index = train.open_index(work)
     if not index.counts().get("val", 0):
         raise DataError(
-            f"{runs.tars(config)} has no validation split, by which trainings are compared; import one (split `val`)"
+            f"{work.tars} has no validation split, by which trainings are compared; import one (split `val`)"
         )
     return index
 
 
-def measure(config: JobConfig) -> str:
+def metric_name(config: JobConfig) -> str:
     """The validation figure by which trainings are compared, as tables name it; more is better."""
     return "val accuracy" if config.model.decoder.selection_metric() == "accuracy" else "exp(-val loss)"
 
 
-def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
-    """``measure`` of all cells that are accepted, of which there must be some.
+def shared_metric(found: Iterable[Cell[JobConfig]], where: str) -> str:
+    """``metric_name`` of all cells that are accepted, of which there must be some.
 
     Args:
         where: the setting that holds the grid, for messages.
@@ -81,7 +83,7 @@ def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
     slugs: dict[str, str] = {}
     for cell in found:
         if cell.config is not None:
-            slugs.setdefault(measure(cell.config), cell.slug)
+            slugs.setdefault(metric_name(cell.config), cell.slug)
     if len(slugs) > 1:
         compared = " and ".join(f"{slug!r} by {named}" for named, slug in slugs.items())
         raise ConfigError(
@@ -92,9 +94,9 @@ def one_measure(found: Iterable[Cell[JobConfig]], where: str) -> str:
     return named
 
 
-def train_cell(config: JobConfig, around: SearchContext, referee: Any = None) -> Record:
+def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> Record:
     """Train to the end, unless a record says that this is done, and record it. An error becomes a record too."""
-    records = Records(around.folder)
+    records = Records(context.folder)
     if (before := records.read(config.name)) is not None and before.done:
         return before
     begun = time.perf_counter()
@@ -104,13 +106,14 @@ def train_cell(config: JobConfig, around: SearchContext, referee: Any = None) ->
         return records.add(config.name, Record(**{**vars(found), "seconds": seconds}))
 
     try:
-        runs.keep_versions(config, around.versions)
+        work = Workspace(config)
+        work.keep_index_versions(context.versions)
         with (
-            train.claimed(config) as index,
-            Tracker.open(config.tracking, runs.storage(config), config.name, parent=around.parent) as tracker,
+            train.exclusive(work) as index,
+            work.track(parent=context.parent) as tracker,
         ):
-            train.fit(config, index, tracker, label=config.name, referee=referee)
-            found = outcome(runs.run_folder(config), config.train.epochs, tracker)
+            fit(work, index, tracker, label=config.name, referee=referee)
+            found = outcome(work.run_folder, config.train.epochs, tracker)
             tracker.set_tags({"search.status": found.status})
     except Exception as error:
         known = expected_cause(error)
@@ -123,9 +126,9 @@ def train_cell(config: JobConfig, around: SearchContext, referee: Any = None) ->
     return record(found)
 
 
-def publish(config: JobConfig, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
+def publish(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
     """Table and picture: on the terminal, in the search's folder and in its tracked run. Returns the picture's file."""
-    folder = runs.local_folder(config)
+    folder = work.local_folder
     folder.mkdir(parents=True, exist_ok=True)
     shown = markdown(rows)
     (folder / f"{name}.md").write_text(shown + "\n", encoding="utf-8")

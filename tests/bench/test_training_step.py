@@ -22,14 +22,14 @@ from mlflow import MlflowClient
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.data.index.index import Index
 from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.plan import Schedule
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
-from pipelines.workflows import import_data, index, runs, train
+from pipelines.workflows import import_data, index, train
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.bench.conftest import Figure
 from tests.jobs.conftest import ROOT
 from vlmodel.config import load
@@ -92,7 +92,7 @@ def bare_step_s(folder: Path, ours: bool, processor: str, config: JobConfig, par
 
 def ray_step_s(config: JobConfig) -> tuple[float, float]:
     """Median seconds of a step, and the median share of it that was waiting for data."""
-    train.run(config)
+    train.run(Workspace(config))
     client = MlflowClient(f"sqlite:///{config.storage}/mlflow.db")
     (run,) = client.search_runs(
         [experiment.experiment_id for experiment in client.search_experiments()],
@@ -108,8 +108,9 @@ def ray_step_s(config: JobConfig) -> tuple[float, float]:
 def test_training_step(tmp_path: Path, figure: Figure, unused_port: int) -> None:
     config = settings(tmp_path, "round-0")
     with connected(config.cluster):
-        import_data.run(config)
-        index.run(config)
+        work = Workspace(config)
+        import_data.run(work)
+        index.run(work)
         measured: dict[str, list[float]] = {"ray": [], "step": [], "bare": []}
         waits = []
         for number in range(ROUNDS):
@@ -117,7 +118,7 @@ def test_training_step(tmp_path: Path, figure: Figure, unused_port: int) -> None
             measured["ray"].append(step_s)
             waits.append(wait)
             processor = str(tmp_path / "runs" / f"round-{number}" / "processor")
-            source = runs.source(config, Index.open(runs.tars(config)), "train", processor)
+            source = work.source(work.newest_index(), "train", processor)
             schedule = Schedule(source.plan(seed=0, shuffle=True), config.train.batch, 1)
             parts = MicroBatches(source, schedule, 0, WORKERS, 1, config.train.augment)
             for kind in ("step", "bare"):

@@ -20,6 +20,7 @@ from pipelines.serve.http.schema.vqa import VQAResponse
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote, serve
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.pipelines.registry.conftest import QUESTION, picture, save_model
 from tests.pipelines.serve.deployment.test_deploy import free_port
 from vlmodel.config import parse
@@ -83,11 +84,11 @@ class Service:
     def roll_back(self) -> None:
         """What ``python -m jobs.promote --rollback`` does."""
         rollback = self.config.registry.model_copy(update={"rollback": True})
-        promote.run(self.config.model_copy(update={"registry": rollback}))
+        promote.run(Workspace(self.config).changed(registry=rollback))
 
     def deploy(self) -> None:
         """What ``python -m jobs.serve`` does on a running cluster."""
-        assert serve.start(self.config) == self.address
+        assert serve.start(Workspace(self.config)) == self.address
 
     def ask(self, image: bytes, question: str) -> VQAResponse:
         with Client(self.address) as client:

@@ -15,12 +15,12 @@ from jobs.job import main
 from pipelines.retrain.ledger import Cycle, Facts
 from pipelines.tracking.tracker import Tracker, TrackingError
 from pipelines.workflows import retrain, retrain_steps
-from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 
 
-def dying(step: Callable[[JobConfig, Cycle], Facts]) -> Callable[[JobConfig, Cycle], Facts]:
-    def run(config: JobConfig, cycle: Cycle) -> Facts:
-        step(config, cycle)
+def dying(step: Callable[[Workspace, Cycle], Facts]) -> Callable[[Workspace, Cycle], Facts]:
+    def run(work: Workspace, cycle: Cycle) -> Facts:
+        step(work, cycle)
         os.killpg(0, signal.SIGKILL)
         raise AssertionError("a killed process goes on")
 

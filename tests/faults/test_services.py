@@ -20,6 +20,7 @@ from pipelines.registry.registry import LocalModel, Registry
 from pipelines.tracking.tracker import Tracker, TrackingError
 from pipelines.workflows import promote
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.faults.services import SCORE
 from tests.faults.trainings import command, places, prepare, runs_of
 from tests.infra.test_cluster_script import free_ports
@@ -141,7 +142,7 @@ def test_what_was_trained_and_promoted_outlives_its_services(stack: Services, tm
     champion = registry_of(config, tmp_path / "again").champion()
     assert champion.version == second.version
     assert answers_of(champion) == answers[1]
-    promote.run(config.model_copy(update={"registry": config.registry.model_copy(update={"rollback": True})}))
+    promote.run(Workspace(config).changed(registry=config.registry.model_copy(update={"rollback": True})))
     champion = registry_of(config, tmp_path / "back").champion()
     assert champion.version == first.version
     assert answers_of(champion) == answers[0] != answers[1]

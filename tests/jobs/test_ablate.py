@@ -16,9 +16,9 @@ import pytest
 from pipelines.search.errors import SearchError
 from pipelines.search.record import Record
 from pipelines.tracking.tracker import NullTracker
-from pipelines.workflows import ablate, train
-from pipelines.workflows import trials as cells
+from pipelines.workflows import ablate, train, trials
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.jobs.test_pipeline import DEMO, setting
 from vlmodel.config import ConfigError, load
 
@@ -33,30 +33,26 @@ class Pretended:
         self.trained: list[str] = []
         self.broken: dict[str, BaseException] = {}
 
-    def fit(self, config: JobConfig, *_: Any, **__: Any) -> None:
-        self.trained.append(config.name.removeprefix("grid-"))
+    def fit(self, work: Workspace, *_: Any, **__: Any) -> None:
+        self.trained.append(work.config.name.removeprefix("grid-"))
         if error := self.broken.get(self.trained[-1]):
             raise error
 
     def run(self, *overrides: str) -> list[dict[str, Any]]:
         grid = 'ablate.grid={"model.fusion.kind"=["concat","transformer"],"train.batch"=[8,16]}'
-        return ablate.run(load(JobConfig, None, ["name=grid", f"storage={self.folder}", grid, *overrides]))
+        return ablate.run(Workspace(load(JobConfig, None, ["name=grid", f"storage={self.folder}", grid, *overrides])))
 
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
     these = Pretended(tmp_path)
-    index: Any = SimpleNamespace(
-        counts=lambda: {"val": 1}, hash="h", quarantine=lambda: {"reason": SimpleNamespace(to_pylist=list)}
-    )
-    tracker = lambda *_, **__: NullTracker()  # noqa: E731
-    for module in (ablate, cells):
-        monkeypatch.setattr(f"{module.__name__}.Tracker", SimpleNamespace(open=tracker))
+    index: Any = SimpleNamespace(counts=lambda: {"val": 1}, hash="h", quarantine_counts=dict)
+    monkeypatch.setattr(Workspace, "track", lambda *_, **__: NullTracker())
     monkeypatch.setattr(ablate, "connected", lambda _: contextlib.nullcontext(True))
-    monkeypatch.setattr(train, "opened", lambda _: index)
-    monkeypatch.setattr(train, "ready", lambda _: index)
-    monkeypatch.setattr(train, "fit", these.fit)
-    monkeypatch.setattr(cells, "outcome", lambda run, *_: Record("finished", score=0.5, epochs=1, parameters=9))
+    monkeypatch.setattr(train, "open_index", lambda _: index)
+    monkeypatch.setattr(train, "open_checked", lambda _: index)
+    monkeypatch.setattr(trials, "fit", these.fit)
+    monkeypatch.setattr(trials, "outcome", lambda run, *_: Record("finished", score=0.5, epochs=1, parameters=9))
     return these
 
 

@@ -21,6 +21,7 @@ from pipelines.retrain.ledger import STEPS, Cycle, Facts
 from pipelines.tracking.tracker import connect
 from pipelines.workflows import import_data, index, promote, retrain, retrain_steps, train
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import load
@@ -47,14 +48,12 @@ def drop(incoming: Path, name: str, seed: int, colours: dict[str, tuple[int, int
     tar.rename(incoming / f"{name}.tar")
 
 
-def settings(folder: Path, *more: str) -> JobConfig:
+def workspace(folder: Path, *more: str) -> Workspace:
     pictures = folder / "pictures"
     source = [f"source.file={pictures / 'questions.csv'}", "source.kind=table", "source.samples_per_shard=40"]
     places = [f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}"]
-    return load(
-        JobConfig, ROOT / "jobs/configs/demo.toml",
-        [*SMALL, *source, *places, "registry.smoke_test=false", f"retrain.window={MONDAY}", *more],
-    )  # fmt: skip
+    overrides = [*SMALL, *source, *places, "registry.smoke_test=false", f"retrain.window={MONDAY}", *more]
+    return Workspace(load(JobConfig, ROOT / "jobs/configs/demo.toml", overrides))
 
 
 @pytest.mark.parametrize(
@@ -81,9 +80,9 @@ def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None
                 writer.add(f"{name}{number}", image, extension, Texts((f"the {number}th of {name}",)))
         build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0, members=members))
     mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', members='texts'}}"]
-    config = settings(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
+    work = workspace(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
     judged, new = (Index.open(str(tmp_path / name)) for name in ("pairs", "new"))
-    found = retrain_steps._mix(config, judged, Cycle(MONDAY, {}), new)
+    found = retrain_steps._mix(work, judged, Cycle(MONDAY, {}), new)
     assert {name: MixedSource(**source).members for name, source in found.items()} == {
         f"cycle-{MONDAY}": "pairs", "pairs": "pairs", "said": "texts",
     }  # fmt: skip
@@ -95,9 +94,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     folder = tmp_path_factory.mktemp("retrain")
     (folder / "pictures").mkdir()
     coloured_pictures(folder / "pictures", train=96)
-    config = settings(folder)
+    work = workspace(folder)
     for job in (import_data, index, train, promote):
-        job.run(config)
+        job.run(work)
     return folder
 
 
@@ -109,19 +108,19 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     (incoming / "copy-of-old.tar").write_bytes((folder / "data" / "train-000000.tar").read_bytes())
 
     # Killed when the training is done and not yet recorded; another process then looks in and continues.
-    def killed(config: JobConfig, cycle: Cycle) -> Facts:
-        really_train(config, cycle)
+    def killed(work: Workspace, cycle: Cycle) -> Facts:
+        really_train(work, cycle)
         raise KeyboardInterrupt
 
     really_train = retrain_steps.trained
     monkeypatch.setattr(retrain_steps, "trained", killed)
     with pytest.raises(KeyboardInterrupt):
-        retrain.run(settings(folder))
-    assert retrain_steps.ledger(settings(folder)).unfinished().done == "checked"
+        retrain.run(workspace(folder))
+    assert retrain_steps.ledger(workspace(folder)).unfinished().done == "checked"
     monkeypatch.undo()
-    with retrain_steps.ledger(settings(folder)).locked():
-        assert retrain.run(settings(folder)) is None
-    (cycle,) = retrain.run(settings(folder)).finished
+    with retrain_steps.ledger(workspace(folder)).locked():
+        assert retrain.run(workspace(folder)) is None
+    (cycle,) = retrain.run(workspace(folder)).finished
 
     assert list(cycle.records) == list(STEPS)
     assert [tar.name for tar in cycle.tars] == ["d.tar"]
@@ -149,13 +148,13 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     assert on_new["passed"] is None, "so few rows are not judged"
 
     drop(incoming, "b", seed=2)
-    again = retrain.run(settings(folder))
+    again = retrain.run(workspace(folder))
     assert again.finished == ()
     assert "has had its cycle" in again.reason
 
     # Data that are unlike those before are refused, and what is mended is planned anew.
     drop(incoming, "odd", seed=3, colours={"mauve": (180, 130, 200)})
-    tuesday = settings(folder, f"retrain.window={TUESDAY}", "retrain.drift.answers=0.1")
+    tuesday = workspace(folder, f"retrain.window={TUESDAY}", "retrain.drift.answers=0.1")
     with pytest.raises(DataError, match=r"unlike those of cycle 20260105T0000Z, above retrain\.drift\.answers"):
         retrain.run(tuesday)
     (incoming / "odd.tar").unlink()

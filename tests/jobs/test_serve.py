@@ -12,6 +12,7 @@ from pipelines.retrain.ledger import Cycle
 from pipelines.serve.deployment import deploy
 from pipelines.workflows import retrain_steps, serve
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.faults.services import SCORE, Service
 from tests.pipelines.registry.conftest import picture
 from tests.pipelines.serve.conftest import DECODERS, save_model
@@ -34,9 +35,9 @@ def test_the_challenger_is_deployed_beside_the_champion(tmp_path: Path, deployed
     service = Service(tmp_path, challenger={"mode": "shadow"})
     service.promote(service.register(seed=1))
     with pytest.raises(RegistryError, match=r"has no challenger; .*serve\.challenger\.mode=off"):
-        serve.start(service.config)
+        serve.start(Workspace(service.config))
     service.registry.challenge(service.register(seed=2), fit=True)
-    serve.start(service.config)
+    serve.start(Workspace(service.config))
     [one] = deployed
     challenger = one["challenger"]
     assert (one["version"], challenger["version"], one["mode"]) == ("1", "2", "shadow")
@@ -54,7 +55,7 @@ def test_a_challenger_of_another_kind_is_refused(tmp_path: Path, deployed: list[
     version = service.registry.log_model(run_id, other, (picture(0), ""), SCORE)
     service.registry.challenge(version.version, fit=True)
     with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'tokens'"):
-        serve.start(service.config)
+        serve.start(Workspace(service.config))
     assert deployed == []
 
 
@@ -65,9 +66,9 @@ def test_a_cycle_whose_candidate_was_promoted_serves_it_alone(
     service.promote(service.register(seed=1))
     monkeypatch.setattr(deploy, "is_running", lambda: True)
     cycle = Cycle("1", {"gated": {"promoted": True}})
-    assert retrain_steps.swapped(service.config, cycle)["swapped"]
+    assert retrain_steps.swapped(Workspace(service.config), cycle)["swapped"]
     service.registry.challenge(service.register(seed=2), fit=True)
-    retrain_steps.swapped(service.config, cycle)
+    retrain_steps.swapped(Workspace(service.config), cycle)
     assert [one["mode"] for one in deployed] == ["off", "shadow"]
 
 
@@ -75,5 +76,5 @@ def test_without_a_challenger_nothing_asks_for_one(tmp_path: Path, deployed: lis
     service = Service(tmp_path)
     assert isinstance(service.config, JobConfig)
     service.promote(service.register(seed=1))
-    serve.start(service.config)
+    serve.start(Workspace(service.config))
     assert deployed[0]["challenger"] is None

@@ -9,39 +9,40 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.tracking.tracker import Tracker, TrackingError
+from pipelines.tracking.tracker import TrackingError
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
-from pipelines.workflows import runs, train, training_data
+from pipelines.workflows import fit, train, training_data
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.pipelines.registry.conftest import save_model
 from vlmodel.config import ConfigError, dump, load
 
-Begun = Callable[..., JobConfig]
+Begun = Callable[..., Workspace]
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begun:
-    """A configuration with these overrides, on data whose index has the hash ``abc``."""
-    monkeypatch.setattr(train, "ready", lambda _: None)
+    """The workspace of a configuration with these overrides, on data whose index has the hash ``abc``."""
+    monkeypatch.setattr(train, "open_checked", lambda _: None)
     monkeypatch.setattr(training_data, "facts", lambda *_: {"hash": "abc"})
 
-    def make(*overrides: str) -> JobConfig:
-        return load(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides])
+    def make(*overrides: str) -> Workspace:
+        return Workspace(load(JobConfig, None, [f"storage={tmp_path / 'runs'}", "name=base", *overrides]))
 
     return make
 
 
-def store_checkpoint(of: JobConfig, tmp_path: Path, step: int, **state: Any) -> None:
+def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> None:
     local = tmp_path / f"local-{step}"
     local.mkdir(exist_ok=True)
     history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
-    checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of), "data": "abc", **state})
-    checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.storage}/{of.name}/{checkpoint.name_of(step)}")
+    checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state})
+    checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.run_folder}/{checkpoint.name_of(step)}")
 
 
-def claim(config: JobConfig) -> None:
-    with train.claimed(config):
+def claim(work: Workspace) -> None:
+    with train.exclusive(work):
         pass
 
 
@@ -82,7 +83,7 @@ def test_a_source_that_was_added_to_a_mix_is_another_setting(config: Begun) -> N
 
 
 def test_settings_that_are_newer_than_the_run_have_their_defaults(config: Begun, tmp_path: Path) -> None:
-    old = dump(config())
+    old = dump(config().config)
     del old["train"]["window"], old["seed"]
     store_checkpoint(config(), tmp_path, 8, config=old)
     claim(config())
@@ -113,24 +114,24 @@ def test_a_storage_folder_that_is_no_address_is_refused_before_anything_is_made(
 def test_the_processor_is_that_of_the_checkpoints(config: Begun, tmp_path: Path) -> None:
     save_model(tmp_path / "local-8" / "model", seed=0)
     store_checkpoint(config(), tmp_path, 8)
-    folder = runs.local_folder(config()) / "processor"
-    assert train._processor(config(), [], folder, "", "train").labels == ["yes", "no", "red", "blue"]
+    folder = config().local_folder / "processor"
+    assert fit._processor(config(), [], folder, "", "train").labels == ["yes", "no", "red", "blue"]
     assert (folder / "processor.json").is_file()
 
 
 def test_runs_of_one_name_in_two_buckets_share_no_local_folder(config: Begun) -> None:
-    folders = [runs.local_folder(config(f"storage=s3://{bucket}/runs")) for bucket in ("a", "b")]
+    folders = [config(f"storage=s3://{bucket}/runs").local_folder for bucket in ("a", "b")]
     assert folders[0] != folders[1]
-    assert folders[0] == runs.local_folder(config("storage=s3://a/runs/"))
+    assert folders[0] == config("storage=s3://a/runs/").local_folder
 
 
 def test_what_comes_after_training_can_be_repeated() -> None:
-    with pytest.raises(TrackingError, match=r"gone\. The training is done .* the same command"), train._repeatable():
+    with pytest.raises(TrackingError, match=r"gone\. The training is done .* the same command"), fit.repeatable():
         raise TrackingError("gone.")
 
 
 def test_a_second_training_of_a_name_is_refused(config: Begun) -> None:
-    with train.claimed(config()), pytest.raises(RunInUseError, match=r"the run in .*base is under way: process"):
+    with train.exclusive(config()), pytest.raises(RunInUseError, match=r"the run in .*base is under way: process"):
         claim(config())
 
 
@@ -139,10 +140,10 @@ def test_a_run_without_its_record_is_recorded_anew(
 ) -> None:
     store_checkpoint(config(), tmp_path, 8)
     kept = config("tracking.system_metrics=false")
-    with Tracker.open(kept.tracking, kept.storage, "base") as tracker:
-        train._record_anew(kept, tracker)
+    with kept.track() as tracker:
+        fit._restore_record(kept, tracker)
         assert tracker.history() == [{"step": 4, "train/loss": 0.5, "val/accuracy": 0.75}]
     assert "checkpoints up to step 8, and no record in experiment 'vlmodel'; a new record" in capsys.readouterr().out
-    with Tracker.open(kept.tracking, kept.storage, "base") as tracker:
-        train._record_anew(kept, tracker)
+    with kept.track() as tracker:
+        fit._restore_record(kept, tracker)
     assert capsys.readouterr().out == ""

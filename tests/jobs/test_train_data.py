@@ -11,8 +11,9 @@ from PIL import Image
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
-from pipelines.workflows import train
+from pipelines.workflows import fit, train
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, parse
 
 
@@ -32,21 +33,21 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
     return build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
 
-def settings(index: Index, **of_train: Any) -> JobConfig:
-    return parse(JobConfig, {"data": {"tars": index.tars}, "train": of_train})
+def workspace(index: Index, **of_train: Any) -> Workspace:
+    return Workspace(parse(JobConfig, {"data": {"tars": index.tars}, "train": of_train}))
 
 
 def test_mirrored_images_whose_texts_say_a_side_are_told(index: Index, capsys: pytest.CaptureFixture[str]) -> None:
-    train._tell_mirrored_sides(settings(index, augment={"flip": 0.5}), [index])
+    fit._warn_of_mirrored_sides(workspace(index, augment={"flip": 0.5}), [index])
     says = "train.augment.flip=0.5 mirrors images, and 2 of the first 6 texts of"
     assert says in (shown := capsys.readouterr().out)
     assert 'train.augment.swap={left = "right"}' in shown
     for augment in ({"flip": 0.5, "swap": {"left": "right"}}, {"min_area": 0.5}):
-        train._tell_mirrored_sides(settings(index, augment=augment), [index])
+        fit._warn_of_mirrored_sides(workspace(index, augment=augment), [index])
     assert not capsys.readouterr().out
 
 
 def test_patience_needs_a_validation_split(index: Index) -> None:
-    assert train.opened(settings(index)).hash == index.hash
+    assert train.open_index(workspace(index)).hash == index.hash
     with pytest.raises(ConfigError, match=r"train\.patience=3 ends .* has no validation split; set data\.index\.valid"):
-        train.opened(settings(index, patience=3))
+        train.open_index(workspace(index, patience=3))

@@ -55,7 +55,7 @@ from pipelines.data.tars.sample import Members, TextLimits
 from pipelines.data.tars.shards import SPLITS, Split
 from pipelines.errors import DataError, printable
 from pipelines.storage.folder import Folder
-from vlmodel.config import Section
+from vlmodel.config import MAY_CHANGE, Section
 
 _DIGITS = re.compile(r"\d+")
 _PATTERNS = 4
@@ -83,9 +83,9 @@ class IndexConfig(Section):
     """Samples with a caption, question or answer of more letters are left out."""
     max_texts: int = Field(TextLimits.texts, ge=1)
     """Samples with more captions and questions, or a question with more answers, are left out."""
-    force: bool = False
+    force: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Read every tar again, also those whose size and time of change are as they were."""
-    report: bool = False
+    report: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""

@@ -26,10 +26,10 @@ from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
 from pipelines.evaluate.predict import collect, predict
 from pipelines.search.referee import create_referee
-from pipelines.tracking.tracker import Tracker
 from pipelines.train import checkpoint
-from pipelines.workflows import index, runs, train, training_data
+from pipelines.workflows import index, train, training_data
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.jobs.conftest import ROOT, SMALL
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.config import ConfigError, load
@@ -65,16 +65,15 @@ def data(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Path:
     return folder
 
 
-def settings(data: Path, *more: str) -> JobConfig:
+def workspace(data: Path, *more: str) -> Workspace:
     sources = [f"data.tars={data / 'asked'}", *(f"data.mix.{name}.tars={data / name}" for name in ("asked", "named"))]
-    return load(JobConfig, ROOT / "jobs/configs/demo.toml", [*SMALL, *sources, f"storage={data / 'runs'}", *more])
+    overrides = [*SMALL, *sources, f"storage={data / 'runs'}", *more]
+    return Workspace(load(JobConfig, ROOT / "jobs/configs/demo.toml", overrides))
 
 
-def spent(config: JobConfig) -> tuple[Any, Any]:
-    judged = Index.open(runs.tars(config))
-    return training_data.training(
-        config, training_data.indexes(config, judged), runs.local_folder(config) / "processor", {}
-    )
+def spent(work: Workspace) -> tuple[Any, Any]:
+    indexes = training_data.indexes(work, work.newest_index())
+    return training_data.training(work, indexes, work.local_folder / "processor", ())
 
 
 @pytest.mark.parametrize(
@@ -100,30 +99,30 @@ def test_wrong_mixes_are_refused(override: str, says: str, capsys: pytest.Captur
 
 
 def test_a_source_without_an_index_names_the_job(data: Path) -> None:
-    config = settings(data, f"data.mix.none.tars={data}")
+    work = workspace(data, f"data.mix.none.tars={data}")
     with pytest.raises(Exception, match=rf"has no index; run the index job: .* data\.tars={data}"):
-        training_data.indexes(config, Index.open(runs.tars(config)))
+        training_data.indexes(work, work.newest_index())
 
 
 def test_the_same_samples_twice_are_refused(data: Path) -> None:
-    config = settings(data, f"data.mix.again.tars={data / 'named'}")
+    work = workspace(data, f"data.mix.again.tars={data / 'named'}")
     with pytest.raises(ConfigError, match=r"data\.mix\.again and data\.mix\.named hold the same samples"):
-        training_data.indexes(config, Index.open(runs.tars(config)))
+        training_data.indexes(work, work.newest_index())
 
 
 def test_without_a_mix_data_tars_is_trained_on(data: Path) -> None:
-    config = settings(data, "data.mix={}")
-    judged = Index.open(runs.tars(config))
-    assert training_data.indexes(config, judged) == {"": judged}
-    assert training_data.facts(config, judged) == runs.index_facts(judged, runs.tars(config))
+    work = workspace(data, "data.mix={}")
+    judged = work.newest_index()
+    assert training_data.indexes(work, judged) == {"": judged}
+    assert training_data.facts(work, judged) == training_data.index_facts(judged, work.tars)
 
 
 def test_the_record_changes_with_every_source(data: Path) -> None:
     one, other = (
-        settings(data),
-        settings(data, f"data.mix.named.tars={data / 'asked'}", f"data.mix.asked.tars={data / 'named'}"),
+        workspace(data),
+        workspace(data, f"data.mix.named.tars={data / 'asked'}", f"data.mix.asked.tars={data / 'named'}"),
     )
-    judged = Index.open(runs.tars(one))
+    judged = one.newest_index()
     found = training_data.facts(one, judged)
     assert isinstance(found["mix"], dict)
     assert set(found["mix"]) == {"asked", "named"}
@@ -131,11 +130,11 @@ def test_the_record_changes_with_every_source(data: Path) -> None:
 
 
 def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
-    config = settings(data, "data.mix.named.members=texts")
+    work = workspace(data, "data.mix.named.members=texts")
     with pytest.raises(
         DataError, match=r"named was indexed as pairs, and data\.mix\.named\.members=texts; run the index"
     ):
-        training_data.indexes(config, Index.open(runs.tars(config)))
+        training_data.indexes(work, work.newest_index())
 
 
 def test_one_folder_cannot_be_two_things(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +156,7 @@ def said(data: Path) -> Path:
 
 def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path) -> None:
     all_train = "data.index.validation_fraction=0.0"
-    index.run(settings(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
+    index.run(workspace(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
     assert Index.open(str(said)).members == "texts"
     assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
     assert Index.open(str(data / "named")).members == "pairs"
@@ -166,7 +165,7 @@ def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path)
 def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
     build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
     with pytest.raises(DataError, match=r"judged on images with texts, and .*said holds texts alone; .* data\.mix"):
-        train.ready(settings(data, f"data.tars={said}", "data.index.members=texts", "data.mix={}"))
+        train.open_checked(workspace(data, f"data.tars={said}", "data.index.members=texts", "data.mix={}"))
 
 
 @pytest.mark.parametrize(
@@ -186,13 +185,13 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
 )
 def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        train.ready(settings(data, *more))
-    assert train.opened(settings(data, *more)).tars.endswith("asked")
+        train.open_checked(workspace(data, *more))
+    assert train.open_index(workspace(data, *more)).tars.endswith("asked")
 
 
 def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
     named = Index.open(str(data / "named"))
-    tasks = settings(data, *TASKS).model.decoder.tasks()
+    tasks = workspace(data, *TASKS).config.model.decoder.tasks()
     check_learnable(named, {"find": tasks["find"]})  # chance is known without texts
     with pytest.raises(DataError, match=r"no train sample of .*named has questions, from which .* 'ask' is compared"):
         check_learnable(named, tasks)
@@ -209,24 +208,24 @@ def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pyte
     """Two workers, shared BatchNorm, every sample once an epoch; then the set of texts is answered."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
-    config = settings(
+    work = workspace(
         data, *TASKS, "train.ledger=true", "train.workers=2", "train.step.sync_batchnorm=true", "train.epochs=1",
         "train.batch=4", f"data.mix.said.tars={said}", "data.mix.said.members=texts", "name=with-texts",
     )  # fmt: skip
-    ended = fit(config)
-    counted = Counter(sample for samples in seen(config).values() for sample in samples)
+    ended = fit(work)
+    counted = Counter(sample for samples in seen(work).values() for sample in samples)
     assert Counter(source for source, *_ in counted) == {0: 20, 1: 44, 2: 30}
     assert set(counted.values()) == {1}
 
     model = f"{ended.path}/model"
     assert "grass" in VLProcessor.from_pretrained(model).tokenizer.get_vocab()
     source = Source(str(said), Index.open(str(said)).hash, "val", model)
-    answers = pa.concat_tables(list(collect(predict(model, source, config.predict, config.stream, "ask"))))
+    answers = pa.concat_tables(list(collect(predict(model, source, work.config.predict, work.config.stream, "ask"))))
     assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
     assert answers["target"].to_pylist() == ["green"] * 6
     assert answers["shuffled"].null_count == 6
     with pytest.raises(DataError, match="the model's task 'find' is about images; name data that has some"):
-        predict(model, source, config.predict, config.stream, "find")
+        predict(model, source, work.config.predict, work.config.stream, "find")
 
 
 def test_images_alone_are_refused_where_no_task_learns_of_them(data: Path, tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_images_alone_are_refused_where_no_task_learns_of_them(data: Path, tmp_p
     build_index(str(tmp_path), IndexConfig(validation_fraction=0.0, members="images"))
     more = [f"data.mix.lone.tars={tmp_path}", "data.mix.lone.members=images"]
     with pytest.raises(DataError, match=r"holds images alone, and only contrastive tasks learn"):
-        spent(settings(data, *more, "model.decoder.kind=caption"))
+        spent(workspace(data, *more, "model.decoder.kind=caption"))
 
 
 def lines(folder: Path) -> Iterator[dict[str, Any]]:
@@ -243,19 +242,19 @@ def lines(folder: Path) -> Iterator[dict[str, Any]]:
         yield from map(json.loads, file.read_text().splitlines())
 
 
-def seen(config: JobConfig) -> dict[tuple[int, int], list[tuple[int, ...]]]:
+def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
     """The samples of each (step, rank), by the ledger; a step that was done again counts as it was done last."""
     found: defaultdict[tuple[int, int], list[tuple[int, ...]]] = defaultdict(list)
-    for line in lines(Path(runs.run_folder(config)) / "ledger"):
+    for line in lines(Path(work.run_folder) / "ledger"):
         columns = (line[name] for name in ("source", "epoch", "shard", "row"))
         found[line["step"], line["rank"]] = list(zip(*columns, strict=True))
     return dict(found)
 
 
-def fit(config: JobConfig, referee: Any = None) -> checkpoint.Stored:
-    with Tracker.open(config.tracking, runs.storage(config), config.name) as tracker:
-        train.fit(config, train.opened(config), tracker, referee=referee)
-    newest = checkpoint.latest(*checkpoint.open_storage(runs.run_folder(config)))
+def fit(work: Workspace, referee: Any = None) -> checkpoint.Stored:
+    with work.track() as tracker:
+        train.fit(work, train.open_index(work), tracker, referee=referee)
+    newest = checkpoint.latest(*checkpoint.open_storage(work.run_folder))
     assert newest is not None
     return newest
 
@@ -265,11 +264,11 @@ def fit(config: JobConfig, referee: Any = None) -> checkpoint.Stored:
 def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     more = [*TASKS, "train.ledger=true", "train.workers=2", "train.epochs=3", "data.mix_temperature=[1.0, 3.0]"]
-    calm = settings(data, *more, "name=calm")
+    calm = workspace(data, *more, "name=calm")
     ended = fit(calm)
 
     _, order = spent(calm)
-    schedule = Schedule(order, calm.train.batch, 3)
+    schedule = Schedule(order, calm.config.train.batch, 3)
     ledger = seen(calm)
     assert set(ledger) == {(step, rank) for step in range(schedule.steps) for rank in (0, 1)}
     for (step, rank), samples in ledger.items():
@@ -278,7 +277,7 @@ def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, m
         assert samples == list(zip(*(column.tolist() for column in columns), strict=True))
     assert ended.state["step"] == schedule.steps
 
-    stopped = settings(data, *more, "name=stopped")
+    stopped = workspace(data, *more, "name=stopped")
     referee = create_referee()
     ray.get(referee.stop.remote())
     assert 0 < fit(stopped, referee).step < schedule.steps

@@ -9,8 +9,9 @@ import pytest
 from pipelines.data.index.index import Index, IndexConfig, build_index
 from pipelines.errors import DataError
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows import runs, training_data
+from pipelines.workflows import training_data
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.workspace import Workspace
 from tests.pipelines.data.tar_maker import samples, write_tar
 from vlmodel.config import parse
 
@@ -24,12 +25,10 @@ def grown(folder: Path, number: int) -> Index:
     return build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
 
-def settings(folder: Path, name: str = "kept") -> JobConfig:
+def workspace(folder: Path, name: str = "kept") -> Workspace:
     mix = {"one": {"tars": str(folder / "one")}, "two": {"tars": str(folder / "two")}}
-    return parse(
-        JobConfig,
-        {"name": name, "storage": str(folder / "runs"), "data": {"tars": str(folder / "tars"), "mix": mix}},
-    )
+    data = {"tars": str(folder / "tars"), "mix": mix}
+    return Workspace(parse(JobConfig, {"name": name, "storage": str(folder / "runs"), "data": data}))
 
 
 class Recorded:
@@ -43,35 +42,35 @@ class Recorded:
 
 
 def test_a_run_goes_on_with_the_versions_that_it_began_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config, tracker = settings(tmp_path), Recorded()
+    work, tracker = workspace(tmp_path), Recorded()
     first = {name: grown(tmp_path / name, number).hash for number, name in enumerate(("tars", "one", "two"))}
-    assert runs.versions(config) == {}
+    assert work.index_versions() == {}
     as_tracker: Tracker = tracker  # type: ignore[assignment]
-    training_data.record(config, runs.open_index(config), as_tracker)
-    assert runs.versions(config) == {"": first["tars"], "one": first["one"], "two": first["two"]}
+    training_data.record(work, work.index(), as_tracker)
+    assert work.index_versions() == {"": first["tars"], "one": first["one"], "two": first["two"]}
     assert capsys.readouterr().out == ""
 
     newest = {name: grown(tmp_path / name, 5 + number).hash for number, name in enumerate(("tars", "one", "two"))}
-    judged = runs.open_index(config)
+    judged = work.index()
     assert judged.hash == first["tars"]
     out = capsys.readouterr().out
-    assert f"run kept goes on with index {first['tars'][:12]} of {tmp_path / 'tars'}, with which it began" in out
+    assert f"run kept continues with index {first['tars'][:12]} of {tmp_path / 'tars'}, with which it began" in out
     assert newest["tars"][:12] in out
-    assert {name: index.hash for name, index in training_data.indexes(config, judged).items()} == {
+    assert {name: index.hash for name, index in training_data.indexes(work, judged).items()} == {
         name: first[name] for name in ("one", "two")
     }
-    training_data.record(config, judged, as_tracker)
+    training_data.record(work, judged, as_tracker)
     assert tracker.data[0] == tracker.data[1]
-    of_newest = training_data.indexes(config, judged, newest=True)
+    of_newest = training_data.indexes(work, judged, newest=True)
     assert {name: index.hash for name, index in of_newest.items()} == {name: newest[name] for name in ("one", "two")}
-    assert runs.open_index(settings(tmp_path, "another")).hash == newest["tars"]
+    assert workspace(tmp_path, "another").index().hash == newest["tars"]
 
 
 def test_versions_that_are_recorded_stay(tmp_path: Path) -> None:
-    config = settings(tmp_path)
-    runs.keep_versions(config, {"": "a" * 64})
-    runs.keep_versions(config, {"": "b" * 64, "one": "c" * 64})
-    assert runs.versions(config) == {"": "a" * 64, "one": "c" * 64}
+    work = workspace(tmp_path)
+    work.keep_index_versions({"": "a" * 64})
+    work.keep_index_versions({"": "b" * 64, "one": "c" * 64})
+    assert work.index_versions() == {"": "a" * 64, "one": "c" * 64}
     grown(tmp_path / "tars", 0)
     with pytest.raises(DataError, match=r"has no version aaaaaaaaaaaa of its index .* start under another name"):
-        runs.open_index(config)
+        work.index()

@@ -1,0 +1,217 @@
+"""Train a model to the end of its last epoch: processor, kept features, the order of samples, workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.index.index import Index
+from pipelines.data.stream.augment import all_texts, names_a_side
+from pipelines.data.stream.dataset import Mixture, Source
+from pipelines.data.stream.features import Features
+from pipelines.data.stream.plan import Order, Schedule
+from pipelines.data.texts.corpus import read_texts
+from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
+from pipelines.evaluate.baselines import FILE, Baselines
+from pipelines.tracking import run_folder
+from pipelines.tracking.tracker import Tracker, TrackingError, wait_reachable
+from pipelines.tracking.unsent_metrics import WaitingLines
+from pipelines.train import checkpoint, initial
+from pipelines.train.launch import launch
+from pipelines.train.progress import create_board
+from pipelines.train.worker import RunSpec, new_model
+from pipelines.workflows import feature_cache, training_data
+from pipelines.workflows.models import choose_model
+from pipelines.workflows.workspace import Workspace
+from vlmodel.config import ConfigError, dump
+from vlmodel.processor import VLProcessor
+
+_SIDES_SAMPLES = 2000
+"""Samples whose texts are searched for "left" and "right", which mirrored images make false."""
+
+
+def fit(
+    work: Workspace,
+    index: Index,
+    tracker: Tracker,
+    *,
+    label: str = "train",
+    referee: Any = None,
+) -> None:
+    """Train the epochs that are not done yet. Checkpoints are written to the run's folder; nothing is registered.
+
+    Args:
+        index: of the data that the model is evaluated on.
+        label: what the lines of progress begin with.
+        referee: asked after each epoch whether to continue.
+    """
+    folder = work.local_folder / "processor"
+    indexes = training_data.indexes(work, index)
+    training = list(indexes.values())
+    _warn_of_mirrored_sides(work, training)
+    init = _initial_model(work)
+    processor = _processor(work, training, folder, init, label)
+    _check_processor(work, processor, folder)
+    if line := text_lengths(training, processor, str(folder)).describe(processor.config, work.config.processor):
+        print(f"{label}  {line}", flush=True)
+    if not (folder / FILE).is_file():
+        Baselines.of_training(index, training, processor.tasks, processor.normalizer).save(folder)
+    _restore_record(work, tracker)
+    tracker.log_params(dump(work.config), volatile=work.config.volatile())
+    training_data.record(work, index, tracker)
+    features = _features(work, [index, *training], processor, init, label)
+    source, order = training_data.training(work, indexes, folder, features)
+    launch(_spec(work, index, source, order, features, tracker, init, referee), label=label)
+    with repeatable():
+        wait_reachable(tracker.handle.uri, work.config.tracking.wait_s)
+        tracker.record_waiting(WaitingLines(work.run_folder))
+
+
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Add to a TrackingError raised after the training that its result is kept, and how to record it."""
+    try:
+        yield
+    except TrackingError as error:
+        raise TrackingError(
+            f"{error} The training is done and kept in its checkpoints: the same command records and registers it."
+        ) from error
+
+
+def _check_processor(work: Workspace, processor: VLProcessor, folder: Path) -> None:
+    work.config.model.check_processor(processor.config)
+    configured = initial.with_limits_of(work.config.processor, processor.config)
+    if processor.config != configured:
+        changes = run_folder.differences(dump(processor.config), dump(configured), lambda _: False)
+        raise ConfigError(
+            f"the processor in {folder} was made with other settings; choose another name, or restore: "
+            + "; ".join(f"processor.{change}" for change in changes)
+        )
+
+
+def _restore_record(work: Workspace, tracker: Tracker) -> None:
+    """If a run with checkpoints has no record in MLflow, as it was deleted, lost or is kept elsewhere: begin one with
+    the metrics of the epochs that the checkpoints hold.
+    """
+    state = checkpoint.newest_state(*checkpoint.open_storage(work.run_folder))
+    if state is None or not tracker.is_new:
+        return
+    for entry in state["history"]:
+        metrics = {name: value for name, value in entry.items() if name not in ("step", "epoch")}
+        tracker.log_metrics(metrics, int(entry["step"]))
+    print(
+        f"train {work.config.name}: has checkpoints up to step {state['step']}, and no record in experiment "
+        f"{work.config.tracking.experiment!r}; a new record begins, with the figures of the {len(state['history'])} "
+        "epochs that are done",
+        flush=True,
+    )
+
+
+def _warn_of_mirrored_sides(work: Workspace, indexes: list[Index]) -> None:
+    """Print a line if images are mirrored and texts that say left or right are not changed with them."""
+    augment = work.config.train.augment
+    if not augment.flip or augment.swap:
+        return
+    for index in (index for index in indexes if index.members == "pairs"):
+        texts = list(chain.from_iterable(map(all_texts, islice(read_texts(index, "train"), _SIDES_SAMPLES))))
+        if count := sum(map(names_a_side, texts)):
+            print(
+                f"train {work.config.name}: train.augment.flip={augment.flip:g} mirrors images, and {count} of the "
+                f"first {len(texts)} texts of {index.tars} say left or right, which is then false; set "
+                'train.augment.swap={left = "right"}, or flip=0.0',
+                flush=True,
+            )
+
+
+def _initial_model(work: Workspace) -> str:
+    """Folder of the model that the training begins with, copied into the run's folder; "" for new weights.
+
+    Raises:
+        ConfigError: its settings are not the configured ones.
+    """
+    config = work.config
+    if not config.train.init:
+        return ""
+    if copy := initial.kept(work.run_folder):
+        return copy
+    chosen = choose_model(work.changed(evaluate=config.evaluate.model_copy(update={"model": config.train.init})))
+    initial.check(chosen.folder, config.model, config.processor, config.model.decoder.tasks())
+    print(f"train {config.name}: begins with {chosen.name} version {chosen.version}", flush=True)
+    return initial.keep(chosen.folder, work.run_folder)
+
+
+def _processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
+    """The run's processor: the one in ``folder``, else that of the run's checkpoints or of the model that it begins
+    with, else a new one. It is saved in ``folder``.
+    """
+    if not folder.is_dir() and (newest := checkpoint.latest(*checkpoint.open_storage(work.run_folder))):
+        with checkpoint.local_copy(newest) as local:
+            return save_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
+    if init:
+        with initial.local(init) as model:
+            return save_processor(VLProcessor.from_pretrained(model), str(folder))
+    config = work.config
+    return build_processor(
+        indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), str(folder),
+        config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
+    )  # fmt: skip
+
+
+def _features(
+    work: Workspace, indexes: list[Index], processor: VLProcessor, init: str, label: str
+) -> tuple[Features, ...]:
+    """The cached features of the frozen encoders; none if ``train.feature_cache`` is off."""
+    config = work.config
+    if config.train.feature_cache == "off":
+        return ()
+    streams = config.kept_streams()
+    if uncached := [stream for stream in config.model.frozen_streams() if stream not in streams]:
+        print(
+            f"train {config.name}: train.augment changes the inputs of the frozen {' and '.join(uncached)} encoder, "
+            f"which therefore runs in every epoch; cached are the features of {' and '.join(streams)}",
+            flush=True,
+        )
+    model = new_model(config.model, processor, config.seed, init)
+    return feature_cache.features(work, indexes, streams, model, processor, label)
+
+
+def _spec(
+    work: Workspace,
+    index: Index,
+    training: Source | Mixture,
+    order: Order,
+    features: tuple[Features, ...],
+    tracker: Tracker,
+    init: str,
+    referee: Any,
+) -> RunSpec:
+    config, train = work.config, work.config.train
+    schedule = Schedule(order, train.batch, train.epochs)
+    has_validation = index.counts().get("val", 0) > 0
+    validation = replace(work.source(index, "val", training.processor), features=features)
+    print(
+        f"train {config.name}: {order.size} images, {schedule.steps} steps of {train.batch} images, "
+        f"{train.epochs} epochs, {train.workers} workers",
+        flush=True,
+    )
+    return RunSpec(
+        folder=work.run_folder,
+        seed=config.seed,
+        model=config.model,
+        train=train,
+        stream=config.stream,
+        schedule=schedule,
+        train_source=training,
+        val_source=validation if has_validation else None,
+        run=tracker.handle,
+        board=create_board(),
+        config=dump(config),
+        data=str(training_data.facts(work, index)["hash"]),
+        init=init,
+        referee=referee,
+        beside_model=(str(Path(training.processor) / FILE),),
+    )

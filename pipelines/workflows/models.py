@@ -1,0 +1,65 @@
+"""Which model a job means, and what the gate is told of a new one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.data.index.index import Index
+from pipelines.evaluate.report import Report
+from pipelines.registry.registry import CHAMPION, LocalModel
+from pipelines.registry.score import Score
+from pipelines.train.checkpoint import CheckpointError
+from pipelines.workflows.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model that a job uses.
+
+    Attributes:
+        folder: what ``Predictor.from_pretrained`` loads.
+        name, version: in the registry; version "0" for a folder that is not registered.
+        run_id: the tracked run that made it, "" if unknown.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    run_id: str
+
+
+def choose_model(work: Workspace) -> ChosenModel:
+    """The model that ``evaluate.model`` names.
+
+    Raises:
+        CheckpointError: it is a folder without a model, or the run has registered none.
+        RegistryError: there is no such version.
+    """
+    name = work.config.evaluate.model
+    if name and Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise CheckpointError(f"{name!r} holds no model; name the `model` folder of a checkpoint")
+        return ChosenModel(Path(name).absolute(), work.config.tracking.model_name, "0", "")
+    if name == CHAMPION:
+        return _chosen(work.registry.champion())
+    version = work.registry.version(name) if name else work.registry.newest(work.config.name)
+    if version is None:
+        raise CheckpointError(
+            f"run {work.config.name!r} has registered no model; run the train job first, or set evaluate.model to "
+            '"champion", a version number or a model folder'
+        )
+    return _chosen(work.registry.download(version))
+
+
+def score_of(report: Report, index: Index) -> Score:
+    """What the gate compares."""
+    low, high = report.interval or (None, None)
+    return Score(
+        report.metric, report.value, report.floor, index.hash, report.split, report.rows, low, high, report.relation,
+        report.verdict,
+    )  # fmt: skip
+
+
+def _chosen(model: LocalModel) -> ChosenModel:
+    return ChosenModel(model.folder, model.name, model.version, model.run_id)
