@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench drills lock clean
+.PHONY: help demo test slow lint format docs bench drills lock clean
 
 help: ## This list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
@@ -26,20 +26,29 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP) ## All tests but benchmarks and drills
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-lint: $(STAMP) ## ruff and mypy
+slow: export HF_HUB_OFFLINE ?= 1
+slow: export OMP_NUM_THREADS ?= 1
+slow: $(STAMP) ## The tests that take minutes each
+	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not drill' --timeout 1800 $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy and import-linter
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 format: $(STAMP) ## Let ruff put the code in order
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+docs: $(STAMP) ## Write docs/SETTINGS.md from the code
+	PYTHONPATH=. $(RUN) docs/settings.py
+
 bench: $(STAMP) ## Benchmarks: a table, and build/bench.jsonl
 	$(RUN) -m pytest tests/bench -m bench --timeout 3600 $(ARGS)
 
-drills: $(STAMP) ## Fault drills and slow tests
-	$(RUN) -m pytest tests -m 'drill or slow' --timeout 3600 $(ARGS)
+drills: $(STAMP) ## Fault drills
+	$(RUN) -m pytest tests -m drill --timeout 3600 $(ARGS)
 
 # Expands to shell code that sets $python, or says why there is none and stops.
 define find_python

@@ -16,7 +16,7 @@ from pipelines.workflows.config import JobConfig
 from vlmodel.config import load
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "infra/README.md"]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "infra/README.md", "docs/GUIDE.md"]
 SHELLS = {"bash", "sh", "shell", "console"}
 
 # Programs whose arguments are checked below.
@@ -172,7 +172,9 @@ def test_document_has_commands(document: str) -> None:
     assert commands(document), f"{document} shows no command"
 
 
-@pytest.mark.parametrize("document", [document for document in DOCUMENTS if (ROOT / document).is_file()])
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, "CHANGELOG.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md"))]
+)
 def test_links_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#\s]+)", text):
