@@ -100,7 +100,7 @@ def train_worker(spec: RunSpec) -> None:
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
-            selects, patience = spec.model.decoder.selects(), spec.train.patience
+            selects, patience = spec.model.decoder.selection_metric(), spec.train.patience
             train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, selects)
             if rank == 0 and progress.step < spec.schedule.steps and stops(progress.history, patience, selects):
                 _tell(_stopped(progress, patience, selects))

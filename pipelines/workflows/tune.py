@@ -41,9 +41,7 @@ def run(work: Workspace) -> list[Row]:
         connected(work.config.cluster),
         work.track() as tracker,
     ):
-        # A search that continues has the same space and the same number of samples.
-        volatile = ("tune.concurrent", *(key for key in work.config.volatile() if key != "tune"))
-        tracker.log_params(dump(work.config), volatile=volatile)
+        tracker.log_params(dump(work.config), volatile=volatile_settings(work.config))
         training_data.record(work, index, tracker)
         context = SearchContext(folder, tracker.run_id, work.index_versions())
         train = functools.partial(train_trial, shared, context)
@@ -66,6 +64,11 @@ def run(work: Workspace) -> list[Row]:
             f"{len(failed)} of {len(records)} trials failed; the same command tries them again:\n" + "\n".join(failed)
         )
     return rows
+
+
+def volatile_settings(config: JobConfig) -> tuple[str, ...]:
+    """Settings that may change between two parts of a search: its space and the number of its samples may not."""
+    return ("tune.concurrent", *(key for key in config.volatile() if key != "tune"))
 
 
 def train_trial(

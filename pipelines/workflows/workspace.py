@@ -65,11 +65,11 @@ class Workspace:
         place = hashlib.sha256(self.config.storage.rstrip("/").encode()).hexdigest()
         return Path("build") / "runs" / f"{self.config.name}-{place[:8]}"
 
-    def track(self, parent: str | None = None) -> Tracker:
+    def track(self, parent: str = "") -> Tracker:
         """The tracked run called ``config.name``: the one that exists, or a new one.
 
         Args:
-            parent: id of the run that a new one is nested in.
+            parent: id of the run that a new one is nested in, "" for none.
         """
         return Tracker.open(self.config.tracking, self.storage, self.config.name, parent=parent)
 

@@ -29,6 +29,7 @@ from pipelines.search.referee import create_referee
 from pipelines.train import checkpoint
 from pipelines.workflows import index, train, training_data
 from pipelines.workflows.config import JobConfig
+from pipelines.workflows.fit import fit as fit_model
 from pipelines.workflows.workspace import Workspace
 from tests.jobs.conftest import ROOT, SMALL
 from tests.pipelines.data.tar_maker import photo, write_tar
@@ -253,7 +254,7 @@ def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
 
 def fit(work: Workspace, referee: Any = None) -> checkpoint.Stored:
     with work.track() as tracker:
-        train.fit(work, train.open_index(work), tracker, referee=referee)
+        fit_model(work, train.open_index(work), tracker, referee=referee)
     newest = checkpoint.latest(*checkpoint.open_storage(work.run_folder))
     assert newest is not None
     return newest

@@ -28,7 +28,7 @@ from pipelines.serve.http.schema.common import (
 from pipelines.serve.service import Service, ServiceResult, Task
 from vlmodel.inference import Prediction
 
-ServiceRequest = TypeVar("Asked", bound=TaskRequest)
+ServiceRequest = TypeVar("ServiceRequest", bound=TaskRequest)
 Sent = TypeVar("Sent", bound=TaskResponse)
 T = TypeVar("T")
 
