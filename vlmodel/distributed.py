@@ -25,13 +25,13 @@ def all_gather_counts(counts: Sequence[int]) -> list[list[int]]:
     mine = torch.tensor(counts)
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     world: Any = dist.group.WORLD
-    dist.all_gather(everyone, mine, group=_of_hosts(world))
+    dist.all_gather(everyone, mine, group=_cpu_group(world))
     shared: list[list[int]] = torch.stack(everyone).tolist()
     return shared
 
 
 @functools.lru_cache(maxsize=1)
-def _of_hosts(world: dist.ProcessGroup) -> dist.ProcessGroup:
+def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     """The processes of ``world`` in a group that takes tensors of the host."""
     if dist.get_backend(world) == "gloo":
         return world

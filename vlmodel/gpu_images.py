@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlmodel.image_header import is_whole, read_header
-from vlmodel.images import Resize, is_plain_jpeg, middle_square
+from vlmodel.image_header import is_complete, read_header
+from vlmodel.images import Resize, center_square, is_plain_jpeg
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
 """Frames of JPEG that nvJPEG decodes: none of arithmetic code."""
@@ -82,12 +82,12 @@ def _is_able(data: bytes, max_pixels: int) -> bool:
         colours = simplejpeg.decode_jpeg_header(data, strict=False)[2]
     except ValueError:
         return False
-    return colours in ("YCbCr", "Gray") and is_whole(data, header)
+    return colours in ("YCbCr", "Gray") and is_complete(data, header)
 
 
 def _resized(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:
     if resize == "crop":
-        top, left, side = middle_square(image_CHW.shape[1], image_CHW.shape[2])
+        top, left, side = center_square(image_CHW.shape[1], image_CHW.shape[2])
         image_CHW = image_CHW[:, top : top + side, left : left + side]
     # No uint8 on a GPU yet.
     image_BCHW = F.interpolate(image_CHW[None].float(), (size, size), mode="bilinear", antialias=True)

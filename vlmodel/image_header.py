@@ -96,7 +96,7 @@ def read_header(data: bytes) -> Header | None:
     return None
 
 
-def pixels_alone(data: bytes, header: Header) -> bytes:
+def without_metadata(data: bytes, header: Header) -> bytes:
     """The file without its metadata, so that no reader can fail at it; the same bytes where it has none."""
     if header.format == "avif":
         return _without_exif_item(data)
@@ -117,7 +117,7 @@ def pixels_alone(data: bytes, header: Header) -> bytes:
     return alone
 
 
-def end_of_picture(data: bytes, header: Header) -> int | None:
+def image_end(data: bytes, header: Header) -> int | None:
     """How many bytes the picture takes of the file, whatever follows it; None where its end is not there.
 
     Of what moves, the first picture is meant. Formats whose containers do not tell take all of the file.
@@ -126,12 +126,12 @@ def end_of_picture(data: bytes, header: Header) -> int | None:
     return len(data) if end is None else end(data, header)
 
 
-def is_whole(data: bytes, header: Header) -> bool:
+def is_complete(data: bytes, header: Header) -> bool:
     """Whether the picture's end is there."""
     if header.format == "jpeg" and header.scan >= 0 and not header.buffered:
         # Nothing but its only scan, which cannot hold the mark, comes before it. The usual file ends with it.
         return data.rfind(b"\xff\xd9", header.scan) >= 0
-    return end_of_picture(data, header) is not None
+    return image_end(data, header) is not None
 
 
 # ---- JPEG

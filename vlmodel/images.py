@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import AvifImagePlugin, Image, ImageFile
 
-from vlmodel.image_header import Header, is_whole, pixels_alone, read_header
+from vlmodel.image_header import Header, is_complete, read_header, without_metadata
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class ImageError(ValueError):
         return str(self.args[1])
 
 
-class Opened(NamedTuple):
+class OpenedImage(NamedTuple):
     """An image file that Pillow has opened, without its metadata; its pixels are yet to be decoded.
 
     Attributes:
@@ -153,7 +153,7 @@ def decode(
 
 
 @contextmanager
-def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[str] = FORMATS) -> Iterator[Opened]:
+def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[str] = FORMATS) -> Iterator[OpenedImage]:
     """An image file, opened by Pillow's reader of its format.
 
     Args:
@@ -168,15 +168,15 @@ def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[s
         if header is None or header.format not in formats:
             raise ValueError(f"no image of a format that is read here ({', '.join(formats)})")
         if header.size is not None:
-            require_fewer(*header.size, max_pixels)
+            check_pixel_count(*header.size, max_pixels)
         if header.format == "heif":
             _register_heif()
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # what decodes has threads or processes of its own
-        with Image.open(io.BytesIO(pixels_alone(data, header)), formats=[_READERS[header.format]]) as image:
-            require_fewer(image.height, image.width, max_pixels)
+        with Image.open(io.BytesIO(without_metadata(data, header)), formats=[_READERS[header.format]]) as image:
+            check_pixel_count(image.height, image.width, max_pixels)
             _require_readable(image, max_pixels)
             _scale_transparency(image, data)
-            yield Opened(image, header)
+            yield OpenedImage(image, header)
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -216,7 +216,7 @@ def is_plain_jpeg(header: Header | None) -> bool:
     return header is not None and header.scan >= 0 and header.size is not None and header.components in (1, 3)
 
 
-def require_fewer(height: int, width: int, limit: int | None) -> None:
+def check_pixel_count(height: int, width: int, limit: int | None) -> None:
     """Refuse an image of more pixels than ``limit``.
 
     Raises:
@@ -230,7 +230,7 @@ def _plain_jpeg(data: bytes, header: Header, size: int, max_pixels: int) -> NDAr
     """The pixels that Pillow would give, by the same library in a third of the steps; None where Pillow is to judge."""
     if header.size is None or not is_plain_jpeg(header):
         return None
-    require_fewer(*header.size, max_pixels)
+    check_pixel_count(*header.size, max_pixels)
     if min(header.size) >= 2 * _KEPT * size:
         return None  # the large ones Pillow decodes smaller
     try:
@@ -249,7 +249,7 @@ def _turned(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8
     return pixels_HWC.transpose(1, 0, 2) if orientation >= 5 else pixels_HWC
 
 
-def middle_square(height: int, width: int) -> tuple[int, int, int]:
+def center_square(height: int, width: int) -> tuple[int, int, int]:
     """Its first row, first column and side."""
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side
@@ -267,7 +267,7 @@ def _resized(
         back = _BACK.get(orientation, orientation)
         if resize == "crop":
             upright_HWC = _turned(pixels_HWC, orientation)
-            top, left, side = middle_square(*upright_HWC.shape[:2])
+            top, left, side = center_square(*upright_HWC.shape[:2])
             pixels_HWC = _turned(upright_HWC[top : top + side, left : left + side], back)
         small_HWC = _turned(_resized(pixels_HWC, size, "squash", None), orientation)
         if out_HWC is None:
@@ -276,7 +276,7 @@ def _resized(
         return out_HWC
     height, width = pixels_HWC.shape[:2]
     if resize == "crop" and height != width:
-        top, left, side = middle_square(height, width)
+        top, left, side = center_square(height, width)
         pixels_HWC = pixels_HWC[top : top + side, left : left + side]
     if out_HWC is None:
         out_HWC = np.empty((size, size, 3), np.uint8)
@@ -319,7 +319,7 @@ def _require_readable(image: Image.Image, max_pixels: int | None) -> None:
         raise ValueError(f"pixels of mode {image.mode!r} do not become RGB; store 8 or 16 bits of grey, RGB or CMYK")
     tags: Any = getattr(image, "tag_v2", {})
     height, width = (tags.get(tag, 0) for tag in _TILE_SIDES)
-    require_fewer(height, width, max_pixels or Image.MAX_IMAGE_PIXELS)
+    check_pixel_count(height, width, max_pixels or Image.MAX_IMAGE_PIXELS)
 
 
 def _scale_transparency(image: Image.Image, data: bytes) -> None:
@@ -347,7 +347,7 @@ def _register_heif() -> None:
 
 
 def _is_cut_off(error: Exception, data: bytes, header: Header | None) -> bool:
-    if header is not None and not is_whole(data, header):
+    if header is not None and not is_complete(data, header):
         return True
     return isinstance(error, EOFError) or "truncated" in str(error).lower()
 

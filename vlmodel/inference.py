@@ -14,8 +14,8 @@ from torch import Tensor
 from vlmodel.model import INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import on_host, split
-from vlmodel.tokens import Encoded
+from vlmodel.task_spec import split, stays_on_host
+from vlmodel.tokens import DecoderInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ class Predictor:
         None for a task that does not compare.
         """
         name = self._task(task)
-        if not self.model.decoder.heads()[name].is_contrastive:
+        if not self.model.decoder.task_decoders()[name].is_contrastive:
             return None
         head, encoded = self._encode(batch, name, attention=False)
         image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in head.embed(encoded))
@@ -139,12 +139,12 @@ class Predictor:
         map_NHW = self.model.vision.to_grid(looked_NT[:, slice(*encoded.joint.spans["vision"])].float())
         return answers, None if map_NHW is None else _of_sum_one(map_NHW).cpu().numpy()
 
-    def _encode(self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool) -> tuple[Decoder, Encoded]:
+    def _encode(self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool) -> tuple[Decoder, DecoderInput]:
         """The task's head and what it is given."""
-        head = self.model.decoder.heads()[task]
+        head = self.model.decoder.task_decoders()[task]
         arrays = split(batch, task)
         given: dict[str, Any] = {
-            name: arrays[name].tolist() if on_host(name) else torch.from_numpy(arrays[name]).to(self.device)
+            name: arrays[name].tolist() if stays_on_host(name) else torch.from_numpy(arrays[name]).to(self.device)
             for name in INPUTS
             if name in arrays
         }
@@ -153,11 +153,11 @@ class Predictor:
             for name in ("pixels_BHWC", "features_BF", "image_place_B")
             if name in batch
         }
-        vision = self.model.see(**seen)
-        return head, self.model.encode(head, vision, given, attention)
+        vision = self.model.encode_images(**seen)
+        return head, self.model.encode_task(head, vision, given, attention)
 
 
-def _from_text(encoded: Encoded) -> Tensor | None:
+def _from_text(encoded: DecoderInput) -> Tensor | None:
     """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text.
 
     The encoder's mask tells which those are: its stream has another order of tokens than the tokenizer's, where that

@@ -82,7 +82,7 @@ class TransformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, heads)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = perceptron(width, feed_forward, dropout)
+        self.feed_forward = feed_forward_network(width, feed_forward, dropout)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -96,7 +96,7 @@ class TransformerLayer(nn.Module):
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
 
 
-def perceptron(width: int, hidden: int, dropout: float) -> nn.Sequential:
+def feed_forward_network(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """The feed-forward network of a Transformer layer."""
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width))
 

@@ -13,11 +13,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WORTH_SHARE, WORTH_TOKENS = 0.05, 64
+MIN_SAVED_SHARE, MIN_SAVED_TOKENS = 0.05, 64
 """A group more must save this share of the batch's tokens and so many of them: it costs a pass through the encoder."""
 
 
-def by_length(mask_UT: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def group_by_length(mask_UT: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The texts from short to long, cut into at most ``most`` groups with as few tokens as can be, padding included.
 
     Where to cut is found exactly, by dynamic programming over the different lengths (quantiles would cut between equal
@@ -60,7 +60,7 @@ def _stops(length_U: NDArray[np.int64], most: int) -> list[int]:
         begins.append(sums_LL.argmin(0))
         fewest_L = sums_LL.min(0)
         totals.append(fewest_L[-1])
-    price = max(WORTH_SHARE * totals[0], WORTH_TOKENS)
+    price = max(MIN_SAVED_SHARE * totals[0], MIN_SAVED_TOKENS)
     more = int(np.argmin(np.array(totals) + price * np.arange(len(totals))))
     stops, last = [int(stop_L[-1])], lengths - 1
     for begin_L in reversed(begins[:more]):

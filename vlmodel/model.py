@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from vlmodel import parts
 from vlmodel.config import ConfigError, Section, dump, parse, part
 from vlmodel.task_spec import split
-from vlmodel.tokens import Encoded, Fused, Tokens
+from vlmodel.tokens import DecoderInput, Fused, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -28,7 +28,7 @@ INPUTS = (
 """Arrays of a task that go in; the others are what should come out."""
 
 Groups = Sequence[Sequence[int]]
-"""``distinct_groups_G3`` as numbers (``fields.on_host``)."""
+"""``distinct_groups_G3`` as numbers (``fields.stays_on_host``)."""
 
 
 class ModelConfig(Section):
@@ -59,7 +59,7 @@ class ModelConfig(Section):
     def _text_can_be_embedded(self) -> ModelConfig:
         if self.topology.encodes_text:
             try:
-                self.language.embeddings()
+                self.language.without_layers()
             except ConfigError as error:
                 raise ValueError(
                     f"topology.kind={self.topology.kind!r} encodes the text itself, of its embeddings: {error}"
@@ -75,12 +75,12 @@ class ModelConfig(Section):
     def text_features(self) -> Literal["tokens", "pooled"]:
         """Whether the language encoder's features are needed of each token of a text, or of it as a whole."""
         joined = self.decoder.reads_joint() and (self.topology.reads_tokens or self.fusion.reads_tokens)
-        whole = self.language.pools_features() and not (joined and self.language.gives_tokens())
+        whole = self.language.can_pool_features() and not (joined and self.language.outputs_tokens())
         return "pooled" if whole else "tokens"
 
     def resolve(self, vocabulary: parts.Vocabulary) -> ModelConfig:
         """The same with all that is needed to build it inside."""
-        language = self.language.embeddings() if self.topology.encodes_text else self.language
+        language = self.language.without_layers() if self.topology.encodes_text else self.language
         return self.model_copy(
             update={"language": language.resolve(vocabulary), "decoder": self.decoder.resolve(vocabulary)}
         )
@@ -147,7 +147,7 @@ class VLOutput(ModelOutput):
 
     Attributes:
         loss: mean loss of the units that have a target (zero if there is none).
-        loss_sum, count, correct, total: sums over units, by their weights (see ``parts.Decoded``); add them over
+        loss_sum, count, correct, total: sums over units, by their weights (see ``parts.DecoderOutput``); add them over
             batches and workers. Of several tasks they are the sums by the tasks' weights.
         tasks: the four sums of each task, (4,) float64, where there are several.
         logits_NK: scores, where the task has classes.
@@ -229,7 +229,7 @@ class VLModel(PreTrainedModel):
         resolved.check_processor(processor.config)
         config.model = dump(resolved)
         model = cls(config)
-        for source in model.sources():
+        for source in model.pretrainable_parts():
             source.load_pretrained()
         return model
 
@@ -302,12 +302,12 @@ class VLModel(PreTrainedModel):
         Raises:
             ValueError: neither images nor features were given, or both.
         """
-        vision = self.see(pixels_BHWC, image_mask_B, features_BF, image_place_B)
-        decoded: dict[str, parts.Decoded] = {}
+        vision = self.encode_images(pixels_BHWC, image_mask_B, features_BF, image_place_B)
+        decoded: dict[str, parts.DecoderOutput] = {}
         shown: Fused | None = None
-        for task, head in self.decoder.heads().items():
+        for task, head in self.decoder.task_decoders().items():
             given = split(fields, task)
-            encoded = self.encode(head, vision, given, output_attention and not decoded)
+            encoded = self.encode_task(head, vision, given, output_attention and not decoded)
             decoded[task] = head(encoded, **{name: value for name, value in given.items() if name not in INPUTS})
             shown = shown or encoded.joint
         result = self.decoder.combine(decoded)
@@ -327,7 +327,7 @@ class VLModel(PreTrainedModel):
             spans=shown.spans if shown is not None and output_attention else None,
         )
 
-    def see(
+    def encode_images(
         self,
         pixels_BHWC: Tensor | None = None,
         image_mask_B: Tensor | None = None,
@@ -340,12 +340,12 @@ class VLModel(PreTrainedModel):
             raise ValueError(f"images come as pixels_BHWC or as features_BF, and {given} of them were given; give one")
         vision: Tokens = self.vision(pixels_BHWC) if features_BF is None else self.vision.from_features(features_BF)
         if image_place_B is not None:
-            vision = vision.spread(image_place_B)
+            vision = vision.with_missing_rows(image_place_B)
         if image_mask_B is None:
             return vision
         return Tokens(vision.x_BTD, vision.mask_BT & image_mask_B[:, None], vision.pooled_BD)
 
-    def read(self, input_ids_NT: Tensor, text_mask_NT: Tensor, groups: Groups = ()) -> Tokens:
+    def encode_texts(self, input_ids_NT: Tensor, text_mask_NT: Tensor, groups: Groups = ()) -> Tokens:
         """The encoded texts.
 
         Args:
@@ -363,9 +363,9 @@ class VLModel(PreTrainedModel):
             first += count
         return Tokens.concatenate(encoded)
 
-    def encode(
+    def encode_task(
         self, head: parts.Decoder, vision: Tokens, given: Mapping[str, Any], output_attention: bool = False
-    ) -> Encoded:
+    ) -> DecoderInput:
         """All that ``head`` is given: encoded texts and, if it reads it, the joint stream.
 
         Args:
@@ -374,20 +374,20 @@ class VLModel(PreTrainedModel):
         image_N = given["text_image_N"]
         assert image_N is not None
         streams, rows = {"vision": vision}, {"vision": image_N}
-        if head.fields.text:
-            streams["language"], rows["language"] = self._read(given)
+        if head.spec.text:
+            streams["language"], rows["language"] = self._encode_task_texts(given)
         if not head.reads_joint or self.topology is None:
-            return Encoded(streams, rows, None)
-        if head.fields.text:
+            return DecoderInput(streams, rows, None)
+        if head.spec.text:
             joint = self.topology(streams, rows, pooled_only=head.pooled_only, output_attention=output_attention)
         else:
             # Without a text of its own a row shares all of its image's: fused once, repeated afterwards.
             joint = self.topology(streams, {}, pooled_only=head.pooled_only, output_attention=output_attention).select(
                 image_N
             )
-        return Encoded(streams, rows, joint)
+        return DecoderInput(streams, rows, joint)
 
-    def _read(self, given: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
+    def _encode_task_texts(self, given: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
         """The encoded distinct texts of a task, and the one of each row."""
         features_UTF, row_N = given.get("text_features_UTF"), given.get("text_distinct_N")
         if features_UTF is not None:
@@ -403,20 +403,20 @@ class VLModel(PreTrainedModel):
         else:
             groups = None  # of the distinct texts
             row_N = torch.arange(len(ids_NT), device=ids_NT.device)
-        return self.read(ids_NT, mask_NT, _as_numbers(groups)), row_N
+        return self.encode_texts(ids_NT, mask_NT, _as_numbers(groups)), row_N
 
     def encoders(self) -> Iterator[parts.Encoder]:
         """Those that there are."""
         yield from (encoder for encoder in (self.vision, self.language) if encoder is not None)
 
-    def sources(self) -> Iterator[parts.Encoder | parts.Decoder]:
+    def pretrainable_parts(self) -> Iterator[parts.Encoder | parts.Decoder]:
         """The parts whose weights may come from elsewhere."""
         yield from self.encoders()
-        yield from self.decoder.heads().values()
+        yield from self.decoder.task_decoders().values()
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """Trained parameters that came from pretrained encoders and decoders."""
-        for source in self.sources():
+        for source in self.pretrainable_parts():
             yield from source.pretrained_parameters()
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
@@ -439,7 +439,7 @@ def _as_numbers(groups: Groups | Tensor | None) -> Groups:
     return groups.tolist() if isinstance(groups, Tensor) else groups
 
 
-def _sums(decoded: parts.Decoded) -> Tensor:
+def _sums(decoded: parts.DecoderOutput) -> Tensor:
     sums = [decoded.loss_sum, decoded.count, decoded.correct, decoded.total]
     return torch.stack([value.detach().double() for value in sums if value is not None])
 

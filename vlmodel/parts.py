@@ -18,7 +18,7 @@ from vlmodel import generation
 from vlmodel.config import ConfigError, Part
 from vlmodel.errors import ExpectedError
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import Encoded, Fused, Tokens
+from vlmodel.tokens import DecoderInput, Fused, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         side = math.isqrt(weights_NT.shape[1])
         return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
 
-    def frozen_streams(self) -> dict[str, Tensor]:
+    def frozen_state(self) -> dict[str, Tensor]:
         """All weights that training never changes, by their names; kept features depend on no others."""
         parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
         return parameters | dict(self.named_buffers())
@@ -127,7 +127,7 @@ class LanguageEncoder(Encoder):
 
     def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         """The features of one token for each text, (N, 1, F), whose pooled vector is that of all of its tokens, and
-        whether the text has any token, (N, 1); of an encoder that ``LanguagePart.pools_features``.
+        whether the text has any token, (N, 1); of an encoder that ``LanguagePart.can_pool_features``.
         """
         raise NotImplementedError
 
@@ -143,7 +143,7 @@ class VisionPart(Part):
         beside_backbone: settings on which the features (``VisionEncoder.features``) depend at most by its weights.
     """
 
-    beside_backbone: ClassVar[frozenset[str]] = frozenset()
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError
@@ -174,17 +174,17 @@ class LanguagePart(Part):
         beside_backbone: as ``VisionPart``'s.
     """
 
-    beside_backbone: ClassVar[frozenset[str]] = frozenset()
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
 
     def is_frozen(self) -> bool:
         """As ``VisionPart``'s, of an encoder whose backbone is more than a table of embeddings."""
         return False
 
-    def pools_features(self) -> bool:
+    def can_pool_features(self) -> bool:
         """Whether the pooled vector of a text is that of one token, which the backbone alone gives."""
         return False
 
-    def gives_tokens(self) -> bool:
+    def outputs_tokens(self) -> bool:
         """Whether the encoder gives the tokens of a text, and not its pooled vector as the only one."""
         return True
 
@@ -199,7 +199,7 @@ class LanguagePart(Part):
         """Greatest number of tokens in a text, where the encoder has a limit that is known before it is built."""
         return None
 
-    def embeddings(self) -> LanguagePart:
+    def without_layers(self) -> LanguagePart:
         """The same encoder without its layers.
 
         Raises:
@@ -294,7 +294,7 @@ class TopologyPart(Part):
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecoderOutput:
     """What a decoder returns; sums rather than means, so that they can be added over batches and workers.
 
     A unit is what the task counts: a text for a classifier, a token for a decoder of sequences.
@@ -322,18 +322,18 @@ class Decoder(nn.Module):
     """Base of the decoders. A decoder is a task: it says what it reads, and owns loss, counts and answers.
 
     Attributes:
-        fields: what the task reads of a sample.
+        spec: what the task reads of a sample.
         pooled_only: the decoder reads nothing of the joint stream but its pooled vector.
         reads_joint: the decoder reads the joint stream; else only what the encoders gave, and nothing is fused for it.
         compares: the decoder embeds images and texts in one space (``embed``), so that either finds the other.
     """
 
-    fields: TaskSpec
+    spec: TaskSpec
     pooled_only: bool = False
     reads_joint: bool = True
     is_contrastive: bool = False
 
-    def heads(self) -> Mapping[str, Decoder]:
+    def task_decoders(self) -> Mapping[str, Decoder]:
         """The tasks by their names; one alone is called ""."""
         return {"": self}
 
@@ -344,15 +344,15 @@ class Decoder(nn.Module):
         """As ``Encoder``'s."""
         return iter(())
 
-    def combine(self, decoded: Mapping[str, Decoded]) -> Decoded:
+    def combine(self, decoded: Mapping[str, DecoderOutput]) -> DecoderOutput:
         """One result of those of ``heads``, which is what is trained on and compared."""
         return next(iter(decoded.values()))
 
-    def forward(self, encoded: Encoded, **targets: Tensor | None) -> Decoded:
+    def forward(self, encoded: DecoderInput, **targets: Tensor | None) -> DecoderOutput:
         """Loss and counts where there are targets; each task names its own."""
         raise NotImplementedError
 
-    def answer(self, encoded: Encoded, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
         """The ``top_k`` best answers to each of the N rows.
 
         Args:
@@ -360,11 +360,11 @@ class Decoder(nn.Module):
         """
         raise NotImplementedError
 
-    def embed(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+    def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
         """Embeddings of the B images and the N texts, whose dot product is their similarity; of one that compares."""
         raise NotImplementedError
 
-    def attention(self, encoded: Encoded, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
+    def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
         """(N, T): where in the joint stream the decoder looked for the best answers; None if only the fusion looks."""
         return None
 

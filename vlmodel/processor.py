@@ -19,7 +19,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import ConfigError, Section, dump, parse
 from vlmodel.images import FORMATS, Resize, decode
-from vlmodel.lengths import by_length
+from vlmodel.lengths import group_by_length
 from vlmodel.task_spec import TaskSpec, is_match, join
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class VLProcessor:
         config = self.config
         return decode(data, config.image_size, config.resize, config.max_pixels, out, formats)
 
-    def decode_on(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
+    def decode_on_gpu(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Decode what a CUDA device can of the files, into a place for each; which ones were."""
         import torch
 
@@ -236,7 +236,7 @@ class VLProcessor:
             of these that hold each distinct text once; ``text_distinct_N`` int64, for each text its place among those.
             With ``length_groups`` above 1 the distinct texts go from short to long, and ``distinct_groups_G3`` int64
             tells how many of them, one after the other, are encoded together, and which columns hold their tokens
-            (``lengths.by_length``).
+            (``lengths.group_by_length``).
         """
         if not texts:
             none = np.zeros(0, np.int64)
@@ -320,7 +320,7 @@ class VLProcessor:
     ) -> dict[str, NDArray[np.generic]]:
         if self.config.length_groups == 1:
             return {"distinct_U": distinct_U, "text_distinct_N": row_N}
-        order_U, groups_G3 = by_length(mask_UT, self.config.length_groups)
+        order_U, groups_G3 = group_by_length(mask_UT, self.config.length_groups)
         place_U = np.argsort(order_U)
         return {
             "distinct_U": distinct_U[order_U],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vlmodel.layers import Attention, masked_mean, perceptron
+from vlmodel.layers import Attention, feed_forward_network, masked_mean
 from vlmodel.tokens import Fused, Tokens
 
 ANCHOR = "language"
@@ -80,7 +80,7 @@ class CoAttention(nn.Module):
         self.attention_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in asking})
         self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in asking})
         self.feed_forward_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in names})
-        self.feed_forwards = nn.ModuleDict({name: perceptron(width, hidden, dropout) for name in names})
+        self.feed_forwards = nn.ModuleDict({name: feed_forward_network(width, hidden, dropout) for name in names})
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -140,7 +140,7 @@ def pool(name: str, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     return x_BTD[:, 0] if name == ANCHOR else masked_mean(x_BTD, mask_BT)
 
 
-def with_earlier_rounds(fused: Fused, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]) -> Fused:
+def prepend_attention(fused: Fused, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]) -> Fused:
     """``fused`` with the attention (B, Q, S) of a topology's ``rounds``, over a sequence of ``spans``, before its own.
 
     A fusion without a sequence takes over the topology's spans with its attention; one with another sequence keeps its

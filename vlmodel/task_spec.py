@@ -41,12 +41,12 @@ class TaskSpec(Section):
         return not self.text or self.target in ("match", "none")
 
     @property
-    def uses_lone_images(self) -> bool:
+    def uses_unpaired_images(self) -> bool:
         """Whether an image without texts is of use: something is written about it, or it is one that no text means."""
         return not self.text or self.target == "none"
 
 
-def on_host(name: str) -> bool:
+def stays_on_host(name: str) -> bool:
     """Whether the array ``name`` of a batch goes into the model as numbers (``tolist``) and not as a tensor: it decides
     shapes, and would else have to be waited for.
     """

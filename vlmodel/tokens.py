@@ -39,7 +39,7 @@ class Tokens:
         """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
         return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
 
-    def spread(self, place_B: Tensor) -> Tokens:
+    def with_missing_rows(self, place_B: Tensor) -> Tokens:
         """The stream of B samples of which not all have one: row b is row ``place_B[b]`` or, where that is one past the
         last, missing: all of it is padding, and zeros.
         """
@@ -83,7 +83,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class DecoderInput:
     """What a decoder is given of a batch.
 
     Attributes:

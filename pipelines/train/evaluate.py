@@ -46,7 +46,7 @@ class Score:
 def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContextManager[object]) -> Score:
     """Score this worker's batches and add up over the workers (a collective where there are several)."""
     device = next(model.parameters()).device
-    tasks = list(model.decoder.heads())
+    tasks = list(model.decoder.task_decoders())
     # A row for all tasks together and, where there are several, one for each: loss, count, correct, total.
     sums = torch.zeros(1 + (len(tasks) if len(tasks) > 1 else 0), 4, dtype=torch.float64, device=device)
     images = torch.zeros((), dtype=torch.float64, device=device)

@@ -11,7 +11,7 @@ import torch
 
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.loader import model_inputs
-from vlmodel.task_spec import on_host
+from vlmodel.task_spec import stays_on_host
 
 
 class DevicePrefetcher:
@@ -53,12 +53,12 @@ class DevicePrefetcher:
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
-    """The model's inputs on ``device``, but for the numbers that the host must know without asking it (``on_host``).
+    """The model's inputs on ``device``, but for the arrays that stay numbers on the host (``stays_on_host``).
 
     Those that are read-only are copied: they are views of the object store, which torch must not write to.
     """
     given = model_inputs(arrays)
-    numbers = {name: array.tolist() for name, array in given.items() if on_host(name)}
+    numbers = {name: array.tolist() for name, array in given.items() if stays_on_host(name)}
     inputs = {
         name: torch.from_numpy(array if array.flags.writeable else array.copy())
         for name, array in given.items()

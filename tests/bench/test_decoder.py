@@ -97,8 +97,8 @@ def recall(model: VLModel, processor: VLProcessor, pixels: Pixels, records: Sequ
     """Share of captions with their photograph among the first ten."""
     head: Any = model.decoder
     given = batch_of(processor, pixels, records, next(model.parameters()).device)
-    vision = model.see(given.pop("pixels_BHWC"))
-    image_BD, text_ND = head.embed(model.encode(head, vision, given))
+    vision = model.encode_images(given.pop("pixels_BHWC"))
+    image_BD, text_ND = head.embed(model.encode_task(head, vision, given))
     return retrieval_scores(image_BD, text_ND, given["text_image_N"])["text_to_image_recall_at_10"]
 
 

@@ -52,7 +52,7 @@ def learned(model: VLModel, batch: dict[str, Tensor]) -> tuple[Tensor, float, di
 
 def test_a_stream_is_spread_over_those_who_have_one() -> None:
     tokens = Tokens(torch.arange(1.0, 5).view(2, 2, 1), torch.ones(2, 2, dtype=torch.bool), torch.tensor([[1.0], [3]]))
-    spread = tokens.spread(torch.tensor([2, 1, 0, 2]))
+    spread = tokens.with_missing_rows(torch.tensor([2, 1, 0, 2]))
     assert spread.x_BTD.squeeze(-1).tolist() == [[0, 0], [3, 4], [1, 2], [0, 0]]
     assert spread.mask_BT.tolist() == [[False] * 2, [True] * 2, [True] * 2, [False] * 2]
     assert spread.pooled_BD.tolist() == [[0], [3], [1], [0]]

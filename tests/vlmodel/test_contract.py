@@ -151,7 +151,7 @@ def check_what_changes_nothing(model: VLModel, batch: dict[str, Tensor], output:
     torch.testing.assert_close(padded.correct, output.correct)
 
     # Neither do the neighbours in the batch, but to those who are compared with them.
-    if all(head.reads_joint for head in model.decoder.heads().values()):
+    if all(head.reads_joint for head in model.decoder.task_decoders().values()):
         alone = sum(model(**of_one_image(batch, image)).loss_sum for image in range(2))
         torch.testing.assert_close(alone, output.loss_sum, rtol=1e-4, atol=1e-5)
 

@@ -20,12 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.vlmodel.conftest import encode
 from tests.vlmodel.tiny import for_tasks, tiny_tree
 from vlmodel.config import ConfigError, parse
-from vlmodel.decoder.contrastive import FIELDS, Config, ContrastiveDecoder
+from vlmodel.decoder.contrastive import SPEC, Config, ContrastiveDecoder
 from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import Encoded, Tokens
+from vlmodel.tokens import DecoderInput, Tokens
 
 CAPTIONS = [["a red circle", "a circle"], ["the shape"], ["a circle", "is red", "the color"], ["a red shape"]]
 """Of four images; one caption is that of two of them."""
@@ -35,9 +35,9 @@ def stream(x_BD: Tensor) -> Tokens:
     return Tokens(x_BD.unsqueeze(1), torch.ones(len(x_BD), 1, dtype=torch.bool), x_BD)
 
 
-def encoded(image_BD: Tensor, text_UD: Tensor, image_N: Sequence[int], text_N: Sequence[int]) -> Encoded:
+def encoded(image_BD: Tensor, text_UD: Tensor, image_N: Sequence[int], text_N: Sequence[int]) -> DecoderInput:
     rows = {"vision": torch.tensor(image_N).long(), "language": torch.tensor(text_N).long()}
-    return Encoded({"vision": stream(image_BD), "language": stream(text_UD)}, rows, None)
+    return DecoderInput({"vision": stream(image_BD), "language": stream(text_UD)}, rows, None)
 
 
 def make(seed: int = 0, **settings: Any) -> ContrastiveDecoder:
@@ -227,7 +227,7 @@ def captioned() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def contrastive(processor: VLProcessor) -> VLProcessor:
-    return for_tasks(processor, {"": FIELDS})
+    return for_tasks(processor, {"": SPEC})
 
 
 def tensors(processor: VLProcessor, examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -340,7 +340,7 @@ def with_lone(processor: VLProcessor, examples: list[Example], count: int) -> di
     rng = np.random.default_rng(7)
     lone = [Example(encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), ()) for _ in range(count)]
     unpaired_image_mask_B = torch.arange(len(examples) + count) >= len(examples)
-    return tensors(processor, [*examples, *lone]) | {"lone_B": unpaired_image_mask_B}
+    return tensors(processor, [*examples, *lone]) | {"unpaired_image_mask_B": unpaired_image_mask_B}
 
 
 TOGETHER = ("gathered", "apart", "lone images", "some captions", "captions of one", "no captions")
@@ -364,7 +364,7 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
     }
     # Of two tasks, where one process or both have no row of one.
     heads = {"vqa": {"kind": "vqa"}, "find": {"kind": "contrastive", "width": 8}}
-    both = for_tasks(processor, {"find": FIELDS, "vqa": TaskSpec(reads="questions")})
+    both = for_tasks(processor, {"find": SPEC, "vqa": TaskSpec(reads="questions")})
     none = [Example(example.image, ()) for example in captioned]
     asked = [Example(captioned[0].image, ("what color?",), ("red",)), *none[1:]]
     model = plain_model(both, {"kind": "multitask", "heads": heads})

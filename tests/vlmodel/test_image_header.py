@@ -13,7 +13,7 @@ from tests.vlmodel import image_files
 from tests.vlmodel.image_files import FILES, HEIGHT, WIDTH, picture
 from vlmodel import images
 from vlmodel.gpu_images import decode_jpegs
-from vlmodel.image_header import end_of_picture, pixels_alone, read_header
+from vlmodel.image_header import image_end, read_header, without_metadata
 from vlmodel.images import ImageError, decode, extension_of
 
 SIDE, LIMIT = 32, 1_000_000
@@ -67,7 +67,7 @@ def test_what_is_cut_is_refused_by_all(file: str) -> None:
     data = make()
     header = read_header(data)
     assert header is not None
-    end = end_of_picture(data, header)
+    end = image_end(data, header)
     assert end is not None
     # The longest stretch without metadata.
     edges = [0, *(edge for part in header.metadata if part[0] < end for edge in part), end]
@@ -87,7 +87,7 @@ def test_what_is_left_without_metadata_is_the_same_picture(file: str) -> None:
     data = FILES[file][0]()
     header = read_header(data)
     assert header is not None
-    alone = pixels_alone(data, header)
+    alone = without_metadata(data, header)
     again = read_header(alone)
     assert again is not None
     assert (again.format, again.size) == (header.format, header.size)
@@ -210,7 +210,7 @@ def test_heic() -> None:
 )
 def test_no_header_is_too_short(data: bytes) -> None:
     header = read_header(data)
-    assert header is None or end_of_picture(data, header) is None or header.format == "webp"
+    assert header is None or image_end(data, header) is None or header.format == "webp"
 
 
 def test_random_bytes_behind_a_signature_raise_nothing() -> None:
@@ -223,8 +223,8 @@ def test_random_bytes_behind_a_signature_raise_nothing() -> None:
                 data[place] = rng.integers(0, 256)
             spoiled = bytes(data)
             if (header := read_header(spoiled)) is not None:
-                end_of_picture(spoiled, header)
-                pixels_alone(spoiled, header)
+                image_end(spoiled, header)
+                without_metadata(spoiled, header)
 
 
 def two_colours() -> Image.Image:

@@ -181,7 +181,7 @@ def test_kept_layers_are_the_first_of_the_pretrained(architecture: str, layers: 
 @pytest.mark.parametrize("architecture", BARE)
 def test_embeddings_of_a_part(architecture: str) -> None:
     part = config(architecture=architecture, frozen_layers=1 if ARCHITECTURES[architecture].layers else 0)
-    alone = part.embeddings()
+    alone = part.without_layers()
     assert (alone.layers, alone.frozen, alone.frozen_layers) == (0, part.frozen_layers > 0, 0)
     language = alone.build(VOCABULARY).eval()
     assert language.encoder.config.num_hidden_layers == 0

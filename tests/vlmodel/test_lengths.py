@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from tests.vlmodel.tiny import batch_for
 from vlmodel import lengths
 from vlmodel.inference import Predictor
-from vlmodel.lengths import by_length
+from vlmodel.lengths import group_by_length
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
-from vlmodel.task_spec import on_host
+from vlmodel.task_spec import stays_on_host
 
 LABELS = ["yes", "no", "red", "blue"]
 TEXTS = (
@@ -50,7 +50,7 @@ def grouping(tokenizer: PreTrainedTokenizerFast, groups: int = 3) -> VLProcessor
 
 @pytest.mark.parametrize("left", [False, True])
 def test_groups_by_hand(left: bool, worth_it: None) -> None:
-    order_U, groups_G3 = by_length(mask_of([3, 9, 4, 3, 8], 9, left), 2)
+    order_U, groups_G3 = group_by_length(mask_of([3, 9, 4, 3, 8], 9, left), 2)
     assert order_U.tolist() == [0, 3, 2, 4, 1]
     columns = [[5, 9], [0, 9]] if left else [[0, 4], [0, 9]]
     assert groups_G3.tolist() == [[3, *columns[0]], [2, *columns[1]]]
@@ -63,7 +63,7 @@ def test_no_other_cuts_leave_fewer_tokens(most: int, worth_it: None) -> None:
     for _ in range(30):
         lengths_U = rng.integers(0, 10, rng.integers(1, 9))
         mask_UT = mask_of(lengths_U, max(1, int(lengths_U.max())))
-        order_U, groups_G3 = by_length(mask_UT, most)
+        order_U, groups_G3 = group_by_length(mask_UT, most)
         assert sorted(order_U.tolist()) == list(range(len(lengths_U)))
         assert groups_G3[:, 0].sum() == len(lengths_U)
         assert 1 <= len(groups_G3) <= most
@@ -84,16 +84,16 @@ def test_no_other_cuts_leave_fewer_tokens(most: int, worth_it: None) -> None:
 
 def test_a_group_that_saves_little_is_not_made() -> None:
     few = mask_of([5] * 10 + [10] * 10, 10)
-    assert len(by_length(few, 4)[1]) == 1  # 50 of 200 tokens
+    assert len(group_by_length(few, 4)[1]) == 1  # 50 of 200 tokens
     many = mask_of([5] * 20 + [10] * 20, 10)
-    assert by_length(many, 4)[1].tolist() == [[20, 0, 5], [20, 0, 10]]  # 100 of 400
+    assert group_by_length(many, 4)[1].tolist() == [[20, 0, 5], [20, 0, 10]]  # 100 of 400
     alike = mask_of([29] * 100 + [30] * 1000, 30)
-    assert len(by_length(alike, 4)[1]) == 1  # 100 of 33 000
+    assert len(group_by_length(alike, 4)[1]) == 1  # 100 of 33 000
 
 
 @pytest.mark.parametrize(("lengths_U", "groups"), [([], []), ([4], [[1, 0, 4]]), ([0, 0], [[2, 0, 1]])])
 def test_little_to_group(lengths_U: list[int], groups: list[list[int]], worth_it: None) -> None:
-    order_U, groups_G3 = by_length(mask_of(lengths_U, 4), 3)
+    order_U, groups_G3 = group_by_length(mask_of(lengths_U, 4), 3)
     assert (order_U.tolist(), groups_G3.tolist()) == (list(range(len(lengths_U))), groups)
     assert groups_G3.shape == (len(groups), 3)
 
@@ -171,7 +171,7 @@ def test_groups_of_several_tasks(
     heads = {"ask": {"kind": "vqa"}, "near": {"kind": "contrastive", "width": 16}, "tell": {"kind": "caption", **small}}
     model = make_model(decoder={"kind": "multitask", "heads": heads})
     plain, grouped = (batch_of(model, grouping(tokenizer, most), examples, TEXTS) for most in (1, 3))
-    assert {name for name in grouped if on_host(name)} == {"ask.distinct_groups_G3", "near.distinct_groups_G3"}
+    assert {name for name in grouped if stays_on_host(name)} == {"ask.distinct_groups_G3", "near.distinct_groups_G3"}
     torch.testing.assert_close(model(**grouped).loss, model(**plain).loss, rtol=1e-5, atol=1e-5)
     assert grouped.keys() - plain.keys() == {"ask.distinct_groups_G3", "near.distinct_groups_G3"}
 
@@ -227,8 +227,8 @@ def batch_of(model: VLModel, processor: VLProcessor, examples: list[Example], te
     half = len(texts) // 2
     shared = (texts[:half], texts[half:])
     asked = [Example(e.image, tuple(t), ("red",) * len(t)) for e, t in zip(examples, shared, strict=True)]
-    batch = batch_for(processor, {task: head.fields for task, head in model.decoder.heads().items()}, asked)
-    return {name: array.tolist() if on_host(name) else array for name, array in batch.items()}
+    batch = batch_for(processor, {task: head.spec for task, head in model.decoder.task_decoders().items()}, asked)
+    return {name: array.tolist() if stays_on_host(name) else array for name, array in batch.items()}
 
 
 def loss_and_gradients(model: VLModel, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -61,11 +61,11 @@ def test_sums_are_those_of_the_tasks_by_their_weights(
     torch.testing.assert_close(out.loss, out.loss_sum / out.count)
     assert out.logits_NK is None
     # Each task's are those of the head alone.
-    vision = model.see(batch["pixels_BHWC"])
-    for task, head in model.decoder.heads().items():
+    vision = model.encode_images(batch["pixels_BHWC"])
+    for task, head in model.decoder.task_decoders().items():
         given = split(batch, task)
         targets = {name: given[name] for name in ("labels_N", "weights_N", "text_key_N") if name in given}
-        alone = head(model.encode(head, vision, given), **targets)
+        alone = head(model.encode_task(head, vision, given), **targets)
         torch.testing.assert_close(out.tasks[task][:2], torch.stack([alone.loss_sum, alone.count]).double())
         assert alone.loss_sum > 0
 
@@ -111,7 +111,11 @@ def test_saved_and_loaded_is_the_same(
     several.save_pretrained(tmp_path)
     loaded = Predictor.from_pretrained(tmp_path)
     assert list(loaded.model.state_dict()) == list(model.state_dict())
-    assert list(loaded.processor.tasks) == list(loaded.model.decoder.heads()) == list(model.decoder.heads())
+    assert (
+        list(loaded.processor.tasks)
+        == list(loaded.model.decoder.task_decoders())
+        == list(model.decoder.task_decoders())
+    )
     before, after = model(**batch), loaded.model(**batch)
     assert torch.equal(before.loss_sum, after.loss_sum)
     for task, sums in before.tasks.items():

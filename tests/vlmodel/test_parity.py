@@ -22,7 +22,7 @@ from vlmodel.fusion.interactive import Config as InteractiveFusion
 from vlmodel.fusion.transformer import Config as FusionConfig
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.processor import VLProcessor
-from vlmodel.tokens import Encoded, Fused, Tokens
+from vlmodel.tokens import DecoderInput, Fused, Tokens
 from vlmodel.vision import _backbones
 from vlmodel.vision._positions import sine_positions
 from vlmodel.vision.cnn import Config as CNNConfig
@@ -407,7 +407,7 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
 
     mask_NS = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
     joint = Tokens(torch.randn(3, 5, 16), mask_NS, torch.randn(3, 16))
-    encoded = Encoded({}, {}, Fused(joint, {"vision": (0, 5)}))
+    encoded = DecoderInput({}, {}, Fused(joint, {"vision": (0, 5)}))
     seen = {
         "encoder_hidden_states": torch.cat([joint.x_BTD, joint.pooled_BD[:, None]], dim=1),
         "encoder_attention_mask": torch.cat([mask_NS, torch.ones(3, 1, dtype=torch.bool)], dim=1).long(),

@@ -27,18 +27,18 @@ from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.parts import Vocabulary, WeightsError
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
-from vlmodel.tokens import Encoded, Fused, Tokens
+from vlmodel.tokens import DecoderInput, Fused, Tokens
 
 KINDS = ("caption", "answer")
 SMALL = {"width": 16, "heads": 2, "depth": 1, "positions": 40}
 
 
 def batch_of(model: VLModel, processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor]:
-    return batch_for(processor, {"": model.decoder.fields}, examples)
+    return batch_for(processor, {"": model.decoder.spec}, examples)
 
 
 def predictor_of(model: VLModel, processor: VLProcessor) -> Predictor:
-    return Predictor(model, for_tasks(processor, {"": model.decoder.fields}))
+    return Predictor(model, for_tasks(processor, {"": model.decoder.spec}))
 
 
 def loud(model: VLModel) -> VLModel:
@@ -50,12 +50,12 @@ def loud(model: VLModel) -> VLModel:
     return model
 
 
-def memory(rows: int, width: int = 16, seed: int = 0) -> Encoded:
+def memory(rows: int, width: int = 16, seed: int = 0) -> DecoderInput:
     torch.manual_seed(seed)
     mask_BT = torch.ones(rows, 6, dtype=torch.bool)
     mask_BT[::2, 4:] = False
     tokens = Tokens(torch.randn(rows, 6, width), mask_BT, torch.randn(rows, width))
-    return Encoded({}, {}, Fused(tokens, {"vision": (0, 6)}))
+    return DecoderInput({}, {}, Fused(tokens, {"vision": (0, 6)}))
 
 
 class Waits(TorchDispatchMode):
@@ -163,7 +163,7 @@ def test_a_missing_stream_changes_nothing(make_model: Callable[..., Any], proces
         tokens = memory(1, seed=seed).fused.tokens
         x_BTD = tokens.x_BTD.clone().requires_grad_()
         absent = Tokens(x_BTD, torch.zeros_like(tokens.mask_BT), tokens.pooled_BD)
-        encoded = Encoded({}, {}, Fused(absent, {}))
+        encoded = DecoderInput({}, {}, Fused(absent, {}))
         losses.append(decoder(encoded, **given).loss_sum)
         losses[-1].backward()
         assert not x_BTD.grad.any()
@@ -370,7 +370,7 @@ def test_a_joint_stream_of_one_token_is_looked_at_once(
 ) -> None:
     model = make_model(fusion={"kind": fusion}, decoder={"kind": "caption", **SMALL})
     batch = batch_of(model, processor, examples)
-    seen: list[Encoded] = []
+    seen: list[DecoderInput] = []
     model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     output = model(**batch)
     (encoded,) = seen
@@ -382,7 +382,7 @@ def test_a_joint_stream_of_one_token_is_looked_at_once(
     _, weights_NLT = decoder.token_attention(encoded, processor, ["a red circle"] * 3)
     assert torch.equal(weights_NLT, torch.ones(3, 4, 1))
     # Twice the same key is as good as once, so that models trained so write what they wrote.
-    twice = Encoded({}, {}, Fused(joint, {}))
+    twice = DecoderInput({}, {}, Fused(joint, {}))
     assert decoder._memory(twice)[0].shape == (3, 2, 16)
     targets = {name: batch[name] for name in ("target_ids_NT", "target_mask_NT", "weights_N")}
     torch.testing.assert_close(decoder(twice, **targets).loss_sum, output.loss_sum)
@@ -396,7 +396,7 @@ def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
     decoder = make_model(decoder={"kind": "caption", **SMALL}).decoder
     tokens = memory(1).fused.tokens
     pooled = Tokens(tokens.x_BTD[:, :1], tokens.mask_BT[:, :1], tokens.pooled_BD)
-    assert decoder.attention(Encoded({}, {}, Fused(pooled, {"vision": (0, 6)})), processor, [[("a", 1.0)]]) is None
+    assert decoder.attention(DecoderInput({}, {}, Fused(pooled, {"vision": (0, 6)})), processor, [[("a", 1.0)]]) is None
 
 
 def test_label_smoothing(make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]) -> None:

@@ -197,8 +197,8 @@ def test_the_halves_are_the_whole(settings: dict[str, object], numbers: int) -> 
 @pytest.mark.parametrize("settings", [{"stages": 2}, VIT], ids=str)
 def test_features_depend_on_what_rests_alone(settings: dict[str, object]) -> None:
     encoder = make(**settings, projection=8, frozen=True)
-    assert {name.partition(".")[0] for name in encoder.frozen_streams()} == {"backbone", "mean_C", "std_C"}
-    assert set(encoder.frozen_streams()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
+    assert {name.partition(".")[0] for name in encoder.frozen_state()} == {"backbone", "mean_C", "std_C"}
+    assert set(encoder.frozen_state()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
 
 
 @pytest.mark.parametrize(

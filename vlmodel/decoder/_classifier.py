@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from vlmodel import parts
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import Encoded
+from vlmodel.tokens import DecoderInput
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -35,15 +35,15 @@ class Classifier(parts.Decoder):
 
     pooled_only = True
 
-    def __init__(self, config: ClassifierConfig, fields: TaskSpec, width: int, classes: int) -> None:
+    def __init__(self, config: ClassifierConfig, spec: TaskSpec, width: int, classes: int) -> None:
         super().__init__()
-        self.fields, self.label_smoothing = fields, config.label_smoothing
+        self.spec, self.label_smoothing = spec, config.label_smoothing
         hidden = [nn.Linear(width, config.hidden), nn.GELU()] if config.hidden else []
         self.head = nn.Sequential(*hidden, nn.Dropout(config.dropout), nn.Linear(config.hidden or width, classes))
 
     def forward(  # type: ignore[override]
-        self, encoded: Encoded, labels_N: Tensor | None = None, weights_N: Tensor | None = None
-    ) -> parts.Decoded:
+        self, encoded: DecoderInput, labels_N: Tensor | None = None, weights_N: Tensor | None = None
+    ) -> parts.DecoderOutput:
         """Scores of the classes and, where ``labels_N`` is given, loss and counts.
 
         Args:
@@ -52,20 +52,20 @@ class Classifier(parts.Decoder):
         """
         logits_NK = self.head(encoded.fused.tokens.pooled_BD)
         if labels_N is None:
-            return parts.Decoded(logits_NK)
+            return parts.DecoderOutput(logits_NK)
         loss_N = F.cross_entropy(
             logits_NK.float(), labels_N, reduction="none", ignore_index=-1, label_smoothing=self.label_smoothing
         )
         all_N = torch.ones_like(loss_N) if weights_N is None else weights_N.to(loss_N.dtype)
         counted_N = (labels_N >= 0) * all_N
         correct_N = (logits_NK.argmax(-1) == labels_N) * all_N
-        return parts.Decoded(logits_NK, (loss_N * counted_N).sum(), counted_N.sum(), correct_N.sum(), all_N.sum())
+        return parts.DecoderOutput(logits_NK, (loss_N * counted_N).sum(), counted_N.sum(), correct_N.sum(), all_N.sum())
 
     def classes(self, processor: VLProcessor) -> Sequence[str]:
         """What the classes are called, in the order of the scores."""
         raise NotImplementedError
 
-    def answer(self, encoded: Encoded, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
         return best_classes(self.head(encoded.fused.tokens.pooled_BD), self.classes(processor), top_k)
 
 

@@ -17,7 +17,7 @@ from vlmodel.config import ConfigError
 from vlmodel.decoder import _causal
 from vlmodel.layers import check_heads
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import Encoded
+from vlmodel.tokens import DecoderInput
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -112,12 +112,12 @@ class SequenceDecoder(parts.Decoder):
     keys of the cross-attention change nothing and have no gradient (zeros), and its values are all that is learned.
     """
 
-    def __init__(self, config: SequenceConfig, fields: TaskSpec, width: int) -> None:
+    def __init__(self, config: SequenceConfig, spec: TaskSpec, width: int) -> None:
         super().__init__()
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         assert config.resolved is not None
-        self.fields, self.config = fields, config
+        self.spec, self.config = spec, config
         self.inner = AutoModelForCausalLM.from_config(_causal.configuration(config.resolved), trust_remote_code=False)
         self.begin, self.end, self.padding = (
             int(config.resolved[f"{name}_token_id"]) for name in ("bos", "eos", "pad")
@@ -131,11 +131,11 @@ class SequenceDecoder(parts.Decoder):
 
     def forward(  # type: ignore[override]
         self,
-        encoded: Encoded,
+        encoded: DecoderInput,
         target_ids_NT: Tensor | None = None,
         target_mask_NT: Tensor | None = None,
         weights_N: Tensor | None = None,
-    ) -> parts.Decoded:
+    ) -> parts.DecoderOutput:
         """Cross-entropy of each token given the right ones before it, and how many would have been chosen rightly.
 
         Args:
@@ -144,7 +144,7 @@ class SequenceDecoder(parts.Decoder):
             weights_N: weight of each text's tokens in loss and counts; one if not given.
         """
         if target_ids_NT is None or target_mask_NT is None:
-            return parts.Decoded()
+            return parts.DecoderOutput()
         memory = self._memory(encoded)
         weights_NT = target_mask_NT[:, 1:].float()
         if weights_N is not None:
@@ -159,9 +159,9 @@ class SequenceDecoder(parts.Decoder):
         loss_NT = self._cross_entropy(logits_NTK, labels_NT, self.config.label_smoothing)
         correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
         count = weights_NT.sum()
-        return parts.Decoded(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
+        return parts.DecoderOutput(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
 
-    def answer(self, encoded: Encoded, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
         """At most ``top_k`` different texts for each row, each with the probability that the model gives it.
 
         That is the product of the probabilities of its tokens, the last one included, however it was found. One text is
@@ -192,12 +192,12 @@ class SequenceDecoder(parts.Decoder):
         found = []
         for ids_NT in ids_NkT.unbind(1):
             logits_NTK = self._pass(self.inner, ids_NT[:, :-1], memory).logits
-            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _until(ids_NT[:, 1:], self.end)
+            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _up_to_end(ids_NT[:, 1:], self.end)
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
             found.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
-        return [_different(row, bool(settings.get("do_sample"))) for row in zip(*found, strict=True)]
+        return [_unique(row, bool(settings.get("do_sample"))) for row in zip(*found, strict=True)]
 
-    def attention(self, encoded: Encoded, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
+    def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
         """See ``Decoder``: the mean of ``token_attention`` over the text's tokens but the one that ends it."""
         fused = encoded.fused
         if any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
@@ -209,7 +209,7 @@ class SequenceDecoder(parts.Decoder):
         return (weights_NLT * written_NL.unsqueeze(-1)).sum(1) / words[:, None]
 
     def token_attention(
-        self, encoded: Encoded, processor: VLProcessor, texts: Sequence[str]
+        self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
     ) -> tuple[list[list[str]], Tensor]:
         """Where in the joint stream the decoder looked before it wrote each token of N ``texts``.
 
@@ -239,7 +239,7 @@ class SequenceDecoder(parts.Decoder):
                 p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention(self.inner, key)
             )
 
-    def _memory(self, encoded: Encoded) -> Memory:
+    def _memory(self, encoded: DecoderInput) -> Memory:
         tokens = encoded.fused.tokens
         x_NSD, mask_NS = tokens.x_BTD, tokens.mask_BT
         present_N1 = mask_NS.any(1, keepdim=True)
@@ -255,9 +255,9 @@ class SequenceDecoder(parts.Decoder):
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=ids_NT.device).tril()
         return inner(
             input_ids=ids_NT,
-            attention_mask=_as_added(inner, causal_TT[None, None]),
+            attention_mask=_additive_mask(inner, causal_TT[None, None]),
             encoder_hidden_states=x_NSD,
-            encoder_attention_mask=_as_added(inner, mask_NS[:, None, None]),
+            encoder_attention_mask=_additive_mask(inner, mask_NS[:, None, None]),
             use_cache=False,
             **options,
         )
@@ -284,7 +284,7 @@ class SequenceDecoder(parts.Decoder):
             input_ids=begin_N1,
             attention_mask=torch.ones_like(begin_N1),
             encoder_hidden_states=x_NSD,
-            encoder_attention_mask=_as_added(self.inner, mask_NS[:, None, None]),
+            encoder_attention_mask=_additive_mask(self.inner, mask_NS[:, None, None]),
             # transformers would make one for self-attention only.
             cache=EncoderDecoderCache(*(DynamicCache(config=self.inner.config) for _ in range(2))),
             generation_config=generation,
@@ -315,20 +315,20 @@ class SequenceDecoder(parts.Decoder):
         )
 
 
-def _as_added(inner: Any, mask: Tensor) -> Tensor:
+def _additive_mask(inner: Any, mask: Tensor) -> Tensor:
     """What transformers adds to the scores, where it attends without torch's kernels, which take the mask itself."""
     if inner.config._attn_implementation == "sdpa":
         return mask
     return (~mask).to(inner.dtype) * torch.finfo(inner.dtype).min
 
 
-def _until(ids_NT: Tensor, end: int) -> Tensor:
+def _up_to_end(ids_NT: Tensor, end: int) -> Tensor:
     """True for the tokens of each text, the first ``end`` included, and False for what follows."""
     ends_NT = ids_NT == end
     return (ends_NT.cumsum(1) - ends_NT.long()) == 0
 
 
-def _different(found: Sequence[tuple[str, float]], rank: bool) -> parts.Answers:
+def _unique(found: Sequence[tuple[str, float]], rank: bool) -> parts.Answers:
     """Each text once, in their order or by probability."""
     ordered = sorted(found, key=lambda answer: -answer[1]) if rank else found
     answers: dict[str, float] = {}

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from vlmodel import parts
 from vlmodel.distributed import all_gather_counts, gather, is_distributed
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import Encoded
+from vlmodel.tokens import DecoderInput
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
-FIELDS = TaskSpec(reads="captions", target="none")
+SPEC = TaskSpec(reads="captions", target="none")
 
 _LARGEST_SCALE = 100.0
 
@@ -40,7 +40,7 @@ class Config(parts.DecoderPart):
     """Compare with the images and texts of all workers, not with the worker's own alone."""
 
     def tasks(self) -> dict[str, TaskSpec]:
-        return {"": FIELDS}
+        return {"": SPEC}
 
     def reads_joint(self) -> bool:
         return False
@@ -66,7 +66,7 @@ class _Pairs:
     image_M: Tensor
     key_M: Tensor
     counted_M: Tensor
-    lone_A: Tensor | None = None
+    unpaired_A: Tensor | None = None
 
     def gathered(self) -> _Pairs:
         """Those of all processes."""
@@ -75,9 +75,9 @@ class _Pairs:
         image_M = self.image_M + sum(images[: dist.get_rank()])
         about_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
         image_M, key_M, counted_M = about_M3.unbind(1)
-        lone_A = None if self.lone_A is None else gather(self.lone_A.long(), images).bool()
+        unpaired_A = None if self.unpaired_A is None else gather(self.unpaired_A.long(), images).bool()
         return _Pairs(
-            gather(self.image_AD, images), gather(self.text_MD, texts), image_M, key_M, counted_M.bool(), lone_A
+            gather(self.image_AD, images), gather(self.text_MD, texts), image_M, key_M, counted_M.bool(), unpaired_A
         )
 
 
@@ -95,7 +95,7 @@ class ContrastiveDecoder(parts.Decoder):
     workers may have different numbers of batches, the worker's own. Accumulation makes the number smaller.
     """
 
-    fields = FIELDS
+    spec = SPEC
     reads_joint = False
     is_contrastive = True
 
@@ -114,17 +114,17 @@ class ContrastiveDecoder(parts.Decoder):
 
     def forward(  # type: ignore[override]
         self,
-        encoded: Encoded,
+        encoded: DecoderInput,
         weights_N: Tensor | None = None,
         text_key_N: Tensor | None = None,
         unpaired_image_mask_B: Tensor | None = None,
-    ) -> parts.Decoded:
+    ) -> parts.DecoderOutput:
         """Loss and counts of the N pairs.
 
         Args:
             weights_N: weight of each pair; one if not given. A pair of weight zero is nobody's partner, right or wrong.
             text_key_N: equal for equal texts, in all workers. If not given, texts that were encoded once are equal.
-            lone_B: True for images that come without texts; given to all workers or to none.
+            unpaired_image_mask_B: True for images that come without texts; given to all workers or to none.
 
         Raises:
             ValueError: ``text_key_N`` is not given and texts of several workers are to be compared.
@@ -153,18 +153,18 @@ class ContrastiveDecoder(parts.Decoder):
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
         with torch.autocast(image_BD.device.type, enabled=False):
-            of_image_3B, of_text_3N = _compare(own, every, self.log_scale.exp())
+            of_image_3B, of_text_3N = _both_directions(own, every, self.log_scale.exp())
         halves_3N = (of_image_3B.index_select(1, image_N) + of_text_3N) / 2
         loss_sum, count, correct = (halves_3N * weights_N).sum(1).unbind()
-        return parts.Decoded(None, loss_sum, count, correct, count)
+        return parts.DecoderOutput(None, loss_sum, count, correct, count)
 
-    def answer(self, encoded: Encoded, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
         """The cosine of the angle between text and image, from -1 to 1."""
         image_BD, text_ND = self.embed(encoded)
         cosine_N = (image_BD[encoded.rows["vision"]] * text_ND).sum(-1)
         return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
 
-    def embed(self, encoded: Encoded) -> tuple[Tensor, Tensor]:
+    def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
         """The B images and the N texts in the space, as float vectors of length one; zeros for what is missing."""
         image_BD, text_UD = (
             F.normalize(
@@ -177,23 +177,23 @@ class ContrastiveDecoder(parts.Decoder):
         return image_BD, text_UD.index_select(0, encoded.rows["language"])
 
 
-def _compare(own: _Pairs, every: _Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """What ``_half`` gives for own images among every text, (3, B), and own texts among every image, (3, N)."""
+def _both_directions(own: _Pairs, every: _Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``_one_direction`` for own images among all texts, (3, B), and for own texts among all images, (3, N)."""
     equal_NM = (own.key_M[:, None] == every.key_M) & own.counted_M[:, None] & every.counted_M
     equal_NM = equal_NM.float()
     images, texts = len(own.image_AD), len(every.text_MD)
     right_BM = equal_NM.new_zeros(images, texts).index_add(0, own.image_M, equal_NM) > 0
-    of_image_3B = _half(scale * own.image_AD @ every.text_MD.T, right_BM, every.counted_M)
+    of_image_3B = _one_direction(scale * own.image_AD @ every.text_MD.T, right_BM, every.counted_M)
     texts, images = len(own.text_MD), len(every.image_AD)
     right_NA = equal_NM.new_zeros(texts, images).index_add(1, every.image_M, equal_NM) > 0
     counted_A = equal_NM.new_zeros(images).index_add(0, every.image_M, every.counted_M.float()) > 0
-    if every.lone_A is not None:
-        counted_A = counted_A | every.lone_A
-    of_text_3N = _half(scale * own.text_MD @ every.image_AD.T, right_NA, counted_A)
+    if every.unpaired_A is not None:
+        counted_A = counted_A | every.unpaired_A
+    of_text_3N = _one_direction(scale * own.text_MD @ every.image_AD.T, right_NA, counted_A)
     return of_image_3B, of_text_3N
 
 
-def _half(scores_QC: Tensor, right_QC: Tensor, among_C: Tensor) -> Tensor:
+def _one_direction(scores_QC: Tensor, right_QC: Tensor, among_C: Tensor) -> Tensor:
     """Loss, whether it is counted, and whether it came out right, of Q queries among C candidates: (3, Q)."""
     nobody = torch.finfo(scores_QC.dtype).min
     wrong_QC = among_C & ~right_QC
@@ -208,5 +208,5 @@ def _half(scores_QC: Tensor, right_QC: Tensor, among_C: Tensor) -> Tensor:
     return torch.stack([(log_sum_Q - mean_Q) * counted_Q, counted_Q.float(), correct_Q.float()])
 
 
-def _present(encoded: Encoded, name: str) -> Tensor:
+def _present(encoded: DecoderInput, name: str) -> Tensor:
     return encoded.streams[name].mask_BT.any(1)

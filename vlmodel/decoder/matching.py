@@ -11,7 +11,7 @@ from torch import Tensor
 from vlmodel import parts
 from vlmodel.decoder._classifier import Classifier, ClassifierConfig
 from vlmodel.task_spec import MATCH, NO_MATCH, TaskSpec
-from vlmodel.tokens import Encoded
+from vlmodel.tokens import DecoderInput
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -41,8 +41,8 @@ class MatchingDecoder(Classifier):
     """
 
     def forward(  # type: ignore[override]
-        self, encoded: Encoded, labels_N: Tensor | None = None, weights_N: Tensor | None = None
-    ) -> parts.Decoded:
+        self, encoded: DecoderInput, labels_N: Tensor | None = None, weights_N: Tensor | None = None
+    ) -> parts.DecoderOutput:
         """As ``Classifier``'s; ``labels_N`` is 1 where text and image belong together, 0 where not, -1 if unknown.
 
         A pair of which that is unknown can come out neither right nor wrong, so it is not among the ``total`` either.

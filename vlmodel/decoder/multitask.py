@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlmodel import parts
 from vlmodel.config import part
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import Encoded
+from vlmodel.tokens import DecoderInput
 
 
 class Config(parts.DecoderPart):
@@ -77,18 +77,18 @@ class MultiTask(parts.Decoder):
         self.by_name = nn.ModuleDict(heads)
         self.weights = {name: weights.get(name, 1.0) for name in heads}
 
-    def heads(self) -> Mapping[str, parts.Decoder]:
+    def task_decoders(self) -> Mapping[str, parts.Decoder]:
         return dict(self.by_name.items())  # type: ignore[arg-type]
 
-    def combine(self, decoded: Mapping[str, parts.Decoded]) -> parts.Decoded:
-        return parts.Decoded(
+    def combine(self, decoded: Mapping[str, parts.DecoderOutput]) -> parts.DecoderOutput:
+        return parts.DecoderOutput(
             None, *(self._sum(decoded, figure) for figure in ("loss_sum", "count", "correct", "total"))
         )
 
-    def forward(self, encoded: Encoded, **targets: Any) -> parts.Decoded:
+    def forward(self, encoded: DecoderInput, **targets: Any) -> parts.DecoderOutput:
         raise TypeError("the heads of a multitask decoder are called, each with its own rows, and not the decoder")
 
-    def _sum(self, decoded: Mapping[str, parts.Decoded], figure: str) -> Tensor | None:
+    def _sum(self, decoded: Mapping[str, parts.DecoderOutput], figure: str) -> Tensor | None:
         total: Tensor | None = None
         for name, of_head in decoded.items():
             value: Tensor | None = getattr(of_head, figure)

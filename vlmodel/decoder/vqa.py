@@ -13,7 +13,7 @@ from vlmodel.task_spec import TaskSpec
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
-FIELDS = TaskSpec(reads="questions", target="answer")
+SPEC = TaskSpec(reads="questions", target="answer")
 
 
 class Config(ClassifierConfig):
@@ -22,7 +22,7 @@ class Config(ClassifierConfig):
     kind: Literal["vqa"] = "vqa"
 
     def tasks(self) -> dict[str, TaskSpec]:
-        return {"": FIELDS}
+        return {"": SPEC}
 
     def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> VQADecoder:
         if vocabulary.labels < 2:
@@ -30,7 +30,7 @@ class Config(ClassifierConfig):
                 f"decoder.kind='vqa' chooses among answers, and there are {vocabulary.labels}; give at least two "
                 "labels, such as the most frequent answers of the training data"
             )
-        return VQADecoder(self, FIELDS, widths["joint"], vocabulary.labels)
+        return VQADecoder(self, SPEC, widths["joint"], vocabulary.labels)
 
 
 class VQADecoder(Classifier):

@@ -27,7 +27,7 @@ _XLNET_CLS_SEGMENT = 2
 class Config(parts.LanguagePart):
     """An encoder of the transformers library."""
 
-    beside_backbone: ClassVar[frozenset[str]] = frozenset(
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
         {"pretrained", "projection", "activation", "output", "frozen", "dropout"}
     )
 
@@ -78,7 +78,7 @@ class Config(parts.LanguagePart):
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
             check_heads(self.width, self.heads)
             # Layers do not depend on the tokenizer, which is not known yet.
-            self._kept_of(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
+            self._truncate(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
         return self
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
@@ -96,7 +96,7 @@ class Config(parts.LanguagePart):
         for key in ("_name_or_path", "architectures", "transformers_version", "dtype"):
             resolved.pop(key, None)
         config = self.model_copy(update={"resolved": resolved})
-        config.kept()
+        config.truncated_config()
         return config
 
     def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
@@ -105,11 +105,11 @@ class Config(parts.LanguagePart):
     def is_frozen(self) -> bool:
         return self.frozen and self.layers != 0
 
-    def pools_features(self) -> bool:
+    def can_pool_features(self) -> bool:
         # A linear projection of the mean is the mean of the projections; of an activation that is not true.
         return self.pooling == "cls" or (self.pooling == "mean" and self.activation == "none")
 
-    def gives_tokens(self) -> bool:
+    def outputs_tokens(self) -> bool:
         return self.output == "tokens"
 
     def longest_text(self) -> int | None:
@@ -117,7 +117,7 @@ class Config(parts.LanguagePart):
             return _architectures.longest_text(self.resolved)
         return self.positions if not self.pretrained and ARCHITECTURES[self.architecture].limited else None
 
-    def embeddings(self) -> Config:
+    def without_layers(self) -> Config:
         if not self.pretrained and self.resolved is None and not ARCHITECTURES[self.architecture].bare:
             raise ConfigError(
                 f"language.architecture={self.architecture!r} cannot be built without layers; use another encoder such "
@@ -126,7 +126,7 @@ class Config(parts.LanguagePart):
         frozen = self.frozen or self.frozen_layers > 0
         return self.model_copy(update={"layers": 0, "frozen": frozen, "frozen_layers": 0})
 
-    def whole(self) -> Any:
+    def full_config(self) -> Any:
         """transformers' configuration of the resolved encoder, with all its layers."""
         from transformers import AutoConfig
 
@@ -134,15 +134,15 @@ class Config(parts.LanguagePart):
         settings = {key: value for key, value in self.resolved.items() if key != "model_type"}
         return AutoConfig.for_model(self.resolved["model_type"], **settings)
 
-    def kept(self) -> Any:
+    def truncated_config(self) -> Any:
         """The same with the layers that are kept.
 
         Raises:
             ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or they cannot be told apart.
         """
-        return self._kept_of(self.whole())
+        return self._truncate(self.full_config())
 
-    def _kept_of(self, inner: Any) -> Any:
+    def _truncate(self, inner: Any) -> Any:
         if self.layers is not None:
             _architectures.keep_first(inner, self.layers)
         if self.frozen_layers > inner.num_hidden_layers:
@@ -216,7 +216,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         from transformers import AutoModel
 
         self.config = config
-        inner = config.kept()
+        inner = config.truncated_config()
         self.encoder = AutoModel.from_config(inner, trust_remote_code=False)
         _architectures.drop_unused(self.encoder)
         self.projection: nn.Module = nn.Identity()
@@ -249,7 +249,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         return self._encode(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
 
     def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.config.pools_features()
+        assert self.config.can_pool_features()
         if self.config.pooling == "cls":
             return features_NTF[:, :1], mask_NT[:, :1]
         return masked_mean(features_NTF, mask_NT).unsqueeze(1), mask_NT.any(1, keepdim=True)
@@ -285,15 +285,15 @@ class TransformerEncoder(parts.LanguageEncoder):
             return mask_NT.long()
         mask_N1QT = mask_NT[:, None, None, :]
         if self._traits.mask == "keys":
-            return self._as_added(mask_N1QT)
+            return self._additive_mask(mask_N1QT)
         place_T = torch.arange(mask_NT.shape[1], device=mask_NT.device)
         near_QT = (place_T[:, None] - place_T).abs() <= self.encoder.config.sliding_window
         return {
-            "full_attention": self._as_added(mask_N1QT),
-            "sliding_attention": self._as_added(mask_N1QT & near_QT),
+            "full_attention": self._additive_mask(mask_N1QT),
+            "sliding_attention": self._additive_mask(mask_N1QT & near_QT),
         }
 
-    def _as_added(self, mask_N1QT: Tensor) -> Tensor:
+    def _additive_mask(self, mask_N1QT: Tensor) -> Tensor:
         """The mask for torch's kernels; where transformers attends without them, what it is to add to the scores."""
         if self.encoder.config._attn_implementation == "sdpa":
             return mask_N1QT
@@ -316,7 +316,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         try:
             source, info = AutoModel.from_pretrained(
                 self.config.pretrained,
-                config=self.config.whole(),
+                config=self.config.full_config(),
                 trust_remote_code=False,
                 use_safetensors=True,
                 dtype="float32",

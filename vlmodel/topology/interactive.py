@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.layers import Attention, AttentionSettings
-from vlmodel.streams import Adapters, CoAttention, block_diagonal, pool, spans_of, with_earlier_rounds
+from vlmodel.streams import Adapters, CoAttention, block_diagonal, pool, prepend_attention, spans_of
 from vlmodel.tokens import Fused, Tokens
 
 
@@ -47,7 +47,7 @@ class InteractiveStreams(parts.Topology):
         self.fusion, self.width = fusion, fusion.width
         self.adapters = Adapters(widths, config.width)
         size = (config.width, config.heads)
-        self.own = nn.ModuleList(OwnAttention(widths, *size, config.dropout) for _ in range(config.depth))
+        self.own = nn.ModuleList(SelfAttention(widths, *size, config.dropout) for _ in range(config.depth))
         self.cross = nn.ModuleList(
             CoAttention(widths, *size, config.expansion * config.width, config.dropout) for _ in range(config.depth)
         )
@@ -82,10 +82,10 @@ class InteractiveStreams(parts.Topology):
             tokens = Tokens(x_BTD, mask[name], pool(name, x_BTD, mask[name]))
             encoded[name] = self.fusion.adapt(name, tokens)
         fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
-        return with_earlier_rounds(fused, attention, spans, streams)
+        return prepend_attention(fused, attention, spans, streams)
 
 
-class OwnAttention(nn.Module):
+class SelfAttention(nn.Module):
     """Self-attention of each stream with its own weights, pre-norm and residual."""
 
     def __init__(self, names: Iterable[str], width: int, heads: int, dropout: float) -> None:

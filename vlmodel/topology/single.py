@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings, TransformerLayer
-from vlmodel.streams import Adapters, pool, spans_of, with_earlier_rounds
+from vlmodel.streams import Adapters, pool, prepend_attention, spans_of
 from vlmodel.tokens import Fused, Tokens
 
 
@@ -79,4 +79,4 @@ class SingleStream(parts.Topology):
             x, mask = x_BTD[:, start:stop], mask_BT[:, start:stop]
             encoded[name] = self.fusion.adapt(name, Tokens(x, mask, pool(name, x, mask)))
         fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
-        return with_earlier_rounds(fused, attention, spans, streams)
+        return prepend_attention(fused, attention, spans, streams)

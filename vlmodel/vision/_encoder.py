@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 class BackboneConfig(parts.VisionPart):
     """Settings of every backbone."""
 
-    beside_backbone: ClassVar[frozenset[str]] = frozenset({"projection", "activation", "weights", "strict", "frozen"})
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
+        {"projection", "activation", "weights", "strict", "frozen"}
+    )
 
     grid: int | None = Field(None, ge=1)
     """Average a feature map to this many cells a side (adaptive pooling), for fewer tokens; null keeps its own."""

@@ -14,8 +14,8 @@ import simplejpeg
 from PIL import Image
 
 from pipelines.data.tars.errors import Reason, SampleError
-from vlmodel.image_header import Header, end_of_picture, is_whole, read_header
-from vlmodel.images import ImageError, Opened, is_plain_jpeg, open_image, require_fewer
+from vlmodel.image_header import Header, image_end, is_complete, read_header
+from vlmodel.images import ImageError, OpenedImage, check_pixel_count, is_plain_jpeg, open_image
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
@@ -60,7 +60,7 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
     header = read_header(data)
     try:
         if header is not None and header.size is not None:
-            require_fewer(*header.size, max_pixels)
+            check_pixel_count(*header.size, max_pixels)
         if header is not None and (facts := _check_plain_jpeg(data, header, max_pixels, verify)) is not None:
             return facts
         with warnings.catch_warnings():
@@ -79,21 +79,21 @@ def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Veri
     if verify == "decode":
         if not _decodes_cleanly(data):
             return None
-    elif not is_whole(data, header):
+    elif not is_complete(data, header):
         raise _cut("jpeg", data)
     _require_whole_blocks(data, header)
     height, width = header.size[::-1] if header.orientation >= 5 else header.size
     return ImageFacts("jpeg", width, height)
 
 
-def _check(opened: Opened, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
+def _check(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
     header, (height, width) = opened.header, opened.size
-    require_fewer(height, width, max_pixels)
+    check_pixel_count(height, width, max_pixels)
     if verify == "decode":
         if header.format == "jpeg":
             opened.image.draft("L", (1, 1))
         opened.image.load()
-    elif not is_whole(data, header):
+    elif not is_complete(data, header):
         raise _cut(header.format, data)
     if header.format in _UNCHECKED:
         _require_whole_blocks(data, header)
@@ -127,7 +127,7 @@ def _lost_block(data: bytes, header: Header) -> int | None:
     found = data.find(_BLOCK)
     if found < 0 and not data.endswith(bytes(_LAST_BLOCK)):
         return None
-    end_of_pixels = end_of_picture(data, header) or len(data)
+    end_of_pixels = image_end(data, header) or len(data)
 
     def lacks_pixels(first: int, behind: int) -> bool:
         beside = any(start <= first and behind <= end for start, end in header.metadata)

@@ -171,7 +171,7 @@ class Samples:
         """
         if not self._lone.any():
             return {}
-        lone = {"lone_B": self._lone[taken.source] & (weight > 0)}
+        lone = {"unpaired_image_mask_B": self._lone[taken.source] & (weight > 0)}
         comparing = [task for task, fields in self.processor.tasks.items() if fields.target == "none"]
         return {name: array for task in comparing for name, array in join(task, lone)}
 
@@ -247,7 +247,7 @@ class Samples:
             for member, shard, rows, out in shards
             for record, place in zip(member.reader.read(shard.name, rows, texts=False), out, strict=True)
         ]
-        done = self.processor.decode_on(gpu, [file[2].image for file in files], [file[3] for file in files])
+        done = self.processor.decode_on_gpu(gpu, [file[2].image for file in files], [file[3] for file in files])
         for (member, shard, record, place), is_done in zip(files, done, strict=True):
             if not is_done:
                 member.decode(shard, record, place, self.processor)
@@ -345,7 +345,7 @@ def _processor(folder: str) -> VLProcessor:
 
 def _is_of_use(members: Members, fields: TaskSpec) -> bool:
     """Whether a task makes anything of such samples."""
-    return {"pairs": True, "texts": not fields.needs_image, "images": fields.uses_lone_images}[members]
+    return {"pairs": True, "texts": not fields.needs_image, "images": fields.uses_unpaired_images}[members]
 
 
 def _in_split(counts: Mapping[str, int], split: str) -> int:

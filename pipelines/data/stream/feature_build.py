@@ -82,7 +82,7 @@ def features_of(
     facts = {
         "format": FORMAT,
         "stream": stream,
-        "encoder": {name: value for name, value in dump(part).items() if name not in part.beside_backbone},
+        "encoder": {name: value for name, value in dump(part).items() if name not in part.non_backbone_settings},
         "backbone": backbone,
         "precision": precision,
         **kind.facts(config, processor),
@@ -142,7 +142,7 @@ def encoder_of(model: VLModel, stream: str) -> Encoder:
 def digest(encoder: Encoder) -> str:
     """Digest of all weights that the features depend on, wherever they are and however they lie in memory."""
     computed = hashlib.sha256()
-    for name, value in sorted(encoder.frozen_streams().items()):
+    for name, value in sorted(encoder.frozen_state().items()):
         computed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         computed.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return computed.hexdigest()

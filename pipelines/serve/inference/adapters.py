@@ -135,7 +135,7 @@ class Similarity(TaskAdapter[Matches]):
 
     def run(self, items: Sequence[Item]) -> list[Matches]:
         found = self.predictor.predict([item.example for item in items], top_k=1, task=self.name)
-        temperature: float = self.predictor.model.decoder.heads()[self.name].temperature
+        temperature: float = self.predictor.model.decoder.task_decoders()[self.name].temperature
         return [_matches([p.answers[0][1] for p in of_one], temperature) for of_one in found]
 
 
@@ -167,7 +167,7 @@ def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter[Any]]:
 
     Texts are matched by a decoder that was trained to, where there is one, and by a contrastive one elsewhere.
     """
-    by_name = predictor.model.decoder.heads()
+    by_name = predictor.model.decoder.task_decoders()
     comparing = [name for name, head in by_name.items() if head.is_contrastive]
     fields = predictor.processor.tasks
 

@@ -105,7 +105,7 @@ def batch_on(device: torch.device, processor: VLProcessor, model: VLModel) -> di
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
     asked = (("this", "what is this colour", "colour is this what is"), ("what colour", "this", "is this what"))
     examples = [Example(file.getvalue(), texts, ("red", "blue", "this is")) for texts in asked]
-    tasks = {task: head.fields for task, head in model.decoder.heads().items()}
+    tasks = {task: head.spec for task, head in model.decoder.task_decoders().items()}
     made = for_tasks(processor, tasks)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
     return to_tensors(made.collate_tasks(made.images(examples), rows), device)

@@ -244,9 +244,9 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
     for number in range(len(mine)):
         batch = mine[number]
         assert "image_place_B" not in batch
-        assert "lone_B" not in batch
+        assert "unpaired_image_mask_B" not in batch
         unpaired_image_mask_B = (batch["source_B"] == 2) & batch["counts_B"]
-        np.testing.assert_array_equal(batch["find.lone_B"], unpaired_image_mask_B)
+        np.testing.assert_array_equal(batch["find.unpaired_image_mask_B"], unpaired_image_mask_B)
         assert not unpaired_image_mask_B[batch["find.text_image_N"]].any()
         assert not unpaired_image_mask_B[batch["ask.text_image_N"]].any()
         expected = processor.decode(photo(int(batch["row_B"][0]), (16, 16), "PNG"))
