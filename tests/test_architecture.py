@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("vlmodel", "pipelines", "jobs")
 
 PACKAGES = [
-    *(f"vlmodel/{room}" for room in ("vision", "language", "topology", "fusion", "decoder")),
+    *(f"vlmodel/{room}" for room in ("images", "vision", "language", "topology", "fusion", "decoder")),
     *(f"pipelines/{room}" for room in ("data", "train", "registry", "retrain", "search", "serve")),
     "vlmodel",
     "pipelines",

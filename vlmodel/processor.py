@@ -18,7 +18,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import ConfigError, Section, dump, parse
-from vlmodel.images import FORMATS, Resize, decode
+from vlmodel.images.decoders.cpu import decode
+from vlmodel.images.pillow import FORMATS
+from vlmodel.images.resize import Resize
 from vlmodel.lengths import group_by_length
 from vlmodel.task_spec import TaskSpec, is_match, join
 
@@ -164,7 +166,7 @@ class VLProcessor:
         """Decode what a CUDA device can of the files, into a place for each; which ones were."""
         import torch
 
-        from vlmodel.gpu_images import decode_jpegs
+        from vlmodel.images.decoders.gpu import decode_jpegs
 
         config = self.config
         return decode_jpegs(files, config.image_size, config.resize, config.max_pixels, torch.device(gpu), out)

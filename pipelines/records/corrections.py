@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, 
 
 from pipelines.storage.folder import Folder
 from pipelines.storage.lock import locked
-from vlmodel.images import extension_of
+from vlmodel.images.pillow import extension_of
 
 CORRECTIONS, IMAGES = "corrections", "images"
 

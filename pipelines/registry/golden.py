@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipelines.registry.errors import ArtifactError
-from vlmodel.images import open_image
+from vlmodel.images.pillow import open_image
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 

@@ -29,8 +29,8 @@ if Path(__file__).with_name("manifest.json").is_file():  # as it is stored
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
 from pipelines.registry.manifest import verify
-from vlmodel.base64_image import from_base64
-from vlmodel.images import ImageError
+from vlmodel.images.base64 import from_base64
+from vlmodel.images.errors import ImageError
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
 

@@ -32,7 +32,7 @@ from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from vlmodel.config import parse
-from vlmodel.images import decode
+from vlmodel.images.decoders.cpu import decode
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec

@@ -30,8 +30,8 @@ from tests.bench.model_steps import Batch, Direct, batch_of, new_model
 from tests.bench.photographs import Data, photograph, write
 from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse
-from vlmodel.gpu_images import decode_jpegs
-from vlmodel.images import decode
+from vlmodel.images.decoders.cpu import decode
+from vlmodel.images.decoders.gpu import decode_jpegs
 from vlmodel.model import ModelConfig, VLModel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -17,7 +17,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from tests.vlmodel.conftest import LABELS
 from vlmodel.config import ConfigError, parse
-from vlmodel.images import ImageError
+from vlmodel.images.errors import ImageError
 from vlmodel.inference import Predictor
 from vlmodel.model import ModelConfig, VLModel
 from vlmodel.parts import WeightsError

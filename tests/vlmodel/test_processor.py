@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from vlmodel.config import ConfigError, parse
-from vlmodel.images import ImageError
+from vlmodel.images.errors import ImageError
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 RNG = np.random.default_rng(0)

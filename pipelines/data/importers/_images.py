@@ -21,7 +21,7 @@ from pipelines.data.importers._files import HIDDEN, is_hidden, open_regular, wal
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Members
 from pipelines.errors import DataError
-from vlmodel import images as image_files
+from vlmodel.images.pillow import extension_of
 
 DEAD_LINKS = "links that lead nowhere"
 REPEATED = "images of a name that came before"
@@ -257,7 +257,7 @@ def suffix_of(name: str) -> str:
 
 def sniff(data: bytes) -> str | None:
     """The usual extension of an image file by its first bytes, whether or not it is one that can be decoded here."""
-    return image_files.extension_of(data[:_HEAD])
+    return extension_of(data[:_HEAD])
 
 
 def is_image(name: str) -> bool:

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from pipelines.data.tars.headers import BLOCK
 from pipelines.storage.folder import Folder
-from vlmodel.images import open_image
+from vlmodel.images.pillow import open_image
 
 _ROWS = 24
 """Faults shown of each reason, and shards with their counts; the rest is counted."""

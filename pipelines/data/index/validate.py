@@ -14,8 +14,10 @@ import simplejpeg
 from PIL import Image
 
 from pipelines.data.tars.errors import Reason, SampleError
-from vlmodel.image_header import Header, image_end, is_complete, read_header
-from vlmodel.images import ImageError, OpenedImage, check_pixel_count, is_plain_jpeg, open_image
+from vlmodel.images.containers.base import Header
+from vlmodel.images.errors import ImageError, check_pixel_count
+from vlmodel.images.header import WITHOUT_END, image_end, is_complete, is_plain_jpeg, read_header
+from vlmodel.images.pillow import OpenedImage, open_image
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow itself opens no larger image (twice its ``MAX_IMAGE_PIXELS``)."""
@@ -37,7 +39,7 @@ _REASONS = {
 
 
 class ImageFacts(NamedTuple):
-    """``format`` is one of ``vlmodel.images.FORMATS``; the size is that of the upright image, in pixels."""
+    """``format`` is one of ``vlmodel.images.pillow.FORMATS``; the size is that of the upright image, in pixels."""
 
     format: str
     width: int
@@ -89,7 +91,7 @@ def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Veri
 def _check(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
     header, (height, width) = opened.header, opened.size
     check_pixel_count(height, width, max_pixels)
-    if verify == "decode":
+    if verify == "decode" or header.format in WITHOUT_END:
         if header.format == "jpeg":
             opened.image.draft("L", (1, 1))
         opened.image.load()

@@ -12,7 +12,8 @@ from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
 from pipelines.data.tars.errors import Reason, SampleError
-from vlmodel.images import ImageError, open_image
+from vlmodel.images.errors import ImageError
+from vlmodel.images.pillow import open_image
 
 _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2", "heif": "heic"}
 """Of members in a tar, where they are not the format's name."""

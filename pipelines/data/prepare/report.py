@@ -20,7 +20,8 @@ from pipelines.data.prepare.summary import Summary
 from pipelines.data.tars.reader import Record, ShardReader
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
-from vlmodel.images import ImageError, open_image
+from vlmodel.images.errors import ImageError
+from vlmodel.images.pillow import open_image
 
 _THUMBNAIL = 176
 _TEXTS, _TEXT_CHARS = 3, 120

@@ -21,7 +21,7 @@ from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import Record, ShardReader
 from pipelines.data.tars.sample import Members
 from pipelines.errors import DataError
-from vlmodel.images import ImageError
+from vlmodel.images.errors import ImageError
 from vlmodel.processor import VLProcessor
 from vlmodel.task_spec import TaskSpec, join, split
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from vlmodel.images import WEB_FORMATS, ImageError, decoded_pixels
+from vlmodel.images.decoders.cpu import decoded_pixels
+from vlmodel.images.errors import ImageError
+from vlmodel.images.pillow import WEB_FORMATS
 from vlmodel.processor import VLProcessor
 
 if TYPE_CHECKING:

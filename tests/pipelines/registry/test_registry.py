@@ -304,7 +304,7 @@ def plant_bytecode(source: Path, mark: Path) -> Path:
     return planted
 
 
-@pytest.mark.parametrize("source", ["code/vlmodel/images.py", "code/pipelines/registry/manifest.py", "pyfunc.py"])
+@pytest.mark.parametrize("source", ["code/vlmodel/tokens.py", "code/pipelines/registry/manifest.py", "pyfunc.py"])
 def test_bytecode_that_was_added_to_a_stored_model_is_refused(
     registry: Registry,
     storage: str,
@@ -345,7 +345,7 @@ def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
     registry.verify_stored(version)
 
 
-@pytest.mark.parametrize("source", ["code/vlmodel/images.py", "pyfunc.py"])
+@pytest.mark.parametrize("source", ["code/vlmodel/tokens.py", "pyfunc.py"])
 def test_the_smoke_test_runs_no_bytecode(
     checkpoint: Path, example: tuple[bytes, str], tmp_path: Path, source: str
 ) -> None:

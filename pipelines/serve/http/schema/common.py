@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-from vlmodel.base64_image import from_base64
+from vlmodel.images.base64 import from_base64
 
 # A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
 EXAMPLE_IMAGE = (

@@ -49,7 +49,7 @@ from pipelines.data.index.validate import check_image
 look = lambda data: check_image(data, 100_000_000)
 """
 DECODE = """
-from vlmodel.images import ImageError as Refused
+from vlmodel.images.errors import ImageError as Refused
 from vlmodel.processor import VLProcessor
 look = VLProcessor.from_pretrained(sys.argv[2]).decode
 """

@@ -22,7 +22,7 @@ from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
-from vlmodel import gpu_images
+from vlmodel.images.decoders import gpu
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 SAMPLES = 23
@@ -174,15 +174,15 @@ def test_everything_is_small_to_send(source: Source) -> None:
 def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its code, over libjpeg: the test of the GPU itself is tests/vlmodel/test_gpu_images.py."""
+    """Its code, over libjpeg: the test of the GPU itself is tests/vlmodel/images/test_gpu.py."""
     calls = []
-    decode_jpegs = gpu_images.decode_jpegs
+    decode_jpegs = gpu.decode_jpegs
 
     def counting(files: list[bytes], *args: Any) -> np.ndarray:
         calls.append(len(files))
         return decode_jpegs(files, *args)
 
-    monkeypatch.setattr(gpu_images, "decode_jpegs", counting)
+    monkeypatch.setattr(gpu, "decode_jpegs", counting)
     with ShardWriter(tmp_path, "train", max_samples=3) as writer:
         for number in range(12):
             image = io.BytesIO()

@@ -194,7 +194,7 @@ def replace_keep(config: PixelCacheConfig, keep: str) -> PixelCacheConfig:
 
 
 def test_an_image_that_cannot_be_decoded_is_named(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmodel.images import ImageError
+    from vlmodel.images.errors import ImageError
 
     def broken(self: VLProcessor, data: bytes, out: np.ndarray) -> np.ndarray:
         raise ImageError("undecodable", "undecodable image")

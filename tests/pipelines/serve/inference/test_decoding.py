@@ -16,8 +16,10 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.inference.decoding import Decoding, Room, pixel_limit
-from vlmodel import images
-from vlmodel.images import WEB_FORMATS, decoded_pixels
+from vlmodel.images import resize
+from vlmodel.images.decoders import cpu
+from vlmodel.images.decoders.cpu import decoded_pixels
+from vlmodel.images.pillow import WEB_FORMATS
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 LIMIT = 16_000_000
@@ -73,18 +75,18 @@ def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
 
 def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    resized = images._resized
+    original = resize.resized
 
     def counting(pixels_HWC: np.ndarray, *rest: Any) -> np.ndarray:
         decoded.append(pixels_HWC.shape[0] * pixels_HWC.shape[1])
-        return resized(pixels_HWC, *rest)
+        return original(pixels_HWC, *rest)
 
-    monkeypatch.setattr(images, "_resized", counting)
+    monkeypatch.setattr(cpu, "resized", counting)
     for width, height in ((100, 80), (517, 300), (1033, 777), (2000, 300)):
         for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF"):
             for size in (16, 64, 129):
                 data = saved(width, height, form)
-                images.decode(data, size, "squash", LIMIT)
+                cpu.decode(data, size, "squash", LIMIT)
                 assert decoded_pixels(data, size) == decoded[-1], (width, height, form, size)
 
 

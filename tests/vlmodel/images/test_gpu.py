@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.vlmodel.test_images import LIMIT, photograph
-from vlmodel import gpu_images
-from vlmodel.gpu_images import decode_jpegs
-from vlmodel.images import Resize, decode
+from tests.vlmodel.images.test_cpu import LIMIT, photograph
+from vlmodel.images.decoders import gpu
+from vlmodel.images.decoders.cpu import decode
+from vlmodel.images.decoders.gpu import decode_jpegs
+from vlmodel.images.resize import Resize
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"))
 
@@ -67,7 +68,7 @@ def test_a_call_that_fails_leaves_all_to_the_cpu(
     def fails(*_: object) -> None:
         raise RuntimeError("Error while decoding JPEG images")
 
-    monkeypatch.setattr(gpu_images, "decode_jpeg", fails)
+    monkeypatch.setattr(gpu, "decode_jpeg", fails)
     out = places(2, 48)
     assert not decode_jpegs([photograph(99, 99)] * 2, 48, "squash", LIMIT, torch.device("cpu"), out).any()
     assert all((place == 7).all() for place in out)

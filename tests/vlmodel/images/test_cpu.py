@@ -10,7 +10,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from vlmodel import images
+from vlmodel.images.decoders.cpu import decode
 
 LIMIT = 10_000_000
 
@@ -36,19 +36,19 @@ def by_pillow(data: bytes, size: int) -> np.ndarray:
 @pytest.mark.parametrize("size", [96, 224, 400])
 def test_a_photograph_is_what_pillow_makes_of_it(size: int, options: dict[str, object]) -> None:
     data = photograph(333, 250, **options)  # type: ignore[arg-type]
-    got = images.decode(data, size, "squash", LIMIT).astype(int)
+    got = decode(data, size, "squash", LIMIT).astype(int)
     assert np.abs(got - by_pillow(data, size)).max() <= 2
 
 
 def test_what_the_fast_decoder_refuses_is_pillows_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     data = photograph(333, 250)
-    expected = images.decode(data, 96, "squash", LIMIT)
+    expected = decode(data, 96, "squash", LIMIT)
 
     def refuses(_: bytes) -> np.ndarray:
         raise ValueError("Corrupt JPEG data: 3 extraneous bytes before marker 0xd9")
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", refuses)
-    np.testing.assert_array_equal(images.decode(data, 96, "squash", LIMIT), expected)
+    np.testing.assert_array_equal(decode(data, 96, "squash", LIMIT), expected)
 
 
 @pytest.mark.parametrize(("width", "height", "scaled"), [(333, 250, False), (800, 600, True), (3000, 2000, True)])
@@ -63,7 +63,7 @@ def test_only_what_stays_twice_the_target_is_decoded_smaller(
         return np.zeros((height, width, 3), np.uint8)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", decode_jpeg)
-    got = images.decode(data, 128, "squash", LIMIT)
+    got = decode(data, 128, "squash", LIMIT)
     assert bool(whole) is not scaled
     if scaled:
         error = (got.astype(float) - by_pillow(data, 128)) ** 2
@@ -71,7 +71,7 @@ def test_only_what_stays_twice_the_target_is_decoded_smaller(
 
 
 def test_real_photographs() -> None:
-    tar = Path(__file__).resolve().parents[3] / "shared" / "data" / "flickr8k-subset" / "flickr8k_images.tar"
+    tar = Path(__file__).resolve().parents[4] / "shared" / "data" / "flickr8k-subset" / "flickr8k_images.tar"
     if not tar.is_file():
         pytest.skip("needs the photographs of ../shared/data/flickr8k-subset")
     import itertools
@@ -79,5 +79,5 @@ def test_real_photographs() -> None:
     import webdataset
 
     for sample in itertools.islice(webdataset.WebDataset(str(tar), shardshuffle=False), 20):
-        got = images.decode(sample["jpg"], 96, "squash", LIMIT).astype(int)
+        got = decode(sample["jpg"], 96, "squash", LIMIT).astype(int)
         assert np.abs(got - by_pillow(sample["jpg"], 96)).max() <= 2

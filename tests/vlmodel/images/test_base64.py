@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from vlmodel.base64_image import from_base64
+from vlmodel.images.base64 import from_base64
 
 DATA = bytes(range(256)) * 3 + b"\xfb\xff"
 

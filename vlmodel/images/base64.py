@@ -1,4 +1,4 @@
-"""Encoded images as text, the ways that programs write base64."""
+"""Encoded images as base64 text, in the variants that programs write."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def from_base64(text: str) -> bytes:
-    """The bytes of an image that was written in base64: also in lines, in the URL-safe alphabet, without the padding at
-    its end, or as a ``data:`` URL.
+    """The bytes of a base64 text: also with line breaks, in the URL-safe alphabet, without padding, or a ``data:`` URL.
 
     Raises:
-        ValueError: it is none of these; the message tells why.
+        ValueError: it is none of these; the message says why.
     """
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")

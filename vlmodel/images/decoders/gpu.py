@@ -1,4 +1,4 @@
-"""JPEGs decoded by a GPU (nvJPEG, through torchvision), where the cores of its node cannot keep up with it."""
+"""Decoding JPEGs on a GPU (nvJPEG, through torchvision), for nodes whose CPUs cannot keep up with it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from vlmodel.image_header import is_complete, read_header
-from vlmodel.images import Resize, center_square, is_plain_jpeg
+from vlmodel.images.header import is_complete, is_plain_jpeg, read_header
+from vlmodel.images.resize import Resize, center_square
 
 _FRAMES = (0xC0, 0xC1, 0xC2)
-"""Frames of JPEG that nvJPEG decodes: none of arithmetic code."""
+"""Frames of JPEG that nvJPEG decodes: those without arithmetic coding."""
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +31,27 @@ def decode_jpegs(
     device: torch.device,
     out: Sequence[NDArray[np.uint8]],
 ) -> NDArray[np.bool_]:
-    """Fill in the images of the plain, whole and upright JPEGs among the files; which ones were.
+    """Decode the plain, complete and upright JPEGs among the files, and return which ones they are.
 
-    All others are for ``images.decode`` to judge, and so is everything where nothing can be decoded here: it never
-    raises for a file. Its pixels are not to the bit those of the CPU: nvJPEG interpolates colours in its own way, and
-    large images are decoded whole.
+    The CPU decodes the others, and all of them if the GPU fails: no file raises an error here. Pixels differ slightly
+    from the CPU's: nvJPEG interpolates colours differently, and decodes large images at their full size.
 
     Args:
-        device: a CUDA device; any other decodes with libjpeg, which is for tests.
-        out: a (size, size, 3) uint8 place for each file.
+        device: a CUDA device; any other uses libjpeg, for tests.
+        out: memory of (size, size, 3) uint8 for each file.
     """
-    done = np.array([_is_able(data, max_pixels) for data in files], np.bool_)
+    done = np.array([_can_decode(data, max_pixels) for data in files], np.bool_)
     chosen = np.flatnonzero(done).tolist()
     if not chosen:
         return done
     try:
-        with _beside_the_training(device):
+        with _own_stream(device):
             encoded = [torch.frombuffer(bytearray(files[n]), dtype=torch.uint8) for n in chosen]
-            # torchcodec is to take its place; as long as torchvision has it, it is one dependency less.
+            # torchcodec will replace torchvision's decoder; until then it would be one more dependency.
             images = decode_jpeg(encoded, ImageReadMode.RGB, device)
             small_BCHW = torch.stack([_resized(image, size, resize) for image in images])
             pixels_BHWC = small_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-    except RuntimeError as error:  # one broken file fails all of a call
+    except RuntimeError as error:  # one broken file fails the whole call
         log.warning("the GPU decoded none of %d images, the CPU does: %s", len(chosen), error)
         return np.zeros(len(files), np.bool_)
     for n, pixels_HWC in zip(chosen, pixels_BHWC, strict=True):
@@ -61,8 +60,8 @@ def decode_jpegs(
 
 
 @contextmanager
-def _beside_the_training(device: torch.device) -> Iterator[None]:
-    """A stream of its own: the default one is the training step's, and would be waited for."""
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """A CUDA stream beside the default one, so that decoding does not wait for the training step."""
     if device.type != "cuda":
         yield
         return
@@ -70,8 +69,8 @@ def _beside_the_training(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _is_able(data: bytes, max_pixels: int) -> bool:
-    """Whether the GPU may decode it: nvJPEG takes a file that is cut off for one with a grey end."""
+def _can_decode(data: bytes, max_pixels: int) -> bool:
+    """nvJPEG decodes a file that is cut off without an error, as one with a grey end."""
     header = read_header(data)
     if header is None or header.size is None or not is_plain_jpeg(header):
         return False
@@ -89,6 +88,6 @@ def _resized(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:
     if resize == "crop":
         top, left, side = center_square(image_CHW.shape[1], image_CHW.shape[2])
         image_CHW = image_CHW[:, top : top + side, left : left + side]
-    # No uint8 on a GPU yet.
+    # CUDA's antialiased filter takes no uint8.
     image_BCHW = F.interpolate(image_CHW[None].float(), (size, size), mode="bilinear", antialias=True)
     return image_BCHW[0].round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,106 @@
+"""Formats made of boxes (ISO base media): JPEG 2000, AVIF and HEIC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmodel.images.containers.base import Header, big
+
+JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+CODESTREAM = b"\xff\x4f\xff\x51"
+"""First bytes of a JPEG 2000 file with boxes, and of one without."""
+
+_MAX_BOXES = 4096
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_IMAGE_BOXES = (b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"uuid")
+
+
+def read_jpeg2000(data: bytes) -> Header:
+    """The header of a JPEG 2000 file; bytes after its image count as metadata."""
+    end = jpeg2000_end(data)
+    metadata = ((end, len(data)),) if end is not None and end < len(data) else ()
+    return Header("jpeg2000", metadata=metadata, size=_jpeg2000_size(data))
+
+
+def read_brands(data: bytes) -> Header | None:
+    """The header of an AVIF or HEIC file, by the brands in its first box; None for other media."""
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(big(data, 0), len(data), 256), 4))}
+    if brands & _AVIF_BRANDS:
+        return Header("avif")
+    return Header("heif") if brands & _HEIF_BRANDS else None
+
+
+def jpeg2000_end(data: bytes, _header: Header | None = None) -> int | None:
+    """Position after the last tile, by the lengths of the tile-parts."""
+    at, end = _codestream(data)
+    if at < 0:
+        return None
+    at += 2
+    while at + 10 <= end and data[at] == 0xFF:
+        if data[at + 1] == 0x90:  # a tile-part, with the length of all of it; 0 means up to the end
+            length = big(data, at + 6)
+            at = at + max(length, 12) if length else end - 2
+        else:
+            at += 2 + big(data, at + 2, 2)
+    return at + 2 if at + 2 <= end and data.startswith(b"\xff\xd9", at) else None
+
+
+def media_end(data: bytes, _header: Header) -> int | None:
+    """Position after the last box of an AVIF or HEIC image; what follows, such as a film, has other boxes or none."""
+    image_end, has_image = 0, False
+    for kind, _start, end in _boxes(data, 0, len(data)):
+        if kind not in _IMAGE_BOXES:
+            break
+        image_end, has_image = end, has_image or kind == b"meta"
+    return image_end if has_image and image_end <= len(data) else None
+
+
+def without_exif_item(data: bytes) -> bytes:
+    """An AVIF whose EXIF item has a type unknown to libavif: Pillow refuses broken EXIF, and AVIF turns without it."""
+    for kind, start, end in _boxes(data, 0, len(data)):
+        if kind != b"meta":
+            continue
+        for inner, first, last in _boxes(data, start + 4, min(end, len(data))):  # after a version and flags
+            if inner != b"iinf":
+                continue
+            patched = bytearray(data)
+            items = first + (6 if data[first : first + 1] == b"\0" else 8)
+            for item, place, _ in _boxes(data, items, min(last, len(data))):
+                name = place + (8 if data[place : place + 1] == b"\2" else 10)
+                if item == b"infe" and data[name : name + 4] == b"Exif":
+                    patched[name : name + 4] = b"skip"
+            return bytes(patched)
+    return data
+
+
+def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start of the content, end) of each box; the last one may exceed ``end``."""
+    for _ in range(_MAX_BOXES):
+        if at + 8 > end:
+            return
+        size, kind, start = big(data, at), data[at + 4 : at + 8], at + 8
+        if size == 1:
+            size, start = big(data, at + 8, 8), at + 16
+        box_end = end if size == 0 else at + size
+        if box_end < start:
+            return
+        yield kind, start, box_end
+        at = box_end
+
+
+def _codestream(data: bytes) -> tuple[int, int]:
+    """Start and end of the codestream, as far as the file goes; (-1, 0) if there is none."""
+    if data.startswith(CODESTREAM):
+        return 0, len(data)
+    places = ((start, min(end, len(data))) for kind, start, end in _boxes(data, 0, len(data)) if kind == b"jp2c")
+    return next(places, (-1, 0))
+
+
+def _jpeg2000_size(data: bytes) -> tuple[int, int] | None:
+    """The codestream's size, which is what a decoder allocates; the box before it may state another."""
+    at, _ = _codestream(data)
+    if at < 0 or not data.startswith(CODESTREAM, at) or at + 24 > len(data):
+        return None
+    right, bottom, left, top = (big(data, at + 8 + 4 * n) for n in range(4))
+    return max(0, bottom - top), max(0, right - left)

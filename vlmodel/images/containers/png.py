@@ -1,0 +1,83 @@
+"""PNG: chunks, each with its length, its kind and a checksum."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from vlmodel.images.containers.base import Header, big
+from vlmodel.images.containers.exif import orientation
+
+_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_MAX_TEXT = 1 << 20
+"""Bytes of a compressed text that are searched for an orientation."""
+
+
+def read(data: bytes) -> Header:
+    """The header, from all chunks: metadata may follow the pixels."""
+    metadata: list[tuple[int, int]] = []
+    exif, xmp, file_end = b"", b"", 0
+    for kind, start, end in _chunks(data):
+        file_end = end
+        if kind in _PIXEL_CHUNKS:
+            continue
+        if not kind[0] & 0x20:  # an unknown critical chunk, which no reader may skip
+            file_end = 0
+            break
+        metadata.append((start, end))
+        if kind == b"eXIf":
+            exif = exif or data[start + 8 : end - 4]
+        elif kind in (b"iTXt", b"zTXt", b"tEXt"):
+            keyword, _, text = data[start + 8 : end - 4].partition(b"\0")
+            if keyword == b"XML:com.adobe.xmp":
+                xmp = _text(kind, text)
+            elif keyword == b"Raw profile type exif" and not exif:
+                exif = _raw_profile(_text(kind, text))
+    if file_end and data[file_end - 8 : file_end - 4] == b"IEND" and file_end < len(data):
+        metadata.append((file_end, len(data)))
+    size = (big(data, 20), big(data, 16)) if data[12:16] == b"IHDR" else None
+    return Header("png", orientation(exif, xmp), tuple(metadata), size=size)
+
+
+def image_end(data: bytes, _: Header) -> int | None:
+    """Position after the end chunk."""
+    return next((end for kind, _, end in _chunks(data) if kind == b"IEND"), None)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each complete chunk, up to the end chunk."""
+    at = 8
+    while at + 12 <= len(data):
+        kind, end = data[at + 4 : at + 8], at + 12 + big(data, at)
+        if not kind.isalpha() or end > len(data):
+            return
+        yield kind, at, end
+        if kind == b"IEND":
+            return
+        at = end
+
+
+def _text(kind: bytes, text: bytes) -> bytes:
+    """The text after a chunk's keyword, decompressed."""
+    if kind == b"tEXt":
+        return text
+    if kind == b"zTXt":
+        return _inflated(text[1:])
+    is_compressed, rest = text[:1] == b"\1", text[2:].split(b"\0", 2)
+    return (_inflated(rest[2]) if is_compressed else rest[2]) if len(rest) == 3 else b""
+
+
+def _raw_profile(text: bytes) -> bytes:
+    """EXIF as ImageMagick writes it: a name, a length and the bytes in hexadecimal, a line each."""
+    lines = text.split(b"\n", 3)
+    try:
+        return bytes.fromhex(lines[3].decode("ascii")) if len(lines) == 4 else b""
+    except ValueError:
+        return b""
+
+
+def _inflated(data: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, _MAX_TEXT)
+    except zlib.error:
+        return b""

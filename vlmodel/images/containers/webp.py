@@ -1,0 +1,62 @@
+"""WebP: RIFF chunks."""
+
+from __future__ import annotations
+
+from vlmodel.images.containers.base import Header, little
+from vlmodel.images.containers.exif import orientation
+
+_PIXEL_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+_HAS_EXIF, _HAS_XMP, _HAS_ICC = 0x08, 0x04, 0x20
+
+
+def read(data: bytes) -> Header:
+    """The header, from all chunks: metadata may follow the pixels."""
+    metadata: list[tuple[int, int]] = []
+    exif, xmp = b"", b""
+    file_end = min(8 + little(data, 4), len(data))
+    flags = data[20] if data[12:16] == b"VP8X" and len(data) > 20 else 0
+    at = 12
+    while at + 8 <= file_end:
+        kind, length = data[at : at + 4], little(data, at + 4)
+        end = at + 8 + length + length % 2
+        if end > file_end + length % 2:
+            break
+        end = min(end, file_end)
+        if kind not in _PIXEL_CHUNKS:
+            metadata.append((at, end))
+            if kind == b"EXIF" and flags & _HAS_EXIF:
+                exif = exif or data[at + 8 : at + 8 + length]
+            elif kind == b"XMP " and flags & _HAS_XMP:
+                xmp = xmp or data[at + 8 : at + 8 + length]
+        at = end
+    if at == file_end < len(data):
+        metadata.append((file_end, len(data)))
+    return Header("webp", orientation(exif, xmp), tuple(metadata), size=_size(data))
+
+
+def without_flags(data: bytes) -> bytes:
+    """A file from which metadata was cut, with the length and the flags that it then has."""
+    data = b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:]
+    if data[12:16] != b"VP8X":
+        return data
+    return data[:20] + bytes([data[20] & ~(_HAS_EXIF | _HAS_XMP | _HAS_ICC)]) + data[21:]
+
+
+def image_end(data: bytes, _: Header) -> int | None:
+    """Position after the RIFF chunk, which is the file."""
+    end = 8 + little(data, 4)
+    return end if end <= len(data) else None
+
+
+def _size(data: bytes) -> tuple[int, int] | None:
+    if len(data) < 30:
+        return None
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + little(data, 27, 3), 1 + little(data, 24, 3)
+        case b"VP8L":
+            sides = little(data, 21)
+            return 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)
+        case b"VP8 ":
+            return little(data, 28, 2) & 0x3FFF, little(data, 26, 2) & 0x3FFF
+    return None

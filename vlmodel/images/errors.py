@@ -1,0 +1,36 @@
+"""Why bytes are no image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+class ImageError(ValueError):
+    """Bytes that cannot be decoded.
+
+    Attributes:
+        kind: "truncated", "undecodable" or "too_large".
+    """
+
+    def __init__(self, kind: Literal["truncated", "undecodable", "too_large"], message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def check_pixel_count(height: int, width: int, limit: int | None) -> None:
+    """Refuse an image of more pixels than ``limit``.
+
+    Raises:
+        ImageError: too_large.
+    """
+    if limit is not None and height * width > limit:
+        raise too_large(f"{width} x {height} = {height * width} pixels", limit)
+
+
+def too_large(size: str, limit: int | None) -> ImageError:
+    """The error about an image of this size."""
+    allowed = f"; max_pixels allows {limit}" if limit is not None else ""
+    return ImageError("too_large", f"image of too many pixels ({size}){allowed}")

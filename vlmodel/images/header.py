@@ -1,0 +1,79 @@
+"""The header of an image file: which format it is, and what its container says (``containers/``).
+
+The index, the decoders and the service all read it here. Nothing is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vlmodel.images.containers import boxes, jpeg, png, tiff, webp
+from vlmodel.images.containers.base import Header
+
+WITHOUT_END = ("gif", "bmp")
+"""Formats of which only a decoder knows whether they are complete."""
+
+_ENDS: dict[str, Callable[[bytes, Header], int | None]] = {
+    "jpeg": jpeg.image_end,
+    "png": png.image_end,
+    "webp": webp.image_end,
+    "tiff": tiff.image_end,
+    "jpeg2000": boxes.jpeg2000_end,
+    "avif": boxes.media_end,
+    "heif": boxes.media_end,
+}
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a file of a known format, by its first bytes; None for other files."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return jpeg.read(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return png.read(data)
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return webp.read(data)
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return Header("gif")
+    if data.startswith(b"BM"):
+        return Header("bmp")
+    if data.startswith(tiff.SIGNATURES):
+        return Header("tiff")
+    if data.startswith((boxes.JP2, boxes.CODESTREAM)):
+        return boxes.read_jpeg2000(data)
+    return boxes.read_brands(data) if data[4:8] == b"ftyp" else None
+
+
+def without_metadata(data: bytes, header: Header) -> bytes:
+    """The file without its metadata, at which readers may fail; the same bytes if it has none."""
+    if header.format == "avif":
+        return boxes.without_exif_item(data)
+    if not header.metadata:
+        return data
+    pieces, at = [], 0
+    for start, end in header.metadata:
+        pieces.append(data[at:start])
+        at = end
+    rest = b"".join([*pieces, data[at:]])
+    return webp.without_flags(rest) if header.format == "webp" else rest
+
+
+def image_end(data: bytes, header: Header) -> int | None:
+    """Position after the image's last byte, whatever follows it; None if the image is cut off before it.
+
+    Of an animation the first image counts. Formats ``WITHOUT_END`` take the whole file.
+    """
+    end = _ENDS.get(header.format)
+    return len(data) if end is None else end(data, header)
+
+
+def is_complete(data: bytes, header: Header) -> bool:
+    """Whether the file contains the image's end; always True for formats ``WITHOUT_END``."""
+    if header.format == "jpeg" and header.scan >= 0 and not header.buffered:
+        # A single scan cannot contain the end marker, and the usual file ends with it: fast to find from behind.
+        return data.rfind(b"\xff\xd9", header.scan) >= 0
+    return image_end(data, header) is not None
+
+
+def is_plain_jpeg(header: Header | None) -> bool:
+    """Whether it is a JPEG of 8 bits, grey or in colour, that has a scan."""
+    return header is not None and header.scan >= 0 and header.size is not None and header.components in (1, 3)
