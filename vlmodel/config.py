@@ -42,7 +42,7 @@ class Section(BaseModel):
 
 
 class Part(Section):
-    """A section that builds one exchangeable part of the model; ``kind`` is the name of its file."""
+    """A section that builds one exchangeable part of the model; ``kind`` is its file's name."""
 
     kind: str
 
@@ -72,7 +72,7 @@ def part_config(package: str, kind: str) -> type[Part]:
     """The ``Config`` class of the part ``kind`` in ``package``.
 
     Raises:
-        ConfigError: there is no such file; the message lists the kinds that exist.
+        ConfigError: there is no such file; the message lists those that exist.
     """
     if kind not in kinds(package):
         raise ConfigError(f"kind {kind!r} is not a part of {package}; choose one of {', '.join(kinds(package))}")
@@ -81,7 +81,7 @@ def part_config(package: str, kind: str) -> type[Part]:
 
 
 class PartOf:
-    """Annotation marker: the field holds a part of ``package``; ``default`` is the kind used when none is named."""
+    """Marks a field that holds a part of ``package``; ``default`` is its kind if none is named."""
 
     def __init__(self, package: str, default: str) -> None:
         self.package, self.default = package, default
@@ -174,10 +174,10 @@ def _override(section: type[Section], tree: dict[str, Any], override: str) -> No
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    here, _ = _descend(section, tree, parents)
-    if leaf == "kind" and isinstance(here, PartOf) and node.get("kind", here.default) != value:
+    holder, _ = _locate(section, tree, parents)
+    if leaf == "kind" and isinstance(holder, PartOf) and node.get("kind", holder.default) != value:
         node.clear()
-    owner = _class_of(here, node)
+    owner = _class_of(holder, node)
     field = owner.model_fields.get(leaf) if owner else None
     if field is not None and field.annotation is str and not isinstance(value, str):
         value = text  # a name may look like a number
@@ -185,7 +185,7 @@ def _override(section: type[Section], tree: dict[str, Any], override: str) -> No
 
 
 def _precedence(override: str) -> tuple[bool, int]:
-    """The kind of a part first, an outer part's before an inner one's: it decides what the other overrides mean."""
+    """Kinds of parts first, outer ones before inner ones, as they decide what the other overrides mean."""
     path = override.partition("=")[0]
     return (False, path.count(".")) if path.endswith(".kind") else (True, 0)
 
@@ -193,14 +193,14 @@ def _precedence(override: str) -> tuple[bool, int]:
 def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
-        marker, of_values = _markers(field)
+        marker, item = _markers(field)
         inner_section = _section_of(field.annotation)
-        if of_values is not None:
+        if item is not None:
             key = f"{key}.NAME"
-            marker, inner_section = (of_values, None) if isinstance(of_values, PartOf) else (None, of_values)
+            marker, inner_section = (item, None) if isinstance(item, PartOf) else (None, item)
         if marker is not None:
             yield f"{key}.kind", marker.default, f"{doc} One of {', '.join(kinds(marker.package))}."
-            # Settings of the default kind; another kind's are listed when it is refused a wrong one.
+            # Settings of the default kind; those of others are listed when an unknown one is refused.
             for inner in _walk(part_config(marker.package, marker.default), f"{key}."):
                 if inner[0] != f"{key}.kind":
                     yield inner
@@ -212,7 +212,7 @@ def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]
 
 
 def _markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
-    """The marker of a field that holds a part, and what one that holds several parts or sections by name holds."""
+    """The marker of a field that holds a part; what the values of a field that is a dictionary hold."""
     own = _marker_in(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
         return own, None
@@ -236,7 +236,7 @@ def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetai
     location = [str(step) for step in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        owner = _class_of(*_descend(section, tree, location[:-1]))
+        owner = _class_of(*_locate(section, tree, location[:-1]))
         known = ", ".join(sorted(owner.model_fields)) if owner else "?"
         where = ".".join(location[:-1]) or "the top level"
         return f"unknown key {key!r}; valid keys of {where}: {known}"
@@ -248,30 +248,29 @@ def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetai
     return f"{key} = {detail['input']!r}: {reason}"
 
 
-def _descend(
+def _locate(
     section: type[Section], tree: Mapping[str, Any], location: Sequence[str]
 ) -> tuple[type[Section] | PartOf | None, Any]:
-    """What stands at ``location``, following the kinds that ``tree`` names, and what ``tree`` says there.
-
-    Below an unknown key that is what the key was looked for in.
+    """The section or part at ``location``, by the kinds that ``tree`` names, and its node in ``tree``; of an unknown
+    key the section that lacks it.
     """
-    here: type[Section] | PartOf | None = section
-    of_values: PartOf | type[Section] | None = None
+    current: type[Section] | PartOf | None = section
+    item: PartOf | type[Section] | None = None
     node: Any = tree
     for step in location:
-        if of_values is not None:
-            here, of_values = of_values, None
+        if item is not None:
+            current, item = item, None
         else:
-            owner = _class_of(here, node)
+            owner = _class_of(current, node)
             field = owner.model_fields.get(step) if owner else None
             if field is None:
                 return owner, node
-            marker, of_values = _markers(field)
-            here = marker or _section_of(field.annotation)
+            marker, item = _markers(field)
+            current = marker or _section_of(field.annotation)
         node = node.get(step, {}) if isinstance(node, Mapping) else {}
-    return here, node
+    return current, node
 
 
-def _class_of(here: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
-    """The section class of what ``_descend`` found."""
-    return part_config(here.package, node.get("kind", here.default)) if isinstance(here, PartOf) else here
+def _class_of(holder: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
+    """The section class of what ``_locate`` returns."""
+    return part_config(holder.package, node.get("kind", holder.default)) if isinstance(holder, PartOf) else holder

@@ -1,4 +1,4 @@
-"""Rows of all data-parallel processes in one tensor, through which gradients find their way back."""
+"""All-gather over data-parallel processes, with gradients."""
 
 from __future__ import annotations
 
@@ -18,31 +18,27 @@ def is_distributed() -> bool:
 
 
 def all_gather_counts(counts: Sequence[int]) -> list[list[int]]:
-    """Each process's ``counts``, in the order of the ranks. A collective.
-
-    The hosts tell each other, and wait for each other, but not for their GPUs.
-    """
-    mine = torch.tensor(counts)
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    """Each process's ``counts``, in the order of the ranks. A collective on CPUs, which waits for no GPU."""
+    own = torch.tensor(counts)
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     world: Any = dist.group.WORLD
-    dist.all_gather(everyone, mine, group=_cpu_group(world))
-    shared: list[list[int]] = torch.stack(everyone).tolist()
-    return shared
+    dist.all_gather(gathered, own, group=_cpu_group(world))
+    return [of_rank.tolist() for of_rank in gathered]
 
 
 @functools.lru_cache(maxsize=1)
 def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
-    """The processes of ``world`` in a group that takes tensors of the host."""
+    """A group of the same processes that takes CPU tensors."""
     if dist.get_backend(world) == "gloo":
         return world
-    of_hosts: Any = dist.new_group(backend="gloo")
-    return of_hosts
+    group: Any = dist.new_group(backend="gloo")
+    return group
 
 
 def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows ``x`` of all processes, in the order of the ranks. A collective, and so is its gradient.
 
-    The gradient of a row is the sum of those that it gets in all processes: that of the sum of their losses.
+    The gradient of a row is the sum of its gradients in all processes, as for the sum of their losses.
 
     Args:
         x: (counts[rank], ...).
@@ -56,17 +52,17 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
         ctx.start, ctx.count = sum(counts[: dist.get_rank()]), len(x)
-        # Collectives want equal sizes, and some refuse empty ones.
+        # Collectives need equal sizes, and some refuse empty ones.
         padded = x.new_zeros(max(1, *counts), *x.shape[1:])
         padded[: len(x)] = x
-        everyone = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everyone, padded)
-        return torch.cat([rows[:count] for rows, count in zip(everyone, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded)
+        return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        # Reduce-scatter would send less, but the processes' rows are of different numbers.
+        # Reduce-scatter would send less, but the processes have different numbers of rows.
         total = gradient.contiguous().clone()
         if total.numel():
             dist.all_reduce(total)

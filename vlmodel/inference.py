@@ -15,7 +15,7 @@ from vlmodel.model import INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.task_spec import split, stays_on_host
-from vlmodel.tokens import DecoderInput
+from vlmodel.tokens import DecoderInput, Fused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +27,8 @@ class Prediction:
 
     Attributes:
         answers: (answer, probability or score), the best first.
-        attention_HW: attention from the text's tokens over the cells of the image grid, of sum 1; None where it was
-            not asked for or the model has none.
+        attention_HW: attention from the text's tokens to the cells of the image grid, of sum 1; None if it was not
+            requested or the model has none.
     """
 
     answers: list[tuple[str, float]]
@@ -49,7 +49,7 @@ class Predictor:
         """Load the inference part of a checkpoint.
 
         Args:
-            threads: processor threads of torch, for the whole process; None leaves them as they are.
+            threads: torch's CPU threads, for the whole process; None does not change them.
 
         Raises:
             FileNotFoundError: the folder does not exist or holds no model.
@@ -74,10 +74,10 @@ class Predictor:
 
         Args:
             task: of a model with several; the first one if not given.
-            settings: of generation (transformers' ``GenerationConfig``), for tasks that write texts.
+            settings: of generation (transformers' ``GenerationConfig``), for tasks that generate texts.
 
         Raises:
-            ConfigError: settings by which the task cannot write.
+            ConfigError: settings with which the task cannot generate.
             ImageError: an image cannot be decoded.
             ValueError: ``top_k`` below 1, or a task that the model does not have.
         """
@@ -100,14 +100,14 @@ class Predictor:
     def embed_collated(
         self, batch: Mapping[str, NDArray[Any]], task: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Embeddings of the images (B, D) and of the texts (N, D) of a batch, whose dot product is their similarity;
-        None for a task that does not compare.
+        """Embeddings of the images (B, D) and the texts (N, D) of a batch, whose dot product is their similarity; None
+        for a task that is not contrastive.
         """
         name = self._task(task)
         if not self.model.decoder.task_decoders()[name].is_contrastive:
             return None
-        head, encoded = self._encode(batch, name, attention=False)
-        image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in head.embed(encoded))
+        decoder, encoded = self._encode(batch, name, attention=False)
+        image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in decoder.embed(encoded))
         return image_BD, text_ND
 
     def _task(self, task: str | None) -> str:
@@ -125,52 +125,49 @@ class Predictor:
         task: str | None,
         settings: Mapping[str, Any],
     ) -> tuple[list[Answers], NDArray[np.float32] | None]:
+        """The answers to each row and, on request, its attention to the image grid (N, H, W)."""
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
-        head, encoded = self._encode(batch, self._task(task), attention)
-        answers = head.answer(encoded, self.processor, top_k, **settings)
-        looked_NT = None
-        if attention and encoded.joint is not None:
-            looked_NT = head.attention(encoded, self.processor, answers)
-            if looked_NT is None:
-                looked_NT = _from_text(encoded)
-        if looked_NT is None or encoded.joint is None or "vision" not in encoded.joint.spans:
+        decoder, encoded = self._encode(batch, self._task(task), attention)
+        answers = decoder.answer(encoded, self.processor, top_k, **settings)
+        joint = encoded.joint
+        if not attention or joint is None:
             return answers, None
-        map_NHW = self.model.vision.to_grid(looked_NT[:, slice(*encoded.joint.spans["vision"])].float())
-        return answers, None if map_NHW is None else _of_sum_one(map_NHW).cpu().numpy()
+        attention_NT = decoder.attention(encoded, self.processor, answers)
+        if attention_NT is None:
+            attention_NT = _attention_of_text(encoded, joint)
+        if attention_NT is None or "vision" not in joint.spans:
+            return answers, None
+        map_NHW = self.model.vision.to_grid(attention_NT[:, slice(*joint.spans["vision"])].float())
+        if map_NHW is None:
+            return answers, None
+        sums_N11 = map_NHW.sum((1, 2), keepdim=True).clamp_min(torch.finfo(map_NHW.dtype).tiny)
+        return answers, (map_NHW / sums_N11).cpu().numpy()
 
     def _encode(self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool) -> tuple[Decoder, DecoderInput]:
-        """The task's head and what it is given."""
-        head = self.model.decoder.task_decoders()[task]
-        arrays = split(batch, task)
-        given: dict[str, Any] = {
-            name: arrays[name].tolist() if stays_on_host(name) else torch.from_numpy(arrays[name]).to(self.device)
-            for name in INPUTS
-            if name in arrays
+        """The task's decoder and its input."""
+        decoder = self.model.decoder.task_decoders()[task]
+        arrays = {
+            name: array.tolist() if stays_on_host(name) else torch.from_numpy(array).to(self.device)
+            for name, array in split(batch, task).items()
+            if name in INPUTS
         }
-        seen = {
+        images = {
             name: torch.from_numpy(batch[name]).to(self.device)
             for name in ("pixels_BHWC", "features_BF", "image_place_B")
             if name in batch
         }
-        vision = self.model.encode_images(**seen)
-        return head, self.model.encode_task(head, vision, given, attention)
+        vision = self.model.encode_images(**images)
+        return decoder, self.model.encode_task(decoder, vision, arrays, attention)
 
 
-def _from_text(encoded: DecoderInput) -> Tensor | None:
+def _attention_of_text(encoded: DecoderInput, joint: Fused) -> Tensor | None:
     """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text.
 
-    The encoder's mask tells which those are: its stream has another order of tokens than the tokenizer's, where that
-    one pads on the left.
+    The mask is the encoder's, which moves padding behind the tokens, and not the tokenizer's.
     """
-    joint = encoded.joint
-    if joint is None or joint.attention_LBQS is None or "language" not in joint.spans:
+    if joint.attention_LBQS is None or "language" not in joint.spans:
         return None
     attention_NQS = joint.attention_LBQS[-1, :, slice(*joint.spans["language"])]
     real_NQ = encoded.streams["language"].mask_BT[encoded.rows["language"]]
     return (attention_NQS * real_NQ[:, :, None]).sum(1)
-
-
-def _of_sum_one(map_NHW: Tensor) -> Tensor:
-    sums_N = map_NHW.sum((1, 2), keepdim=True)
-    return map_NHW / sums_N.clamp_min(torch.finfo(map_NHW.dtype).tiny)

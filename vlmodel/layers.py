@@ -1,13 +1,13 @@
-"""Attention and its pre-norm Transformer layer, for streams with padding, also where nothing but padding is left.
+"""Attention and pre-norm Transformer layers for streams with padding, also if they are nothing but padding.
 
-Written out instead of ``nn.TransformerEncoderLayer`` because that layer can neither ask queries of a part of the stream
-nor return its attention, and takes in evaluation another path (nested tensors) than in training.
+``nn.TransformerEncoderLayer`` is not used because it has no queries for a part of the stream, returns no attention, and
+takes another path (nested tensors) in evaluation than in training.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -17,14 +17,14 @@ from torch.nn import functional as F
 from vlmodel.config import Section
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"none": nn.Identity, "gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
-"""Functions that may follow an encoder's projection."""
+"""Activations that may follow an encoder's projection."""
 
 
 class AttentionSettings(Section):
-    """What every part that is made of attention layers can be told."""
+    """Settings of every part that consists of attention layers."""
 
     width: int = Field(256, ge=1)
-    """Width of the layers."""
+    """Width of the layers, to which linear adapters bring each stream."""
     heads: int = Field(4, ge=1)
     """Attention heads; they share the width evenly."""
     expansion: int = Field(4, ge=1)
@@ -57,13 +57,13 @@ class Attention(nn.Module):
         """Queries from ``x_BQD``, keys and values from ``context_BSD`` where ``mask_BS`` is True.
 
         Returns:
-            The attended values (B, Q, D) and, where asked for, the weights averaged over the heads (B, Q, S). Both are
-            zero in a row whose mask is False throughout, and its context gets no gradient.
+            The attended values (B, Q, D) and, on request, the weights averaged over the heads (B, Q, S). Both are zero
+            in a row whose mask is all False, and its context gets no gradient.
         """
         q = self.query(x_BQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (t.transpose(1, 2) for t in self.key_value(context_BSD).unflatten(-1, (2, self.heads, -1)).unbind(-3))
-        # What a softmax over nothing gives depends on the kernel: such a row attends to all, and what comes out is
-        # taken away again, together with the bias of the output.
+        # The softmax over nothing depends on the kernel: such a row attends to everything, and its result is set to
+        # zero afterwards, together with the output's bias.
         present_B11 = mask_BS.any(1)[:, None, None]
         mask_B11S = mask_BS[:, None, None, :]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11S | ~present_B11.unsqueeze(-1))
@@ -88,10 +88,10 @@ class TransformerLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, mask_BT: Tensor, queries: slice | None = None, output_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Self-attention over ``x_BTD``; where ``queries`` are given, only those tokens are updated and returned."""
+        """Self-attention over ``x_BTD``; if ``queries`` are given, only those tokens are updated and returned."""
         normed = self.attention_norm(x_BTD)
-        asking, x = (normed, x_BTD) if queries is None else (normed[:, queries], x_BTD[:, queries])
-        attended, weights = self.attention(asking, normed, mask_BT, output_weights)
+        queries_BQD, x = (normed, x_BTD) if queries is None else (normed[:, queries], x_BTD[:, queries])
+        attended, weights = self.attention(queries_BQD, normed, mask_BT, output_weights)
         x = x + self.dropout(attended)
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x))), weights
 
@@ -102,13 +102,26 @@ def feed_forward_network(width: int, hidden: int, dropout: float) -> nn.Sequenti
 
 
 def check_heads(width: int, heads: int) -> None:
-    """ValueError, for a configuration's validator, where ``heads`` cannot share ``width`` evenly."""
+    """ValueError, for a configuration's validator, if ``heads`` does not divide ``width``."""
     if width % heads:
         raise ValueError(f"width={width} cannot be shared by heads={heads}; make it a multiple")
 
 
+def check_activation(activation: str, has_projection: bool) -> None:
+    """ValueError, for a configuration's validator, if there is no projection that the activation could follow."""
+    if activation != "none" and not has_projection:
+        raise ValueError(f"activation={activation!r} follows a projection, and there is none; set projection")
+
+
+def as_transformers_mask(model: Any, mask: Tensor) -> Tensor:
+    """The attention mask as a model of transformers takes it: for torch's kernels (sdpa) itself, else a bias to add."""
+    if model.config._attn_implementation == "sdpa":
+        return mask
+    return (~mask).to(model.dtype) * torch.finfo(model.dtype).min
+
+
 def masked_softmax(scores: Tensor, mask: Tensor, dim: int = -1) -> Tensor:
-    """Softmax over what ``mask`` leaves, of the shape of ``scores``; zeros where it leaves nothing."""
+    """Softmax over the scores where ``mask`` is True; all zeros if there are none."""
     return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim) * mask
 
 

@@ -1,7 +1,6 @@
-"""Texts of like length together, so that each is padded to the longest of its group and not of the whole batch.
+"""Groups of texts of similar length, so that each text is padded to the longest of its group and not of the batch.
 
-numpy alone, and where the batch is made: how the texts are cut into groups decides shapes, which the host must know
-without asking the device.
+It runs where the batch is made: the groups decide shapes, which the host must know without asking the device.
 """
 
 from __future__ import annotations
@@ -14,36 +13,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MIN_SAVED_SHARE, MIN_SAVED_TOKENS = 0.05, 64
-"""A group more must save this share of the batch's tokens and so many of them: it costs a pass through the encoder."""
+"""One more group costs one more pass, and must save this share of the batch's tokens and this many of them."""
 
 
-def group_by_length(mask_UT: NDArray[np.bool_], most: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The texts from short to long, cut into at most ``most`` groups with as few tokens as can be, padding included.
+def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The texts from short to long, cut into at most ``max_groups`` groups with the fewest tokens, including padding.
 
-    Where to cut is found exactly, by dynamic programming over the different lengths (quantiles would cut between equal
-    texts as soon as many are of one length). Fewer groups are made where a further one is not worth its pass.
+    Dynamic programming over the distinct lengths finds the exact optimum; quantiles would separate texts of equal
+    length. There are fewer groups if one more does not save enough.
 
     Args:
-        mask_UT: True where a token is real; real tokens stand side by side, with the padding at either end.
+        mask_UT: True where a token is real; the real tokens of a text are contiguous.
 
     Returns:
-        ``order_U``, the texts in their new order, and ``groups_G3``: how many of these make each group, and between
-        which columns its tokens stand.
+        ``order_U``, the texts in their new order, and ``groups_G3``: for each group how many of these it contains, and
+        the first and end column of its tokens.
     """
     length_U = mask_UT.sum(1)
     order_U = np.argsort(length_U, kind="stable").astype(np.int64, copy=False)
     groups: list[tuple[int, int, int]] = []
     first = 0
-    for stop in _stops(length_U, most):
+    for stop in _stops(length_U, max_groups):
         columns = np.flatnonzero(mask_UT[order_U[first:stop]].any(0))
-        # Texts without a token keep a column: a sequence has one at least.
+        # A sequence has at least one column, even if its texts have no token.
         start, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
         groups.append((stop - first, start, end))
         first = stop
     return order_U, np.array(groups, np.int64).reshape(-1, 3)
 
 
-def _stops(length_U: NDArray[np.int64], most: int) -> list[int]:
+def _stops(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
     """Where each group ends among the texts from short to long."""
     if not len(length_U):
         return []
@@ -53,17 +52,17 @@ def _stops(length_U: NDArray[np.int64], most: int) -> list[int]:
     # Tokens of a group that begins with one length (row) and ends with another (column).
     tokens_LL = (stop_L - (stop_L - count_L)[:, None]) * np.maximum(width_L, 1).astype(np.float64)
     tokens_LL[np.tri(lengths, k=-1, dtype=np.bool_)] = np.inf
-    # Of all groups up to a length, the last included; and for each number of groups with what length the last begins.
+    # Fewest tokens of the texts up to each length; for each number of groups, with which length the last one begins.
     fewest_L, begins, totals = tokens_LL[0], [], [tokens_LL[0, -1]]
-    for _ in range(1, min(most, lengths)):
+    for _ in range(1, min(max_groups, lengths)):
         sums_LL = np.append(np.inf, fewest_L[:-1])[:, None] + tokens_LL
         begins.append(sums_LL.argmin(0))
         fewest_L = sums_LL.min(0)
         totals.append(fewest_L[-1])
     price = max(MIN_SAVED_SHARE * totals[0], MIN_SAVED_TOKENS)
-    more = int(np.argmin(np.array(totals) + price * np.arange(len(totals))))
+    cuts = int(np.argmin(np.array(totals) + price * np.arange(len(totals))))
     stops, last = [int(stop_L[-1])], lengths - 1
-    for begin_L in reversed(begins[:more]):
+    for begin_L in reversed(begins[:cuts]):
         last = int(begin_L[last]) - 1
         stops.append(int(stop_L[last]))
     return stops[::-1]

@@ -1,7 +1,6 @@
 """Paths and addresses in settings: ``~`` is expanded, and credentials are refused or removed.
 
-Settings are stored with every run, printed by jobs and shown by job servers, so a secret in one would be copied to all
-of these places.
+Settings are stored with every run, printed by jobs and shown by job servers; so would be a secret in one of them.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-# Any parameter whose name has one of these words, however it is joined: X-Amz-Signature, access_token, sig.
+# Any parameter whose name contains one of these words: X-Amz-Signature, access_token, sig.
 _SECRET_PARAMETER = re.compile(
     r"(?i)(?<=[?&;])((?:[\w.-]*[_.-])?(?:passw(?:or)?d|pwd|token|secret|sig|signature|credentials?|"
     r"(?:api|access|account|secret|aws)[_.-]?(?:access[_.-]?)?key(?:[_.-]?id)?)(?:[_.-][\w.-]*)?)=[^&;\s]*"
@@ -41,5 +40,5 @@ def _location(value: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_location)]
-"""Type of a setting that names a path or a URI: ``~`` is the home folder (a shell does not expand it behind an equals
+"""Type of a setting that is a path or a URI: ``~`` is the home folder (a shell does not expand it after an equals
 sign), and an address with a user, a password or a signature is refused."""

@@ -1,8 +1,7 @@
-"""What each kind of part must be: the base classes that ``vision/``, ``language/``, ``fusion/``, ... fill in.
+"""The base classes of the model's parts, which the files of ``vision/``, ``language/``, ``fusion/``, ... subclass.
 
 A part is one file with a ``Config`` and a module. ``Config.build`` makes the module and draws its weights; it reads no
-files. Weights from elsewhere are read once, when a model is created (``Encoder.load_pretrained``), and lie in the
-model's own checkpoint from then on.
+files. Pretrained weights are read once, when a model is created (``load_pretrained``), and stored in its checkpoint.
 """
 
 from __future__ import annotations
@@ -16,27 +15,23 @@ from torch import Tensor, nn
 
 from vlmodel import generation
 from vlmodel.config import ConfigError, Part
-from vlmodel.errors import ExpectedError
+from vlmodel.streams import Adapters
 from vlmodel.task_spec import TaskSpec
-from vlmodel.tokens import DecoderInput, Fused, Tokens
+from vlmodel.tokens import DecoderInput, Fused, Rows, Streams, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
 
-class WeightsError(ExpectedError, ValueError):
-    """Weights that cannot be loaded into a part. The message names the file, the first differences and the remedy."""
-
-
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the parts must know of the tokenizer and the task.
+    """What the parts need to know about the tokenizer and the task.
 
     Attributes:
         size: number of token ids.
         padding: token id of the padding.
-        labels: number of answers K that a classifier chooses among; 0 where there are none.
-        begin, end: token ids that begin and end a text to be written; -1 where the tokenizer has none.
+        labels: number of answers K that a classifier chooses among; 0 if there are none.
+        begin, end: token ids that begin and end a generated text; -1 if the tokenizer has none.
     """
 
     size: int
@@ -46,8 +41,27 @@ class Vocabulary:
     end: int = -1
 
 
-class Encoder(nn.Module):
-    """Base of the encoders: turns one input into ``Tokens`` of ``width``. Subclasses give ``forward``."""
+class Pretrainable(nn.Module):
+    """A part that may load weights from elsewhere."""
+
+    def load_pretrained(self) -> None:
+        """Read the weights that the configuration names; called once, when a model is created.
+
+        Raises:
+            WeightsError: they do not exist or do not fit.
+        """
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        """The trained parameters with pretrained values, which need a smaller learning rate than new ones."""
+        return iter(())
+
+
+class Encoder(Pretrainable):
+    """Base of the encoders: turns one input into ``Tokens`` of ``width``. Subclasses define ``forward``.
+
+    If the backbone is frozen (``EncoderPart.is_frozen``), forward(x) = from_features(features(x)), and the features can
+    be cached.
+    """
 
     width: int
 
@@ -55,32 +69,21 @@ class Encoder(nn.Module):
         super().__init__()
         self._frozen: list[str] = []
 
-    def load_pretrained(self) -> None:
-        """Read the weights that the configuration names; called once, when a model is created, never afterwards.
-
-        Raises:
-            WeightsError: they do not exist or do not fit.
-        """
-
-    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        """The trained parameters that came from elsewhere, and so want a smaller learning rate than fresh ones."""
-        return iter(())
-
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
-        """(N, H, W) from what was given to each of the encoder's tokens, such as attention; None if they are no grid.
+        """Weights of the tokens, such as attention, as a grid (N, H, W); None if the tokens are no grid.
 
-        Here the tokens are taken for a square grid, row by row; images are square.
+        By default the tokens are a square grid, row by row; images are square.
         """
         side = math.isqrt(weights_NT.shape[1])
         return weights_NT.unflatten(1, (side, side)) if side * side == weights_NT.shape[1] else None
 
     def frozen_state(self) -> dict[str, Tensor]:
-        """All weights that training never changes, by their names; kept features depend on no others."""
+        """All weights that training never changes, by their names; cached features depend on no others."""
         parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
         return parameters | dict(self.named_buffers())
 
     def freeze(self, *names: str) -> None:
-        """Take submodules out of training: no gradient, and evaluation mode for good (BatchNorm and dropout rest)."""
+        """Exclude submodules from training: no gradient, and always in evaluation mode (BatchNorm, dropout)."""
         self._frozen.extend(names)
         for name in names:
             self.get_submodule(name).requires_grad_(False).eval()
@@ -93,14 +96,10 @@ class Encoder(nn.Module):
 
 
 class VisionEncoder(Encoder):
-    """Base of the vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``.
-
-    If the backbone is frozen (``VisionPart.is_frozen``), ``forward(x) = from_features(features(x))``, and the features
-    can be cached.
-    """
+    """Base of the vision encoders: ``forward(pixels_BHWC: uint8)`` returns ``Tokens``."""
 
     def features(self, pixels_BHWC: Tensor) -> Tensor:
-        """What the backbone gives of uint8 images, (B, F): all that the rest of the encoder reads."""
+        """The backbone's output for uint8 images, (B, F): all that the rest of the encoder reads."""
         raise NotImplementedError
 
     def from_features(self, features_BF: Tensor) -> Tokens:
@@ -117,17 +116,15 @@ class LanguageEncoder(Encoder):
 
     The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
     follow in their order, then the padding.
-
-    Where the whole backbone rests (``LanguagePart.is_frozen``) it also comes in two halves, whose composition it is.
     """
 
     def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """What the backbone gives of the tokens of N texts, (N, T, F), and which of them are real, (N, T)."""
+        """The backbone's output for the tokens of N texts, (N, T, F), and which tokens are real, (N, T)."""
         raise NotImplementedError
 
     def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        """The features of one token for each text, (N, 1, F), whose pooled vector is that of all of its tokens, and
-        whether the text has any token, (N, 1); of an encoder that ``LanguagePart.can_pool_features``.
+        """Features of one token for each text, (N, 1, F), with the same pooled vector as all of its tokens, and whether
+        the text has any token, (N, 1). Only if ``LanguagePart.can_pool_features``.
         """
         raise NotImplementedError
 
@@ -136,26 +133,32 @@ class LanguageEncoder(Encoder):
         raise NotImplementedError
 
 
-class VisionPart(Part):
-    """Configuration of a vision encoder.
+class EncoderPart(Part):
+    """Configuration of an encoder.
 
     Attributes:
-        beside_backbone: settings on which the features (``VisionEncoder.features``) depend at most by its weights.
+        non_backbone_settings: settings on which ``features`` do not depend, except through the weights.
     """
 
     non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
 
+    def is_frozen(self) -> bool:
+        """Whether the whole backbone is left untrained, so that its features of an input never change; False if it is
+        a table of embeddings only.
+        """
+        return False
+
+
+class VisionPart(EncoderPart):
+    """Configuration of a vision encoder."""
+
     def build(self) -> VisionEncoder:
         raise NotImplementedError
 
-    def is_frozen(self) -> bool:
-        """Whether the whole backbone is left untrained, so that what it gives of an image never changes."""
-        return False
-
     def unused_setting(self) -> str | None:
-        """A setting that changes nothing beside the others, its value and the remedy; None if there is none.
+        """A setting that has no effect beside the others, with its value and the remedy; None if there is none.
 
-        A saved model may have one, so that it is for who chooses settings to refuse it.
+        Only whoever chooses settings refuses it, as a saved model may have one.
         """
         return None
 
@@ -163,75 +166,64 @@ class VisionPart(Part):
         """Refuse square images of ``size`` pixels a side (``processor.image_size``) that the encoder cannot take.
 
         Raises:
-            ConfigError: naming both sides and the remedy.
+            ConfigError: naming both settings and the remedy.
         """
 
 
-class LanguagePart(Part):
-    """Configuration of a language encoder.
-
-    Attributes:
-        beside_backbone: as ``VisionPart``'s.
-    """
-
-    non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
-
-    def is_frozen(self) -> bool:
-        """As ``VisionPart``'s, of an encoder whose backbone is more than a table of embeddings."""
-        return False
+class LanguagePart(EncoderPart):
+    """Configuration of a language encoder."""
 
     def can_pool_features(self) -> bool:
-        """Whether the pooled vector of a text is that of one token, which the backbone alone gives."""
+        """Whether the pooled vector of a text can be computed from one vector of features."""
         return False
 
     def outputs_tokens(self) -> bool:
-        """Whether the encoder gives the tokens of a text, and not its pooled vector as the only one."""
+        """Whether the encoder returns all tokens of a text, and not its pooled vector as the only one."""
         return True
 
     def resolve(self, vocabulary: Vocabulary) -> LanguagePart:
-        """The same with all that ``build`` needs inside, so that a checkpoint does not depend on other files."""
+        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""
         return self
 
     def build(self, vocabulary: Vocabulary) -> LanguageEncoder:
         raise NotImplementedError
 
     def longest_text(self) -> int | None:
-        """Greatest number of tokens in a text, where the encoder has a limit that is known before it is built."""
+        """Greatest number of tokens in a text, if there is a limit that is known before the encoder is built."""
         return None
 
     def without_layers(self) -> LanguagePart:
-        """The same encoder without its layers.
+        """The same encoder as a table of embeddings.
 
         Raises:
-            ConfigError: it has none that could be left out.
+            ConfigError: the encoder cannot be built so.
         """
         raise ConfigError(f"language.kind={self.kind!r} has no embeddings to be used alone; use topology.kind='dual'")
 
 
 class Fusion(nn.Module):
-    """Base of the fusions. ``width`` is that of the result.
+    """Base of the fusions. ``width`` is that of the result; ``adapters`` bring each stream to the fusion's width.
 
-    A stream is missing in a row where its mask is all False, and in every row where it is not given at all. What it
-    holds there changes nothing, and values and gradients are finite, even where every stream is missing.
+    A stream is missing in a row where its mask is all False, and in every row if it is not given. Its values there
+    change nothing, and values and gradients are finite even if every stream is missing.
     """
 
     width: int
+    adapters: Adapters
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Bring the stream ``name`` to the width of the fusion.
 
-        It is apart from ``forward`` because a topology adapts an image once and then repeats it for each of its texts.
+        Topologies call it before ``forward``: an image is adapted once, then repeated for each of its texts.
         """
-        raise NotImplementedError
+        return self.adapters.adapt(name, tokens)
 
-    def forward(
-        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
-        """Make one stream of adapted ``streams``, which agree in their first dimension.
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
+        """Make one stream of adapted ``streams``, which have equally many rows.
 
         Args:
             pooled_only: only ``pooled_BD`` of the result will be read; its tokens may be anything.
-            output_attention: return the attention too, where the fusion has one.
+            output_attention: return the attention too, if the fusion has one.
         """
         raise NotImplementedError
 
@@ -240,7 +232,7 @@ class FusionPart(Part):
     """Configuration of a fusion.
 
     Attributes:
-        reads_tokens: the fusion reads the tokens of the streams; else only their pooled vectors.
+        reads_tokens: the fusion reads the tokens of the streams; otherwise only their pooled vectors.
     """
 
     reads_tokens: ClassVar[bool] = True
@@ -251,24 +243,20 @@ class FusionPart(Part):
 
 
 class Topology(nn.Module):
-    """Base of the topologies. ``width`` is that of the result. A stream may be missing, as in a fusion."""
+    """Base of the topologies. ``width`` is that of the result. Streams may be missing, as in a fusion."""
 
-    width: int
+    def __init__(self, fusion: Fusion) -> None:
+        super().__init__()
+        self.fusion, self.width = fusion, fusion.width
 
     def forward(
-        self,
-        streams: Mapping[str, Tokens],
-        rows: Mapping[str, Tensor],
-        *,
-        pooled_only: bool = False,
-        output_attention: bool = False,
+        self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> Fused:
         """Make one stream with a row for each text.
 
         Args:
             streams: the encoded streams.
-            rows: for each stream that is shared by several texts (images), the row of it that belongs to text n; a
-                stream that is not named has a row for each text.
+            rows: of streams that several texts share (images).
             pooled_only, output_attention: as for a fusion.
         """
         raise NotImplementedError
@@ -278,15 +266,15 @@ class TopologyPart(Part):
     """Configuration of a topology.
 
     Attributes:
-        encodes_text: the topology is the text's encoder: the language encoder then gives its embeddings only.
-        reads_tokens: the topology itself reads the tokens of the streams; else only its fusion may.
+        encodes_text: the topology encodes the text itself, from the embeddings of the language encoder.
+        reads_tokens: the topology itself reads the tokens of the streams; otherwise only its fusion may.
     """
 
     encodes_text: ClassVar[bool] = False
     reads_tokens: ClassVar[bool] = True
 
     def fusion_widths(self, widths: Mapping[str, int]) -> Mapping[str, int]:
-        """Width of each stream where the fusion takes it, of those that the encoders give."""
+        """Widths of the streams that the fusion gets, given those of the encoders."""
         return widths
 
     def build(self, fusion: Fusion, widths: Mapping[str, int]) -> Topology:
@@ -300,11 +288,11 @@ class DecoderOutput:
     A unit is what the task counts: a text for a classifier, a token for a decoder of sequences.
 
     Attributes:
-        logits_NK: scores of the classes, where the task has classes.
-        loss_sum: weighted sum of the losses of the units that have a target; None where no targets were given.
+        logits_NK: scores of the classes, if the task has classes.
+        loss_sum: weighted sum of the losses of the units that have a target; None if no targets were given.
         count: sum of their weights.
-        correct: weighted sum of the units that came out right.
-        total: sum of the weights of all units, those that cannot come out right included.
+        correct: weighted sum of the units that are predicted correctly.
+        total: sum of the weights of all units, also of those that cannot be predicted correctly.
     """
 
     logits_NK: Tensor | None = None
@@ -318,14 +306,14 @@ Answers = list[tuple[str, float]]
 """Answers to one row of a task with their probabilities (or scores), the best first."""
 
 
-class Decoder(nn.Module):
-    """Base of the decoders. A decoder is a task: it says what it reads, and owns loss, counts and answers.
+class Decoder(Pretrainable):
+    """Base of the decoders. A decoder is a task: it defines what the task reads, its loss, counts and answers.
 
     Attributes:
         spec: what the task reads of a sample.
-        pooled_only: the decoder reads nothing of the joint stream but its pooled vector.
-        reads_joint: the decoder reads the joint stream; else only what the encoders gave, and nothing is fused for it.
-        compares: the decoder embeds images and texts in one space (``embed``), so that either finds the other.
+        pooled_only: the decoder reads only the pooled vector of the joint stream.
+        reads_joint: the decoder reads the joint stream; otherwise only the encoders' streams, and nothing is fused.
+        is_contrastive: the decoder embeds images and texts in one space (``embed``).
     """
 
     spec: TaskSpec
@@ -334,22 +322,15 @@ class Decoder(nn.Module):
     is_contrastive: bool = False
 
     def task_decoders(self) -> Mapping[str, Decoder]:
-        """The tasks by their names; one alone is called ""."""
+        """The decoder of each task by the task's name; a single one is called ""."""
         return {"": self}
 
-    def load_pretrained(self) -> None:
-        """As ``Encoder``'s."""
-
-    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        """As ``Encoder``'s."""
-        return iter(())
-
     def combine(self, decoded: Mapping[str, DecoderOutput]) -> DecoderOutput:
-        """One result of those of ``heads``, which is what is trained on and compared."""
+        """One result of those of ``task_decoders``: the one that is trained on and compared."""
         return next(iter(decoded.values()))
 
     def forward(self, encoded: DecoderInput, **targets: Tensor | None) -> DecoderOutput:
-        """Loss and counts where there are targets; each task names its own."""
+        """Scores, and loss and counts if there are targets; each task names its own."""
         raise NotImplementedError
 
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
@@ -361,11 +342,11 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
-        """Embeddings of the B images and the N texts, whose dot product is their similarity; of one that compares."""
+        """Embeddings of the B images and the N texts of a contrastive decoder; their dot product is the similarity."""
         raise NotImplementedError
 
     def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
-        """(N, T): where in the joint stream the decoder looked for the best answers; None if only the fusion looks."""
+        """(N, T): the decoder's attention to the joint stream for the best answers; None if it has none of its own."""
         return None
 
 
@@ -377,11 +358,11 @@ class DecoderPart(Part):
         raise NotImplementedError
 
     def reads_joint(self) -> bool:
-        """Whether any task reads the joint stream; where none does, the model has no topology and no fusion."""
+        """Whether any task reads the joint stream; if none does, the model has no topology and no fusion."""
         return True
 
     def reads_encoded(self) -> bool:
-        """Whether any task reads what the encoders give, for which the language encoder must have its layers."""
+        """Whether any task reads the encoders' streams, for which the language encoder must have its layers."""
         return not self.reads_joint()
 
     def resolve(self, vocabulary: Vocabulary) -> DecoderPart:
@@ -389,13 +370,11 @@ class DecoderPart(Part):
         return self
 
     def longest_target(self) -> int | None:
-        """Greatest number of tokens in a text to be written, where there is a limit that is known."""
+        """Greatest number of tokens in a generated text, if there is a limit that is known."""
         return None
 
     def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
-        """Refuse settings of generation by which ``top_k`` texts cannot be written, as ``generation.check`` does.
-
-        A task that writes nothing ignores them; here they are refused by what is known without a decoder.
+        """Refuse settings of generation with which ``top_k`` texts cannot be generated, also for other tasks.
 
         Raises:
             ConfigError: naming the setting, its value and the remedy.
@@ -403,9 +382,9 @@ class DecoderPart(Part):
         generation.check(settings, top_k, max_target_tokens)
 
     def selection_metric(self) -> Literal["accuracy", "loss"]:
-        """The validation figure by which the best checkpoint is chosen."""
+        """The validation metric by which the best checkpoint is chosen."""
         return "accuracy"
 
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
-        """Args: widths: of the encoded streams by their names, and of the "joint" one, where the decoder reads it."""
+        """Args: widths: of the encoded streams by their names, and of the "joint" one, if the decoder reads it."""
         raise NotImplementedError

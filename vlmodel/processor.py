@@ -1,6 +1,6 @@
-"""The one way from image bytes and texts to a batch, used by training, evaluation, offline prediction and serving.
+"""From image bytes and texts to a batch: the one way, for training, evaluation, offline prediction and serving.
 
-Neither torch nor transformers is imported by importing this module: processes that only decode stay small.
+torch and transformers are imported on first use: processes that only decode stay small.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
+V = TypeVar("V")
+
 _FILE = "processor.json"
-_LIMIT, _MOST = 32, 512
-"""Tokens of a text where the limit follows the data: at least, and at most where the model has no limit."""
+_MIN_LIMIT, _MAX_LIMIT = 32, 512
+"""The range of token limits that follow the data; the model's own limit takes the place of the upper one."""
 
 
 class ProcessorConfig(Section):
@@ -39,22 +41,22 @@ class ProcessorConfig(Section):
     image_size: int = Field(224, ge=1)
     """Side of the square image, in pixels."""
     resize: Resize = "squash"
-    """"squash" keeps the whole picture and bends its shape; "crop" keeps its shape and the middle square."""
+    """"squash" distorts the whole image to a square; "crop" cuts out the square in its center."""
     max_tokens: int = Field(0, ge=0)
     """Longer texts are cut to this many tokens, special tokens included. 0 follows the data: the longest text of the
-    training split, at least 32 and at most what the model takes (512 where it has no limit)."""
+    training split, at least 32 and at most what the model takes (512 if it has no limit)."""
     max_target_tokens: int = Field(0, ge=0)
-    """Longer texts to be written are cut to this many tokens, those that begin and end them included. 0 follows the
+    """Longer texts to be generated are cut to this many tokens, including those that begin and end them. 0 follows the
     data in the same way."""
     length_groups: int = Field(1, ge=1)
-    """The texts of a batch are encoded in at most so many groups of like length, each padded to its own longest text;
-    1 pads all to the longest of the batch."""
+    """The texts of a batch are encoded in at most so many groups of similar length, each padded to its own longest
+    text; 1 pads all to the longest of the batch."""
     max_pixels: int = Field(100_000_000, ge=1)
-    """Pictures of more pixels are refused before they are decoded."""
+    """Images of more pixels are refused before they are decoded."""
 
     @field_validator("max_tokens", "max_target_tokens")
     @classmethod
-    def _room(cls, limit: int, info: ValidationInfo) -> int:
+    def _above_special_tokens(cls, limit: int, info: ValidationInfo) -> int:
         least = 2 if info.field_name == "max_tokens" else 3
         if 0 < limit < least:
             raise ValueError(
@@ -63,21 +65,25 @@ class ProcessorConfig(Section):
         return limit
 
     def resolve(
-        self, longest: int = 0, longest_target: int = 0, most: int | None = None, most_target: int | None = None
+        self,
+        longest: int = 0,
+        longest_target: int = 0,
+        model_limit: int | None = None,
+        target_limit: int | None = None,
     ) -> ProcessorConfig:
-        """The settings with limits in the place of those that follow the data.
+        """The settings with numbers in the place of limits that follow the data.
 
         Args:
-            longest, longest_target: tokens of the longest text, and of the longest one to be written.
-            most, most_target: tokens that the model takes, and that it can write; None where it has no limit.
+            longest, longest_target: tokens of the longest text, and of the longest one to be generated.
+            model_limit, target_limit: most tokens that the model takes and generates; None if it has no limit.
         """
-        limits = {"max_tokens": (longest, most), "max_target_tokens": (longest_target, most_target)}
-        following = {
-            name: min(max(length, _LIMIT), limit or _MOST)
-            for name, (length, limit) in limits.items()
+        follows = {"max_tokens": (longest, model_limit), "max_target_tokens": (longest_target, target_limit)}
+        limits = {
+            name: min(max(length, _MIN_LIMIT), limit or _MAX_LIMIT)
+            for name, (length, limit) in follows.items()
             if not getattr(self, name)
         }
-        return self.model_copy(update=following)
+        return self.model_copy(update=limits)
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ class Example:
 
     Attributes:
         image: the encoded image.
-        texts: the text of each row; "" where the task is given none.
-        targets: what should come out of each row, None where it is unknown; empty if nothing is known at all.
+        texts: the text of each row; "" if the task takes none.
+        targets: the correct output for each row, None where it is unknown; empty if all are unknown.
         weights: weight of each row in loss and metrics; one if not given.
     """
 
@@ -101,11 +107,11 @@ class VLProcessor:
     """Decodes, tokenizes and collates.
 
     Args:
-        config: limits that follow the data are 32 here, where there are no data.
+        config: limits that follow the data become 32, as there are no data here.
         tokenizer: any fast tokenizer of transformers' with a padding token.
         labels: the answers that a classifier chooses among, in the order of the model's scores.
-        normalizer: by which rules a target is one of the labels, and answers are compared.
-        tasks: what each task reads, by its name; a model with one task calls it "".
+        normalizer: the rules by which answers are compared with each other and with the labels.
+        tasks: what each task reads, by its name; a single task is called "".
 
     Raises:
         ConfigError: labels that repeat or mean the same, or a tokenizer that lacks a token which the tasks need.
@@ -125,36 +131,27 @@ class VLProcessor:
         forms = [normal_form(label, normalizer) for label in self.labels]
         self._label_ids = {form: i for i, form in enumerate(forms)}
         if len(self._label_ids) != len(self.labels):
-            numbers = Counter(forms)
-            repeated = sorted({label for label, form in zip(self.labels, forms, strict=True) if numbers[form] > 1})
+            counts = Counter(forms)
+            repeated = sorted({label for label, form in zip(self.labels, forms, strict=True) if counts[form] > 1})
             raise ConfigError(f"labels must differ, and these repeat: {', '.join(repeated[:5])}")
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
         self.begin_id = _first_of(tokenizer.bos_token_id, tokenizer.cls_token_id)
         self.end_id = _first_of(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        if None in (self.begin_id, self.end_id) and any(f.target == "tokens" for f in self.tasks.values()):
+        if None in (self.begin_id, self.end_id) and any(spec.target == "tokens" for spec in self.tasks.values()):
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} has no token that begins or ends a text to be written; set "
                 "its bos_token and eos_token (or cls_token and sep_token)"
             )
 
-    @property
-    def fields(self) -> TaskSpec:
-        """What the only, or the first, task reads."""
-        return next(iter(self.tasks.values()))
-
     def label_id(self, answer: str) -> int:
-        """The number of the label that means the same as an answer, -1 where there is none."""
+        """The index of the label that means the same as an answer, -1 if there is none."""
         return self._label_ids.get(normal_form(answer, self.normalizer), -1)
 
     def decode(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
     ) -> NDArray[np.uint8]:
-        """An image as (image_size, image_size, 3) uint8 RGB: upright, on white where it is transparent.
-
-        Args:
-            out: where to put the pixels; new memory if not given.
-            formats: those that are taken, of ``FORMATS``.
+        """An image as (image_size, image_size, 3) uint8 RGB; see ``images.decoders.cpu``.
 
         Raises:
             ImageError: the bytes are cut off, are no image of these formats, or are one of too many pixels.
@@ -163,28 +160,13 @@ class VLProcessor:
         return decode(data, config.image_size, config.resize, config.max_pixels, out, formats)
 
     def decode_on_gpu(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
-        """Decode what a CUDA device can of the files, into a place for each; which ones were."""
+        """Decode the files that a CUDA device can decode into ``out``, and return which ones they are."""
         import torch
 
         from vlmodel.images.decoders.gpu import decode_jpegs
 
         config = self.config
         return decode_jpegs(files, config.image_size, config.resize, config.max_pixels, torch.device(gpu), out)
-
-    def collate(self, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
-        """A batch of B images and all the N rows that the first task makes of them.
-
-        Returns:
-            ``pixels_BHWC`` uint8, ``text_image_N`` int64 (the image of each row), ``weights_N`` float32;
-            where the task is given texts, what ``tokenize`` returns;
-            and by the task's target ``labels_N`` int64 (-1 without a target, or with one outside the labels),
-            ``target_ids_NT`` int64 and ``target_mask_NT`` bool (all False without a target), or, with none to be given,
-            ``text_key_N`` int64, which is equal for texts that are equal to the model, in whatever batch.
-
-        Raises:
-            ImageError: an image cannot be decoded.
-        """
-        return self.collate_tasks(self.images(examples), {next(iter(self.tasks)): examples})
 
     def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
         """The examples' images, decoded.
@@ -197,54 +179,57 @@ class VLProcessor:
     def collate_tasks(
         self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
-        """Images, and the rows of several tasks over them."""
+        """Images as ``pixels_BHWC`` uint8, and the rows of several tasks over them (``collate_rows``)."""
         size = self.config.image_size
         pixels_BHWC = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
         return {"pixels_BHWC": pixels_BHWC, **self.collate_rows(examples)}
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
-        """The rows of several tasks, without the images; a task's arrays are called ``task.name`` (see fields.py)."""
+        """The N rows of each task over the examples, without the images; arrays are named by ``task_spec.join``.
+
+        Returns:
+            ``text_image_N`` int64 (the image of each row), ``weights_N`` float32; if the task takes texts, the arrays
+            of ``tokenize``; and by the task's target
+            "answer", "match": ``labels_N`` int64 (-1 if the target is unknown or none of the labels);
+            "tokens": the arrays of ``tokenize_targets``;
+            "none": ``text_key_N`` int64, which is equal for texts with equal tokens, in any batch.
+        """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
             rows |= join(task, self._rows(self.tasks[task], of_task))
         return rows
 
-    def _rows(self, fields: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
+    def _rows(self, spec: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         counts = [len(example.texts) for example in examples]
         targets = list(chain.from_iterable(map(_targets, examples)))
         rows: dict[str, NDArray[np.generic]] = {
             "text_image_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
             "weights_N": np.array(list(chain.from_iterable(map(_weights, examples))), dtype=np.float32),
         }
-        if fields.text:
+        if spec.text:
             rows |= self.tokenize([text for example in examples for text in example.texts])
-        if fields.target == "answer":
-            found = (-1 if target is None else self.label_id(target) for target in targets)
-            rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
-        elif fields.target == "match":
-            found = (-1 if target is None else int(is_match(target)) for target in targets)
-            rows["labels_N"] = np.fromiter(found, np.int64, len(targets))
-        elif fields.target == "tokens":
+        if spec.target in ("answer", "match"):
+            number_of = self.label_id if spec.target == "answer" else is_match
+            numbers = (-1 if target is None else int(number_of(target)) for target in targets)
+            rows["labels_N"] = np.fromiter(numbers, np.int64, len(targets))
+        elif spec.target == "tokens":
             rows |= self.tokenize_targets(targets)
-        elif fields.text:
-            rows["text_key_N"] = _keys(rows["input_ids_NT"], rows["text_mask_NT"])
+        elif spec.text:
+            rows["text_key_N"] = _hashes(rows["input_ids_NT"], rows["text_mask_NT"])
         return rows
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-        """Token ids of N texts, U of them distinct: pictures often share a question.
+        """Token ids of N texts, U of them distinct: images often share a question.
 
         Returns:
-            ``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text; ``distinct_U`` int64, the rows
-            of these that hold each distinct text once; ``text_distinct_N`` int64, for each text its place among those.
-            With ``length_groups`` above 1 the distinct texts go from short to long, and ``distinct_groups_G3`` int64
-            tells how many of them, one after the other, are encoded together, and which columns hold their tokens
-            (``lengths.group_by_length``).
+            ``input_ids_NT`` int64 and ``text_mask_NT`` bool, padded to the longest text; ``distinct_U`` int64, a row of
+            these for each distinct text; ``text_distinct_N`` int64, for each text its index in ``distinct_U``. With
+            ``length_groups`` above 1, ``distinct_U`` is ordered by length, and ``distinct_groups_G3`` int64 are its
+            groups (``lengths.group_by_length``).
         """
         if not texts:
-            none = np.zeros(0, np.int64)
-            ids_NT = np.zeros((0, 1), np.int64)
-            mask_NT = ids_NT.astype(np.bool_)
-            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._distinct(none, none, mask_NT)
+            empty_N, ids_NT, mask_NT = np.zeros(0, np.int64), np.zeros((0, 1), np.int64), np.zeros((0, 1), np.bool_)
+            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._distinct(empty_N, empty_N, mask_NT)
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self.tokenizer(
             list(rows), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
@@ -258,7 +243,7 @@ class VLProcessor:
         } | self._distinct(distinct_U, row_N, mask_UT)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
-        """Which of the texts ``tokenize`` cuts."""
+        """Which of the texts ``tokenize`` cuts off."""
         if not texts:
             return []
         encoded = self.tokenizer(
@@ -267,17 +252,17 @@ class VLProcessor:
         return [len(ids) > self.config.max_tokens for ids in encoded["input_ids"]]
 
     def tokenize_targets(self, targets: Sequence[str | None]) -> dict[str, NDArray[np.generic]]:
-        """Token ids of N texts to be written, each between the tokens that begin and end it, padded on the right.
+        """Token ids of N texts to be generated, each between the tokens that begin and end it, padded on the right.
 
-        Built by hand, as tokenizers differ in the special tokens they add, and in the side that they pad.
+        Tokenizers differ in the special tokens that they add and the side that they pad, so neither is left to them.
 
         Returns:
             ``target_ids_NT`` int64 and ``target_mask_NT`` bool; all False for a target that is None.
         """
-        room = self.config.max_target_tokens - 2
+        longest = self.config.max_target_tokens - 2
         known = [target for target in targets if target is not None]
         encoded = iter(self.tokenizer(known, add_special_tokens=False)["input_ids"] if known else ())
-        ids = [[] if t is None else [self.begin_id, *next(encoded)[:room], self.end_id] for t in targets]
+        ids = [[] if t is None else [self.begin_id, *next(encoded)[:longest], self.end_id] for t in targets]
         length = max(map(len, ids), default=0) or 2
         ids_NT = np.full((len(ids), length), self.tokenizer.pad_token_id, np.int64)
         mask_NT = np.zeros((len(ids), length), np.bool_)
@@ -289,7 +274,7 @@ class VLProcessor:
         """Write the tokenizer's files and ``processor.json`` (settings, labels and tasks) into ``folder``."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(str(folder))
-        tasks = {task: dump(fields) for task, fields in self.tasks.items()}
+        tasks = {task: dump(spec) for task, spec in self.tasks.items()}
         tree = {"processor": dump(self.config), "labels": self.labels, "normalizer": self.normalizer, "tasks": tasks}
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -312,8 +297,8 @@ class VLProcessor:
             raise ConfigError(
                 f"{str(file)!r} lacks {', '.join(sorted(missing))}; train the model anew with this version"
             )
-        tasks = {task: parse(TaskSpec, fields) for task, fields in tree["tasks"].items()}
-        # Models of earlier versions have labels that were compared as they are.
+        tasks = {task: parse(TaskSpec, spec) for task, spec in tree["tasks"].items()}
+        # Earlier versions compared labels without normalizing them.
         normalizer = tree.get("normalizer", "none")
         return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, normalizer)
 
@@ -323,35 +308,35 @@ class VLProcessor:
         if self.config.length_groups == 1:
             return {"distinct_U": distinct_U, "text_distinct_N": row_N}
         order_U, groups_G3 = group_by_length(mask_UT, self.config.length_groups)
-        place_U = np.argsort(order_U)
         return {
             "distinct_U": distinct_U[order_U],
-            "text_distinct_N": place_U[row_N],
+            "text_distinct_N": np.argsort(order_U)[row_N],
             "distinct_groups_G3": groups_G3,
         }
 
 
 def _targets(example: Example) -> Sequence[str | None]:
-    if not example.targets:
-        return [None] * len(example.texts)
-    if len(example.targets) != len(example.texts):
-        raise ValueError(f"{len(example.texts)} texts have {len(example.targets)} targets: {example.texts[:3]!r}...")
-    return example.targets
+    return _each(example, "targets", example.targets or None, None)
 
 
 def _weights(example: Example) -> Sequence[float]:
-    if example.weights is None:
-        return [1.0] * len(example.texts)
-    if len(example.weights) != len(example.texts):
-        raise ValueError(f"{len(example.texts)} texts have {len(example.weights)} weights: {example.texts[:3]!r}...")
-    return example.weights
+    return _each(example, "weights", example.weights, 1.0)
 
 
-def _keys(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
-    """A multilinear hash of each text's tokens, padded on whichever side (Lemire & Kaser 2014): the same anywhere."""
-    place_NT = np.cumsum(mask_NT, axis=1) - 1
+def _each(example: Example, name: str, values: Sequence[V] | None, default: V) -> Sequence[V]:
+    """A value for each text: the given ones, or the default."""
+    if values is None:
+        return [default] * len(example.texts)
+    if len(values) != len(example.texts):
+        raise ValueError(f"{len(example.texts)} texts have {len(values)} {name}: {example.texts[:3]!r}...")
+    return values
+
+
+def _hashes(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
+    """A multilinear hash of each text's tokens (Lemire & Kaser 2014), independent of process, padding and its side."""
+    position_NT = np.cumsum(mask_NT, axis=1) - 1
     factors_T = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, (ids_NT.shape[1],), np.uint64)
-    terms_NT = (ids_NT.astype(np.uint64) + 1) * factors_T[place_NT]
+    terms_NT = (ids_NT.astype(np.uint64) + 1) * factors_T[position_NT]
     return np.where(mask_NT, terms_NT, np.uint64(0)).sum(axis=1, dtype=np.uint64).view(np.int64)
 
 

@@ -1,6 +1,6 @@
-"""Named streams side by side: brought to one width, joined into one sequence, or asking each other.
+"""Operations on named streams: bringing them to one width, joining them into one sequence, cross-attention.
 
-Streams go in the order of their names. One that is not given at all is one that is missing in every row.
+Streams are in the order of their names. One that is not given is missing in every row.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel.layers import Attention, feed_forward_network, masked_mean
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Rows, Streams, Tokens
 
 ANCHOR = "language"
-"""The stream whose first token ([CLS]) stands for the whole of it."""
+"""The stream whose pooled vector is its first token ([CLS])."""
 
 Spans = dict[str, tuple[int, int]]
 
@@ -24,8 +24,8 @@ Spans = dict[str, tuple[int, int]]
 class Adapters(nn.ModuleDict):
     """A linear layer for each stream, which brings it to one width; its bias is the modality embedding.
 
-    Padding becomes zeros before it, so that nobody sees what padding holds, and the tokens of a missing stream are its
-    modality embedding: the anchor's first token can then still ask the other streams.
+    Padding is set to zero first, so that its values change nothing. The tokens of a missing stream are then its
+    modality embedding, with which the anchor's first token can still attend to the other streams.
     """
 
     def __init__(self, widths: Mapping[str, int], width: int) -> None:
@@ -37,28 +37,27 @@ class Adapters(nn.ModuleDict):
         pooled_BD = self[name](tokens.pooled_BD.masked_fill(~tokens.mask_BT.any(1, keepdim=True), 0))
         return Tokens(x_BTD, tokens.mask_BT, pooled_BD)
 
-    def complete(self, streams: Mapping[str, Tokens], rows: Mapping[str, Tensor] | None = None) -> dict[str, Tokens]:
-        """All streams that there are adapters for; one that is not among the adapted ``streams`` is a masked token.
+    def complete(self, streams: Streams, rows: Rows | None = None) -> dict[str, Tokens]:
+        """The adapted ``streams``, and a masked token for each stream that is not among them.
 
         Args:
-            rows: rows of some streams that will be selected, which tells how many there will be of each.
+            rows: indices by which some streams will be selected, so that the new ones get as many rows.
         """
-        some = next(iter(streams))
-        count = len((rows or {}).get(some, streams[some].mask_BT))
-        x_BTD = streams[some].x_BTD
+        name, first = next(iter(streams.items()))
+        count = len((rows or {}).get(name, first.mask_BT))
         complete = {}
         for name in sorted(self.widths):
             if name in streams:
                 complete[name] = streams[name]
                 continue
-            nothing = x_BTD.new_zeros(count, 1, self.widths[name])
-            absent = streams[some].mask_BT.new_zeros(count, 1)
-            complete[name] = self.adapt(name, Tokens(nothing, absent, nothing[:, 0]))
+            zeros_BTD = first.x_BTD.new_zeros(count, 1, self.widths[name])
+            mask_BT = first.mask_BT.new_zeros(count, 1)
+            complete[name] = self.adapt(name, Tokens(zeros_BTD, mask_BT, zeros_BTD[:, 0]))
         return complete
 
 
 class PooledAdapters(Adapters):
-    """Adapters of the pooled vectors alone: a stream becomes one token, of zeros in the rows where it is missing."""
+    """Adapters of the pooled vectors: a stream becomes one token, which is zero in the rows where it is missing."""
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         present_B1 = tokens.mask_BT.any(1, keepdim=True)
@@ -67,18 +66,18 @@ class PooledAdapters(Adapters):
 
 
 class CoAttention(nn.Module):
-    """One layer in which each stream asks all others: cross-attention, then feed-forward, both pre-norm.
+    """One layer of cross-attention from each stream to all others, then feed-forward, both pre-norm.
 
-    Each stream has its own weights, as in the co-attentional layers of ViLBERT (Lu et al. 2019). A row with nobody to
-    ask, and a single stream, are left to the feed-forward network.
+    Each stream has its own weights, as in the co-attentional layers of ViLBERT (Lu et al. 2019). Rows without other
+    streams, and a single stream, have the feed-forward network only.
     """
 
     def __init__(self, names: Iterable[str], width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         names = sorted(names)
-        asking = names if len(names) > 1 else []
-        self.attention_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in asking})
-        self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in asking})
+        attending = names if len(names) > 1 else []
+        self.attention_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in attending})
+        self.attentions = nn.ModuleDict({name: Attention(width, heads) for name in attending})
         self.feed_forward_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name in names})
         self.feed_forwards = nn.ModuleDict({name: feed_forward_network(width, hidden, dropout) for name in names})
         self.dropout = nn.Dropout(dropout)
@@ -96,31 +95,31 @@ class CoAttention(nn.Module):
             queries: of the streams that are named, only these tokens are updated and returned.
 
         Returns:
-            The tokens, and where asked for the weights in the joint sequence (B, Q, S), zero within a stream; None for
-            a single stream.
+            The tokens, and on request the weights in the joint sequence (B, Q, S), zero within a stream; None for a
+            single stream.
         """
         normed = {name: norm(x[name]) for name, norm in self.attention_norms.items()}
         result, weights = {}, []
         for name in x:
-            asking = (queries or {}).get(name, slice(None))
-            x_BQD = x[name][:, asking]
+            positions = (queries or {}).get(name, slice(None))
+            x_BQD = x[name][:, positions]
             if normed:
                 context_BSD = torch.cat([normed[other] for other in x if other != name], dim=1)
                 mask_BS = torch.cat([mask[other] for other in x if other != name], dim=1)
                 attended, weights_BQS = self.attentions[name](
-                    normed[name][:, asking], context_BSD, mask_BS, output_weights
+                    normed[name][:, positions], context_BSD, mask_BS, output_weights
                 )
                 x_BQD = x_BQD + self.dropout(attended)
                 if weights_BQS is not None:
                     start, stop = spans_of(x)[name]
-                    own = weights_BQS.new_zeros(*weights_BQS.shape[:2], stop - start)
-                    weights.append(torch.cat([weights_BQS[..., :start], own, weights_BQS[..., start:]], dim=-1))
+                    within = weights_BQS.new_zeros(*weights_BQS.shape[:2], stop - start)
+                    weights.append(torch.cat([weights_BQS[..., :start], within, weights_BQS[..., start:]], dim=-1))
             result[name] = x_BQD + self.dropout(self.feed_forwards[name](self.feed_forward_norms[name](x_BQD)))
         return result, torch.cat(weights, dim=1) if weights else None
 
 
 def spans_of(x: Mapping[str, Tensor]) -> Spans:
-    """Place of each stream (B, T, D) in the joint sequence."""
+    """(start, stop) of each stream (B, T, D) in the joint sequence."""
     spans, start = {}, 0
     for name, x_BTD in x.items():
         spans[name] = (start, start + x_BTD.shape[1])
@@ -129,26 +128,24 @@ def spans_of(x: Mapping[str, Tensor]) -> Spans:
 
 
 def block_diagonal(weights: Mapping[str, Tensor]) -> Tensor:
-    """Weights of each stream's attention to itself (B, T, T) in the joint sequence (B, Q, S)."""
+    """The self-attention weights of all streams (B, T, T), in the joint sequence (B, Q, S)."""
     spans = spans_of(weights)
     total = max(stop for _, stop in spans.values())
     return torch.cat([F.pad(w, (spans[name][0], total - spans[name][1])) for name, w in weights.items()], dim=1)
 
 
 def pool(name: str, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """One vector (B, D) for a stream: the anchor's first token, the mean of the real tokens of another."""
+    """The pooled vector (B, D) of a stream: the anchor's first token, the mean of the real tokens of another."""
     return x_BTD[:, 0] if name == ANCHOR else masked_mean(x_BTD, mask_BT)
 
 
 def prepend_attention(fused: Fused, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]) -> Fused:
     """``fused`` with the attention (B, Q, S) of a topology's ``rounds``, over a sequence of ``spans``, before its own.
 
-    A fusion without a sequence takes over the topology's spans with its attention; one with another sequence keeps its
-    own attention alone. Spans are kept of the ``given`` streams only.
+    A fusion without a sequence gets the topology's spans, too; one with another sequence keeps its own attention only.
+    The result has spans of the ``given`` streams.
     """
-    attention = fused.attention_LBQS
     if rounds and (not fused.spans or fused.spans == spans):
-        later = [] if attention is None else [attention]
-        attention = torch.cat([torch.stack(list(rounds)), *later])
-        fused = replace(fused, spans=spans, attention_LBQS=attention)
+        own = [] if fused.attention_LBQS is None else [fused.attention_LBQS]
+        fused = replace(fused, spans=spans, attention_LBQS=torch.cat([torch.stack(list(rounds)), *own]))
     return replace(fused, spans={name: span for name, span in fused.spans.items() if name in given})

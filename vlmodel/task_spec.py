@@ -1,6 +1,6 @@
-"""What a task reads of a sample, as data workers and servers need to know it; told by each decoder's ``Config``.
+"""What a task reads of a sample, as each decoder's ``Config`` declares it for data workers and servers.
 
-No torch here: processes that only decode and collate stay small.
+torch is not imported here: processes that only decode and collate stay small.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from vlmodel.config import Section
 V = TypeVar("V")
 
 MATCH, NO_MATCH = "match", "no match"
-"""Whether a text belongs to its image, as it is written down here."""
+"""The answers of a matching task."""
 
 MATCHES = frozenset({MATCH, "matched", "yes", "true", "1", "entailment", "entailed"})
-"""Answers that say that a text belongs to its image, in any case of letters; every other one says that it does not."""
+"""Answers that mean that a text belongs to its image, in lower case; all others mean that it does not."""
 
 
 def is_match(answer: str) -> bool:
-    """Whether an answer says that a text belongs to its image."""
+    """Whether an answer means that a text belongs to its image."""
     return answer.strip().lower() in MATCHES
 
 
@@ -30,31 +30,31 @@ class TaskSpec(Section):
     reads: Literal["questions", "captions"]
     """The texts of the sample that make one row each."""
     text: bool = True
-    """Whether the text of a row goes into the model. A captioner is given the image only."""
+    """Whether the model gets the text of a row. A captioner gets the image only."""
     target: Literal["answer", "tokens", "match", "none"] = "answer"
-    """What comes out: one of the known answers; a text, token by token; whether text and image belong together; or
-    nothing that the sample would have to say (the pairing is what is learned)."""
+    """What the model predicts: one of the known answers; a text, token by token; whether text and image belong
+    together; or nothing beyond the pairing of images and texts itself."""
 
     @property
     def needs_image(self) -> bool:
-        """Whether a row is about an image, so that texts without one make none."""
+        """Whether the task can use no text without an image."""
         return not self.text or self.target in ("match", "none")
 
     @property
     def uses_unpaired_images(self) -> bool:
-        """Whether an image without texts is of use: something is written about it, or it is one that no text means."""
+        """Whether the task can use an image without text: to caption it, or as a contrastive negative."""
         return not self.text or self.target == "none"
 
 
 def stays_on_host(name: str) -> bool:
-    """Whether the array ``name`` of a batch goes into the model as numbers (``tolist``) and not as a tensor: it decides
-    shapes, and would else have to be waited for.
+    """Whether the model takes the array ``name`` of a batch as Python numbers (``tolist``): it decides shapes, and
+    reading a tensor would wait for the device.
     """
     return name.rpartition(".")[2] == "distinct_groups_G3"
 
 
 def split(arrays: Mapping[str, V], task: str) -> dict[str, V]:
-    """What a batch holds for ``task``, by its plain names. One task alone is called "" and has no prefix."""
+    """The arrays of a batch for ``task``, by their plain names. A single task is called "" and has no prefix."""
     if not task:
         return {name: value for name, value in arrays.items() if "." not in name}
     prefix = f"{task}."

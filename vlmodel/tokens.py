@@ -7,8 +7,7 @@ Legend, used as suffixes of names (``x_BTD`` has three dimensions):
     U  distinct texts in the batch                        G  groups of them that are encoded together
     D  width of a stream                                  K  classes, such as answers
     C  channels      H, W  height and width               L  layers or rounds
-    P  images that are there, where some samples have none
-    F  numbers that a frozen backbone gives of one image
+    P  images, if some samples have none                  F  features that a frozen backbone returns for an image
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Tokens:
-    """What every encoder returns and every topology and fusion takes and gives.
+    """A stream: what every encoder returns, and every topology and fusion reads and returns.
 
     Attributes:
         x_BTD: the tokens, float.
@@ -39,12 +38,10 @@ class Tokens:
         """The same stream, repeated or reordered along its first dimension: row n is row ``index_N[n]``."""
         return Tokens(*(t.index_select(0, index_N) for t in (self.x_BTD, self.mask_BT, self.pooled_BD)))
 
-    def with_missing_rows(self, place_B: Tensor) -> Tokens:
-        """The stream of B samples of which not all have one: row b is row ``place_B[b]`` or, where that is one past the
-        last, missing: all of it is padding, and zeros.
-        """
-        streams = (self.x_BTD, self.mask_BT, self.pooled_BD)
-        return Tokens(*(torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in streams)).select(place_B)
+    def with_missing_rows(self, index_B: Tensor) -> Tokens:
+        """As ``select``; an index one past the last row gives a missing stream: padding and zeros."""
+        tensors = (self.x_BTD, self.mask_BT, self.pooled_BD)
+        return Tokens(*(torch.cat([t, t.new_zeros(1, *t.shape[1:])]) for t in tensors)).select(index_B)
 
     @staticmethod
     def concatenate(groups: Sequence[Tokens]) -> Tokens:
@@ -58,17 +55,24 @@ class Tokens:
         )
 
 
+Streams = Mapping[str, Tokens]
+"""Streams by their names."""
+
+Rows = Mapping[str, Tensor]
+"""For streams by name the row of each that belongs to text n, (N,); a stream that is not named has a row a text."""
+
+
 @dataclass(frozen=True)
 class Fused:
     """What a topology returns: one stream made of all.
 
     Attributes:
         tokens: the joint stream.
-        spans: for each input stream its place in the joint sequence, as (start, stop), and so in Q and S of the
-            attention; empty where there is no such sequence.
-        attention_LBQS: attention of each round of topology and fusion, averaged over heads; only when it was asked for
-            and they have one. It comes with spans even where the fusion keeps no sequence and the tokens have none.
-        keeps_sequence: False where the joint stream is but its pooled vector, as its one token.
+        spans: (start, stop) of each input stream in the joint sequence, and so in Q and S of the attention; empty if
+            there is no such sequence.
+        attention_LBQS: attention of each round of topology and fusion, averaged over heads; only on request, and if
+            they have one. It has spans even if the fusion keeps no sequence and the tokens have none.
+        keeps_sequence: False if the only token of the joint stream is its pooled vector.
     """
 
     tokens: Tokens
@@ -84,16 +88,16 @@ class Fused:
 
 @dataclass(frozen=True)
 class DecoderInput:
-    """What a decoder is given of a batch.
+    """What a decoder reads of a batch.
 
     Attributes:
         streams: the encoded streams, each input once.
-        rows: for each stream the place in it of row n of the task: ``streams[name].select(rows[name])`` has N rows.
+        rows: of all streams, for the N rows of the task.
         joint: the fused stream, with N rows; None for a decoder that does not read it.
     """
 
-    streams: Mapping[str, Tokens]
-    rows: Mapping[str, Tensor]
+    streams: Streams
+    rows: Rows
     joint: Fused | None
 
     @property

@@ -12,7 +12,8 @@ import torch
 
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
-from vlmodel.model import VLConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import VLConfig
 
 Status = Literal["finished", "stopped", "refused", "failed", "interrupted"]
 

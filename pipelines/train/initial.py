@@ -16,10 +16,10 @@ import pyarrow.fs as pafs
 from pipelines.tracking.provenance import flatten
 from pipelines.train import checkpoint
 from vlmodel.config import ConfigError, dump, parse
-from vlmodel.model import ModelConfig, VLConfig, vocabulary_of
-from vlmodel.parts import WeightsError
+from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec
+from vlmodel.weights import WeightsError
 
 _FOLDER, _LAST = "init", "config.json"
 

@@ -32,7 +32,8 @@ from pipelines.train.evaluate import Score, evaluate
 from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, stops, train
 from pipelines.train.step import NonFiniteLossError, TrainStep
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
 
 log = logging.getLogger(__name__)

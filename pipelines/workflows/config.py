@@ -24,7 +24,7 @@ from pipelines.train.loop import TrainConfig
 from pipelines.workflows.cluster import ClusterConfig
 from vlmodel.config import MAY_CHANGE, ConfigError, Section, may_change, part
 from vlmodel.locations import Location
-from vlmodel.model import ModelConfig
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig
 
 
@@ -138,7 +138,7 @@ class JobConfig(Section):
             most = (
                 self.processor.max_target_tokens
                 or self.processor.resolve(
-                    most_target=self.model.decoder.longest_target(), longest_target=sys.maxsize
+                    target_limit=self.model.decoder.longest_target(), longest_target=sys.maxsize
                 ).max_target_tokens
             )
             self.model.decoder.check_generation(predict.generation, predict.top_k, most)

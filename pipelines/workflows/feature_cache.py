@@ -12,7 +12,8 @@ from pipelines.data.stream.features import Features
 from pipelines.report.progress import ShardProgress
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import parse
-from vlmodel.model import ModelConfig, VLConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig, VLConfig
 from vlmodel.processor import VLProcessor
 
 

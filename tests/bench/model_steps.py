@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel
 
 from vlmodel.config import dump
-from vlmodel.model import ModelConfig, VLConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig, VLConfig
 from vlmodel.parts import Vocabulary
 
 ROUNDS, STEPS, WORDS = 7, 2, 3000

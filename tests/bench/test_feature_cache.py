@@ -7,7 +7,7 @@ import torch
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import batch_of, loss_of, new_model, stepper, taking_turns
 from vlmodel.config import parse
-from vlmodel.model import ModelConfig
+from vlmodel.model_config import ModelConfig
 
 
 def test_a_frozen_backbone_once(figure: Figure) -> None:

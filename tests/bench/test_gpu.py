@@ -32,7 +32,8 @@ from tests.bench.test_stream import by_ours, dataloader
 from vlmodel.config import parse
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.decoders.gpu import decode_jpegs
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 

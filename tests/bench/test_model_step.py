@@ -15,7 +15,7 @@ from tests.bench.conftest import Figure
 from tests.bench.model_steps import Direct, batch_of, loss_of, new_model, stepper, taking_turns
 from tests.jobs.conftest import ROOT
 from vlmodel.config import load, parse
-from vlmodel.model import ModelConfig
+from vlmodel.model_config import ModelConfig
 
 LABELS = 1000
 

@@ -34,9 +34,11 @@ from tests.bench.conftest import Figure
 from tests.bench.photographs import WORDS, photograph
 from tests.bench.servers.common import MAX_BATCH, PATH, threads
 from tests.jobs.conftest import ROOT
+from tests.vlmodel.tiny import collate
 from vlmodel.config import parse
 from vlmodel.inference import Predictor
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 # Program and further arguments of each.
@@ -137,7 +139,7 @@ def _body(example: Example) -> bytes:
 
 
 def _passes(predictor: Predictor, examples: list[Example], size: int) -> Callable[[], object]:
-    batch = predictor.processor.collate(examples[:size])
+    batch = collate(predictor.processor, examples[:size])
     return lambda: predictor.predict_collated(batch)
 
 

@@ -20,8 +20,9 @@ from pipelines.train.feed import to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import WORDS, new_model
 from vlmodel.config import parse
-from vlmodel.lengths import by_length
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.lengths import group_by_length
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 LABELS, SPECIAL = 100, ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -123,7 +124,7 @@ def test_finding_the_cuts(most: int, figure: Figure) -> None:
     mask_UT = np.arange(34) < lengths[:, None]
     begun = time.perf_counter()
     for _ in range(100):
-        by_length(mask_UT, most)
+        group_by_length(mask_UT, most)
     taken = (time.perf_counter() - begun) / 100
     figure(f"cutting 300 captions into at most {most} groups", taken, "s")
     assert taken > 0

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from tests.vlmodel.tiny import for_tasks, tiny_tree
+from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
@@ -57,7 +57,7 @@ def examples() -> list[Example]:
 
 @pytest.fixture(scope="session")
 def batch(processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in processor.collate(examples).items()}
+    return {name: torch.from_numpy(array) for name, array in collate(processor, examples).items()}
 
 
 @pytest.fixture

@@ -27,11 +27,11 @@ def asked(examples: list[Example]) -> Example:
 
 
 def batch_of(
-    processor: VLProcessor, decoder: dict[str, Any], examples: list[Example], pictured: list[bool]
+    processor: VLProcessor, decoder: dict[str, Any], examples: list[Example], has_image: list[bool]
 ) -> dict[str, Tensor]:
     """The examples as a batch, of which some are without their images."""
     batch = batch_for(processor, tiny_tree(decoder=decoder).decoder.tasks(), examples)
-    present_B = torch.tensor(pictured)
+    present_B = torch.tensor(has_image)
     place_B = torch.where(present_B, present_B.cumsum(0) - 1, present_B.sum())
     return batch | {"pixels_BHWC": batch["pixels_BHWC"][present_B], "image_place_B": place_B}
 
@@ -50,7 +50,7 @@ def learned(model: VLModel, batch: dict[str, Tensor]) -> tuple[Tensor, float, di
     return output.loss_sum.detach(), output.count.item(), gradients, statistics
 
 
-def test_a_stream_is_spread_over_those_who_have_one() -> None:
+def test_missing_rows_of_a_stream() -> None:
     tokens = Tokens(torch.arange(1.0, 5).view(2, 2, 1), torch.ones(2, 2, dtype=torch.bool), torch.tensor([[1.0], [3]]))
     spread = tokens.with_missing_rows(torch.tensor([2, 1, 0, 2]))
     assert spread.x_BTD.squeeze(-1).tolist() == [[0, 0], [3, 4], [1, 2], [0, 0]]
@@ -95,7 +95,7 @@ def test_a_mixed_batch_is_the_sum_of_its_halves(
 @pytest.mark.parametrize(
     "vision", [{"kind": "vit"}, {"kind": "cnn", "name": "swin_t"}, {"kind": "cnn", "frozen": True}], ids=str
 )
-def test_every_encoder_can_be_shown_nothing(
+def test_every_encoder_takes_a_batch_without_images(
     vision: dict[str, Any], make_model: Callable[..., Any], processor: VLProcessor, asked: Example
 ) -> None:
     model = make_model(vision=vision)
@@ -117,7 +117,7 @@ def test_where_all_have_an_image_nothing_changes(
         assert torch.equal(value, untold[2][name]), name
 
 
-def test_kept_features_are_spread_as_images_are(
+def test_cached_features_of_some_samples(
     make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example], asked: Example
 ) -> None:
     model = make_model(vision={"kind": "cnn", "frozen": True})

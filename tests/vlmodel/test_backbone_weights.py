@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError, parse
-from vlmodel.parts import WeightsError
 from vlmodel.vision.cnn import CNN, Config
 from vlmodel.vision.vit import Config as ViTConfig
+from vlmodel.weights import WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused_and_nothing_loaded(
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
 
 
-def test_what_fits_is_loaded_and_the_rest_told(source: nn.Module, tmp_path: Path) -> None:
+def test_what_fits_is_loaded_and_the_rest_reported(source: nn.Module, tmp_path: Path) -> None:
     state = dict(source.state_dict())
     del state["bn1.bias"]
     state |= {"conv1.weight": torch.zeros(64, 3, 3, 3), "other.weight": torch.zeros(1)}
@@ -149,8 +149,8 @@ def test_families(name: str, former: Callable[[str], str], tmp_path: Path) -> No
     pixels = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
     pooled = encoder.eval()(pixels).pooled_BD
     source.classifier = source.fc = source.head = nn.Identity()
-    theirs = source.eval()(encoder.normalise(pixels))
-    torch.testing.assert_close(torch.relu(pooled) if name == "densenet121" else pooled, theirs)
+    reference = source.eval()(encoder.normalise(pixels))
+    torch.testing.assert_close(torch.relu(pooled) if name == "densenet121" else pooled, reference)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +170,9 @@ def test_families_of_their_own(name: str, side: int, options: dict[str, Any], tm
     pixels = torch.randint(0, 256, (1, side, side, 3), dtype=torch.uint8)
     source.fc = source.classifier = nn.Identity()
     with torch.no_grad():
-        theirs = source.eval()(encoder.normalise(pixels))
+        reference = source.eval()(encoder.normalise(pixels))
         tokens = encoder.eval()(pixels)
-    torch.testing.assert_close(tokens.pooled_BD, theirs if theirs.ndim == 2 else theirs.mean((2, 3)))
+    torch.testing.assert_close(tokens.pooled_BD, reference if reference.ndim == 2 else reference.mean((2, 3)))
 
 
 def cifar_by_hand(state: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -241,8 +241,8 @@ def test_vit_by_the_names_that_its_published_file_has(tmp_path: Path) -> None:
     former = {re.sub(r"mlp\.[03]\.", lambda m: names[m[0]], k): v for k, v in source.state_dict().items()}
     assert "encoder.layers.encoder_layer_0.mlp.linear_2.bias" in former
     encoder = load_vit(former, tmp_path / "w.pth")
-    own, theirs = encoder.backbone.state_dict(), source.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in own.items())
+    own, reference = encoder.backbone.state_dict(), source.state_dict()
+    assert all(torch.equal(value, reference[key]) for key, value in own.items())
     assert {key.rpartition(".")[0] for key in encoder.report.left} >= {
         "heads.head",
         "encoder.layers.encoder_layer_2.mlp.3",

@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field
 
 from vlmodel.config import ConfigError, Section, dump, explain_keys, kinds, load, parse, part, part_config
-from vlmodel.model import ModelConfig
+from vlmodel.model_config import ModelConfig
 
 
 class Inner(Section):
@@ -112,7 +112,7 @@ def test_wrong_type_names_key_and_value(tree: dict[str, object], key: str) -> No
     assert str(caught.value).startswith(f"{key} = {value!r}: ")
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(Tree, {"count": "3", "flagg": True})
     assert len(str(caught.value).splitlines()) == 2
@@ -146,10 +146,10 @@ def test_unknown_kind_names_the_kinds() -> None:
         parse(Tree, {"fusion": {"kind": "bilinear"}})
 
 
-@pytest.mark.parametrize("room", ["vision", "language", "topology", "fusion", "decoder"])
-def test_kind_is_the_name_of_the_file(room: str) -> None:
-    for kind in kinds(f"vlmodel.{room}"):
-        assert part_config(f"vlmodel.{room}", kind).model_fields["kind"].default == kind
+@pytest.mark.parametrize("package", ["vision", "language", "topology", "fusion", "decoder"])
+def test_kind_is_the_name_of_the_file(package: str) -> None:
+    for kind in kinds(f"vlmodel.{package}"):
+        assert part_config(f"vlmodel.{package}", kind).model_fields["kind"].default == kind
 
 
 def test_dump_parses_to_the_same() -> None:
@@ -167,7 +167,7 @@ def test_every_setting_of_the_model_is_documented() -> None:
 
 def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
     """Settings of the file were meant for the kind that it had; the same kind keeps them."""
-    from vlmodel.model import ModelConfig
+    from vlmodel.model_config import ModelConfig
 
     file = tmp_path / "model.toml"
     file.write_text("[fusion]\nrounds = 5\n")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from tests.vlmodel.tiny import DEFAULT_KINDS, ROOMS, batch_for, tiny_tree
+from tests.vlmodel.tiny import DEFAULT_KINDS, PACKAGES, batch_for, collate, tiny_tree
 from vlmodel.config import ConfigError, kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
 from vlmodel.model import VLModel, VLOutput
-from vlmodel.parts import WeightsError
 from vlmodel.processor import Example, VLProcessor
+from vlmodel.weights import WeightsError
 
 # Settings that change what a part does to its tokens; a kind without an entry is tested as it is by default.
 VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
@@ -54,8 +54,8 @@ CROSSED = {("language", "transformer"): 3}
 """So many variants of a kind are combined with every other part; of others the first alone."""
 
 
-def variants(room: str, kind: str) -> list[dict[str, Any]]:
-    return [{"kind": kind, **variant} for variant in VARIANTS.get((room, kind), [{}])]
+def variants(package: str, kind: str) -> list[dict[str, Any]]:
+    return [{"kind": kind, **variant} for variant in VARIANTS.get((package, kind), [{}])]
 
 
 def combinations() -> list[dict[str, dict[str, Any]]]:
@@ -63,16 +63,16 @@ def combinations() -> list[dict[str, dict[str, Any]]]:
     crossed = [
         [
             variant
-            for kind in kinds(f"vlmodel.{room}")
-            for variant in variants(room, kind)[: CROSSED.get((room, kind), 1)]
+            for kind in kinds(f"vlmodel.{package}")
+            for variant in variants(package, kind)[: CROSSED.get((package, kind), 1)]
         ]
-        for room in ROOMS
+        for package in PACKAGES
     ]
-    found = [dict(zip(ROOMS, chosen, strict=True)) for chosen in itertools.product(*crossed)]
-    usual = {room: variants(room, kind)[0] for room, kind in DEFAULT_KINDS.items()}
-    for room in ROOMS:
-        for kind in kinds(f"vlmodel.{room}"):
-            found += [{**usual, room: more} for more in variants(room, kind)[CROSSED.get((room, kind), 1) :]]
+    found = [dict(zip(PACKAGES, chosen, strict=True)) for chosen in itertools.product(*crossed)]
+    usual = {package: variants(package, kind)[0] for package, kind in DEFAULT_KINDS.items()}
+    for package in PACKAGES:
+        for kind in kinds(f"vlmodel.{package}"):
+            found += [{**usual, package: more} for more in variants(package, kind)[CROSSED.get((package, kind), 1) :]]
     return [combination for combination in found if not _refused(combination)]
 
 
@@ -100,7 +100,7 @@ def without_gradient(model: VLModel) -> list[str]:
     return [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
 
 
-def asks_one_key_alone(model: VLModel) -> set[str]:
+def attends_to_one_key(model: VLModel) -> set[str]:
     """Queries and keys of a cross-attention to a joint stream of one token, whose gradient is zero but for rounding.
 
     Softmax over one key is one, whatever the scores are. So it is where a decoder writes after a fusion that keeps no
@@ -139,7 +139,7 @@ def test_grid(
     gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
     assert [name for name, gradient in gradients.items() if gradient is None] == []
     assert all(gradient.isfinite().all() for gradient in gradients.values())
-    constant = asks_one_key_alone(model)
+    constant = attends_to_one_key(model)
     assert set(without_gradient(model)) <= constant
     assert all(gradients[name].abs().max() < 1e-6 for name in constant)
 
@@ -188,16 +188,14 @@ def same(one: VLOutput, other: VLOutput) -> bool:
 
 
 def without_first_image_and_last_text(batch: dict[str, Tensor], other_content: bool) -> dict[str, Tensor]:
-    """Masked, and with other content behind the masks or with what was there."""
+    """Without an image or masked, and with other content behind the mask or with what was there."""
     changed = {name: array.clone() for name, array in batch.items()}
     for name, array in changed.items():
         if name.endswith("text_mask_NT"):
             array[-1] = False
         elif name.endswith("input_ids_NT") and other_content:
             array[-1] = 13 - array[-1]  # of the fourteen words
-    if other_content:
-        changed["pixels_BHWC"][0] = 255 - changed["pixels_BHWC"][0]
-    return changed | {"image_mask_B": torch.tensor([False, True])}
+    return changed | {"pixels_BHWC": changed["pixels_BHWC"][1:], "image_place_B": torch.tensor([1, 0])}
 
 
 def padded_by_three(name: str, array: Tensor) -> Tensor:
@@ -406,7 +404,7 @@ def test_unlabelled_texts_count_nothing(make_model: Callable[..., Any], batch: d
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "attention"])
-def test_asking_for_attention_changes_no_answer(
+def test_requesting_attention_changes_no_answer(
     pooling: str, make_model: Callable[..., Any], batch: dict[str, Tensor]
 ) -> None:
     model = make_model(fusion={"pooling": pooling})
@@ -449,7 +447,7 @@ def test_encoded_once_equals_encoded_for_each_text(
     once = model(**batch).logits_NK
     assert calls == [2]
     split = [Example(e.image, (text,)) for e in examples for text in e.texts]
-    each = {name: torch.from_numpy(a) for name, a in processor.collate(split).items() if not name.startswith("labels")}
+    each = {name: torch.from_numpy(a) for name, a in collate(processor, split).items() if not name.startswith("labels")}
     torch.testing.assert_close(model(**{**each, "weights_N": None}).logits_NK, once, rtol=1e-5, atol=1e-6)
 
 
@@ -458,7 +456,7 @@ def test_equal_texts_are_encoded_once(
 ) -> None:
     first, second = examples
     again = [first, Example(second.image, (*second.texts, *first.texts), ("no", "blue", "no"))]
-    batch = {name: torch.from_numpy(array) for name, array in processor.collate(again).items()}
+    batch = {name: torch.from_numpy(array) for name, array in collate(processor, again).items()}
     plain = {name: value for name, value in batch.items() if "distinct" not in name}
     model = make_model()
     calls: list[int] = []
@@ -488,12 +486,15 @@ def sample() -> list[dict[str, dict[str, Any]]]:
 
 
 def _met(combination: dict[str, dict[str, Any]]) -> set[tuple[str, ...]]:
-    kind = {room: part["kind"] for room, part in combination.items()}
+    kind = {package: part["kind"] for package, part in combination.items()}
     return {("meet", kind["topology"], kind["fusion"]), *kind.items()}
 
 
 def _has_every_kind(found: list[dict[str, dict[str, Any]]]) -> bool:
-    return all({combination[room]["kind"] for combination in found} == set(kinds(f"vlmodel.{room}")) for room in ROOMS)
+    return all(
+        {combination[package]["kind"] for combination in found} == set(kinds(f"vlmodel.{package}"))
+        for package in PACKAGES
+    )
 
 
 def _compiled() -> list[Any]:

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.vlmodel.conftest import encode
-from tests.vlmodel.tiny import for_tasks, tiny_tree
+from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
 from vlmodel.config import ConfigError, parse
 from vlmodel.decoder.contrastive import SPEC, Config, ContrastiveDecoder
 from vlmodel.inference import Predictor
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import DecoderInput, Tokens
@@ -115,7 +116,7 @@ def test_loss_is_its_formula(image_N: list[int], text_N: list[int], weights_N: l
         assert out.total.item() == out.count.item()
 
 
-def test_lone_images_are_wrong_partners_of_every_text() -> None:
+def test_unpaired_images_are_negatives_of_every_text() -> None:
     decoder = make(temperature=0.2)
     image_BD, text_UD = torch.randn(4, 6, requires_grad=True), torch.randn(5, 5)
     image_N, text_N = [0, 0, 2], [0, 1, 2]
@@ -136,7 +137,7 @@ def test_lone_images_are_wrong_partners_of_every_text() -> None:
     )
 
 
-def test_equal_texts_are_told_by_their_keys_as_by_their_rows() -> None:
+def test_equal_texts_by_their_keys_and_by_their_rows() -> None:
     decoder = make()
     image_BD, text_UD = torch.randn(3, 6), torch.randn(3, 5)
     shared = decoder(encoded(image_BD, text_UD, [0, 1, 2, 2], [0, 1, 2, 0]))
@@ -178,7 +179,7 @@ def test_a_missing_image_changes_nothing(weights_N: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize(("images", "image_N"), [(2, []), (1, [0, 0]), (1, [0])])
-def test_without_a_wrong_partner_nothing_is_counted(images: int, image_N: list[int]) -> None:
+def test_without_negatives_nothing_is_counted(images: int, image_N: list[int]) -> None:
     decoder = make()
     out = decoder(encoded(torch.randn(images, 6), torch.randn(2, 5), image_N, range(len(image_N))))
     out.loss_sum.backward()
@@ -186,12 +187,12 @@ def test_without_a_wrong_partner_nothing_is_counted(images: int, image_N: list[i
     assert all(p.grad is not None and not p.grad.any() for p in decoder.parameters())
 
 
-def test_collapsed_embeddings_are_not_right() -> None:
+def test_collapsed_embeddings_are_not_correct() -> None:
     out = make()(encoded(torch.ones(3, 6), torch.ones(3, 5), [0, 1, 2], [0, 1, 2]))
     assert (out.correct.item(), out.count.item()) == (0, 3)
 
 
-def test_the_scale_is_learned_and_stays_below_its_limit() -> None:
+def test_the_scale_is_learned_and_limited() -> None:
     decoder = make(temperature=0.01).train()
     given = encoded(torch.randn(3, 6), torch.randn(3, 5), [0, 1, 2], [0, 1, 2])
     with torch.no_grad():
@@ -231,7 +232,7 @@ def contrastive(processor: VLProcessor) -> VLProcessor:
 
 
 def tensors(processor: VLProcessor, examples: Sequence[Example]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in processor.collate(examples).items()}
+    return {name: torch.from_numpy(array) for name, array in collate(processor, examples).items()}
 
 
 def plain_model(processor: VLProcessor, decoder: dict[str, Any]) -> VLModel:
@@ -250,15 +251,15 @@ def plain_model(processor: VLProcessor, decoder: dict[str, Any]) -> VLModel:
 
 
 def test_text_keys_are_those_of_what_the_model_reads(contrastive: VLProcessor, captioned: list[Example]) -> None:
-    keys = contrastive.collate(captioned)["text_key_N"].tolist()
+    keys = collate(contrastive, captioned)["text_key_N"].tolist()
     assert keys[1] == keys[3]
     assert len(set(keys)) == 6
     # In another batch, padded to another length, and after what is cut off anyway.
     longer = "a circle" + " red" * 20
-    other = contrastive.collate([Example(captioned[0].image, ("a circle", longer, longer + " there"))])["text_key_N"]
+    other = collate(contrastive, [Example(captioned[0].image, ("a circle", longer, longer + " there"))])["text_key_N"]
     assert other[0] == keys[1]
     assert other[1] == other[2] != other[0]
-    assert contrastive.collate([Example(captioned[0].image, ())])["text_key_N"].shape == (0,)
+    assert collate(contrastive, [Example(captioned[0].image, ())])["text_key_N"].shape == (0,)
 
 
 def test_nothing_is_fused_for_it(contrastive: VLProcessor, captioned: list[Example], tmp_path: Path) -> None:
@@ -275,7 +276,7 @@ def test_nothing_is_fused_for_it(contrastive: VLProcessor, captioned: list[Examp
 
 def test_answers_are_the_similarities_of_the_embeddings(contrastive: VLProcessor, captioned: list[Example]) -> None:
     predictor = Predictor(plain_model(contrastive, {"kind": "contrastive", "width": 8}), contrastive)
-    embedded = predictor.embed_collated(contrastive.collate(captioned))
+    embedded = predictor.embed_collated(collate(contrastive, captioned))
     assert embedded is not None
     image_BD, text_ND = embedded
     assert (image_BD.shape, text_ND.shape) == ((4, 8), (7, 8))
@@ -335,7 +336,7 @@ def _worker(rank: int, port: int, folder: str, cases: dict[str, Case]) -> None:
     dist.destroy_process_group()
 
 
-def with_lone(processor: VLProcessor, examples: list[Example], count: int) -> dict[str, Tensor]:
+def with_unpaired(processor: VLProcessor, examples: list[Example], count: int) -> dict[str, Tensor]:
     """A batch, and ``count`` further images without texts."""
     rng = np.random.default_rng(7)
     lone = [Example(encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), ()) for _ in range(count)]
@@ -357,8 +358,8 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
         "gathered": (model, [tensors(contrastive, part) for part in cut], [tensors(contrastive, captioned)]),
         "lone images": (
             model,
-            [with_lone(contrastive, captioned[:1], 0), with_lone(contrastive, captioned[1:], 2)],
-            [with_lone(contrastive, captioned, 2)],
+            [with_unpaired(contrastive, captioned[:1], 0), with_unpaired(contrastive, captioned[1:], 2)],
+            [with_unpaired(contrastive, captioned, 2)],
         ),
         "apart": (plain_model(contrastive, {"kind": "contrastive", "width": 8, "gather": False}), halves, halves),
     }
@@ -413,7 +414,7 @@ def test_in_evaluation_each_process_is_alone(cases: dict[str, Case], of_two_proc
 def test_keys_are_needed_to_compare_with_others(
     contrastive: VLProcessor, captioned: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlmodel.decoder.contrastive.several", lambda: True)
+    monkeypatch.setattr("vlmodel.decoder.contrastive.is_distributed", lambda: True)
     batch = tensors(contrastive, captioned)
     del batch["text_key_N"]
     model = plain_model(contrastive, {"kind": "contrastive"}).train()

@@ -65,7 +65,7 @@ def test_a_single_stream_has_no_gate() -> None:
     assert {name for name, _ in fusion.named_parameters()} == {"adapters.a.weight", "adapters.a.bias"}
 
 
-def test_with_nobody_to_ask_only_the_feed_forward_acts() -> None:
+def test_without_other_streams_only_the_feed_forward_acts() -> None:
     """A missing partner and no partner at all are the same to the tokens of a stream."""
     pair = fusion_of("interactive", {"audio": 6, "vision": 6}, width=8, heads=2)
     for parameter in pair.parameters():

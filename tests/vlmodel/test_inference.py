@@ -16,12 +16,14 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from tests.vlmodel.conftest import LABELS
+from tests.vlmodel.tiny import collate
 from vlmodel.config import ConfigError, parse
 from vlmodel.images.errors import ImageError
 from vlmodel.inference import Predictor
-from vlmodel.model import ModelConfig, VLModel
-from vlmodel.parts import WeightsError
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
+from vlmodel.weights import WeightsError
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_answers_are_ranked_and_grouped_by_example(
         assert [answer for answer, _ in prediction.answers] == [processor.labels[k] for k in np.argsort(-row)[:3]]
         np.testing.assert_allclose([p for _, p in prediction.answers], np.sort(row)[::-1][:3], rtol=1e-6)
     flat = [p.answers for texts in predictions for p in texts]
-    assert predictor.predict_collated(processor.collate(examples), top_k=3) == flat
+    assert predictor.predict_collated(collate(processor, examples), top_k=3) == flat
 
 
 def test_one_alone_is_answered_as_among_many(predictor: Predictor, examples: list[Example]) -> None:
@@ -126,7 +128,7 @@ def test_no_answer_at_all_is_refused(top_k: int, predictor: Predictor, examples:
         predictor.predict(examples, top_k=top_k)
 
 
-def test_broken_picture_is_an_image_error(predictor: Predictor) -> None:
+def test_a_broken_image_is_an_image_error(predictor: Predictor) -> None:
     with pytest.raises(ImageError):
         predictor.predict([Example(b"broken", ("a",))])
 

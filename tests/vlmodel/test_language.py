@@ -16,17 +16,19 @@ from transformers import AutoModel, AutoTokenizer
 from vlmodel.config import ConfigError, parse
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.language.transformer import Config, TransformerEncoder
-from vlmodel.model import ModelConfig, VLModel
-from vlmodel.parts import Vocabulary, WeightsError
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
+from vlmodel.parts import Vocabulary
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.tokens import Tokens
+from vlmodel.weights import WeightsError
 
 VOCABULARY = Vocabulary(size=30, padding=0, labels=0)
 TINY = {"width": 16, "heads": 2, "depth": 2, "positions": 12, "dropout": 0.0}
 # Three texts of six, four and one token, padded on the right.
 IDS = torch.tensor([[4, 9, 23, 11, 17, 5], [4, 20, 8, 5, 0, 0], [4, 0, 0, 0, 0, 0]])
 MASK = IDS != 0
-BARE = [name for name, traits in ARCHITECTURES.items() if traits.bare]
+BARE = [name for name, traits in ARCHITECTURES.items() if traits.works_without_layers]
 STACKED = [name for name, traits in ARCHITECTURES.items() if traits.layers]
 
 
@@ -49,8 +51,8 @@ def saved(folder: Path, **settings: Any) -> TransformerEncoder:
     return built
 
 
-def close(ours: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(ours, expected, rtol=0, atol=2e-6 * max(1.0, expected.abs().max().item()))
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6 * max(1.0, expected.abs().max().item()))
 
 
 def real(tokens: Tokens) -> Tensor:
@@ -106,7 +108,7 @@ def test_text_without_a_token(architecture: str, pooling: str) -> None:
 @pytest.mark.parametrize("layers", [None, 0])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_parameter_has_a_gradient(architecture: str, layers: int | None) -> None:
-    if layers == 0 and not ARCHITECTURES[architecture].bare:
+    if layers == 0 and not ARCHITECTURES[architecture].works_without_layers:
         pytest.skip("cannot be built without layers, and is refused")
     language = encoder(architecture=architecture, layers=layers, pooling="attention").train()
     for rows in (3, 0):
@@ -242,7 +244,7 @@ def test_frozen_keeps_no_activations(architecture: str) -> None:
     assert 0 < half < whole / 2
 
 
-def test_layers_that_see_near_tokens_only() -> None:
+def test_sliding_window_attention() -> None:
     """ModernBERT's, against transformers' own, where a text is longer than what they see."""
     resolved = config(architecture="modernbert", depth=3).resolve(VOCABULARY)
     assert resolved.resolved is not None
@@ -326,7 +328,9 @@ def test_layers_that_are_not_there(settings: dict[str, Any], message: str, origi
         chosen.resolve(VOCABULARY)
 
 
-@pytest.mark.parametrize("architecture", [name for name, traits in ARCHITECTURES.items() if not traits.bare])
+@pytest.mark.parametrize(
+    "architecture", [name for name, traits in ARCHITECTURES.items() if not traits.works_without_layers]
+)
 def test_who_needs_layers_is_refused_where_the_topology_encodes_text(architecture: str, tmp_path: Path) -> None:
     tree: dict[str, Any] = {"topology": {"kind": "single"}, "language": {"architecture": architecture}}
     with pytest.raises(

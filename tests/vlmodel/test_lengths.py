@@ -31,8 +31,8 @@ TEXTS = (
 @pytest.fixture
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Group however little it saves: tests have few texts."""
-    monkeypatch.setattr(lengths, "WORTH_SHARE", 0.0)
-    monkeypatch.setattr(lengths, "WORTH_TOKENS", 0)
+    monkeypatch.setattr(lengths, "MIN_SAVED_SHARE", 0.0)
+    monkeypatch.setattr(lengths, "MIN_SAVED_TOKENS", 0)
 
 
 def mask_of(lengths_U: Sequence[int], width: int, left: bool = False) -> np.ndarray:

@@ -172,6 +172,6 @@ def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
         parse(Config, {**DECODER, **changes})
 
 
-def test_the_best_is_chosen_by_a_figure_that_speaks_for_all() -> None:
+def test_selection_metric_of_several_tasks() -> None:
     assert parse(Config, DECODER).selection_metric() == "accuracy"
     assert parse(Config, {**DECODER, "heads": HEADS | {"tell": {"kind": "caption"}}}).selection_metric() == "loss"

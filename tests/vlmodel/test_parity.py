@@ -61,11 +61,11 @@ def test_vision_tokens_are_torchvisions_feature_map(
     torch.manual_seed(0)
     # The classifier of a VGG would take seconds to be drawn.
     with torch.device("meta" if name.startswith("vgg") else "cpu"):
-        theirs = torchvision.models.get_model(name, weights=None).eval()
-    theirs.classifier = theirs.fc = nn.Identity()
+        reference = torchvision.models.get_model(name, weights=None).eval()
+    reference.classifier = reference.fc = nn.Identity()
     if name.startswith("vgg"):
-        theirs.to_empty(device="cpu")
-    for part in theirs.modules():
+        reference.to_empty(device="cpu")
+    for part in reference.modules():
         for key, parameter in part.named_parameters(recurse=False):
             nn.init.normal_(parameter, std=0.05 if key == "weight" and parameter.ndim > 1 else 1.0)
         if isinstance(part, nn.BatchNorm2d):
@@ -73,15 +73,15 @@ def test_vision_tokens_are_torchvisions_feature_map(
             assert part.running_var is not None
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 1.5)
-    theirs.double()
+    reference.double()
     with monkeypatch.context() as building:
-        building.setattr(_backbones, "create", lambda *_: copy.deepcopy(theirs))
-        ours = config.build().eval().double()
+        building.setattr(_backbones, "create", lambda *_: copy.deepcopy(reference))
+        actual = config.build().eval().double()
     with torch.no_grad():
-        expected = features(theirs, normalised(PIXELS))
-        tokens = ours(PIXELS)
+        expected = features(reference, normalised(PIXELS))
+        tokens = actual(PIXELS)
     grid = expected.shape[-1]
-    assert ours.width == expected.shape[1]
+    assert actual.width == expected.shape[1]
     cell = 64 // grid
     config.check_image(cell)
     with pytest.raises(ConfigError, match=f"image_size={cell - 1} is smaller than one grid cell.* {cell} x {cell}"):
@@ -101,17 +101,17 @@ def through(model: nn.Module, x: Tensor, names: str) -> Tensor:
 @pytest.mark.parametrize("training", [False, True])
 def test_vit_tokens_are_torchvisions_encoder_output(training: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    theirs = torchvision.models.VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=40)
-    for parameter in theirs.parameters():
+    reference = torchvision.models.VisionTransformer(64, 16, num_layers=2, num_heads=2, hidden_dim=24, mlp_dim=40)
+    for parameter in reference.parameters():
         nn.init.normal_(parameter, std=0.3)
-    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    torch.save(reference.state_dict(), tmp_path / "w.pth")
     shape = {"patch_size": 16, "width": 24, "depth": 2, "heads": 2, "feed_forward": 40}
-    ours: Any = parse(ViTConfig, {"image_size": 64, "weights": str(tmp_path / "w.pth"), **shape}).build()
-    ours.load_pretrained()
+    actual: Any = parse(ViTConfig, {"image_size": 64, "weights": str(tmp_path / "w.pth"), **shape}).build()
+    actual.load_pretrained()
     found: dict[str, Tensor] = {}
-    theirs.encoder.register_forward_hook(lambda _, __, output: found.update(encoded=output))
-    theirs.double().train(training)(normalised(PIXELS))
-    tokens = ours.double().train(training)(PIXELS)
+    reference.encoder.register_forward_hook(lambda _, __, output: found.update(encoded=output))
+    reference.double().train(training)(normalised(PIXELS))
+    tokens = actual.double().train(training)(PIXELS)
     tolerance = {"rtol": 0, "atol": 1e-6 * found["encoded"].abs().max().item()}
     torch.testing.assert_close(tokens.pooled_BD, found["encoded"][:, 0], **tolerance)
     torch.testing.assert_close(tokens.x_BTD, found["encoded"][:, 1:], **tolerance)
@@ -120,11 +120,11 @@ def test_vit_tokens_are_torchvisions_encoder_output(training: bool, tmp_path: Pa
 @pytest.mark.parametrize("name", ["vit_b_32", "vit_h_14"])
 def test_vit_of_a_name_has_torchvisions_weights(name: str) -> None:
     with torch.device("meta"):
-        theirs = torchvision.models.get_model(name, weights=None)
-        ours = parse(ViTConfig, {"name": name}).build()
+        reference = torchvision.models.get_model(name, weights=None)
+        actual = parse(ViTConfig, {"name": name}).build()
     shapes = [
         {key: tuple(value.shape) for key, value in model.state_dict().items() if not key.startswith("heads.")}
-        for model in (theirs, ours.get_submodule("backbone"))
+        for model in (reference, actual.get_submodule("backbone"))
     ]
     assert shapes[0] == shapes[1]
 
@@ -151,10 +151,10 @@ def test_language_tokens_are_transformers_output(
     language = make_model(language={"architecture": architecture, "depth": 2}).language
     for parameter in language.parameters():
         nn.init.normal_(parameter, std=0.3)
-    theirs = AutoModel.from_config(language.encoder.config).eval()
+    reference = AutoModel.from_config(language.encoder.config).eval()
     # They have a pooler beside ours.
     assert all(
-        key.startswith("pooler") for key in theirs.load_state_dict(language.encoder.state_dict(), strict=False)[0]
+        key.startswith("pooler") for key in reference.load_state_dict(language.encoder.state_dict(), strict=False)[0]
     )
     ids, mask = batch["input_ids_NT"], batch["text_mask_NT"]
     more = {}
@@ -166,7 +166,7 @@ def test_language_tokens_are_transformers_output(
         assert not mask[-1, 0]
         assert mask[:, -1].all()
     with torch.no_grad():
-        expected = theirs(input_ids=ids, attention_mask=mask.long(), **more).last_hidden_state
+        expected = reference(input_ids=ids, attention_mask=mask.long(), **more).last_hidden_state
         tokens = language(ids, mask)
     for n, real in enumerate(mask):
         x_TD = expected[n, real]
@@ -300,9 +300,9 @@ def test_interactive_fusion_is_its_formula() -> None:
             spans = {"audio": (0, 4), "language": (4, 9), "vision": (9, 15)}
             assert fused.spans == spans
             for name, (start, stop) in spans.items():
-                theirs = fused.attention_LBQS[i, n, start:stop].detach().numpy()
-                assert not theirs[:, start:stop].any()
-                others = np.concatenate([theirs[:, :start], theirs[:, stop:]], axis=1)
+                reference = fused.attention_LBQS[i, n, start:stop].detach().numpy()
+                assert not reference[:, start:stop].any()
+                others = np.concatenate([reference[:, :start], reference[:, stop:]], axis=1)
                 np.testing.assert_allclose(others[mask[name]], weights[name][mask[name]], rtol=0, atol=1e-6)
         x = {name: hand.norm(f"norms.{name}", x[name]) for name in x}
         pooled = [x["language"][0] if name == "language" else x[name][mask[name]].mean(0) for name in x]
@@ -339,10 +339,10 @@ def test_topology_is_its_formula(kind: str) -> None:
             x = {name: hand.norm(f"norms.{name}", x[name]) for name in x}
         for name, expected in x.items():
             tolerance = 1e-6 * np.abs(expected).max()
-            ours, real = keep.streams[name], mask[name]
-            assert np.abs((ours.x_BTD[n].detach().numpy() - expected)[real]).max() < tolerance
+            actual, real = keep.streams[name], mask[name]
+            assert np.abs((actual.x_BTD[n].detach().numpy() - expected)[real]).max() < tolerance
             pooled = expected[0] if name == "language" else expected[real].mean(0)
-            assert np.abs(ours.pooled_BD[n].detach().numpy() - pooled).max() < tolerance
+            assert np.abs(actual.pooled_BD[n].detach().numpy() - pooled).max() < tolerance
 
 
 @pytest.mark.parametrize("pooled_only", [False, True])
@@ -388,8 +388,8 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
     """Loss and texts against a model of transformers that is given the same weights and the same hidden states."""
     tree: Any = parse(part_config("vlmodel.decoder", kind), {"kind": kind, "architecture": architecture, "width": 16})
     torch.manual_seed(0)
-    ours = tree.build({"joint": 16}, parts.Vocabulary(len(processor.tokenizer), 0, 0, begin=2, end=3)).eval()
-    for parameter in ours.parameters():
+    actual = tree.build({"joint": 16}, parts.Vocabulary(len(processor.tokenizer), 0, 0, begin=2, end=3)).eval()
+    for parameter in actual.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.4)
     decoding = {"is_decoder": True, "add_cross_attention": True, "is_encoder_decoder": False}
@@ -401,9 +401,9 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
          "max_position_embeddings": 128} | ({"embedding_size": 16} if architecture == "electra" else {}),
     )  # fmt: skip
     config = AutoConfig.for_model(architecture, vocab_size=len(processor.tokenizer), **sizes, **decoding)
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    theirs.load_state_dict(ours.inner.state_dict())
-    theirs.generation_config = GenerationConfig()
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    reference.load_state_dict(actual.inner.state_dict())
+    reference.generation_config = GenerationConfig()
 
     mask_NS = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
     joint = Tokens(torch.randn(3, 5, 16), mask_NS, torch.randn(3, 16))
@@ -418,8 +418,8 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
     if architecture == "bart":  # which leaves it to the caller to set each token against the next
         labels = F.pad(labels[:, 1:], (0, 1), value=-100)
     with torch.no_grad():
-        decoded = ours(encoded, **targets)
-        expected = theirs(
+        decoded = actual(encoded, **targets)
+        expected = reference(
             input_ids=targets["target_ids_NT"], attention_mask=torch.ones_like(labels), labels=labels, **seen
         ).loss
         assert decoded.count == 4 + 6
@@ -428,13 +428,13 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
         begin = torch.full((3, 1), 2)
         tokens = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0, "use_cache": False}
         given = {"input_ids": begin, "attention_mask": torch.ones_like(begin), "max_new_tokens": 9, **tokens, **seen}
-        greedy = theirs.generate(**given)
-        beams = theirs.generate(
+        greedy = reference.generate(**given)
+        beams = reference.generate(
             **given, num_beams=4, num_return_sequences=4, length_penalty=0.0, return_dict_in_generate=True,
             output_scores=True,
         )  # fmt: skip
-        found = ours.answer(encoded, processor, 1, max_new_tokens=9)
-        several = ours.answer(encoded, processor, 4, max_new_tokens=9)
+        found = actual.answer(encoded, processor, 1, max_new_tokens=9)
+        several = actual.answer(encoded, processor, 4, max_new_tokens=9)
     assert [row[0][0] for row in found] == processor.tokenizer.batch_decode(greedy, skip_special_tokens=True)
     written = processor.tokenizer.batch_decode(beams.sequences, skip_special_tokens=True)
     assert len(set(written)) > 4

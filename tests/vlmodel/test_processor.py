@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from tests.vlmodel.tiny import collate
 from vlmodel.config import ConfigError, parse
 from vlmodel.images.errors import ImageError
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
@@ -60,7 +61,7 @@ def test_a_large_jpeg_is_hardly_changed_by_being_decoded_smaller(processor: VLPr
     assert difference.mean() < 2
 
 
-def test_squash_keeps_all_and_crop_keeps_the_middle(processor: VLProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_squash_keeps_all_and_crop_the_center(processor: VLProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
     image = Image.new("RGB", (96, 32), RED)
     image.paste(GREEN, (32, 0, 64, 32))
     squashed = processor.decode(saved(image))
@@ -106,7 +107,7 @@ def test_exif_orientation(processor: VLProcessor, orientation: int, format: str)
     assert near(decoded[5, 24], GREEN, 30)
 
 
-def test_broken_exif_is_no_broken_picture(processor: VLProcessor) -> None:
+def test_broken_exif_is_ignored(processor: VLProcessor) -> None:
     data = saved(halves(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     assert near(processor.decode(data)[16, 4], RED, 30)
 
@@ -159,7 +160,7 @@ def test_first_frame_of_an_animation(processor: VLProcessor) -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
 @pytest.mark.parametrize("kept", [0.95, 0.5, 0.1])
-def test_cut_off_pictures(processor: VLProcessor, format: str, kept: float) -> None:
+def test_truncated_images(processor: VLProcessor, format: str, kept: float) -> None:
     noise = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(noise, format)
     with pytest.raises(ImageError) as caught:
@@ -174,7 +175,7 @@ def test_cut_off_pictures(processor: VLProcessor, format: str, kept: float) -> N
     [b"", b"\0", b"<html><body>404 Not Found</body></html>", b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n" + b"\0" * 50],
     ids=["empty", "zero", "html", "jpeg marker", "png of zeros"],
 )
-def test_bytes_that_are_no_picture(processor: VLProcessor, data: bytes) -> None:
+def test_bytes_that_are_no_image(processor: VLProcessor, data: bytes) -> None:
     with pytest.raises(ImageError, match=rf"image \({len(data)} bytes") as caught:
         processor.decode(data)
     assert caught.value.kind in ("undecodable", "truncated")
@@ -214,8 +215,8 @@ def test_image_error_survives_pickling(processor: VLProcessor) -> None:
 
 
 def test_collate(processor: VLProcessor, examples: list[Example]) -> None:
-    batch = processor.collate(
-        [*examples, Example(examples[0].image, ()), Example(examples[0].image, ("green?",), ("green",))]
+    batch = collate(
+        processor, [*examples, Example(examples[0].image, ()), Example(examples[0].image, ("green?",), ("green",))]
     )
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
         "pixels_BHWC": ((4, 32, 32, 3), "uint8"),
@@ -235,9 +236,9 @@ def test_collate(processor: VLProcessor, examples: list[Example]) -> None:
 
 
 def test_collate_of_little(processor: VLProcessor, examples: list[Example]) -> None:
-    nothing = processor.collate([])
+    nothing = collate(processor, [])
     assert nothing["pixels_BHWC"].shape == (0, 32, 32, 3)
-    silent = processor.collate([Example(examples[0].image, ())])
+    silent = collate(processor, [Example(examples[0].image, ())])
     assert silent["pixels_BHWC"].shape == (1, 32, 32, 3)
     assert silent["input_ids_NT"].shape[0] == silent["labels_N"].size == 0
 
@@ -245,9 +246,9 @@ def test_collate_of_little(processor: VLProcessor, examples: list[Example]) -> N
 def test_targets_and_weights_must_match_the_texts(processor: VLProcessor, examples: list[Example]) -> None:
     image = examples[0].image
     with pytest.raises(ValueError, match="2 texts have 1 targets"):
-        processor.collate([Example(image, ("a", "b"), ("red",))])
+        collate(processor, [Example(image, ("a", "b"), ("red",))])
     with pytest.raises(ValueError, match="1 texts have 2 weights"):
-        processor.collate([Example(image, ("a",), ("red",), (1.0, 2.0))])
+        collate(processor, [Example(image, ("a",), ("red",), (1.0, 2.0))])
 
 
 def test_texts_of_every_kind(processor: VLProcessor) -> None:
@@ -261,7 +262,7 @@ def test_texts_of_every_kind(processor: VLProcessor) -> None:
     assert alone.tolist() == [[2, 10, 3]]
 
 
-def test_texts_that_are_cut_are_told(processor: VLProcessor) -> None:
+def test_truncated_texts_are_reported(processor: VLProcessor) -> None:
     """Of 12 tokens two are special."""
     assert processor.truncated(["red " * 10, "red " * 11, "", "what color is it?"]) == [
         False,
@@ -277,7 +278,7 @@ def test_texts_that_are_cut_are_told(processor: VLProcessor) -> None:
 def test_limits_that_follow_the_data() -> None:
     following = ProcessorConfig()
     assert (following.max_tokens, following.max_target_tokens) == (0, 0)
-    found = following.resolve(longest=70, longest_target=5, most=64, most_target=16)
+    found = following.resolve(longest=70, longest_target=5, model_limit=64, target_limit=16)
     assert (found.max_tokens, found.max_target_tokens) == (64, 16)
     found = following.resolve(longest=70, longest_target=9000)
     assert (found.max_tokens, found.max_target_tokens) == (70, 512)
@@ -324,8 +325,8 @@ def test_saved_and_loaded_is_the_same(processor: VLProcessor, examples: list[Exa
     assert all(file.suffix == ".json" for file in tmp_path.iterdir())
     loaded = VLProcessor.from_pretrained(tmp_path)
     assert (loaded.config, loaded.labels) == (processor.config, processor.labels)
-    ours, theirs = processor.collate(examples), loaded.collate(examples)
-    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    actual, reference = collate(processor, examples), collate(loaded, examples)
+    assert all(np.array_equal(actual[name], reference[name]) for name in actual)
 
 
 def test_folder_without_a_processor(tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModel, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from pipelines.data.texts.corpus import train_tokenizer
-from tests.vlmodel.tiny import batch_for, for_tasks, tiny_tree
+from tests.vlmodel.tiny import batch_for, collate, for_tasks, tiny_tree
 from vlmodel.config import ConfigError, kinds, parse
 from vlmodel.decoder._causal import ARCHITECTURES
 from vlmodel.inference import Predictor
-from vlmodel.model import ModelConfig, VLModel
-from vlmodel.parts import Vocabulary, WeightsError
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
+from vlmodel.parts import Vocabulary
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 from vlmodel.tokens import DecoderInput, Fused, Tokens
+from vlmodel.weights import WeightsError
 
 KINDS = ("caption", "answer")
 SMALL = {"width": 16, "heads": 2, "depth": 1, "positions": 40}
@@ -192,7 +194,7 @@ def test_every_architecture(
     log_probability_N = torch.zeros(3)
     with torch.no_grad():
         for _ in range(8):
-            scores_NK = decoder._pass(decoder.inner, ids_NT, decoder._memory(encoded)).logits[:, -1].log_softmax(-1)
+            scores_NK = decoder._forward(decoder.inner, ids_NT, decoder._memory(encoded)).logits[:, -1].log_softmax(-1)
             alive_N = (ids_NT != 3).all(1)
             log_probability_N += scores_NK.max(-1).values * alive_N
             chosen_N = torch.where(alive_N, scores_NK.argmax(-1), 0)
@@ -251,7 +253,7 @@ def test_beams_rank_by_probability(architecture: str, make_model: Callable[..., 
         scores = {}
         for text in texts:
             ids = torch.tensor([[2, *text]])
-            logits = decoder._pass(decoder.inner, ids[:, :-1], (x_NSD[n : n + 1], mask_NS[n : n + 1])).logits
+            logits = decoder._forward(decoder.inner, ids[:, :-1], (x_NSD[n : n + 1], mask_NS[n : n + 1])).logits
             scores[text] = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).sum().exp().item()
         best = sorted(scores.items(), key=lambda item: -item[1])[:3]
         written = [processor.tokenizer.decode(text, skip_special_tokens=True).strip() for text, _ in best]
@@ -286,12 +288,15 @@ def test_samples_follow_the_model(make_model: Callable[..., Any], processor: VLP
     ("settings", "message"),
     [
         ({"num_beam": 3}, "'num_beam' is no setting of generation; they are .*num_beams"),
-        ({"num_beams": "3"}, "num_beams='3' must be of type int"),
-        ({"do_sample": 1}, "do_sample=1 must be of type bool"),
+        ({"num_beams": "3"}, "num_beams='3': Input should be a valid integer"),
+        ({"do_sample": 1}, "do_sample=1: Input should be a valid boolean"),
         ({"num_beams": 1}, "num_beams=1 cannot find top_k=2 texts"),
         ({"max_new_tokens": 41}, "max_new_tokens=41 is more than the 40 that the decoder knows"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-        ({"do_sample": True, "temperature": -1.0}, "temperature=-1.0 must be at least 1e-06"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0: Input should be greater than or equal to 1"),
+        (
+            {"do_sample": True, "temperature": -1.0},
+            "temperature=-1.0: Input should be greater than or equal to 0.000001",
+        ),
         ({"streamer": object()}, "streamer takes the text of one row .* there are 2 rows with top_k=2"),
     ],
 )
@@ -354,7 +359,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
 
         attention.register_forward_pre_hook(weigh)
     ids_NT = torch.from_numpy(processor.tokenize_targets(texts)["target_ids_NT"])
-    decoder._pass(decoder.inner, ids_NT[:, :-1], (x_NSD, mask_NS))
+    decoder._forward(decoder.inner, ids_NT[:, :-1], (x_NSD, mask_NS))
     expected = torch.stack(seen).mean(0)[..., :-1]
     torch.testing.assert_close(weights_NLT[0], expected[0])
     torch.testing.assert_close(weights_NLT[1, :2], expected[1, :2])
@@ -365,7 +370,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
 
 
 @pytest.mark.parametrize("fusion", ["concat", "gated"])
-def test_a_joint_stream_of_one_token_is_looked_at_once(
+def test_a_joint_stream_of_one_token_is_attended_once(
     fusion: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
     model = make_model(fusion={"kind": fusion}, decoder={"kind": "caption", **SMALL})
@@ -474,7 +479,7 @@ def test_texts_longer_than_the_positions_are_refused(tokenizer: PreTrainedTokeni
         VLModel.from_tree(tree, processor)
 
 
-def test_captions_of_four_pictures_are_learned(tmp_path: Path) -> None:
+def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
     """With the tokenizer of the pipeline, so that its texts come back as they were."""
     captions = {
         "a red dog.": (220, 30, 30),
@@ -494,7 +499,7 @@ def test_captions_of_four_pictures_are_learned(tmp_path: Path) -> None:
         file = io.BytesIO()
         Image.new("RGB", (32, 32), color).save(file, "PNG")
         examples.append(Example(file.getvalue(), ("",), (caption,)))
-    batch = {name: torch.from_numpy(array) for name, array in processor.collate(examples).items()}
+    batch = {name: torch.from_numpy(array) for name, array in collate(processor, examples).items()}
     torch.manual_seed(0)
     model = VLModel.from_tree(tree, processor).train()
     model.vision.eval()

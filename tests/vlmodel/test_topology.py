@@ -39,8 +39,8 @@ grid = pytest.mark.parametrize(
 )
 
 
-def small(room: str, kind: str, **settings: Any) -> Any:
-    config = part_config(f"vlmodel.{room}", kind)
+def small(package: str, kind: str, **settings: Any) -> Any:
+    config = part_config(f"vlmodel.{package}", kind)
     sizes = {"width": 8, "heads": 2, "rounds": 2, "depth": 2, "expansion": 2, "dropout": 0.0}
     return config(**{key: value for key, value in sizes.items() if key in config.model_fields}, **settings)
 
@@ -260,7 +260,7 @@ def test_attention_over_another_sequence_stays_apart(topology: str) -> None:
 
 
 @pytest.mark.parametrize("topology", kinds("vlmodel.topology"))
-def test_a_shared_picture_is_adapted_once(topology: str) -> None:
+def test_a_shared_image_is_adapted_once(topology: str) -> None:
     model = build(topology, ("transformer", {}), ("language", "vision"))
     outer = model.fusion.adapters if topology == "dual" else model.adapters
     counts = []

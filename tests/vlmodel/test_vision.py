@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vlmodel.config import ConfigError, parse
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Encoder
 from vlmodel.processor import ProcessorConfig
 from vlmodel.vision import cnn, vit
@@ -92,7 +93,7 @@ def test_multiscale_without_projection_has_the_last_width() -> None:
     assert encoder(pixels()).x_BTD.shape == (2, 64 + 16, 128)
 
 
-def test_attention_as_a_picture() -> None:
+def test_attention_as_a_grid() -> None:
     weights = torch.arange(8.0).view(1, 8)
     scales = make(stages=2, output="multiscale", grid=2)
     assert scales.to_grid(weights).tolist() == [[[4.0, 6.0], [8.0, 10.0]]]
@@ -178,7 +179,7 @@ def test_frozen_runs_without_gradient(settings: dict[str, object]) -> None:
     ],
     ids=str,
 )
-def test_the_halves_are_the_whole(settings: dict[str, object], numbers: int) -> None:
+def test_forward_is_from_features_of_features(settings: dict[str, object], numbers: int) -> None:
     encoder = make(**settings, frozen=True).train()
     given = pixels(32 if settings.get("kind") == "vit" else 36)
     whole, features_BF = encoder(given), encoder.features(given)
@@ -195,7 +196,7 @@ def test_the_halves_are_the_whole(settings: dict[str, object], numbers: int) -> 
 
 
 @pytest.mark.parametrize("settings", [{"stages": 2}, VIT], ids=str)
-def test_features_depend_on_what_rests_alone(settings: dict[str, object]) -> None:
+def test_features_depend_on_frozen_weights_only(settings: dict[str, object]) -> None:
     encoder = make(**settings, projection=8, frozen=True)
     assert {name.partition(".")[0] for name in encoder.frozen_state()} == {"backbone", "mean_C", "std_C"}
     assert set(encoder.frozen_state()) >= {f"backbone.{name}" for name in encoder.backbone.state_dict()}
@@ -209,7 +210,7 @@ def test_features_depend_on_what_rests_alone(settings: dict[str, object]) -> Non
         ({"frozen_stages": 2}, ["conv1", "bn1", "layer1", "layer2"]),
     ],
 )
-def test_statistics_rest_where_frozen(settings: dict[str, object], still: list[str]) -> None:
+def test_batch_statistics_of_frozen_layers_stay(settings: dict[str, object], still: list[str]) -> None:
     encoder = make(stages=2, **settings).train()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     encoder.requires_grad_(False)

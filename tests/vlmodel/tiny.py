@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlmodel.config import parse, part_config
-from vlmodel.model import ModelConfig
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.task_spec import TaskSpec
 
-ROOMS = ("vision", "language", "topology", "fusion", "decoder")
+PACKAGES = ("vision", "language", "topology", "fusion", "decoder")
 
 TINY: dict[tuple[str, str], dict[str, Any]] = {
     ("vision", "cnn"): {"name": "resnet18", "stages": 1, "projection": 16},
@@ -31,12 +31,12 @@ DEFAULT_KINDS = {
 def tiny_tree(**parts: dict[str, Any]) -> ModelConfig:
     """Tiny parts, with the given settings on top."""
     tree: dict[str, dict[str, Any]] = {}
-    for room, default in DEFAULT_KINDS.items():
-        changes = parts.get(room, {})
+    for package, default in DEFAULT_KINDS.items():
+        changes = parts.get(package, {})
         kind = changes.get("kind", default)
-        known = part_config(f"vlmodel.{room}", kind).model_fields
+        known = part_config(f"vlmodel.{package}", kind).model_fields
         small = {key: value for key, value in {"width": 16, "dropout": 0.0}.items() if key in known}
-        tree[room] = {"kind": kind, **TINY.get((room, kind), small), **changes}
+        tree[package] = {"kind": kind, **TINY.get((package, kind), small), **changes}
     return parse(ModelConfig, tree)
 
 
@@ -50,6 +50,11 @@ def batch_for(processor: VLProcessor, tasks: Mapping[str, TaskSpec], examples: l
     made = for_tasks(processor, tasks)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
     return {name: torch.from_numpy(array) for name, array in made.collate_tasks(made.images(examples), rows).items()}
+
+
+def collate(processor: VLProcessor, examples: Sequence[Example]) -> dict[str, Any]:
+    """The examples as the rows of the first task."""
+    return processor.collate_tasks(processor.images(examples), {next(iter(processor.tasks)): examples})
 
 
 def as_rows(example: Example, fields: TaskSpec) -> Example:

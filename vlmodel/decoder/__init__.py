@@ -1,1 +1,1 @@
-"""Decoders, one file a task: its head, its loss, its counts and its answer."""
+"""Decoders, one file a task: its layers, its loss, its counts and its answers."""

@@ -1,19 +1,23 @@
-"""The causal language models of transformers that can look at another sequence, and how each names its settings.
+"""The causal language models of transformers that can attend to another sequence, and how each names its settings.
 
-A table, and no guess from a model's fields: that what is generated with a cache is what a whole pass gives, that every
-parameter has a gradient, and that tied embeddings come back from a file was tried for each
-(``tests/vlmodel/test_sequence_decoders.py`` does so for every row).
+This is a table because a model's settings do not tell whether generation with a cache gives the same as a whole pass,
+whether every parameter has a gradient, or whether tied embeddings survive saving.
+``tests/vlmodel/test_sequence_decoders.py`` checks every row.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmodel import parts
 from vlmodel.config import ConfigError
+from vlmodel.weights import from_plain, open_config, open_model, plain, refuse_missing
+
+if TYPE_CHECKING:
+    from vlmodel.decoder._sequence import SequenceConfig
+
+_SETTING = "decoder.pretrained"
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,10 @@ class Architecture:
     """How an architecture names its settings and its weights.
 
     Attributes:
-        widths, depth, heads, feed_forward, positions: names of its settings of size.
+        widths, depth, heads, feed_forward, positions: names of its sizes.
         dropouts: names of the dropout of embeddings and layers.
         attention_dropout: name of the dropout of the attention weights.
-        looking: what the names of the weights contain that look at the other sequence.
+        cross_attention: parts of the names of its cross-attention weights.
     """
 
     widths: tuple[str, ...] = ("hidden_size",)
@@ -34,7 +38,7 @@ class Architecture:
     positions: str = "max_position_embeddings"
     dropouts: tuple[str, ...] = ("hidden_dropout_prob",)
     attention_dropout: str = "attention_probs_dropout_prob"
-    looking: tuple[str, ...] = ("crossattention",)
+    cross_attention: tuple[str, ...] = ("crossattention",)
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -45,7 +49,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "decoder_ffn_dim",
         dropouts=("dropout",),
         attention_dropout="attention_dropout",
-        looking=("encoder_attn",),
+        cross_attention=("encoder_attn",),
     ),
     "bert": Architecture(),
     "electra": Architecture(("hidden_size", "embedding_size")),
@@ -69,64 +73,36 @@ def unsupported_reason(name: str) -> str | None:
     return f"is none of the decoders that were tried; use one of {', '.join(ARCHITECTURES)}"
 
 
-def from_scratch(
-    name: str,
-    vocabulary: parts.Vocabulary,
-    *,
-    width: int,
-    depth: int,
-    heads: int,
-    feed_forward: int,
-    positions: int,
-    dropout: float,
-) -> dict[str, Any]:
+def from_scratch(config: SequenceConfig, vocabulary: parts.Vocabulary) -> dict[str, Any]:
     """transformers' configuration of a new decoder, as plain values."""
-    from transformers import AutoConfig
-
-    names = ARCHITECTURES[name]
-    settings: dict[str, Any] = dict.fromkeys(names.widths, width) | dict.fromkeys(names.dropouts, dropout)
-    settings |= {
-        names.depth: depth,
-        names.heads: heads,
-        names.feed_forward: feed_forward,
-        names.positions: positions,
+    names = ARCHITECTURES[config.architecture]
+    settings = {
+        "model_type": config.architecture,
+        "vocab_size": vocabulary.size,
+        **dict.fromkeys(names.widths, config.width),
+        **dict.fromkeys(names.dropouts, config.dropout),
+        names.depth: config.depth,
+        names.heads: config.heads,
+        names.feed_forward: config.expansion * config.width,
+        names.positions: config.positions,
         names.attention_dropout: 0.0,
     }
-    return _plain(AutoConfig.for_model(name, **settings, vocab_size=vocabulary.size), vocabulary)
+    return _as_decoder(from_plain(settings), vocabulary)
 
 
-def of_pretrained(source: str, vocabulary: parts.Vocabulary) -> dict[str, Any]:
-    """transformers' configuration of the decoder, or encoder, that lies at ``source``, as a decoder.
+def from_pretrained(source: str, vocabulary: parts.Vocabulary) -> dict[str, Any]:
+    """transformers' configuration of the decoder or encoder at ``source``, as a decoder, in plain values.
 
     Raises:
         ConfigError: it is of no architecture that can be used, or does not fit the tokenizer.
         WeightsError: it cannot be opened.
     """
-    from transformers import AutoConfig
-
-    try:
-        found = AutoConfig.from_pretrained(source, trust_remote_code=False, **_locality(source))
-    except (OSError, ValueError) as error:
-        raise parts.WeightsError(f"decoder.pretrained={source!r} cannot be opened: {error}") from error
-    if reason := unsupported_reason(found.model_type):
-        raise ConfigError(f"decoder.pretrained={source!r}: its architecture {found.model_type!r} {reason}")
-    if found.vocab_size < vocabulary.size:
+    config = open_config(_SETTING, source, vocabulary.size, unsupported_reason)
+    if not config.tie_word_embeddings:
         raise ConfigError(
-            f"decoder.pretrained={source!r} knows {found.vocab_size} tokens and the tokenizer makes {vocabulary.size}; "
-            "use the tokenizer that belongs to it"
+            f"{_SETTING}={source!r} does not tie its output to its word embeddings; use a decoder that does"
         )
-    if not found.tie_word_embeddings:
-        raise ConfigError(
-            f"decoder.pretrained={source!r} does not tie its output to its word embeddings; use a decoder that does"
-        )
-    return _plain(found, vocabulary)
-
-
-def configuration(resolved: dict[str, Any]) -> Any:
-    """transformers' configuration of plain values."""
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**resolved)
+    return _as_decoder(config, vocabulary)
 
 
 def longest_target(resolved: dict[str, Any]) -> int:
@@ -135,60 +111,29 @@ def longest_target(resolved: dict[str, Any]) -> int:
 
 
 def load(inner: Any, source: str) -> None:
-    """Read the weights at ``source`` into ``inner``; the head may be missing, and what looks at the other sequence.
+    """Read the weights at ``source`` into ``inner``; they may lack the head and the cross-attention.
 
     Raises:
         WeightsError: they do not exist or do not fit.
     """
     from transformers import AutoModelForCausalLM
 
-    try:
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=configuration(_without_names(inner.config)),
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype="float32",
-            output_loading_info=True,
-            **_locality(source),
-        )
-    except Exception as error:  # whatever broken files lead its readers to
-        raise parts.WeightsError(f"decoder.pretrained={source!r} has no weights that can be loaded: {error}") from error
-    loaded, info = found
+    model, missing = open_model(AutoModelForCausalLM, _SETTING, source, from_plain(plain(inner.config)))
     body = f"{inner.base_model_prefix}."
-    missing = sorted(key for key in info["missing_keys"] if key.startswith(body) and not is_cross_attention(inner, key))
-    if missing:
-        raise parts.WeightsError(
-            f"decoder.pretrained={source!r} lacks {len(missing)} weights of its own architecture: "
-            f"{', '.join(missing[:3])}; name a complete checkpoint"
-        )
-    inner.load_state_dict(loaded.state_dict())
+    refuse_missing(
+        _SETTING, source, (key for key in missing if key.startswith(body) and not is_cross_attention(inner, key))
+    )
+    inner.load_state_dict(model.state_dict())
 
 
 def is_cross_attention(inner: Any, key: str) -> bool:
-    """Whether the weight ``key`` of ``inner`` is one that looks at the other sequence."""
-    return any(part in key for part in ARCHITECTURES[inner.config.model_type].looking)
+    """Whether the weight ``key`` of ``inner`` belongs to its cross-attention."""
+    return any(part in key for part in ARCHITECTURES[inner.config.model_type].cross_attention)
 
 
-def _plain(config: Any, vocabulary: parts.Vocabulary) -> dict[str, Any]:
+def _as_decoder(config: Any, vocabulary: parts.Vocabulary) -> dict[str, Any]:
     config.is_encoder_decoder = False
     config.is_decoder = config.add_cross_attention = True
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = (
-        vocabulary.padding,
-        vocabulary.begin,
-        vocabulary.end,
-    )
-    return _without_names(config)
-
-
-def _without_names(config: Any) -> dict[str, Any]:
-    # Through JSON, so that the settings are the same before a checkpoint is written and after.
-    plain: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    for key in ("_name_or_path", "architectures", "transformers_version", "dtype"):
-        plain.pop(key, None)
-    return plain
-
-
-def _locality(source: str) -> dict[str, bool]:
-    """A folder is read without asking a hub."""
-    return {"local_files_only": True} if Path(source).is_dir() else {}
+    config.pad_token_id, config.bos_token_id = vocabulary.padding, vocabulary.begin
+    config.eos_token_id = vocabulary.end
+    return plain(config)

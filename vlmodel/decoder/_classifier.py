@@ -1,4 +1,4 @@
-"""A classifier on the pooled joint vector: what the decoders that choose among classes have in common."""
+"""A classifier on the pooled joint vector: what the decoders that choose among classes share."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Classifier(parts.Decoder):
         """Scores of the classes and, where ``labels_N`` is given, loss and counts.
 
         Args:
-            labels_N: index of the right class, -1 where it is unknown or none of them: such a text counts nothing.
+            labels_N: index of the correct class, -1 if it is unknown or none of them: such a text has no loss.
             weights_N: weight of each text in loss and counts; one if not given.
         """
         logits_NK = self.head(encoded.fused.tokens.pooled_BD)
@@ -62,7 +62,7 @@ class Classifier(parts.Decoder):
         return parts.DecoderOutput(logits_NK, (loss_N * counted_N).sum(), counted_N.sum(), correct_N.sum(), all_N.sum())
 
     def classes(self, processor: VLProcessor) -> Sequence[str]:
-        """What the classes are called, in the order of the scores."""
+        """The names of the classes, in the order of the scores."""
         raise NotImplementedError
 
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:

@@ -1,4 +1,4 @@
-"""Decoders that write a text, token by token: what captioning and answering by generation have in common."""
+"""Decoders that generate a text, token by token: what captioning and generative answering share."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from torch.nn import functional as F
 from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.decoder import _causal
-from vlmodel.layers import check_heads
+from vlmodel.layers import as_transformers_mask, check_heads
 from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import DecoderInput
+from vlmodel.weights import from_plain
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
 Memory = tuple[Tensor, Tensor]
-"""What a text is written from (N, S, D), and which of it is real (N, S)."""
+"""The sequence that cross-attention reads (N, S, D), and which of its tokens are real (N, S)."""
 
 
 class SequenceConfig(parts.DecoderPart):
-    """Settings of a decoder that writes a text."""
+    """Settings of a decoder that generates a text."""
 
     pretrained: str = ""
-    """Folder or hub name of a pretrained decoder, or encoder, to start from; "" builds one by the settings below."""
+    """Folder or hub name of a pretrained decoder or encoder to start from; "" builds one by the settings below."""
     architecture: str = "bert"
     """From scratch: transformers' name of the architecture ("model_type"): bart, bert, electra or gpt2."""
     width: int = Field(256, ge=1)
-    """From scratch: width of the layers and of the word embeddings, which the output is tied to."""
+    """From scratch: width of the layers and of the word embeddings, to which the output is tied."""
     depth: int = Field(2, ge=1)
     """From scratch: number of layers."""
     heads: int = Field(4, ge=1)
@@ -42,7 +43,7 @@ class SequenceConfig(parts.DecoderPart):
     expansion: int = Field(4, ge=1)
     """From scratch: width of the feed-forward layers, in multiples of ``width``."""
     positions: int = Field(128, ge=3)
-    """From scratch: greatest number of tokens in a text, those that begin and end it included."""
+    """From scratch: greatest number of tokens in a text, including those that begin and end it."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """From scratch: dropout of embeddings and layers; attention has none, for which fast kernels exist."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -70,18 +71,9 @@ class SequenceConfig(parts.DecoderPart):
         if self.resolved is not None:
             return self
         if self.pretrained:
-            resolved = _causal.of_pretrained(self.pretrained, vocabulary)
+            resolved = _causal.from_pretrained(self.pretrained, vocabulary)
         else:
-            resolved = _causal.from_scratch(
-                self.architecture,
-                vocabulary,
-                width=self.width,
-                depth=self.depth,
-                heads=self.heads,
-                feed_forward=self.expansion * self.width,
-                positions=self.positions,
-                dropout=self.dropout,
-            )
+            resolved = _causal.from_scratch(self, vocabulary)
         return self.model_copy(update={"resolved": resolved})
 
     def longest_target(self) -> int | None:
@@ -91,10 +83,10 @@ class SequenceConfig(parts.DecoderPart):
 
     def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
         super().check_generation(settings, top_k, max_target_tokens)
-        longest, wanted = self.longest_target(), settings.get("max_new_tokens", 0)
-        if longest is not None and wanted > longest:
+        longest, requested = self.longest_target(), settings.get("max_new_tokens", 0)
+        if longest is not None and requested > longest:
             raise ConfigError(
-                f"max_new_tokens={wanted} is more than the {longest} that the decoder knows; lower the one or raise "
+                f"max_new_tokens={requested} is more than the {longest} that the decoder knows; lower the one or raise "
                 "the other (decoder.positions)"
             )
 
@@ -103,13 +95,13 @@ class SequenceConfig(parts.DecoderPart):
 
 
 class SequenceDecoder(parts.Decoder):
-    """A causal language model of transformers that looks at the joint stream by cross-attention.
+    """A causal language model of transformers with cross-attention to the joint stream.
 
-    Its output is tied to its word embeddings. What it looks at are the joint tokens and, after them, their pooled
-    vector, so that whatever makes that vector is learned too. Where no token is real it sees zeros.
+    Its output is tied to its word embeddings. The cross-attention reads the joint tokens and, after them, their pooled
+    vector, so that the layers that make this vector are trained too. If no token is real it reads zeros.
 
-    A fusion that keeps no sequence gives that vector alone. A softmax over one key is constant: there the queries and
-    keys of the cross-attention change nothing and have no gradient (zeros), and its values are all that is learned.
+    A fusion that keeps no sequence gives the pooled vector alone. A softmax over one key is constant: the queries and
+    keys of the cross-attention then have a gradient of zero, and only its values are learned.
     """
 
     def __init__(self, config: SequenceConfig, spec: TaskSpec, width: int) -> None:
@@ -118,16 +110,16 @@ class SequenceDecoder(parts.Decoder):
 
         assert config.resolved is not None
         self.spec, self.config = spec, config
-        self.inner = AutoModelForCausalLM.from_config(_causal.configuration(config.resolved), trust_remote_code=False)
+        self.inner = AutoModelForCausalLM.from_config(from_plain(config.resolved), trust_remote_code=False)
         self.begin, self.end, self.padding = (
             int(config.resolved[f"{name}_token_id"]) for name in ("bos", "eos", "pad")
         )
-        # What is written after the end is padding; it would warn of it.
+        # Without a padding token transformers does not warn about the padding after a text's end.
         self.inner.config.pad_token_id = None
-        # Some architectures bring settings along, such as a token to end with.
+        # Some architectures have defaults of their own, such as a token to end with.
         self.inner.generation_config = GenerationConfig()
-        own = self.inner.config.hidden_size
-        self.adapter: nn.Module = nn.Identity() if width == own else nn.Linear(width, own)
+        hidden_size = self.inner.config.hidden_size
+        self.adapter: nn.Module = nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
 
     def forward(  # type: ignore[override]
         self,
@@ -136,11 +128,11 @@ class SequenceDecoder(parts.Decoder):
         target_mask_NT: Tensor | None = None,
         weights_N: Tensor | None = None,
     ) -> parts.DecoderOutput:
-        """Cross-entropy of each token given the right ones before it, and how many would have been chosen rightly.
+        """Cross-entropy of each token given the correct ones before it, and how many tokens are predicted correctly.
 
         Args:
-            target_ids_NT: the texts, each between the tokens that begin and end it; the first counts nothing.
-            target_mask_NT: True where a token is real; False throughout for a text that is unknown.
+            target_ids_NT: the texts, each between the tokens that begin and end it; the first token is not predicted.
+            target_mask_NT: True where a token is real; all False for an unknown text.
             weights_N: weight of each text's tokens in loss and counts; one if not given.
         """
         if target_ids_NT is None or target_mask_NT is None:
@@ -150,11 +142,11 @@ class SequenceDecoder(parts.Decoder):
         if weights_N is not None:
             weights_NT = weights_NT * weights_N[:, None]
         if not len(target_ids_NT):
-            # transformers cannot reshape an empty batch. A row of weight zero goes in its place, and not past it, so
-            # that every parameter still has a gradient.
+            # transformers cannot reshape an empty batch. A row of weight zero takes its place, so that every parameter
+            # still has a gradient.
             memory = F.pad(memory[0], (0, 0, 0, 0, 0, 1)), F.pad(memory[1], (0, 0, 0, 1), value=True)
             target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
-        logits_NTK = self._pass(self.inner, target_ids_NT[:, :-1], memory).logits
+        logits_NTK = self._forward(self.inner, target_ids_NT[:, :-1], memory).logits
         labels_NT = target_ids_NT[:, 1:]
         loss_NT = self._cross_entropy(logits_NTK, labels_NT, self.config.label_smoothing)
         correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
@@ -162,19 +154,18 @@ class SequenceDecoder(parts.Decoder):
         return parts.DecoderOutput(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
 
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
-        """At most ``top_k`` different texts for each row, each with the probability that the model gives it.
+        """At most ``top_k`` different texts for each row, each with its probability.
 
-        That is the product of the probabilities of its tokens, the last one included, however it was found. One text is
-        written greedily; ``top_k`` of them come out of a search with as many beams, which ranks them by that product
-        unless ``length_penalty`` says otherwise; with ``do_sample`` they are samples, the most probable first.
+        The probability is the product of those of its tokens, including the last one. A single text is generated
+        greedily; ``top_k`` texts by a search with as many beams, ranked by probability unless ``length_penalty`` says
+        otherwise; with ``do_sample`` they are samples, the most probable first.
 
         Args:
-            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which is given the
-                tokens of a single row's text as they are written (transformers' ``TextStreamer`` with
-                ``skip_prompt=True``).
+            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which gets the tokens of
+                a single row's text as they are generated (transformers' ``TextStreamer`` with ``skip_prompt=True``).
 
         Raises:
-            ConfigError: as of ``check_generation``.
+            ConfigError: as ``check_generation``.
             ValueError: ``streamer`` and more than one text.
         """
         streamer = settings.pop("streamer", None)
@@ -188,43 +179,43 @@ class SequenceDecoder(parts.Decoder):
         if not count:
             return []
         ids_NkT = self._generate(memory, self._generation(processor, top_k, settings), streamer)
-        # One of the k after the other, so that no more scores are kept than in training.
-        found = []
+        # One of the k after the other, so that it takes no more memory than training.
+        ranked = []
         for ids_NT in ids_NkT.unbind(1):
-            logits_NTK = self._pass(self.inner, ids_NT[:, :-1], memory).logits
+            logits_NTK = self._forward(self.inner, ids_NT[:, :-1], memory).logits
             loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _up_to_end(ids_NT[:, 1:], self.end)
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
-            found.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
-        return [_unique(row, bool(settings.get("do_sample"))) for row in zip(*found, strict=True)]
+            ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
+        return [_unique(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
 
     def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
-        """See ``Decoder``: the mean of ``token_attention`` over the text's tokens but the one that ends it."""
+        """See ``Decoder``: the mean of ``token_attention`` over the text's tokens, without the one that ends it."""
         fused = encoded.fused
         if any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
             # The spans are those of a topology before a fusion that keeps no sequence.
             return None
         tokens, weights_NLT = self.token_attention(encoded, processor, [row[0][0] for row in answers])
-        words = torch.tensor([max(1, len(row) - 1) for row in tokens], device=weights_NLT.device)
-        written_NL = torch.arange(weights_NLT.shape[1], device=words.device) < words[:, None]
-        return (weights_NLT * written_NL.unsqueeze(-1)).sum(1) / words[:, None]
+        lengths_N = torch.tensor([max(1, len(row) - 1) for row in tokens], device=weights_NLT.device)
+        mask_NL = torch.arange(weights_NLT.shape[1], device=lengths_N.device) < lengths_N[:, None]
+        return (weights_NLT * mask_NL.unsqueeze(-1)).sum(1) / lengths_N[:, None]
 
     def token_attention(
         self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
     ) -> tuple[list[list[str]], Tensor]:
-        """Where in the joint stream the decoder looked before it wrote each token of N ``texts``.
+        """Cross-attention to the joint stream with which each token of N ``texts`` is predicted.
 
         Returns:
-            The tokens of each text with the one that ends it, and the attention to the joint stream (N, L, T), averaged
-            over layers and heads; what went to the pooled vector after it is left out. Padding has zeros.
+            The tokens of each text with the one that ends it, and the attention (N, L, T), averaged over layers and
+            heads, without that to the pooled vector. Padding has zeros.
         """
-        memory, joint = self._memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
-        made = processor.tokenize_targets(texts)
+        memory, length = self._memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
+        targets = processor.tokenize_targets(texts)
         ids_NT, mask_NT = (
-            torch.from_numpy(made[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
+            torch.from_numpy(targets[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
         )
-        looked = self._pass(self._eager(), ids_NT[:, :-1], memory, output_attentions=True).cross_attentions
-        weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in looked]).mean(0)[..., :joint]
-        ids = [row[1 : int(length)] for row, length in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
+        layers = self._forward(self._eager(), ids_NT[:, :-1], memory, output_attentions=True).cross_attentions
+        weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in layers]).mean(0)[..., :length]
+        ids = [row[1 : int(count)] for row, count in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
         tokens = [list(processor.tokenizer.convert_ids_to_tokens(row)) for row in ids]
         return tokens, weights_NLT * mask_NT[:, 1:, None]
 
@@ -233,7 +224,7 @@ class SequenceDecoder(parts.Decoder):
             _causal.load(self.inner, self.config.pretrained)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
-        """See ``Decoder``; what looks at the joint stream is new, wherever the rest came from."""
+        """See ``Decoder``; cross-attention is always new."""
         if self.config.pretrained:
             yield from (
                 p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention(self.inner, key)
@@ -248,16 +239,16 @@ class SequenceDecoder(parts.Decoder):
             x_NSD = torch.cat([x_NSD, tokens.pooled_BD.unsqueeze(1)], dim=1)
         return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
 
-    def _pass(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
-        """One pass over whole texts. Padding on their right is seen by no token before it, and so needs no mask."""
+    def _forward(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
+        """One pass over whole texts. Causal attention hides the padding on their right."""
         x_NSD, mask_NS = memory
         length = ids_NT.shape[1]
         causal_TT = torch.ones(length, length, dtype=torch.bool, device=ids_NT.device).tril()
         return inner(
             input_ids=ids_NT,
-            attention_mask=_additive_mask(inner, causal_TT[None, None]),
+            attention_mask=as_transformers_mask(inner, causal_TT[None, None]),
             encoder_hidden_states=x_NSD,
-            encoder_attention_mask=_additive_mask(inner, mask_NS[:, None, None]),
+            encoder_attention_mask=as_transformers_mask(inner, mask_NS[:, None, None]),
             use_cache=False,
             **options,
         )
@@ -268,29 +259,29 @@ class SequenceDecoder(parts.Decoder):
         ).view_as(labels_NT)
 
     def _eager(self) -> Any:
-        """The same model, on the same weights, that gives its attention away; others may be writing with ``inner``."""
+        """The same model, with the same weights, that returns its attention; other threads may be using ``inner``."""
         weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
         inner = copy.deepcopy(self.inner, {id(tensor): tensor for tensor in weights})
         inner.set_attn_implementation("eager")
         return inner
 
     def _generate(self, memory: Memory, generation: Any, streamer: Any) -> Tensor:
-        """The texts of each row (N, k, T), with the token that begins them."""
+        """The generated texts of each row (N, k, T), with the token that begins them."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         x_NSD, mask_NS = memory
         begin_N1 = torch.full((len(x_NSD), 1), self.begin, device=x_NSD.device)
-        written: Tensor = self.inner.generate(
+        ids_NT: Tensor = self.inner.generate(
             input_ids=begin_N1,
             attention_mask=torch.ones_like(begin_N1),
             encoder_hidden_states=x_NSD,
-            encoder_attention_mask=_additive_mask(self.inner, mask_NS[:, None, None]),
-            # transformers would make one for self-attention only.
+            encoder_attention_mask=as_transformers_mask(self.inner, mask_NS[:, None, None]),
+            # By default transformers caches self-attention only.
             cache=EncoderDecoderCache(*(DynamicCache(config=self.inner.config) for _ in range(2))),
             generation_config=generation,
             streamer=streamer,
         )
-        return written.unflatten(0, (len(x_NSD), -1))
+        return ids_NT.unflatten(0, (len(x_NSD), -1))
 
     def _generation(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
         from transformers import GenerationConfig
@@ -305,7 +296,7 @@ class SequenceDecoder(parts.Decoder):
         if chosen["num_beams"] > 1:
             chosen.setdefault("length_penalty", 0.0)
         if sampled:
-            chosen["top_k"] = 0  # from all tokens, where top_p and its like do not say otherwise
+            chosen["top_k"] = 0  # sample from all tokens, unless top_p and the like restrict them
         return GenerationConfig(
             **chosen,
             num_return_sequences=top_k,
@@ -315,22 +306,15 @@ class SequenceDecoder(parts.Decoder):
         )
 
 
-def _additive_mask(inner: Any, mask: Tensor) -> Tensor:
-    """What transformers adds to the scores, where it attends without torch's kernels, which take the mask itself."""
-    if inner.config._attn_implementation == "sdpa":
-        return mask
-    return (~mask).to(inner.dtype) * torch.finfo(inner.dtype).min
-
-
 def _up_to_end(ids_NT: Tensor, end: int) -> Tensor:
-    """True for the tokens of each text, the first ``end`` included, and False for what follows."""
+    """True for the tokens of each text up to the first ``end``, and for that."""
     ends_NT = ids_NT == end
     return (ends_NT.cumsum(1) - ends_NT.long()) == 0
 
 
-def _unique(found: Sequence[tuple[str, float]], rank: bool) -> parts.Answers:
+def _unique(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
     """Each text once, in their order or by probability."""
-    ordered = sorted(found, key=lambda answer: -answer[1]) if rank else found
+    ordered = sorted(texts, key=lambda answer: -answer[1]) if by_probability else texts
     answers: dict[str, float] = {}
     for text, probability in ordered:
         answers.setdefault(text, probability)

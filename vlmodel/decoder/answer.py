@@ -1,4 +1,4 @@
-"""Visual question answering by generation: the answer is written, and not chosen from a list."""
+"""Visual question answering by generation: the answer is generated, and not chosen from a list."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlmodel.task_spec import TaskSpec
 
 
 class Config(SequenceConfig):
-    """A decoder that writes answers."""
+    """A decoder that generates answers."""
 
     kind: Literal["answer"] = "answer"
 

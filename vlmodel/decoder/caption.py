@@ -1,4 +1,4 @@
-"""Captioning: a text is written from the image alone."""
+"""Captioning: a text is generated from the image alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlmodel.task_spec import TaskSpec
 
 
 class Config(SequenceConfig):
-    """A decoder that writes captions."""
+    """A decoder that generates captions."""
 
     kind: Literal["caption"] = "caption"
 

@@ -1,4 +1,4 @@
-"""Contrastive learning of images and texts: both in one space, where those that belong together are near."""
+"""Contrastive learning: images and texts are embedded in one space, where those that belong together are near."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _LARGEST_SCALE = 100.0
 
 
 class Config(parts.DecoderPart):
-    """One space for images and texts; it reads what the encoders give, and needs neither topology nor fusion."""
+    """One space for images and texts; it reads the encoders' streams, and needs neither topology nor fusion."""
 
     kind: Literal["contrastive"] = "contrastive"
     width: int = Field(256, ge=1)
     """Width of the space."""
     temperature: float = Field(0.07, ge=1 / _LARGEST_SCALE, allow_inf_nan=False)
-    """Temperature of the softmax to begin with; it is learned, and never falls below 0.01."""
+    """Initial temperature of the softmax; it is learned, and never falls below 0.01."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout of what the encoders give, before the projections: from few pairs, these learn it by heart."""
+    """Dropout before the projections, which overfit to few pairs."""
     gather: bool = True
-    """Compare with the images and texts of all workers, not with the worker's own alone."""
+    """Compare with the images and texts of all workers, and not only with the worker's own."""
 
     def tasks(self) -> dict[str, TaskSpec]:
         return {"": SPEC}
@@ -54,11 +54,11 @@ class _Pairs:
     """A images and M texts, each with one of the images.
 
     Attributes:
-        image_AD, text_MD: their places in the space, of length one.
+        image_AD, text_MD: their embeddings, of length one.
         image_M: the image of each text.
         key_M: equal for equal texts.
-        counted_M: False where a pair is to be as if it were not there.
-        lone_A: True for images that belong to no text, and to which texts are compared all the same; None for none.
+        counted_M: False for pairs to be ignored.
+        unpaired_A: True for images without text, which are negatives of all texts; None if there are none.
     """
 
     image_AD: Tensor
@@ -69,12 +69,12 @@ class _Pairs:
     unpaired_A: Tensor | None = None
 
     def gathered(self) -> _Pairs:
-        """Those of all processes."""
+        """The pairs of all processes."""
         counts = all_gather_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
         image_M = self.image_M + sum(images[: dist.get_rank()])
-        about_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
-        image_M, key_M, counted_M = about_M3.unbind(1)
+        integers_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
+        image_M, key_M, counted_M = integers_M3.unbind(1)
         unpaired_A = None if self.unpaired_A is None else gather(self.unpaired_A.long(), images).bool()
         return _Pairs(
             gather(self.image_AD, images), gather(self.text_MD, texts), image_M, key_M, counted_M.bool(), unpaired_A
@@ -85,14 +85,13 @@ class ContrastiveDecoder(parts.Decoder):
     """Linear projections into one space and a learned temperature, as in CLIP (Radford et al. 2021).
 
     The loss of a pair is the mean of two: that of its image among all texts, and that of its text among all images. An
-    image with several captions, and equal texts of several images, have several right partners: the loss is the mean
-    of the negative log probabilities of all of them (Khosla et al. 2020, eq. 2; for images and texts Yang et al. 2022).
-    Where there is no wrong partner there is nothing to learn, and that half of the pair is not counted. A half came
-    out right if a right partner is nearer than every wrong one, so the accuracy depends on how many are compared.
-    Images without texts are wrong partners of all texts.
+    image with several captions, and equal texts of several images, have several positives: the loss is the mean of
+    their negative log probabilities (Khosla et al. 2020, eq. 2; for images and texts Yang et al. 2022). A direction
+    without negatives is not counted. It is correct if a positive is nearer than every negative, so the accuracy depends
+    on the number of candidates. Images without texts are negatives of all texts.
 
-    Partners are those of one forward pass: in training of all workers, which must run it together; in evaluation, where
-    workers may have different numbers of batches, the worker's own. Accumulation makes the number smaller.
+    Candidates are those of one forward pass: in training of all workers, which must run it together; in evaluation,
+    where workers may have different numbers of batches, the worker's own. Accumulation makes their number smaller.
     """
 
     spec = SPEC
@@ -109,7 +108,7 @@ class ContrastiveDecoder(parts.Decoder):
 
     @property
     def temperature(self) -> float:
-        """What similarities are divided by before their softmax, as it was learned."""
+        """The learned temperature, by which similarities are divided before their softmax."""
         return max(1 / _LARGEST_SCALE, math.exp(-self.log_scale.item()))
 
     def forward(  # type: ignore[override]
@@ -122,9 +121,9 @@ class ContrastiveDecoder(parts.Decoder):
         """Loss and counts of the N pairs.
 
         Args:
-            weights_N: weight of each pair; one if not given. A pair of weight zero is nobody's partner, right or wrong.
+            weights_N: weight of each pair; one if not given. A pair of weight zero is no positive and no negative.
             text_key_N: equal for equal texts, in all workers. If not given, texts that were encoded once are equal.
-            unpaired_image_mask_B: True for images that come without texts; given to all workers or to none.
+            unpaired_image_mask_B: True for images without texts; given to all workers or to none.
 
         Raises:
             ValueError: ``text_key_N`` is not given and texts of several workers are to be compared.
@@ -133,8 +132,8 @@ class ContrastiveDecoder(parts.Decoder):
         image_N, row_N = encoded.rows["vision"], encoded.rows["language"]
         present_N = _present(encoded, "vision")[image_N] & _present(encoded, "language")[row_N]
         weights_N = present_N.float() if weights_N is None else weights_N.float() * present_N
-        together = self.gather and self.training and is_distributed()
-        if together and text_key_N is None:
+        gathers = self.gather and self.training and is_distributed()
+        if gathers and text_key_N is None:
             raise ValueError(
                 "text_key_N is needed to tell equal texts of several workers; give what VLProcessor makes, or set "
                 "decoder.gather=false"
@@ -147,15 +146,15 @@ class ContrastiveDecoder(parts.Decoder):
             weights_N > 0,
             unpaired_image_mask_B,
         )
-        every = own.gathered() if together else own
+        candidates = own.gathered() if gathers else own
         if self.training:
-            # Clamped in the computation instead, a scale above the limit would get no gradient and stay there.
+            # Clamped in the forward pass instead, a scale above the limit would get no gradient.
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
         with torch.autocast(image_BD.device.type, enabled=False):
-            of_image_3B, of_text_3N = _both_directions(own, every, self.log_scale.exp())
-        halves_3N = (of_image_3B.index_select(1, image_N) + of_text_3N) / 2
-        loss_sum, count, correct = (halves_3N * weights_N).sum(1).unbind()
+            of_image_3B, of_text_3N = _both_directions(own, candidates, self.log_scale.exp())
+        means_3N = (of_image_3B.index_select(1, image_N) + of_text_3N) / 2
+        loss_sum, count, correct = (means_3N * weights_N).sum(1).unbind()
         return parts.DecoderOutput(None, loss_sum, count, correct, count)
 
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
@@ -165,7 +164,7 @@ class ContrastiveDecoder(parts.Decoder):
         return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
 
     def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
-        """The B images and the N texts in the space, as float vectors of length one; zeros for what is missing."""
+        """The embeddings of the B images and the N texts: float vectors of length one, zeros if missing."""
         image_BD, text_UD = (
             F.normalize(
                 linear(
@@ -177,34 +176,35 @@ class ContrastiveDecoder(parts.Decoder):
         return image_BD, text_UD.index_select(0, encoded.rows["language"])
 
 
-def _both_directions(own: _Pairs, every: _Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
+def _both_directions(own: _Pairs, candidates: _Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
     """``_one_direction`` for own images among all texts, (3, B), and for own texts among all images, (3, N)."""
-    equal_NM = (own.key_M[:, None] == every.key_M) & own.counted_M[:, None] & every.counted_M
+    equal_NM = (own.key_M[:, None] == candidates.key_M) & own.counted_M[:, None] & candidates.counted_M
     equal_NM = equal_NM.float()
-    images, texts = len(own.image_AD), len(every.text_MD)
-    right_BM = equal_NM.new_zeros(images, texts).index_add(0, own.image_M, equal_NM) > 0
-    of_image_3B = _one_direction(scale * own.image_AD @ every.text_MD.T, right_BM, every.counted_M)
-    texts, images = len(own.text_MD), len(every.image_AD)
-    right_NA = equal_NM.new_zeros(texts, images).index_add(1, every.image_M, equal_NM) > 0
-    counted_A = equal_NM.new_zeros(images).index_add(0, every.image_M, every.counted_M.float()) > 0
-    if every.unpaired_A is not None:
-        counted_A = counted_A | every.unpaired_A
-    of_text_3N = _one_direction(scale * own.text_MD @ every.image_AD.T, right_NA, counted_A)
+    images, texts = len(own.image_AD), len(candidates.text_MD)
+    positive_BM = equal_NM.new_zeros(images, texts).index_add(0, own.image_M, equal_NM) > 0
+    of_image_3B = _one_direction(scale * own.image_AD @ candidates.text_MD.T, positive_BM, candidates.counted_M)
+    texts, images = len(own.text_MD), len(candidates.image_AD)
+    positive_NA = equal_NM.new_zeros(texts, images).index_add(1, candidates.image_M, equal_NM) > 0
+    counted_A = equal_NM.new_zeros(images).index_add(0, candidates.image_M, candidates.counted_M.float()) > 0
+    if candidates.unpaired_A is not None:
+        counted_A = counted_A | candidates.unpaired_A
+    of_text_3N = _one_direction(scale * own.text_MD @ candidates.image_AD.T, positive_NA, counted_A)
     return of_image_3B, of_text_3N
 
 
-def _one_direction(scores_QC: Tensor, right_QC: Tensor, among_C: Tensor) -> Tensor:
-    """Loss, whether it is counted, and whether it came out right, of Q queries among C candidates: (3, Q)."""
-    nobody = torch.finfo(scores_QC.dtype).min
-    wrong_QC = among_C & ~right_QC
-    # One candidate more, which is nobody: so there is always a best one.
-    of_right, of_wrong = (
-        F.pad(scores_QC.masked_fill(~chosen_QC, nobody), (0, 1), value=nobody) for chosen_QC in (right_QC, wrong_QC)
+def _one_direction(scores_QC: Tensor, positive_QC: Tensor, counted_C: Tensor) -> Tensor:
+    """Loss, whether it is counted, and whether the best candidate is a positive, of Q queries among C: (3, Q)."""
+    lowest = torch.finfo(scores_QC.dtype).min
+    negative_QC = counted_C & ~positive_QC
+    # One candidate with the lowest score is added, so that there always is a best one.
+    positives, negatives = (
+        F.pad(scores_QC.masked_fill(~chosen_QC, lowest), (0, 1), value=lowest)
+        for chosen_QC in (positive_QC, negative_QC)
     )
-    log_sum_Q = torch.logaddexp(of_right.logsumexp(1), of_wrong.logsumexp(1))
-    mean_Q = (scores_QC * right_QC).sum(1) / right_QC.sum(1).clamp_min(1)
-    counted_Q = wrong_QC.any(1)
-    correct_Q = counted_Q & (of_right.amax(1) > of_wrong.amax(1))
+    log_sum_Q = torch.logaddexp(positives.logsumexp(1), negatives.logsumexp(1))
+    mean_Q = (scores_QC * positive_QC).sum(1) / positive_QC.sum(1).clamp_min(1)
+    counted_Q = negative_QC.any(1)
+    correct_Q = counted_Q & (positives.amax(1) > negatives.amax(1))
     return torch.stack([(log_sum_Q - mean_Q) * counted_Q, counted_Q.float(), correct_Q.float()])
 
 

@@ -24,7 +24,7 @@ class Config(ClassifierConfig):
 
     kind: Literal["matching"] = "matching"
     pairs: Literal["captions", "questions"] = "captions"
-    """"captions" meet their own image and another of the batch; "questions" are statements with answers."""
+    """"captions" are paired with their own image and another of the batch; "questions" are statements with answers."""
 
     def tasks(self) -> dict[str, TaskSpec]:
         return {"": TaskSpec(reads=self.pairs, target="match")}
@@ -37,15 +37,15 @@ class MatchingDecoder(Classifier):
     """Two classes on the pooled joint vector, as the matching heads of ViLBERT (Lu et al. 2019) and its successors.
 
     Labelled statements, as those of NLVR or SNLI-VE, are questions with answers such as "yes" or "entailment"
-    (``fields.MATCHES``).
+    (``task_spec.MATCHES``).
     """
 
     def forward(  # type: ignore[override]
         self, encoded: DecoderInput, labels_N: Tensor | None = None, weights_N: Tensor | None = None
     ) -> parts.DecoderOutput:
-        """As ``Classifier``'s; ``labels_N`` is 1 where text and image belong together, 0 where not, -1 if unknown.
+        """As ``Classifier``'s; ``labels_N`` is 1 if text and image belong together, 0 if not, -1 if unknown.
 
-        A pair of which that is unknown can come out neither right nor wrong, so it is not among the ``total`` either.
+        Unknown pairs are not in the ``total`` either.
         """
         decoded = super().forward(encoded, labels_N, weights_N)
         return replace(decoded, total=decoded.count)

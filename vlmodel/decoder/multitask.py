@@ -1,4 +1,4 @@
-"""Several tasks trained together: one set of encoders, one topology and fusion, a head for each task."""
+"""Several tasks trained together: one set of encoders, one topology and fusion, a decoder for each task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Config(parts.DecoderPart):
     heads: dict[str, part("vlmodel.decoder", "vqa")] = Field(min_length=2)  # type: ignore[valid-type]
     """The tasks: a name for each, and its decoder."""
     weights: dict[str, float] = {}
-    """Weight of each unit (text, or token of a caption) of a task in loss and figures; one where none is given."""
+    """Weight of each unit (text, or token of a caption) of a task in loss and metrics; one if not given."""
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
@@ -42,7 +42,7 @@ class Config(parts.DecoderPart):
         return self
 
     def tasks(self) -> dict[str, TaskSpec]:
-        # In the order of their names, which is how they come out of a saved model.
+        # In the order of their names, as in a saved model.
         return {name: self.heads[name].tasks()[""] for name in sorted(self.heads)}
 
     def reads_joint(self) -> bool:
@@ -52,7 +52,7 @@ class Config(parts.DecoderPart):
         return any(head.reads_encoded() for head in self.heads.values())
 
     def selection_metric(self) -> Literal["accuracy", "loss"]:
-        # One figure for all, so the one that says something of each of them.
+        # The loss is the metric that all tasks have.
         return "loss" if any(head.selection_metric() == "loss" for head in self.heads.values()) else "accuracy"
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
@@ -70,7 +70,7 @@ class Config(parts.DecoderPart):
 
 
 class MultiTask(parts.Decoder):
-    """The heads side by side; what is trained on is the mean over all their units by the tasks' weights."""
+    """The decoders of all tasks; the loss is the mean over all their units by the tasks' weights."""
 
     def __init__(self, heads: Mapping[str, parts.Decoder], weights: Mapping[str, float]) -> None:
         super().__init__()
@@ -82,17 +82,16 @@ class MultiTask(parts.Decoder):
 
     def combine(self, decoded: Mapping[str, parts.DecoderOutput]) -> parts.DecoderOutput:
         return parts.DecoderOutput(
-            None, *(self._sum(decoded, figure) for figure in ("loss_sum", "count", "correct", "total"))
+            None, *(self._sum(decoded, name) for name in ("loss_sum", "count", "correct", "total"))
         )
 
     def forward(self, encoded: DecoderInput, **targets: Any) -> parts.DecoderOutput:
-        raise TypeError("the heads of a multitask decoder are called, each with its own rows, and not the decoder")
+        raise TypeError("a multitask decoder is not called itself: call those of its tasks, each with its own rows")
 
-    def _sum(self, decoded: Mapping[str, parts.DecoderOutput], figure: str) -> Tensor | None:
-        total: Tensor | None = None
-        for name, of_head in decoded.items():
-            value: Tensor | None = getattr(of_head, figure)
-            if value is None:
-                return None
-            total = self.weights[name] * value if total is None else total + self.weights[name] * value
+    def _sum(self, decoded: Mapping[str, parts.DecoderOutput], name: str) -> Tensor | None:
+        """The weighted sum of an attribute over the tasks."""
+        values = [(self.weights[task], getattr(output, name)) for task, output in decoded.items()]
+        if any(value is None for _, value in values):
+            return None
+        total: Tensor = sum(weight * value for weight, value in values)
         return total

@@ -34,7 +34,7 @@ class Config(ClassifierConfig):
 
 
 class VQADecoder(Classifier):
-    """Classifier of the answers that the processor knows. One outside of these is a text that cannot come out right."""
+    """Classifier of the answers that are the processor's labels. Texts with other answers cannot be correct."""
 
     def classes(self, processor: VLProcessor) -> Sequence[str]:
         return processor.labels

@@ -1,4 +1,4 @@
-"""Concatenation fusion: the pooled vectors of all streams side by side, through a multi-layer perceptron."""
+"""Concatenation fusion: a multi-layer perceptron on the concatenated pooled vectors of all streams."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmodel import parts
 from vlmodel.streams import PooledAdapters
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Streams, Tokens
 
 
 class Config(parts.FusionPart):
@@ -30,9 +30,9 @@ class Config(parts.FusionPart):
 
 
 class ConcatFusion(parts.Fusion):
-    """The pooled vectors side by side, in the order of the streams' names, through linear, GELU, linear and norm.
+    """The pooled vectors, concatenated in the order of the streams' names, through linear, GELU, linear and norm.
 
-    It keeps no sequence: its result is a stream of one token. A stream without any real token counts as zeros.
+    It keeps no sequence: its result is a stream of one token. A missing stream is zeros.
     """
 
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
@@ -47,12 +47,7 @@ class ConcatFusion(parts.Fusion):
             nn.LayerNorm(config.width),
         )
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        return self.adapters.adapt(name, tokens)
-
-    def forward(
-        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
         complete = self.adapters.complete(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
         fused_BD = self.mlp(torch.cat([tokens.pooled_BD for tokens in complete], dim=-1))

@@ -1,4 +1,4 @@
-"""Gated fusion: the pooled vectors of all streams mixed by gates that see all of them."""
+"""Gated fusion: a sum of the streams' pooled vectors, weighted by gates that depend on all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from vlmodel import parts
 from vlmodel.layers import masked_softmax
 from vlmodel.streams import PooledAdapters
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Streams, Tokens
 
 
 class Config(parts.FusionPart):
@@ -33,11 +33,11 @@ class Config(parts.FusionPart):
 class GatedFusion(parts.Fusion):
     """Gated Multimodal Unit (Arevalo et al. 2017, arXiv:1702.01992) for any number of streams.
 
-    Stream i gives h_i = tanh(W_i v_i) of its pooled vector v_i, and the result is the sum of z_i * h_i, dimension by
-    dimension. The gates are z = softmax over the streams that are present of a linear map of all W_i v_i side by side.
-    For two streams that is the paper's bimodal unit, whose gates are sigmoid(s) and 1 - sigmoid(s); its own form for
-    more (independent sigmoids) is not taken, as the size of the result would depend on how many streams a row has. A
-    missing stream has the gate 0, and the others share the whole. A single stream has no gate.
+    Stream i gives h_i = tanh(W_i v_i) of its pooled vector v_i; the result is the sum of z_i * h_i, elementwise. The
+    gates z are a softmax, over the streams that are present, of a linear map of all W_i v_i. For two streams that is
+    the paper's bimodal unit with the gates sigmoid(s) and 1 - sigmoid(s). The paper's independent sigmoids for more
+    streams are not used, as the size of the result would depend on how many streams a row has. A missing stream has the
+    gate 0. A single stream has no gate.
 
     It keeps no sequence: its result is a stream of one token.
     """
@@ -50,15 +50,10 @@ class GatedFusion(parts.Fusion):
         self.gate = nn.Linear(joint, joint) if len(widths) > 1 else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        return self.adapters.adapt(name, tokens)
-
-    def forward(
-        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
         complete = self.adapters.complete(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
-        # One pooled token a stream, so T is the number of streams here.
+        # Each stream has one token, its pooled vector, so T is the number of streams.
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete], dim=1)
         hidden_BTD = x_BTD.tanh()
         if self.gate is not None:

@@ -1,4 +1,4 @@
-"""Interactive fusion: rounds of cross-attention between the streams, then their pooled vectors combined."""
+"""Interactive fusion: rounds of cross-attention between the streams, then a linear map of their pooled vectors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings
 from vlmodel.streams import ANCHOR, Adapters, CoAttention, pool, spans_of
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.FusionPart):
-    """Rounds in which each stream asks all others."""
+    """Rounds of cross-attention from each stream to all others."""
 
     kind: Literal["interactive"] = "interactive"
-    width: int = Field(256, ge=1)
-    """Width of the streams, each brought to it by a linear adapter, and of the result."""
     rounds: int = Field(2, ge=1)
     """Number of rounds."""
 
@@ -29,13 +27,12 @@ class Config(AttentionSettings, parts.FusionPart):
 
 
 class InteractiveFusion(parts.Fusion):
-    """Cross-attention both ways and feed-forward, pre-norm, in rounds.
+    """Rounds of cross-attention in all directions and feed-forward, pre-norm.
 
-    After ViLBERT (Lu et al. 2019) and LXMERT (Tan & Bansal 2019), for any number of streams. Afterwards the streams lie
-    side by side as the joint sequence. Its pooled vector is a linear map of the streams' own, of which a missing one is
-    zeros: the first token of the language stream, the mean of any other. Its attention is from each token to the tokens
-    of the other streams, and zero within a stream. A single stream has nobody to ask: its rounds are feed-forward
-    layers, and it has no attention.
+    After ViLBERT (Lu et al. 2019) and LXMERT (Tan & Bansal 2019), for any number of streams. The joint sequence is the
+    concatenation of the streams. Its pooled vector is a linear map of the streams' pooled vectors: the first token of
+    the language stream, the mean of any other, zeros of a missing one. Its attention is from each token to the tokens
+    of the other streams, and zero within a stream. A single stream has feed-forward layers only, and no attention.
     """
 
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
@@ -49,17 +46,12 @@ class InteractiveFusion(parts.Fusion):
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in sorted(widths)})
         self.combine = nn.Linear(len(widths) * config.width, config.width)
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        return self.adapters.adapt(name, tokens)
-
-    def forward(
-        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
         complete = self.adapters.complete(streams)
         x = {name: tokens.x_BTD for name, tokens in complete.items()}
         mask = {name: tokens.mask_BT for name, tokens in complete.items()}
         spans = {name: span for name, span in spans_of(x).items() if name in streams}
-        # Of the anchor, the last round need only be computed for its first token, if no other is read.
+        # If only the pooled vector is read, the last round of the anchor is computed for its first token alone.
         short = pooled_only and not output_attention
         attention: list[Tensor] = []
         for i, layer in enumerate(self.layers):
@@ -72,7 +64,7 @@ class InteractiveFusion(parts.Fusion):
         pooled_BD = self.combine(torch.cat(pooled, dim=-1))
         mask_BT = torch.cat(list(mask.values()), dim=1)
         if short:
-            one = Tokens(pooled_BD.unsqueeze(1), mask_BT.any(1, keepdim=True), pooled_BD)
-            return Fused(one, {}, keeps_sequence=False)
+            pooled_token = Tokens(pooled_BD.unsqueeze(1), mask_BT.any(1, keepdim=True), pooled_BD)
+            return Fused(pooled_token, {}, keeps_sequence=False)
         tokens = Tokens(torch.cat(list(x.values()), dim=1), mask_BT, pooled_BD)
         return Fused(tokens, spans, torch.stack(attention) if attention else None)

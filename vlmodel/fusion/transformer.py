@@ -1,4 +1,4 @@
-"""Transformer fusion: all tokens in one sequence, rounds of self-attention over it, then pooled (the default)."""
+"""Transformer fusion (the default): self-attention over one sequence of all tokens, then pooling."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from torch import Tensor, nn
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings, TransformerLayer, masked_mean, masked_softmax
 from vlmodel.streams import ANCHOR, Adapters, spans_of
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.FusionPart):
     """Rounds of multi-head self-attention and feed-forward over the concatenated streams."""
 
     kind: Literal["transformer"] = "transformer"
-    width: int = Field(256, ge=1)
-    """Width of the joint sequence; each stream is brought to it by a linear adapter."""
     rounds: int = Field(2, ge=1)
     """Number of rounds."""
     pooling: Literal["cls", "mean", "attention"] = "cls"
@@ -34,8 +32,8 @@ class Config(AttentionSettings, parts.FusionPart):
 class TransformerFusion(parts.Fusion):
     """One sequence of all streams, in the order of their names, through ``rounds`` pre-norm Transformer layers.
 
-    The bias of a stream's adapter is its modality embedding. Tokens carry their positions from their encoders. With
-    'cls' pooling, where the language stream is missing its modality embedding is the token that asks the others.
+    The bias of a stream's adapter is its modality embedding. Positions come from the encoders. With 'cls' pooling, a
+    missing language stream is its modality embedding, whose token attends to the other streams.
     """
 
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
@@ -50,18 +48,13 @@ class TransformerFusion(parts.Fusion):
         self.norm = nn.LayerNorm(config.width)
         self.mix = nn.Linear(config.width, 1, bias=False) if config.pooling == "attention" else None
 
-    def adapt(self, name: str, tokens: Tokens) -> Tokens:
-        return self.adapters.adapt(name, tokens)
-
-    def forward(
-        self, streams: Mapping[str, Tokens], *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
         complete = self.adapters.complete(streams)
         spans = spans_of({name: tokens.x_BTD for name, tokens in complete.items()})
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete.values()], dim=1)
         mask_BT = torch.cat([tokens.mask_BT for tokens in complete.values()], dim=1)
         first = slice(spans[ANCHOR][0], spans[ANCHOR][0] + 1) if self.first else None
-        # The last round need only be computed for the token that becomes the pooled vector, if no other is read.
+        # If only the pooled vector is read, the last round is computed for its token alone.
         short = first is not None and pooled_only and not output_attention
         attention: list[Tensor] = []
         for i, layer in enumerate(self.layers):

@@ -1,7 +1,7 @@
-"""The text encoders of transformers that are used here, and what sets each apart.
+"""The text encoders of transformers that can be used, and how each differs from the others.
 
-A table, and no guess from a model's fields: that padding changes nothing, and in which way a mask reaches an
-architecture without waiting for a GPU, was tried for each (``tests/vlmodel/test_language.py`` does so for every row).
+This is a table because a model's settings do not tell whether padding changes its tokens, or which form of mask it uses
+without waiting for the GPU. ``tests/vlmodel/test_language.py`` checks every row.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from vlmodel.config import ConfigError
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is to be known of an architecture beside its settings.
+    """What the settings of an architecture do not tell.
 
     Attributes:
-        layers: path of its list of layers; "" where one layer stands for all.
-        mask: how it is told which tokens are real. "keys": (N, 1, 1, T), which is used as it is; given (N, T) it would
-            look whether all are real, for which a GPU must be waited for in each step. "windows": the same, and one
-            more for the layers that see near tokens only. "rows": (N, T).
-        first_position: number of a text's first position; None for the padding's token id and one.
+        layers: path of its list of layers; "" if one layer is repeated.
+        mask: form of its attention mask. "keys": (N, 1, 1, T), used as it is; given (N, T) the architecture would check
+            whether all tokens are real, and wait for the GPU in each step. "windows": the same, and a second one for
+            layers with a sliding window. "rows": (N, T).
+        first_position: number of a text's first position; None for the padding's token id plus one.
         cls: where its tokenizer puts the classification token.
-        limited: there is a greatest number of tokens; otherwise only distances between tokens are known.
-        bare: it can be built without layers.
+        limited: it has a greatest number of tokens; otherwise it knows distances between tokens only.
+        works_without_layers: it can be built without layers.
     """
 
     layers: str = "encoder.layer"
@@ -34,7 +34,7 @@ class Architecture:
     first_position: int | None = 0
     cls: Literal["first", "last"] = "first"
     limited: bool = True
-    bare: bool = True
+    works_without_layers: bool = True
 
 
 _ROBERTA = Architecture(first_position=None)
@@ -45,12 +45,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "camembert": _ROBERTA,
     "data2vec-text": _ROBERTA,
     "deberta": Architecture(mask="rows"),
-    "deberta-v2": Architecture(mask="rows", bare=False),
+    "deberta-v2": Architecture(mask="rows", works_without_layers=False),
     "distilbert": Architecture(layers="transformer.layer"),
     "electra": Architecture(),
     "ernie": Architecture(),
     "megatron-bert": Architecture(),
-    "modernbert": Architecture(layers="layers", mask="windows", bare=False),
+    "modernbert": Architecture(layers="layers", mask="windows", works_without_layers=False),
     "mpnet": Architecture(first_position=2),
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
@@ -60,7 +60,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 _PADDING_LEAKS = "lets the padding of a text change its tokens"
-_UNFIT = {
+_UNSUPPORTED = {
     "big_bird": "pads each text to whole blocks, for which a GPU must be waited for",
     "convbert": _PADDING_LEAKS,
     "fnet": _PADDING_LEAKS,
@@ -70,12 +70,12 @@ _UNFIT = {
     "yoso": _PADDING_LEAKS,
 }
 
-# These are read by layers alone.
+# Modules that only layers read.
 _OF_LAYERS = ("encoder.albert_layer_groups", "encoder.relative_attention_bias", "encoder.rel_embeddings")
 
 
 def unsupported_reason(name: str) -> str | None:
-    """Why transformers' architecture ``name`` cannot be used, and what could be; None if it can."""
+    """Why transformers' architecture ``name`` cannot be used, and which ones can; None if it can."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     if name in ARCHITECTURES:
@@ -84,8 +84,8 @@ def unsupported_reason(name: str) -> str | None:
         close = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.5)
         return f"is unknown to transformers; close names: {', '.join(close) or 'bert, roberta'}"
     example = CONFIG_MAPPING[name]()
-    if name in _UNFIT:
-        reason = _UNFIT[name]
+    if name in _UNSUPPORTED:
+        reason = _UNSUPPORTED[name]
     elif example.is_encoder_decoder:
         reason = "is an encoder and a decoder in one"
     elif not hasattr(example, "vocab_size") or not hasattr(example, "hidden_size"):
@@ -97,7 +97,7 @@ def unsupported_reason(name: str) -> str | None:
     return f"{reason}; use one of {', '.join(ARCHITECTURES)}"
 
 
-def settings_of(name: str) -> set[str]:
+def setting_names(name: str) -> set[str]:
     """Names of the settings of the architecture ``name``."""
     from transformers import CONFIG_MAPPING
 
@@ -119,30 +119,30 @@ def longest_text(resolved: Mapping[str, Any]) -> int | None:
     return int(positions) - first_position(name, resolved["pad_token_id"])
 
 
-def keep_first(inner: Any, layers: int) -> None:
-    """Leave only the first ``layers`` in transformers' configuration ``inner``.
+def keep_first_layers(config: Any, layers: int) -> None:
+    """Leave only the first ``layers`` in transformers' ``config``.
 
     Raises:
         ConfigError: there are fewer, or the architecture cannot be cut there.
     """
-    name, available = inner.model_type, inner.num_hidden_layers
+    name, available = config.model_type, config.num_hidden_layers
     if layers > available:
         raise ConfigError(
             f"language.layers={layers}, and the encoder ({name}) has {available}; choose 0 to {available}"
         )
-    if layers == 0 and not ARCHITECTURES[name].bare:
+    if layers == 0 and not ARCHITECTURES[name].works_without_layers:
         raise ConfigError(
             f"language.layers=0, which topology.kind='single' sets too: {name} cannot be built without layers; keep "
             "one, use another encoder, or topology.kind='dual' or 'interactive'"
         )
-    if layers < available and getattr(inner, "num_hidden_groups", 1) > 1:
+    if layers < available and getattr(config, "num_hidden_groups", 1) > 1:
         raise ConfigError(
             f"language.layers={layers}: the {available} layers of this encoder ({name}) are repetitions of "
-            f"{inner.num_hidden_groups}, which cannot be cut; leave language.layers out"
+            f"{config.num_hidden_groups}, which cannot be cut; leave language.layers out"
         )
-    inner.num_hidden_layers = layers
-    if getattr(inner, "layer_types", None) is not None:  # where layers are of several kinds
-        inner.layer_types = inner.layer_types[:layers]
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None) is not None:  # of architectures with several kinds of layers
+        config.layer_types = config.layer_types[:layers]
 
 
 def first_modules(name: str, encoder: Any, layers: int) -> list[str]:
@@ -152,7 +152,7 @@ def first_modules(name: str, encoder: Any, layers: int) -> list[str]:
 
 
 def drop_unused(encoder: Any) -> None:
-    """Take away what no loss of ours reaches: data-parallel training waits for every parameter's gradient."""
+    """Remove or freeze what no loss reaches: data-parallel training waits for every parameter's gradient."""
     children = dict(encoder.named_modules())
     if "pooler" in children:
         encoder.register_module("pooler", None)

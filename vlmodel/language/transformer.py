@@ -1,10 +1,8 @@
-"""Text encoders of the transformers library: BERT, RoBERTa, XLNet, DistilBERT, ... from anywhere or from scratch."""
+"""Text encoders of the transformers library: BERT, RoBERTa, XLNet, DistilBERT, ..., pretrained or from scratch."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,9 +13,11 @@ from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
-from vlmodel.layers import ACTIVATIONS, check_heads, masked_mean, masked_softmax
+from vlmodel.layers import ACTIVATIONS, as_transformers_mask, check_activation, check_heads, masked_mean, masked_softmax
 from vlmodel.tokens import Tokens
+from vlmodel.weights import from_plain, open_config, open_model, plain, refuse_missing
 
+_SETTING = "language.pretrained"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
 _HIDDEN_DROPOUT = ("hidden_dropout_prob", "hidden_dropout", "dropout", "embedding_dropout", "mlp_dropout")
 _ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
@@ -45,7 +45,7 @@ class Config(parts.LanguagePart):
     expansion: int = Field(4, ge=1)
     """From scratch: width of the feed-forward layers, in multiples of ``width``."""
     positions: int = Field(128, ge=1)
-    """From scratch: greatest number of tokens in a text; XLNet, which sees distances only, has no limit."""
+    """From scratch: greatest number of tokens in a text; XLNet, which knows distances only, has no limit."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """From scratch: dropout of embeddings and layers; attention has none, for which fast kernels exist."""
     layers: int | None = Field(None, ge=0)
@@ -59,26 +59,23 @@ class Config(parts.LanguagePart):
     activation: Literal["none", "gelu", "relu", "tanh"] = "none"
     """Activation after the projection."""
     frozen: bool = False
-    """Leave the encoder untrained (never its projection)."""
+    """Do not train the encoder (its projection is always trained)."""
     frozen_layers: int = Field(0, ge=0)
-    """Leave the embeddings and this many of the first layers untrained; 0 trains the embeddings too."""
+    """Do not train the embeddings and this many of the first layers; 0 trains the embeddings too."""
     resolved: dict[str, Any] | None = None
     """transformers' configuration of the encoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
-        if self.activation != "none" and self.projection is None:
-            raise ValueError(
-                f"activation={self.activation!r} follows a projection, and there is none; set projection to its width"
-            )
+        check_activation(self.activation, self.projection is not None)
         if not self.pretrained and self.resolved is None:
             if reason := _architectures.unsupported_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
-            if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].bare:
+            if 0 in (self.depth, self.layers) and not ARCHITECTURES[self.architecture].works_without_layers:
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
             check_heads(self.width, self.heads)
-            # Layers do not depend on the tokenizer, which is not known yet.
-            self._truncate(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
+            # The layers do not depend on the tokenizer, which is not known yet.
+            self._cut(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
         return self
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
@@ -90,13 +87,9 @@ class Config(parts.LanguagePart):
         """
         if self.resolved is not None:
             return self
-        chosen = self._of_pretrained(vocabulary) if self.pretrained else self._from_scratch(vocabulary)
-        # Through JSON, so that the settings are the same before a checkpoint is written and after.
-        resolved = json.loads(chosen.to_json_string(use_diff=False))
-        for key in ("_name_or_path", "architectures", "transformers_version", "dtype"):
-            resolved.pop(key, None)
-        config = self.model_copy(update={"resolved": resolved})
-        config.truncated_config()
+        whole = self._from_pretrained(vocabulary) if self.pretrained else self._from_scratch(vocabulary)
+        config = self.model_copy(update={"resolved": plain(whole)})
+        config.transformers_config()
         return config
 
     def build(self, vocabulary: parts.Vocabulary) -> TransformerEncoder:
@@ -106,7 +99,7 @@ class Config(parts.LanguagePart):
         return self.frozen and self.layers != 0
 
     def can_pool_features(self) -> bool:
-        # A linear projection of the mean is the mean of the projections; of an activation that is not true.
+        # A linear projection of the mean is the mean of the projections; that is not true of an activation.
         return self.pooling == "cls" or (self.pooling == "mean" and self.activation == "none")
 
     def outputs_tokens(self) -> bool:
@@ -118,7 +111,8 @@ class Config(parts.LanguagePart):
         return self.positions if not self.pretrained and ARCHITECTURES[self.architecture].limited else None
 
     def without_layers(self) -> Config:
-        if not self.pretrained and self.resolved is None and not ARCHITECTURES[self.architecture].bare:
+        from_scratch = not self.pretrained and self.resolved is None
+        if from_scratch and not ARCHITECTURES[self.architecture].works_without_layers:
             raise ConfigError(
                 f"language.architecture={self.architecture!r} cannot be built without layers; use another encoder such "
                 "as bert, or topology.kind='dual' or 'interactive'"
@@ -126,86 +120,64 @@ class Config(parts.LanguagePart):
         frozen = self.frozen or self.frozen_layers > 0
         return self.model_copy(update={"layers": 0, "frozen": frozen, "frozen_layers": 0})
 
-    def full_config(self) -> Any:
-        """transformers' configuration of the resolved encoder, with all its layers."""
-        from transformers import AutoConfig
-
-        assert self.resolved is not None
-        settings = {key: value for key, value in self.resolved.items() if key != "model_type"}
-        return AutoConfig.for_model(self.resolved["model_type"], **settings)
-
-    def truncated_config(self) -> Any:
-        """The same with the layers that are kept.
+    def transformers_config(self) -> Any:
+        """transformers' configuration of the resolved encoder, with the layers that are kept.
 
         Raises:
-            ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or they cannot be told apart.
+            ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or one layer is repeated.
         """
-        return self._truncate(self.full_config())
+        assert self.resolved is not None
+        return self._cut(from_plain(self.resolved))
 
-    def _truncate(self, inner: Any) -> Any:
+    def _cut(self, config: Any) -> Any:
         if self.layers is not None:
-            _architectures.keep_first(inner, self.layers)
-        if self.frozen_layers > inner.num_hidden_layers:
+            _architectures.keep_first_layers(config, self.layers)
+        if self.frozen_layers > config.num_hidden_layers:
             raise ConfigError(
-                f"language.frozen_layers={self.frozen_layers} is more than the {inner.num_hidden_layers} layers kept"
+                f"language.frozen_layers={self.frozen_layers} is more than the {config.num_hidden_layers} layers kept"
             )
-        if self.frozen_layers and not ARCHITECTURES[inner.model_type].layers:
+        if self.frozen_layers and not ARCHITECTURES[config.model_type].layers:
             raise ConfigError(
-                f"language.frozen_layers={self.frozen_layers}: in {inner.model_type} one layer stands for all; use "
+                f"language.frozen_layers={self.frozen_layers}: in {config.model_type} one layer stands for all; use "
                 "language.frozen, or 0"
             )
-        return inner
+        return config
 
     def _from_scratch(self, vocabulary: parts.Vocabulary) -> Any:
         from transformers import AutoConfig
 
-        names = _architectures.settings_of(self.architecture)
-        settings: dict[str, Any] = {
-            "vocab_size": vocabulary.size,
-            "pad_token_id": vocabulary.padding,
-            "hidden_size": self.width,
-            "num_hidden_layers": self.depth,
-            "num_attention_heads": self.heads,
+        names = _architectures.setting_names(self.architecture)
+        first = _architectures.first_position(self.architecture, vocabulary.padding)
+        optional: dict[str, Any] = {
+            "max_position_embeddings": first + self.positions,
+            "embedding_size": self.width,  # ELECTRA's, ALBERT's
+            "d_head": self.width // self.heads,  # XLNet's
+            **dict.fromkeys(_FEED_FORWARD, self.expansion * self.width),
+            **dict.fromkeys(_HIDDEN_DROPOUT, self.dropout),
+            **dict.fromkeys(_ATTENTION_DROPOUT, 0.0),
         }
-        if "max_position_embeddings" in names:
-            first = _architectures.first_position(self.architecture, vocabulary.padding)
-            settings["max_position_embeddings"] = first + self.positions
-        settings.update({key: self.width for key in ("embedding_size",) if key in names})  # ELECTRA's, ALBERT's
-        settings.update({key: self.width // self.heads for key in ("d_head",) if key in names})  # XLNet's
-        for candidates, value in (
-            (_FEED_FORWARD, self.expansion * self.width),
-            (_HIDDEN_DROPOUT, self.dropout),
-            (_ATTENTION_DROPOUT, 0.0),
-        ):
-            settings.update({key: value for key in candidates if key in names})
-        return AutoConfig.for_model(self.architecture, **settings)
+        return AutoConfig.for_model(
+            self.architecture,
+            vocab_size=vocabulary.size,
+            pad_token_id=vocabulary.padding,
+            hidden_size=self.width,
+            num_hidden_layers=self.depth,
+            num_attention_heads=self.heads,
+            **{name: value for name, value in optional.items() if name in names},
+        )
 
-    def _of_pretrained(self, vocabulary: parts.Vocabulary) -> Any:
-        from transformers import AutoConfig
-
-        try:
-            found = AutoConfig.from_pretrained(self.pretrained, trust_remote_code=False, **_locality(self.pretrained))
-        except (OSError, ValueError) as error:
-            raise parts.WeightsError(f"language.pretrained={self.pretrained!r} cannot be opened: {error}") from error
-        if reason := _architectures.unsupported_reason(found.model_type):
+    def _from_pretrained(self, vocabulary: parts.Vocabulary) -> Any:
+        config = open_config(_SETTING, self.pretrained, vocabulary.size, _architectures.unsupported_reason)
+        if config.pad_token_id != vocabulary.padding:
             raise ConfigError(
-                f"language.pretrained={self.pretrained!r}: its architecture {found.model_type!r} {reason}"
+                f"{_SETTING}={self.pretrained!r} pads texts with token {config.pad_token_id} and the tokenizer with "
+                f"{vocabulary.padding}; use the tokenizer that belongs to it"
             )
-        if found.vocab_size < vocabulary.size:
-            raise ConfigError(
-                f"language.pretrained={self.pretrained!r} knows {found.vocab_size} tokens and the tokenizer makes "
-                f"{vocabulary.size}; use the tokenizer that belongs to it"
-            )
-        if found.pad_token_id != vocabulary.padding:
-            raise ConfigError(
-                f"language.pretrained={self.pretrained!r} pads texts with token {found.pad_token_id} and the tokenizer "
-                f"with {vocabulary.padding}; use the tokenizer that belongs to it"
-            )
-        return found
+        return config
 
 
 class TransformerEncoder(parts.LanguageEncoder):
-    """transformers' encoder without its pooler, which nothing here reads, and an optional projection.
+    """transformers' encoder without its pooler, and an optional projection.
 
     Wherever the tokenizer puts padding and classification token: in the result the classification token is the first,
     then come the other tokens in their order, then the padding.
@@ -216,7 +188,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         from transformers import AutoModel
 
         self.config = config
-        inner = config.truncated_config()
+        inner = config.transformers_config()
         self.encoder = AutoModel.from_config(inner, trust_remote_code=False)
         _architectures.drop_unused(self.encoder)
         self.projection: nn.Module = nn.Identity()
@@ -226,7 +198,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         self.width = config.projection or inner.hidden_size
         self.mix = nn.Linear(self.width, 1, bias=False) if config.pooling == "attention" else None
         self._name = inner.model_type
-        self._traits = ARCHITECTURES[inner.model_type]
+        self._architecture = ARCHITECTURES[inner.model_type]
         if config.frozen:
             self.freeze("encoder")
         elif config.frozen_layers:
@@ -235,16 +207,16 @@ class TransformerEncoder(parts.LanguageEncoder):
 
     def forward(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tokens:
         if not len(input_ids_NT):
-            # transformers cannot reshape an empty batch. A row of padding goes in its place, and not past it, so that
-            # every parameter still has a gradient.
+            # transformers cannot reshape an empty batch. A row of padding is encoded in its place, so that every
+            # parameter still has a gradient.
             one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
             return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self._finish(*self.features(input_ids_NT, mask_NT))
+        return self._project(*self.features(input_ids_NT, mask_NT))
 
     def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        order_NT = _order(mask_NT, self._traits.cls)
+        order_NT = _order(mask_NT, self._architecture.cls)
         ordered_NT = mask_NT.take_along_dim(order_NT, 1)
-        if self._traits.cls == "first":
+        if self._architecture.cls == "first":
             return self._encode(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
         return self._encode(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
 
@@ -255,10 +227,10 @@ class TransformerEncoder(parts.LanguageEncoder):
         return masked_mean(features_NTF, mask_NT).unsqueeze(1), mask_NT.any(1, keepdim=True)
 
     def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
-        # Features may be kept at less precision than the weights have.
-        return self._finish(features_NTF.to(self.encoder.dtype), mask_NT)
+        # Cached features may have less precision than the weights.
+        return self._project(features_NTF.to(self.encoder.dtype), mask_NT)
 
-    def _finish(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
+    def _project(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
         x_NTD = self.activation(self.projection(x_NTD))
         pooled_ND = self._pool(x_NTD, mask_NT)
         if self.config.output == "pooled":
@@ -269,36 +241,29 @@ class TransformerEncoder(parts.LanguageEncoder):
         return Tokens(x_NTD, mask_NT, pooled_ND)
 
     def _encode(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        more: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self._name == "xlnet":
             segments_NT = _XLNET_CLS_SEGMENT * _last(mask_NT).to(input_ids_NT.dtype)
-            more = {"token_type_ids": segments_NT, "use_mems": False}
-        # An attention over nothing is not a number: a text without tokens sees its padding, and is masked afterwards.
-        seen_NT = mask_NT | ~mask_NT.any(1, keepdim=True)
+            options = {"token_type_ids": segments_NT, "use_mems": False}
+        # Attention over nothing is NaN: a text without tokens attends to its padding, and is masked afterwards.
+        attended_NT = mask_NT | ~mask_NT.any(1, keepdim=True)
         x_NTD: Tensor = self.encoder(
-            input_ids=input_ids_NT, attention_mask=self._mask(seen_NT), **more
+            input_ids=input_ids_NT, attention_mask=self._mask(attended_NT), **options
         ).last_hidden_state
         return x_NTD
 
     def _mask(self, mask_NT: Tensor) -> Any:
-        if self._traits.mask == "rows":
+        if self._architecture.mask == "rows":
             return mask_NT.long()
         mask_N1QT = mask_NT[:, None, None, :]
-        if self._traits.mask == "keys":
-            return self._additive_mask(mask_N1QT)
+        if self._architecture.mask == "keys":
+            return as_transformers_mask(self.encoder, mask_N1QT)
         place_T = torch.arange(mask_NT.shape[1], device=mask_NT.device)
         near_QT = (place_T[:, None] - place_T).abs() <= self.encoder.config.sliding_window
         return {
-            "full_attention": self._additive_mask(mask_N1QT),
-            "sliding_attention": self._additive_mask(mask_N1QT & near_QT),
+            "full_attention": as_transformers_mask(self.encoder, mask_N1QT),
+            "sliding_attention": as_transformers_mask(self.encoder, mask_N1QT & near_QT),
         }
-
-    def _additive_mask(self, mask_N1QT: Tensor) -> Tensor:
-        """The mask for torch's kernels; where transformers attends without them, what it is to add to the scores."""
-        if self.encoder.config._attn_implementation == "sdpa":
-            return mask_N1QT
-        dtype = self.encoder.dtype
-        return (~mask_N1QT).to(dtype) * torch.finfo(dtype).min
 
     def _pool(self, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
         if self.config.pooling == "mean":
@@ -309,31 +274,15 @@ class TransformerEncoder(parts.LanguageEncoder):
         return (weights_NT1 * x_NTD).sum(1)
 
     def load_pretrained(self) -> None:
-        if not self.config.pretrained:
+        source = self.config.pretrained
+        if not source:
             return
         from transformers import AutoModel
 
-        try:
-            source, info = AutoModel.from_pretrained(
-                self.config.pretrained,
-                config=self.config.full_config(),
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype="float32",
-                output_loading_info=True,
-                **_locality(self.config.pretrained),
-            )
-        except Exception as error:  # whatever broken files lead its readers to
-            raise parts.WeightsError(
-                f"language.pretrained={self.config.pretrained!r} has no weights that can be loaded: {error}"
-            ) from error
-        own, state = self.encoder.state_dict(), source.state_dict()
-        missing = sorted(set(info["missing_keys"]) & set(own))
-        if missing:
-            raise parts.WeightsError(
-                f"language.pretrained={self.config.pretrained!r} lacks {len(missing)} weights of its own architecture: "
-                f"{', '.join(missing[:3])}; name a complete checkpoint of the encoder"
-            )
+        assert self.config.resolved is not None
+        whole, missing = open_model(AutoModel, _SETTING, source, from_plain(self.config.resolved))
+        own, state = self.encoder.state_dict(), whole.state_dict()
+        refuse_missing(_SETTING, source, missing & set(own))
         self.encoder.load_state_dict({key: state[key] for key in own})
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
@@ -341,13 +290,8 @@ class TransformerEncoder(parts.LanguageEncoder):
             yield from (parameter for parameter in self.encoder.parameters() if parameter.requires_grad)
 
 
-def _locality(pretrained: str) -> dict[str, bool]:
-    """A folder is read without asking a hub."""
-    return {"local_files_only": True} if Path(pretrained).is_dir() else {}
-
-
 def _order(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
-    """Places of the tokens (N, T): first the classification token, then the other real ones, then the padding."""
+    """Indices of the tokens (N, T): first the classification token, then the other real ones, then the padding."""
     rank_NT = mask_NT.int()
     if cls == "last":
         rank_NT = rank_NT + _last(mask_NT)

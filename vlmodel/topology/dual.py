@@ -1,18 +1,16 @@
-"""Dual encoder: the streams are encoded apart and meet in the fusion only."""
+"""Dual encoder: the streams are encoded separately and meet in the fusion only."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from torch import Tensor
-
 from vlmodel import parts
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Rows, Streams
 
 
 class Config(parts.TopologyPart):
-    """Encoded apart, fused late; it has no settings of its own."""
+    """Encoded separately, fused late; it has no settings of its own."""
 
     reads_tokens: ClassVar[bool] = False
 
@@ -23,19 +21,10 @@ class Config(parts.TopologyPart):
 
 
 class DualEncoder(parts.Topology):
-    """Adapts each stream as it was encoded, and only then repeats a shared one for each of its texts."""
-
-    def __init__(self, fusion: parts.Fusion) -> None:
-        super().__init__()
-        self.fusion, self.width = fusion, fusion.width
+    """Adapts each encoded stream, then repeats a shared one for each of its texts."""
 
     def forward(
-        self,
-        streams: Mapping[str, Tokens],
-        rows: Mapping[str, Tensor],
-        *,
-        pooled_only: bool = False,
-        output_attention: bool = False,
+        self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> Fused:
         adapted = {name: self.fusion.adapt(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():

@@ -1,4 +1,4 @@
-"""Interactive streams: encoded apart, then through layers in which each stream also looks at all others."""
+"""Interactive streams: encoded separately, then through layers in which each stream also attends to all others."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from vlmodel import parts
 from vlmodel.layers import Attention, AttentionSettings
 from vlmodel.streams import Adapters, CoAttention, block_diagonal, pool, prepend_attention, spans_of
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Rows, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.TopologyPart):
     """Layers of self-attention, cross-attention to the other streams and feed-forward, before the fusion."""
 
     kind: Literal["interactive"] = "interactive"
-    width: int = Field(256, ge=1)
-    """Width of the streams; each is brought to it by a linear adapter."""
     depth: int = Field(2, ge=1)
     """Number of layers."""
 
@@ -34,17 +32,16 @@ class InteractiveStreams(parts.Topology):
     """``depth`` co-attentional layers with weights for each stream, before the fusion.
 
     As the cross-modality encoder of LXMERT (Tan & Bansal 2019) and the co-attentional layers of ViLBERT (Lu et al.
-    2019), pre-norm and for any number of streams. A shared stream is repeated for each of its texts where it first
-    meets them: its adapter and its first self-attention run once.
+    2019), pre-norm and for any number of streams. A shared stream is repeated for each of its texts before the first
+    cross-attention: its adapter and its first self-attention run once.
 
-    The attention is that of the layers, a round of self-attention (zero between streams) and one of cross-attention
-    (zero within a stream) each, followed by the fusion's own if it has the same joint sequence; with a fusion that
-    keeps no sequence, the spans are those of the layers' sequence.
+    The attention is that of the layers, for each a round of self-attention (zero between streams) and one of
+    cross-attention (zero within a stream), followed by the fusion's own if it has the same joint sequence. With a
+    fusion that keeps no sequence, the spans are those of the layers' sequence.
     """
 
     def __init__(self, config: Config, fusion: parts.Fusion, widths: Mapping[str, int]) -> None:
-        super().__init__()
-        self.fusion, self.width = fusion, fusion.width
+        super().__init__(fusion)
         self.adapters = Adapters(widths, config.width)
         size = (config.width, config.heads)
         self.own = nn.ModuleList(SelfAttention(widths, *size, config.dropout) for _ in range(config.depth))
@@ -54,12 +51,7 @@ class InteractiveStreams(parts.Topology):
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in sorted(widths)})
 
     def forward(
-        self,
-        streams: Mapping[str, Tokens],
-        rows: Mapping[str, Tensor],
-        *,
-        pooled_only: bool = False,
-        output_attention: bool = False,
+        self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> Fused:
         adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
         complete = self.adapters.complete(adapted, rows)
@@ -86,7 +78,7 @@ class InteractiveStreams(parts.Topology):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention of each stream with its own weights, pre-norm and residual."""
+    """Self-attention within each stream, with weights of its own, pre-norm and residual."""
 
     def __init__(self, names: Iterable[str], width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -98,7 +90,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Mapping[str, Tensor], mask: Mapping[str, Tensor], output_weights: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Tokens (B, T, D) of each stream and, where asked for, its weights (B, T, T)."""
+        """Tokens (B, T, D) of each stream and, on request, its weights (B, T, T)."""
         result, weights = {}, {}
         for name, attention in self.attentions.items():
             normed_BTD = self.norms[name](x[name])
@@ -109,5 +101,5 @@ class SelfAttention(nn.Module):
         return result, weights
 
 
-def _select(tensors: Mapping[str, Tensor], rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _select(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     return {name: t.index_select(0, rows[name]) if name in rows else t for name, t in tensors.items()}

@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings, TransformerLayer
 from vlmodel.streams import Adapters, pool, prepend_attention, spans_of
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.tokens import Fused, Rows, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.TopologyPart):
-    """One Transformer over the concatenated streams; the language encoder gives its embeddings only."""
+    """One Transformer over the concatenated streams; of the language encoder only the embeddings are used."""
 
     encodes_text: ClassVar[bool] = True
 
     kind: Literal["single"] = "single"
-    width: int = Field(256, ge=1)
-    """Width of the sequence; each stream is brought to it by a linear adapter."""
     depth: int = Field(4, ge=1)
     """Number of layers."""
 
@@ -34,18 +32,17 @@ class Config(AttentionSettings, parts.TopologyPart):
 
 
 class SingleStream(parts.Topology):
-    """``depth`` pre-norm Transformer layers over one sequence of all streams, which then go apart into the fusion.
+    """``depth`` pre-norm Transformer layers over one sequence of all streams, which the fusion gets separately.
 
     After VisualBERT (Li et al. 2019), UNITER (Chen et al. 2020) and ViLT (Kim et al. 2021). The bias of a stream's
     adapter is its modality embedding. A shared stream is adapted once, then repeated for each of its texts.
 
-    The attention is that of the layers, followed by the fusion's own if it has the same joint sequence; with a fusion
+    The attention is that of the layers, followed by the fusion's own if it has the same joint sequence. With a fusion
     that keeps no sequence, the spans are those of the layers' sequence.
     """
 
     def __init__(self, config: Config, fusion: parts.Fusion, widths: Mapping[str, int]) -> None:
-        super().__init__()
-        self.fusion, self.width = fusion, fusion.width
+        super().__init__(fusion)
         self.adapters = Adapters(widths, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(config.width, config.heads, config.expansion * config.width, config.dropout)
@@ -54,12 +51,7 @@ class SingleStream(parts.Topology):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(
-        self,
-        streams: Mapping[str, Tokens],
-        rows: Mapping[str, Tensor],
-        *,
-        pooled_only: bool = False,
-        output_attention: bool = False,
+        self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
     ) -> Fused:
         adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():

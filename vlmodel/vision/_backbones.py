@@ -1,4 +1,4 @@
-"""Classifiers of torchvision's and of CIFAR as chains of blocks that can be cut after any stage."""
+"""Classifiers of torchvision and CIFAR as chains of blocks that can be cut after any stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HEAD = ("avgpool", "fc", "classifier", "dropout", "permute", "linear")
 _SIDE_EXITS = ("aux", "AuxLogits")
 _CHAINS = ("features", "layers", "trunk_output", "blocks")
 _STAGE = re.compile(r"layer\d$|trunk_output\.")  # of a ResNet or RegNet
-_COLOURS = 3
+_RGB = 3
 _PROBE = 256
 _LARGEST = 1 << 14  # side of an image, in pixels
 _ONE_SIZE = {"maxvit_t": 224}  # its attention divides the image into a fixed number of windows
@@ -34,15 +34,15 @@ _ONE_SIZE = {"maxvit_t": 224}  # its attention divides the image into a fixed nu
 
 @dataclass(frozen=True)
 class Layout:
-    """What a backbone looks like, found out on the meta device, without weights or arithmetic.
+    """The structure of a backbone, computed on the meta device, without weights or arithmetic.
 
     Attributes:
         blocks: torchvision's names of the blocks, in order of computation.
         stages: for each stage the number of blocks up to its end.
         channels, strides: width and pixels per grid cell at the end of each stage.
-    image: the only size of square images that it takes; None where that is free.
-        channels_last: blocks give maps (B, H, W, C), as Swin's do, and not (B, C, H, W).
-        keys: names of all weights of the whole network, its classifier included.
+        image: the only size of square images that it takes; None if it takes any.
+        channels_last: blocks return maps (B, H, W, C), as Swin's do, and not (B, C, H, W).
+        keys: names of all weights of the whole network, including its classifier.
     """
 
     blocks: tuple[str, ...]
@@ -55,15 +55,15 @@ class Layout:
 
 
 def names() -> list[str]:
-    """Names of the usable backbones, as torchvision spells them, and those of CIFAR."""
+    """Names of the usable backbones, torchvision's and CIFAR's."""
     import torchvision
 
-    theirs = torchvision.models.list_models(module=torchvision.models)
-    return [n for n in theirs if not n.startswith(_VIT)] + [f"{PREFIX}{depth}" for depth in DEPTHS]
+    models = torchvision.models.list_models(module=torchvision.models)
+    return [n for n in models if not n.startswith(_VIT)] + [f"{PREFIX}{depth}" for depth in DEPTHS]
 
 
 def check(name: str, stem: Stem) -> None:
-    """Raises ValueError with the closest names if there is no backbone ``name``, or it cannot have this ``stem``."""
+    """ValueError if there is no backbone ``name``, or it cannot have this ``stem``."""
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
@@ -77,7 +77,7 @@ def check(name: str, stem: Stem) -> None:
 
 
 def create(name: str, stem: Stem) -> nn.Module:
-    """The whole network with fresh weights, its first layers replaced where ``stem`` is "small".
+    """The whole network with new weights, its first layers replaced if ``stem`` is "small".
 
     The small stem (He et al. 2015, section 4.2, for CIFAR) is a 3x3 convolution of stride 1 without max-pooling.
     """
@@ -86,9 +86,9 @@ def create(name: str, stem: Stem) -> nn.Module:
     if name.startswith(PREFIX):
         return CIFARResNet(int(name.removeprefix(PREFIX)))
     if name.startswith(_INCEPTIONS):
-        # What torchvision does with pixels once weights are loaded; from scratch it does no harm.
+        # torchvision transforms the input of pretrained weights; from scratch it does no harm.
         return torchvision.models.get_model(name, weights=None, init_weights=True, transform_input=True)
-    with _NumbersOnHost() if name.startswith("regnet_") else nullcontext():
+    with _TensorsOnCPU() if name.startswith("regnet_") else nullcontext():
         model: nn.Module = torchvision.models.get_model(name, weights=None)
     if stem == "small":
         model.conv1 = nn.Conv2d(3, model.conv1.out_channels, kernel_size=3, stride=1, padding=1, bias=False)  # type: ignore[union-attr, arg-type]
@@ -98,9 +98,9 @@ def create(name: str, stem: Stem) -> nn.Module:
 
 
 def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(torchvision's name, block) of all that comes before pooling and classifier, in order of computation."""
+    """(torchvision's name, block) of everything before pooling and classifier, in order of computation."""
     if getattr(model, "transform_input", False):
-        yield "transform_input", _FromImageNet()
+        yield "transform_input", _InceptionInput()
     for name, child in model.named_children():
         if name.startswith(_HEAD):
             return
@@ -116,7 +116,7 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def layout(name: str, stem: Stem) -> Layout:
     """The layout of a backbone. A stage ends where the next block lowers the resolution.
 
-    What a ResNet or RegNet does before its first stage is its stem, so ``stages=3`` of a ResNet ends with ``layer3``.
+    Blocks of a ResNet or RegNet before its first stage are its stem: ``stages=3`` of a ResNet ends with ``layer3``.
     """
     image = _ONE_SIZE.get(name)
     probe = image or _PROBE
@@ -128,7 +128,7 @@ def layout(name: str, stem: Stem) -> Layout:
     sizes = [shape[2] for shape in shapes]
     widths = [shape[-1 if channels_last else 1] for shape in shapes]
     stages = [i + 1 for i, block_name in enumerate(block_names) if _STAGE.match(block_name)] or [
-        i + 1 for i in range(len(sizes)) if widths[i] != _COLOURS and (i + 1 == len(sizes) or sizes[i + 1] != sizes[i])
+        i + 1 for i in range(len(sizes)) if widths[i] != _RGB and (i + 1 == len(sizes) or sizes[i + 1] != sizes[i])
     ]
     return Layout(
         block_names,
@@ -143,48 +143,44 @@ def layout(name: str, stem: Stem) -> Layout:
 
 @functools.lru_cache(maxsize=32)
 def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int) -> tuple[int, ...]:
-    """Cells a side of the maps after ``ends`` blocks each, where all together hold so many ``numbers`` of one image.
+    """Sides of the maps after ``ends`` blocks each, of the smallest image whose maps have ``numbers`` or more in all.
 
-    Larger images give larger maps, so the size of the image is searched for.
-
-    Returns:
-        those of the smallest image whose maps hold ``numbers`` or more.
+    Larger images have larger maps, so the size of the image is found by bisection.
     """
     with torch.device("meta"), torch.no_grad():
         model = create(name, stem).eval()
 
-        def of(size: int) -> tuple[int, ...]:
+        def sides_of(size: int) -> tuple[int, ...]:
             shapes = _shapes(model, size, ends[-1])
             return tuple(shapes[end - 1][2] for end in ends)
 
-        def held(size: int) -> int:
+        def numbers_of(size: int) -> int:
             try:
-                return sum(side * side * c for side, c in zip(of(size), channels, strict=True))
+                return sum(side * side * c for side, c in zip(sides_of(size), channels, strict=True))
             except RuntimeError:  # too small an image
                 return 0
 
         known = layout(name, stem)
         if known.image is not None:
-            return of(known.image)
+            return sides_of(known.image)
         smallest = max(s for stage, s in zip(known.stages, known.strides, strict=True) if stage <= ends[-1])
         sizes = range(smallest, _LARGEST)
-        return of(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=held)])
+        return sides_of(sizes[bisect.bisect_left(sizes, numbers, hi=len(sizes) - 1, key=numbers_of)])
 
 
 @functools.lru_cache(maxsize=32)
-@functools.lru_cache(maxsize=32)
-def takes(name: str, stem: Stem, stages: int, size: int) -> bool:
-    """Whether square images of ``size`` pixels a side come through the first ``stages``."""
+def accepts_size(name: str, stem: Stem, stages: int, size: int) -> bool:
+    """Whether the first ``stages`` can process square images of ``size`` pixels a side."""
     with torch.device("meta"), torch.no_grad():
         try:
             _shapes(create(name, stem).eval(), size, layout(name, stem).stages[stages - 1])
-        except RuntimeError:  # a kernel larger than what is left of the image
+        except RuntimeError:  # a kernel is larger than its input
             return False
     return True
 
 
 def _shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
-    """What each of the first ``count`` blocks gives of a square image: (B, C, H, W), or of a Swin (B, H, W, C)."""
+    """Output shapes of the first ``count`` blocks for a square image: (B, C, H, W), or of a Swin (B, H, W, C)."""
     x, shapes = torch.zeros(1, 3, size, size), []
     for _, block in itertools.islice(blocks(model), count):
         x = block(x)
@@ -192,16 +188,16 @@ def _shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
     return shapes
 
 
-class _FromImageNet(nn.Module):
-    """Pixels of ImageNet's mean and deviation as those of .5 and .5, which GoogLeNet and Inception were trained on."""
+class _InceptionInput(nn.Module):
+    """From ImageNet's mean and standard deviation to .5 and .5, with which GoogLeNet and Inception were trained."""
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         channels = zip(x_BCHW.split(1, 1), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
         return torch.cat([x * (std / 0.5) + (mean - 0.5) / 0.5 for x, mean, std in channels], 1)
 
 
-class _NumbersOnHost(TorchFunctionMode):
-    """A RegNet reckons its depths with tensors; on the meta device, on which models are opened, they had no values."""
+class _TensorsOnCPU(TorchFunctionMode):
+    """A RegNet computes its depths with tensors, which have no values on the meta device."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

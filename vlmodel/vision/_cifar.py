@@ -12,7 +12,7 @@ DEPTHS = (20, 32, 44, 56, 110)
 class CIFARResNet(nn.Module):
     """A 3x3 stem of 16 channels, then three stages of 16, 32 and 64 (He et al. 2016, arXiv:1512.03385, section 4.2).
 
-    Weights are called as in a torchvision ResNet, but for the classifier, "linear": so are those of CIFAR-10 that
+    Weights are named as in a torchvision ResNet, except for the classifier, "linear", as in the CIFAR-10 weights that
     Y. Idelbayev has published (github.com/akamaster/pytorch_resnet_cifar10).
 
     Args:
@@ -42,14 +42,14 @@ class CIFARResNet(nn.Module):
 
 
 class PaddedShortcut(nn.Module):
-    """Every second cell of every second row, with channels of zeros on both sides: option A, without weights."""
+    """Every second cell of every second row, with channels of zeros added on both sides: the paper's option A."""
 
-    def __init__(self, more: int) -> None:
+    def __init__(self, added: int) -> None:
         super().__init__()
-        self.more = more
+        self.added = added
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return functional.pad(x_BCHW[:, :, ::2, ::2], (0, 0, 0, 0, self.more // 2, self.more - self.more // 2))
+        return functional.pad(x_BCHW[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
 
 
 def _stage(channels: int, width: int, blocks: int) -> nn.Sequential:

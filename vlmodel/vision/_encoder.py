@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlmodel import parts
-from vlmodel.layers import ACTIVATIONS
+from vlmodel.layers import ACTIVATIONS, check_activation
 from vlmodel.locations import Location
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
@@ -33,13 +33,13 @@ class BackboneConfig(parts.VisionPart):
     projection: int | None = Field(None, ge=1)
     """Width of a linear projection of the features; null for none."""
     activation: Literal["none", "gelu", "relu", "tanh"] = "none"
-    """Function after the projection."""
+    """Activation after the projection."""
     weights: Location = ""
     """"" (from scratch), "imagenet", a name of torchvision's such as "IMAGENET1K_V2", or a state dict's path."""
     strict: bool = True
-    """Refuse weights that are not exactly the backbone's; false loads those that fit, and tells which did not."""
+    """Refuse weights that are not exactly the backbone's; false loads those that fit, and logs which did not."""
     frozen: bool = False
-    """Leave the whole backbone untrained (never its projection); it then runs without gradient."""
+    """Do not train the backbone (its projection is always trained); it then runs without gradient."""
     mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), strict=False)
     """Mean of the red, green and blue channels, which are scaled to 0..1; the default is ImageNet's."""
     std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), strict=False)
@@ -51,8 +51,7 @@ class BackboneConfig(parts.VisionPart):
             raise ValueError(f"mean={self.mean} must be of finite numbers")
         if not all(0 < std < math.inf for std in self.std):
             raise ValueError(f"std={self.std} must be positive and finite")
-        if self.activation != "none" and not self.projects():
-            raise ValueError(f"activation={self.activation!r} follows a projection, and there is none; set projection")
+        check_activation(self.activation, self.projects())
         return self
 
     def is_frozen(self) -> bool:
@@ -69,12 +68,13 @@ class BackboneConfig(parts.VisionPart):
 
 
 class BackboneEncoder(parts.VisionEncoder):
-    """Normalisation, ``backbone``, projection. Subclasses make ``backbone`` and ``projection``, and give the two halves
-    of ``forward``: ``grids`` and ``assemble``.
+    """Normalisation, ``backbone``, projection. Subclasses make ``backbone`` and ``projection``, and define the two
+    halves of ``forward``: ``grids`` and ``assemble``.
 
     In a frozen part BatchNorm keeps its statistics; in a trained part it uses those of the batch, as torch does.
 
     Attributes:
+        architecture: the settings that decide whether weights fit, for errors.
         report: what was loaded, once ``load_pretrained`` has read weights.
     """
 
@@ -82,7 +82,6 @@ class BackboneEncoder(parts.VisionEncoder):
     backbone: nn.Module
     mean_C: Tensor
     std_C: Tensor
-    # Settings that an error about unfit weights names.
     architecture: str
 
     def __init__(self, config: BackboneConfig) -> None:
@@ -94,8 +93,8 @@ class BackboneEncoder(parts.VisionEncoder):
         self.report: _weights.WeightsReport | None = None
 
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
-        """uint8 images as the backbone wants them, (B, C, H, W)."""
-        # A permuted view of BHWC is what torch calls channels-last: no copy is made.
+        """uint8 images as the backbone takes them, (B, C, H, W)."""
+        # A permuted view of BHWC is torch's channels-last layout: no copy is made.
         pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)
         scale_C = 1 / (255 * self.std_C)
         return pixels_BCHW * scale_C[:, None, None] - (self.mean_C / self.std_C)[:, None, None]
@@ -105,18 +104,16 @@ class BackboneEncoder(parts.VisionEncoder):
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen)
 
     def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """All of the backbone's output that is read: grids of cells (B, H, W, C), averaged to as few as are wanted."""
+        """All of the backbone's output that is used: grids of cells (B, H, W, C), averaged to the configured size."""
         raise NotImplementedError
 
     def assemble(self, grids: Sequence[Tensor]) -> Tokens:
-        """Tokens of what ``grids`` returns."""
+        """The tokens, given what ``grids`` returns."""
         raise NotImplementedError
 
     def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
-        """(side, channels) of each of the square ``grids`` that hold so many ``numbers`` of an image.
-
-        Raises:
-            ValueError: there are no such grids.
+        """(side, channels) of each of the square ``grids`` that together have so many ``numbers`` an image, as far as
+        there are such grids.
         """
         raise NotImplementedError
 
@@ -127,9 +124,13 @@ class BackboneEncoder(parts.VisionEncoder):
         return torch.cat([grid_BHWC.flatten(1) for grid_BHWC in self.grids(pixels_BHWC)], 1)
 
     def from_features(self, features_BF: Tensor) -> Tokens:
-        layout = self.layout(features_BF.shape[1])
-        # Features may be kept at less precision than the weights have.
-        pieces = features_BF.to(self.mean_C.dtype).split([side * side * channels for side, channels in layout], 1)
+        numbers = features_BF.shape[1]
+        layout = self.layout(numbers)
+        sizes = [side * side * channels for side, channels in layout]
+        if sum(sizes) != numbers:
+            raise ValueError(f"features of {numbers} numbers an image are none of this encoder with this grid")
+        # Cached features may have less precision than the weights.
+        pieces = features_BF.to(self.mean_C.dtype).split(sizes, 1)
         return self.assemble(
             [piece.unflatten(1, (side, side, channels)) for piece, (side, channels) in zip(pieces, layout, strict=True)]
         )
@@ -140,12 +141,12 @@ class BackboneEncoder(parts.VisionEncoder):
         return x_BTD
 
     def load_weights(self, state: Mapping[str, Tensor], names: Mapping[str, str], known: frozenset[str]) -> None:
-        """Copy ``state`` into the backbone, whose weight ``key`` is there called ``names[key]``.
+        """Copy ``state`` into the backbone, whose weight ``key`` is named ``names[key]`` there.
 
         Args:
-            known: all names of the whole network, of which ``state`` may hold more than the backbone uses.
+            known: all names of the whole network, of which ``state`` may have more than the backbone uses.
         """
-        self.report = _weights.load(
+        self.report = _weights.load_state(
             self.backbone, state, names, known, self.config.weights, self.architecture, self.config.strict
         )
         log.info("vision: %s", self.report)
@@ -155,20 +156,13 @@ class BackboneEncoder(parts.VisionEncoder):
             yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
 
-def averaged(map_BCHW: Tensor, side: int | None) -> Tensor:
+def real(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
+    """Tokens without padding."""
+    return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
+
+
+def average_pool(map_BCHW: Tensor, side: int | None) -> Tensor:
     """A feature map as a grid (B, H, W, C), averaged to ``side`` x ``side`` cells if given."""
     if side is not None:
         map_BCHW = functional.adaptive_avg_pool2d(map_BCHW, side)
     return map_BCHW.permute(0, 2, 3, 1)
-
-
-def side_of(numbers: int, channels: int) -> int:
-    """Side of the square grid that holds so many ``numbers`` in cells of ``channels``.
-
-    Raises:
-        ValueError: there is none.
-    """
-    side = math.isqrt(numbers // channels)
-    if not side or side * side * channels != numbers:
-        raise ValueError(f"features of {numbers} numbers an image are no square grid of {channels} channels")
-    return side

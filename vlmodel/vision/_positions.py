@@ -11,9 +11,9 @@ from torch import Tensor
 def sine_positions(height: int, width: int, dimensions: int, device: torch.device | None = None) -> Tensor:
     """Fixed two-dimensional sine positions (H * W, D), row by row, for a grid of any size.
 
-    The first half of the dimensions tells the row, the second the column, each as sines and cosines of geometrically
-    spaced frequencies (Vaswani et al. 2017; in two dimensions Carion et al. 2020). Rows and columns are counted as
-    fractions of the grid, so the middle of a picture has one position at every resolution.
+    The first half of the dimensions encodes the row, the second the column, as sines and cosines of geometrically
+    spaced frequencies (Vaswani et al. 2017; in two dimensions Carion et al. 2020). Rows and columns are fractions of
+    the grid, so the center of an image has the same position at every resolution.
     """
     half = (dimensions + 1) // 2
     rows = _sines((torch.arange(height, device=device) + 0.5) / height, half)

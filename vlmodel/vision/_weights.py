@@ -1,4 +1,4 @@
-"""Reading a backbone's weights from torchvision's names or a local file, strictly."""
+"""Loading a backbone's weights, torchvision's or a local file's, under torchvision's names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlmodel.parts import WeightsError
 from vlmodel.vision._cifar import PREFIX
+from vlmodel.weights import WeightsError
 
-# What torchvision has renamed since it published weights; its own loading renames them too.
+# What torchvision has renamed since it published weights; its own loading renames them, too.
 _RENAMED = (
     (re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=\d\.)"), r"\1"),
     (re.compile(r"(?<=\.mlp\.)linear_1(?=\.)"), "0"),
@@ -27,10 +27,10 @@ class WeightsReport:
     """What was loaded: torchvision's names, sorted.
 
     Attributes:
-        loaded: weights that now are the backbone's.
-        left: weights of the source that the backbone has no use for: its classifier and the stages that are cut off;
-            where it need not be strict, also what is unknown or of another shape.
-        missing: weights of the backbone that the source has not; empty where it must be strict.
+        loaded: weights that the backbone now has.
+        left: unused weights of the source: its classifier and the stages that are cut off; if not strict, also unknown
+            ones and those of another shape.
+        missing: weights of the backbone that the source lacks; empty if strict.
     """
 
     source: str
@@ -39,11 +39,11 @@ class WeightsReport:
     missing: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = [f"{len(self.loaded)} weights from {self.source}"]
+        lines = [f"{len(self.loaded)} weights from {self.source}"]
         for what, names in (("not used", self.left), ("missing there, left as they were drawn", self.missing)):
             if names:
-                told.append(f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
-        return "; ".join(told)
+                lines.append(f"{len(names)} {what}: {_examples(names)}")
+        return "; ".join(lines)
 
 
 def is_torchvision_name(weights: str) -> bool:
@@ -51,17 +51,17 @@ def is_torchvision_name(weights: str) -> bool:
     return weights.lower() == "imagenet" or weights == "DEFAULT" or weights.startswith("IMAGENET1K_")
 
 
-def read(name: str, weights: str) -> dict[str, Tensor]:
+def read_state(name: str, weights: str) -> dict[str, Tensor]:
     """A state dict: torchvision's for the backbone ``name``, or that of a local file (safetensors, or torch's).
 
-    A wrapping ``{"state_dict": ...}`` and the prefix ``module.`` of data-parallel training are taken off, and names are
-    those that torchvision uses now.
+    A wrapping ``{"state_dict": ...}`` and the prefix ``module.`` of data-parallel training are removed, and names that
+    torchvision has changed are replaced.
 
     Raises:
         WeightsError: the weights do not exist, cannot be fetched or are no state dict.
     """
     if is_torchvision_name(weights):
-        return _renamed(_from_torchvision(name, weights))
+        return _with_current_names(_from_torchvision(name, weights))
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(
@@ -83,10 +83,10 @@ def read(name: str, weights: str) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise WeightsError(f"vision.weights={weights!r} holds no state dict (names to tensors)")
-    return _renamed({key.removeprefix("module."): value for key, value in state.items()})
+    return _with_current_names({key.removeprefix("module."): value for key, value in state.items()})
 
 
-def load(
+def load_state(
     backbone: nn.Module,
     state: Mapping[str, Tensor],
     names: Mapping[str, str],
@@ -99,50 +99,52 @@ def load(
 
     Args:
         names: for each weight of the backbone its name in ``state``.
-        ignorable: names that ``state`` may have beside those.
+        ignorable: other names that ``state`` may have.
         source: where ``state`` is from.
-        settings: what decides whether weights fit, for the error.
-        strict: refuse weights that are not exactly the backbone's; else those that fit are loaded.
+        settings: those that decide whether weights fit, for the error.
+        strict: refuse weights that are not exactly the backbone's; otherwise those that fit are loaded.
 
     Raises:
         WeightsError: a weight is missing, has another shape, or is unknown; or, if not ``strict``, none fits. Nothing
             has been loaded then.
     """
     own = backbone.state_dict()
-    # A counter that BatchNorm never reads unless its momentum is None; weights saved before torch 0.4.1 lack it.
-    missing = sorted(n for key, n in names.items() if n not in state and not key.endswith("num_batches_tracked"))
-    unexpected = sorted(set(state) - set(names.values()) - set(ignorable))
-    mismatched = sorted(
+    # BatchNorm reads its counter only if its momentum is None; weights saved before torch 0.4.1 lack it.
+    required = {n for key, n in names.items() if not key.endswith("num_batches_tracked")}
+    fitting = {key: n for key, n in names.items() if n in state and state[n].shape == own[key].shape}
+    mismatched = (
         f"{n} {tuple(state[n].shape)} where {tuple(own[key].shape)} is needed"
         for key, n in names.items()
-        if n in state and state[n].shape != own[key].shape
+        if n in state and key not in fitting
     )
-    fitting = {key: n for key, n in names.items() if n in state and state[n].shape == own[key].shape}
-    if (strict and (missing or unexpected or mismatched)) or not fitting:
+    differences = {
+        "missing": sorted(required - set(state)),
+        "unknown": sorted(set(state) - set(names.values()) - set(ignorable)),
+        "of another shape": sorted(mismatched),
+    }
+    if (strict and any(differences.values())) or not fitting:
+        listed = (f"{len(keys)} {what}: {_examples(keys)}" for what, keys in differences.items() if keys)
         raise WeightsError(
-            f"the weights {source!r} are not those of this backbone: "
-            + "; ".join(
-                f"{len(found)} {what}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-                for what, found in (
-                    ("missing", missing),
-                    ("unknown", unexpected),
-                    ("of another shape", mismatched),
-                )
-                if found
-            )
-            + f". Set {settings} to those that the weights were trained with"
+            f"the weights {source!r} are not those of this backbone: {'; '.join(listed)}. Set {settings} to those that "
+            "the weights were trained with"
         )
     backbone.load_state_dict({key: state[n] for key, n in fitting.items()}, strict=False)
     loaded = set(fitting.values())
-    absent = {n for key, n in names.items() if n not in loaded and not key.endswith("num_batches_tracked")}
-    return WeightsReport(source, tuple(sorted(loaded)), tuple(sorted(set(state) - loaded)), tuple(sorted(absent)))
+    return WeightsReport(
+        source, tuple(sorted(loaded)), tuple(sorted(set(state) - loaded)), tuple(sorted(required - loaded))
+    )
 
 
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _examples(names: Iterable[str]) -> str:
+    names = list(names)
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+
+
+def _with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
-        for former, present in _RENAMED:
-            key = former.sub(present, key)
+        for former, current in _RENAMED:
+            key = former.sub(current, key)
         renamed[key] = value
     return renamed
 

@@ -1,4 +1,4 @@
-"""Backbones of torchvision (VGG, ResNet, EfficientNet, ConvNeXt, Swin, MaxViT, Inception, ...) and of CIFAR."""
+"""Backbones of torchvision (VGG, ResNet, EfficientNet, ConvNeXt, Swin, MaxViT, Inception, ...) and CIFAR."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _backbones, _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, averaged, side_of
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool, real
 from vlmodel.vision._positions import sine_positions
 
 
@@ -30,13 +30,13 @@ class Config(BackboneConfig):
     output: Literal["grid", "multiscale", "pooled"] = "grid"
     """A token for each cell of the last feature map, or of those of the last ``scales`` stages; or the last's mean."""
     scales: int = Field(2, ge=1)
-    """With output "multiscale": how many of the last stages give tokens, each projected to one width."""
+    """With output "multiscale": how many of the last stages have tokens, each projected to one width."""
     position: Literal["sine", "none"] = "sine"
     """Position added to grid tokens: fixed two-dimensional sines, for images of any size."""
     position_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
-    """Amplitude of the positions; at 1 they drown the features of an untrained backbone."""
+    """Amplitude of the positions; at 1 they outweigh the features of an untrained backbone."""
     frozen_stages: int = Field(0, ge=0)
-    """Leave the stem and this many stages untrained."""
+    """Do not train the stem and this many stages."""
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
@@ -75,7 +75,7 @@ class Config(BackboneConfig):
                 f"processor.image_size={size}: {self.name} takes images of {layout.image} x {layout.image} pixels; set "
                 f"image_size={layout.image}, or choose another backbone"
             )
-        if not _backbones.takes(self.name, self.stem, self.stages or len(layout.stages), size):
+        if not _backbones.accepts_size(self.name, self.stem, self.stages or len(layout.stages), size):
             raise ConfigError(
                 f"processor.image_size={size} is too small for {self.name}, which leaves nothing of it; make the image "
                 "larger or keep fewer stages"
@@ -85,8 +85,8 @@ class Config(BackboneConfig):
 class CNN(BackboneEncoder):
     """Backbone, projection, positions.
 
-    Several scales are laid one after the other, the finest first, each cell with the embedding of its scale; their
-    pooled vector is the mean of the scales' means, so that the finest does not outweigh the others.
+    Several scales are concatenated, the finest first, with an embedding of the scale added to each cell; their pooled
+    vector is the mean of the scales' means, so that the finest does not outweigh the others.
     """
 
     architecture = "vision.name, vision.stem and vision.stages"
@@ -120,18 +120,18 @@ class CNN(BackboneEncoder):
         self.backbone.to(memory_format=torch.channels_last)
 
     def maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        """Feature maps (B, C, H, W) of uint8 images at the ends of the stages that give tokens, the finest first."""
+        """Feature maps (B, C, H, W) of uint8 images at the ends of the stages that have tokens, the finest first."""
         x = self.normalise(pixels_BHWC)
-        found = []
+        maps = []
         with self.gradient():
             for i, block in enumerate(self.backbone, start=1):
                 x = block(x)
                 if i in self._ends:
-                    found.append(x.permute(0, 3, 1, 2) if self._channels_last else x)
-        return found
+                    maps.append(x.permute(0, 3, 1, 2) if self._channels_last else x)
+        return maps
 
     def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        return [averaged(map_BCHW, self._side) for map_BCHW in self.maps(pixels_BHWC)]
+        return [average_pool(map_BCHW, self._side) for map_BCHW in self.maps(pixels_BHWC)]
 
     def assemble(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
@@ -141,30 +141,25 @@ class CNN(BackboneEncoder):
             x_BTD, pooled_BD = torch.cat(sequences, 1), torch.stack(means).mean(0)
         else:
             x_BTD, pooled_BD = self._sequence(grids[0], self.projection)
-        return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
+        return real(x_BTD, pooled_BD)
 
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         if self.config.output != "multiscale":
             return super().to_grid(weights_NT)
-        # Maps of different sizes do not add up to one.
+        # Maps of different sizes cannot be added.
         side = self.config.grid
         return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)
 
     def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
         channels = self._channels
         if self._side is not None:
-            sides = [self._side] * len(channels)
-        elif len(channels) == 1:
-            sides = [side_of(numbers, channels[0])]
-        else:
-            sides = list(_backbones.sides(self.config.name, self.config.stem, self._ends, channels, numbers))
-        if sum(side * side * c for side, c in zip(sides, channels, strict=True)) != numbers:
-            raise ValueError(f"features of {numbers} numbers an image are none of {self.config.name} with this grid")
+            return [(self._side, c) for c in channels]
+        sides = _backbones.sides(self.config.name, self.config.stem, self._ends, channels, numbers)
         return list(zip(sides, channels, strict=True))
 
     @property
     def _side(self) -> int | None:
-        """Cells a side that maps are averaged to; None where they keep their own."""
+        """Cells a side to which maps are averaged; None if they keep their own."""
         return 1 if self.config.output == "pooled" else self.config.grid
 
     def _sequence(
@@ -184,7 +179,7 @@ class CNN(BackboneEncoder):
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return
-        state = _weights.read(self.config.name, self.config.weights)
+        state = _weights.read_state(self.config.name, self.config.weights)
         names = {}
         for key in self.backbone.state_dict():
             block, _, rest = key.partition(".")
@@ -193,5 +188,5 @@ class CNN(BackboneEncoder):
 
 
 def _identifier(block: str) -> str:
-    """torchvision's name of a block as a name within our chain, which may have no dots."""
+    """torchvision's name of a block as the name of a submodule, which may have no dots."""
     return block.replace(".", "_")

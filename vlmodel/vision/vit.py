@@ -1,4 +1,4 @@
-"""Vision Transformers of torchvision's (Dosovitskiy et al. 2021), at any image size, whole or made smaller."""
+"""Vision Transformers of torchvision (Dosovitskiy et al. 2021), at any image size, whole or smaller."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, averaged
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool, real
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ class Config(BackboneConfig):
 
     kind: Literal["vit"] = "vit"
     name: str = "vit_b_16"
-    """A ViT of torchvision.models.list_models(); the settings that are null are taken from it."""
+    """A ViT of torchvision.models.list_models(); settings that are null are taken from it."""
     image_size: int = Field(224, ge=1)
-    """Side of the images, in pixels: processor.image_size. Weights trained at another size have positions resampled."""
+    """Side of the images, in pixels: processor.image_size. Positions of weights for another size are resampled."""
     patch_size: int | None = Field(None, ge=1)
     """Side of a patch, in pixels, which must divide the image size; each patch is a token."""
     width: int | None = Field(None, ge=1)
@@ -48,7 +48,7 @@ class Config(BackboneConfig):
     pooling: Literal["cls", "mean"] = "cls"
     """The pooled vector: the class token, or the mean of the patches."""
     frozen_layers: int = Field(0, ge=0)
-    """Leave the embeddings and this many layers untrained."""
+    """Do not train the embeddings and this many layers."""
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
@@ -67,14 +67,9 @@ class Config(BackboneConfig):
 
     def shape(self) -> Shape:
         """Sizes of the ViT that is built."""
-        own = _layout(self.name)[0]
-        return Shape(
-            self.patch_size or own.patch_size,
-            self.width or own.width,
-            self.depth or own.depth,
-            self.heads or own.heads,
-            self.feed_forward or own.feed_forward,
-        )
+        default = _layout(self.name)[0]
+        chosen = {field.name: getattr(self, field.name) for field in fields(Shape)}
+        return replace(default, **{name: value for name, value in chosen.items() if value is not None})
 
     def build(self) -> ViT:
         return ViT(self)
@@ -99,7 +94,7 @@ class Shape:
 
 
 class ViT(BackboneEncoder):
-    """Patches with positions through the encoder; the class token is no part of the grid."""
+    """Patches with positions through the encoder; the class token is not in the grid."""
 
     architecture = "vision.name, vision.patch_size, vision.width, vision.depth and vision.feed_forward"
     config: Config
@@ -143,7 +138,7 @@ class ViT(BackboneEncoder):
         grids = [encoded_BTD[:, :1].unsqueeze(1)] if self.config.pooling == "cls" else []
         if self._reads_patches:
             map_BCHW = encoded_BTD[:, 1:].transpose(1, 2).unflatten(2, (self._side, self._side))
-            grids.append(averaged(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
+            grids.append(average_pool(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
         return grids
 
     def assemble(self, grids: Sequence[Tensor]) -> Tokens:
@@ -154,16 +149,13 @@ class ViT(BackboneEncoder):
         else:
             x_BTD = self.tokens(grids[0], self.projection)
             pooled_BD = x_BTD.mean(1)
-        return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
+        return real(x_BTD, pooled_BD)
 
     def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
         side = 1 if self.config.output == "pooled" else self.config.grid or self._side
         channels = self.config.shape().width
         layout = [(1, channels)] if self.config.pooling == "cls" else []
-        layout += [(side, channels)] if self._reads_patches else []
-        if sum(side * side * c for side, c in layout) != numbers:
-            raise ValueError(f"features of {numbers} numbers an image are none of {self.config.name} with this grid")
-        return layout
+        return layout + ([(side, channels)] if self._reads_patches else [])
 
     @property
     def _reads_patches(self) -> bool:
@@ -172,14 +164,14 @@ class ViT(BackboneEncoder):
     def load_pretrained(self) -> None:
         if not self.config.weights:
             return
-        state = _weights.read(self.config.name, self.config.weights)
+        state = _weights.read_state(self.config.name, self.config.weights)
         positions = state.get(_POSITIONS)
         if positions is not None and positions.shape != self.backbone.encoder.pos_embedding.shape:
             state = self._resampled(state, positions)
         self.load_weights(state, {key: key for key in self.backbone.state_dict()}, _layout(self.config.name)[1])
 
     def _resampled(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
-        """``state`` with the positions of a square grid resampled to ours; others are left for ``load`` to refuse."""
+        """``state`` with the positions resampled, if they are of a square grid; ``load_weights`` refuses others."""
         from torchvision.models.vision_transformer import interpolate_embeddings
 
         side = math.isqrt(max(0, positions.shape[1] - 1)) if positions.ndim == 3 and len(positions) == 1 else 0
@@ -202,7 +194,7 @@ class ViT(BackboneEncoder):
 
 
 def _check(name: str) -> None:
-    """Raises ValueError if torchvision has no ViT ``name``."""
+    """ValueError if torchvision has no ViT ``name``."""
     import torchvision
 
     known = [n for n in torchvision.models.list_models(module=torchvision.models) if n.startswith("vit_")]
@@ -212,7 +204,7 @@ def _check(name: str) -> None:
 
 @functools.lru_cache(maxsize=8)
 def _layout(name: str) -> tuple[Shape, frozenset[str]]:
-    """The sizes of a ViT of torchvision's and the names of all its weights, its classifier's included."""
+    """The sizes of a ViT of torchvision and the names of all its weights, including its classifier's."""
     import torchvision
 
     with torch.device("meta"):

@@ -34,7 +34,8 @@ from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from vlmodel.config import dump
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Encoder, LanguageEncoder, VisionEncoder
 from vlmodel.processor import VLProcessor
 

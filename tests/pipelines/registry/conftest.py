@@ -19,7 +19,8 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.score import Score
 from pipelines.tracking.tracker import Tracker, TrackingConfig
 from vlmodel.config import parse
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 QUESTION = "what colour is the shape?"

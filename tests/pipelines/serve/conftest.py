@@ -45,7 +45,8 @@ def save_model(folder: Path, decoder: dict[str, Any]) -> Path:
     from transformers import PreTrainedTokenizerFast
 
     from vlmodel.config import parse
-    from vlmodel.model import ModelConfig, VLModel
+    from vlmodel.model import VLModel
+    from vlmodel.model_config import ModelConfig
     from vlmodel.processor import ProcessorConfig, VLProcessor
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "colour", "is", "the", "circle", "square", "?", "there", "a"]

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vlmodel.config import load
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 TINY = [

@@ -12,7 +12,8 @@ from pipelines.train import initial
 from pipelines.train.worker import new_model
 from tests.pipelines.train.conftest import TINY
 from vlmodel.config import ConfigError, load
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec
 

@@ -18,7 +18,8 @@ from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
 from pipelines.train.step import NonFiniteLossError, StepConfig, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
 from vlmodel.config import load
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
 
 TEXTS = [1, 7, 2, 2]

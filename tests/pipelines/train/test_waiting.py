@@ -120,8 +120,8 @@ def test_a_step_waits_for_nothing(
 ) -> None:
     if device == "cpu" and ema:
         pytest.skip("the average's counter is the host's own, which on the CPU looks like the device's")
-    monkeypatch.setattr(lengths, "WORTH_SHARE", 0.0)
-    monkeypatch.setattr(lengths, "WORTH_TOKENS", 0)
+    monkeypatch.setattr(lengths, "MIN_SAVED_SHARE", 0.0)
+    monkeypatch.setattr(lengths, "MIN_SAVED_TOKENS", 0)
     place = torch.device(device)
     tree = tiny_tree(decoder={**SMALL, **DECODERS[decoder]} if decoder in ("answer", "caption") else DECODERS[decoder])
     model = VLModel.from_tree(tree, for_tasks(writing_processor, tree.decoder.tasks())).to(place)

@@ -41,7 +41,8 @@ from pipelines.errors import DataError
 from pipelines.train.feed import to_tensors
 from vlmodel.config import parse
 from vlmodel.inference import Predictor
-from vlmodel.model import ModelConfig, VLModel
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.vision.cnn import Config

@@ -1,0 +1,123 @@
+"""Weights from elsewhere: opened without executing code, checked completely, with errors that name the setting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vlmodel.config import ConfigError
+from vlmodel.errors import ExpectedError
+
+_NOT_OF_THE_ARCHITECTURE = ("_name_or_path", "architectures", "transformers_version", "dtype")
+
+
+class WeightsError(ExpectedError, ValueError):
+    """Weights that cannot be loaded into a part. The message names the file, the first differences and the remedy."""
+
+
+def open_config(
+    setting: str, source: str, vocabulary_size: int, unsupported_reason: Callable[[str], str | None]
+) -> Any:
+    """transformers' configuration of the model in the folder or on the hub.
+
+    Args:
+        setting: the setting that names ``source``, for the error.
+        vocabulary_size: how many tokens the tokenizer has; the model must have as many.
+        unsupported_reason: why an architecture cannot be used; None if it can.
+
+    Raises:
+        WeightsError: it cannot be opened.
+        ConfigError: its architecture cannot be used, or it does not fit the tokenizer.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_from(source))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{setting}={source!r} cannot be opened: {error}") from error
+    if reason := unsupported_reason(config.model_type):
+        raise ConfigError(f"{setting}={source!r}: its architecture {config.model_type!r} {reason}")
+    if config.vocab_size < vocabulary_size:
+        raise ConfigError(
+            f"{setting}={source!r} knows {config.vocab_size} tokens and the tokenizer makes {vocabulary_size}; use the "
+            "tokenizer that belongs to it"
+        )
+    return config
+
+
+def open_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple[Any, set[str]]:
+    """transformers' model with its weights (safetensors), and the names of weights that the source lacks.
+
+    Raises:
+        WeightsError: there are none that can be loaded.
+    """
+    try:
+        model, info = auto_class.from_pretrained(
+            source,
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype="float32",
+            output_loading_info=True,
+            **_from(source),
+        )
+    except Exception as error:  # broken files raise anything
+        raise WeightsError(f"{setting}={source!r} has no weights that can be loaded: {error}") from error
+    return model, set(info["missing_keys"])
+
+
+def refuse_missing(setting: str, source: str, missing: Iterable[str]) -> None:
+    """Refuse a source that lacks weights of its own architecture.
+
+    Raises:
+        WeightsError: something is missing.
+    """
+    if names := sorted(missing):
+        raise WeightsError(
+            f"{setting}={source!r} lacks {len(names)} weights of its own architecture: {', '.join(names[:3])}; name a "
+            "complete checkpoint"
+        )
+
+
+def refuse_differences(folder: str, info: Mapping[str, Any]) -> None:
+    """Refuse weights that are not exactly those of the model that was built.
+
+    Args:
+        info: transformers' loading info.
+
+    Raises:
+        WeightsError: keys are missing or unexpected, or have another shape.
+    """
+    problems = [
+        f"{len(info[kind])} {kind.removesuffix('_keys')}: {', '.join(sorted(info[kind])[:3])}"
+        for kind in ("missing_keys", "unexpected_keys")
+        if info[kind]
+    ]
+    if mismatched := sorted(info["mismatched_keys"]):
+        examples = (f"{key} {tuple(stored)} where {tuple(own)} is needed" for key, stored, own in mismatched[:3])
+        problems.append(f"{len(mismatched)} of another shape: {', '.join(examples)}")
+    if problems:
+        raise WeightsError(
+            f"the weights in {folder!r} are of another architecture than its configuration: " + "; ".join(problems)
+        )
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """transformers' configuration as plain values. JSON makes them equal before a checkpoint is written and after."""
+    values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in values.items() if key not in _NOT_OF_THE_ARCHITECTURE}
+
+
+def from_plain(values: Mapping[str, Any]) -> Any:
+    """The inverse of ``plain``."""
+    from transformers import AutoConfig
+
+    settings = {key: value for key, value in values.items() if key != "model_type"}
+    return AutoConfig.for_model(values["model_type"], **settings)
+
+
+def _from(source: str) -> dict[str, bool]:
+    """A folder is read without asking the hub."""
+    return {"local_files_only": True} if Path(source).is_dir() else {}
