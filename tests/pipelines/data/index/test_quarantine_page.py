@@ -51,7 +51,7 @@ def red(size: tuple[int, int] = (400, 300), form: str = "JPEG") -> bytes:
 def test_counts_by_reason_and_shard(tmp_path: Path) -> None:
     bad: list[Entry] = [entry for n in range(30) for entry in ((f"b{n}.jpg", b"<html>"), (f"b{n}.txt", b"text"))]
     html = page(tmp_path, a=tar_bytes([*bad, ("x.json", texts(1))]), b=tar_bytes([*samples([1]), ("y.jpg", photo(1))]))
-    assert "32 left out, 1,234 sound samples" in html
+    assert "32 left out, 1,234 valid samples" in html
     text = re.sub(r"<[^>]+>", " ", html)
     assert re.search(r"undecodable_image\s+30\s", text)
     assert re.search(r"missing_image\s+1\s", text)
