@@ -55,13 +55,13 @@ def check_judgeable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> 
     Raises:
         DataError: its samples have no images, or none of the split has the texts of a task.
     """
-    if index.members != "pairs":
+    if index.modality != "pairs":
         raise DataError(
-            f"models are judged on images with texts, and {index.tars} holds {index.members} alone; name such pairs in "
+            f"models are judged on images with texts; {index.tars} holds {index.modality} alone; name such pairs in "
             "data.tars, and this in data.mix to train on it too"
         )
     for task, fields in tasks.items():
-        if not index.having(fields.reads, split):
+        if not index.count_with(fields.reads, split):
             raise DataError(
                 f"no {split or 'indexed'} sample of {index.tars} has {fields.reads}, by which "
                 f"{f'task {task!r}' if task else 'the model'} is judged; choose data or a split that has some"
@@ -104,7 +104,7 @@ def assess(
         answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))
         split = source.split or "all"
         report = judge(answers, split, fields, baselines, processor.labels, processor.normalizer)
-        if seen and index.having(fields.reads, "train"):
+        if seen and index.count_with(fields.reads, "train"):
             sample = predict(
                 model, replace(source, split="train"), config.model_copy(update={"shuffled": 0}), stream, task,
                 sample=report.samples,

@@ -80,7 +80,7 @@ class Baselines:
         """
         sources = list(trained)
         needed = {fields.reads for fields in tasks.values() if _answers(fields) or _writes_captions(fields)}
-        enough = all(judged.having(reads, "train") for reads in needed)
+        enough = all(judged.count_with(reads, "train") for reads in needed)
         read = ([judged] if enough else sources) if needed else []
         texts = (of_sample for index in read for of_sample in read_texts(index, "train"))
         return cls.learn(texts, tasks.values(), normalizer, [index.hash for index in sources])
@@ -115,7 +115,7 @@ def check_learnable(index: Index, tasks: Mapping[str, TaskSpec]) -> None:
         DataError: no training sample has its texts.
     """
     for task, fields in tasks.items():
-        if (_answers(fields) or _writes_captions(fields)) and not index.having(fields.reads, "train"):
+        if (_answers(fields) or _writes_captions(fields)) and not index.count_with(fields.reads, "train"):
             raise DataError(
                 f"no train sample of {index.tars} has {fields.reads}, from which is learned what "
                 f"{f'task {task!r}' if task else 'the model'} is compared with, and the model has no {FILE}; train it "

@@ -22,7 +22,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import EvaluationBatches
-from pipelines.data.stream.stream import StreamConfig, packed
+from pipelines.data.stream.stream import StreamConfig, batch_dataset
 from pipelines.data.stream.wire import unpack
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, Section
@@ -166,7 +166,7 @@ def predict(
     task = next(iter(tasks)) if task is None else task
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
-    members, fields = Index.open(source.tars).members, tasks[task]
+    members, fields = Index.open(source.tars).modality, tasks[task]
     if (members == "texts" and fields.needs_image) or (members == "images" and fields.text):
         missing = "images" if members == "texts" else "texts"
         raise DataError(
@@ -174,7 +174,7 @@ def predict(
             f"{missing}; name data that has some, or another task in evaluate.task"
         )
     batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
-    made = packed(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
+    made = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(
         _Answerer,
         fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),

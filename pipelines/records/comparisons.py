@@ -88,7 +88,7 @@ class Comparison(_Line):
 
 
 @dataclass(frozen=True)
-class Damaged:
+class InvalidLine:
     """A line that is no comparison."""
 
     file: str
@@ -156,7 +156,7 @@ class ComparisonWriter:
         self._bytes += len(data)
 
 
-def read(uri: str) -> Iterator[Comparison | Damaged]:
+def read(uri: str) -> Iterator[Comparison | InvalidLine]:
     """All that was compared, by day; nothing where the folder does not exist.
 
     Raises:
@@ -172,4 +172,4 @@ def read(uri: str) -> Iterator[Comparison | Damaged]:
                 try:
                     yield Comparison.model_validate_json(line)
                 except ValidationError as error:
-                    yield Damaged(f"{day}/{file.name}", number, str(error.errors()[0]["msg"]))
+                    yield InvalidLine(f"{day}/{file.name}", number, str(error.errors()[0]["msg"]))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.index.index import Index
-from pipelines.data.index.shard_pass import over_shards
+from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
@@ -39,7 +39,7 @@ def collect(index: Index, split: str = "train") -> Statistics:
         return {"counts": json.dumps(count_samples(rows, read_texts(index, split, [row["item"]])))}
 
     total: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
-    for row in over_shards([shard.name for shard in index.shards if split in shard.samples], count):
+    for row in map_shards([shard.name for shard in index.shards if split in shard.samples], count):
         for name, counts in json.loads(row["counts"]).items():
             total[name].update(counts)
     return {name: _cut(counts, _KEPT) for name, counts in total.items()}

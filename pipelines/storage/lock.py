@@ -1,62 +1,56 @@
-"""One at a time: a lock on a file, which ends with the process that holds it, however that ends.
+"""An exclusive lock on a file, released when its process ends, however it ends.
 
-It holds among all that see the file: the processes of a machine, and the nodes of a cluster on a shared file system
-with locks (NFS, where Linux makes POSIX locks of these; most cluster file systems).
+It works between the processes of a machine, and between the nodes of a cluster whose file system has POSIX locks (NFS
+and most cluster file systems do).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-_POLL_S = 0.05
+from filelock import FileLock, Timeout
 
 
 @contextmanager
 def locked(file: Path, refusal: Exception | Callable[[str], Exception], wait_s: float = 0.0) -> Iterator[None]:
-    """Hold the lock while the block runs. The file stays: removing it would let two hold two of the same name.
+    """Hold the lock while the block runs. The file is not removed: two processes could then lock two files of its name.
 
     Args:
-        refusal: what to raise where another holds it, or what makes that of the holder's description (see ``holder``).
+        refusal: the exception to raise where another process holds the lock, or a function that makes it from the
+            holder's description (see ``holder``).
 
     Raises:
-        Exception: ``refusal``, where another holds it and still did after ``wait_s`` seconds.
+        Exception: ``refusal``, where another process still holds the lock after ``wait_s`` seconds.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + wait_s
-    with file.open("a+", encoding="utf-8") as held:
-        while True:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() >= deadline:
-                    held.seek(0)
-                    described = held.read(1000).strip() or "another process"
-                    raise (refusal if isinstance(refusal, Exception) else refusal(described)) from None
-                time.sleep(_POLL_S)
-        _describe(held.fileno(), holder())
-        try:
-            yield
-        finally:
-            _describe(held.fileno(), "")
+    # A soft lock, which filelock would take where flock is missing, does not end with its process.
+    lock = FileLock(file, wait_s, fallback_to_soft=False, on_acquired=_write_holder)
+    try:
+        lock.acquire()
+    except Timeout:
+        described = ""
+        with suppress(OSError):
+            described = file.read_text(encoding="utf-8").strip()[:1000]
+        raise (refusal if isinstance(refusal, Exception) else refusal(described or "another process")) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.truncate(file, 0)
+        lock.release()
 
 
 def holder() -> str:
-    """This process as others are told of it: number, machine and time."""
+    """This process as messages describe it: number, machine and time."""
     return f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _describe(descriptor: int, text: str) -> None:
-    """What the file says is for people; it holds no lock, and a full disk is no reason not to hold one."""
-    try:
+def _write_holder(descriptor: int) -> None:
+    with suppress(OSError):  # the text is only for messages; a full disk does not prevent the lock
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, text.encode())
-    except OSError:
-        pass
+        os.write(descriptor, holder().encode())

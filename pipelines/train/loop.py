@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.plan import Schedule
-from pipelines.data.stream.shuffling import shuffling
+from pipelines.data.stream.shuffle_quality import shuffle_quality
 from pipelines.train.evaluate import Score, mean
 from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
@@ -171,8 +171,8 @@ def train(
 
 def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: str) -> float:
     epoch = schedule.epochs_done(progress.step)
-    for source, plan in schedule.plan.parts.items():
-        figures = shuffling(plan, epoch - 1, schedule.batch)._asdict()
+    for source, plan in schedule.plan.plans_by_source.items():
+        figures = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
         prefix = f"shuffle/{source}/" if source else "shuffle/"
         hooks.log({f"{prefix}{name}": value for name, value in figures.items()}, progress.step)
     score = hooks.evaluate()
@@ -269,7 +269,7 @@ class Meter:
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
             "speed/left_s": self._left(step, seconds / steps),
-            **self._schedule.plan.figures(samples),
+            **self._schedule.plan.metrics(samples),
         }
         self._results, self._images, self._last = [], 0, now
         return metrics, [loss, count, correct]

@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.data.stream.dataset import Arrays, Mixture, Source, decoding_on, keeping_pixels
+from pipelines.data.stream.dataset import Arrays, Mixture, Source, with_gpu_decoding, with_pixel_cache
 from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule, derive_seed
@@ -89,9 +89,9 @@ def train_worker(spec: RunSpec) -> None:
 
     source = spec.train_source
     if spec.stream.decoder == "gpu" and device.type == "cuda":
-        source = decoding_on(source, str(device))
+        source = with_gpu_decoding(source, str(device))
     elif spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
-        source = keeping_pixels(source, spec.stream.cache, spec.train.epochs)
+        source = with_pixel_cache(source, spec.stream.cache, spec.train.epochs)
     parts = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     feed = DevicePrefetcher(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
     ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None

@@ -8,11 +8,11 @@ import sys
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.data.index.index import IndexConfig
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.stream.stream import StreamConfig
-from pipelines.data.tars.sample import Members
+from pipelines.data.tars.sample import Modality
 from pipelines.data.texts.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import RegistryConfig
@@ -70,7 +70,7 @@ class DataConfig(Section):
                 )
         return self
 
-    def sets(self) -> dict[str, Members]:
+    def sets(self) -> dict[str, Modality]:
         """What the samples of each folder of tars are, ``tars`` first and then the sources of the mix."""
         return {self.tars: self.index.members} | {source.tars: source.members for source in self.mix.values()}
 

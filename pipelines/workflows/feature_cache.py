@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.feature_build import SPLITS, Resources, build_features, features_of
-from pipelines.data.stream.features import Features
+from pipelines.data.stream.features import FeatureCache
 from pipelines.report.progress import ShardProgress
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import parse
@@ -25,7 +25,7 @@ def features(
     processor: VLProcessor,
     label: str,
     splits: Sequence[str] = SPLITS,
-) -> tuple[Features, ...]:
+) -> tuple[FeatureCache, ...]:
     """The features of the encoders of ``streams``, computed of those samples of which they are not kept yet.
 
     Args:
@@ -42,7 +42,7 @@ def features(
     for stream in streams:
         of_stream = features_of(stream, model, tree, processor, f"{work.storage}/_features", precision)
         without = {"vision": "texts", "language": "images"}[stream]
-        for index in {index.hash: index for index in indexes if index.members != without}.values():
+        for index in {index.hash: index for index in indexes if index.modality != without}.values():
             with ShardProgress(f"{label}  features of {stream}") as progress:
                 build_features(of_stream, index, model, tree, processor, resources, splits, progress)
         cached.append(of_stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipelines.data.index.index import build_index
+from pipelines.data.index.build import build_index
 from pipelines.data.index.survey import describe_shapes
 from pipelines.report.progress import ShardProgress
 from pipelines.workflows.cluster import connected

@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.data.index.index import Index, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.texts.corpus import count_answers
-from pipelines.data.texts.vocabulary import known_answers
+from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess
 from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry
@@ -226,7 +227,7 @@ def _init(work: Workspace, new: Index) -> tuple[str, str]:
     processor = initial.check(registry.download(champion).folder, work.config.model, work.config.processor, tasks)
     if not any(fields.target == "answer" for fields in tasks.values()):
         return champion.version, "it is the champion"
-    share = known_answers(count_answers(new), processor)
+    share = known_answer_share(count_answers(new), processor)
     knows = f"the champion (version {champion.version}) knows {share:.4f} of the new answers"
     if share < work.config.retrain.answer_coverage:
         return "", f"{knows}, less than retrain.answer_coverage = {work.config.retrain.answer_coverage}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Mixture, Source
-from pipelines.data.stream.features import Features
+from pipelines.data.stream.features import FeatureCache
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
 from pipelines.errors import DataError
@@ -38,7 +38,7 @@ def indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -
     for name, index in by_name.items():
         if index.members != (members := work.config.data.mix[name].members):
             raise DataError(
-                f"{index.tars} was indexed as {index.members}, and data.mix.{name}.members={members}; run the index "
+                f"{index.tars} was indexed as {index.modality}, and data.mix.{name}.members={members}; run the index "
                 "job again, or set what it holds"
             )
     names: dict[str, str] = {}

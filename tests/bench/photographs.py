@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter

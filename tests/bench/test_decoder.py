@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from pipelines.data.importers.flickr import Config as Flickr
-from pipelines.data.importing.importer import Record
+from pipelines.data.importing.importer import SourceSample
 from pipelines.data.stream.augment import AugmentConfig, augment
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
@@ -64,19 +64,23 @@ def by_ours(jpeg: bytes) -> np.ndarray:
 DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"ours": by_ours, "Pillow": by_pillow}
 
 
-def photographs(folder: Path) -> tuple[list[Record], list[Record]]:
+def photographs(folder: Path) -> tuple[list[SourceSample], list[SourceSample]]:
     """To learn from, and held out."""
-    records = [r for r in Flickr(folder=str(folder)).read().records if isinstance(r, Record) and r.split == "train"]
+    records = [
+        r for r in Flickr(folder=str(folder)).read().records if isinstance(r, SourceSample) and r.split == "train"
+    ]
     records.sort(key=lambda record: hashlib.sha1(record.key.encode()).hexdigest())
     return records[HELD_OUT:], records[:HELD_OUT]
 
 
-def batch_of(processor: VLProcessor, pixels: Pixels, records: Sequence[Record], device: torch.device) -> dict[str, Any]:
+def batch_of(
+    processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSample], device: torch.device
+) -> dict[str, Any]:
     rows = {"": [Example(b"", record.texts.captions) for record in records]}
     return to_tensors(processor.collate_tasks(pixels, rows), device)
 
 
-def trained(processor: VLProcessor, pixels: Pixels, records: Sequence[Record], seed: int) -> VLModel:
+def trained(processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSample], seed: int) -> VLModel:
     """Changes of images, the order of samples and the first weights are functions of the seed alone."""
     torch.manual_seed(seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -94,7 +98,7 @@ def trained(processor: VLProcessor, pixels: Pixels, records: Sequence[Record], s
 
 
 @torch.no_grad()
-def recall(model: VLModel, processor: VLProcessor, pixels: Pixels, records: Sequence[Record]) -> float:
+def recall(model: VLModel, processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSample]) -> float:
     """Share of captions with their photograph among the first ten."""
     head: Any = model.decoder
     given = batch_of(processor, pixels, records, next(model.parameters()).device)

@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import decoding_on
+from pipelines.data.stream.dataset import with_gpu_decoding
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -194,7 +194,7 @@ class Consumer:
         """Images a second after the first batch."""
         source: Any = self._data.source
         if config.decoder == "gpu":
-            source = decoding_on(source, str(self._device))
+            source = with_gpu_decoding(source, str(self._device))
         parts = MicroBatches(source, Schedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
         feed = DevicePrefetcher(stream(parts, config), self._device)
         next(feed)

@@ -27,7 +27,8 @@ import psutil
 import pytest
 import webdataset
 
-from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.validate import Verify
 from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter

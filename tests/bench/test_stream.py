@@ -29,9 +29,11 @@ from ray._private.internal_api import node_stats
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Source, keeping_pixels
+from pipelines.data.stream.dataset import Source, with_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import Schedule
@@ -198,7 +200,7 @@ class Consumer:
 
 @pytest.fixture
 def consumer(data: Data, tmp_path: Path) -> Any:
-    kept = keeping_pixels(data.source, PixelCacheConfig(keep="always", folder=str(tmp_path)), 2)
+    kept = with_pixel_cache(data.source, PixelCacheConfig(keep="always", folder=str(tmp_path)), 2)
     actor: Any = ray.remote(num_cpus=0)(Consumer)
     return actor.remote(data, kept)
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import ray
 
-from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import MicroBatches

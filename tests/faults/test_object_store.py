@@ -12,7 +12,9 @@ import pytest
 import ray
 import s3fs
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream import dataset
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source

@@ -20,7 +20,7 @@ import pytest
 from scipy import stats
 
 from pipelines.data.importers import easy_vqa
-from pipelines.data.importing.importer import Record
+from pipelines.data.importing.importer import SourceSample
 from pipelines.registry.registry import Registry
 from pipelines.retrain.ledger import STEPS, Ledger
 from pipelines.workflows.config import JobConfig
@@ -56,7 +56,7 @@ ONE_THREAD = [
 
 def held_out(folder: Path) -> tuple[list[bytes], list[str]]:
     """Requests about the test split, and the right answers."""
-    records = [one for one in easy_vqa.Config(folder=str(folder)).read().records if isinstance(one, Record)]
+    records = [one for one in easy_vqa.Config(folder=str(folder)).read().records if isinstance(one, SourceSample)]
     asked = [
         (question_about(record.image, pair.question), pair.answer or "")
         for record in records

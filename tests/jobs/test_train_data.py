@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.workflows import fit, train

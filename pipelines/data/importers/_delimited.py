@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from pipelines.data.importers._files import open_regular
+from pipelines.data.importers._files import open_regular_file
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.errors import DataError
 
@@ -47,7 +47,7 @@ def open_text(file: Path, encoding: str = "", newline: str = "") -> TextIO:
         DataError: it cannot be opened, is no regular file, or is compressed or a spreadsheet by its first bytes.
     """
     try:
-        opened = open_regular(file)
+        opened = open_regular_file(file)
         head = opened.read(512)
         opened.seek(0)
     except OSError as error:

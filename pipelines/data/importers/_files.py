@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.member_names import is_hidden
 from pipelines.errors import DataError
 
 HIDDEN = "hidden files and folders"
 LINKS_TO_READ = "links to folders that were read already"
 UNREADABLE = "folders that cannot be read"
-
-_SYSTEM_NAMES = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin"}
-"""Beside names that begin with a dot, AppleDouble's ``._`` among them."""
 
 
 class HasFiles(Protocol):
@@ -31,12 +29,12 @@ class HasFiles(Protocol):
     def files(self) -> set[Path]: ...
 
 
-def path_of(setting: str, parent: Path | None = None) -> Path:
+def resolve_path(setting: str, parent: Path | None = None) -> Path:
     """A setting's path, in which ``~`` is the home folder, relative to ``parent``."""
     return (parent or Path()) / os.path.expanduser(setting)
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular_file(path: Path) -> BinaryIO:
     """Open a file to read, and nothing else: a pipe would keep its reader waiting, a device has no end.
 
     Raises:
@@ -102,18 +100,13 @@ def _entries(
         return []
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or is what a system puts beside a user's files."""
-    return (name.startswith(".") and name not in (".", "..")) or name.lower() in _SYSTEM_NAMES
-
-
 def source_folder(folder: str) -> Path:
     """``folder`` as a path.
 
     Raises:
         DataError: there is no such folder.
     """
-    path = path_of(folder)
+    path = resolve_path(folder)
     if not path.is_dir():
         raise DataError(f"source folder {folder!r} does not exist; set source.folder to the folder that holds the data")
     return path
@@ -126,7 +119,7 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         DataError: it cannot be read, or is not UTF-8 or not JSON.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
     except OSError as error:
         raise DataError(
@@ -138,7 +131,7 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise DataError(f"{path} is not valid UTF-8 JSON ({error}); fetch it anew") from None
 
 
-def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Path | None:
+def find_file(folder: Path, names: Iterable[str], named: str, setting: str) -> Path | None:
     """A file of ``folder``: the one that the setting names, else the one of a usual name, at any depth.
 
     Args:
@@ -153,7 +146,7 @@ def find_one(folder: Path, names: Iterable[str], named: str, setting: str) -> Pa
         DataError: the named file does not exist, or several files match.
     """
     if named:
-        path = path_of(named, folder)
+        path = resolve_path(named, folder)
         if not path.is_file():
             problem = "is no file" if path.exists() else "does not exist"
             raise DataError(f"{setting} = {named!r}: {path} {problem}")
@@ -190,11 +183,11 @@ def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[HasFi
 
 
 def key_of(image: str) -> str:
-    """A sample's key from its image's name: the name without its extension, made fit by ``fit_key``."""
-    return fit_key(posixpath.splitext(image)[0])
+    """A sample's key from its image's name: the name without its extension, made fit by ``valid_key``."""
+    return valid_key(posixpath.splitext(image)[0])
 
 
-def fit_key(name: str) -> str:
+def valid_key(name: str) -> str:
     """``name`` without what a key may not hold; where something had to go, a hash of the name keeps keys apart."""
     key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f\ud800-\udfff]", "_", step) for step in name.split("/") if step)
     return key if key == name else f"{key}_{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -17,9 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines.data.importers._files import HIDDEN, is_hidden, open_regular, walk
+from pipelines.data.importers._files import HIDDEN, open_regular_file, walk
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Members
+from pipelines.data.tars.member_names import is_hidden
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality
 from pipelines.errors import DataError
 from vlmodel.images.pillow import extension_of
 
@@ -34,7 +35,7 @@ _MOST_BYTES = 1 << 30
 _MOST_LINKS = 40
 
 
-class _Place(NamedTuple):
+class _ImageLocation(NamedTuple):
     file: Path
     identity: str
     """The same for all names of one image."""
@@ -58,7 +59,7 @@ class Images:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _ImageLocation] = {}
         self._other: Counter[str] = Counter()
         self._identities_read: set[str] = set()
         if root.is_dir():
@@ -103,7 +104,7 @@ class Images:
         if place.problem:
             raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r}: {place.problem}")
         try:
-            with open_regular(place.file) as file:
+            with open_regular_file(place.file) as file:
                 file.seek(place.offset or 0)
                 size = os.fstat(file.fileno()).st_size if place.offset is None else place.size
                 data = file.read(min(_HEAD, size))
@@ -136,7 +137,7 @@ class Images:
         others[UNNAMED] += len(unread)
         return +others
 
-    def _find(self, name: str) -> _Place:
+    def _find(self, name: str) -> _ImageLocation:
         path = posixpath.normpath(name)
         if (place := self._places.get(path)) is not None:
             return place
@@ -164,7 +165,7 @@ class Images:
         # What the scan passed over is found where it is named: a hidden file, a second way to a folder.
         place_there = self.root / path
         if self.root.is_dir() and os.path.lexists(place_there) and not place_there.is_dir():
-            return _Place(place_there, os.path.realpath(place_there))
+            return _ImageLocation(place_there, os.path.realpath(place_there))
         raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} is not in {self.root}")
 
     @cached_property
@@ -183,7 +184,7 @@ class Images:
         for name, entry, real in walk(self.root, self._other):
             path = Path(entry.path)
             if is_image(name) or (not suffix_of(name) and sniff(_head(path)) is not None):
-                self._places[name] = _Place(path, real)
+                self._places[name] = _ImageLocation(path, real)
             elif name.endswith(".tar") and "/" not in name and path.is_file():
                 tars.append(path)
             else:
@@ -238,7 +239,7 @@ class NoImages:
         return Counter()
 
 
-def images_for(members: Members, root: Path) -> Images | NoImages:
+def images_for(members: Modality, root: Path) -> Images | NoImages:
     """The images under ``root`` where samples have some; raises what ``Images`` raises."""
     return NoImages() if members == "texts" else Images(root)
 
@@ -287,13 +288,13 @@ def _fold(path: str) -> str:
 
 def _head(path: Path) -> bytes:
     try:
-        with open_regular(path) as file:
+        with open_regular_file(path) as file:
             return file.read(_HEAD)
     except (OSError, SampleError):
         return b""
 
 
-def _member_place(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _Place:
+def _member_place(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _ImageLocation:
     """Where the bytes of a member lie, which may be a link to another of the same tar."""
     at, member = name, members[name]
     for _ in range(_MOST_LINKS):
@@ -302,11 +303,13 @@ def _member_place(tar: Path, real_tar: str, name: str, members: dict[str, tarfil
         folder = posixpath.dirname(at) if member.issym() else ""
         at = posixpath.normpath(posixpath.join(folder, member.linkname))
         if at not in members:
-            return _Place(tar, f"{real_tar}/{name}", problem=f"it is a link to {member.linkname!r}, not in the tar")
+            return _ImageLocation(
+                tar, f"{real_tar}/{name}", problem=f"it is a link to {member.linkname!r}, not in the tar"
+            )
         member = members[at]
     problem = ""
     if not member.isreg():
         problem = "it is a link to itself" if member.issym() or member.islnk() else "it is a pipe or a device"
     elif member.issparse():
         problem = "it is stored as a sparse file; unpack the tar into a folder"
-    return _Place(tar, f"{real_tar}/{at}", member.offset_data, member.size, problem)
+    return _ImageLocation(tar, f"{real_tar}/{at}", member.offset_data, member.size, problem)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import find_one, fingerprint, key_of, load_json, path_of, source_folder
+from pipelines.data.importers._files import find_file, fingerprint, key_of, load_json, resolve_path, source_folder
 from pipelines.data.importers._images import Images, NoImages, images_for
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import SPLITS
@@ -53,7 +53,7 @@ class Config(Importer):
         files = [file for subset in self._files(root).values() for file in subset.values()]
         return fingerprint(root, files, [self._images(root)])
 
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         root = source_folder(self.folder)
         rejects: list[Reject] = []
         unused: Counter[str] = Counter()
@@ -68,10 +68,12 @@ class Config(Importer):
             pictures += [(split, picture) for picture in by_id.values()]
         images = self._images(root)
         used = [file for files in documents.values() for file in files.values()]
-        return Reading(len(pictures), _records(pictures, images, rejects), lambda: unused + images.passed_over(used))
+        return SourceContents(
+            len(pictures), _records(pictures, images, rejects), lambda: unused + images.passed_over(used)
+        )
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, path_of(self.images, root))
+        return images_for(self.members, resolve_path(self.images, root))
 
     def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
         found: dict[str, dict[str, Path | None]] = {}
@@ -84,7 +86,7 @@ class Config(Importer):
                 "annotations": f"*{split}20[0-9][0-9]_annotations.json",
             }
             files = {
-                name: find_one(root, [pattern], getattr(subset, name), f"source.{split}.{name}")
+                name: find_file(root, [pattern], getattr(subset, name), f"source.{split}.{name}")
                 for name, pattern in patterns.items()
             }
             if files["captions"] or files["questions"]:
@@ -184,7 +186,7 @@ def _document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any
 
 def _records(
     pictures: list[tuple[str, _Picture]], images: Images | NoImages, rejects: list[Reject]
-) -> Iterator[Record | Reject]:
+) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, picture in pictures:
         try:
@@ -194,7 +196,7 @@ def _records(
             yield Reject(key_of(picture.names[0]), error.reason, error.detail)
         else:
             texts = Texts(tuple(picture.captions), tuple(picture.questions))
-            yield Record(split, key_of(name), image, extension, texts, {"image_id": picture.id}, file)
+            yield SourceSample(split, key_of(name), image, extension, texts, {"image_id": picture.id}, file)
 
 
 def _read_first(images: Images | NoImages, names: list[str]) -> tuple[str, tuple[bytes, str] | tuple[None, None]]:

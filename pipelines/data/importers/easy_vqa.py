@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.data.importers._files import fingerprint, load_json, source_folder
 from pipelines.data.importers._images import Images, NoImages
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import SPLITS
@@ -33,7 +33,7 @@ class Config(Importer):
         splits = self._splits(root)
         return fingerprint(root, splits.values(), [self._images(root, split) for split in splits])
 
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         root = source_folder(self.folder)
         rejects: list[Reject] = []
         samples: list[tuple[str, int, list[Question]]] = []
@@ -53,7 +53,7 @@ class Config(Importer):
         def passed_over() -> Counter[str]:
             return sum((of_split.passed_over() for of_split in images.values()), Counter())
 
-        return Reading(len(samples), _records(samples, images, rejects), passed_over)
+        return SourceContents(len(samples), _records(samples, images, rejects), passed_over)
 
     def _splits(self, root: Path) -> dict[str, Path]:
         files = {split: self._data(root) / split / "questions.json" for split in SPLITS}
@@ -91,7 +91,7 @@ def _question(row: Any) -> tuple[int, Question]:
 
 def _records(
     samples: list[tuple[str, int, list[Question]]], images: dict[str, Images | NoImages], rejects: list[Reject]
-) -> Iterator[Record | Reject]:
+) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, image_id, questions in samples:
         key = f"{split}-{image_id}"
@@ -102,4 +102,4 @@ def _records(
         except SampleError as error:
             yield Reject(key, error.reason, error.detail)
         else:
-            yield Record(split, key, image, extension, Texts((), tuple(questions)), {"image_id": image_id}, file)
+            yield SourceSample(split, key, image, extension, Texts((), tuple(questions)), {"image_id": image_id}, file)

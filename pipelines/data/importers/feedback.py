@@ -9,9 +9,9 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from pipelines.data.importers._answers import consensus
-from pipelines.data.importers._files import fingerprint, open_regular, source_folder
+from pipelines.data.importers._files import fingerprint, open_regular_file, source_folder
 from pipelines.data.importers._images import Images, NoImages, images_for
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
@@ -36,13 +36,13 @@ class Config(Importer):
         root = self._root()
         return fingerprint(root, self._files(root), [self._images(root)])
 
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         root = self._root()
         by_image: defaultdict[str, list[Correction]] = defaultdict(list)
         rejects = []
         for file in self._files(root):
             try:
-                with open_regular(file) as opened:
+                with open_regular_file(file) as opened:
                     correction = Correction.model_validate_json(opened.read())
             except SampleError as error:
                 rejects.append(Reject(file.name, error.reason, error.detail))
@@ -51,7 +51,7 @@ class Config(Importer):
             else:
                 by_image[correction.image].append(correction)
         images = self._images(root)
-        return Reading(len(by_image), self._records(images, by_image, rejects), images.passed_over)
+        return SourceContents(len(by_image), self._records(images, by_image, rejects), images.passed_over)
 
     def _root(self) -> Path:
         root = source_folder(self.folder)
@@ -67,7 +67,7 @@ class Config(Importer):
 
     def _records(
         self, images: Images | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]
-    ) -> Iterator[Record | Reject]:
+    ) -> Iterator[SourceSample | Reject]:
         yield from rejects
         for name, corrections in sorted(by_image.items()):
             key = name.partition(".")[0]
@@ -80,7 +80,7 @@ class Config(Importer):
             except SampleError as error:
                 yield Reject(key, error.reason, error.detail)
             else:
-                yield Record(
+                yield SourceSample(
                     "train", key, image, extension, texts, {"senders": sorted({c.sender for c in corrections})}
                 )
 

@@ -16,11 +16,18 @@ from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from pipelines.data.importers._delimited import cells_of, csv_rows, open_text
-from pipelines.data.importers._files import find_one, fingerprint, key_of, open_regular, path_of, source_folder
+from pipelines.data.importers._files import (
+    find_file,
+    fingerprint,
+    key_of,
+    open_regular_file,
+    resolve_path,
+    source_folder,
+)
 from pipelines.data.importers._images import Images, NoImages, images_for, is_image
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Members, Texts
+from pipelines.data.tars.sample import Modality, Texts
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -55,7 +62,7 @@ class Config(Importer):
         root = source_folder(self.folder)
         return fingerprint(root, [self._captions(root), *self._lists(root).values()], [self._images(root)])
 
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         root = source_folder(self.folder)
         caption_file = self._captions(root)
         captions, rejects = _read_captions(caption_file)
@@ -73,19 +80,19 @@ class Config(Importer):
             unlisted = captions.keys() - {name for _, name in pictures}
             return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
 
-        return Reading(len(pictures), _records(pictures, captions, images, rejects, self.members), passed_over)
+        return SourceContents(len(pictures), _records(pictures, captions, images, rejects, self.members), passed_over)
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, path_of(self.images, root))
+        return images_for(self.members, resolve_path(self.images, root))
 
     def _captions(self, root: Path) -> Path:
-        file = find_one(root, _CAPTIONS, self.captions, "source.captions")
+        file = find_file(root, _CAPTIONS, self.captions, "source.captions")
         if file is None:
             raise DataError(f"{root} holds none of {', '.join(_CAPTIONS)}; name the caption file by source.captions")
         return file
 
     def _lists(self, root: Path) -> dict[str, Path]:
-        found = {split: find_one(root, _LISTS[split], getattr(self, split), f"source.{split}") for split in SPLITS}
+        found = {split: find_file(root, _LISTS[split], getattr(self, split), f"source.{split}") for split in SPLITS}
         return {split: file for split, file in found.items() if file is not None}
 
 
@@ -150,7 +157,7 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
 
 def _read_list(file: Path) -> list[str]:
     try:
-        with open_regular(file) as opened:
+        with open_regular_file(file) as opened:
             # Not splitlines(), which also splits at what may be part of a name.
             lines = re.split(r"\r\n|\r|\n", opened.read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, SampleError) as error:
@@ -168,8 +175,8 @@ def _records(
     captions: dict[str, list[str]],
     images: Images | NoImages,
     rejects: list[Reject],
-    members: Members,
-) -> Iterator[Record | Reject]:
+    members: Modality,
+) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, name in pictures:
         key = key_of(name)
@@ -181,4 +188,4 @@ def _records(
         except SampleError as error:
             yield Reject(key, error.reason, error.detail)
         else:
-            yield Record(split, key, image, extension, Texts(tuple(captions.get(name, ()))), file=file)
+            yield SourceSample(split, key, image, extension, Texts(tuple(captions.get(name, ()))), file=file)

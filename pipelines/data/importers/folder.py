@@ -6,9 +6,9 @@ import posixpath
 from collections.abc import Iterator
 from typing import Literal
 
-from pipelines.data.importers._files import fingerprint, key_of, path_of
+from pipelines.data.importers._files import fingerprint, key_of, resolve_path
 from pipelines.data.importers._images import Images
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.sample import GROUP, Texts
 from vlmodel.locations import Location
@@ -35,14 +35,14 @@ class Config(Importer):
         images = self._images()
         return fingerprint(images.root, [], [images])
 
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         images = self._images()
-        return Reading(len(images), self._records(images), images.passed_over)
+        return SourceContents(len(images), self._records(images), images.passed_over)
 
     def _images(self) -> Images:
-        return Images(path_of(self.folder))
+        return Images(resolve_path(self.folder))
 
-    def _records(self, images: Images) -> Iterator[Record | Reject]:
+    def _records(self, images: Images) -> Iterator[SourceSample | Reject]:
         for name in images.names():
             key = key_of(name)
             try:
@@ -51,4 +51,4 @@ class Config(Importer):
                 yield Reject(key, error.reason, error.detail)
             else:
                 extra = {GROUP: posixpath.dirname(name)} if self.group else None
-                yield Record(self.split, key, image, extension, Texts(), extra, images.identity(name))
+                yield SourceSample(self.split, key, image, extension, Texts(), extra, images.identity(name))

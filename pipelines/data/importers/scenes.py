@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from pipelines.data.importers._scene import MOST_OBJECTS, Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import SPLITS
 
@@ -53,15 +53,15 @@ class Config(Importer):
     def fingerprint(self) -> str:
         return f"scenes-{_VERSION}"
 
-    def read(self) -> Reading:
-        return Reading(self.train + self.val + self.test, self._records())
+    def read(self) -> SourceContents:
+        return SourceContents(self.train + self.val + self.test, self._records())
 
-    def _records(self) -> Iterator[Record | Reject]:
+    def _records(self) -> Iterator[SourceSample | Reject]:
         for split in SPLITS:
             for number in range(getattr(self, split)):
                 yield self.record(split, number)
 
-    def record(self, split: str, number: int) -> Record:
+    def record(self, split: str, number: int) -> SourceSample:
         """The scene of that number, whatever was drawn before it."""
         # Seeding by a string is stable across machines and processes; a tuple's hash is not.
         rng = random.Random(f"{self.seed}/{split}/{number}")
@@ -69,4 +69,4 @@ class Config(Importer):
         key = f"{split}-{number:06d}"
         texts = Texts(captions(scene, rng), questions(scene, rng, key))
         image = render(scene, self.image_size) if self.members != "texts" else None
-        return Record(split, key, image, "png", texts, {"scene": scene.as_dict()})
+        return SourceSample(split, key, image, "png", texts, {"scene": scene.as_dict()})

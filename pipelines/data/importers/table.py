@@ -24,18 +24,18 @@ from pydantic import field_validator
 
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import DELIMITERS, cells_of, csv_rows, open_text, require_text
-from pipelines.data.importers._files import fingerprint, fit_key, key_of, path_of
+from pipelines.data.importers._files import fingerprint, key_of, resolve_path, valid_key
 from pipelines.data.importers._images import Images, images_for, is_image, require_image_name, sniff
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import GROUP, Members, Question, Texts
+from pipelines.data.tars.sample import GROUP, Modality, Question, Texts
 from pipelines.data.tars.shards import canonical_split
 from pipelines.errors import DataError
 from vlmodel.locations import Location
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
-_UNREAD: dict[Members, tuple[str, ...]] = {
+_UNREAD: dict[Modality, tuple[str, ...]] = {
     "pairs": (),
     "texts": ("image",),
     "images": ("captions", "question", "answer", "answers", "question_id"),
@@ -106,18 +106,20 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         file = self._file()
-        return fingerprint(file.parent, [file], [images_for(self.members, path_of(self.images, file.parent))])
+        return fingerprint(file.parent, [file], [images_for(self.members, resolve_path(self.images, file.parent))])
 
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         file = self._file()
-        images = _LazyImages(path_of(self.images, file.parent))
+        images = _LazyImages(resolve_path(self.images, file.parent))
         samples, rejects = self._group(file, images)
         if self.members == "texts":
-            return Reading(len(samples), chain(rejects, _texts_alone(samples)))
-        return Reading(len(samples), self._records(file, images, samples, rejects), lambda: images.passed_over([file]))
+            return SourceContents(len(samples), chain(rejects, _texts_alone(samples)))
+        return SourceContents(
+            len(samples), self._records(file, images, samples, rejects), lambda: images.passed_over([file])
+        )
 
     def _file(self) -> Path:
-        path = path_of(self.file)
+        path = resolve_path(self.file)
         suffix = path.suffix.lower()
         if not path.is_file():
             problem = "is no file" if path.exists() else "does not exist"
@@ -259,7 +261,7 @@ class Config(Importer):
 
     def _records(
         self, file: Path, images: _LazyImages, samples: dict[str, _Sample], rejects: list[Reject]
-    ) -> Iterator[Record | Reject]:
+    ) -> Iterator[SourceSample | Reject]:
         yield from rejects
         for row in self._rows(file):
             if isinstance(row, Reject):
@@ -279,20 +281,20 @@ class Config(Importer):
             except SampleError as error:
                 yield Reject(sample.key, error.reason, error.detail)
             else:
-                yield Record(sample.split, sample.key, image, extension, sample.texts, sample.extra)
+                yield SourceSample(sample.split, sample.key, image, extension, sample.texts, sample.extra)
 
     def _identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
         """What makes rows one sample; the identity of the image, "" of texts alone; the sample's key."""
         named = self._text(row.cells, self.key)
         if self.members == "texts":
             name = named or f"{Path(self.file).stem}-{row.number:08d}"
-            return name, "", fit_key(name)
+            return name, "", valid_key(name)
         image = self._image(row.cells)
         if isinstance(image, bytes):
             identity = name = hashlib.sha256(image).hexdigest()[:32]
         else:
             identity, name = images.identity(image), posixpath.normpath(image)
-        return (named, identity, fit_key(named)) if named else (identity, identity, key_of(name))
+        return (named, identity, valid_key(named)) if named else (identity, identity, key_of(name))
 
     def _image(self, cells: Mapping[str, Any]) -> str | bytes:
         cell = cells.get(self.image)
@@ -423,9 +425,9 @@ class _LazyImages:
         return self._images
 
 
-def _texts_alone(samples: Mapping[str, _Sample]) -> Iterator[Record]:
+def _texts_alone(samples: Mapping[str, _Sample]) -> Iterator[SourceSample]:
     for sample in samples.values():
-        yield Record(sample.split, sample.key, None, None, sample.texts, sample.extra)
+        yield SourceSample(sample.split, sample.key, None, None, sample.texts, sample.extra)
 
 
 def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import GROUP, Members, Texts
+from pipelines.data.tars.sample import GROUP, Modality, Texts
 from pipelines.errors import DataError
 from vlmodel.config import Part
 
 
-class Record(NamedTuple):
+class SourceSample(NamedTuple):
     """One sample as its source has it; ``image`` holds the source's own bytes, None where no image was looked for.
 
     What ``Importer.members`` does not ask for may be there, and is not written. ``file`` is the image's file itself,
@@ -44,7 +44,7 @@ class Reject(NamedTuple):
     detail: str
 
 
-class Reading(NamedTuple):
+class SourceContents(NamedTuple):
     """A source opened for reading.
 
     ``total`` is the number of its samples; ``records`` reads them as they are asked for; ``passed_over``, called after
@@ -52,14 +52,14 @@ class Reading(NamedTuple):
     """
 
     total: int
-    records: Iterator[Record | Reject]
+    records: Iterator[SourceSample | Reject]
     passed_over: Callable[[], Mapping[str, int]] = dict
 
 
 class Importer(Part):
     """Base of every importer's settings."""
 
-    members: Members = "pairs"
+    members: Modality = "pairs"
     """What is taken of each sample: "pairs" (the image with its texts), or "texts" or "images" alone.
     What is not taken need not be there. The index is told the same by data.mix.NAME.members or data.index.members."""
     samples_per_shard: int = Field(default=1000, ge=1)
@@ -81,7 +81,7 @@ class Importer(Part):
             )
         return self
 
-    def split_of(self, record: Record) -> str:
+    def split_of(self, record: SourceSample) -> str:
         """The split of a record, of which a share of train is cut off.
 
         Raises:
@@ -114,7 +114,7 @@ class Importer(Part):
         """
 
     @abstractmethod
-    def read(self) -> Reading:
+    def read(self) -> SourceContents:
         """Open the source.
 
         Raises:

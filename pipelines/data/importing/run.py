@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
@@ -108,7 +108,7 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
     return summary
 
 
-def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> ImportSummary:
+def _write(config: Importer, reading: SourceContents, folder: Path, progress: bool) -> ImportSummary:
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
     first: list[Reject] = []
@@ -123,7 +123,7 @@ def _write(config: Importer, reading: Reading, folder: Path, progress: bool) -> 
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
         entries = reading.records
         for entry in _show_progress(entries, reading.total, f"import {config.kind}") if progress else entries:
-            if isinstance(entry, Record):
+            if isinstance(entry, SourceSample):
                 entry = entry._replace(split=config.split_of(entry))
             reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary, samples)
             if reject is not None:
@@ -156,7 +156,7 @@ def _remedy(config: Importer, rejected: Counter[str]) -> str:
 
 
 def _add(
-    record: Record, writers: dict[str, ShardWriter], summary: ImportSummary, samples: dict[str, str]
+    record: SourceSample, writers: dict[str, ShardWriter], summary: ImportSummary, samples: dict[str, str]
 ) -> Reject | None:
     """Write one sample and count it; what is wrong with it, if it cannot be written.
 

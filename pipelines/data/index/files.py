@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.data.tars.shards import SPLITS
+from pipelines.storage.folder import Folder
 
 FOLDER = "_index"
 FORMAT = 2
-"""Of all files of an index; those of another format are made anew."""
+"""Of all files of an index; an index of another format is built anew."""
 COUNTS = ("samples", "with_questions", "with_captions", "questions", "captions")
 """What is counted for each shard and split; a column of ``SHARD_SCHEMA`` is named ``samples_train``."""
+READERS = 16
+"""Threads that read parts of the index."""
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -35,19 +38,19 @@ SHARD_SCHEMA = pa.schema(
         *((f"{what}_{split}", pa.int64()) for what in COUNTS for split in SPLITS),
     ]
 )
-"""Of a version. ``stamp`` is the tar's FileStamp, ``part`` names its samples file (``Part``), and ``repeated`` are rows
-of that which are left out."""
+"""Of a version. ``stamp`` is the tar's FileStamp; ``part`` names its samples file (``Part``), whose rows ``repeated``
+are left out."""
 
 _PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a-f]{8})")
 
 
 class Part(NamedTuple):
-    """What an index says of one tar, named by all that it depends on, so that several versions can share it.
+    """The name of what an index holds of one tar. It names all that this depends on, so that versions can share it.
 
     Attributes:
         shard: name of the tar.
         sha256: the first 16 digits of that of the tar.
-        scan: 8 digits of a hash of what makes a sample sound.
+        scan: 8 digits of a hash of the settings that make a sample valid.
     """
 
     shard: str
@@ -60,7 +63,7 @@ class Part(NamedTuple):
 
     @classmethod
     def parse(cls, name: str) -> Part | None:
-        """The part of this name, or of the file that holds it; None for another name."""
+        """The part of this name or file name; None for another name."""
         match = _PART.fullmatch(name.removesuffix(".parquet"))
         return cls(**match.groupdict()) if match else None
 
@@ -71,22 +74,22 @@ def scan_digits(scan: Mapping[str, Any]) -> str:
 
 
 def samples_file(part: str) -> str:
-    """Where the sound samples of a part are, within the folder of the tars."""
+    """The file of a part's valid samples, within the folder of the tars."""
     return f"{FOLDER}/samples/{part}.parquet"
 
 
 def faults_file(part: str) -> str:
-    """Where the faults of a part are, if it has any."""
+    """The file of a part's faults, if it has any."""
     return f"{FOLDER}/faults/{part}.parquet"
 
 
 def version_file(index_hash: str) -> str:
-    """Where the shards and the facts of a version of the index are."""
+    """The file of the shards and the facts of a version of the index."""
     return f"{FOLDER}/versions/{index_hash}.parquet"
 
 
 def quarantine_file(index_hash: str = "") -> str:
-    """Where the quarantine of a version is, or that of the last job, whether it made an index or not."""
+    """The quarantine of a version; if none is given, of the last job, whether it made an index or failed."""
     return f"{FOLDER}/versions/{index_hash}.quarantine.parquet" if index_hash else f"{FOLDER}/quarantine.parquet"
 
 
@@ -104,16 +107,26 @@ def count_samples(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, int]:
     captions, questions = table["captions"].to_numpy(), table["questions"].to_numpy()
     counts: dict[str, int] = {}
     for split in SPLITS:
-        here = splits == split
+        in_split = splits == split
         of_split = (
-            here.sum(),
-            (questions[here] > 0).sum(),
-            (captions[here] > 0).sum(),
-            questions[here].sum(),
-            captions[here].sum(),
+            in_split.sum(),
+            (questions[in_split] > 0).sum(),
+            (captions[in_split] > 0).sum(),
+            questions[in_split].sum(),
+            captions[in_split].sum(),
         )
         counts |= {f"{what}_{split}": int(n) for what, n in zip(COUNTS, of_split, strict=True)}
     return counts
+
+
+def sample_count(shard: Mapping[str, Any]) -> int:
+    """Samples of a row of ``SHARD_SCHEMA``."""
+    return sum(shard[f"samples_{split}"] for split in SPLITS)
+
+
+def read_samples(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a part's samples."""
+    return read_table(folder.read(samples_file(part)), columns)
 
 
 def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

@@ -2,40 +2,35 @@
 
 It lies beside the tars, in ``_index/``:
 
-- ``samples/PART.parquet``: the sound samples of one tar, in tar order; a function of that tar's bytes alone. A part is
-  named by the tar, its sha256 and what makes a sample sound, and never becomes another.
-- ``faults/PART.parquet``: what is wrong in that tar; only where something is.
-- ``versions/HASH.parquet``: one row a shard: its sha256, size and counts by split, its part, and the rows of that which
-  are left out because an earlier shard has the same key. ``versions/HASH.quarantine.parquet``: everything that was left
-  out, with its typed reason.
-- ``index.json``: which version is the newest, and its facts. It is written last, as a whole, and only by a job that
-  found no more faults than are allowed: until then, and where a job fails, the version before stays the newest.
-- ``quarantine.parquet``: that of the last job, also of one that failed; ``quarantine.html``, if it is asked for, shows
-  it.
+- ``samples/PART.parquet``: the valid samples of one tar, in tar order. A part is named by all that it depends on (the
+  tar, its sha256, the settings that make a sample valid) and is never changed.
+- ``faults/PART.parquet``: what is wrong in that tar; absent where nothing is.
+- ``versions/HASH.parquet``: a row for each shard: its sha256, size, counts by split, part, and the rows of the part
+  that are left out because an earlier shard has the same key. ``versions/HASH.quarantine.parquet``: all faults.
+- ``index.json``: which version is the newest, and its facts. It is written last, and only where there are no more
+  faults than are allowed: where an index job fails, the version before stays the newest.
+- ``quarantine.parquet``: the faults of the last job, also of one that failed; ``quarantine.html`` shows them.
 
-Who has opened a version, and a run that began with one, keeps to it while newer ones are made. The last 100 versions
-are kept, and the parts of all tars that are there; those of tars that were changed or removed go with the next index
-job, as no version can read such a tar any more.
+An opened version stays readable while newer ones are made. The last 100 versions are kept, and the parts of all tars
+that are there. The parts of changed or removed tars are deleted by the next index job: no version can read such a tar.
 
-An opened ``Index`` holds memory for its shards, not its samples. Opening one does not import Ray.
+An opened ``Index`` takes memory for its shards, not for its samples.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field
 
 from pipelines.data.index.files import (
     COUNTS,
@@ -50,9 +45,8 @@ from pipelines.data.index.files import (
 )
 from pipelines.data.index.quarantine import describe_faults
 from pipelines.data.index.survey import describe_survey
-from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
-from pipelines.data.tars.sample import Members, TextLimits
-from pipelines.data.tars.shards import SPLITS, Split
+from pipelines.data.tars.sample import Modality, TextLimits
+from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError, printable
 from pipelines.storage.folder import Folder
 from vlmodel.config import MAY_CHANGE, Section
@@ -104,11 +98,11 @@ class IndexConfig(Section):
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """How train samples become validation samples.
+class SplitAssignment:
+    """Which train samples become validation samples.
 
     Attributes:
-        fraction: of the train samples; 0 where a shard is already of the validation split.
+        fraction: share of the train samples; 0 where there is a shard of the validation split.
     """
 
     fraction: float
@@ -123,7 +117,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar. The mappings hold the splits that it has samples of.
+    """One tar. The mappings are by split, without splits that it has no sample of.
 
     Attributes:
         name: file name.
@@ -131,8 +125,8 @@ class Shard:
         sha256: of its bytes, in hexadecimal.
         size: in bytes.
         part: its part of the index.
-        samples, with_questions, with_captions: samples by split: all, and those with at least one such text.
-        questions, captions: texts by split.
+        samples, with_questions, with_captions: number of samples: all, and those with at least one such text.
+        questions, captions: number of texts.
         repeated: rows of the samples file that are left out, as an earlier shard has the same key.
     """
 
@@ -154,7 +148,7 @@ class Index:
 
     Attributes:
         tars: folder or URI of the tars.
-        hash: sha256, in hexadecimal, over all that decides what the samples are.
+        hash: sha256, in hexadecimal, of all that decides what the samples are.
     """
 
     def __init__(self, tars: str, facts: Mapping[str, Any], shards: pa.Table) -> None:
@@ -165,13 +159,13 @@ class Index:
 
     @classmethod
     def open(cls, tars: str, index_hash: str = "") -> Index:
-        """The index that lies beside the tars.
+        """The index beside the tars.
 
         Args:
             index_hash: the version to open; the newest if not given.
 
         Raises:
-            DataError: there is none, or it was made by another version of this program, or cannot be read.
+            DataError: there is none, it has another format, or it cannot be read.
         """
         folder = Folder(tars)
         index_hash = index_hash or Index.newest(tars)
@@ -181,28 +175,28 @@ class Index:
             facts = metadata(shards)
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(
-                f"{tars!r} has no version {index_hash[:12]} of its index (any more): the data are others, or came back "
-                "from elsewhere; to use what is there now, run the index job and start under another name"
+                f"{tars!r} has no version {index_hash[:12]} of its index (any more): the data were replaced; to use "
+                "the present data, run the index job and start under another name"
             ) from None
         except (ValueError, pa.ArrowException) as error:
             raise DataError(f"the index of {tars!r} cannot be read ({error}); {remedy}") from None
         if (facts.get("format"), facts.get("hash")) != (FORMAT, index_hash):
-            raise DataError(f"version {index_hash[:12]} of the index of {tars!r} is not what it was; {remedy}")
+            raise DataError(f"version {index_hash[:12]} of the index of {tars!r} was changed; {remedy}")
         return cls(tars, facts, shards)
 
     @classmethod
     def newest(cls, tars: str) -> str:
-        """The hash of the newest version of the index that lies beside the tars; the errors of ``open``."""
+        """The hash of the newest version of the index beside the tars; the errors of ``open``."""
         remedy = _remedy(tars)
         try:
             facts = json.loads(Folder(tars).read(f"{FOLDER}/index.json"))
-            found, index_hash = facts.get("format"), facts["hash"]
+            stored_format, index_hash = facts.get("format"), facts["hash"]
         except (FileNotFoundError, NotADirectoryError):
             raise DataError(f"{tars!r} has no index; {remedy}") from None
         except (AttributeError, KeyError, ValueError) as error:
             raise DataError(f"the index of {tars!r} cannot be read ({error}); {remedy}") from None
-        if found != FORMAT:
-            raise DataError(f"the index of {tars!r} has format {found}, this version reads {FORMAT}; {remedy}")
+        if stored_format != FORMAT:
+            raise DataError(f"the index of {tars!r} has format {stored_format}, this version reads {FORMAT}; {remedy}")
         return str(index_hash)
 
     @cached_property
@@ -218,10 +212,7 @@ class Index:
         return {k: v for k, v in self.__dict__.items() if k not in ("shards", "_by_name")}
 
     def shard(self, name: str) -> Shard:
-        """
-        Raises:
-            DataError: no shard with samples has this name.
-        """
+        """Raises DataError where no shard with samples has this name."""
         try:
             return self._by_name[name]
         except KeyError:
@@ -230,10 +221,7 @@ class Index:
     def rows(self, shard: str) -> pa.Table:
         """The samples of a shard, in tar order; read anew at every call.
 
-        Columns: key, split, image_offset, image_size, image_format, width, height, json_offset, json_size, txt_offset,
-        txt_size (these four may be null), captions, questions, sha256 (of the image bytes), texts_hash (of the text
-        members, see ``hash_texts``), text_hashes (see ``SAMPLE_SCHEMA``). Of texts without images the
-        columns that tell of an image are null, and of images without texts those that tell where texts are.
+        The columns are those of ``SAMPLE_SCHEMA``, with ``split`` in the place of ``key_hash``.
 
         Raises:
             DataError: the shard's part of the index is gone, as the tar was changed or removed since.
@@ -247,34 +235,34 @@ class Index:
         if (metadata(table).get("sha256"), metadata(table).get("scan")) != (facts.sha256, self._facts["scan"]):
             raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is of other bytes or settings: {changed}")
         table = without(table, facts.repeated)
-        splits = self.assignment.splits(facts.split, table["split_hash"].to_numpy())
+        splits = self.split_assignment.splits(facts.split, table["split_hash"].to_numpy())
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
 
     @property
-    def assignment(self) -> Assignment:
-        return Assignment(self._facts["validation_fraction"])
+    def split_assignment(self) -> SplitAssignment:
+        return SplitAssignment(self._facts["validation_fraction"])
 
     @property
     def scan(self) -> dict[str, Any]:
-        """The settings that decided which samples are sound (``IndexConfig.scan``)."""
+        """The settings that decided which samples are valid (``IndexConfig.scan``)."""
         return dict(self._facts["scan"])
 
     @property
-    def members(self) -> Members:
-        """What its samples are made of."""
-        members: Members = self._facts["scan"]["members"]
-        return members
+    def modality(self) -> Modality:
+        """What its samples consist of."""
+        modality: Modality = self._facts["scan"]["members"]
+        return modality
 
     @property
     def limits(self) -> TextLimits:
-        """What its samples' texts are at most."""
+        """The limits that its samples' texts keep."""
         return TextLimits(self._facts["scan"]["max_letters"], self._facts["scan"]["max_texts"])
 
     def passed_over(self) -> dict[str, int]:
-        """Members of tars that no sample is made of, by extension (".cls"), "hidden" or "no extension"."""
+        """Number of tar members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""
         return dict(self._facts["passed_over"])
 
-    def having(self, reads: Literal["questions", "captions"], split: str = "") -> int:
+    def count_with(self, reads: Literal["questions", "captions"], split: str = "") -> int:
         """Samples of a split, or of all, with at least one such text."""
         by_split = [shard.with_questions if reads == "questions" else shard.with_captions for shard in self.shards]
         return sum(counts.get(split, 0) if split else sum(counts.values()) for counts in by_split)
@@ -292,11 +280,11 @@ class Index:
         return dict(self._facts["quarantine"])
 
     def survey(self) -> dict[str, Any]:
-        """What all samples tell together; see ``pipelines.data.index.survey.survey``."""
+        """Statistics of all samples; see ``pipelines.data.index.survey.survey``."""
         return dict(self._facts["survey"])
 
     def report(self) -> str:
-        """A table of the splits, what they share, and what was left out with its first examples."""
+        """For a terminal: a table of the splits, what they share, and what was left out with its first examples."""
         lines = [f"index {self.hash[:12]} of {self.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
         lines[-1] += f"{'questions':>12}{'captions':>12}"
         for split in SPLITS:
@@ -315,7 +303,7 @@ class Index:
         return "\n".join(lines)
 
     def _describe_tars(self) -> list[str]:
-        """Which tars are of which split, by the patterns of their names."""
+        """The name patterns of the tars of each split."""
         lines = []
         for split in SPLITS:
             names = [row["name"] for row in self._table.select(["name", "split"]).to_pylist() if row["split"] == split]
@@ -324,49 +312,9 @@ class Index:
             more = f", and {len(patterns) - _PATTERNS:,} other names" if len(patterns) > _PATTERNS else ""
             if names:
                 lines.append(f"tars of {split}: {', '.join(shown)}{more}")
-        if self.assignment.fraction:
-            lines.append(
-                f"val: {self.assignment.fraction:.0%} of the samples of these tars of train, by their keys' hash"
-            )
+        if fraction := self.split_assignment.fraction:
+            lines.append(f"val: {fraction:.0%} of the samples of these tars of train, by their keys' hash")
         return lines
-
-
-def build_index(
-    tars: str,
-    config: IndexConfig | None = None,
-    *,
-    force: bool = False,
-    report_progress: Callable[[int, int], None] | None = None,
-) -> Index:
-    """Index the tars of a folder through Ray Data, a task a shard; shards that have not changed are not read again.
-
-    Keys are unique within the shards of one split: where two shards have the same, the first by name keeps it, and
-    the other's sample is a DUPLICATE_KEY. (Train and test may both have a sample "0".)
-
-    Args:
-        tars: local folder or URI that holds ``*.tar``.
-        force: read every shard again, as ``IndexConfig.force`` has it done.
-        report_progress: called with (shards done, shards in all).
-
-    Raises:
-        DataError: no tars, or names that tell no split; or too many faults, and then ``quarantine.parquet`` is
-            written, and the index is the one that was there before, if any.
-    """
-    from pipelines.data.index.build import build
-
-    return build(tars, config or IndexConfig(), force=force, report_progress=report_progress)
-
-
-def index_hash(shards: Sequence[tuple[str, str, str]], scan: Mapping[str, Any], assignment: Assignment) -> str:
-    """Hash of an index.
-
-    Args:
-        shards: name, sha256 and split of each, by name.
-        scan: what makes a sample sound.
-        assignment: how samples of train become ones of val.
-    """
-    facts = [FORMAT, [list(shard) for shard in shards], dict(scan), assignment.fraction]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _remedy(tars: str) -> str:

@@ -1,4 +1,4 @@
-"""A pass of Ray Data over shards: a function or an actor for each, a block a shard, results as they are done."""
+"""A pass of Ray Data over shards, a block a shard."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 _MAX_BLOCKS = 10_000
-"""One shard a block, as long as Ray can hold a task for each."""
+"""Blocks, and so tasks, of a pass at most."""
 
 
-def over_shards(items: Sequence[Any], work: Any, **remote: Any) -> Iterator[Mapping[str, Any]]:
+def map_shards(items: Sequence[Any], work: Any, **remote: Any) -> Iterator[Mapping[str, Any]]:
     """The rows that ``work`` makes of the items, in the order in which they are done.
 
     Args:

@@ -36,7 +36,7 @@ class _Hashes(NamedTuple):
     splits_N: NDArray[np.int8]
 
 
-class _Piece(NamedTuple):
+class _ShardHashes(NamedTuple):
     images: _Hashes
     texts: _Hashes
     ratios_N: NDArray[np.float32]
@@ -65,7 +65,7 @@ def survey(
     texts = sum(shard[f"{what}_{split}"] for shard in shards for split in SPLITS for what in ("captions", "questions"))
     every_image, every_text = (math.ceil(count / _COMPARED) or 1 for count in (images, texts))
 
-    def piece(shard: Mapping[str, Any]) -> _Piece:
+    def piece(shard: Mapping[str, Any]) -> _ShardHashes:
         table = without(read(shard["part"], _COLUMNS), shard["repeated"])
         splits = splits_of(shard["split"], table["split_hash"].to_numpy())
         numbers_N = np.select([splits == split for split in SPLITS], range(len(SPLITS)), 0).astype(np.int8)
@@ -77,15 +77,15 @@ def survey(
         )
         width_N, height_N = (table[side].drop_null().to_numpy().astype(np.float32) for side in ("width", "height"))
         ratios_N = np.maximum(width_N, height_N) / np.minimum(width_N, height_N)
-        return _Piece(_some(images, every_image), _some(texts, every_text), ratios_N)
+        return _ShardHashes(_subsample(images, every_image), _subsample(texts, every_text), ratios_N)
 
     with ThreadPoolExecutor(readers) as pool:
         pieces = list(pool.map(piece, shards))
     if not pieces:
         return {"images": {}, "texts": {}, "shapes": _shapes(np.empty(0, np.float32))}
     return {
-        "images": _compare(_joined([piece.images for piece in pieces]), distinct=False),
-        "texts": _compare(_joined([piece.texts for piece in pieces]), distinct=True),
+        "images": _compare(_concatenate([piece.images for piece in pieces]), distinct=False),
+        "texts": _compare(_concatenate([piece.texts for piece in pieces]), distinct=True),
         "shapes": _shapes(np.concatenate([piece.ratios_N for piece in pieces])),
     }
 
@@ -140,14 +140,14 @@ def _first_digits(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
-def _some(all_: _Hashes, every: int) -> _Hashes:
+def _subsample(all_: _Hashes, every: int) -> _Hashes:
     if every == 1:
         return all_
     chosen_N = all_.hashes_N % np.uint64(every) == 0
     return _Hashes(all_.hashes_N[chosen_N], all_.splits_N[chosen_N])
 
 
-def _joined(pieces: Sequence[_Hashes]) -> _Hashes:
+def _concatenate(pieces: Sequence[_Hashes]) -> _Hashes:
     return _Hashes(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
 
 

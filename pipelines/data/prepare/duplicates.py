@@ -14,7 +14,7 @@ from pipelines.data.prepare.hashing import NearHashes
 _RANKS = {"test": 0, "val": 1, "train": 2}
 
 
-def repeated_images(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> NDArray[np.int64]:
+def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each of N samples the first that has the same image; -1 for a sample that stays.
 
     First is test before val before train, then the order of the samples.
@@ -31,12 +31,12 @@ def repeated_images(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> ND
     return first_N
 
 
-def similar_images(
-    splits: NDArray[np.str_], hashes_N: NDArray[np.uint64], distance: int, taking_part: NDArray[np.bool_]
+def near_duplicates(
+    splits: NDArray[np.str_], hashes_N: NDArray[np.uint64], distance: int, candidates: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """For each of N samples one that stays and whose hash differs in at most ``distance`` bits; -1 where none does.
 
-    Samples are taken in the order of ``repeated_images``. So of a chain of pictures, each like the next, those stay
+    Samples are taken in the order of ``exact_duplicates``. So of a chain of pictures, each like the next, those stay
     that are like none that stays.
 
     Args:
@@ -45,7 +45,7 @@ def similar_images(
     staying, of_number = NearHashes(distance), list[int]()
     like_N = np.full(len(splits), -1, np.int64)
     for sample in _precedence(splits).tolist():
-        if not taking_part[sample]:
+        if not candidates[sample]:
             continue
         found = staying.first(int(hashes_N[sample]))
         if found is not None and splits[sample] == "train":

@@ -38,7 +38,7 @@ class Drop(NamedTuple):
     detail: str
 
 
-def judge_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
+def check_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
     """By the size of the upright image, in pixels."""
     short, long = sorted((width, height))
     if short < config.min_side:
@@ -49,7 +49,7 @@ def judge_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
     return None
 
 
-def fitting_texts(texts: Texts, config: PrepareConfig) -> Texts:
+def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
     """The captions and questions of fitting length."""
 
     def fits(text: str) -> bool:
@@ -61,11 +61,11 @@ def fitting_texts(texts: Texts, config: PrepareConfig) -> Texts:
     )
 
 
-def judge_texts(fitting: Texts, texts: Texts, config: PrepareConfig) -> Drop | None:
+def check_texts(fitting: Texts, texts: Texts, config: PrepareConfig) -> Drop | None:
     """By the texts.
 
     Args:
-        fitting: what ``fitting_texts`` leaves of ``texts``.
+        fitting: what ``texts_of_valid_length`` leaves of ``texts``.
     """
     left = _all(fitting)
     if not left:
@@ -87,7 +87,7 @@ def judge_texts(fitting: Texts, texts: Texts, config: PrepareConfig) -> Drop | N
     return None
 
 
-def joined(first: Texts, *others: Texts) -> Texts:
+def merge_texts(first: Texts, *others: Texts) -> Texts:
     """The texts of a sample, and those of others that it does not have."""
     captions, questions = list(first.captions), list(first.questions)
     for texts in others:

@@ -23,7 +23,7 @@ _HASHED_SIDE = 64
 """Enough of a picture that is only hashed."""
 
 
-class Stored(NamedTuple):
+class EncodedImage(NamedTuple):
     """An image as it will be stored.
 
     Attributes:
@@ -56,7 +56,7 @@ def needs_pixels(image: ImageFacts, config: PrepareConfig) -> bool:
     return config.near_duplicates > 0 or target(image, config) != image
 
 
-def store(data: bytes, image: ImageFacts, config: PrepareConfig) -> Stored:
+def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImage:
     """Decode the image as the processor does, hash it if asked for, shrink and encode it if it is to change.
 
     Metadata of an image that changes is left out, as the processor reads none: turned as EXIF says, it needs no EXIF.
@@ -81,12 +81,12 @@ def store(data: bytes, image: ImageFacts, config: PrepareConfig) -> Stored:
         raise SampleError(Reason.UNDECODABLE_IMAGE, f"{image.format}: {error}") from None
     hashed = perceptual_hash(rgb) if config.near_duplicates else 0
     encoded = _encode(rgb, wanted, config.quality) if changes else None
-    return Stored(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)
+    return EncodedImage(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)
 
 
-def kept(image: ImageFacts) -> Stored:
+def unchanged(image: ImageFacts) -> EncodedImage:
     """An image that nothing has to be known of and that stays as it is."""
-    return Stored(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
+    return EncodedImage(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 
 
 def _encode(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:

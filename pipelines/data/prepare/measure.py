@@ -15,8 +15,8 @@ from pipelines.data.index.index import Index
 from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_file
-from pipelines.data.prepare.filters import Drop, DropReason, fitting_texts, judge_size, judge_texts, text_count
-from pipelines.data.prepare.images import Stored, kept, needs_pixels, store
+from pipelines.data.prepare.filters import Drop, DropReason, check_size, check_texts, text_count, texts_of_valid_length
+from pipelines.data.prepare.images import EncodedImage, encode, needs_pixels, unchanged
 from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.reader import Record, ShardReader
 from pipelines.data.tars.shards import sample_members, stored_size
@@ -41,7 +41,7 @@ def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, 
     if _facts(out, shard) == facts:
         return
     rows = index.rows(shard).to_pylist()
-    reader, parts = ShardReader(index), _Parts(out, shard)
+    reader, parts = ShardReader(index), _ImageWriter(out, shard)
     measured: list[Row] = []
     for chunk in _chunks(rows):
         measured += _measure(reader, shard, rows, chunk, config, parts)
@@ -80,10 +80,10 @@ def _chunks(rows: Sequence[Row]) -> Iterator[range]:
 
 
 def _measure(
-    reader: ShardReader, shard: str, rows: Sequence[Row], chunk: range, config: PrepareConfig, parts: _Parts
+    reader: ShardReader, shard: str, rows: Sequence[Row], chunk: range, config: PrepareConfig, parts: _ImageWriter
 ) -> list[Row]:
     images = {n: ImageFacts(rows[n]["image_format"], rows[n]["width"], rows[n]["height"]) for n in chunk}
-    drops = {n: judge_size(images[n].width, images[n].height, config) for n in chunk}
+    drops = {n: check_size(images[n].width, images[n].height, config) for n in chunk}
     left = [n for n in chunk if drops[n] is None]
     seen = [n for n in left if needs_pixels(images[n], config)]
     unseen = sorted(set(left) - set(seen))
@@ -95,21 +95,21 @@ def _measure(
         drop = drops[n]
         if drop is None:
             extra = lineage_entry(shard, rows[n]["key"], rows[n]["sha256"], extras[n])
-            found = _judge(records[n], images[n], rows[n]["image_size"], extra, config, parts)
+            found = _check_sample(records[n], images[n], rows[n]["image_size"], extra, config, parts)
         else:
             found = drop
         measured.append({"reason": str(found.reason), "detail": found.detail} if isinstance(found, Drop) else found)
     return measured
 
 
-def _judge(
-    record: Record, image: ImageFacts, source_size: int, extra: Row, config: PrepareConfig, parts: _Parts
+def _check_sample(
+    record: Record, image: ImageFacts, source_size: int, extra: Row, config: PrepareConfig, parts: _ImageWriter
 ) -> Row | Drop:
-    texts = fitting_texts(record.texts, config)
-    if (drop := judge_texts(texts, record.texts, config)) is not None:
+    texts = texts_of_valid_length(record.texts, config)
+    if (drop := check_texts(texts, record.texts, config)) is not None:
         return drop
     try:
-        stored = store(record.image, image, config) if needs_pixels(image, config) else kept(image)
+        stored = encode(record.image, image, config) if needs_pixels(image, config) else unchanged(image)
     except SampleError as error:
         return Drop(DropReason.UNDECODABLE, error.detail)
     try:
@@ -121,7 +121,7 @@ def _judge(
     return _row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
 
 
-def _row(stored: Stored, size: int, left_out: int, parts: _Parts) -> Row:
+def _row(stored: EncodedImage, size: int, left_out: int, parts: _ImageWriter) -> Row:
     part, offset = parts.add(stored.data) if stored.data is not None else (None, None)
     return {
         "left_out": left_out,
@@ -136,7 +136,7 @@ def _row(stored: Stored, size: int, left_out: int, parts: _Parts) -> Row:
     }
 
 
-class _Parts:
+class _ImageWriter:
     """Writes encoded images one after the other, into files small enough to be held in memory."""
 
     def __init__(self, out: Folder, shard: str) -> None:

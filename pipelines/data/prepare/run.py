@@ -13,17 +13,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.files import table_bytes
-from pipelines.data.index.index import Index, IndexConfig, build_index
-from pipelines.data.index.shard_pass import over_shards
+from pipelines.data.index.index import Index
+from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.decide import Decision, decide
+from pipelines.data.prepare.dropped_rows import dropped_rows
 from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, LOCK, MANIFEST, REPORT, WORK
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages
-from pipelines.data.prepare.losses import losses
 from pipelines.data.prepare.measure import measure_shard
 from pipelines.data.prepare.report import page
+from pipelines.data.prepare.select import Selection, select
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.errors import DataError
@@ -47,21 +49,21 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
             or another job is preparing it; an unknown language; or every sample would be dropped.
     """
     index, out = Index.open(tars), Folder(config.out)
-    if index.members != "pairs":
+    if index.modality != "pairs":
         raise DataError(
-            f"images with texts are prepared, and {index.tars} holds {index.members} alone; train on it as it is"
+            f"images with texts are prepared, and {index.tars} holds {index.modality} alone; train on it as it is"
         )
     settings = config.model_dump(mode="json", exclude={"out"})
     begun = {"format": _FORMAT, "index": index.hash, "config": settings}
     if (done := _finished(index, out, begun)) is not None:
         return done
     check_languages(config.languages)
-    with _alone(out):
+    with _exclusive(out):
         # Again: another job may have finished, or begun another preparation, just now.
         return _finished(index, out, begun) or _prepare(index, out, begun, config, index_config or IndexConfig())
 
 
-def _alone(out: Folder) -> AbstractContextManager[None]:
+def _exclusive(out: Folder) -> AbstractContextManager[None]:
     """No other job prepares this folder meanwhile, where it is local: object stores have no locks."""
     if not out.is_local:
         return nullcontext()
@@ -74,14 +76,14 @@ def _prepare(
 ) -> Summary:
     out.write(BEGUN, _json(begun))
     _measure_all(index, config, out, hashlib.sha256(_json(begun)).hexdigest())
-    decision = decide(index, config, out)
+    decision = select(index, config, out)
     if not decision.plans:
         raise DataError(f"none of the samples of {index.tars!r} would stay; {_most_frequent(index, decision, out)}")
     _write_all(index, decision.plans, config, out)
 
-    dropped = losses(index, decision, out)
+    dropped = dropped_rows(index, decision, out)
     out.write(DROPPED, table_bytes(dropped, {}))
-    same = {"validation_fraction": index.assignment.fraction, "members": index.members}
+    same = {"validation_fraction": index.split_assignment.fraction, "members": index.modality}
     prepared = _index(out, index_config.model_copy(update=same))
     summary = _summary(index, prepared, decision, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
@@ -134,7 +136,7 @@ def _measure_all(index: Index, config: PrepareConfig, out: Folder, identity: str
 
     items = [{"shard": shard.name} for shard in index.shards]
     with ShardProgress("measure") as progress:
-        for done, _ in enumerate(over_shards(items, run), 1):
+        for done, _ in enumerate(map_shards(items, run), 1):
             progress(done, len(items))
 
 
@@ -147,7 +149,7 @@ def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, 
     # As JSON: a column of Ray Data takes its type from the first rows.
     items = [{"plan": json.dumps(asdict(plan))} for plan in plans]
     with ShardProgress("write") as progress:
-        for done, _ in enumerate(over_shards(items, run), 1):
+        for done, _ in enumerate(map_shards(items, run), 1):
             progress(done, len(items))
 
 
@@ -165,7 +167,7 @@ def _sweep(out: Folder) -> None:
                 out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 
-def _summary(index: Index, prepared: Index, decision: Decision, dropped: pa.Table) -> Summary:
+def _summary(index: Index, prepared: Index, decision: Selection, dropped: pa.Table) -> Summary:
     counts = {str(reason): dict.fromkeys(index.counts(), 0) for reason in DropReason}
     for row in dropped.group_by(["reason", "split"]).aggregate([([], "count_all")]).to_pylist():
         counts[row["reason"]][row["split"]] = row["count_all"]
@@ -186,8 +188,8 @@ def _summary(index: Index, prepared: Index, decision: Decision, dropped: pa.Tabl
     )
 
 
-def _most_frequent(index: Index, decision: Decision, out: Folder) -> str:
-    dropped = losses(index, decision, out)
+def _most_frequent(index: Index, decision: Selection, out: Folder) -> str:
+    dropped = dropped_rows(index, decision, out)
     reasons, counts = np.unique(np.array(dropped["reason"].to_pylist()), return_counts=True)
     example = dropped.slice(0, 1).to_pylist()[0]
     found = ", ".join(f"{count:,} {reason}" for reason, count in zip(reasons, counts, strict=True))

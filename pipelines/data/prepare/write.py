@@ -12,7 +12,7 @@ from pipelines.data.index.files import read_table, table_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
-from pipelines.data.prepare.filters import fitting_texts, joined
+from pipelines.data.prepare.filters import merge_texts, texts_of_valid_length
 from pipelines.data.prepare.measure import lineage_entry
 from pipelines.data.tars.reader import Record, ShardReader
 from pipelines.data.tars.shards import Member, sample_members, tar_bytes
@@ -72,7 +72,9 @@ def _members(
             records, extras = reader.read(shard, chunk, images=False), reader.read_metadata(shard, chunk)
             for row, known, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
                 others = [(name, reader.read(name, [at], images=False)[0]) for name, at in joining.get(number, [])]
-                texts = joined(*(fitting_texts(r.texts, config) for r in (record, *(other for _, other in others))))
+                texts = merge_texts(
+                    *(texts_of_valid_length(r.texts, config) for r in (record, *(other for _, other in others)))
+                )
                 entry = lineage_entry(shard, record.key, hashes[row].as_py(), extra)
                 lineage.append(_lineage(record, entry["prepared_from"], known, others))
                 number += 1

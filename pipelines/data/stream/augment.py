@@ -1,5 +1,5 @@
-"""Random changes of training images, seeded per (seed, epoch, sample), so they too survive restarts and resizes. What
-a mirror image makes false in the texts of its sample is changed with it.
+"""Random changes of training images, seeded per (seed, epoch, sample), so that they do not depend on restarts or the
+number of workers. Words that a mirror image makes false are exchanged in the texts of its sample.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class AugmentConfig(Section):
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal mirror image."""
     swap: dict[str, str] = {}
-    """Words that change places in the texts and answers of a mirrored image, such as {left = "right"}: whole words, in
-    both directions, with capitals kept."""
+    """Words that are exchanged in the texts and answers of a mirrored image, such as {left = "right"}: whole words, in
+    both directions, with their capitals."""
     min_area: float = Field(1.0, gt=0, le=1)
     """Smallest share of the image's area that a random crop keeps; 1 crops nothing."""
 
@@ -37,7 +37,7 @@ class AugmentConfig(Section):
         if blank := [word for word in words if not re.fullmatch(r"\w(?:.*\w)?", word)]:
             raise ValueError(f"{blank[0]!r} is no word; name words that begin and end with a letter or digit")
         if any(len(pair) == 1 for pair in pairs) or len(set(words)) < len(words):
-            raise ValueError(f"{swap!r}: each word changes places with one other word; name each of them once")
+            raise ValueError(f"{swap!r}: each word is exchanged with one other word; name each of them once")
         return swap
 
     @property
@@ -53,7 +53,7 @@ class AugmentConfig(Section):
 
 @dataclass(frozen=True)
 class Change:
-    """What happens to an image.
+    """A random change of an image.
 
     Attributes:
         crop: (top, left, height, width) of what is kept; None for all.
@@ -65,7 +65,7 @@ class Change:
 
 
 def draw(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> Change:
-    """The random change of an image of this size."""
+    """The change of an image of this size."""
     crop = None
     if config.min_area < 1:
         scale = float(np.sqrt(rng.uniform(config.min_area, 1.0)))
@@ -75,8 +75,8 @@ def draw(config: AugmentConfig, height: int, width: int, rng: np.random.Generato
 
 
 def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """A changed copy of the uint8 image, of the same size, as ``draw`` has it."""
-    # Here, as tasks that augment nothing then start without torch, which takes seconds.
+    """A copy of the uint8 image, of the same size, changed by ``draw``."""
+    # Importing torch takes seconds, which tasks that augment nothing save.
     import torch
     from torchvision.transforms.v2 import functional as tv
 
@@ -87,8 +87,8 @@ def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Genera
         image = tv.resized_crop(image, *change.crop, list(image.shape[-2:]), antialias=True)
     if change.flipped:
         image = tv.horizontal_flip(image)
-    changed: np.ndarray = image.permute(1, 2, 0).numpy()
-    return changed
+    augmented: np.ndarray = image.permute(1, 2, 0).numpy()
+    return augmented
 
 
 def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
@@ -109,7 +109,7 @@ def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
 
 
 def all_texts(texts: Texts) -> Iterator[str]:
-    """All that ``swapped`` may change."""
+    """All texts that ``swapped`` may change."""
     yield from texts.captions
     for question in texts.questions:
         yield from (question.question, *(() if question.answer is None else (question.answer,)), *question.answers)
@@ -128,7 +128,7 @@ def _swap(text: str, pairs: frozenset[tuple[str, str]]) -> str:
 @lru_cache(maxsize=16)
 def _partners(pairs: frozenset[tuple[str, str]]) -> tuple[re.Pattern[str], dict[str, str]]:
     partner = dict(pairs) | {b: a for a, b in pairs}
-    # The longest first: of two that begin alike the shorter would else hide the other.
+    # The longest first, as the pattern takes the first alternative that matches.
     words = "|".join(map(re.escape, sorted(partner, key=len, reverse=True)))
     return re.compile(rf"\b(?:{words})\b", re.IGNORECASE), partner
 

@@ -1,8 +1,8 @@
 """Computing the features of frozen encoders: a Ray Data pass over the shards, by actors that hold the encoder.
 
-A shard's file appears as a whole or not at all. So a pass that is interrupted goes on where it was, and a complete one
-is not repeated by later jobs on the same data with the same encoder. Where several begin at the same time in a local
-folder, one computes and the others wait for it; in an object store each writes the same whole file.
+A shard's file appears as a whole or not at all. So an interrupted pass continues where it was, and later jobs on the
+same data with the same encoder compute nothing. Of several jobs on one local folder, one computes and the others wait;
+in an object store each writes the same file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ray.data import ActorPoolStrategy
 from torch import Tensor
 
 from pipelines.data.index.index import Index, Shard
-from pipelines.data.index.shard_pass import over_shards
-from pipelines.data.stream.features import FACTS, Features, Precision, Table, image_hashes, text_hashes
+from pipelines.data.index.shard_pass import map_shards
+from pipelines.data.stream.features import FACTS, FeatureCache, Precision, Table, image_hashes, text_hashes
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError
@@ -45,9 +45,8 @@ SPLITS = ("train", "val")
 T = TypeVar("T")
 
 _LOCK = ".lock"
-_MORE_PRECISE = "set train.feature_cache=float32"
 _BATCHES_SORTED = 16
-"""So many batches of texts are sorted by length together, which saves padding, and lie in their own order again."""
+"""So many batches of texts are sorted by length together, which saves padding."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Resources:
 
     Attributes:
         workers: copies of the encoder.
-        cpus_per_worker: CPUs that each reserves in Ray's books.
+        cpus_per_worker: CPUs that each reserves in Ray.
         gpus_per_worker: GPUs that each reserves; 0 computes on CPU.
         threads: torch threads of each; 0 shares the machine's cores among all.
         batch: images, or texts, of one forward pass.
@@ -71,12 +70,12 @@ class Resources:
 
 def features_of(
     stream: str, model: VLModel, config: ModelConfig, processor: VLProcessor, storage: str, precision: Precision
-) -> Features:
-    """Where the features of the encoder of ``stream`` are kept, whether they are there or not.
+) -> FeatureCache:
+    """The cache of the encoder of ``stream``, whether it has been filled or not.
 
     Args:
         config: of ``model``.
-        storage: their folder is in this one.
+        storage: folder that holds all feature caches.
     """
     encoder, kind = encoder_of(model, stream), _KINDS[stream]
     backbone, part = digest(encoder), getattr(config, stream)
@@ -90,7 +89,7 @@ def features_of(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     width = kind.width(encoder, processor)
-    features = Features(
+    features = FeatureCache(
         stream, f"{storage.rstrip('/')}/{stream}-{key}", width, precision, backbone, kind.inputs(processor)
     )
     folder = Folder(features.folder)
@@ -100,7 +99,7 @@ def features_of(
 
 
 def build_features(
-    features: Features,
+    features: FeatureCache,
     index: Index,
     model: VLModel,
     config: ModelConfig,
@@ -109,10 +108,10 @@ def build_features(
     splits: Sequence[str] = SPLITS,
     report_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Compute the features of all shards of ``index`` with samples of the splits; those that are kept already are not.
+    """Compute the missing features of all shards of ``index`` with samples of the splits.
 
     Args:
-        model, config: whose encoder of ``features.stream`` it is.
+        model, config: whose encoder of ``features.stream`` computes them.
         report_progress: called with (shards done, shards in all).
 
     Raises:
@@ -120,9 +119,9 @@ def build_features(
     """
     shards = [shard for shard in index.shards if any(split in shard.samples for split in splits)]
     pooled = config.text_features() == "pooled"
-    with _alone(features):
-        kept = features.complete(features.file_of(index, shard) for shard in shards)
-        missing = [shard for shard in shards if features.file_of(index, shard) not in kept]
+    with _exclusive(features):
+        complete = features.complete(features.file_of(index, shard) for shard in shards)
+        missing = [shard for shard in shards if features.file_of(index, shard) not in complete]
         done = len(shards) - len(missing)
         if report_progress is not None:
             report_progress(done, len(shards))
@@ -141,7 +140,7 @@ def encoder_of(model: VLModel, stream: str) -> Encoder:
 
 
 def digest(encoder: Encoder) -> str:
-    """Digest of all weights that the features depend on, wherever they are and however they lie in memory."""
+    """Digest of all weights that the features depend on, whatever their device and memory layout."""
     computed = hashlib.sha256()
     for name, value in sorted(encoder.frozen_state().items()):
         computed.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -149,23 +148,19 @@ def digest(encoder: Encoder) -> str:
     return computed.hexdigest()
 
 
-def check_backbones(model: VLModel, features: Sequence[Features]) -> None:
-    """Refuse features of another backbone than the one that is trained on.
-
-    Raises:
-        DataError: they are.
-    """
-    for kept in features:
-        if (computed := digest(encoder_of(model, kept.stream))) != kept.backbone:
+def check_backbones(model: VLModel, features: Sequence[FeatureCache]) -> None:
+    """Raises DataError where cached features are of another backbone than the model's."""
+    for cache in features:
+        if (computed := digest(encoder_of(model, cache.stream))) != cache.backbone:
             raise DataError(
-                f"the features in {kept.folder!r} are of another backbone ({kept.backbone[:12]}) than the run's "
-                f"({computed[:12]}): the weights that model.{kept.stream} names have changed since the run began; go "
-                "on with train.feature_cache=off, or start a run under another name"
+                f"the features in {cache.folder!r} are of another backbone ({cache.backbone[:12]}) than the run's "
+                f"({computed[:12]}): the weights that model.{cache.stream} names have changed since the run began; "
+                "continue with train.feature_cache=off, or start a run under another name"
             )
 
 
-def _alone(features: Features) -> AbstractContextManager[object]:
-    """Until the block ends no other process of this machine, or of a file system that knows locks, builds these."""
+def _exclusive(features: FeatureCache) -> AbstractContextManager[object]:
+    """No other process builds these features meanwhile, where the folder is local: object stores have no locks."""
     folder = Folder(features.folder)
     if not folder.is_local:
         return nullcontext()
@@ -178,16 +173,15 @@ def _map_shards(
     index: Index,
     encoder: Encoder,
     processor: VLProcessor,
-    features: Features,
+    features: FeatureCache,
     pooled: bool,
     resources: Resources,
 ) -> Iterator[str]:
     """The shards' names, in the order in which they are done."""
     if not shards:
         return
-    # One copy in the object store for all actors.
     shared = ray.put((index, encoder, processor))
-    for row in over_shards(
+    for row in map_shards(
         [{"shard": shard.name} for shard in shards],
         _Builder,
         fn_constructor_args=(shared, features, pooled, resources),
@@ -201,7 +195,7 @@ def _map_shards(
 class _Builder:
     """An actor's encoder."""
 
-    def __init__(self, shared: Any, features: Features, pooled: bool, resources: Resources) -> None:
+    def __init__(self, shared: Any, features: FeatureCache, pooled: bool, resources: Resources) -> None:
         index, encoder, processor = ray.get(shared)
         self._features = features
         device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
@@ -220,23 +214,23 @@ class _Builder:
         with ThreadPoolExecutor(self._threads) as pool:
             table, batches = _KINDS[features.stream].encode(self._work, shard, pool)
             with Folder(features.folder).writing(features.file_of(index, index.shard(shard))) as file:
-                file.write(table.write(features.row_bytes))
+                file.write(table.to_bytes(features.row_bytes))
                 for rows_RF in batches:
-                    # Too great a number is no error of NumPy's but infinite, and is refused here.
-                    with np.errstate(over="ignore"):
-                        kept_RF = rows_RF.astype(features.precision)
-                    if not np.isfinite(kept_RF).all():
-                        remedy = _MORE_PRECISE if features.precision != "float32" else "see the weights"
+                    with np.errstate(over="ignore"):  # an overflow is infinite, which is refused below
+                        rounded_RF = rows_RF.astype(features.precision)
+                    if not np.isfinite(rounded_RF).all():
+                        is_exact = features.precision == "float32"
+                        remedy = "check the weights" if is_exact else "set train.feature_cache=float32"
                         raise DataError(
                             f"{features.stream} features of shard {shard!r} are not finite as {features.precision}; "
                             f"{remedy}"
                         )
-                    file.write(kept_RF.tobytes())
+                    file.write(rounded_RF.tobytes())
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What an actor encodes with, and how: ``pooled`` where no tokens of a text are kept."""
+    """What an actor encodes with; ``pooled``: a text has one row, and not one for each token."""
 
     reader: ShardReader
     processor: VLProcessor
@@ -250,11 +244,10 @@ Rows = NDArray[np.floating[Any]]
 
 
 def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
-    """Each image of a shard, one row each."""
+    """A row for each distinct image of a shard."""
     encoder, index = work.encoder, work.reader.index
     assert isinstance(encoder, VisionEncoder)
     count = sum(index.shard(shard).samples.values())
-    # By their hash, as one picture may be there under several keys.
     row_of: dict[bytes, int] = {}
     for row, hashed in enumerate(image_hashes(work.reader.image_sha256s(shard, range(count)))):
         row_of.setdefault(hashed, row)
@@ -274,7 +267,7 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
 
 
 def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
-    """Each distinct text of a shard that a task reads: a row for each of its tokens, or one."""
+    """For each distinct text of a shard that a task reads, a row for each of its tokens, or one."""
     encoder = work.encoder
     assert isinstance(encoder, LanguageEncoder)
     reads = _reads(work.processor)
@@ -295,11 +288,11 @@ def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Ta
         ids_NT = torch.full((len(texts), length), int(work.processor.tokenizer.pad_token_id))
         for n, ids in enumerate(texts):
             ids_NT[n, : len(ids)], mask_NT[n, : len(ids)] = torch.from_numpy(ids), True
-        features_NTF, real_NT = encoder.features(ids_NT.to(work.device), mask_NT.to(work.device))
+        features_NTF, mask_NT = encoder.features(ids_NT.to(work.device), mask_NT.to(work.device))
         if work.pooled:
-            features_NTF, real_NT = encoder.pooled_features(features_NTF, real_NT)
-        flat, real = features_NTF.float().cpu().numpy(), real_NT.cpu().numpy()
-        return [of_text[is_real] for of_text, is_real in zip(flat, real, strict=True)]
+            features_NTF, mask_NT = encoder.pooled_features(features_NTF, mask_NT)
+        pairs = zip(features_NTF.float().cpu().numpy(), mask_NT.cpu().numpy(), strict=True)
+        return [features_TF[mask_T] for features_TF, mask_T in pairs]
 
     def batches() -> Iterator[Rows]:
         for chunk in _batched(ids_of.values(), _BATCHES_SORTED * work.batch):
@@ -314,13 +307,13 @@ def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Ta
 
 
 class _Kind(NamedTuple):
-    """What an encoder of a stream is given, and how that is encoded.
+    """How the inputs of a stream are encoded.
 
     Attributes:
-        facts: on what, besides encoder and precision, the features of an input depend.
-        inputs: on what, besides the tar, it depends which inputs a file holds.
+        facts: what, besides encoder and precision, the features of an input depend on.
+        inputs: what, besides the tar, decides which inputs a file holds.
         width: numbers of a row.
-        encode: the table of a shard's inputs, and their rows in the order of the table's places.
+        encode: the table of a shard's inputs, and their rows in the order of row numbers.
     """
 
     facts: Callable[[ModelConfig, VLProcessor], Mapping[str, object]]
@@ -350,8 +343,8 @@ def _text_width(encoder: LanguageEncoder, processor: VLProcessor) -> int:
 
 
 def _text_inputs(processor: VLProcessor) -> str:
-    """A digest of which texts are read, and of what makes token ids of them."""
-    # What a tokenizer was last called with is kept in it too.
+    """A digest of which texts are read, and of what turns them into token ids."""
+    # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
     facts = [sorted(_reads(processor)), processor.config.max_tokens, tokenizer]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -365,18 +358,18 @@ def _texts(texts: Texts, reads: Collection[str]) -> Iterator[str]:
 
 
 def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
-    """``itertools.batched``, which Python 3.11 has not."""
+    """``itertools.batched``, which Python 3.11 does not have."""
     iterator = iter(items)
     while batch := tuple(islice(iterator, size)):
         yield batch
 
 
 def _reads(processor: VLProcessor) -> set[str]:
-    return {fields.reads for fields in processor.tasks.values() if fields.text}
+    return {spec.reads for spec in processor.tasks.values() if spec.text}
 
 
 _KINDS = {
     "vision": _Kind(_image_settings, lambda processor: "", _image_width, _encode_images),
     "language": _Kind(_text_settings, _text_inputs, _text_width, _encode_texts),
 }
-"""By the name of the stream."""
+"""By stream."""

@@ -1,8 +1,8 @@
-"""Images of several batches read and decoded at a time: by threads of this process, or by processes beside it.
+"""A pool that reads and decodes the images of several batches at a time: threads of this process, or other processes.
 
-Decoders let go of Python's lock, but what surrounds them holds it: past a handful of threads they wait for each other
-and for whoever takes the batches. Processes do not. They hand pixels over in shared memory, as those of torch's
-DataLoader do, which takes no work that comes as it is made.
+Decoders release Python's lock, but the code around them holds it: more than a handful of threads wait for each other
+and for the consumer. Processes do not, and hand pixels over in shared memory, as torch's DataLoader does; that one
+takes no work that is submitted batch by batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.loader import Batches, origin
+from pipelines.data.stream.loader import Batches, image_inputs
 
 
 class DecodingStoppedError(RuntimeError):
-    """A process that decodes images is gone."""
+    """A process that decodes images ended."""
 
 
 class ImagePool:
@@ -33,30 +33,30 @@ class ImagePool:
     Args:
         batches: whose images.
         threads: of this process.
-        processes: beside it; 0 leaves all to the threads, which else have the work until the processes are up.
+        processes: beside it; 0 leaves all work to the threads, which else do it until a process has started.
     """
 
     def __init__(self, batches: Batches, threads: int, processes: int = 0) -> None:
         self._batches = batches
         self._threads = ThreadPoolExecutor(threads, "images")
-        self._processes = _started(processes) if processes else None
+        self._processes = _process_pool(processes) if processes else None
         self.size = max(threads, processes)
 
     def submit(self, rows: Arrays) -> Callable[[], Arrays]:
-        """Begin with the images of a batch, given all the rest of it.
+        """Start making the images of a batch, given the rest of it.
 
         Returns:
             a function that waits for them. It raises what reading and decoding raise, and ``DecodingStoppedError``.
         """
         if self._processes is None or not self._processes.ready:
             return self._threads.submit(self._batches.images, rows).result
-        return self._processes.submit(self._batches, origin(self._batches, rows))
+        return self._processes.submit(self._batches, image_inputs(self._batches, rows))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The processes stay for the next stream: they take seconds to start, and hold what they have opened.
+        # The processes stay for the next stream: they take seconds to start, and keep what they have opened.
         self._threads.shutdown(cancel_futures=True)
 
 
@@ -64,51 +64,51 @@ class _Processes:
     """Processes that this one starts once, and that end with it."""
 
     def __init__(self, number: int) -> None:
-        # Not forked from here, where threads of Ray and of CUDA may hold locks that a copy would wait for.
+        # Not forked from this process, in which threads of Ray and CUDA may hold locks.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        self._executor = ProcessPoolExecutor(number, context, initializer=_begin)
+        self._executor = ProcessPoolExecutor(number, context, initializer=_initialize)
         self._first = [self._executor.submit(os.getpid) for _ in range(number)]
 
     @property
     def ready(self) -> bool:
-        """Whether one is up; the others are about to be."""
+        """Whether one has started; the others are about to."""
         return any(future.done() for future in self._first)
 
     def submit(self, batches: Batches, rows: Arrays) -> Callable[[], Arrays]:
         try:
             future = self._executor.submit(_images, batches, rows)
         except BrokenProcessPool as error:
-            raise _stopped() from error
+            raise _stopped_error() from error
         return lambda: _result(future)
 
 
-# One pool a process, whoever streams: training and validation take turns.
-_started = lru_cache(maxsize=1)(_Processes)
+# One pool for all streams of a process: training and validation take turns.
+_process_pool = lru_cache(maxsize=1)(_Processes)
 
 
 def _result(future: Future[dict[str, Tensor]]) -> Arrays:
     try:
         return {name: tensor.numpy() for name, tensor in future.result().items()}
     except BrokenProcessPool as error:
-        raise _stopped() from error
+        raise _stopped_error() from error
 
 
-def _stopped() -> DecodingStoppedError:
-    _started.cache_clear()
+def _stopped_error() -> DecodingStoppedError:
+    _process_pool.cache_clear()
     return DecodingStoppedError(
-        "a process that decodes images ended, most likely for want of memory: lower stream.processes, or set it to 0 "
+        "a process that decodes images ended, most likely for lack of memory: lower stream.processes, or set it to 0 "
         "and leave the images to stream.threads"
     )
 
 
-def _begin() -> None:
+def _initialize() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed worker of a training leaves no processes that wait for it."""
+    """A killed training worker leaves no processes behind."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -116,5 +116,5 @@ def _end_with_parent() -> None:
 
 
 def _images(batches: Batches, rows: Arrays) -> dict[str, Tensor]:
-    # Tensors: torch hands them over in shared memory, where arrays would go through a pipe.
+    # torch hands tensors over in shared memory, where arrays would go through a pipe.
     return {name: torch.from_numpy(array) for name, array in batches.images(rows).items()}

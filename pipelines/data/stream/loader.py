@@ -1,8 +1,8 @@
-"""From the plan to collated batches: which samples, read, turned into examples, decoded, augmented, collated.
+"""Collated batches: the samples of the plan, read, decoded, augmented.
 
 The sequences here make batch ``i`` from ``i`` alone, in any process, and are small and picklable. A batch can be made
-at once, as a bare loop does, or in two halves, as the stream does (stream.py): its texts, which are small, wherever
-there is time for it, and its images, which are large, where they are needed.
+at once, or in two halves, as the stream does (stream.py): its texts, which are small, on any node, and its images,
+which are large, where they are consumed.
 """
 
 from __future__ import annotations
@@ -22,27 +22,31 @@ from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
 
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
-"""Arrays that tell where a batch came from; the model takes all the others."""
+"""Arrays about where a batch came from; all others are the model's inputs."""
 
 ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
-"""Those of them that tell where each sample lies."""
+"""The fields of ``SampleIndices``."""
 
 _TOKENS = ("input_ids_NT", "text_mask_NT", "distinct_U")
 
 
 class Batches(Sequence[Arrays]):
-    """Batches of a source that can be made in two halves."""
+    """Batches of a source, made in two halves."""
 
     source: Source | Mixture
 
     @abstractmethod
     def rows(self, number: int) -> Arrays:
-        """All of a batch but what is to be seen of its images, and the kept features of its texts."""
+        """All of a batch but its images and the cached features of its texts."""
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """What is to be seen of the images of a batch, ``pixels_BHWC`` or ``features_BF``, and the kept features of its
-        texts, given its ``origin``. Samples without an image are left out (``image_place_B``).
+        """``pixels_BHWC`` or ``features_BF`` of a batch, and the cached features of its texts.
+
+        Samples without an image are left out (``image_place_B``).
+
+        Args:
+            rows: at least ``image_inputs`` of the batch's rows.
         """
 
     def __getitem__(self, number: int) -> Arrays:  # type: ignore[override]
@@ -57,10 +61,10 @@ class MicroBatches(Batches):
     Attributes:
         source, schedule: what is read, in which order.
         rank, world, accumulation: which parts of a step are this worker's.
-        augmentation: random changes of the pixels, seeded by (seed, epoch, sample).
+        augmentation: random changes of images, seeded by (seed, epoch, sample).
 
     Raises:
-        ValueError: augmentation of images that are not read.
+        ValueError: augmentation changes inputs whose features are cached.
     """
 
     source: Source | Mixture
@@ -72,57 +76,56 @@ class MicroBatches(Batches):
 
     def __post_init__(self) -> None:
         changed = {"vision": self.augmentation.active, "language": self.augmentation.changes_texts}
-        for stream in (kept.stream for kept in self.source.features if changed[kept.stream]):
-            raise ValueError(f"kept {stream} features are of unchanged inputs; augment nothing, or train without them")
+        for stream in (cache.stream for cache in self.source.features if changed[cache.stream]):
+            raise ValueError(f"cached {stream} features are of unchanged inputs; do not augment, or train without them")
 
     def __len__(self) -> int:
         return self.schedule.steps * self.accumulation
 
     def rows(self, number: int) -> Arrays:
-        taken, weight = self._taken(number)
+        indices, weight = self._micro_batch_indices(number)
         samples = open_samples(self.source)
-        examples = _examples(samples, self._read_texts(samples, taken), weight)
-        absent = samples.image_places(taken) | samples.lone_images(taken, weight)
-        provenance = _provenance(taken, number // self.accumulation, weight)
-        return samples.processor.collate_rows(examples) | absent | provenance
+        examples = _examples(samples, self._read_texts(samples, indices), weight)
+        masks = samples.image_places(indices) | samples.unpaired_image_mask(indices, weight)
+        provenance = _provenance(indices, number // self.accumulation, weight)
+        return samples.processor.collate_rows(examples) | masks | provenance
 
     def images(self, rows: Arrays) -> Arrays:
-        samples, whole = open_samples(self.source), _taken_by(rows)
-        taken = samples.pictured(whole)
-        seen = samples.see(taken) | samples.read_text_features(whole, rows)
+        samples, indices = open_samples(self.source), _indices_of(rows)
+        with_image = samples.with_image(indices)
+        arrays = samples.load_images(with_image) | samples.read_text_features(indices, rows)
         if self.augmentation.active:
-            for i, key in enumerate(samples.keys(taken)):
-                rng = self._random(int(taken.epoch[i]), key)
-                seen["pixels_BHWC"][i] = augment(seen["pixels_BHWC"][i], self.augmentation, rng)
-        return seen
+            for i, key in enumerate(samples.keys(with_image)):
+                rng = self._rng(int(with_image.epoch[i]), key)
+                arrays["pixels_BHWC"][i] = augment(arrays["pixels_BHWC"][i], self.augmentation, rng)
+        return arrays
 
-    def _read_texts(self, samples: Samples, taken: SampleIndices) -> list[Record]:
-        """The samples of a slice with their texts: of a mirrored image, as they are then true."""
-        records = samples.read_texts(taken)
+    def _read_texts(self, samples: Samples, indices: SampleIndices) -> list[Record]:
+        """The samples with their texts, which are adapted to mirrored images."""
+        records = samples.read_texts(indices)
         if not self.augmentation.changes_texts:
             return records
         side = samples.processor.config.image_size
         return [
             record._replace(texts=swapped(record.texts, self.augmentation.swap))
-            if record.pictured and draw(self.augmentation, side, side, self._random(epoch, record.key)).flipped
+            if record.has_image and draw(self.augmentation, side, side, self._rng(epoch, record.key)).flipped
             else record
-            for record, epoch in zip(records, taken.epoch.tolist(), strict=True)
+            for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]
 
-    def _random(self, epoch: int, key: str) -> np.random.Generator:
-        """The random numbers by which a sample is changed in an epoch."""
+    def _rng(self, epoch: int, key: str) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, "augment")))
 
-    def _taken(self, number: int) -> tuple[SampleIndices, float]:
-        """The samples of a part, and their weight."""
+    def _micro_batch_indices(self, number: int) -> tuple[SampleIndices, float]:
+        """The samples of a micro-batch, and their weight."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         step, micro = divmod(number, self.accumulation)
         parts = self.world * self.accumulation
-        taken = self.schedule.part(step, self.rank * self.accumulation + micro, parts)
-        if len(taken):
-            return taken, 1.0
-        # A worker without a sample in a short last step still takes part in its collectives, with weight zero.
+        indices = self.schedule.part(step, self.rank * self.accumulation + micro, parts)
+        if len(indices):
+            return indices, 1.0
+        # A worker without a sample in a short last step takes part in its collectives with one of weight zero.
         origin = step * self.schedule.batch
         return self.schedule.plan.take(origin, origin + 1), 0.0
 
@@ -131,7 +134,7 @@ class MicroBatches(Batches):
 class EvaluationBatches(Batches):
     """Every ``world``-th batch of a split in index order, from batch ``rank`` on.
 
-    The batches are the same ones at any number of workers, so figures agree to the last bit.
+    The batches are the same for any number of workers, so metrics agree to the last bit.
     """
 
     source: Source
@@ -139,10 +142,10 @@ class EvaluationBatches(Batches):
     rank: int = 0
     world: int = 1
     answering: str | None = None
-    """The task to be answered: only its rows are made, without targets for the model, and ``rows_json`` tells of each
-    what was asked, what is right, and whether its text is cut. None makes the rows that training makes."""
+    """The task to answer: only its rows are made, without targets for the model, and ``rows_json`` lists them (fields
+    of ``Row``, and whether the text is truncated). None makes the rows of training."""
     sample: int = 0
-    """Only so many samples, drawn by hash; 0 takes all."""
+    """Only so many samples, chosen by hash; 0 takes all."""
 
     @property
     def samples(self) -> int:
@@ -157,54 +160,54 @@ class EvaluationBatches(Batches):
     def rows(self, number: int) -> Arrays:
         samples = open_samples(self.source)
         batch = range(self.rank, len(fixed_batches(self.samples, self.batch)), self.world)[number]
-        # In a window of all samples the plan's order is a permutation by hash.
+        # With a window of all samples, the plan's order is a permutation by hash.
         plan = self.source.plan(window=samples.size, shuffle=self.sample > 0)
-        taken = plan.take(batch * self.batch, min((batch + 1) * self.batch, self.samples))
-        records = samples.read_texts(taken)
-        provenance = samples.image_places(taken) | _provenance(taken, batch, 1.0)
+        indices = plan.take(batch * self.batch, min((batch + 1) * self.batch, self.samples))
+        records = samples.read_texts(indices)
+        provenance = samples.image_places(indices) | _provenance(indices, batch, 1.0)
         if self.answering is None:
             return samples.processor.collate_rows(_examples(samples, records)) | provenance
-        asked = rows_to_answer(records, samples.processor.tasks[self.answering])
-        examples = [Example(b"", tuple(row.text for row in of_record)) for of_record in asked]
+        spec = samples.processor.tasks[self.answering]
+        rows_by_sample = rows_to_answer(records, spec)
+        examples = [Example(b"", tuple(row.text for row in rows)) for rows in rows_by_sample]
         arrays = samples.processor.collate_rows({self.answering: examples}) | provenance
-        flat = [row for of_record in asked for row in of_record]
-        fields = samples.processor.tasks[self.answering]
-        cut = samples.processor.truncated([row.text for row in flat]) if fields.text else [False] * len(flat)
-        rows = [(*astuple(row), is_cut) for row, is_cut in zip(flat, cut, strict=True)]
-        arrays["rows_json"] = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+        rows = [row for of_sample in rows_by_sample for row in of_sample]
+        truncated = samples.processor.truncated([row.text for row in rows]) if spec.text else [False] * len(rows)
+        described = [(*astuple(row), is_truncated) for row, is_truncated in zip(rows, truncated, strict=True)]
+        arrays["rows_json"] = np.frombuffer(json.dumps(described).encode(), np.uint8)
         return arrays
 
     def images(self, rows: Arrays) -> Arrays:
-        samples, taken = open_samples(self.source), _taken_by(rows)
-        return samples.see(samples.pictured(taken)) | samples.read_text_features(taken, rows)
+        samples, indices = open_samples(self.source), _indices_of(rows)
+        return samples.load_images(samples.with_image(indices)) | samples.read_text_features(indices, rows)
 
 
-def origin(batches: Batches, rows: Arrays) -> Arrays:
-    """What of a batch's rows its images, and the kept features of its texts, are made from."""
+def image_inputs(batches: Batches, rows: Arrays) -> Arrays:
+    """Those of a batch's rows that ``Batches.images`` needs."""
     tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
     return {name: rows[name] for name in (*ORIGIN, *tokens)}
 
 
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """The arrays of a batch that the model takes."""
+    """The arrays of a batch that are the model's inputs."""
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
 def _examples(samples: Samples, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
-    """The rows of each task over the samples."""
-    return {task: to_examples(records, fields, weight) for task, fields in samples.processor.tasks.items()}
+    """The rows of each task, of all samples."""
+    return {task: to_examples(records, spec, weight) for task, spec in samples.processor.tasks.items()}
 
 
-def _taken_by(rows: Arrays) -> SampleIndices:
+def _indices_of(rows: Arrays) -> SampleIndices:
     return SampleIndices(*(rows[name] for name in ORIGIN))
 
 
-def _provenance(taken: SampleIndices, step: int, weight: float) -> Arrays:
+def _provenance(indices: SampleIndices, step: int, weight: float) -> Arrays:
     return {
         "step": np.array([step], np.int64),
-        "source_B": taken.source,
-        "epoch_B": taken.epoch,
-        "shard_B": taken.shard,
-        "row_B": taken.row,
-        "counts_B": np.full(len(taken), weight > 0),
+        "source_B": indices.source,
+        "epoch_B": indices.epoch,
+        "shard_B": indices.shard,
+        "row_B": indices.row,
+        "counts_B": np.full(len(indices), weight > 0),
     }

@@ -1,21 +1,20 @@
-"""Several data sets trained on as one: the order in which their samples take turns.
+"""Several data sets trained on as one: which source each position of the order takes its sample from.
 
-Each source keeps the endless order that it has alone (plan.py), with epochs of its own; the mixture decides whose turn
-it is. Its positions are cut into blocks, and in a block each source has a fixed number of turns, in a shuffled order.
-Of the positions before a block a source has ``round(S_i) - round(S_(i-1))``, where ``S_i`` is how many are due to the
-sources up to the i-th by their shares: less than one off what is due to it, however long the training, and known for
-any block without those before it. No block gives a source less than nothing, as each is long enough to owe it a turn.
+Each source keeps the endless order that it has alone (plan.py), with its own epochs. The mixture's positions are cut
+into blocks; in a block each source has a fixed number of positions, in a shuffled order. After n positions each source
+is within one sample of its share: of the positions before a block it has ``round(S_i) - round(S_(i-1))``, where ``S_i``
+is the cumulative share of sources 1 to i. So a block's counts are computed without those before it. They are never
+negative, as a block is long enough for each source to have at least one position in it.
 
 A share is ``weight ** (1 / T)``, divided by the sum of these: with the sizes of the sources as weights, the temperature
 T leads from proportional (1) towards equal shares (Arivazhagan et al. 2019, https://arxiv.org/abs/1907.05019). It may
 change over a training, in ``_STAGES`` steps.
 
-An epoch of the mixture has as many positions as all sources have samples, and ends with a block unless a source is so
-rare that a block is longer than an epoch. So with shares proportional to the sizes each epoch of the mixture holds each
-sample exactly once.
+An epoch of the mixture has as many positions as all sources have samples. It ends with a block, unless a source is so
+rare that a block is longer than an epoch. So with proportional shares each epoch holds each sample exactly once.
 
-All is whole numbers, or decimals of a stated precision: no machine's rounding changes the order. A position costs time
-and memory for a block (1024 positions, or more for a rare source), and for sources x stages.
+All numbers are integers, or decimals of a fixed precision, so the order does not depend on a machine's rounding. A
+position costs time and memory for a block (1024 positions, or more for a rare source), and for sources x stages.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices, permutation
-from pipelines.data.tars.sample import Members
+from pipelines.data.tars.sample import Modality
 from vlmodel.config import Section
 from vlmodel.locations import Location
 
 MIN_SHARE = 1e-6
-"""A source of which less is seen is refused: a block, which is shuffled as a whole, would be too long."""
+"""Smaller shares are refused: a block, which is shuffled as a whole, would be too long."""
 
 _STAGES = 64
 _DECIMALS = Context(prec=60)
@@ -52,10 +51,10 @@ class MixedSource(Section):
     tars: Location = Field(min_length=1)
     """Folder or URI of its tars, which are indexed."""
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """Its share of the samples is in proportion to this. All sources have a weight, or none; then it is their size."""
-    members: Members = "pairs"
-    """What its samples are, as data.index.members says it of data.tars: "pairs", "texts" without images, or "images"
-    without texts, which contrastive tasks learn to tell from those that are asked for."""
+    """Its share of the samples is proportional to this. All sources have a weight, or none; then it is their size."""
+    members: Modality = "pairs"
+    """What its samples are, as data.index.members of data.tars: "pairs", "texts" without images, or "images" without
+    texts, which are negatives for contrastive tasks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,14 +62,14 @@ class MixturePlan:
     """The order of the samples of several sources.
 
     Attributes:
-        names: of the sources, for figures and messages.
+        names: of the sources, for metrics and messages.
         plans: their orders, all of one seed.
         weights: of the sources, before the temperature; above zero. Their sizes give proportional shares.
         temperatures: at evenly spaced moments of the training, the first at its start and the last at its end; changes
             linearly between them. One alone stays.
         epochs: of the mixture in the whole training, over which the temperature changes; afterwards it stays.
-        block: positions of a block, at least, where an epoch has as many; more where a source would else have less than
-            one turn in each.
+        block: positions of a block, at least, where an epoch has as many; more where a source would otherwise have less
+            than one of them.
         size: positions of an epoch of the mixture: the samples of all sources (derived).
         key: digest of all that the order depends on (derived).
 
@@ -116,30 +115,30 @@ class MixturePlan:
         return self.plans[0].seed
 
     @property
-    def parts(self) -> dict[str, Plan]:
+    def plans_by_source(self) -> dict[str, Plan]:
         """The order of each source, by its name."""
         return dict(zip(self.names, self.plans, strict=True))
 
     def take(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)`` of the endless order."""
-        turns_P = self._turns(start, stop)
-        columns = SampleIndices(turns_P, *np.empty((3, len(turns_P)), np.int64))
+        source_P = self._sources(start, stop)
+        merged = SampleIndices(source_P, *np.empty((3, len(source_P)), np.int64))
         before = self.counts_before(start)
-        for number in np.unique(turns_P).tolist():
-            places = np.flatnonzero(turns_P == number)
-            taken = self.plans[number].take(before[number], before[number] + len(places))
-            columns.epoch[places], columns.shard[places], columns.row[places] = taken.epoch, taken.shard, taken.row
-        return columns
+        for number in np.unique(source_P).tolist():
+            at = np.flatnonzero(source_P == number)
+            own = self.plans[number].take(before[number], before[number] + len(at))
+            merged.epoch[at], merged.shard[at], merged.row[at] = own.epoch, own.shard, own.row
+        return merged
 
     def counts_before(self, position: int) -> list[int]:
         """How many of the first ``position`` positions each source has."""
         layout = _layout(self)
         number = layout.block_at(position)
-        here = np.bincount(_block(self, number)[: position - layout.start(number)], minlength=len(self.plans))
-        return [before + within for before, within in zip(layout.counts(number), here.tolist(), strict=True)]
+        in_block = np.bincount(_block(self, number)[: position - layout.start(number)], minlength=len(self.plans))
+        return [before + within for before, within in zip(layout.counts(number), in_block.tolist(), strict=True)]
 
     def block_at(self, position: int) -> range:
-        """The positions among which the turns are shuffled that a position belongs to."""
+        """The positions of the block that a position lies in."""
         layout = _layout(self)
         number = layout.block_at(position)
         return range(layout.start(number), layout.start(number + 1))
@@ -149,16 +148,16 @@ class MixturePlan:
         layout = _layout(self)
         return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
 
-    def figures(self, position: int) -> dict[str, float]:
-        """Of each source its share around a position, and how often its samples were seen before it, in epochs."""
-        counted = zip(self.names, self.plans, self.shares(position), self.counts_before(position), strict=True)
+    def metrics(self, position: int) -> dict[str, float]:
+        """The share of each source around a position, and how many of its epochs lie before it."""
+        sources = zip(self.names, self.plans, self.shares(position), self.counts_before(position), strict=True)
         return {
-            f"mix/{name}/{figure}": value
-            for name, plan, share, count in counted
-            for figure, value in (("share", share), ("epoch", count / plan.size))
+            f"mix/{name}/{metric}": value
+            for name, plan, share, count in sources
+            for metric, value in (("share", share), ("epoch", count / plan.size))
         }
 
-    def _turns(self, start: int, stop: int) -> Ints:
+    def _sources(self, start: int, stop: int) -> Ints:
         """The source of each of the positions ``[start, stop)``."""
         layout, pieces = _layout(self), [np.zeros(0, np.int64)]
         while start < stop:
@@ -169,7 +168,7 @@ class MixturePlan:
         return np.concatenate(pieces)
 
     def _refuse_rare_sources(self) -> None:
-        # A share has its least value at one of these: the smallest weight's grows with the temperature.
+        # The smallest weight's share grows with the temperature, so it is least at one of these.
         for temperature in self.temperatures:
             rarest, name = min(zip(_shares(self.weights, Fraction(temperature)), self.names, strict=True))
             if rarest < MIN_SHARE:
@@ -181,14 +180,14 @@ class MixturePlan:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The blocks of a mixture, and what is due to its sources.
+    """The blocks of a mixture, and the shares of its sources as integers ("dues").
 
     Attributes:
         positions, blocks: so many positions are cut into so many blocks, again and again.
         firsts: the first block of each stage.
-        unit: what is due to all sources together for a position, so that what is due to each is a whole number.
-        dues: what is due to each source for a position of each stage.
-        dues_before: what is due to the sources up to each, for all positions before each stage.
+        unit: sum of the dues of all sources for one position.
+        dues: of each source for one position, in each stage.
+        dues_before: cumulative over sources, for all positions before each stage.
     """
 
     positions: int
@@ -199,11 +198,9 @@ class _Layout:
     dues_before: list[list[int]]
 
     def start(self, block: int) -> int:
-        """The first position of a block."""
         return block * self.positions // self.blocks
 
     def block_at(self, position: int) -> int:
-        """The block that a position lies in."""
         return ((position + 1) * self.blocks - 1) // self.positions
 
     def stage_of(self, block: int) -> int:
@@ -217,8 +214,7 @@ class _Layout:
         rounded = [(2 * due + self.unit) // (2 * self.unit) for due in dues]
         return [after - before for before, after in pairwise([0, *rounded])]
 
-    def end_stages(self) -> None:
-        """Work out ``dues_before``."""
+    def compute_dues_before(self) -> None:
         self.dues_before.append([0] * len(self.dues[0]))
         for stage, (first, after) in enumerate(pairwise(self.firsts)):
             length = self.start(after) - self.start(first)
@@ -234,31 +230,31 @@ def _layout(plan: MixturePlan) -> _Layout:
     stages = _STAGES if len(set(plan.temperatures)) > 1 else 1
     moments = [Fraction(2 * stage + 1, 2 * stages) for stage in range(stages)]
     dues = [_dues(_shares(plan.weights, _temperature(plan.temperatures, moment)), unit) for moment in moments]
-    owing = -(-unit // min(map(min, dues)))
-    length = max(min(plan.block, plan.size), owing)
+    min_length = -(-unit // min(map(min, dues)))
+    length = max(min(plan.block, plan.size), min_length)
     positions, blocks = -(-length // plan.size) * plan.size, max(1, plan.size // length)
     total = -(-plan.epochs * plan.size * blocks // positions)
     # A block is of the stage that its middle lies in.
     firsts = [max(0, -((stages - 2 * total * stage) // (2 * stages))) for stage in range(stages)]
     layout = _Layout(positions, blocks, firsts, unit, dues, [])
-    layout.end_stages()
+    layout.compute_dues_before()
     return layout
 
 
 @lru_cache(maxsize=8)
 def _block(plan: MixturePlan, number: int) -> Ints:
-    """Whose turn it is at each position of a block."""
+    """The source of each position of a block."""
     layout = _layout(plan)
-    turns = np.subtract(layout.counts(number + 1), layout.counts(number))
-    sources = np.repeat(np.arange(len(turns), dtype=np.int64), turns)
+    counts = np.subtract(layout.counts(number + 1), layout.counts(number))
+    sources = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return sources[permutation(len(sources), plan.key, plan.seed, f"block {number}")]
 
 
 def _temperature(temperatures: Sequence[float], moment: Fraction) -> Fraction:
     """The temperature when ``moment`` of the training is done, which is less than all of it."""
-    leg, part = divmod(moment * (len(temperatures) - 1), 1)
-    here, there = (Fraction(t) for t in (*temperatures, temperatures[-1])[leg : leg + 2])
-    return here + (there - here) * part
+    segment, part = divmod(moment * (len(temperatures) - 1), 1)
+    first, last = (Fraction(t) for t in (*temperatures, temperatures[-1])[segment : segment + 2])
+    return first + (last - first) * part
 
 
 def _shares(weights: Sequence[float], temperature: Fraction) -> list[Decimal]:
@@ -274,7 +270,7 @@ def _ln(weight: float) -> Decimal:
 
 
 def _unit(weights: Sequence[float]) -> int:
-    """Finer than any training is long, and so that proportional shares of it are whole numbers."""
+    """A unit of which proportional shares are whole numbers, and that exceeds any training's number of positions."""
     exact = [Fraction(weight) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * common) for weight in exact]
@@ -282,7 +278,7 @@ def _unit(weights: Sequence[float]) -> int:
 
 
 def _dues(shares: Sequence[Decimal], unit: int) -> list[int]:
-    """The shares in whole numbers, which add up to ``unit``."""
+    """The shares as integers that add up to ``unit``."""
     with localcontext(_DECIMALS):
         up_to = [round(due * unit) for due in accumulate(shares[:-1], initial=Decimal(0))]
     return [after - before for before, after in pairwise([*up_to, unit])]

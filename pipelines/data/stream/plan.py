@@ -1,15 +1,15 @@
-"""The plan: in which order samples are seen, as a pure function of (index hash, seed, epoch).
+"""The plan: the order of the samples, a pure function of (index hash, seed, epoch).
 
 The order is one endless sequence: the permutation of epoch 0, then that of epoch 1, and so on. Global step ``s`` takes
-positions ``[s * batch, (s + 1) * batch)`` of it, so a batch may hold the end of one epoch and the start of the next,
+positions ``[s * batch, (s + 1) * batch)`` of it. So a batch may hold the end of one epoch and the start of the next,
 every batch but the very last is full, and each epoch holds each sample exactly once. A cursor is one number, the step.
 
-An epoch's permutation is made in two layers, so that its memory grows with shards and not with samples: the shards are
-permuted, consecutive shards form windows of about ``window`` samples, and a window's samples, or short runs of
-neighbours, are permuted among themselves. Seeking to a position builds one window only.
+An epoch's permutation has two levels, so that its memory grows with shards and not with samples: the shards are
+permuted, consecutive shards form windows of about ``window`` samples, and the samples of a window, or short blocks of
+neighbours, are permuted. Seeking to a position builds one window only.
 
 Random numbers are the raw output of PCG64, which NumPy keeps stable for ever (NEP 19), ordered by a stable sort;
-``Generator.permutation`` has no such promise.
+``Generator.permutation`` makes no such promise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SampleIndices:
 
     Attributes:
         source: number of the source of each position; 0 where there is one.
-        epoch: its epoch, as its source counts them.
+        epoch: the epoch of its source.
         shard: number of its shard in the source's list.
         row: number of the sample among the shard's samples of this split.
     """
@@ -64,28 +64,26 @@ class Order(Protocol):
         """Positions ``[start, stop)``."""
 
     @property
-    def parts(self) -> Mapping[str, Plan]:
+    def plans_by_source(self) -> Mapping[str, Plan]:
         """The order of each source, by its name; "" where there is one."""
 
-    def figures(self, position: int) -> Mapping[str, float]:
-        """What there is to tell of the order at a position, by the names that tracking shows."""
+    def metrics(self, position: int) -> Mapping[str, float]:
+        """Metrics of the order at a position, by the names that tracking uses."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The order of the samples of one split.
 
-    Plans with equal fields are equal, and hash in constant time: ``key`` is computed once, at construction.
-
     Attributes:
-        identity: what the data is, normally the index hash; another identity gives another order.
+        identity: of the data, normally the index hash; another identity gives another order.
         counts: samples of each shard, in the index's order of shards; an int64 array.
         seed: of the whole training.
-        window: samples that are shuffled among themselves, at least; at most one shard more.
-        shuffle: False keeps the order of the index in every epoch, as evaluation wants it.
-        run: so many neighbours of a shard stay together, and are read at once.
+        window: samples that are shuffled together, at least; at most one shard more.
+        shuffle: False keeps the order of the index in every epoch, for evaluation.
+        block: so many neighbours in a shard stay together, and are read at once.
         size: samples in an epoch (derived).
-        key: digest of all the above (derived).
+        key: digest of all the above, by which plans compare and hash (derived).
     """
 
     identity: str
@@ -93,20 +91,20 @@ class Plan:
     seed: int
     window: int = 65536
     shuffle: bool = True
-    run: int = 1
+    block: int = 1
     size: int = field(init=False)
     key: str = field(init=False)
 
     def __post_init__(self) -> None:
         if self.window < 1:
             raise ValueError(f"window = {self.window} must be at least 1 sample")
-        if self.run < 1:
-            raise ValueError(f"run = {self.run} must be at least 1 sample")
+        if self.block < 1:
+            raise ValueError(f"block = {self.block} must be at least 1 sample")
         counts = np.asarray(self.counts, np.int64)
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "size", int(counts.sum()))
-        run = f"{self.run}|" if self.run > 1 else ""
-        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{run}".encode()
+        block = f"{self.block}|" if self.block > 1 else ""
+        facts = f"{self.identity}|{self.seed}|{self.window}|{self.shuffle}|{block}".encode()
         object.__setattr__(self, "key", hashlib.sha256(facts + counts.tobytes()).hexdigest())
         if self.size <= 0:
             raise ValueError("a plan needs at least one sample; index the data, or choose another split")
@@ -127,43 +125,42 @@ class Plan:
             pieces.extend(self._take_in_epoch(epoch, offset, end))
             start += end - offset
         if not pieces:
-            nothing = np.zeros(0, np.int64)
-            return SampleIndices(nothing, nothing, nothing, nothing)
+            empty = np.zeros(0, np.int64)
+            return SampleIndices(empty, empty, empty, empty)
         names = ("source", "epoch", "shard", "row")
         return SampleIndices(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
 
     @property
-    def parts(self) -> Mapping[str, Plan]:
-        """This plan alone."""
+    def plans_by_source(self) -> Mapping[str, Plan]:
         return {"": self}
 
-    def figures(self, position: int) -> Mapping[str, float]:
-        """Nothing: there is one source, and the epoch says where in it a training is."""
+    def metrics(self, position: int) -> Mapping[str, float]:
+        """None: of one source, the epoch tells the position."""
         return {}
 
     def _take_in_epoch(self, epoch: int, start: int, stop: int) -> list[SampleIndices]:
-        layout_of, window_of = _kept(self)
+        layout_of, window_of = _plan_caches(self)
         layout = layout_of(epoch if self.shuffle else 0)
         pieces = []
         window = int(np.searchsorted(layout.starts, start, side="right")) - 1
         while start < stop:
             shard, row = window_of(epoch if self.shuffle else 0, window)
             origin = int(layout.starts[window])
-            here = slice(start - origin, min(stop - origin, len(row)))
-            n = here.stop - here.start
-            pieces.append(SampleIndices(np.zeros(n, np.int64), np.full(n, epoch, np.int64), shard[here], row[here]))
-            start = origin + here.stop
+            part = slice(start - origin, min(stop - origin, len(row)))
+            n = part.stop - part.start
+            pieces.append(SampleIndices(np.zeros(n, np.int64), np.full(n, epoch, np.int64), shard[part], row[part]))
+            start = origin + part.stop
             window += 1
         return pieces
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the global steps of a training cut the plan into parts.
+    """How the global steps of a training divide the plan into micro-batches.
 
-    A step's batch is cut into ``parts`` = workers x accumulation; worker ``r`` runs parts ``r * accumulation`` to
+    A step's batch has ``parts`` = workers x accumulation; worker ``r`` runs parts ``r * accumulation`` to
     ``(r + 1) * accumulation - 1``, one forward and backward pass each. Which samples are in which part of a step does
-    not depend on how the parts are spread over workers.
+    not depend on the number of workers.
 
     Attributes:
         plan: the order, of one source or of several.
@@ -177,7 +174,6 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """Global steps of the whole training."""
         return -(-self.plan.size * self.epochs // self.batch)
 
     def step_samples(self, step: int) -> int:
@@ -224,8 +220,8 @@ class _EpochLayout:
 
 
 @lru_cache(maxsize=64)
-def _kept(plan: Plan) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
-    """``_epoch_layout`` and ``_window`` of a plan. Each plan keeps its own, as those of a mixture take turns."""
+def _plan_caches(plan: Plan) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
+    """Cached ``_epoch_layout`` and ``_window`` of a plan; each has caches of its own, as a mixture alternates plans."""
     return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_window, plan))
 
 
@@ -239,15 +235,15 @@ def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
 
 
 def _window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
-    layout = _kept(plan)[0](epoch)
+    layout = _plan_caches(plan)[0](epoch)
     shards = layout.order[layout.bounds[window] : layout.bounds[window + 1]]
     sizes = plan.counts[shards]
     shard = np.repeat(shards, sizes)
     row = np.arange(len(shard)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     if plan.shuffle:
-        starts_run = row % plan.run == 0
-        rank = np.argsort(_shuffled(int(starts_run.sum()), plan, epoch, f"window {window}"))
-        order = np.argsort(rank[np.cumsum(starts_run) - 1], kind="stable")
+        starts_block = row % plan.block == 0
+        rank = np.argsort(_shuffled(int(starts_block.sum()), plan, epoch, f"window {window}"))
+        order = np.argsort(rank[np.cumsum(starts_block) - 1], kind="stable")
         shard, row = shard[order], row[order]
     return shard, row
 
@@ -257,13 +253,13 @@ def _shuffled(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
 
 
 def permutation(n: int, *what: str | int) -> Ints:
-    """A permutation of ``range(n)`` that depends on all of ``what`` and on nothing else."""
+    """A permutation of ``range(n)`` that depends on ``what`` alone."""
     bits = np.random.PCG64(derive_seed(*what)).random_raw(n)
     return np.argsort(bits, kind="stable").astype(np.int64)
 
 
 def derive_seed(*what: str | int) -> int:
-    """A 128-bit seed that depends on all of ``what`` and on nothing else."""
+    """A 128-bit seed that depends on ``what`` alone."""
     text = "\x1f".join(str(w) for w in what)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")
 

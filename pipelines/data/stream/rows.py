@@ -1,7 +1,6 @@
 """From samples to the rows of a task: what it learns from, and what it is asked and judged by.
 
-Texts without an image make rows of the tasks that can do without one; for the others they are no more than captions of
-something else.
+A sample without an image makes rows only for the tasks that need none.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ class Row:
     """One row to be answered.
 
     Attributes:
-        key, split: of the sample; a key alone may be that of a sample of each split.
-        text: what the model is given; "" where the task is given none.
+        key, split: of the sample; samples of different splits may share a key.
+        text: the model's input; "" where the task takes no text.
         target: the right answer, None where it is unknown or there is none.
         references: every right answer there is: all captions of the image, all annotators' answers.
         id: the source's identifier of a question.
@@ -37,7 +36,7 @@ class Row:
     id: str | None
 
 
-def to_examples(records: Sequence[Record], fields: TaskSpec, weight: float = 1.0) -> list[Example]:
+def to_examples(records: Sequence[Record], spec: TaskSpec, weight: float = 1.0) -> list[Example]:
     """The rows that a task learns from, for each sample of a batch."""
     return [
         Example(
@@ -46,67 +45,64 @@ def to_examples(records: Sequence[Record], fields: TaskSpec, weight: float = 1.0
             tuple(target for _, target in rows),
             (weight,) * len(rows),
         )
-        for record, rows in zip(records, _possible(_learned(records, fields), records, fields), strict=True)
+        for record, rows in zip(records, _drop_without_image(_training_rows(records, spec), records, spec), strict=True)
     ]
 
 
-def rows_to_answer(records: Sequence[Record], fields: TaskSpec) -> list[list[Row]]:
-    """The rows that a task is asked, for each sample of a batch: one an image where it is given no text."""
-    return _possible(_asked(records, fields), records, fields)
+def rows_to_answer(records: Sequence[Record], spec: TaskSpec) -> list[list[Row]]:
+    """The rows that a task is to answer, for each sample of a batch; one an image where the task takes no text."""
+    return _drop_without_image(_rows_to_answer(records, spec), records, spec)
 
 
-def _possible(rows: list[list[R]], records: Sequence[Record], fields: TaskSpec) -> list[list[R]]:
-    """The rows, less those that would be about an image which is not there."""
-    if not fields.needs_image:
+def _drop_without_image(rows: list[list[R]], records: Sequence[Record], spec: TaskSpec) -> list[list[R]]:
+    if not spec.needs_image:
         return rows
-    return [of_record if record.pictured else [] for of_record, record in zip(rows, records, strict=True)]
+    return [of_record if record.has_image else [] for of_record, record in zip(rows, records, strict=True)]
 
 
-def _asked(records: Sequence[Record], fields: TaskSpec) -> list[list[Row]]:
-    if fields.reads == "questions":
+def _rows_to_answer(records: Sequence[Record], spec: TaskSpec) -> list[list[Row]]:
+    if spec.reads == "questions":
         return [
             [
-                Row(r.key, r.split, q.question if fields.text else "", q.answer, q.answers or _known(q.answer), q.id)
+                Row(
+                    r.key, r.split, q.question if spec.text else "", q.answer,
+                    q.answers or ((q.answer,) if q.answer is not None else ()), q.id,
+                )
                 for q in r.texts.questions
             ]
             for r in records
-        ]
-    if not fields.text:
+        ]  # fmt: skip
+    if not spec.text:
         return [[Row(r.key, r.split, "", next(iter(r.texts.captions), None), r.texts.captions, None)] for r in records]
-    if fields.target == "match":
+    if spec.target == "match":
         return [
             [Row(r.key, r.split, text, target, (), None) for text, target in rows]
-            for r, rows in zip(records, _pairs(records), strict=True)
+            for r, rows in zip(records, _matching_rows(records), strict=True)
         ]
     return [[Row(r.key, r.split, caption, None, (), None) for caption in r.texts.captions] for r in records]
 
 
-def _learned(records: Sequence[Record], fields: TaskSpec) -> list[list[tuple[str, str | None]]]:
-    if fields.reads == "questions":
-        return [[(q.question if fields.text else "", q.answer) for q in r.texts.questions] for r in records]
-    if fields.target == "match":
-        return _pairs(records)
+def _training_rows(records: Sequence[Record], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
+    if spec.reads == "questions":
+        return [[(q.question if spec.text else "", q.answer) for q in r.texts.questions] for r in records]
+    if spec.target == "match":
+        return _matching_rows(records)
     return [
-        [(c if fields.text else "", c if fields.target == "tokens" else None) for c in r.texts.captions]
-        for r in records
+        [(c if spec.text else "", c if spec.target == "tokens" else None) for c in r.texts.captions] for r in records
     ]
 
 
-def _pairs(records: Sequence[Record]) -> list[list[tuple[str, str | None]]]:
-    """Each caption with its own image, and with that image one of another image of the batch, in turn.
+def _matching_rows(records: Sequence[Record]) -> list[list[tuple[str, str | None]]]:
+    """Each caption with its own image, and as many captions of other images of the batch, taken in turn.
 
-    So half of the rows match, but for captions that both images have. Which captions meet depends on the batch alone,
-    and a text is encoded once, however often it is shown. A batch with captions of one image alone has no other.
+    So half of the rows match, unless images share captions. The negatives depend on the batch alone, and a text is
+    encoded once, however many rows use it. There are none in a batch where one image alone has captions.
     """
-    found: list[list[tuple[str, str | None]]] = []
+    all_rows: list[list[tuple[str, str | None]]] = []
     for i, record in enumerate(records):
         own = record.texts.captions
         others = [o.texts.captions for o in (*records[i + 1 :], *records[:i]) if o.texts.captions]
         turns = [(j, others[j % len(others)]) for j in range(len(own) if others else 0)]
-        strange = [captions[j % len(captions)] for j, captions in turns]
-        found.append([*((c, MATCH) for c in own), *((c, NO_MATCH) for c in strange if c not in own)])
-    return found
-
-
-def _known(answer: str | None) -> tuple[str, ...]:
-    return (answer,) if answer is not None else ()
+        negatives = [captions[j % len(captions)] for j, captions in turns]
+        all_rows.append([*((c, MATCH) for c in own), *((c, NO_MATCH) for c in negatives if c not in own)])
+    return all_rows

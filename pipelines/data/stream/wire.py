@@ -1,9 +1,9 @@
 """A collated batch as one Arrow row, so that Ray moves it whole and the consumer reads it without a copy.
 
-A batch has arrays of different first dimensions (images, texts), which is not a table of rows. Each array becomes one
-large_binary cell that shares the array's memory; a last cell holds their dtypes and shapes. They cannot ride on the
-schema: Ray joins rows of different batches into one block, which has one schema. Nothing here can execute code on
-reading, unlike a pickled column.
+A batch has arrays of different first dimensions (images, texts), which make no table of rows. Each array becomes one
+large_binary cell that shares the array's memory; a last cell holds their dtypes and shapes. The schema cannot hold
+these: Ray joins rows of different batches into one block, which has one schema. Reading executes no code, unlike with a
+pickled column.
 """
 
 from __future__ import annotations

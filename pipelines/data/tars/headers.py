@@ -1,8 +1,7 @@
-"""Tar headers, read raw in one sequential pass: ustar, PAX and GNU long names, with every fault found.
+"""Tar headers, read in one sequential pass: ustar, PAX and GNU long names, with every corruption found.
 
-``tarfile`` takes a zeroed block for the end and a cut at a header for a complete archive; here each is a
-``Corruption``. Reading then continues at the next valid header, so one bad block costs one sample. Nothing is ever
-extracted.
+``tarfile`` takes a zeroed block for the end, and an archive cut at a header for a complete one; here each is a
+``Corruption``, and reading continues at the next valid header, so one bad block costs one sample. Nothing is extracted.
 
 Formats: POSIX.1-2017 "pax Interchange Format"; GNU tar manual, "Basic Tar Format".
 """
@@ -18,9 +17,8 @@ from pipelines.data.tars.errors import Reason
 BLOCK = 512
 _ZERO = bytes(BLOCK)
 _READ = 1 << 20
-_LONGEST_EXTENSION = 1 << 20  # of a PAX header or a GNU long name
-_OF_SYSTEMS = ("Thumbs.db", "desktop.ini", "Icon\r")
-# Sizes to which writers fill up an archive: GNU tar's and tarfile's 20 blocks, or a power of two.
+_MAX_EXTENSION = 1 << 20  # bytes of a PAX header or a GNU long name
+# Multiples to which writers pad an archive: GNU tar's and tarfile's 20 blocks, or a power of two.
 _RECORDS = (20 * BLOCK, *(1 << bits for bits in range(10, 31)))
 
 
@@ -44,7 +42,7 @@ class Member:
         size: of its data in bytes.
         kind: what it is.
         utf8: whether the stored name is UTF-8.
-        data: its bytes, where they were wanted.
+        data: its bytes, where they were asked for.
     """
 
     name: str
@@ -75,7 +73,7 @@ class Corruption:
 
 
 class _DamagedError(Exception):
-    """A block that is no sound header."""
+    """A block that is no valid header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class _Header:
 
 
 class _ByteReader:
-    """Bytes of the tar in order, in pieces of any size."""
+    """Reads the tar in order, in pieces of any size."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
@@ -109,14 +107,14 @@ class _ByteReader:
         return data
 
     def skip(self, size: int) -> int:
-        """Pass over ``size`` bytes, fewer at the end; the number passed."""
+        """Skip ``size`` bytes, fewer at the end; returns how many."""
         left = size
         while left and (data := self.take(min(left, _READ))):
             left -= len(data)
         return size - left
 
     def skip_zeros(self) -> bool:
-        """Pass over blocks of zeros; whether that was the end."""
+        """Skip blocks of zeros; returns whether they reach to the end."""
         while block := self.take(BLOCK):
             if block.count(0) != len(block):
                 self._at -= len(block)
@@ -126,120 +124,116 @@ class _ByteReader:
 
 
 def read_tar(
-    read: Callable[[int], bytes], wanted: Callable[[str, int], bool] = lambda name, size: False
+    read: Callable[[int], bytes], is_wanted: Callable[[str, int], bool] = lambda name, size: False
 ) -> Iterator[Member | Corruption]:
-    """Members and breaks of a tar, in its order.
+    """Members and corruptions of a tar, in its order.
 
     Args:
         read: gives the next bytes, at most as many as asked for, b"" at the end; called in order, never twice for
             the same bytes, up to the very end of the tar.
-        wanted: by name and size, whether to deliver a member's data.
+        is_wanted: by name and size, whether to read a member's data.
     """
-    feed = _ByteReader(read)
-    lost = False  # between a break and the next sound header
-    extended: dict[str, bytes] = {}  # what PAX and GNU headers say of the next member
-    for_all: dict[str, bytes] = {}  # what PAX headers say of all that follow
-    while True:
-        at = feed.position
-        block = feed.take(BLOCK)
-        if len(block) < BLOCK:
-            if not lost:
-                yield Corruption(at, "the tar ends inside a header" if block else "the tar ends without its end mark")
-            return
-        if block == _ZERO:
-            if feed.skip_zeros():
-                fault = _fault_of_end(feed.position - at, feed.position)
-                if fault and not lost:
-                    yield Corruption(at, fault)
-                return
-            if not lost:
-                yield Corruption(at, f"a zeroed block, with data after it at {feed.position}")
-            lost, extended = True, {}
-            continue
-        try:
-            header = _parse_header(block, strict=lost)
-        except _DamagedError as damage:
-            if not lost:
-                yield Corruption(at, str(damage))
-            lost, extended = True, {}
-            continue
-        lost = False
+    yield from _TarParser(_ByteReader(read), is_wanted)
 
-        if header.type in b"xgLK":
-            payload = feed.take(_padded(header.size)) if header.size <= _LONGEST_EXTENSION else b""
+
+class _TarParser:
+    """The state of reading a tar.
+
+    After a corruption it is ``lost`` until the next valid header, and what follows is no further corruption.
+    """
+
+    def __init__(self, stream: _ByteReader, is_wanted: Callable[[str, int], bool]) -> None:
+        self._stream, self._is_wanted = stream, is_wanted
+        self._lost = False
+        self._next_pax: dict[str, bytes] = {}  # of the next member, by PAX and GNU headers
+        self._global_pax: dict[str, bytes] = {}  # of all members that follow
+        self._at_end = False
+
+    def __iter__(self) -> Iterator[Member | Corruption]:
+        while not self._at_end:
+            offset = self._stream.position
+            block = self._stream.take(BLOCK)
             try:
-                if header.size > _LONGEST_EXTENSION:
-                    raise _DamagedError(f"an extended header of {header.size} bytes")
-                if len(payload) < header.size:
-                    raise _DamagedError("the tar ends inside an extended header")
-                if header.type == b"g":
-                    for_all |= _parse_pax(payload[: header.size])
-                elif header.type == b"x":
-                    extended |= _parse_pax(payload[: header.size])
-                elif header.type == b"L":
-                    extended["path"] = payload[: header.size].rstrip(b"\0")
+                if len(block) < BLOCK:
+                    self._at_end = True
+                    raise _DamagedError(
+                        "the tar ends inside a header" if block else "the tar ends without its end mark"
+                    )
+                if block == _ZERO:
+                    self._read_zeros(offset)
+                    continue
+                header = _parse_header(block, strict=self._lost)
             except _DamagedError as damage:
-                yield Corruption(at, str(damage))
-                lost, extended = True, {}
-            continue
+                if not self._lost:
+                    yield Corruption(offset, str(damage))
+                self._lose()
+                continue
+            self._lost = False
+            try:
+                if header.type in b"xgLK":
+                    self._read_extension(header)
+                    continue
+                size, raw_name, kind = self._resolve(header)
+            except _DamagedError as damage:
+                yield Corruption(offset, str(damage))
+                self._lose()
+                continue
+            yield from self._read_member(header, size, raw_name, kind)
 
-        while header.sparse_blocks_follow and len(more := feed.take(BLOCK)) == BLOCK and more[504]:
-            pass
-        facts, extended = for_all | extended, {}
-        raw_name = facts.get("path", header.name)
+    def _lose(self) -> None:
+        self._lost, self._next_pax = True, {}
+
+    def _read_zeros(self, offset: int) -> None:
+        """The end mark, or a zeroed block before the end; raises ``_DamagedError`` where it is damaged."""
+        if not self._stream.skip_zeros():
+            raise _DamagedError(f"a zeroed block, with data after it at {self._stream.position}")
+        self._at_end = True
+        if problem := _end_problem(self._stream.position - offset, self._stream.position):
+            raise _DamagedError(problem)
+
+    def _read_extension(self, header: _Header) -> None:
+        if header.size > _MAX_EXTENSION:
+            raise _DamagedError(f"an extended header of {header.size} bytes")
+        payload = self._stream.take(_padded(header.size))
+        if len(payload) < header.size:
+            raise _DamagedError("the tar ends inside an extended header")
+        payload = payload[: header.size]
+        if header.type == b"g":
+            self._global_pax |= _parse_pax(payload)
+        elif header.type == b"x":
+            self._next_pax |= _parse_pax(payload)
+        elif header.type == b"L":
+            self._next_pax["path"] = payload.rstrip(b"\0")
+
+    def _resolve(self, header: _Header) -> tuple[int, bytes, Kind]:
+        """Size, stored name and kind of a member, by its header and the extended headers before it."""
+        more = header.sparse_blocks_follow
+        while more and len(block := self._stream.take(BLOCK)) == BLOCK:
+            more = block[504] != 0
+        pax, self._next_pax = self._global_pax | self._next_pax, {}
+        raw_name = pax.get("path", header.name)
         try:
-            size = int(facts["size"]) if "size" in facts else header.size
+            size = int(pax["size"]) if "size" in pax else header.size
         except ValueError:
-            yield Corruption(at, f"an extended header gives the size {facts['size']!r}")
-            lost = True
-            continue
-        kind = _kind(header.type, raw_name, facts)
+            raise _DamagedError(f"an extended header gives the size {pax['size']!r}") from None
+        return size, raw_name, _kind(header.type, raw_name, pax)
+
+    def _read_member(self, header: _Header, size: int, raw_name: bytes, kind: Kind) -> Iterator[Member | Corruption]:
         name, utf8 = _decode(raw_name)
-        offset = feed.position
+        offset = self._stream.position
         # Links, directories and devices have no data, whatever their size field holds.
         stored = size if kind is Kind.FILE or header.type not in b"123456" else 0
-        data = None
-        if kind is Kind.FILE and wanted(name, size):
-            data = feed.take(stored)
-            passed = len(data)
-        else:
-            passed = feed.skip(stored)
+        data = self._stream.take(stored) if kind is Kind.FILE and self._is_wanted(name, size) else None
+        passed = len(data) if data is not None else self._stream.skip(stored)
         if passed < stored:
+            self._at_end = True
             yield Corruption(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
             return
         yield Member(name, offset, size, kind, utf8, data)
         padding = _padded(stored) - stored
-        if feed.skip(padding) < padding:
-            yield Corruption(feed.position, f"the tar ends in the padding after {name!r}")
-            return
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """(key, lower-case extension) of a member by WebDataset's rule: the base name's first dot ends the key.
-
-    None for a name without extension, for a hidden file (``is_hidden``), and for WebDataset's ``__name__`` metadata. A
-    leading ``./``, as ``tar -c .`` writes it, is no part of the key.
-    """
-    if is_hidden(name):
-        return None
-    while name.startswith("./"):
-        name = name[2:]
-    folder, slash, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not dot or (name.startswith("__") and name.endswith("__")):
-        return None
-    return folder + slash + stem, extension.lower()
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a member is a file that systems put beside others: a hidden one, or what macOS and Windows leave."""
-    base = name.rpartition("/")[2]
-    return base.startswith(".") or base in _OF_SYSTEMS or "/__MACOSX/" in f"/{name}"
-
-
-def leaves_folder(name: str) -> bool:
-    """Whether extracting a member of this name would write outside the folder: an absolute path, or one with ``..``."""
-    return name.startswith("/") or ".." in name.replace("\\", "/").split("/") or name[1:3] in (":\\", ":/")
+        if self._stream.skip(padding) < padding:
+            self._at_end = True
+            yield Corruption(self._stream.position, f"the tar ends in the padding after {name!r}")
 
 
 def _parse_header(block: bytes, strict: bool) -> _Header:
@@ -307,8 +301,8 @@ def _decode(name: bytes) -> tuple[str, bool]:
         return name.decode("utf-8", "backslashreplace"), False
 
 
-def _fault_of_end(zeros: int, size: int) -> str | None:
-    """What is wrong with a tar of ``size`` bytes that ends in this many bytes of zeros."""
+def _end_problem(zeros: int, size: int) -> str | None:
+    """What is wrong with a tar of ``size`` bytes that ends in this many zero bytes; None where nothing is."""
     if zeros < 2 * BLOCK:
         return "the tar's end mark is cut"
     if zeros == 2 * BLOCK or any(size % record == 0 and zeros <= record + BLOCK for record in _RECORDS):

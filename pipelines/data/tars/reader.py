@@ -32,7 +32,7 @@ class Record(NamedTuple):
     key: str
     image: bytes
     texts: Texts
-    pictured: bool = True
+    has_image: bool = True
     split: str = ""
 
 
@@ -61,8 +61,8 @@ class ShardReader:
             IndexError: there is no such row.
         """
         samples = self._samples(shard, rows)
-        pictured = self.index.members != "texts"
-        images = images and pictured
+        has_image = self.index.modality != "texts"
+        images = images and has_image
         ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
         if texts:
             for sample in samples:
@@ -78,7 +78,7 @@ class ShardReader:
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
             said = self._read_texts(shard, sample, pieces[texts_at[number]]) if texts else _NOTHING
-            records.append(Record(sample["key"], image, said, pictured, sample["split"]))
+            records.append(Record(sample["key"], image, said, has_image, sample["split"]))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:

@@ -1,6 +1,6 @@
 """The sample: one image with all its texts, and the JSON that carries the texts beside the image in a tar.
 
-A set of tars may also be made of texts alone, or of images alone (``Members``).
+A set of tars may also be made of texts alone, or of images alone (``Modality``).
 
 Members of one sample are adjacent and share the part of their name before the first dot of the base name
 (WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
@@ -25,7 +25,7 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 """Extensions of image members: lower case, without the dot. Whether one can be decoded is seen where it is read."""
 
-Members = Literal["pairs", "texts", "images"]
+Modality = Literal["pairs", "texts", "images"]
 """What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
 
 

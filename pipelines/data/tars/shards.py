@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Members, Texts, dump_texts
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality, Texts, dump_texts
 from pipelines.errors import DataError
 
 Split = Literal["train", "val", "test"]
@@ -131,7 +131,7 @@ def sample_members(
     image_ext: str | None,
     texts: Texts,
     extra: Mapping[str, Any] | None = None,
-    members: Members = "pairs",
+    members: Modality = "pairs",
 ) -> list[Member]:
     """What a tar holds of one sample.
 
@@ -204,7 +204,7 @@ class ShardWriter:
         split: str,
         max_samples: int = 1000,
         max_bytes: int = 256 << 20,
-        members: Members = "pairs",
+        members: Modality = "pairs",
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")

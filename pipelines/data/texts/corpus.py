@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.data.index.index import Index
-from pipelines.data.index.shard_pass import over_shards
+from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError
@@ -74,7 +74,7 @@ def count_answers(index: Index, split: str = "train") -> Counter[str]:
         return {"counts": json.dumps(answers)}
 
     total: Counter[str] = Counter()
-    for row in over_shards(_shards_of(index, split), count):
+    for row in map_shards(_shards_of(index, split), count):
         total.update(json.loads(row["counts"]))
     return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
 

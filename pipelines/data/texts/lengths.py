@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.data.index.index import Index
-from pipelines.data.index.shard_pass import over_shards
+from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from vlmodel.processor import ProcessorConfig
@@ -57,7 +57,7 @@ class TextLengths:
                 # As JSON: a column of Ray Data takes its type from the first rows.
                 return {"lengths": lengths.dump()}
 
-            for row in over_shards([shard.name for shard in index.shards if "train" in shard.samples], count):
+            for row in map_shards([shard.name for shard in index.shards if "train" in shard.samples], count):
                 of_shard = cls.parse(row["lengths"])
                 total.read.update(of_shard.read)
                 total.written.update(of_shard.written)
@@ -112,8 +112,8 @@ class TextLengths:
 def _texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[str], list[str]]:
     """The texts that go into a model of the tasks, and those that it learns to write."""
     kinds = list(tasks)
-    read = {fields.reads for fields in kinds if fields.text}
-    written = {fields.reads for fields in kinds if fields.target == "tokens"}
+    read = {spec.reads for spec in kinds if spec.text}
+    written = {spec.reads for spec in kinds if spec.target == "tokens"}
     captions = [caption for texts in samples for caption in texts.captions]
     questions = [question for texts in samples for question in texts.questions]
     return (

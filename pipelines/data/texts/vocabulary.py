@@ -60,7 +60,7 @@ def build_processor(
     """
     if Path(folder).is_dir():
         return VLProcessor.from_pretrained(folder)
-    classifies = any(fields.target == "answer" for fields in tasks.values())
+    classifies = any(spec.target == "answer" for spec in tasks.values())
     counted: Counter[str] = Counter()
     for index in indexes if classifies else ():
         counted.update(count_answers(index, "train"))
@@ -102,7 +102,7 @@ def save_processor(made: VLProcessor, folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(target)
 
 
-def known_answers(counted: Mapping[str, int], processor: VLProcessor) -> float:
+def known_answer_share(counted: Mapping[str, int], processor: VLProcessor) -> float:
     """Share of answers, by how often each occurs, that are among the labels; 1 where there are none."""
     total = sum(counted.values())
     return sum(n for answer, n in counted.items() if processor.label_id(answer) >= 0) / total if total else 1.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.evaluate.credit import Credits
-from pipelines.records.comparisons import Comparison, Damaged, Task, read, text_hash
+from pipelines.records.comparisons import Comparison, InvalidLine, Task, read, text_hash
 from pipelines.records.corrections import Correction, read_corrections
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import comparison
@@ -55,7 +55,7 @@ class Live:
         return self.modes.total()
 
 
-def gather(lines: Iterable[Comparison | Damaged], model: str, candidate: str, champion: str, right: Right) -> Live:
+def gather(lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: Right) -> Live:
     """Count what was compared of exactly these two versions of a model.
 
     Args:
@@ -63,7 +63,7 @@ def gather(lines: Iterable[Comparison | Damaged], model: str, candidate: str, ch
     """
     live = Live()
     for line in lines:
-        if isinstance(line, Damaged):
+        if isinstance(line, InvalidLine):
             live.damaged += 1
         elif (line.model, line.challenger.version, line.champion.version) == (model, candidate, champion):
             _count(live, line, right)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.records import comparisons
-from pipelines.records.comparisons import Comparison, ComparisonWriter, Damaged, Side, Text, read, text_hash
+from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, Side, Text, read, text_hash
 from pipelines.records.corrections import SpoolFullError
 
 DAY_NS = 86_400 * 10**9
@@ -104,9 +104,9 @@ def test_damaged_lines_are_told_and_their_neighbours_read(tmp_path: Path) -> Non
     (tmp_path / "2026-01-31" / ".b.jsonl.partial").write_bytes(b"{")
     first, cut, foreign, last = read(str(tmp_path))
     assert first == last == compared(1)
-    assert isinstance(cut, Damaged)
+    assert isinstance(cut, InvalidLine)
     assert (cut.file, cut.line) == ("2026-01-31/a.jsonl", 2)
-    assert isinstance(foreign, Damaged)
+    assert isinstance(foreign, InvalidLine)
     assert list(read(str(tmp_path / "nowhere"))) == []
 
 

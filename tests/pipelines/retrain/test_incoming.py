@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.index.index import IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
 from pipelines.retrain import incoming
 from pipelines.retrain.incoming import images_in_common, new_tars, take

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.index.build import build
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build, build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder

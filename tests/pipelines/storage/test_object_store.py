@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipelines.data.index.build import build, index_shard
+from pipelines.data.index.build import build
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.files import samples_file
-from pipelines.data.index.index import Assignment, IndexConfig
+from pipelines.data.index.index import SplitAssignment
+from pipelines.data.index.index_shard import index_shard
 from pipelines.data.index.scan import scan_tar
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -115,14 +117,14 @@ def test_an_error_that_stays_is_raised(folder: Folder, store: S3Store) -> None:
 def test_a_shard_is_indexed_again_only_where_its_object_changed(folder: Folder) -> None:
     data = tar_bytes(samples(range(5)))
     folder.write("a.tar", data)
-    first = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
+    first = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
     assert first["samples_train"] == 5
     part = samples_file(first["part"])
     written = folder.stamp(part), folder.read(part)
-    assert index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0)) == first
+    assert index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0)) == first
     assert (folder.stamp(part), folder.read(part)) == written
     folder.write("a.tar", tar_bytes(samples(range(1, 6))))
-    again = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
+    again = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
     assert (again["samples_train"], again["sha256"] == first["sha256"]) == (5, False)
 
 
@@ -137,7 +139,7 @@ def test_an_object_that_changes_while_it_is_read_is_not_indexed(
         return scan
 
     monkeypatch.setattr("pipelines.data.index.build.scan_tar", overtaken)
-    summary = index_shard(folder, folder.files()[0], PLAIN, Assignment(0.0))
+    summary = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
     assert summary == {"name": "a.tar", "unreadable": "OSError: it changed while it was read; run the index job again"}
     assert folder.files("_index/samples") == []
 

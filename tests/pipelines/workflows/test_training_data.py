@@ -17,7 +17,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from jobs.job import main
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.tars.sample import Question, Texts, dump_texts
@@ -160,7 +162,7 @@ def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path)
     index.run(workspace(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
     assert Index.open(str(said)).members == "texts"
     assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
-    assert Index.open(str(data / "named")).members == "pairs"
+    assert Index.open(str(data / "named")).modality == "pairs"
 
 
 def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:

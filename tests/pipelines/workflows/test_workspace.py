@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.errors import DataError
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import training_data

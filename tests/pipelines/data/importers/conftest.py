@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.data.importing.importer import Importer, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceSample
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +26,12 @@ def picture() -> Callable[..., bytes]:
 
 
 @pytest.fixture(scope="session")
-def read_all() -> Callable[[Importer], tuple[dict[str, Record], list[Reject]]]:
+def read_all() -> Callable[[Importer], tuple[dict[str, SourceSample], list[Reject]]]:
     """Records by key, and rejects, of a whole source; no key may come twice."""
 
-    def read(source: Importer) -> tuple[dict[str, Record], list[Reject]]:
+    def read(source: Importer) -> tuple[dict[str, SourceSample], list[Reject]]:
         entries = list(source.read().records)
-        records = [entry for entry in entries if isinstance(entry, Record)]
+        records = [entry for entry in entries if isinstance(entry, SourceSample)]
         by_key = {record.key: record for record in records}
         assert len(by_key) == len(records)
         return by_key, [entry for entry in entries if isinstance(entry, Reject)]

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers.coco import Config, Subset
-from pipelines.data.importing.importer import Record, Reject
+from pipelines.data.importing.importer import Reject, SourceSample
 from pipelines.data.importing.run import import_data
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.sample import Question
@@ -161,7 +161,7 @@ def test_annotations_that_are_almost_vqas(coco: Path, read_all, annotation, answ
     _put(coco / "v2_mscoco_train2014_annotations.json", {"annotations": rows})
     reading = Config(folder=str(coco)).read()
     entries = list(reading.records)
-    records = {entry.key: entry for entry in entries if isinstance(entry, Record)}
+    records = {entry.key: entry for entry in entries if isinstance(entry, SourceSample)}
     expected = (Question("How many dogs?", answer, answers, "9000"),) if answer else ()
     assert records["COCO_train2014_000000000009"].texts.questions == expected
     rejects = [(entry.key, entry.reason) for entry in entries if isinstance(entry, Reject)]

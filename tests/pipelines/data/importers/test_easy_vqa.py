@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines.data.importers.easy_vqa import Config
-from pipelines.data.importing.importer import Record
+from pipelines.data.importing.importer import SourceSample
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
@@ -32,10 +32,10 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
         records, rejects = read_all(Config(folder=str(folder)))
         assert rejects == []
         assert {key: record._replace(file=None) for key, record in records.items()} == {
-            "train-0": Record(
+            "train-0": SourceSample(
                 "train", "train-0", picture(0), "png", Texts((), (Question("is it?", "yes"),)), {"image_id": 0}
             ),
-            "train-1": Record(
+            "train-1": SourceSample(
                 "train",
                 "train-1",
                 picture(1),
@@ -43,7 +43,9 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
                 Texts((), (Question("what color?", "red"), Question("is there?", "yes"))),
                 {"image_id": 1},
             ),
-            "test-1": Record("test", "test-1", picture(1), "png", Texts((), (Question("q?", "no"),)), {"image_id": 1}),
+            "test-1": SourceSample(
+                "test", "test-1", picture(1), "png", Texts((), (Question("q?", "no"),)), {"image_id": 1}
+            ),
         }
 
 
@@ -54,7 +56,7 @@ def test_questions_alone_need_no_images(tmp_path: Path, read_all) -> None:
     records, rejects = read_all(config)
     assert rejects == []
     questions = (Question("is it?", "yes"), Question("what?", "red"))
-    assert records == {"train-0": Record("train", "train-0", None, None, Texts((), questions), {"image_id": 0})}
+    assert records == {"train-0": SourceSample("train", "train-0", None, None, Texts((), questions), {"image_id": 0})}
     assert config.fingerprint()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.importers._files import HIDDEN, LINKS_TO_READ, UNREADABLE, find_one, fit_key, key_of
+from pipelines.data.importers._files import HIDDEN, LINKS_TO_READ, UNREADABLE, find_file, key_of, valid_key
 from pipelines.data.importers._images import DEAD_LINKS, REPEATED, UNNAMED, Images, sniff
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.errors import DataError
@@ -256,14 +256,14 @@ def test_usual_names_are_found_behind_links(tmp_path: Path) -> None:
     (tmp_path / "data" / "more").symlink_to(tmp_path / "disk")
     (tmp_path / "data" / "again").symlink_to(tmp_path / "disk")
     (tmp_path / "data" / "up").symlink_to("..")
-    found = find_one(tmp_path / "data", ["captions.csv", "*captions.txt"], "", "source.captions")
+    found = find_file(tmp_path / "data", ["captions.csv", "*captions.txt"], "", "source.captions")
     assert found is not None
     assert found.samefile(tmp_path / "disk/captions.txt")
 
 
 def test_keys() -> None:
-    assert key_of("a.b/x") == fit_key("a.b/x")
-    assert key_of("a/x.1.PNG") == fit_key("a/x.1")
-    odd = [fit_key(name) for name in ("a\udce9", "a\udce8", "a\ud800")]
+    assert key_of("a.b/x") == valid_key("a.b/x")
+    assert key_of("a/x.1.PNG") == valid_key("a/x.1")
+    odd = [valid_key(name) for name in ("a\udce9", "a\udce8", "a\ud800")]
     assert len(set(odd)) == 3
     assert all(key.encode().startswith(b"a__") for key in odd)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data.importers.scenes import Config
-from pipelines.data.importing.importer import Record
+from pipelines.data.importing.importer import SourceSample
 from vlmodel.config import ConfigError, parse
 
 RGB = {
@@ -34,7 +34,7 @@ RELATION = "|".join(AXES)
 
 
 @pytest.fixture(scope="module")
-def texts_only() -> list[Record]:
+def texts_only() -> list[SourceSample]:
     """1,500 train and 500 test scenes; their texts take no time, only drawing does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipelines.data.importers.scenes.render", lambda scene, size: b"not drawn")
@@ -42,7 +42,7 @@ def texts_only() -> list[Record]:
         return [config.record("train", n) for n in range(1500)] + [config.record("test", n) for n in range(500)]
 
 
-def _objects(record: Record) -> list[dict[str, Any]]:
+def _objects(record: SourceSample) -> list[dict[str, Any]]:
     assert record.extra is not None
     return record.extra["scene"]["objects"]
 
@@ -100,7 +100,7 @@ def answer(question: str, objects: list[dict[str, Any]]) -> str:
     raise AssertionError(f"unknown question {question!r}")
 
 
-def test_every_answer_is_right_and_every_question_unambiguous(texts_only: list[Record]) -> None:
+def test_every_answer_is_right_and_every_question_unambiguous(texts_only: list[SourceSample]) -> None:
     asked: Counter[str] = Counter()
     for record in texts_only:
         for question in record.texts.questions:
@@ -111,7 +111,7 @@ def test_every_answer_is_right_and_every_question_unambiguous(texts_only: list[R
     assert min(asked.values()) > 0.6 * len(texts_only)
 
 
-def test_captions_are_true(texts_only: list[Record]) -> None:
+def test_captions_are_true(texts_only: list[SourceSample]) -> None:
     words = ("zero", "one", "two", "three", "four")
     related = 0
     for record in texts_only:
@@ -129,7 +129,7 @@ def test_captions_are_true(texts_only: list[Record]) -> None:
     assert related > 0.9 * len(texts_only)
 
 
-def test_objects_are_apart_inside_and_distinct(texts_only: list[Record]) -> None:
+def test_objects_are_apart_inside_and_distinct(texts_only: list[SourceSample]) -> None:
     counts: Counter[int] = Counter()
     for record in texts_only:
         objects = _objects(record)
@@ -144,7 +144,7 @@ def test_objects_are_apart_inside_and_distinct(texts_only: list[Record]) -> None
     assert min(counts.values()) > 0.28 * len(texts_only)
 
 
-def test_the_text_alone_gives_little_away(texts_only: list[Record]) -> None:
+def test_the_text_alone_gives_little_away(texts_only: list[SourceSample]) -> None:
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
     by_kind: defaultdict[str, Counter[str]] = defaultdict(Counter)
     total: Counter[str] = Counter()
@@ -211,7 +211,7 @@ def test_shapes_fill_their_share(shape: str) -> None:
 
 def test_a_scene_depends_on_its_number_alone() -> None:
     config = Config(train=3, val=1, test=1, image_size=32)
-    records = [record for record in config.read().records if isinstance(record, Record)]
+    records = [record for record in config.read().records if isinstance(record, SourceSample)]
     assert [record.key for record in records] == [
         "train-000000",
         "train-000001",

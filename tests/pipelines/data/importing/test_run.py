@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.importers import easy_vqa, folder, scenes, table
-from pipelines.data.importing.importer import Importer, Reading, Record, Reject
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.importing.run import MANIFEST, REJECTS, SplitCounts, import_data
-from pipelines.data.index.index import IndexConfig, build_index
-from pipelines.data.index.scan import hash_key
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.sample_check import hash_key
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import GROUP, Question, Texts, parse_texts
@@ -34,17 +35,17 @@ class Listed(Importer):
     """A source of records that a test lists."""
 
     kind: str = "listed"
-    entries: tuple[Record | Reject, ...] = ()
+    entries: tuple[SourceSample | Reject, ...] = ()
 
     def fingerprint(self) -> str:
         return "listed"
 
-    def read(self) -> Reading:
-        return Reading(len(self.entries), iter(self.entries))
+    def read(self) -> SourceContents:
+        return SourceContents(len(self.entries), iter(self.entries))
 
 
-def _record(split: str, key: str, image: bytes = b"i", extension: str = "png", caption: str = "c") -> Record:
-    return Record(split, key, image, extension, Texts((caption,), ()))
+def _record(split: str, key: str, image: bytes = b"i", extension: str = "png", caption: str = "c") -> SourceSample:
+    return SourceSample(split, key, image, extension, Texts((caption,), ()))
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -121,7 +122,7 @@ def test_texts_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: No
     assert index.counts() == {"train": 2, "val": 1, "test": 0}
     assert index.quarantine().num_rows == 0
     records = ShardReader(index).read("train-000000.tar", [1, 0])
-    assert [(record.key, record.pictured, record.texts) for record in records] == [
+    assert [(record.key, record.has_image, record.texts) for record in records] == [
         ("sky", False, Texts((), (Question("what is sky?", "blue"),))),
         ("said-00000002", False, Texts((), (Question("what is grass?", "green"),))),
     ]
@@ -386,12 +387,12 @@ def test_no_usable_record_is_an_error(tmp_path: Path) -> None:
 
 
 class _Crash(Listed):
-    def read(self) -> Reading:
-        def records() -> Iterator[Record | Reject]:
+    def read(self) -> SourceContents:
+        def records() -> Iterator[SourceSample | Reject]:
             yield from self.entries
             os._exit(9)
 
-        return Reading(9, records())
+        return SourceContents(9, records())
 
 
 def test_a_crash_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:

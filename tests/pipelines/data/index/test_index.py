@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.data.index import build
-from pipelines.data.index.build import index_shard
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.files import Part
-from pipelines.data.index.index import Assignment, Index, IndexConfig, build_index
+from pipelines.data.index.index import Index, SplitAssignment
+from pipelines.data.index.index_shard import index_shard
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.report.progress import ShardProgress
@@ -185,9 +187,9 @@ def test_assignment_bounds():
     import numpy as np
 
     hashes = np.array([0, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)
-    assert Assignment(0.5).splits("train", hashes).tolist() == ["val", "val", "train", "train"]
-    assert Assignment(0.0).splits("train", hashes).tolist() == ["train"] * 4
-    assert Assignment(0.5).splits("test", hashes).tolist() == ["test"] * 4
+    assert SplitAssignment(0.5).splits("train", hashes).tolist() == ["val", "val", "train", "train"]
+    assert SplitAssignment(0.0).splits("train", hashes).tolist() == ["train"] * 4
+    assert SplitAssignment(0.5).splits("test", hashes).tolist() == ["test"] * 4
 
 
 def test_faults_are_rows_and_neighbours_survive(tmp_path):
@@ -347,7 +349,7 @@ def test_interrupted_index_is_no_index_and_goes_on(tmp_path, monkeypatch):
         write_tar(tmp_path, f"{n}.tar", samples([n]))
     folder = Folder(str(tmp_path))
     for file in folder.files()[:2]:
-        index_shard(folder, file, IndexConfig(), Assignment(0.1))
+        index_shard(folder, file, IndexConfig(), SplitAssignment(0.1))
     with pytest.raises(DataError, match="has no index; run the index job"):
         Index.open(str(tmp_path))
     (tmp_path / "_index" / "samples" / ".1.tar.0123456789abcdef-01234567.parquet.77.partial").write_bytes(b"PAR1")
@@ -558,7 +560,7 @@ def test_transient_read_errors_lose_nothing(tmp_path, monkeypatch):
     folder = Folder(str(tmp_path))
     plan = ["short", "error", "short", "early", "error", "short"]
     opens(monkeypatch, folder, lambda: FlakyFile(path.read_bytes(), plan))
-    summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
+    summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert plan == []
     assert (summary["samples_train"], summary["faults"]) == (30, 0)
     assert summary["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -568,7 +570,7 @@ def test_a_shard_that_cannot_be_read_is_said_so(tmp_path, monkeypatch):
     write_tar(tmp_path, "a.tar", samples([1]))
     folder = Folder(str(tmp_path))
     opens(monkeypatch, folder, lambda: FlakyFile(b"", ["error"] * 9))
-    summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
+    summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert summary == {"name": "a.tar", "unreadable": "ConnectionResetError: reset by peer"}
     assert not (tmp_path / "_index").exists()
 
@@ -600,7 +602,7 @@ def test_remote_folder_without_ray():
     fs = fsspec.filesystem("memory")
     fs.pipe_file("/index-test/a.tar", tar_bytes(samples([1, 2])))
     folder = Folder("memory://index-test")
-    summary = index_shard(folder, folder.files()[0], IndexConfig(), Assignment(0.0))
+    summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert summary["samples_train"] == 2
     assert [Part.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]
     assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
@@ -616,13 +618,13 @@ def test_texts_without_images(tmp_path):
     with pytest.raises(DataError, match=r"holds no sound sample; .*texts alone, set data\.index\.members"):
         build_index(str(tmp_path), LENIENT)
     index = build_index(str(tmp_path), TEXTS_ALONE.model_copy(update={"max_quarantine_fraction": 0.5}))
-    assert index.members == "texts"
+    assert index.modality == "texts"
     assert index.counts() == {"train": 5, "val": 0, "test": 0}
     (repeated,) = index.quarantine().to_pylist()
     assert (repeated["key"], repeated["reason"], repeated["offset"]) == ("3", "duplicate_key", 512)
     reader = ShardReader(index)
     records = reader.read("train-000000.tar", [2, 0])
-    assert [(r.key, r.image, r.pictured, r.texts.captions) for r in records] == [
+    assert [(r.key, r.image, r.has_image, r.texts.captions) for r in records] == [
         ("2", b"", False, ("picture 2",)), ("0", b"", False, ("picture 0",)),
     ]  # fmt: skip
     assert reader.read_texts("train-000001.tar", [0])[0].captions == ("a caption",)
@@ -637,4 +639,4 @@ def test_what_samples_are_made_of_is_part_of_what_an_index_is(tmp_path):
     assert keys(alone) == found
     assert alone.rows("train-000000.tar")["sha256"].null_count == 4
     assert build_index(str(tmp_path)).hash == pairs.hash
-    assert pairs.members == "pairs"
+    assert pairs.modality == "pairs"

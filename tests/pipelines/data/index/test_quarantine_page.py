@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from pipelines.data.index.fault import FAULT_SCHEMA
 from pipelines.data.index.quarantine_page import quarantine_page
-from pipelines.data.index.scan import FAULT_SCHEMA, scan_tar
+from pipelines.data.index.scan import scan_tar
 from pipelines.storage.folder import Folder
 from tests.pipelines.data.index.test_scan import png_of_size
 from tests.pipelines.data.tar_maker import BLOCK, Entry, link, photo, samples, tar_bytes, texts

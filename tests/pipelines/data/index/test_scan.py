@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.index.scan import Scan, hash_key, scan_tar
+from pipelines.data.index.sample_check import hash_key
+from pipelines.data.index.scan import Scan, scan_tar
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.headers import split_name
+from pipelines.data.tars.member_names import split_name
 from tests.pipelines.data.tar_maker import (
     Entry,
     data_of,

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.data.index import survey as module
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.index.survey import describe_shapes
 from tests.pipelines.data.tar_maker import Entry, photo, write_tar
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.prepare.duplicates import repeated_images, similar_images
+from pipelines.data.prepare.duplicates import exact_duplicates, near_duplicates
 from pipelines.data.prepare.layout import shard_numbers
 
 
@@ -26,7 +26,7 @@ def splits(letters: str) -> np.ndarray:
     ],
 )
 def test_equal_images(of: str, images: list[int], expected: list[int]) -> None:
-    assert repeated_images(splits(of), np.array(images, np.int64)).tolist() == expected
+    assert exact_duplicates(splits(of), np.array(images, np.int64)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -42,11 +42,11 @@ def test_equal_images(of: str, images: list[int], expected: list[int]) -> None:
 )
 def test_similar_images(of: str, hashes: list[int], distance: int, expected: list[int]) -> None:
     everyone = np.ones(len(of), np.bool_)
-    assert similar_images(splits(of), np.array(hashes, np.uint64), distance, everyone).tolist() == expected
+    assert near_duplicates(splits(of), np.array(hashes, np.uint64), distance, everyone).tolist() == expected
 
 
 def test_dropped_samples_keep_no_other_away() -> None:
-    found = similar_images(splits("ttt"), np.zeros(3, np.uint64), 1, np.array([False, True, True]))
+    found = near_duplicates(splits("ttt"), np.zeros(3, np.uint64), 1, np.array([False, True, True]))
     assert found.tolist() == [-1, -1, 1]
 
 

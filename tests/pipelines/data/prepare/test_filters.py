@@ -6,7 +6,14 @@ import pytest
 
 from pipelines.data.prepare import language
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.filters import DropReason, fitting_texts, joined, judge_size, judge_texts, text_count
+from pipelines.data.prepare.filters import (
+    DropReason,
+    check_size,
+    check_texts,
+    merge_texts,
+    text_count,
+    texts_of_valid_length,
+)
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
@@ -27,12 +34,12 @@ from vlmodel.config import ConfigError, parse
     ],
 )
 def test_size(size: tuple[int, int], settings: dict[str, float], reason: DropReason | None) -> None:
-    drop = judge_size(*size, PrepareConfig(**settings))
+    drop = check_size(*size, PrepareConfig(**settings))
     assert (drop.reason if drop else None) is reason
 
 
 def test_the_detail_names_value_and_limit() -> None:
-    assert judge_size(301, 100, PrepareConfig(max_aspect=3.0)) == (
+    assert check_size(301, 100, PrepareConfig(max_aspect=3.0)) == (
         "elongated",
         "301 x 100 pixels, 3.01 to 1; prepare.max_aspect = 3",
     )
@@ -53,10 +60,10 @@ TEXTS = Texts(("abc", "abcde", "abcdefg"), (Question("ab?", "a very long answer"
 )
 def test_texts_of_unfit_length_are_left_out(low: int, high: int, left: list[str]) -> None:
     config = PrepareConfig(min_chars=low, max_chars=high)
-    fitting = fitting_texts(TEXTS, config)
+    fitting = texts_of_valid_length(TEXTS, config)
     assert [*fitting.captions, *(q.question for q in fitting.questions)] == left
     assert text_count(fitting) == len(left)
-    drop = judge_texts(fitting, TEXTS, config)
+    drop = check_texts(fitting, TEXTS, config)
     assert (drop is None) == bool(left)
     if drop is not None:
         assert drop == ("text_length", "5 texts of 3 to 7 characters; prepare.min_chars = 8, prepare.max_chars = 0")
@@ -65,8 +72,8 @@ def test_texts_of_unfit_length_are_left_out(low: int, high: int, left: list[str]
 def test_joined_texts_are_not_repeated() -> None:
     own = Texts(("a", "a", "b"), (Question("q?", "yes"),))
     other = Texts(("b", "c"), (Question("q?", "yes"), Question("q?", "no")))
-    assert joined(own) == own
-    assert joined(own, other, other) == Texts(("a", "a", "b", "c"), (Question("q?", "yes"), Question("q?", "no")))
+    assert merge_texts(own) == own
+    assert merge_texts(own, other, other) == Texts(("a", "a", "b", "c"), (Question("q?", "yes"), Question("q?", "no")))
 
 
 def test_settings_that_leave_nothing_are_refused() -> None:
@@ -82,9 +89,9 @@ def test_language() -> None:
     language.check_languages(config.languages)
     for caption in ("Three black dogs on grass.", "Een zwarte hond blaft."):
         texts = Texts((caption,), ())
-        assert judge_texts(texts, texts, config) is None
+        assert check_texts(texts, texts, config) is None
     foreign = Texts(("Ein schwarzer Hund bellt.",), (Question("Was macht der Hund?"),))
-    drop = judge_texts(foreign, foreign, config)
+    drop = check_texts(foreign, foreign, config)
     assert drop is not None
     assert drop.reason is DropReason.LANGUAGE
     assert drop.detail.startswith("rather de; en, nl with probability 0.0")

@@ -67,18 +67,18 @@ def test_the_search_finds_what_comparing_with_all_finds(distance: int) -> None:
     rng = np.random.default_rng(distance)
     centres = rng.integers(0, 2**64, 30, np.uint64).tolist()
     near = NearHashes(distance)
-    kept: list[int] = []
+    unchanged: list[int] = []
     found = 0
     for _ in range(600):
         flips = rng.choice(64, rng.integers(0, 12), replace=False).tolist()
         value = centres[rng.integers(30)] ^ sum(1 << bit for bit in flips)
-        expected = next((n for n, other in enumerate(kept) if differing(value, other) <= distance), None)
+        expected = next((n for n, other in enumerate(unchanged) if differing(value, other) <= distance), None)
         assert near.first(value) == expected
         found += expected is not None
         if expected is None or rng.random() < 0.3:
             near.add(value)
-            kept.append(value)
-    assert len(near) == len(kept)
+            unchanged.append(value)
+    assert len(near) == len(unchanged)
     assert 20 < found < 590
 
 

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.run import prepare
@@ -213,14 +215,14 @@ def test_texts_cannot_write_the_page(tmp_path: Path, here: Here) -> None:
 
 
 def test_tasks_of_ray_in_any_number_give_the_same_bytes(tmp_path: Path, here: Here, ray_local: None) -> None:
-    from pipelines.data.index.shard_pass import over_shards
+    from pipelines.data.index.shard_pass import map_shards
 
     index = write_source(tmp_path / "source")
     made = {}
     for name, options in (("one", {"concurrency": 1}), ("two", {"concurrency": 2})):
 
         def some(items: Sequence[Any], work: Any, options: Mapping[str, Any] = options) -> Iterator[Mapping[str, Any]]:
-            return over_shards(items, work, **options)
+            return map_shards(items, work, **options)
 
         here(some)
         prepare(index.tars, CONFIG.model_copy(update={"out": str(tmp_path / name)}))

@@ -17,7 +17,9 @@ import ray
 import torch
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, Shard, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index, Shard
 from pipelines.data.stream import feature_build
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
@@ -29,7 +31,7 @@ from pipelines.data.stream.feature_build import (
     digest,
     features_of,
 )
-from pipelines.data.stream.features import FACTS, Features, image_hashes, text_hashes
+from pipelines.data.stream.features import FACTS, FeatureCache, image_hashes, text_hashes
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -61,7 +63,7 @@ CONFIG = MODEL.vision
 WIDTH, TEXT_WIDTH = 64 * 2 * 2, 8
 ALONE = Resources(threads=1, batch=3)
 
-Build = Callable[..., Features]
+Build = Callable[..., FeatureCache]
 
 
 def new_model(processor: VLProcessor, seed: int = 0, config: ModelConfig = MODEL) -> VLModel:
@@ -103,7 +105,7 @@ def shown() -> list[tuple[int, int]]:
 @pytest.fixture(scope="module")
 def kept(
     index: Index, processor: VLProcessor, shown: list[tuple[int, int]], tmp_path_factory: pytest.TempPathFactory
-) -> Features:
+) -> FeatureCache:
     """Made by Ray Data's actors."""
     folder = str(tmp_path_factory.mktemp("kept") / "features")
     model = new_model(processor)
@@ -124,7 +126,7 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
             actor.write(shard.name)
             yield shard.name
 
-    def make(stream: str = "vision", **changes: Any) -> Features:
+    def make(stream: str = "vision", **changes: Any) -> FeatureCache:
         given = {"config": MODEL, "processor": processor, "precision": "float32", "splits": SPLITS, **changes}
         config, by = given["config"], given["processor"]
         model = given.get("model") or new_model(by, config=config)
@@ -136,13 +138,13 @@ def build(index: Index, processor: VLProcessor, tmp_path: Path, monkeypatch: pyt
     return make
 
 
-def files(features: Features) -> dict[str, int]:
+def files(features: FeatureCache) -> dict[str, int]:
     """Names and times of change; a file that is written again gets another one."""
     found = Path(features.folder).glob("[!.]*.features")
     return {file.name: file.stat().st_mtime_ns for file in found}
 
 
-def read(features: Features, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
+def read(features: FeatureCache, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
     """The features of images."""
     hashes = image_hashes(ShardReader(index).image_sha256s(shard.name, rows))
     return np.concatenate(features.read([features.file_of(index, shard)], hashes))
@@ -155,7 +157,7 @@ def direct(index: Index, processor: VLProcessor, shard: Shard, rows: list[int]) 
 
 
 def test_they_are_what_the_backbone_gives_in_the_order_asked_for(
-    kept: Features, shown: list[tuple[int, int]], index: Index, processor: VLProcessor
+    kept: FeatureCache, shown: list[tuple[int, int]], index: Index, processor: VLProcessor
 ) -> None:
     assert (kept.width, kept.row_bytes) == (WIDTH, 4 * WIDTH)
     assert shown == [(done, 3) for done in range(4)]
@@ -168,7 +170,7 @@ def test_they_are_what_the_backbone_gives_in_the_order_asked_for(
         np.testing.assert_allclose(found, direct(index, processor, shard, rows), rtol=1e-5, atol=1e-5)
 
 
-def test_at_half_precision(build: Build, kept: Features, index: Index) -> None:
+def test_at_half_precision(build: Build, kept: FeatureCache, index: Index) -> None:
     half = build(precision="float16")
     assert half.row_bytes == 2 * WIDTH
     found = read(half, index, index.shards[-1], [1])
@@ -310,7 +312,7 @@ def test_jobs_that_begin_together_compute_once(
     assert set(computing.values()) == {1}
 
 
-def test_features_of_another_backbone_are_refused(kept: Features, processor: VLProcessor) -> None:
+def test_features_of_another_backbone_are_refused(kept: FeatureCache, processor: VLProcessor) -> None:
     check_backbones(new_model(processor), [kept])
     with pytest.raises(
         DataError, match=r"are of another backbone .* model\.vision names have changed .* start a run under"
@@ -318,7 +320,7 @@ def test_features_of_another_backbone_are_refused(kept: Features, processor: VLP
         check_backbones(new_model(processor, 1), [kept])
 
 
-def test_missing_features_are_refused(kept: Features, index: Index, tmp_path: Path) -> None:
+def test_missing_features_are_refused(kept: FeatureCache, index: Index, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"vision encoder .* cannot be read \(FileNotFoundError.*start the job again"):
         read(replace(kept, folder=str(tmp_path)), index, index.shards[-1], [0])
 
@@ -345,7 +347,7 @@ def pairs(source: Source, kept: Source) -> Iterator[tuple[dict[str, np.ndarray],
         yield from ((images[n], remembered[n]) for n in range(len(images)))
 
 
-def test_batches_have_them_in_place_of_images(source: Source, kept: Features) -> None:
+def test_batches_have_them_in_place_of_images(source: Source, kept: FeatureCache) -> None:
     processor = VLProcessor.from_pretrained(source.processor)
     for images, remembered in pairs(source, replace(source, features=(kept,))):
         expected = new_model(processor).vision.features(torch.from_numpy(images.pop("pixels_BHWC"))).numpy()
@@ -355,7 +357,7 @@ def test_batches_have_them_in_place_of_images(source: Source, kept: Features) ->
             np.testing.assert_array_equal(remembered[name], array, err_msg=name)
 
 
-def test_no_image_is_read(source: Source, kept: Features, index: Index, tmp_path: Path) -> None:
+def test_no_image_is_read(source: Source, kept: FeatureCache, index: Index, tmp_path: Path) -> None:
     """A source whose images are all overwritten gives the same batches."""
     remembering = replace(source, features=(kept,))
     before = parts(remembering)[0]
@@ -377,12 +379,12 @@ def test_no_image_is_read(source: Source, kept: Features, index: Index, tmp_path
 
 
 @pytest.fixture
-def both(kept: Features, build: Build) -> tuple[Features, ...]:
+def both(kept: FeatureCache, build: Build) -> tuple[FeatureCache, ...]:
     return kept, build("language")
 
 
 @pytest.mark.parametrize(("threads", "processes"), [(0, 0), (1, 0), (1, 2)])
-def test_ray_delivers_them(source: Source, both: tuple[Features, ...], threads: int, processes: int) -> None:
+def test_ray_delivers_them(source: Source, both: tuple[FeatureCache, ...], threads: int, processes: int) -> None:
     mine = parts(replace(source, features=both))
     config = StreamConfig(threads=threads, processes=processes, batches_per_task=2, memory_mb=16)
     for start in (0, 3):
@@ -393,7 +395,7 @@ def test_ray_delivers_them(source: Source, both: tuple[Features, ...], threads: 
 
 @pytest.mark.parametrize("config", [MODEL, POOLED])
 def test_the_model_gives_the_same_with_and_without_them(
-    config: ModelConfig, source: Source, kept: Features, build: Build
+    config: ModelConfig, source: Source, kept: FeatureCache, build: Build
 ) -> None:
     """In training and validation, and in answers, with the images exchanged too."""
     processor = VLProcessor.from_pretrained(source.processor)
@@ -415,7 +417,7 @@ def test_the_model_gives_the_same_with_and_without_them(
                 assert dict(a) == pytest.approx(dict(b), abs=1e-5)
 
 
-def test_features_of_changed_inputs_are_refused(source: Source, both: tuple[Features, ...]) -> None:
+def test_features_of_changed_inputs_are_refused(source: Source, both: tuple[FeatureCache, ...]) -> None:
     with pytest.raises(ValueError, match=r"kept vision features .* augment nothing, or train without them"):
         parts(replace(source, features=both), flip=0.5)
     texts = replace(source, features=both[1:])

@@ -48,21 +48,21 @@ def torch_threads() -> int:
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
     """No processes of another test, and none for the next."""
-    image_pool._started.cache_clear()
+    image_pool._process_pool.cache_clear()
     yield
-    if image_pool._started.cache_info().currsize:
-        image_pool._started(2)._executor.shutdown()
-    image_pool._started.cache_clear()
+    if image_pool._process_pool.cache_info().currsize:
+        image_pool._process_pool(2)._executor.shutdown()
+    image_pool._process_pool.cache_clear()
 
 
 def until_ready() -> None:
-    while not image_pool._started(2).ready:
+    while not image_pool._process_pool(2).ready:
         time.sleep(0.05)
 
 
 def test_threads_do_the_work_until_processes_are_up() -> None:
     with ImagePool(Told(), threads=1, processes=2) as pool:
-        if not image_pool._started(2).ready:
+        if not image_pool._process_pool(2).ready:
             assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] == os.getpid()
         until_ready()
         pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["pixels_BHWC"].tolist()

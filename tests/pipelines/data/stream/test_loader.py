@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig, augment
-from pipelines.data.stream.dataset import Samples, Source, decoding_on
+from pipelines.data.stream.dataset import Samples, Source, with_gpu_decoding
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import SampleIndices, Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -126,10 +128,10 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(source: Source) -> 
 
 def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each image is of one colour but for its left half, which is made black, so that it tells if it is mirrored."""
-    see = Samples.see
+    load_images = Samples.load_images
 
-    def halved(samples: Samples, taken: SampleIndices) -> dict[str, np.ndarray]:
-        seen = see(samples, taken)
+    def halved(samples: Samples, indices: SampleIndices) -> dict[str, np.ndarray]:
+        seen = load_images(samples, indices)
         seen["pixels_BHWC"][:, :, :8] = 0
         return seen
 
@@ -191,7 +193,7 @@ def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
             writer.add(f"{number:03d}", image.getvalue(), kind.lower(), Texts((), (Question("what is 0?", "yes"),)))
     build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
     mine = replace(source, tars=str(tmp_path), index_hash=Index.open(str(tmp_path)).hash)
-    for expected, got in zip(parts(mine), parts(decoding_on(mine, "cpu")), strict=True):
+    for expected, got in zip(parts(mine), parts(with_gpu_decoding(mine, "cpu")), strict=True):
         difference = np.abs(got["pixels_BHWC"].astype(int) - expected["pixels_BHWC"])
         assert difference.max() <= 1
     assert calls == [8] * 3

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Mixture, Source, keeping_pixels
-from pipelines.data.stream.features import Features, Table, image_hashes
+from pipelines.data.stream.dataset import Mixture, Source, with_pixel_cache
+from pipelines.data.stream.features import FeatureCache, Table, image_hashes
 from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
@@ -132,7 +134,7 @@ def test_one_source_gives_the_batches_that_it_gives_alone(mixture: Mixture) -> N
 
 
 def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp_path: Path) -> None:
-    kept = Features("vision", str(tmp_path), 3, "float32", "backbone")
+    kept = FeatureCache("vision", str(tmp_path), 3, "float32", "backbone")
     for number, source in enumerate(mixture.members):
         index = Index.open(source.tars)
         for shard, facts in enumerate(index.shards):
@@ -210,7 +212,7 @@ def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: 
 
 def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: Mixture, tmp_path: Path) -> None:
     config = PixelCacheConfig(keep="always", folder=str(tmp_path))
-    kept = keeping_pixels(with_texts, config, 2)
+    kept = with_pixel_cache(with_texts, config, 2)
     assert isinstance(kept, Mixture)
     assert [source.pixels is not None for source in kept.members] == [True, True, False]
     plain, cached = parts_with_texts(with_texts), parts_with_texts(kept)

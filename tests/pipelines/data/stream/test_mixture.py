@@ -15,8 +15,8 @@ from pipelines.data.stream.plan import Plan, SampleIndices, Schedule
 Sample = tuple[int, int, int, int]
 
 
-def samples(taken: SampleIndices) -> list[Sample]:
-    columns = (taken.source, taken.epoch, taken.shard, taken.row)
+def samples(indices: SampleIndices) -> list[Sample]:
+    columns = (indices.source, indices.epoch, indices.shard, indices.row)
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
@@ -55,10 +55,10 @@ def shares_at(mixture: MixturePlan, temperature: float) -> np.ndarray:
 @settings(deadline=None, max_examples=50)
 @given(mixtures(), st.integers(0, 400))
 def test_each_source_keeps_the_order_that_it_has_alone(mixture: MixturePlan, stop: int) -> None:
-    taken = mixture.take(0, stop)
-    assert len(taken) == stop
+    indices = mixture.take(0, stop)
+    assert len(indices) == stop
     for number, own in enumerate(mixture.plans):
-        mine = [sample[1:] for sample in samples(taken) if sample[0] == number]
+        mine = [sample[1:] for sample in samples(indices) if sample[0] == number]
         assert mine == [sample[1:] for sample in samples(own.take(0, len(mine)))]
         assert mixture.counts_before(stop)[number] == len(mine)
         # And so each of its epochs that is complete holds each of its samples once.
@@ -102,9 +102,9 @@ def test_proportional_shares_show_each_sample_once_an_epoch(
     plans = tuple(plan(number, one, seed) for number, one in enumerate(shards))
     names = tuple(f"s{number}" for number in range(len(plans)))
     mixture = MixturePlan(names, plans, tuple(p.size for p in plans), block=block)
-    taken = mixture.take(epoch * mixture.size, (epoch + 1) * mixture.size)
+    indices = mixture.take(epoch * mixture.size, (epoch + 1) * mixture.size)
     everything = [(n, epoch, s, r) for n, one in enumerate(shards) for s, k in enumerate(one) for r in range(k)]
-    assert sorted(samples(taken)) == everything
+    assert sorted(samples(indices)) == everything
 
 
 @settings(deadline=None, max_examples=50)
@@ -209,7 +209,7 @@ def test_sources_too_rare_are_refused() -> None:
 
 def test_figures_tell_of_each_source() -> None:
     mixture = MixturePlan(("a", "b"), (plan(0, [30]), plan(1, [10])), (1.0, 1.0))
-    assert mixture.figures(40) == {"mix/a/share": 0.5, "mix/a/epoch": 20 / 30, "mix/b/share": 0.5, "mix/b/epoch": 2.0}
+    assert mixture.metrics(40) == {"mix/a/share": 0.5, "mix/a/epoch": 20 / 30, "mix/b/share": 0.5, "mix/b/epoch": 2.0}
 
 
 def test_a_billion_samples_of_many_sources_are_sought_in_a_moment() -> None:
@@ -217,6 +217,6 @@ def test_a_billion_samples_of_many_sources_are_sought_in_a_moment() -> None:
     plans = tuple(Plan(f"big {n}", one, 0, window=100_000) for n, one in enumerate(shards))
     mixture = MixturePlan(("a", "b", "c"), plans, tuple(p.size for p in plans), (1.0, 3.0), epochs=10)
     position = 7 * mixture.size + 123_456_789
-    taken = mixture.take(position, position + 64)
-    assert set(taken.source.tolist()) <= {0, 1, 2}
+    indices = mixture.take(position, position + 64)
+    assert set(indices.source.tolist()) <= {0, 1, 2}
     assert sum(mixture.counts_before(position)) == position

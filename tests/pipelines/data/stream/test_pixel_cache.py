@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.stream import pixel_cache
 from pipelines.data.stream.augment import AugmentConfig
-from pipelines.data.stream.dataset import Source, keeping_pixels
+from pipelines.data.stream.dataset import Source, with_pixel_cache
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Schedule
@@ -59,7 +61,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
     monkeypatch.setattr(VLProcessor, "decode", counting)
     yield count
-    pixel_cache._given_up.clear()
+    pixel_cache._disabled.clear()
 
 
 def config(folder: Path, **more: object) -> PixelCacheConfig:
@@ -78,26 +80,26 @@ def same(source: Source, kept: Source) -> None:
 
 
 def test_each_image_is_decoded_once_and_is_the_same(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = keeping_pixels(source, config(tmp_path), 2)
+    kept = with_pixel_cache(source, config(tmp_path), 2)
     assert kept.pixels is not None
     list(epochs(kept, 3))
     assert len(decoded) == SAMPLES
     same(source, kept)
-    again = keeping_pixels(source, config(tmp_path), 2)
+    again = with_pixel_cache(source, config(tmp_path), 2)
     before = len(decoded)
     list(epochs(again))
     assert len(decoded) == before, "another process finds them"
 
 
 def test_through_the_stream(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = keeping_pixels(source, config(tmp_path), 2)
+    kept = with_pixel_cache(source, config(tmp_path), 2)
     made = list(stream(epochs(kept, 3), StreamConfig(threads=3, batches_per_task=2)))
     for expected, got in zip(epochs(source, 3), made, strict=True):
         np.testing.assert_array_equal(got["pixels_BHWC"], expected["pixels_BHWC"])
 
 
 def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = keeping_pixels(source, config(tmp_path), 2)
+    kept = with_pixel_cache(source, config(tmp_path), 2)
     list(epochs(kept))
     # A crash of the machine: one row's pixels never reached the disk, a file lost its end, another its checksums.
     files = sorted(tmp_path.glob("*/*/*.pixels"))
@@ -113,11 +115,11 @@ def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: 
 
 
 def test_no_more_than_allowed_is_kept(source: Source, tmp_path: Path, decoded: list[int]) -> None:
-    kept = keeping_pixels(source, config(tmp_path, max_gb=11 * ROW / 1e9), 2)
+    kept = with_pixel_cache(source, config(tmp_path, max_gb=11 * ROW / 1e9), 2)
     list(epochs(kept, 2))
     assert len(decoded) == SAMPLES + 3, "two of three shards fit"
     same(source, kept)
-    assert keeping_pixels(source, config(tmp_path, max_gb=4 * ROW / 1e9), 2).pixels is None
+    assert with_pixel_cache(source, config(tmp_path, max_gb=4 * ROW / 1e9), 2).pixels is None
 
 
 def test_longest_unused_pixels_make_room(source: Source, tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    kept = keeping_pixels(source, config(tmp_path), 2)
+    kept = with_pixel_cache(source, config(tmp_path), 2)
 
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
@@ -152,15 +154,15 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(
     monkeypatch.setattr(os, "pwrite", full)
     same(source, kept)
     assert [record.message for record in caplog.records] == [
-        f"no more pixels are kept in {kept.pixels.folder}: [Errno 28] No space left on device; set stream.cache.folder "
-        "to a disk with room"
+        f"the pixel cache {kept.pixels.folder} is no longer used: [Errno 28] No space left on device; set "
+        "stream.cache.folder to another disk"
     ]
 
 
 def test_a_disk_that_cannot_be_read_costs_decoding_alone(
     source: Source, tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = keeping_pixels(source, config(tmp_path), 2)
+    kept = with_pixel_cache(source, config(tmp_path), 2)
     list(epochs(kept))
     decoded.clear()
 
@@ -174,8 +176,8 @@ def test_a_disk_that_cannot_be_read_costs_decoding_alone(
 
 def test_it_is_chosen_by_what_it_saves(source: Source, tmp_path: Path) -> None:
     auto = PixelCacheConfig(folder=str(tmp_path))
-    assert keeping_pixels(source, auto, 1).pixels is None
-    assert keeping_pixels(source, replace_keep(auto, "never"), 9).pixels is None
+    assert with_pixel_cache(source, auto, 1).pixels is None
+    assert with_pixel_cache(source, replace_keep(auto, "never"), 9).pixels is None
     image = np.zeros((64, 64, 3), np.uint8)
     small = is_cache_faster(lambda _: image, str(tmp_path))
     assert not small[0], "nothing is faster than an image that is there"
@@ -241,14 +243,14 @@ def test_links_are_not_followed(source: Source, tmp_path: Path) -> None:
     assert open_pixel_cache(index, ProcessorConfig(image_size=17), little) is not None
     assert (elsewhere / "a.pixels").exists()
     assert open_pixel_cache(index, ProcessorConfig(image_size=16), little) is None
-    pixel_cache._given_up.clear()
+    pixel_cache._disabled.clear()
     # The cache's own folder is no link, and neither are its files.
     linked = tmp_path / "linked"
     linked.mkdir()
     (linked / "raylm-pixels").symlink_to(elsewhere)
     assert open_pixel_cache(index, ProcessorConfig(image_size=16), config(linked)) is None
     assert not list(elsewhere.glob("*/*"))
-    pixel_cache._given_up.clear()
+    pixel_cache._disabled.clear()
 
 
 def test_what_else_lies_in_a_folder_of_kept_pixels_stays(source: Source, tmp_path: Path) -> None:

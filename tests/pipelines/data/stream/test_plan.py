@@ -16,26 +16,26 @@ def plan(counts: list[int], seed: int = 0, window: int = 16, **more: object) -> 
     return Plan("an index", np.array(counts), seed, window, **more)  # type: ignore[arg-type]
 
 
-def pairs(taken) -> list[tuple[int, int, int]]:
-    return list(zip(taken.epoch.tolist(), taken.shard.tolist(), taken.row.tolist(), strict=True))
+def pairs(indices) -> list[tuple[int, int, int]]:
+    return list(zip(indices.epoch.tolist(), indices.shard.tolist(), indices.row.tolist(), strict=True))
 
 
 @settings(deadline=None)
 @given(sizes, st.integers(0, 5), st.integers(1, 60), st.integers(0, 3), st.integers(1, 9))
-def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, window: int, epoch: int, run: int) -> None:
-    p = plan(counts, seed, window, run=run)
-    taken = p.take(epoch * p.size, (epoch + 1) * p.size)
+def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, window: int, epoch: int, block: int) -> None:
+    p = plan(counts, seed, window, block=block)
+    indices = p.take(epoch * p.size, (epoch + 1) * p.size)
     everything = [(epoch, shard, row) for shard, n in enumerate(counts) for row in range(n)]
-    assert sorted(pairs(taken)) == everything
+    assert sorted(pairs(indices)) == everything
 
 
 @settings(deadline=None)
 @given(sizes, st.integers(2, 9))
-def test_runs_stay_together(counts: list[int], run: int) -> None:
-    p = plan(counts, window=10_000, run=run)
+def test_blocks_stay_together(counts: list[int], block: int) -> None:
+    p = plan(counts, window=10_000, block=block)
     order = pairs(p.take(0, p.size))
     for (_, shard, row), (_, next_shard, next_row) in itertools.pairwise(order):
-        if (row + 1) % run and row + 1 < counts[shard]:
+        if (row + 1) % block and row + 1 < counts[shard]:
             assert (next_shard, next_row) == (shard, row + 1)
 
 
@@ -78,14 +78,14 @@ def test_all_steps_together_are_the_epochs(counts: list[int], batch: int, epochs
 
 def test_the_order_is_stable_for_ever() -> None:
     """Written down once: a changed order would break the resume of every running training."""
-    taken = plan([3, 0, 2, 4], seed=7, window=5).take(0, 9)
-    assert pairs(taken) == ORDER_OF_SEED_7
+    indices = plan([3, 0, 2, 4], seed=7, window=5).take(0, 9)
+    assert pairs(indices) == ORDER_OF_SEED_7
 
 
 ORDER_OF_SEED_7 = [(0, s, r) for s, r in [(3, 3), (0, 0), (3, 1), (3, 0), (0, 2), (3, 2), (0, 1), (2, 1), (2, 0)]]
 
 
-@pytest.mark.parametrize("change", [{"identity": "other"}, {"seed": 1}, {"window": 10}, {"run": 3}])
+@pytest.mark.parametrize("change", [{"identity": "other"}, {"seed": 1}, {"window": 10}, {"block": 3}])
 def test_order_depends_on_identity_seed_and_window(change: dict[str, object]) -> None:
     arguments = {"identity": "an index", "counts": np.array([30, 30, 30]), "seed": 0, "window": 40}
     one, other = Plan(**arguments), Plan(**{**arguments, **change})  # type: ignore[arg-type]
@@ -103,9 +103,9 @@ def test_epochs_differ_and_evaluation_keeps_the_order_of_the_index() -> None:
 def test_memory_and_seeking_grow_with_shards_not_samples() -> None:
     counts = np.full(10_000, 1_000_000)
     p = Plan("big", counts, 0, window=1_000_000)
-    taken = p.take(5 * p.size + 3_456_789_000, 5 * p.size + 3_456_789_064)
-    assert len(taken) == 64
-    assert set(taken.epoch.tolist()) == {5}
+    indices = p.take(5 * p.size + 3_456_789_000, 5 * p.size + 3_456_789_064)
+    assert len(indices) == 64
+    assert set(indices.epoch.tolist()) == {5}
 
 
 def test_errors_name_the_remedy() -> None:

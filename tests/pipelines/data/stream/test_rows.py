@@ -16,8 +16,8 @@ def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Re
     return Record(key, key.encode(), Texts(captions, questions), split="val")
 
 
-def learned(records: list[Record], fields: TaskSpec) -> list[list[tuple[str, str | None]]]:
-    examples = to_examples(records, fields, weight=0.5)
+def learned(records: list[Record], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
+    examples = to_examples(records, spec, weight=0.5)
     assert [example.image for example in examples] == [record.image for record in records]
     assert all(example.weights == (0.5,) * len(example.texts) for example in examples)
     return [list(zip(example.texts, example.targets, strict=True)) for example in examples]
@@ -39,19 +39,19 @@ def test_questions() -> None:
 
 
 def test_captions_to_be_written_are_asked_for_once_an_image() -> None:
-    fields = TaskSpec(reads="captions", text=False, target="tokens")
+    spec = TaskSpec(reads="captions", text=False, target="tokens")
     records = [record("a", "one", "two"), record("b", questions=QUESTIONS), record("c", "three")]
-    assert learned(records, fields) == [[("", "one"), ("", "two")], [], [("", "three")]]
-    asked = rows_to_answer(records, fields)
+    assert learned(records, spec) == [[("", "one"), ("", "two")], [], [("", "three")]]
+    asked = rows_to_answer(records, spec)
     assert asked[0] == [Row("a", "val", "", "one", ("one", "two"), None)]
     assert asked[2] == [Row("c", "val", "", "three", ("three",), None)]
 
 
 def test_captions_to_be_found() -> None:
-    fields = TaskSpec(reads="captions", target="none")
+    spec = TaskSpec(reads="captions", target="none")
     records = [record("a", "one", "two"), record("b", "three")]
-    assert learned(records, fields) == [[("one", None), ("two", None)], [("three", None)]]
-    assert rows_to_answer(records, fields)[0] == [
+    assert learned(records, spec) == [[("one", None), ("two", None)], [("three", None)]]
+    assert rows_to_answer(records, spec)[0] == [
         Row("a", "val", "one", None, (), None),
         Row("a", "val", "two", None, (), None),
     ]
@@ -99,22 +99,20 @@ def test_matching_is_asked_what_it_learns() -> None:
 
 
 def test_texts_without_an_image_make_rows_of_tasks_that_need_none() -> None:
-    alone = record("a", "one", "two", questions=QUESTIONS)._replace(pictured=False)
+    alone = record("a", "one", "two", questions=QUESTIONS)._replace(has_image=False)
     records = [alone, record("b", "three")]
     for target in ("answer", "tokens"):
-        fields = TaskSpec(reads="questions", target=target)
-        assert len(learned(records, fields)[0]) == len(rows_to_answer(records, fields)[0]) == 3
-    for fields in (
+        spec = TaskSpec(reads="questions", target=target)
+        assert len(learned(records, spec)[0]) == len(rows_to_answer(records, spec)[0]) == 3
+    for spec in (
         TaskSpec(reads="captions", text=False, target="tokens"),
         TaskSpec(reads="captions", target="none"),
         TaskSpec(reads="captions", target="match"),
         TaskSpec(reads="questions", target="match"),
     ):
-        assert fields.needs_image
-        assert not learned(records, fields)[0]
-        assert not rows_to_answer(records, fields)[0]
-        assert len(rows_to_answer(records, fields)[1]) == (fields.reads == "captions") * (
-            1 + (fields.target == "match")
-        )
+        assert spec.needs_image
+        assert not learned(records, spec)[0]
+        assert not rows_to_answer(records, spec)[0]
+        assert len(rows_to_answer(records, spec)[1]) == (spec.reads == "captions") * (1 + (spec.target == "match"))
     # A text of no image is one that does not match another's.
     assert learned(records, TaskSpec(reads="captions", target="match"))[1] == [("three", "match"), ("one", "no match")]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.tars.headers import Corruption, Kind, Member, leaves_folder, read_tar, split_name
+from pipelines.data.tars.headers import Corruption, Kind, Member, read_tar
+from pipelines.data.tars.member_names import leaves_folder, split_name
 from tests.pipelines.data.tar_maker import data_of, header_of, link, samples, tar_bytes, zeroed
 
 GNU_TAR = shutil.which("tar") and "GNU" in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data.index.scan import Scan, scan_tar
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Members, Question, Texts, dump_texts, parse_texts
+from pipelines.data.tars.sample import Modality, Question, Texts, dump_texts, parse_texts
 from pipelines.data.tars.shards import (
     ShardWriter,
     Split,
@@ -107,7 +107,7 @@ def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
         assert tar.getnames() == ["a.jpg", "a.json", "b.jpg", "b.json"]
 
 
-def _scan(tar: Path, members: Members) -> Scan:
+def _scan(tar: Path, members: Modality) -> Scan:
     with tar.open("rb") as file:
         return scan_tar(file.read, max_pixels=10**6, max_image_bytes=10**6, members=members)
 

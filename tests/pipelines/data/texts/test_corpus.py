@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar

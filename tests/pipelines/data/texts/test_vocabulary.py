@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.data.index.index import Index, IndexConfig, build_index
+from pipelines.data.index.build import build_index
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.index import Index
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.data.texts.vocabulary import VocabularyConfig, build_processor, known_answers, text_lengths
+from pipelines.data.texts.vocabulary import VocabularyConfig, build_processor, known_answer_share, text_lengths
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec
@@ -36,7 +38,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def test_answers_count_as_often_as_they_occur(
     tokenizer: PreTrainedTokenizerFast, counted: dict[str, int], labels: list[str], share: float
 ) -> None:
-    assert known_answers(counted, VLProcessor(ProcessorConfig(), tokenizer, labels, normalizer="vqa")) == share
+    assert known_answer_share(counted, VLProcessor(ProcessorConfig(), tokenizer, labels, normalizer="vqa")) == share
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.records.comparisons import Comparison, ComparisonWriter, Damaged, Side, Text, text_hash
+from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, Side, Text, text_hash
 from pipelines.records.corrections import Correction, Spool
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import report
@@ -37,7 +37,7 @@ def failed(number: int, error: str = "late", **changes: Any) -> Comparison:
     return compared(number, challenger=Side(version="2", error=error), agreement=None, **changes)
 
 
-def judged(lines: list[Comparison | Damaged], settings: GateConfig, right: Any = None) -> dict[str, Check]:
+def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, Check]:
     checks, _ = judge(gather(lines, "vqa", "2", "1", right or {}), settings)
     return {check.name: check for check in checks}
 
@@ -65,18 +65,18 @@ def test_too_few_requests_say_nothing_else(few: str, passed: bool | None) -> Non
 
 
 def test_only_these_two_versions_of_this_model_count() -> None:
-    lines: list[Comparison | Damaged] = [compared(n, mode="canary") for n in range(10)]
+    lines: list[Comparison | InvalidLine] = [compared(n, mode="canary") for n in range(10)]
     lines += [compared(n, challenger=Side(version="3", error="late"), agreement=None) for n in range(30)]
     lines += [compared(n, champion=Side(version="2", seconds=0.001)) for n in range(30)]
     lines += [failed(n, model="another") for n in range(30)]
-    lines += [Damaged("day/file.jsonl", 3, "cut")]
+    lines += [InvalidLine("day/file.jsonl", 3, "cut")]
     checks = judged(lines, config())
     assert checks["live traffic"].measured == ("10 requests compared (10 as a canary); damaged lines of the records: 1")
     assert checks["live errors"].passed
 
 
 def test_errors_are_held_against_the_champions() -> None:
-    lines: list[Comparison | Damaged] = [compared(n) for n in range(96)]
+    lines: list[Comparison | InvalidLine] = [compared(n) for n in range(96)]
     lines += [failed(n, "late") for n in range(3)] + [failed(99, "ActorDiedError")]
     checks = judged(lines, config(errors=0.03))
     assert checks["live errors"].passed is False
@@ -88,7 +88,7 @@ def test_errors_are_held_against_the_champions() -> None:
 
 
 def test_agreement_is_a_mean_over_the_requests_of_a_task() -> None:
-    lines: list[Comparison | Damaged] = [compared(n, agreement=0.5 if n < 10 else 1.0) for n in range(20)]
+    lines: list[Comparison | InvalidLine] = [compared(n, agreement=0.5 if n < 10 else 1.0) for n in range(20)]
     lines += [compared(n, task="match", agreement=0.0) for n in range(5)]
     checks = judged(lines, config(agreement={"vqa": 0.75, "match": 0.1, "embed": 0.9}))
     assert checks["live agreement (vqa)"].measured == "75.0% like the champion's (20 requests)"
@@ -98,7 +98,9 @@ def test_agreement_is_a_mean_over_the_requests_of_a_task() -> None:
 
 def test_latencies_are_compared_at_two_places() -> None:
     slow = Side(version="2", seconds=0.03)
-    lines: list[Comparison | Damaged] = [compared(n, **({"challenger": slow} if n < 20 else {})) for n in range(100)]
+    lines: list[Comparison | InvalidLine] = [
+        compared(n, **({"challenger": slow} if n < 20 else {})) for n in range(100)
+    ]
     checks = judged(lines, config())
     assert (checks["live latency p50"].passed, checks["live latency p95"].passed) == (True, False)
     assert checks["live latency p95"].measured == "30.0 ms against 10.0 ms"
@@ -128,7 +130,7 @@ def test_corrected_answers_speak_against_a_candidate_alone(ours: float, theirs: 
     def said(share: float, row: int) -> str:
         return text_hash("red" if row * 7 % rows < share * rows else "blue")
 
-    lines: list[Comparison | Damaged] = []
+    lines: list[Comparison | InvalidLine] = []
     right = {}
     for row in range(rows):
         image = f"{row:064x}"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipelines.data.importers.feedback import Config
-from pipelines.data.importing.importer import Record
+from pipelines.data.importing.importer import SourceSample
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
@@ -47,7 +47,7 @@ def test_a_correction_is_kept_with_who_sent_it_and_can_be_imported(service: Fake
     [day] = (path for path in tmp_path.iterdir() if path.is_dir())
     assert (day / "corrections" / f"{response.json()['id']}.json").is_file()
     [record] = Config(folder=str(day)).read().records
-    assert isinstance(record, Record)
+    assert isinstance(record, SourceSample)
     assert (record.image, record.texts.captions) == (IMAGE, ("a disc on white",))
     assert [(q.question, q.answer) for q in record.texts.questions] == [("What is it?", "a disc")]
 

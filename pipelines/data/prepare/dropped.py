@@ -9,16 +9,16 @@ import pyarrow as pa
 
 from pipelines.data.index.files import read_table
 from pipelines.data.index.index import Index
-from pipelines.data.prepare.decide import Decision
 from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
 from pipelines.data.prepare.filters import DropReason
+from pipelines.data.prepare.select import Selection
 from pipelines.storage.folder import Folder
 
 
-def losses(index: Index, decision: Decision, out: Folder) -> pa.Table:
+def dropped_rows(index: Index, decision: Selection, out: Folder) -> pa.Table:
     """A table of ``DROPPED_SCHEMA``, by shard and row of the source."""
     samples = decision.samples
-    originals_N = np.maximum(decision.repeats_N, decision.resembles_N)
+    originals_N = np.maximum(decision.duplicate_of_N, decision.near_duplicate_of_N)
     keys = _keys(index, decision, np.unique(originals_N[originals_N >= 0]))
     found: list[dict[str, Any]] = []
     for shard, rows, numbers in samples.by_shard(np.flatnonzero(decision.dropped)):
@@ -32,8 +32,8 @@ def losses(index: Index, decision: Decision, out: Folder) -> pa.Table:
     return pa.Table.from_pylist(found, DROPPED_SCHEMA)
 
 
-def _repetition(decision: Decision, number: int, original: int, key: str) -> dict[str, Any]:
-    same = decision.repeats_N[number] >= 0
+def _repetition(decision: Selection, number: int, original: int, key: str) -> dict[str, Any]:
+    same = decision.duplicate_of_N[number] >= 0
     shard, row = decision.samples.place(original)
     where = f"{key} of {decision.samples.splits[original]}, in {shard}"
     return {
@@ -45,7 +45,7 @@ def _repetition(decision: Decision, number: int, original: int, key: str) -> dic
     }
 
 
-def _keys(index: Index, decision: Decision, numbers: np.ndarray) -> dict[int, str]:
+def _keys(index: Index, decision: Selection, numbers: np.ndarray) -> dict[int, str]:
     """The keys of some samples, by their numbers."""
     keys: dict[int, str] = {}
     for shard, rows, of_shard in decision.samples.by_shard(numbers):

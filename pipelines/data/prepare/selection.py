@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipelines.data.index.files import read_table
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.duplicates import repeated_images, similar_images
+from pipelines.data.prepare.duplicates import exact_duplicates, near_duplicates
 from pipelines.data.prepare.files import measure_file
 from pipelines.data.prepare.layout import shard_numbers
 from pipelines.data.prepare.write import Place, ShardPlan
@@ -22,7 +22,7 @@ from pipelines.storage.folder import Folder
 
 
 @dataclass(frozen=True)
-class Samples:
+class IndexedSamples:
     """The N samples of an index, numbered by shard and row.
 
     Attributes:
@@ -49,7 +49,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Decision:
+class Selection:
     """What becomes of N samples.
 
     Attributes:
@@ -61,10 +61,10 @@ class Decision:
         texts_left_out, rewritten: see ``Summary``.
     """
 
-    samples: Samples
-    unfit_N: NDArray[np.bool_]
-    repeats_N: NDArray[np.int64]
-    resembles_N: NDArray[np.int64]
+    samples: IndexedSamples
+    invalid_N: NDArray[np.bool_]
+    duplicate_of_N: NDArray[np.int64]
+    near_duplicate_of_N: NDArray[np.int64]
     plans: list[ShardPlan]
     texts_left_out: int
     rewritten: int
@@ -72,7 +72,7 @@ class Decision:
     @property
     def dropped(self) -> NDArray[np.bool_]:
         """Whether each sample is absent from the prepared set."""
-        return self.unfit_N | (self.repeats_N >= 0) | (self.resembles_N >= 0)
+        return self.invalid_N | (self.duplicate_of_N >= 0) | (self.near_duplicate_of_N >= 0)
 
     @property
     def joined(self) -> int:
@@ -80,31 +80,31 @@ class Decision:
         return sum(len(places) for plan in self.plans for _, places in plan.joining)
 
 
-def decide(index: Index, config: PrepareConfig, out: Folder) -> Decision:
+def select(index: Index, config: PrepareConfig, out: Folder) -> Selection:
     """Holds some hundred bytes of memory a sample."""
     tables = [_columns(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
     table = pa.concat_tables(tables)
     del tables
     splits = table["split"].to_numpy().astype("<U5")
-    samples = Samples([shard.name for shard in index.shards], starts, splits)
-    unfit_N = table["unfit"].to_numpy()
-    fit = np.flatnonzero(~unfit_N)
+    samples = IndexedSamples([shard.name for shard in index.shards], starts, splits)
+    invalid_N = table["unfit"].to_numpy()
+    fit = np.flatnonzero(~invalid_N)
 
-    repeats_N, resembles_N = np.full(len(splits), -1, np.int64), np.full(len(splits), -1, np.int64)
+    duplicate_of_N, near_duplicate_of_N = np.full(len(splits), -1, np.int64), np.full(len(splits), -1, np.int64)
     if config.duplicates:
         images_N = table["sha256"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        first = repeated_images(splits[fit], images_N[fit])
-        repeats_N[fit] = np.where(first < 0, -1, fit[first])
+        first = exact_duplicates(splits[fit], images_N[fit])
+        duplicate_of_N[fit] = np.where(first < 0, -1, fit[first])
     if config.near_duplicates:
         hashes_N = table["hash"].to_numpy()
-        like = similar_images(splits[fit], hashes_N[fit], config.near_duplicates, taking_part=repeats_N[fit] < 0)
-        resembles_N[fit] = np.where(like < 0, -1, fit[like])
+        like = near_duplicates(splits[fit], hashes_N[fit], config.near_duplicates, candidates=duplicate_of_N[fit] < 0)
+        near_duplicate_of_N[fit] = np.where(like < 0, -1, fit[like])
 
-    stays_N = ~unfit_N & (repeats_N < 0) & (resembles_N < 0)
-    plans = _plans(samples, stays_N, repeats_N, table["stored"].to_numpy(), config)
+    stays_N = ~invalid_N & (duplicate_of_N < 0) & (near_duplicate_of_N < 0)
+    plans = _plans(samples, stays_N, duplicate_of_N, table["stored"].to_numpy(), config)
     left_out, rewritten = (int(table[name].to_numpy()[stays_N].sum()) for name in ("left_out", "rewritten"))
-    return Decision(samples, unfit_N, repeats_N, resembles_N, plans, left_out, rewritten)
+    return Selection(samples, invalid_N, duplicate_of_N, near_duplicate_of_N, plans, left_out, rewritten)
 
 
 def _columns(index: Index, shard: str, out: Folder) -> pa.Table:
@@ -116,15 +116,15 @@ def _columns(index: Index, shard: str, out: Folder) -> pa.Table:
 
 
 def _plans(
-    samples: Samples,
+    samples: IndexedSamples,
     stays_N: NDArray[np.bool_],
-    repeats_N: NDArray[np.int64],
+    duplicate_of_N: NDArray[np.int64],
     stored_N: NDArray[np.int64],
     config: PrepareConfig,
 ) -> list[ShardPlan]:
     takes: dict[int, list[int]] = defaultdict(list)
-    for number in np.flatnonzero(repeats_N >= 0).tolist():
-        original = int(repeats_N[number])
+    for number in np.flatnonzero(duplicate_of_N >= 0).tolist():
+        original = int(duplicate_of_N[number])
         # Val and test take nothing from training, and who does not stay takes nothing.
         if stays_N[original] and samples.splits[original] == "train":
             takes[original].append(number)

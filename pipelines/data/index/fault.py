@@ -1,0 +1,54 @@
+"""What is wrong with a sample or a shard: a row of the quarantine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.data.tars.errors import Reason
+
+FAULT_SCHEMA = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("key", pa.string()),
+        ("member", pa.string()),
+        ("offset", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the quarantine.
+
+    Attributes:
+        key: of the sample; None where there is no sample (a stray link, an unreadable shard).
+        member: the faulty member, or the sample's first one.
+        offset: where its data, or the damage, begins in the tar, in bytes.
+    """
+
+    key: str | None
+    member: str | None
+    offset: int | None
+    reason: Reason
+    detail: str
+
+    def row(self, shard: str) -> dict[str, Any]:
+        return {
+            "shard": shard,
+            "key": self.key,
+            "member": self.member,
+            "offset": self.offset,
+            "reason": str(self.reason),
+            "detail": self.detail,
+        }
+
+
+def fault_table(shard: str, faults: Sequence[Fault]) -> pa.Table:
+    """The faults of one shard as a table of ``FAULT_SCHEMA``."""
+    return pa.Table.from_pylist([fault.row(shard) for fault in faults], FAULT_SCHEMA)

@@ -1,0 +1,113 @@
+"""Indexing one shard: its part of the index is written once, with the hash and the stamp of the tar inside.
+
+So an interrupted job continues where it was, and a shard with an unchanged stamp is not read again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.fault import fault_table
+from pipelines.data.index.files import (
+    FOLDER,
+    Part,
+    count_samples,
+    faults_file,
+    metadata,
+    read_table,
+    samples_file,
+    scan_digits,
+    table_bytes,
+)
+from pipelines.data.index.index import SplitAssignment
+from pipelines.data.index.scan import scan_tar
+from pipelines.data.tars.shards import shard_split
+from pipelines.storage.folder import FileStamp, Folder
+
+Summary = dict[str, Any]
+"""A row of ``SHARD_SCHEMA`` with ``worst_run`` and ``passed_over`` (see ``Scan``)."""
+
+
+def index_shard(
+    folder: Folder,
+    file: FileStamp,
+    config: IndexConfig,
+    assignment: SplitAssignment,
+    force: bool = False,
+    parts: Sequence[str] | None = None,
+) -> Summary:
+    """Write one shard's part of the index, unless there is one of the same tar and settings.
+
+    Args:
+        parts: names of the existing parts of this shard; looked up if not given.
+
+    Returns:
+        the summary of the shard; or, where it cannot be read, ``name`` and the reason as ``unreadable``.
+    """
+    parts = parts_by_shard(folder).get(file.name, []) if parts is None else parts
+    samples = None if force else _unchanged_samples(folder, file, config, parts)
+    if samples is None:
+        try:
+            before = folder.stamp(file.name)
+            with folder.stream(file.name, file.size) as stream:
+                scan = scan_tar(stream.read, **config.scan)
+            if folder.stamp(file.name) != before:
+                raise OSError("it changed while it was read; run the index job again")
+        except OSError as error:
+            return {"name": file.name, "unreadable": f"{type(error).__name__}: {error}"}
+        facts: dict[str, Any] = {
+            "part": Part(file.name, scan.sha256[:16], scan_digits(config.scan)).name,
+            "sha256": scan.sha256,
+            "size": scan.size,
+            "stamp": file.stamp,
+            "scan": config.scan,
+            "faults": len(scan.faults),
+            "worst_run": scan.worst_run,
+            "passed_over": scan.passed_over,
+        }
+        # The samples file comes last: where it exists, the faults file does too.
+        if scan.faults:
+            folder.write(faults_file(facts["part"]), table_bytes(fault_table(file.name, scan.faults), {}))
+        folder.write(samples_file(facts["part"]), table_bytes(scan.samples, facts))
+        samples = scan.samples.replace_schema_metadata({"facts": json.dumps(facts)})
+    facts = metadata(samples)
+    split = shard_split(file.name, config.splits)
+    splits = assignment.splits(split, samples["split_hash"].to_numpy())
+    return {
+        "name": file.name,
+        "split": split,
+        **{name: facts[name] for name in ("part", "sha256", "size", "stamp", "faults", "worst_run", "passed_over")},
+        "repeated": [],
+        **count_samples(samples, splits),
+    }
+
+
+def parts_by_shard(folder: Folder) -> dict[str, list[str]]:
+    """Names of the existing parts, by shard."""
+    parts: dict[str, list[str]] = {}
+    for file in folder.files(f"{FOLDER}/samples"):
+        if part := Part.parse(file.name):
+            parts.setdefault(part.shard, []).append(part.name)
+    return parts
+
+
+def _unchanged_samples(folder: Folder, file: FileStamp, config: IndexConfig, parts: Sequence[str]) -> pa.Table | None:
+    """The shard's samples of an earlier run, if they are of the same tar and settings."""
+    if not file.stamp:
+        return None
+    for part in parts:
+        if not part.endswith(f"-{scan_digits(config.scan)}"):
+            continue
+        try:
+            table = read_table(folder.read(samples_file(part)))
+        except (FileNotFoundError, pa.ArrowException):
+            continue
+        facts = metadata(table)
+        if (facts.get("size"), facts.get("stamp"), facts.get("scan")) == (file.size, file.stamp, config.scan):
+            return table
+    return None

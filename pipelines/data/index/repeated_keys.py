@@ -1,0 +1,68 @@
+"""Keys that several shards of one split have: the first shard, by name, keeps its sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.index.fault import Fault
+from pipelines.data.index.files import READERS, read_samples, sample_count
+from pipelines.data.index.index_shard import Summary
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.shards import SPLITS
+from pipelines.storage.folder import Folder
+
+# Above this many samples, keys are compared in several passes over ranges of their hashes: 8 bytes each, a few copies.
+_KEYS_PER_PASS = 50_000_000
+_OFFSETS = ["image_offset", "json_offset", "txt_offset"]
+
+
+def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, Fault]]:
+    """(shard, row, fault) of samples whose key an earlier shard of the same split has, by shard and row."""
+    repeated: list[tuple[str, int, Fault]] = []
+    for split in SPLITS:
+        of_split = [shard for shard in shards if shard["split"] == split]
+        if len(of_split) < 2:
+            continue
+        parts = {shard["name"]: shard["part"] for shard in of_split}
+        passes = -(-sum(sample_count(shard) for shard in of_split) // _KEYS_PER_PASS)
+        for number in range(passes):
+            first_shard: dict[str, str] = {}
+            for name, rows in _equal_hashes(folder, parts, number, passes):
+                samples = read_samples(folder, parts[name], ["key", *_OFFSETS]).take(pa.array(rows))
+                for row, sample in zip(rows.tolist(), samples.to_pylist(), strict=True):
+                    key = sample["key"]
+                    if (earlier := first_shard.setdefault(key, name)) != name:
+                        detail = f"shard {earlier} has this key too; keys are unique within a split"
+                        offset = next(sample[column] for column in _OFFSETS if sample[column] is not None)
+                        repeated.append((name, row, Fault(key, None, offset, Reason.DUPLICATE_KEY, detail)))
+    return sorted(repeated, key=lambda repeat: repeat[:2])
+
+
+def _equal_hashes(
+    folder: Folder, parts: Mapping[str, str], number: int, passes: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(shard, rows) of keys whose hash occurs more than once, among the hashes of pass ``number``."""
+
+    def hashes_of(part: str) -> tuple[np.ndarray, np.ndarray]:
+        hashes = read_samples(folder, part, ["key_hash"])["key_hash"].to_numpy()
+        rows = np.flatnonzero(hashes % np.uint64(passes) == number)
+        return hashes[rows], rows.astype(np.int32)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        pieces = list(pool.map(hashes_of, parts.values()))
+    hashes = np.concatenate([piece[0] for piece in pieces])
+    order = np.argsort(hashes)
+    equal_to_next = hashes[order[1:]] == hashes[order[:-1]]
+    repeated = np.zeros(len(hashes), np.bool_)
+    repeated[order[1:][equal_to_next]] = True
+    repeated[order[:-1][equal_to_next]] = True
+    start = 0
+    for name, (of_shard, rows) in zip(parts, pieces, strict=True):
+        in_shard = repeated[start : start + len(of_shard)]
+        start += len(of_shard)
+        if in_shard.any():
+            yield name, rows[in_shard]

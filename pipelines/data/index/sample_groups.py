@@ -1,0 +1,184 @@
+"""The members of a tar grouped into samples, in tar order; each becomes a row of the index or a fault.
+
+Rules where a key appears more than once in a shard:
+
+- Complete samples of one key: the first is kept, each later one is a DUPLICATE_KEY.
+- Parts of one sample with other samples between them: SPLIT_KEY, and the sample is left out.
+- The same member twice within one sample: DUPLICATE_KEY, and the sample is left out, as nothing tells which text
+  belongs to which image.
+
+A sample next to a break of the tar is left out without a fault of its own, unless it is complete.
+
+Members of a key of which none is an image or a text are an UNKNOWN_MEMBER, a fault for each name up to its last dot:
+``photo.v1.jpg`` and ``photo.v1.txt`` have the key ``photo``, and the extensions ``v1.jpg`` and ``v1.txt``. Other
+members that are part of no sample (``.cls`` beside an image, hidden files, files without extension) are counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.data.index.fault import Fault
+from pipelines.data.index.sample_check import TEXT_EXTENSIONS, Row, SampleRules, check_sample, member_problem
+from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.headers import Corruption, Kind, Member
+from pipelines.data.tars.member_names import is_hidden_path, leaves_folder, split_name
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS
+
+_EXTENSIONS_COUNTED = 50
+
+
+@dataclass
+class _Group:
+    """Adjacent members of one key, by extension."""
+
+    key: str
+    rules: SampleRules
+    after_corruption: bool
+    members: dict[str, Member] = field(default_factory=dict)
+    fault: Fault | None = None
+    image: Member | None = None
+
+    @property
+    def first(self) -> Member:
+        return next(iter(self.members.values()))
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Its extensions, with "image" for those of images."""
+        return frozenset("image" if extension in IMAGE_EXTENSIONS else extension for extension in self.members)
+
+    @property
+    def has_text(self) -> bool:
+        return any(extension in TEXT_EXTENSIONS for extension in self.members)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether no member is an image or a text."""
+        return self.image is None and not self.has_text
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.image is not None or not self.rules.images) and (self.has_text or not self.rules.texts)
+
+    def add(self, extension: str, member: Member) -> None:
+        problem = member_problem(extension, member)
+        if problem is None and extension in IMAGE_EXTENSIONS and self.image is not None:
+            problem = Reason.DUPLICATE_KEY, f"two images for one key: {self.image.name!r} and {member.name!r}"
+        if problem is not None and self.fault is None:
+            self.fault = Fault(self.key, member.name, member.offset, *problem)
+        if extension in IMAGE_EXTENSIONS and self.image is None:
+            self.image = member
+        self.members[extension] = member
+
+
+@dataclass
+class _EarlierSample:
+    outcome: int  # index in the list of outcomes
+    extensions: frozenset[str]
+    offset: int
+    is_split: bool = False
+
+
+class SampleGroups:
+    """Collects ``outcomes``, a row or a fault for each sample, from the members of a tar, added in its order."""
+
+    def __init__(self, rules: SampleRules) -> None:
+        self.outcomes: list[Row | Fault] = []
+        self.passed_over: Counter[str] = Counter()
+        """Members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""
+        self._rules = rules
+        self._earlier: dict[str, _EarlierSample] = {}
+        self._group: _Group | None = None
+        self._after_corruption = False
+        # The kinds of members of this shard's first valid sample: what its other samples are taken to have.
+        self._usual_kinds: frozenset[str] | None = None
+
+    def add(self, member: Member) -> None:
+        if member.kind is Kind.DIRECTORY and not leaves_folder(member.name):
+            return
+        key_and_extension = split_name(member.name)
+        if key_and_extension is None:
+            if (problem := member_problem("", member)) is not None:
+                self.finish_group("next")
+                self.outcomes.append(Fault(None, member.name, member.offset, *problem))
+            else:
+                self._pass_over("hidden" if is_hidden_path(member.name) else "no extension")
+            return
+        key, extension = key_and_extension
+        if extension not in IMAGE_EXTENSIONS and extension not in TEXT_EXTENSIONS:
+            self._pass_over(f".{extension}")
+        group = self._group
+        repeats = group is not None and extension in group.members and (group.is_complete or group.is_unknown)
+        if group is None or group.key != key or repeats:
+            self.finish_group("next")
+            group = self._group = _Group(key, self._rules, self._after_corruption)
+            self._after_corruption = False
+        group.add(extension, member)
+
+    def add_corruption(self, corruption: Corruption) -> None:
+        lost_key = self.finish_group("corruption")
+        key = (split_name(corruption.member) or (lost_key,))[0] if corruption.member else lost_key
+        self.outcomes.append(Fault(key, corruption.member, corruption.offset, corruption.reason, corruption.detail))
+        self._after_corruption = True
+
+    def finish_group(self, what_follows: Literal["next", "corruption", "end"]) -> str | None:
+        """Add the outcome of the current group. Returns its key, if it was lost to a corruption."""
+        group, self._group = self._group, None
+        if group is None:
+            return None
+        if what_follows == "corruption" or group.after_corruption:
+            usual = self._usual_kinds or group.kinds
+            if not group.is_complete or not group.kinds >= usual:
+                return group.key
+        if group.is_unknown and group.fault is None:
+            self.outcomes.extend(_unknown_member_faults(group))
+            return None
+        if group.key in self._earlier:
+            if (fault := self._repeated_key_fault(group)) is not None:
+                self.outcomes.append(fault)
+            return None
+        outcome = group.fault or check_sample(group.key, group.members, group.image, self._rules)
+        if self._usual_kinds is None and isinstance(outcome, dict):
+            self._usual_kinds = group.kinds
+        self._earlier[group.key] = _EarlierSample(len(self.outcomes), frozenset(group.members), group.first.offset)
+        self.outcomes.append(outcome)
+        return None
+
+    def _pass_over(self, kind: str) -> None:
+        is_counted = kind in self.passed_over or len(self.passed_over) < _EXTENSIONS_COUNTED
+        self.passed_over[kind if is_counted else "other extensions"] += 1
+
+    def _repeated_key_fault(self, group: _Group) -> Fault | None:
+        """The fault to add; None where the earlier outcome of this key becomes the fault of both."""
+        earlier, first = self._earlier[group.key], group.first
+        extensions = frozenset(group.members)
+        if earlier.extensions & extensions:
+            detail = f"the key was used before, at byte {earlier.offset}; the first dot of a base name ends the key"
+            return group.fault or Fault(group.key, first.name, first.offset, Reason.DUPLICATE_KEY, detail)
+        # The other part of a sample whose outcome was decided too early: the two together are one fault.
+        earlier.extensions |= extensions
+        if not earlier.is_split:
+            detail = f"members of one key are not adjacent: at byte {earlier.offset} and at byte {first.offset}"
+            fault = group.fault or Fault(group.key, first.name, first.offset, Reason.SPLIT_KEY, detail)
+            outcome = self.outcomes[earlier.outcome]
+            if not (isinstance(outcome, Fault) and outcome.reason is Reason.UNSAFE_MEMBER):
+                self.outcomes[earlier.outcome] = fault
+            earlier.is_split = True
+        return None
+
+
+def _unknown_member_faults(group: _Group) -> list[Fault]:
+    """A fault for each name up to its last dot."""
+    first: dict[str, tuple[str, Member]] = {}
+    for extension, member in group.members.items():
+        first.setdefault(member.name.rpartition(".")[0], (extension, member))
+    faults = []
+    for extension, member in first.values():
+        detail = f"no image and no text by its extension, .{extension}"
+        if "." in extension:
+            detail += f", as the first dot of a base name ends the key ({group.key!r}); use no other dots in names"
+        faults.append(Fault(group.key, member.name, member.offset, Reason.UNKNOWN_MEMBER, detail))
+    return faults
