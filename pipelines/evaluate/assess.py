@@ -57,8 +57,8 @@ def check_judgeable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> 
     """
     if index.modality != "pairs":
         raise DataError(
-            f"models are judged on images with texts; {index.tars} holds {index.modality} alone; name such pairs in "
-            "data.tars, and this in data.mix to train on it too"
+            f"models are judged on images with texts, and {index.tars} holds {index.modality} alone; name such pairs "
+            "in data.tars, and this in data.mix to train on it too"
         )
     for task, fields in tasks.items():
         if not index.count_with(fields.reads, split):

@@ -1,4 +1,4 @@
-"""The quarantine: what was left out of an index, counted and described for a person."""
+"""The quarantine, what was left out of an index: counted and described for people."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What all samples of an index tell together: images that are there more than once, what splits share, and shapes.
+"""Statistics of all samples of an index: repeated images, images and texts that splits share, and image shapes.
 
-Of very many images or texts only those are compared whose hash falls into a part of all hashes: of two equal ones both
-are, or neither, so shares stay what they are.
+Of very many images or texts only those in a part of the hash range are compared: of two equal ones both are, or
+neither, so shares are unbiased.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.data.index.files import without
+from pipelines.data.index.files import READERS, without
 from pipelines.data.tars.shards import SPLITS
 
-_COMPARED = 20_000_000
-"""Images, and texts, that are compared at most: 8 bytes each, a few copies."""
+_MAX_COMPARED = 20_000_000
+"""Images, and texts: 8 bytes each, a few copies."""
 
 _HELD_OUT = ("val", "test")
-# Of a photograph of 4 by 3 a quarter is cut off where it is made square.
+# A photograph of 4 by 3 loses a quarter where it is cropped to a square.
 _ELONGATED = 1.25
-_MUCH = 0.1
+_MIN_DIFFERENCE = 0.1
 _STANDARD_ERRORS = 3.0
 _COLUMNS = ["split_hash", "sha256", "text_hashes", "width", "height"]
 
@@ -46,26 +46,24 @@ def survey(
     shards: Sequence[Mapping[str, Any]],
     read: Callable[[str, list[str]], pa.Table],
     splits_of: Callable[[str, NDArray[np.uint64]], NDArray[np.str_]],
-    readers: int,
 ) -> dict[str, Any]:
-    """What is found, as plain JSON.
+    """The statistics as plain JSON.
 
-    ``images`` and ``texts`` hold, for each split that has some, how many were compared (``count``), how many are the
-    same as another of the split (``repeated``) and, of val and test, how many train has too (``in_train``). A text is
-    counted once a split. ``shapes`` are of all images: ``count``, those at least 1.25 times as long as wide or as wide
-    as long (``elongated``), and the ``median`` of longer by shorter side.
+    ``images`` and ``texts`` hold, for each split that has some, how many were compared (``count``), how many equal
+    another of the split (``repeated``) and, for val and test, how many are in train too (``in_train``). A text is
+    counted once a split. ``shapes`` are of all images: ``count``, those whose longer side is at least 1.25 times the
+    shorter one (``elongated``), and the ``median`` of that ratio.
 
     Args:
         shards: rows of ``SHARD_SCHEMA``.
-        read: some columns of a part of the index.
-        splits_of: the split of each sample, of the split of its shard and ``split_hash``.
-        readers: parts that are read at once.
+        read: reads some columns of a part of the index.
+        splits_of: the split of each sample, from the split of its shard and ``split_hash``.
     """
     images = sum(shard[f"samples_{split}"] for shard in shards for split in SPLITS)
     texts = sum(shard[f"{what}_{split}"] for shard in shards for split in SPLITS for what in ("captions", "questions"))
-    every_image, every_text = (math.ceil(count / _COMPARED) or 1 for count in (images, texts))
+    every_image, every_text = (math.ceil(count / _MAX_COMPARED) or 1 for count in (images, texts))
 
-    def piece(shard: Mapping[str, Any]) -> _ShardHashes:
+    def hashes_of(shard: Mapping[str, Any]) -> _ShardHashes:
         table = without(read(shard["part"], _COLUMNS), shard["repeated"])
         splits = splits_of(shard["split"], table["split_hash"].to_numpy())
         numbers_N = np.select([splits == split for split in SPLITS], range(len(SPLITS)), 0).astype(np.int8)
@@ -79,8 +77,8 @@ def survey(
         ratios_N = np.maximum(width_N, height_N) / np.minimum(width_N, height_N)
         return _ShardHashes(_subsample(images, every_image), _subsample(texts, every_text), ratios_N)
 
-    with ThreadPoolExecutor(readers) as pool:
-        pieces = list(pool.map(piece, shards))
+    with ThreadPoolExecutor(READERS) as pool:
+        pieces = list(pool.map(hashes_of, shards))
     if not pieces:
         return {"images": {}, "texts": {}, "shapes": _shapes(np.empty(0, np.float32))}
     return {
@@ -90,52 +88,48 @@ def survey(
     }
 
 
-def describe_survey(found: Mapping[str, Any]) -> list[str]:
-    """Lines for a person: what is worth knowing before a training, or none."""
+def describe_survey(statistics: Mapping[str, Any]) -> list[str]:
+    """Lines for people: what is worth knowing before a training, or none."""
     lines = []
-    images, texts = found["images"], found["texts"]
+    images, texts = statistics["images"], statistics["texts"]
     if repeated := {split: of["repeated"] for split, of in images.items() if of["repeated"]}:
         counts = ", ".join(f"{split} {count:,} of {images[split]['count']:,}" for split, count in repeated.items())
         lines.append(f"images that another sample of the same split has too: {counts}; the prepare job joins these")
     if any(images.get(split, {}).get("in_train") for split in _HELD_OUT):
-        lines.append(
-            f"images that train has too: {_shares(images)}; what is learned of them is not seen there. {_TOGETHER}"
-        )
+        lines.append(f"images that train has too: {_describe_shared(images)}, where metrics are too high. {_REMEDY}")
     val, test = (texts.get(split) for split in _HELD_OUT)
     if val and test and _shares_more(val, test):
         lines.append(
-            f"texts that train has too: {_shares(texts)}; so val flatters a model more than test does. {_TOGETHER}"
+            f"texts that train has too: {_describe_shared(texts)}; so metrics on val are higher than on test. {_REMEDY}"
         )
     return lines
 
 
-_TOGETHER = (
-    "To keep on one side what belongs together, import with source.group, or bring tars of val (data.index.splits)"
-)
+_REMEDY = "To keep related samples in one split, import with source.group, or provide tars of val (data.index.splits)"
 
 
-def describe_shapes(found: Mapping[str, Any], resize: str) -> list[str]:
-    """A line where most images are far from square, and so are bent or cut.
+def describe_shapes(statistics: Mapping[str, Any], resize: str) -> list[str]:
+    """A line where most images are far from square, and so are distorted or cropped.
 
     Args:
-        found: what ``survey`` found.
+        statistics: returned by ``survey``.
         resize: the setting ``processor.resize``.
     """
-    shapes = found["shapes"]
-    lost = {
-        "squash": "bends them to a square; crop would keep their shape and the middle square",
-        "crop": f"cuts off {1 - 1 / max(shapes['median'], 1):.0%} of the median one; squash would keep all and bend it",
+    shapes = statistics["shapes"]
+    effects = {
+        "squash": "distorts them to squares; crop would keep their shape and the middle square",
+        "crop": f"cuts off {1 - 1 / max(shapes['median'], 1):.0%} of the median one; squash would distort it instead",
     }
-    if resize not in lost or 2 * shapes["elongated"] <= shapes["count"]:
+    if resize not in effects or 2 * shapes["elongated"] <= shapes["count"]:
         return []
     return [
         f"{shapes['elongated'] / shapes['count']:.0%} of the images have a side at least {_ELONGATED} times the other "
-        f"(median {shapes['median']:.2f}): processor.resize={resize} {lost[resize]}"
+        f"(median {shapes['median']:.2f}): processor.resize={resize} {effects[resize]}"
     ]
 
 
 def _first_digits(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
-    """The first 16 of the 64 digits of each hash that there is, as a number."""
+    """The first 16 of the 64 digits of each hash, without nulls, as a number."""
     digits = "".join(sha256.drop_null().to_pylist())
     return np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
@@ -154,15 +148,15 @@ def _concatenate(pieces: Sequence[_Hashes]) -> _Hashes:
 def _compare(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
     of_split = {split: all_.hashes_N[all_.splits_N == number] for number, split in enumerate(SPLITS)}
     train = np.unique(of_split["train"])
-    found = {}
+    counts = {}
     for split, hashes in of_split.items():
         unique = np.unique(hashes)
         counted = unique if distinct else hashes
         if len(counted):
-            found[split] = {"count": len(counted), "repeated": len(counted) - len(unique)}
+            counts[split] = {"count": len(counted), "repeated": len(counted) - len(unique)}
             if split in _HELD_OUT:
-                found[split]["in_train"] = int(np.isin(counted, train).sum())
-    return found
+                counts[split]["in_train"] = int(np.isin(counted, train).sum())
+    return counts
 
 
 def _shapes(ratios_N: NDArray[np.float32]) -> dict[str, float]:
@@ -172,15 +166,15 @@ def _shapes(ratios_N: NDArray[np.float32]) -> dict[str, float]:
     return {"count": len(ratios_N), "elongated": elongated, "median": round(float(np.median(ratios_N)), 3)}
 
 
-def _shares(found: Mapping[str, Mapping[str, int]]) -> str:
-    of = {split: found[split] for split in _HELD_OUT if split in found}
-    return ", ".join(f"{split} {n['in_train']:,} of {n['count']:,}" for split, n in of.items())
+def _describe_shared(counts: Mapping[str, Mapping[str, int]]) -> str:
+    held_out = {split: counts[split] for split in _HELD_OUT if split in counts}
+    return ", ".join(f"{split} {n['in_train']:,} of {n['count']:,}" for split, n in held_out.items())
 
 
 def _shares_more(val: Mapping[str, int], test: Mapping[str, int]) -> bool:
-    """Whether val shares more with train than test does, by much and by more than chance."""
+    """Whether val shares significantly and much more with train than test does."""
     share = {name: of["in_train"] / of["count"] for name, of in (("val", val), ("test", test))}
     pooled = (val["in_train"] + test["in_train"]) / (val["count"] + test["count"])
     error = math.sqrt(pooled * (1 - pooled) * (1 / val["count"] + 1 / test["count"]))
     more = share["val"] - share["test"]
-    return more > _MUCH and more > _STANDARD_ERRORS * error
+    return more > _MIN_DIFFERENCE and more > _STANDARD_ERRORS * error

@@ -1,8 +1,8 @@
-"""Is this image sound? Its size is checked before anything is decoded, then all of it is decoded.
+"""Whether an image is valid: its size is checked before anything is decoded, then all of it is decoded.
 
-A block that a disk or a transfer has lost reads as zeros. PNG has checksums against that; a JPEG decoder takes zeros
-for pixels, so they are looked for here. Sound data may hold long runs of zeros too (one colour in optimised code), but
-these do not begin and end on the borders of blocks.
+A block that a disk or a transfer has lost reads as zeros. PNG has checksums against that, but a JPEG decoder takes
+zeros for pixels, so they are searched for here. Valid data may have long runs of zeros too (one colour in optimised
+code), but these do not begin and end on the borders of blocks.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PILLOW_MAX_PIXELS = 178_956_970
 Verify = Literal["decode", "header"]
 
 _BLOCK = bytes(512)
-# How far a run of zeros may reach over a block's border: the byte beside a lost block may be zero as well.
+# How far a run of zeros may extend over a block's border: the byte beside a lost block may be zero as well.
 _SLACK = 2
-# The least that is lost of a last block that the file does not fill: sound files may end in a zero or two.
+# Fewer zeros in the file's last, partial block are no sign of loss: valid files may end in a zero or two.
 _LAST_BLOCK = 8
 _UNCHECKED = ("jpeg", "webp", "tiff", "jpeg2000", "avif", "heif")
-"""Formats whose pixels have no checksum. A BMP and a GIF of one colour may well be zeros from block to block."""
+"""Formats without a checksum of their pixels, less BMP and GIF: of one colour, these may be zeros over whole blocks."""
 _REASONS = {
     "truncated": Reason.TRUNCATED_IMAGE,
     "undecodable": Reason.UNDECODABLE_IMAGE,
@@ -47,12 +47,12 @@ class ImageFacts(NamedTuple):
 
 
 def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> ImageFacts:
-    """What the image is, if it is sound.
+    """Format and size of a valid image.
 
     Args:
-        data: the file; its borders of blocks are counted from its first byte.
-        verify: "decode" decodes every bit. A JPEG is decoded at an eighth of its size, which reads all of its entropy
-            code at a fraction of the cost. "header" reads the header and looks whether the picture's end is there.
+        data: the file; borders of blocks are counted from its first byte.
+        verify: "decode" decodes all; a JPEG at an eighth of its size, which reads all of its entropy code at a fraction
+            of the cost. "header" reads the header and checks that the picture's end is there.
 
     Raises:
         SampleError: EMPTY_MEMBER, IMAGE_TOO_LARGE, TRUNCATED_IMAGE or UNDECODABLE_IMAGE.
@@ -75,14 +75,14 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
 
 
 def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Verify) -> ImageFacts | None:
-    """As ``_check`` without Pillow, whose reading of a header takes longer than all else; None where it is to judge."""
+    """As ``_check``, without Pillow, whose header parsing takes longer than all else; None where Pillow must decide."""
     if header.size is None or not is_plain_jpeg(header):
         return None
     if verify == "decode":
         if not _decodes_cleanly(data):
             return None
-    elif not is_complete(data, header):
-        raise _cut("jpeg", data)
+    elif not is_whole(data, header):
+        raise _truncated("jpeg", data)
     _require_whole_blocks(data, header)
     height, width = header.size[::-1] if header.orientation >= 5 else header.size
     return ImageFacts("jpeg", width, height)
@@ -95,8 +95,8 @@ def _check(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) ->
         if header.format == "jpeg":
             opened.image.draft("L", (1, 1))
         opened.image.load()
-    elif not is_complete(data, header):
-        raise _cut(header.format, data)
+    elif not is_whole(data, header):
+        raise _truncated(header.format, data)
     if header.format in _UNCHECKED:
         _require_whole_blocks(data, header)
     return ImageFacts(header.format, width, height)
@@ -107,12 +107,12 @@ def _require_whole_blocks(data: bytes, header: Header) -> None:
         raise ImageError("undecodable", f"a block of zeros at byte {lost} of the image: lost data")
 
 
-def _cut(name: str, data: bytes) -> ImageError:
+def _truncated(name: str, data: bytes) -> ImageError:
     return ImageError("truncated", f"{len(data)} bytes without the end of a {name} file")
 
 
 def _decodes_cleanly(jpeg: bytes) -> bool:
-    """Whether libjpeg has no remark on it, in less time than Pillow takes. What it remarks on, Pillow is to judge."""
+    """Whether libjpeg decodes it without a warning, which takes less time than Pillow."""
     try:
         simplejpeg.decode_jpeg(jpeg, "GRAY", min_height=1, min_width=1)
     except ValueError:
@@ -121,32 +121,33 @@ def _decodes_cleanly(jpeg: bytes) -> bool:
 
 
 def _lost_block(data: bytes, header: Header) -> int | None:
-    """Where a run of zeros covers whole blocks and no more; the data of a tar's member begins on a block's border.
+    """Offset of a run of zeros that covers whole blocks and no more; None where there is none.
 
-    One within metadata, or behind the picture, has cost no pixel: the segments around it are where they should be.
+    Borders of blocks are those of the tar, in which the member's data begins on one. A run within metadata, or behind
+    the picture, does not count: it has cost no pixel.
     """
     size = len(_BLOCK)
-    found = data.find(_BLOCK)
-    if found < 0 and not data.endswith(bytes(_LAST_BLOCK)):
+    start = data.find(_BLOCK)
+    if start < 0 and not data.endswith(bytes(_LAST_BLOCK)):
         return None
     end_of_pixels = image_end(data, header) or len(data)
 
-    def lacks_pixels(first: int, behind: int) -> bool:
-        beside = any(start <= first and behind <= end for start, end in header.metadata)
-        return not beside and first < end_of_pixels
+    def has_pixels(start: int, stop: int) -> bool:
+        is_metadata = any(first <= start and stop <= end for first, end in header.metadata)
+        return not is_metadata and start < end_of_pixels
 
-    while found >= 0:
-        end = found + size
+    while start >= 0:
+        end = start + size
         while data.startswith(_BLOCK, end):
             end += size
         while end < len(data) and data[end] == 0:
             end += 1
-        on_borders = -found % size <= _SLACK and (end % size <= _SLACK or end == len(data))
-        if on_borders and lacks_pixels(found, end):
-            return found
-        found = data.find(_BLOCK, end)
+        on_borders = -start % size <= _SLACK and (end % size <= _SLACK or end == len(data))
+        if on_borders and has_pixels(start, end):
+            return start
+        start = data.find(_BLOCK, end)
     zeros = len(data) - len(data.rstrip(b"\0"))
     last = len(data) % size
-    if _LAST_BLOCK <= last <= zeros <= last + _SLACK and lacks_pixels(len(data) - last, len(data)):
+    if _LAST_BLOCK <= last <= zeros <= last + _SLACK and has_pixels(len(data) - last, len(data)):
         return len(data) - last
     return None

@@ -12,10 +12,10 @@ from vlmodel.locations import Location
 
 
 class PrepareConfig(Section):
-    """What is dropped of the samples of ``data.tars``, how images are stored, and where."""
+    """Which samples of ``data.tars`` are dropped, how images are stored, and where."""
 
     out: Location = "build/prepared"
-    """Folder or URI of the prepared tars; empty, absent, or of the same preparation, which goes on."""
+    """Folder or URI of the prepared tars; empty, absent, or of the same preparation, which is continued."""
 
     min_side: int = Field(0, ge=0)
     """Images whose shorter side has fewer pixels are dropped."""
@@ -26,32 +26,33 @@ class PrepareConfig(Section):
     max_chars: int = Field(0, ge=0)
     """Captions and questions of more characters are left out, as above; 0 allows all."""
     languages: list[str] = []
-    """ISO 639 codes, as ["en", "de"]: samples whose texts together are in no such language are dropped; [] allows all.
-    Two or three words can be of many languages: look at the report."""
+    """ISO 639 codes, as ["en", "de"]: samples whose texts together are in none of them are dropped; [] allows all.
+    Two or three words can be of many languages: check the report."""
     language_probability: float = Field(0.1, ge=0, le=1)
-    """How probable these languages must be, together, for a sample to stay. A short sentence has some tenths in its own
-    language, and a hundredth in another."""
+    """Least probability of these languages, together. For its own language, a short sentence has some tenths; for
+    another, a hundredth."""
     duplicates: bool = True
-    """Of training samples with the same image the first stays, and takes the texts of the others; where val or test has
-    the image, none stays. Val and test stay whole."""
+    """Of training samples with the same image the first is kept, with the texts of all; none where val or test has the
+    image. Val and test are kept whole."""
     near_duplicates: int = Field(0, ge=0, le=MAX_DISTANCE)
-    """Training images are dropped whose perceptual hash of 64 bits differs in at most this many from that of an earlier
-    training image, or of any image of val or test. 4 finds other sizes and qualities of a picture; 0 looks for none."""
+    """Training images are dropped whose perceptual hash of 64 bits differs in at most this many bits from that of an
+    earlier training image, or of any image of val or test. 4 finds other sizes and qualities of a picture; 0 drops
+    none."""
 
     longest_side: int = Field(0, ge=0)
-    """Larger images are shrunk until their longer side has this many pixels; 0 shrinks none."""
+    """Larger images are resized to this many pixels on their longer side; 0 resizes none."""
     shortest_side: int = Field(0, ge=0)
-    """Larger images are shrunk until their shorter side has this many pixels; 0 shrinks none."""
+    """Larger images are resized to this many pixels on their shorter side; 0 resizes none."""
     format: Literal["same", "jpeg", "webp"] = "same"
-    """What images are written as. "same" leaves a JPEG and a WebP what they are, and makes a PNG of all else that is
-    shrunk. An image that has the format and is small enough keeps its bytes."""
+    """Format of the written images. "same" keeps JPEG and WebP, and makes PNG of other images that are resized. An
+    image that has the format and needs no resizing keeps its bytes."""
     quality: int = Field(90, ge=1, le=100)
-    """Of JPEG and WebP images that are written anew."""
+    """Of JPEG and WebP images that are encoded anew."""
 
     samples_per_shard: int = Field(1000, ge=1)
-    """Samples of a tar, about; the tars of a split have like sizes in bytes."""
+    """Samples of a tar, about; the tars of a split have similar sizes in bytes."""
     bytes_per_shard: int = Field(256 << 20, ge=1)
-    """Size of a tar, about; whichever limit asks for more tars decides."""
+    """Size of a tar, about; the limit that needs more tars decides."""
     examples: int = Field(12, ge=0)
     """Dropped samples on the report's page, for each reason."""
 

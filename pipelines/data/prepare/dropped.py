@@ -15,27 +15,27 @@ from pipelines.data.prepare.select import Selection
 from pipelines.storage.folder import Folder
 
 
-def dropped_rows(index: Index, decision: Selection, out: Folder) -> pa.Table:
+def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
     """A table of ``DROPPED_SCHEMA``, by shard and row of the source."""
-    samples = decision.samples
-    originals_N = np.maximum(decision.duplicate_of_N, decision.near_duplicate_of_N)
-    keys = _keys(index, decision, np.unique(originals_N[originals_N >= 0]))
-    found: list[dict[str, Any]] = []
-    for shard, rows, numbers in samples.by_shard(np.flatnonzero(decision.dropped)):
+    samples = selection.samples
+    originals_N = np.maximum(selection.duplicate_of_N, selection.near_duplicate_of_N)
+    keys = _keys(index, selection, np.unique(originals_N[originals_N >= 0]))
+    table_rows: list[dict[str, Any]] = []
+    for shard, rows, numbers in samples.by_shard(np.flatnonzero(selection.dropped)):
         of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
         judged = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
         for row, number, sample, judgement in zip(rows.tolist(), numbers.tolist(), of_index, judged, strict=True):
             place = {"shard": shard, "row": row, **sample}
             if (original := int(originals_N[number])) >= 0:
-                judgement = _repetition(decision, number, original, keys[original])
-            found.append({**place, **judgement})
-    return pa.Table.from_pylist(found, DROPPED_SCHEMA)
+                judgement = _repetition(selection, number, original, keys[original])
+            table_rows.append({**place, **judgement})
+    return pa.Table.from_pylist(table_rows, DROPPED_SCHEMA)
 
 
-def _repetition(decision: Selection, number: int, original: int, key: str) -> dict[str, Any]:
-    same = decision.duplicate_of_N[number] >= 0
-    shard, row = decision.samples.place(original)
-    where = f"{key} of {decision.samples.splits[original]}, in {shard}"
+def _repetition(selection: Selection, number: int, original: int, key: str) -> dict[str, Any]:
+    same = selection.duplicate_of_N[number] >= 0
+    shard, row = selection.samples.place(original)
+    where = f"{key} of {selection.samples.splits[original]}, in {shard}"
     return {
         "reason": str(DropReason.DUPLICATE if same else DropReason.NEAR_DUPLICATE),
         "detail": f"{'has the image of' if same else 'looks like'} {where}",
@@ -45,9 +45,9 @@ def _repetition(decision: Selection, number: int, original: int, key: str) -> di
     }
 
 
-def _keys(index: Index, decision: Selection, numbers: np.ndarray) -> dict[int, str]:
+def _keys(index: Index, selection: Selection, numbers: np.ndarray) -> dict[int, str]:
     """The keys of some samples, by their numbers."""
     keys: dict[int, str] = {}
-    for shard, rows, of_shard in decision.samples.by_shard(numbers):
+    for shard, rows, of_shard in selection.samples.by_shard(numbers):
         keys |= dict(zip(of_shard.tolist(), index.rows(shard)["key"].take(pa.array(rows)).to_pylist(), strict=True))
     return keys

@@ -1,7 +1,7 @@
-"""Which samples repeat the image of another one.
+"""Which samples have the image of another one.
 
-Only training samples are dropped. They are compared with val and test too, so that nothing is trained on that is
-measured; val and test stay whole, as figures are compared on them.
+Only training samples are dropped. They are compared with val and test too, so that no evaluated image is trained on.
+Val and test are kept whole, so that metrics stay comparable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _RANKS = {"test": 0, "val": 1, "train": 2}
 
 
 def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each of N samples the first that has the same image; -1 for a sample that stays.
+    """For each of N samples the first that has the same image; -1 for a sample that is kept.
 
     First is test before val before train, then the order of the samples.
 
@@ -34,26 +34,25 @@ def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> N
 def near_duplicates(
     splits: NDArray[np.str_], hashes_N: NDArray[np.uint64], distance: int, candidates: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """For each of N samples one that stays and whose hash differs in at most ``distance`` bits; -1 where none does.
+    """For each of N samples a kept one whose hash differs in at most ``distance`` bits; -1 where there is none.
 
-    Samples are taken in the order of ``exact_duplicates``. So of a chain of pictures, each like the next, those stay
-    that are like none that stays.
+    Samples are processed in the order of ``exact_duplicates``, and each is compared with the kept ones only.
 
     Args:
-        taking_part: samples that were not dropped before.
+        candidates: samples that were not dropped before.
     """
-    staying, of_number = NearHashes(distance), list[int]()
-    like_N = np.full(len(splits), -1, np.int64)
+    kept, sample_of = NearHashes(distance), list[int]()
+    original_N = np.full(len(splits), -1, np.int64)
     for sample in _precedence(splits).tolist():
         if not candidates[sample]:
             continue
-        found = staying.first(int(hashes_N[sample]))
-        if found is not None and splits[sample] == "train":
-            like_N[sample] = of_number[found]
+        similar = kept.first(int(hashes_N[sample]))
+        if similar is not None and splits[sample] == "train":
+            original_N[sample] = sample_of[similar]
             continue
-        staying.add(int(hashes_N[sample]))
-        of_number.append(sample)
-    return like_N
+        kept.add(int(hashes_N[sample]))
+        sample_of.append(sample)
+    return original_N
 
 
 def _precedence(splits: NDArray[np.str_]) -> NDArray[np.int64]:

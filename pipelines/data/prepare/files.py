@@ -32,9 +32,10 @@ MEASURE_SCHEMA = pa.schema(
         ("size", pa.int64()),
     ]
 )
-"""A row for each of ``Index.rows(shard)``. ``reason`` is null where the sample by itself may stay; then ``left_out`` is
-its number of texts of unfit length, ``stored`` its bytes in a tar, and the next three are of the image that it will
-have: bytes of a file of encoded images, or, where ``part`` is null, those of the source."""
+"""A row for each of ``Index.rows(shard)``. ``reason`` is null where no filter drops the sample; then ``left_out`` is
+its number of texts of invalid length, ``stored`` its bytes in a tar, ``extension``, ``width`` and ``height`` are of the
+image that it will have, and ``part``, ``offset`` and ``size`` its bytes in the files of encoded images; these are null
+where the source's bytes are kept."""
 
 LINEAGE_SCHEMA = pa.schema(
     [
@@ -48,8 +49,8 @@ LINEAGE_SCHEMA = pa.schema(
         ("joined", pa.list_(pa.struct([("shard", pa.string()), ("key", pa.string())]))),
     ]
 )
-"""A row for each sample of a shard, in tar order. ``source_sha256`` is of the source's image; ``rewritten`` tells
-whether the sample's image has other bytes than that; ``joined`` names the duplicates whose texts the sample took."""
+"""A row for each sample of a shard, in tar order. ``source_sha256`` is of the source's image; ``rewritten``: whether its
+image was encoded anew; ``joined``: the duplicates whose texts the sample has."""
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -64,11 +65,11 @@ DROPPED_SCHEMA = pa.schema(
         ("original_key", pa.string()),
     ]
 )
-"""All of the source. The last three name the sample that a duplicate repeats, and are null otherwise."""
+"""Of the source. The last three name the sample that a duplicate repeats, and are null otherwise."""
 
 
 def measure_file(shard: str) -> str:
-    """What was measured of a source's shard."""
+    """The measurements of a source's shard."""
     return f"{WORK}/{shard}.parquet"
 
 
@@ -78,5 +79,5 @@ def images_file(shard: str, part: int) -> str:
 
 
 def lineage_file(shard: str) -> str:
-    """Where the samples of a prepared shard come from."""
+    """The lineage of the samples of a prepared shard."""
     return f"{LINEAGE}/{shard}.parquet"

@@ -1,4 +1,4 @@
-"""What a sample can be dropped for, and the filters that look at one sample alone."""
+"""The reasons to drop a sample, and the filters that need one sample alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pipelines.data.tars.sample import Texts
 
 
 class DropReason(StrEnum):
-    """Why a sample is not in the prepared set, in the order in which that is asked; the value is what files hold."""
+    """Why a sample is dropped, in the order in which reasons are checked; files hold the value."""
 
     SMALL = "small"
     """The image has too few pixels on its shorter side."""
     ELONGATED = "elongated"
     """The image is too long for its width, or too wide for its height."""
     TEXT_LENGTH = "text_length"
-    """None of the texts has a fitting length."""
+    """No text has a valid length."""
     LANGUAGE = "language"
     """The texts are in another language."""
     UNDECODABLE = "undecodable"
-    """The image has to be decoded, and cannot be."""
+    """The image must be decoded, and cannot be."""
     UNWRITABLE = "unwritable"
     """The key or the metadata cannot be stored."""
     DUPLICATE = "duplicate"
@@ -32,7 +32,7 @@ class DropReason(StrEnum):
 
 
 class Drop(NamedTuple):
-    """Why one sample is dropped; ``detail`` is for a person, with the value that decided."""
+    """Why one sample is dropped; ``detail``, for people, has the value that decided."""
 
     reason: DropReason
     detail: str
@@ -44,44 +44,43 @@ def check_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
     if short < config.min_side:
         return Drop(DropReason.SMALL, f"{width} x {height} pixels; prepare.min_side = {config.min_side}")
     if config.max_aspect and long > config.max_aspect * short:
-        found = f"{width} x {height} pixels, {long / short:.2f} to 1"
-        return Drop(DropReason.ELONGATED, f"{found}; prepare.max_aspect = {config.max_aspect:g}")
+        aspect = f"{width} x {height} pixels, {long / short:.2f} to 1"
+        return Drop(DropReason.ELONGATED, f"{aspect}; prepare.max_aspect = {config.max_aspect:g}")
     return None
 
 
 def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
-    """The captions and questions of fitting length."""
+    """The captions and questions of valid length."""
 
-    def fits(text: str) -> bool:
+    def is_valid(text: str) -> bool:
         return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
 
     return Texts(
-        tuple(caption for caption in texts.captions if fits(caption)),
-        tuple(question for question in texts.questions if fits(question.question)),
+        tuple(caption for caption in texts.captions if is_valid(caption)),
+        tuple(question for question in texts.questions if is_valid(question.question)),
     )
 
 
-def check_texts(fitting: Texts, texts: Texts, config: PrepareConfig) -> Drop | None:
+def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | None:
     """By the texts.
 
     Args:
-        fitting: what ``texts_of_valid_length`` leaves of ``texts``.
+        valid: ``texts_of_valid_length(texts)``.
     """
-    left = _all(fitting)
+    left = _all(valid)
     if not left:
         lengths = sorted(map(len, _all(texts)))
-        found = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
+        listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
         return Drop(
             DropReason.TEXT_LENGTH,
-            f"{found}; prepare.min_chars = {config.min_chars}, prepare.max_chars = {config.max_chars}",
+            f"{listed}; prepare.min_chars = {config.min_chars}, prepare.max_chars = {config.max_chars}",
         )
     if config.languages:
-        certain, likely = probability("\n".join(left), config.languages)
-        if certain < config.language_probability:
-            wanted = ", ".join(config.languages)
+        allowed, most_likely = probability("\n".join(left), config.languages)
+        if allowed < config.language_probability:
             return Drop(
                 DropReason.LANGUAGE,
-                f"rather {likely}; {wanted} with probability {certain:.2f}, "
+                f"rather {most_likely}; {', '.join(config.languages)} with probability {allowed:.2f}, "
                 f"prepare.language_probability = {config.language_probability:g}",
             )
     return None
@@ -97,7 +96,6 @@ def merge_texts(first: Texts, *others: Texts) -> Texts:
 
 
 def text_count(texts: Texts) -> int:
-    """Captions and questions."""
     return len(texts.captions) + len(texts.questions)
 
 

@@ -1,7 +1,7 @@
-"""Perceptual hashes: pictures that look the same have hashes that differ in few bits.
+"""Perceptual hashes: the hashes of similar pictures differ in few bits.
 
 The hash is that of the discrete cosine transform (Zauner, Implementation and Benchmarking of Perceptual Image Hash
-Functions, 2010), computed in whole numbers: no library or processor rounds it otherwise.
+Functions, 2010), computed in integers, so that it does not depend on library or processor.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from PIL import Image
 
 BITS = 64
 MAX_DISTANCE = 10
-"""Above it, bands of hashes are so narrow that the search looks at most of the hashes, and finds what differs."""
+"""Above it, the bands of ``NearHashes`` are so narrow that most hashes would be compared, and different pictures match.
+"""
 
 _SIDE, _FREQUENCIES, _SCALE = 32, 8, 4096
 
@@ -30,16 +31,16 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def _cosines() -> NDArray[np.int64]:
-    """(8, 32): frequencies 1 to 8 of the transform; the mean brightness, frequency 0, tells nothing of the picture."""
+    """(8, 32): frequencies 1 to 8 of the transform, without the mean brightness, which is frequency 0."""
     frequency = np.arange(1, _FREQUENCIES + 1)[:, None]
-    place = 2 * np.arange(_SIDE)[None] + 1
-    return np.rint(_SCALE * np.cos(np.pi * frequency * place / (2 * _SIDE))).astype(np.int64)
+    position = 2 * np.arange(_SIDE)[None] + 1
+    return np.rint(_SCALE * np.cos(np.pi * frequency * position / (2 * _SIDE))).astype(np.int64)
 
 
 class NearHashes:
-    """A growing set of hashes that finds those near a given one, without comparing it with all.
+    """A growing set of hashes that finds those near another one without comparing it with all.
 
-    The search misses none: the bits are cut into one band more than may differ, so near hashes have an equal band.
+    The search is exact: the bits are divided into one band more than may differ, so near hashes have an equal band.
 
     Args:
         distance: how many bits may differ.

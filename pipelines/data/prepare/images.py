@@ -1,4 +1,4 @@
-"""An image in the form in which it will be stored: no larger than asked for, and untouched where that is no change."""
+"""Resizing and encoding an image for storage; its bytes are kept where nothing changes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2", "heif": "heic"}
 # Formats that are written; "same" makes lossless PNGs of the others.
 _WRITTEN = ("jpeg", "webp")
 _HASHED_SIDE = 64
-"""Enough of a picture that is only hashed."""
+"""Decoded size of an image that is only hashed."""
 
 
 class EncodedImage(NamedTuple):
     """An image as it will be stored.
 
     Attributes:
-        data: the encoded image; None where the source's bytes stay.
+        data: the encoded image; None where the source's bytes are kept.
         extension: of its member in a tar.
         width, height: of the upright image, in pixels.
         hash: its perceptual hash; 0 if that was not asked for.
@@ -41,7 +41,7 @@ class EncodedImage(NamedTuple):
 
 
 def target(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
-    """Format and size that an image will have. It is never made larger, and no side becomes less than a pixel."""
+    """Format and size that an image will have. It is never enlarged, and has at least a pixel on each side."""
     long, short = max(image.width, image.height), min(image.width, image.height)
     scale = min(1.0, (config.longest_side or long) / long, (config.shortest_side or short) / short)
     width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
@@ -52,14 +52,14 @@ def target(image: ImageFacts, config: PrepareConfig) -> ImageFacts:
 
 
 def needs_pixels(image: ImageFacts, config: PrepareConfig) -> bool:
-    """Whether the image has to be decoded."""
+    """Whether the image must be decoded."""
     return config.near_duplicates > 0 or target(image, config) != image
 
 
 def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImage:
-    """Decode the image as the processor does, hash it if asked for, shrink and encode it if it is to change.
+    """Decode the image as the processor does, hash it if asked for, and resize and encode it where it changes.
 
-    Metadata of an image that changes is left out, as the processor reads none: turned as EXIF says, it needs no EXIF.
+    An image that changes loses its metadata; EXIF's orientation is applied before.
 
     Args:
         image: what ``data`` is, as the index says.
@@ -72,7 +72,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
     side = max(wanted.width, wanted.height) if changes else _HASHED_SIDE
     try:
         with warnings.catch_warnings():
-            # The index has refused what is too large.
+            # The index has left out images that are too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with open_image(data) as opened:
                 opened.draft(side)
@@ -85,7 +85,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
 
 
 def unchanged(image: ImageFacts) -> EncodedImage:
-    """An image that nothing has to be known of and that stays as it is."""
+    """An image that is stored as it is and is not hashed."""
     return EncodedImage(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 
 
@@ -93,7 +93,7 @@ def _encode(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:
     size = (wanted.width, wanted.height)
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)
-    # A fresh image: what the source's file said of itself would be written again.
+    # A new image, as the source's metadata would be written again.
     clean = Image.frombytes("RGB", rgb.size, rgb.tobytes())
     out = io.BytesIO()
     settings = {"jpeg": {"quality": quality, "optimize": True}, "webp": {"quality": quality}, "png": {}}

@@ -1,4 +1,4 @@
-"""Which language a text is in, by the model that comes inside the package py3langid: nothing is fetched."""
+"""Which language a text is in, by the model that the package py3langid contains."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from pipelines.errors import DataError
 
 
 def check_languages(languages: Sequence[str]) -> None:
-    """Refuse codes that cannot be told apart.
-
-    Raises:
-        DataError: an unknown code, or py3langid is not installed.
-    """
+    """Raises DataError for an unknown code, or where py3langid is not installed."""
     if not languages:
         return
     known = _identifier().labels
@@ -26,7 +22,7 @@ def check_languages(languages: Sequence[str]) -> None:
 
 
 def probability(text: str, languages: Sequence[str]) -> tuple[float, str]:
-    """How probable it is that the text is in one of the languages, and the code of the most probable one of all."""
+    """The probability that the text is in one of the languages, and the code of the most probable one of all."""
     ranked = _identifier().rank(text)
     return sum(share for code, share in ranked if code in languages), ranked[0][0]
 

@@ -1,4 +1,4 @@
-"""Which shard each sample goes to: shards of like size, in the order of the source."""
+"""Which shard each sample goes to: shards of similar size, in the order of the source."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 def shard_numbers(sizes_N: NDArray[np.int64], samples: int, size: int) -> NDArray[np.int64]:
     """The shard of each of N samples of a split, from 0 without gaps.
 
-    There are as few shards as the limits allow, and all have the same share of the bytes, give or take a sample.
+    There are as few shards as the limits allow, and all have the same number of bytes, up to one sample.
 
     Args:
         sizes_N: of each sample in a tar, in bytes.
@@ -20,7 +20,7 @@ def shard_numbers(sizes_N: NDArray[np.int64], samples: int, size: int) -> NDArra
         return np.zeros(0, np.int64)
     total = int(sizes_N.sum())
     shards = max(-(-len(sizes_N) // samples), -(-total // size))
-    # Where the middle of the sample lies decides, as a fraction of all bytes: 2 * total avoids halves.
+    # A sample goes to the shard in whose share of all bytes its middle lies; 2 * total avoids halves.
     middles_N = 2 * np.cumsum(sizes_N) - sizes_N
-    fair_N = middles_N / (2 * total) * shards
-    return np.unique(fair_N.astype(np.int64), return_inverse=True)[1].astype(np.int64)
+    shard_N = (middles_N / (2 * total) * shards).astype(np.int64)
+    return np.unique(shard_N, return_inverse=True)[1].astype(np.int64)

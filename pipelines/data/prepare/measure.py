@@ -1,6 +1,6 @@
-"""The measuring pass: a task reads the samples of one shard of the source, judges each, and encodes what changes.
+"""The measuring pass: a task filters the samples of one shard of the source, and encodes the images that change.
 
-The encoded images are kept: an image is decoded once, and the sizes of all samples are known when shards are laid out.
+The encoded images are stored, so an image is decoded once, and sizes are known when the shards are planned.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Row = dict[str, Any]
 
 
 def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, identity: str) -> None:
-    """Write what there is to know of a shard's samples, unless it is there already.
+    """Write the measurements of a shard's samples, unless they exist.
 
     Args:
-        identity: of the preparation; measurements of another one are not used.
+        identity: of the preparation; measurements of another one are replaced.
 
     Raises:
         DataError: the shard cannot be read, or has changed since it was indexed.
@@ -46,14 +46,14 @@ def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, 
     for chunk in _chunks(rows):
         measured += _measure(reader, shard, rows, chunk, config, parts)
     parts.close()
-    # Written last: it vouches for the images.
+    # Written last: where it exists, the images do too.
     out.write(measure_file(shard), table_bytes(pa.Table.from_pylist(measured, MEASURE_SCHEMA), facts))
 
 
 def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a prepared sample: what the source's JSON says beside the texts, and where the sample comes from.
+    """The metadata of a prepared sample: those of the source, and the source sample as ``prepared_from``.
 
-    A sample that was prepared twice keeps the first entry inside the second.
+    A sample that was prepared twice has the first entry inside the second.
     """
     entry = {"shard": shard, "key": key, "sha256": sha256}
     earlier = {"prepared_from": before["prepared_from"]} if "prepared_from" in before else {}
@@ -85,10 +85,10 @@ def _measure(
     images = {n: ImageFacts(rows[n]["image_format"], rows[n]["width"], rows[n]["height"]) for n in chunk}
     drops = {n: check_size(images[n].width, images[n].height, config) for n in chunk}
     left = [n for n in chunk if drops[n] is None]
-    seen = [n for n in left if needs_pixels(images[n], config)]
-    unseen = sorted(set(left) - set(seen))
-    records = dict(zip(seen, reader.read(shard, seen), strict=True))
-    records |= dict(zip(unseen, reader.read(shard, unseen, images=False), strict=True))
+    decoded = [n for n in left if needs_pixels(images[n], config)]
+    others = sorted(set(left) - set(decoded))
+    records = dict(zip(decoded, reader.read(shard, decoded), strict=True))
+    records |= dict(zip(others, reader.read(shard, others, images=False), strict=True))
     extras = dict(zip(left, reader.read_metadata(shard, left), strict=True))
     measured = []
     for n in chunk:
@@ -113,7 +113,7 @@ def _check_sample(
     except SampleError as error:
         return Drop(DropReason.UNDECODABLE, error.detail)
     try:
-        # The source's image is not read where it stays as it is, and only its size counts.
+        # An image that is kept was not read; only its size matters here.
         data = stored.data if stored.data is not None else bytes(source_size)
         members = sample_members(record.key, data, stored.extension, texts, extra)
     except SampleError as error:
@@ -137,7 +137,7 @@ def _row(stored: EncodedImage, size: int, left_out: int, parts: _ImageWriter) ->
 
 
 class _ImageWriter:
-    """Writes encoded images one after the other, into files small enough to be held in memory."""
+    """Writes encoded images one after the other, into files small enough for memory."""
 
     def __init__(self, out: Folder, shard: str) -> None:
         self._out, self._shard = out, shard

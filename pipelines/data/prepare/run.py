@@ -1,4 +1,4 @@
-"""The preparation of a data set from its beginning to its report."""
+"""The preparation of a data set, from its source to its report."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _FORMAT = 1
 
 
 def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None = None) -> Summary:
-    """Prepare the tars of an indexed folder; does nothing where that was done, and goes on where it was interrupted.
+    """Prepare the tars of an indexed folder; continues an interrupted preparation, and does nothing where it is done.
 
     The same source and settings give the same bytes.
 
     Args:
-        index_config: for the index of the prepared tars. Its splits are those of the source, whatever it says of them.
+        index_config: for the index of the prepared tars, apart from its splits, which are the source's.
 
     Raises:
         DataError: the source has no index, has changed since, or holds no pairs; ``config.out`` holds something else,
@@ -51,7 +51,8 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
     index, out = Index.open(tars), Folder(config.out)
     if index.modality != "pairs":
         raise DataError(
-            f"images with texts are prepared, and {index.tars} holds {index.modality} alone; train on it as it is"
+            f"only images with texts can be prepared, and {index.tars} holds {index.modality} alone; train on it as it "
+            "is"
         )
     settings = config.model_dump(mode="json", exclude={"out"})
     begun = {"format": _FORMAT, "index": index.hash, "config": settings}
@@ -59,7 +60,7 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
         return done
     check_languages(config.languages)
     with _exclusive(out):
-        # Again: another job may have finished, or begun another preparation, just now.
+        # Again: another job may just have finished, or started another preparation.
         return _finished(index, out, begun) or _prepare(index, out, begun, config, index_config or IndexConfig())
 
 
@@ -76,16 +77,16 @@ def _prepare(
 ) -> Summary:
     out.write(BEGUN, _json(begun))
     _measure_all(index, config, out, hashlib.sha256(_json(begun)).hexdigest())
-    decision = select(index, config, out)
-    if not decision.plans:
-        raise DataError(f"none of the samples of {index.tars!r} would stay; {_most_frequent(index, decision, out)}")
-    _write_all(index, decision.plans, config, out)
+    selection = select(index, config, out)
+    if not selection.plans:
+        raise DataError(f"all samples of {index.tars!r} would be dropped; {_most_frequent(index, selection, out)}")
+    _write_all(index, selection.plans, config, out)
 
-    dropped = dropped_rows(index, decision, out)
+    dropped = dropped_rows(index, selection, out)
     out.write(DROPPED, table_bytes(dropped, {}))
     same = {"validation_fraction": index.split_assignment.fraction, "members": index.modality}
     prepared = _index(out, index_config.model_copy(update=same))
-    summary = _summary(index, prepared, decision, dropped)
+    summary = _summary(index, prepared, selection, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
     out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))
     _sweep(out)
@@ -93,7 +94,7 @@ def _prepare(
 
 
 def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | None:
-    """The summary of what ``begun`` describes, if ``out`` holds it; None where it is to be done.
+    """The summary of the preparation that ``begun`` describes, if ``out`` holds it; None where it is not done.
 
     Raises:
         DataError: ``out`` holds something else.
@@ -106,12 +107,12 @@ def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | 
             raise DataError(f"{out.uri!r} holds {tars[0]}, which no preparation wrote; {remedy}")
         return None
     try:
-        found = json.loads(out.read(BEGUN))
+        stored = json.loads(out.read(BEGUN))
         done = json.loads(out.read(MANIFEST)) if out.exists(MANIFEST) else None
     except ValueError as error:
         raise DataError(f"{BEGUN} or {MANIFEST} of {out.uri!r} cannot be read ({error}); {remedy}") from None
-    if found != begun:
-        raise DataError(f"{out.uri!r} holds another preparation ({_difference(found, begun)}); {remedy}")
+    if stored != begun:
+        raise DataError(f"{out.uri!r} holds another preparation ({_difference(stored, begun)}); {remedy}")
     if done is None:
         return None
     Index.open(out.uri)
@@ -119,10 +120,10 @@ def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | 
     return Summary(**done["summary"])
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    if found.get("format") != wanted["format"]:
+def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    if stored.get("format") != wanted["format"]:
         return "of another version"
-    old, new = found.get("config", {}), wanted["config"]
+    old, new = stored.get("config", {}), wanted["config"]
     for name in new:
         if old.get(name) != new[name]:
             return f"prepare.{name} is {old.get(name)!r} there and {new[name]!r} here"
@@ -159,7 +160,7 @@ def _index(out: Folder, config: IndexConfig) -> Index:
 
 
 def _sweep(out: Folder) -> None:
-    """Delete what only the passes needed, and what was being written when a job was killed."""
+    """Delete the passes' work files, and partial files of killed jobs."""
     out.remove_folder(WORK)
     for folder in ("", FOLDER, LINEAGE):
         for file in out.files(folder):
@@ -167,7 +168,7 @@ def _sweep(out: Folder) -> None:
                 out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 
-def _summary(index: Index, prepared: Index, decision: Selection, dropped: pa.Table) -> Summary:
+def _summary(index: Index, prepared: Index, selection: Selection, dropped: pa.Table) -> Summary:
     counts = {str(reason): dict.fromkeys(index.counts(), 0) for reason in DropReason}
     for row in dropped.group_by(["reason", "split"]).aggregate([([], "count_all")]).to_pylist():
         counts[row["reason"]][row["split"]] = row["count_all"]
@@ -182,18 +183,18 @@ def _summary(index: Index, prepared: Index, decision: Selection, dropped: pa.Tab
         shards_after=len(prepared.shards),
         dropped=counts,
         quarantined=index.quarantine_counts(),
-        texts_left_out=decision.texts_left_out,
-        joined=decision.joined,
-        rewritten=decision.rewritten,
+        texts_left_out=selection.texts_left_out,
+        joined=selection.joined,
+        rewritten=selection.rewritten,
     )
 
 
-def _most_frequent(index: Index, decision: Selection, out: Folder) -> str:
-    dropped = dropped_rows(index, decision, out)
+def _most_frequent(index: Index, selection: Selection, out: Folder) -> str:
+    dropped = dropped_rows(index, selection, out)
     reasons, counts = np.unique(np.array(dropped["reason"].to_pylist()), return_counts=True)
     example = dropped.slice(0, 1).to_pylist()[0]
-    found = ", ".join(f"{count:,} {reason}" for reason, count in zip(reasons, counts, strict=True))
-    return f"{found}, as {example['key']!r}: {example['detail']}. Allow more in prepare, and remove {out.uri!r}"
+    listed = ", ".join(f"{count:,} {reason}" for reason, count in zip(reasons, counts, strict=True))
+    return f"{listed}, as {example['key']!r}: {example['detail']}. Allow more in prepare, and remove {out.uri!r}"
 
 
 def _json(tree: Mapping[str, Any]) -> bytes:

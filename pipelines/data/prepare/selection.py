@@ -1,4 +1,4 @@
-"""What all measurements together tell: which samples are duplicates, and which shard each of the others goes to."""
+"""From the measurements of all samples: which are duplicates, and which shard each of the others goes to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class IndexedSamples:
 
     Attributes:
         shards: names of the index's shards.
-        starts: the number of the first sample of each.
+        starts: the number of the first sample of each shard.
         splits: of each sample.
     """
 
@@ -43,20 +43,19 @@ class IndexedSamples:
     def by_shard(self, numbers: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
         """Ascending numbers in pieces: the shard, its rows and their numbers."""
         of_shard = np.searchsorted(self.starts, numbers, side="right") - 1
-        for piece in _equal_neighbours(of_shard):
+        for piece in _equal_runs(of_shard):
             shard = of_shard[piece.start]
             yield self.shards[shard], numbers[piece] - self.starts[shard], numbers[piece]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes of N samples.
+    """Which of N samples are kept, and in which shards.
 
     Attributes:
-        samples: which they are.
-        unfit_N: whether the sample was dropped by itself.
-        repeats_N: the sample whose image it repeats, -1 for none.
-        resembles_N: the sample whose image it looks like, -1 for none.
+        invalid_N: whether a filter dropped the sample.
+        duplicate_of_N: the sample with the same image, -1 for none.
+        near_duplicate_of_N: the sample with a similar image, -1 for none.
         plans: the shards to be written.
         texts_left_out, rewritten: see ``Summary``.
     """
@@ -76,34 +75,36 @@ class Selection:
 
     @property
     def joined(self) -> int:
-        """Duplicates whose texts another sample takes."""
+        """Duplicates whose texts go to another sample."""
         return sum(len(places) for plan in self.plans for _, places in plan.joining)
 
 
 def select(index: Index, config: PrepareConfig, out: Folder) -> Selection:
-    """Holds some hundred bytes of memory a sample."""
+    """The selection, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
     tables = [_columns(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
     table = pa.concat_tables(tables)
     del tables
     splits = table["split"].to_numpy().astype("<U5")
     samples = IndexedSamples([shard.name for shard in index.shards], starts, splits)
-    invalid_N = table["unfit"].to_numpy()
-    fit = np.flatnonzero(~invalid_N)
+    invalid_N = table["invalid"].to_numpy()
+    valid = np.flatnonzero(~invalid_N)
 
     duplicate_of_N, near_duplicate_of_N = np.full(len(splits), -1, np.int64), np.full(len(splits), -1, np.int64)
     if config.duplicates:
         images_N = table["sha256"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        first = exact_duplicates(splits[fit], images_N[fit])
-        duplicate_of_N[fit] = np.where(first < 0, -1, fit[first])
+        first = exact_duplicates(splits[valid], images_N[valid])
+        duplicate_of_N[valid] = np.where(first < 0, -1, valid[first])
     if config.near_duplicates:
         hashes_N = table["hash"].to_numpy()
-        like = near_duplicates(splits[fit], hashes_N[fit], config.near_duplicates, candidates=duplicate_of_N[fit] < 0)
-        near_duplicate_of_N[fit] = np.where(like < 0, -1, fit[like])
+        original = near_duplicates(
+            splits[valid], hashes_N[valid], config.near_duplicates, candidates=duplicate_of_N[valid] < 0
+        )
+        near_duplicate_of_N[valid] = np.where(original < 0, -1, valid[original])
 
-    stays_N = ~invalid_N & (duplicate_of_N < 0) & (near_duplicate_of_N < 0)
-    plans = _plans(samples, stays_N, duplicate_of_N, table["stored"].to_numpy(), config)
-    left_out, rewritten = (int(table[name].to_numpy()[stays_N].sum()) for name in ("left_out", "rewritten"))
+    is_kept_N = ~invalid_N & (duplicate_of_N < 0) & (near_duplicate_of_N < 0)
+    plans = _plans(samples, is_kept_N, duplicate_of_N, table["stored"].to_numpy(), config)
+    left_out, rewritten = (int(table[name].to_numpy()[is_kept_N].sum()) for name in ("left_out", "rewritten"))
     return Selection(samples, invalid_N, duplicate_of_N, near_duplicate_of_N, plans, left_out, rewritten)
 
 
@@ -111,41 +112,41 @@ def _columns(index: Index, shard: str, out: Folder) -> pa.Table:
     rows = index.rows(shard)
     measured = read_table(out.read(measure_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
     columns = {name: measured[name].fill_null(0) for name in ("left_out", "hash", "stored")}
-    columns |= {"unfit": measured["reason"].is_valid(), "rewritten": measured["part"].is_valid()}
+    columns |= {"invalid": measured["reason"].is_valid(), "rewritten": measured["part"].is_valid()}
     return pa.table({"split": rows["split"], "sha256": rows["sha256"], **columns})
 
 
 def _plans(
     samples: IndexedSamples,
-    stays_N: NDArray[np.bool_],
+    is_kept_N: NDArray[np.bool_],
     duplicate_of_N: NDArray[np.int64],
     stored_N: NDArray[np.int64],
     config: PrepareConfig,
 ) -> list[ShardPlan]:
-    takes: dict[int, list[int]] = defaultdict(list)
+    duplicates_of: dict[int, list[int]] = defaultdict(list)
     for number in np.flatnonzero(duplicate_of_N >= 0).tolist():
         original = int(duplicate_of_N[number])
-        # Val and test take nothing from training, and who does not stay takes nothing.
-        if stays_N[original] and samples.splits[original] == "train":
-            takes[original].append(number)
+        # Samples of val and test get no texts of training samples.
+        if is_kept_N[original] and samples.splits[original] == "train":
+            duplicates_of[original].append(number)
     plans = []
     for split in SPLITS:
-        of_split = np.flatnonzero(stays_N & (samples.splits == split))
+        of_split = np.flatnonzero(is_kept_N & (samples.splits == split))
         shard_of = shard_numbers(stored_N[of_split], config.samples_per_shard, config.bytes_per_shard)
-        for number, piece in enumerate(_equal_neighbours(shard_of)):
-            here = of_split[piece]
-            runs = [(shard, rows.tolist()) for shard, rows, _ in samples.by_shard(here)]
+        for number, piece in enumerate(_equal_runs(shard_of)):
+            in_shard = of_split[piece]
+            runs = [(shard, rows.tolist()) for shard, rows, _ in samples.by_shard(in_shard)]
             joining = [
-                (n, [samples.place(other) for other in takes[sample]])
-                for n, sample in enumerate(here.tolist())
-                if sample in takes
+                (n, [samples.place(other) for other in duplicates_of[sample]])
+                for n, sample in enumerate(in_shard.tolist())
+                if sample in duplicates_of
             ]
             plans.append(ShardPlan(shard_name(split, number), runs, joining))
     return plans
 
 
-def _equal_neighbours(values: NDArray[np.int64]) -> Iterator[slice]:
-    """Pieces of an array whose values are equal."""
+def _equal_runs(values: NDArray[np.int64]) -> Iterator[slice]:
+    """Runs of equal values in an array."""
     if len(values):
         edges = np.flatnonzero(np.diff(values)) + 1
         for start, stop in zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True):

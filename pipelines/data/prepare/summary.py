@@ -1,4 +1,4 @@
-"""What a preparation did, in numbers: kept in its manifest, printed as a table."""
+"""The counts of a preparation, stored in its manifest and printed as a table."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Summary:
         shards_before, shards_after: tars.
         dropped: samples by reason, then by split; every reason is there.
         quarantined: what the source's index had left out, by its reason; none of it was read.
-        texts_left_out: captions and questions of unfit length, of samples that stayed.
-        joined: duplicates whose texts the sample that stayed has taken.
+        texts_left_out: captions and questions of invalid length, of kept samples.
+        joined: duplicates whose texts went to the kept sample.
         rewritten: images that were encoded anew.
     """
 
@@ -41,7 +41,7 @@ class Summary:
     rewritten: int
 
     def tree(self) -> dict[str, Any]:
-        """As plain JSON values; ``Summary(**summary.tree()) == summary``."""
+        """Plain JSON values; ``Summary(**summary.tree()) == summary``."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, list[int]]]:
@@ -51,14 +51,14 @@ class Summary:
         return [(name, [*(of.get(s, 0) for s in SPLITS), sum(of.values())]) for name, of in counts]
 
     def notes(self) -> list[str]:
-        """What the table does not say, a line each."""
+        """Facts beside the table, a line each."""
         size = f"{self.shards_before:,} tars of {_megabytes(self.bytes_before)} became"
         lines = [f"{size} {self.shards_after:,} of {_megabytes(self.bytes_after)}"]
-        lines.append(f"{self.rewritten:,} images were written anew, the others keep their bytes")
+        lines.append(f"{self.rewritten:,} images were encoded anew, the others keep their bytes")
         if self.joined:
-            lines.append(f"{self.joined:,} duplicates gave their texts to the sample that stayed")
+            lines.append(f"the texts of {self.joined:,} duplicates went to the kept sample")
         if self.texts_left_out:
-            lines.append(f"{self.texts_left_out:,} texts of unfit length were left out of samples that stayed")
+            lines.append(f"{self.texts_left_out:,} texts of invalid length were left out of kept samples")
         if self.quarantined:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.quarantined.items())
             lines.append(f"{sum(self.quarantined.values()):,} were in quarantine and not read: {reasons}")

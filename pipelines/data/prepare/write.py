@@ -1,4 +1,4 @@
-"""The writing pass: a task reads the samples of one prepared shard from the source, and writes it as a whole."""
+"""The writing pass: a task reads the samples of one prepared shard from the source, and writes the shard."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.data.tars.shards import Member, sample_members, tar_bytes
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 
-# Read together; a task holds these beside the tar that it writes.
+# Samples that are read together; a task holds them beside the tar that it writes.
 _CHUNK = 64
 
 Row = dict[str, Any]
@@ -33,8 +33,8 @@ class ShardPlan:
 
     Attributes:
         name: of the tar.
-        runs: its samples in order: shards of the source, each with rows of ``Index.rows`` of it.
-        joining: samples, by their number in the shard, with the duplicates whose texts they take.
+        runs: its samples in order: shards of the source, each with rows of its ``Index.rows``.
+        joining: samples, by their number in the shard, with the duplicates whose texts they get.
     """
 
     name: str
@@ -43,12 +43,12 @@ class ShardPlan:
 
 
 def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folder) -> None:
-    """Write a shard and its lineage, unless it is there already. Holds the whole shard in memory.
+    """Write a shard and its lineage, unless it exists. Holds the whole shard in memory.
 
     Raises:
-        DataError: the source or what was measured of it cannot be read, or has changed.
+        DataError: the source or its measurements cannot be read, or have changed.
     """
-    # The tar comes last: it vouches for the lineage.
+    # The tar comes last: where it exists, the lineage does too.
     if out.exists(plan.name):
         return
     lineage: list[Row] = []

@@ -1,4 +1,4 @@
-"""Reading samples by their place: ranged reads of the tars, guided by the index."""
+"""Reading samples by their rows in the index: ranged reads of the tars."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.sample import Texts, hash_texts, parse_metadata, parse_texts
 from pipelines.errors import DataError
 
-_SHARDS_KEPT = 256
+_CACHED_SHARDS = 256
 _COLUMNS = [
     "key", "split", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256",
     "texts_hash",
@@ -21,13 +21,9 @@ _COLUMNS = [
 
 Range = tuple[int, int]
 
-_NOTHING = Texts((), ())
-
 
 class Record(NamedTuple):
-    """One sample: its key, which no other sample of its split has, its encoded image, its texts, whether it has an
-    image, read or not, and its split.
-    """
+    """One sample, with its encoded image; ``has_image`` tells of one that was not read, too."""
 
     key: str
     image: bytes
@@ -39,16 +35,16 @@ class Record(NamedTuple):
 class ShardReader:
     """Reads samples of indexed shards, from any file system; transient errors are retried with back-off.
 
-    It keeps the rows of the last shards it read, at most ``shards_kept``, and no open files. Threads may share it.
+    It caches the rows of the last ``cached_shards`` shards, and keeps no files open. Threads may share it.
 
     Args:
         verify: compare each image, and each sample's texts, with their hashes in the index.
     """
 
-    def __init__(self, index: Index, *, verify: bool = True, shards_kept: int = _SHARDS_KEPT) -> None:
+    def __init__(self, index: Index, *, verify: bool = True, cached_shards: int = _CACHED_SHARDS) -> None:
         self.index, self.verify = index, verify
-        self._limits = None if verify else index.limits  # what has the hash of the index was judged for it
-        self._rows = lru_cache(maxsize=shards_kept)(self._read_rows)
+        self._limits = None if verify else index.limits  # what has the hash in the index was validated for it
+        self._rows = lru_cache(maxsize=cached_shards)(self._read_rows)
 
     def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Record]:
         """The samples at these rows of ``index.rows(shard)``, in the order asked for.
@@ -77,8 +73,8 @@ class ShardReader:
                 image = self._read_ranges(shard, [_image(sample)])[0]
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
-            said = self._read_texts(shard, sample, pieces[texts_at[number]]) if texts else _NOTHING
-            records.append(Record(sample["key"], image, said, has_image, sample["split"]))
+            parsed = self._parse_texts(shard, sample, pieces[texts_at[number]]) if texts else Texts()
+            records.append(Record(sample["key"], image, parsed, has_image, sample["split"]))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
@@ -86,7 +82,7 @@ class ShardReader:
         return [record.texts for record in self.read(shard, rows, images=False)]
 
     def keys(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """Keys of the samples at these rows; nothing of the shard is read.
+        """Keys of the samples at these rows, without reading the shard.
 
         Raises:
             DataError: the shard's part of the index cannot be read.
@@ -95,27 +91,23 @@ class ShardReader:
         return keys
 
     def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """SHA-256 of the encoded images at these rows, as the index has them; nothing of the shard is read.
-
-        Raises:
-            DataError: as ``keys``.
-        """
+        """SHA-256 of the encoded images at these rows, from the index; the errors of ``keys``."""
         sha256s: list[str] = self._rows(shard)["sha256"].take(pa.array(rows, pa.int64())).to_pylist()
         return sha256s
 
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """What the JSON of each sample says beside its texts; the errors of ``read``."""
+        """The metadata in the JSON of each sample beside its texts; the errors of ``read``."""
         samples = self._samples(shard, rows)
         stored = [sample for sample in samples if sample["json_offset"] is not None]
         pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
-        found = []
+        metadata = []
         for sample in samples:
             json = next(pieces) if sample["json_offset"] is not None else None
             try:
-                found.append(parse_metadata(json))
+                metadata.append(parse_metadata(json))
             except (DataError, ValueError) as error:
                 raise self._changed(shard, sample) from error
-        return found
+        return metadata
 
     def _read_rows(self, shard: str) -> pa.Table:
         return self.index.rows(shard).select(_COLUMNS)
@@ -129,13 +121,13 @@ class ShardReader:
             return self.index.folder.read_ranges(shard, ranges)
         except OSError as error:
             problem = f"shard {shard!r} of {self.index.tars!r} cannot be read ({type(error).__name__}: {error})"
-            remedy = "if it has changed or is gone, run the index job again, else see that its storage can be reached"
+            remedy = "if it was changed or removed, run the index job again; else check that its storage is reachable"
             raise DataError(f"{problem}; {remedy}") from error
 
-    def _read_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
-        """The texts in what was read of a sample's text members; once more where they are not what was indexed."""
+    def _parse_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
+        """The texts of a sample's text members, which are read once more where their hash differs from the index."""
         if not pieces:
-            return _NOTHING
+            return Texts()
         json, txt = _text_members(sample, pieces)
         if self.verify and hash_texts(json, txt) != sample["texts_hash"]:
             json, txt = _text_members(sample, self._read_ranges(shard, _texts(sample)))
@@ -148,7 +140,7 @@ class ShardReader:
 
     def _changed(self, shard: str, sample: dict[str, Any]) -> DataError:
         where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
-        remedy = "run the index job again, with data.index.force=true where the tar's size and time are as they were"
+        remedy = "run the index job again, with data.index.force=true where the tar's size and time are unchanged"
         return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
 
 
@@ -162,7 +154,7 @@ def _texts(sample: dict[str, Any]) -> list[Range]:
 
 
 def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> tuple[bytes | None, bytes | None]:
-    """The .json and the .txt of a sample, of the pieces that ``_texts`` asks for."""
+    """The .json and the .txt of a sample, from the pieces of ``_texts``."""
     json = pieces[0] if sample["json_offset"] is not None else None
     return json, pieces[-1] if sample["txt_offset"] is not None else None
 

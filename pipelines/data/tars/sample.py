@@ -1,8 +1,6 @@
-"""The sample: one image with all its texts, and the JSON that carries the texts beside the image in a tar.
+"""The sample: one image with all its texts (or one of both alone, see ``Modality``), and the JSON of the texts.
 
-A set of tars may also be made of texts alone, or of images alone (``Modality``).
-
-Members of one sample are adjacent and share the part of their name before the first dot of the base name
+Members of one sample are adjacent in a tar and share the part of their name before the first dot of the base name
 (WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
 """
 
@@ -23,21 +21,21 @@ from pipelines.data.tars.errors import Reason, SampleError
 IMAGE_EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "heic", "heif",
 )  # fmt: skip
-"""Extensions of image members: lower case, without the dot. Whether one can be decoded is seen where it is read."""
+"""Extensions of image members: lower case, without the dot. Some may not be decodable here; reading tells."""
 
 Modality = Literal["pairs", "texts", "images"]
-"""What the samples of a set of tars are made of: an image with its texts, texts alone, or an image alone."""
+"""What the samples of a set of tars consist of: an image with its texts, texts alone, or an image alone."""
 
 
 GROUP = "group"
 """Key of a sample's JSON, see ``parse_group``."""
 
 _TEXT_KEYS = frozenset({"captions", "questions"})
-# Where a JSON text may have a number that Python takes and JSON does not, or one that is too great.
+# Signs that a JSON text has a number that Python accepts and JSON does not, or one that overflows.
 _NO_NUMBERS = ("NaN", "Infinity")
-_GREAT_NUMBER = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{299})")
+_LARGE_NUMBER = re.compile(r"[0-9](?:[eE]\+?[0-9]{3}|[0-9]{299})")
 # The fewest bytes that a text takes in JSON: its quotes, a letter and a comma.
-_SHORTEST = 4
+_MIN_TEXT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,11 @@ class Question:
 
 @dataclass(frozen=True)
 class TextLimits:
-    """What a sample's texts may be at most.
+    """Limits of a sample's texts.
 
     Attributes:
         letters: of a caption, a question or an answer.
-        texts: captions and questions of a sample; also answers of a question.
+        texts: captions and questions of a sample; also answers to a question.
     """
 
     letters: int = 10_000
@@ -72,7 +70,7 @@ class TextLimits:
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of one sample, in the source's order; ``Texts()`` are those of an image alone."""
+    """All texts of one sample, in the source's order; ``Texts()`` for an image alone."""
 
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -95,23 +93,23 @@ class _QuestionRecord(BaseModel):
 
 
 class _TextsRecord(BaseModel):
-    """Other keys are the source's metadata and are ignored."""
+    """Other keys are the source's metadata, which are ignored here."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     captions: tuple[_Text, ...] = ()
     questions: tuple[_QuestionRecord, ...] = ()
-    caption: Annotated[Any, Field(description="img2dataset's caption, in JSON that is not ours")] = None
+    caption: Annotated[Any, Field(description="img2dataset's caption, in JSON of another schema")] = None
 
 
 def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextLimits | None = TextLimits()) -> Texts:
     """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member).
 
-    JSON with a ``captions`` or ``questions`` list is this project's; other JSON is free metadata, of which only a
-    ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same caption to both).
+    JSON with a ``captions`` or ``questions`` list is of this project's schema; other JSON is free metadata, of which
+    only a ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same to both).
 
     Args:
-        limits: None for bytes that are known to have been judged: numbers are not looked at either.
+        limits: None for bytes that were validated before: numbers are not checked either.
 
     Raises:
         SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG, TOO_MANY_TEXTS, or MISSING_TEXT where nothing holds
@@ -124,8 +122,8 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
         record = _parse_json(json_bytes, strict=limits is not None)
         captions = record.captions
         questions = tuple(Question(q.question, q.answer, q.answers, q.id) for q in record.questions)
-        ours = not record.model_fields_set.isdisjoint(_TEXT_KEYS)
-        if not ours and isinstance(record.caption, str):
+        is_metadata = record.model_fields_set.isdisjoint(_TEXT_KEYS)
+        if is_metadata and isinstance(record.caption, str):
             metadata_caption = record.caption.strip()
     caption = (_decode(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
     if caption and caption not in captions:
@@ -133,26 +131,26 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
     if not captions and not questions:
         raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
     size = len(json_bytes or b"") + len(txt_bytes or b"")
-    if limits is not None and size > min(limits.letters, _SHORTEST * limits.texts):
-        _require_fewer(captions, questions, limits)
+    if limits is not None and size > min(limits.letters, _MIN_TEXT_BYTES * limits.texts):
+        _require_within(captions, questions, limits)
     return Texts(captions, questions)
 
 
 def hash_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> bytes:
-    """16 bytes that tell whether the text members of a sample are what they were, their sizes being equal."""
+    """A hash, 16 bytes, of the text members of a sample."""
     return hashlib.sha256((json_bytes or b"") + (txt_bytes or b"")).digest()[:16]
 
 
 def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
-    """What the ``.json`` of a sound sample says beside the texts of this project's schema."""
+    """The keys of a valid sample's ``.json`` beside the texts of this project's schema."""
     tree: dict[str, Any] = _load_json(_decode(json_bytes, ".json")) if json_bytes is not None else {}
     return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
 
 
 def parse_group(json_bytes: bytes | None) -> str | None:
-    """The group of a sound sample, which its ``.json`` may name beside the texts (``GROUP``); None where it names none.
+    """The group that the ``.json`` of a valid sample may name (``GROUP``); None where it names none.
 
-    Samples of one group, as the pictures of one scene, are on one side where a split is cut by a hash.
+    Samples of one group, such as the pictures of one scene, are in the same split where a hash decides.
     """
     if json_bytes is None or f'"{GROUP}"'.encode() not in json_bytes:
         return None
@@ -171,7 +169,7 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
     """
     tree: dict[str, Any] = dict(extra or {})
     if clash := _TEXT_KEYS & tree.keys():
-        raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are taken by the texts themselves")
+        raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are reserved for the texts")
     tree["captions"] = list(texts.captions)
     tree["questions"] = [_question_tree(question) for question in texts.questions]
     try:
@@ -182,7 +180,7 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
         raise SampleError(Reason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
 
 
-def _require_fewer(captions: tuple[str, ...], questions: tuple[Question, ...], limits: TextLimits) -> None:
+def _require_within(captions: tuple[str, ...], questions: tuple[Question, ...], limits: TextLimits) -> None:
     answers = max((len(question.answers) for question in questions), default=0)
     for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):
         if count > limits.texts:
@@ -204,7 +202,7 @@ def _question_tree(question: Question) -> dict[str, Any]:
 
 def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
     text = _decode(json_bytes, ".json")
-    if strict and (any(word in text for word in _NO_NUMBERS) or _GREAT_NUMBER.search(text)):
+    if strict and (any(word in text for word in _NO_NUMBERS) or _LARGE_NUMBER.search(text)):
         _load_json(text)
     try:
         return _TextsRecord.model_validate_json(text)
@@ -218,29 +216,25 @@ def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
 
 
 def _load_json(text: str) -> Any:
-    """Strict JSON: what ``dump_texts`` could not write again is refused.
-
-    Raises:
-        SampleError: BAD_JSON.
-    """
+    """Strict JSON; raises SampleError BAD_JSON for what ``dump_texts`` could not write again."""
 
     def refuse(number: str) -> NoReturn:
         raise SampleError(Reason.BAD_JSON, f".json: {number} is no number of JSON; write null, or leave it out")
 
     def finite(number: str) -> float:
         if math.isinf(value := float(number)):
-            raise SampleError(Reason.BAD_JSON, f".json: the number {_shorten(number)} is too great")
+            raise SampleError(Reason.BAD_JSON, f".json: the number {_shorten(number)} is too large")
         return value
 
     try:
         return json.loads(text, parse_constant=refuse, parse_float=finite)
-    except (ValueError, RecursionError) as error:  # also of integers with thousands of digits
+    except (ValueError, RecursionError) as error:  # ValueError also for integers with thousands of digits
         raise SampleError(Reason.BAD_JSON, f".json: {error}") from None
 
 
 def _decode(data: bytes, member: str) -> str:
-    if (zero := data.find(0)) >= 0:  # UTF-8 allows it, and a block that was lost is nothing else
-        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {zero} is zero, as no text has it: lost data")
+    if (zero := data.find(0)) >= 0:  # valid UTF-8, but lost blocks of a disk are zeros
+        raise SampleError(Reason.BAD_UTF8, f"{member}: byte {zero} is zero, which no text has: lost data")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -24,14 +24,14 @@ _SPLIT_WORDS = {
     "val": ("val", "validation", "valid", "valset", "minival", "dev", "devel", "development", "devset"),
     "test": ("test", "testing", "testset", "testdev", "devtest", "eval", "evaluation"),
 }
-"""Words that name a split, as Hugging Face datasets and the sets of COCO, VQA and VOC use them."""
+"""Words for splits in Hugging Face datasets, COCO, VQA and VOC."""
 
 _SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
-# Letters up to the next digit, mark or capital letter: "val" of val2017, coco_val.0 and cocoVal.
+# Letters up to the next digit, punctuation or capital letter: "val" of val2017, coco_val.0 and cocoVal.
 _WORD = re.compile(r"[^\W\d_]+")
 _CAPITAL_AFTER_SMALL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-# A dot would end the key for WebDataset; a control character, a backslash or an empty, "." or ".." step has no place
-# in a path.
+# A dot would end the key for WebDataset; control characters, backslashes and empty, "." or ".." steps are unsafe in
+# paths.
 _KEY = re.compile(r"[^./\\\x00-\x1f\x7f]+(?:/[^./\\\x00-\x1f\x7f]+)*")
 _TAR_BLOCK = 512
 
@@ -45,20 +45,20 @@ def canonical_split(name: str) -> str | None:
 
 
 def named_split(filename: str) -> str | None:
-    """The split that a tar's name says, by its whole words; None where it says none.
+    """The split that a tar's name has as a whole word; None where it has none.
 
-    ``coco-val-000.tar``, ``val2017.tar`` and ``VALID.tar`` are of val; ``contest-000.tar`` says nothing. A name that
-    says val and test (``test-dev``) is of test, by which no model is chosen.
+    ``coco-val-000.tar``, ``val2017.tar`` and ``VALID.tar`` are of val; ``contest-000.tar`` is of none. A name with val
+    and test (``test-dev``) is of test, by which no model is chosen.
 
     Raises:
-        DataError: the name says train, and val or test too.
+        DataError: the name has train, and val or test too.
     """
     splits = {_SPLIT_OF[word] for word in _words(filename) if word in _SPLIT_OF}
     if "train" in splits and len(splits) > 1:
         others = " and ".join(sorted(splits - {"train"}))
         raise DataError(
-            f"the name {filename!r} says train, and {others} too; rename the tar, or say in data.index.splits which it "
-            f'is, as in data.index.splits.train="{filename}"'
+            f"the name {filename!r} says train, and {others} too; rename the tar, or set its split in "
+            f'data.index.splits, as in data.index.splits.train="{filename}"'
         )
     return next((split for split in ("test", "val", "train") if split in splits), None)
 
@@ -70,58 +70,56 @@ def shard_split(filename: str, patterns: Mapping[Split, Sequence[str]] | None = 
         patterns: shell patterns of file names for each split (``IndexConfig.splits``).
 
     Raises:
-        DataError: patterns of two splits fit, or the name contradicts itself.
+        DataError: patterns of two splits match, or the name contradicts itself.
     """
     splits = _splits_by_pattern(filename, patterns or {})
     if len(splits) > 1:
-        raise DataError(f"{filename!r} fits data.index.splits.{' and .'.join(splits)}; let one of them fit")
+        raise DataError(f"{filename!r} matches data.index.splits.{' and .'.join(splits)}; let one of them match")
     return splits[0] if splits else named_split(filename) or "train"
 
 
 def _splits_by_pattern(filename: str, patterns: Mapping[Split, Sequence[str]]) -> list[str]:
     names = (filename, filename.removesuffix(".tar"))
-    fits = {split: any(fnmatchcase(n, p) for p in of_split for n in names) for split, of_split in patterns.items()}
-    return [split for split, fit in fits.items() if fit]
+    return [split for split, of_split in patterns.items() if any(fnmatchcase(n, p) for p in of_split for n in names)]
 
 
 def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str]] | None = None) -> dict[str, str]:
     """Split of each tar of a set, by ``shard_split``.
 
-    Tars that say no split are of train where no tar says train: ``part-000.tar`` beside ``val.tar``.
+    Tars whose names have no split are of train where no tar is named train: ``part-000.tar`` beside ``val.tar``.
 
     Raises:
-        DataError: some say train and others say nothing, so that these may be anything; words of names differ only in a
-            split inside of them (``cocotrain``, ``cocoval``); or as ``shard_split``.
+        DataError: some names have train and others no split, so that these may be any; two names differ only by a split
+            inside a word (``cocotrain``, ``cocoval``); or as ``shard_split``.
     """
     splits = {name: shard_split(name, patterns) for name in filenames}
     by_pattern = {name for name in splits if _splits_by_pattern(name, patterns or {})}
-    silent = sorted(name for name in splits if name not in by_pattern and named_split(name) is None)
-    train = sorted(name for name, split in splits.items() if split == "train" and name not in silent)
-    if silent and train:
+    unnamed = sorted(name for name in splits if name not in by_pattern and named_split(name) is None)
+    train = sorted(name for name, split in splits.items() if split == "train" and name not in unnamed)
+    if unnamed and train:
         raise DataError(
-            f"{len(train):,} tars say train ({train[0]!r}, ...) and {len(silent):,} say no split ({silent[0]!r}, ...), "
-            "which may be anything; rename them, or say in data.index.splits what they are, as in "
-            f'data.index.splits.train="{silent[0]}" (a shell pattern)'
+            f"{len(train):,} tars say train ({train[0]!r}, ...) and {len(unnamed):,} say no split ({unnamed[0]!r}, "
+            "...), which may be of any; rename them, or set their split in data.index.splits, as in "
+            f'data.index.splits.train="{unnamed[0]}" (a shell pattern)'
         )
-    words = {word: name for name in silent for word in _words(name)}
+    words = {word: name for name in unnamed for word in _words(name)}
     for word in words:
         for other in (word.replace("train", held_out) for held_out in ("val", "valid", "validation", "dev", "test")):
             if "train" in word and other in words:
                 raise DataError(
-                    f"{words[word]!r} and {words[other]!r} seem to be of two splits and name none as a word of its "
-                    f"own; rename them, or say in data.index.splits what they are, as in "
+                    f"{words[word]!r} and {words[other]!r} seem to be of two splits, but do not name them as words of "
+                    "their own; rename them, or set their splits in data.index.splits, as in "
                     f'data.index.splits.val="{words[other]}" (a shell pattern)'
                 )
     return splits
 
 
 def _words(filename: str) -> list[str]:
-    """Words of a tar's name, in small letters."""
+    """Words of a tar's name, in lower case."""
     return [word.lower() for word in _WORD.findall(_CAPITAL_AFTER_SMALL.sub(" ", filename.removesuffix(".tar")))]
 
 
 def shard_name(split: str, number: int) -> str:
-    """File name of a split's shard."""
     return f"{split}-{number:06d}.tar"
 
 
@@ -133,29 +131,29 @@ def sample_members(
     extra: Mapping[str, Any] | None = None,
     members: Modality = "pairs",
 ) -> list[Member]:
-    """What a tar holds of one sample.
+    """The members of a tar for one sample.
 
     Args:
         key: no dots, control characters or empty path steps; ``/`` is allowed inside.
-        image_bytes: stored as they are; None where there is no image.
-        image_ext: one of ``IMAGE_EXTENSIONS``; case and a leading dot do not matter. None where there is no image.
-        extra: see ``dump_texts``; stored beside texts only.
-        members: what the sample must have. Of texts alone the image is left out, and of an image alone all else.
+        image_bytes: stored unchanged; None where there is no image.
+        image_ext: one of ``IMAGE_EXTENSIONS``, in any case, with or without a leading dot; None for no image.
+        extra: see ``dump_texts``; stored with texts only.
+        members: what the sample must have; nothing else is stored.
 
     Raises:
-        SampleError: UNSAFE_MEMBER for an unfit key, MISSING_IMAGE, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE
+        SampleError: UNSAFE_MEMBER for an invalid key, MISSING_IMAGE, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE
             for an unknown extension, MISSING_TEXT for texts that are empty, or what ``dump_texts`` raises.
     """
     if not _KEY.fullmatch(key):
         raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
-    found = []
+    stored = []
     if members != "texts":
-        found.append(_image_member(key, image_bytes, image_ext))
+        stored.append(_image_member(key, image_bytes, image_ext))
     if members != "images":
         if not texts.captions and not texts.questions:
             raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
-        found.append((f"{key}.json", dump_texts(texts, extra)))
-    return found
+        stored.append((f"{key}.json", dump_texts(texts, extra)))
+    return stored
 
 
 def _image_member(key: str, image_bytes: bytes | None, image_ext: str | None) -> Member:
@@ -172,7 +170,7 @@ def _image_member(key: str, image_bytes: bytes | None, image_ext: str | None) ->
 
 def stored_size(members: Iterable[Member]) -> int:
     """Bytes that members take in a tar, with their headers and padding."""
-    return sum(_TAR_BLOCK + _round_up(len(data)) for _, data in members)
+    return sum(_TAR_BLOCK - (-len(data) // _TAR_BLOCK) * _TAR_BLOCK for _, data in members)
 
 
 def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
@@ -187,8 +185,7 @@ def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
 class ShardWriter:
     """Writes the samples of one split to ``{folder}/{split}-000000.tar``, ``-000001.tar``, ...
 
-    A shard appears under its name only when it is complete. Use as a context manager: leaving it with an exception
-    discards the shard that is being written.
+    A shard has its name only when it is complete. Use as a context manager: an exception discards the unfinished shard.
 
     Args:
         folder: an existing local folder.
@@ -230,10 +227,11 @@ class ShardWriter:
         texts: Texts,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append one sample; nothing is written when it is refused.
+        """Append one sample.
 
         Raises:
-            SampleError: DUPLICATE_KEY where the split has the key already, or what ``sample_members`` raises.
+            SampleError: DUPLICATE_KEY where the split has the key already, or what ``sample_members`` raises; nothing
+                is written then.
         """
         if key in self._keys:
             raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
@@ -293,16 +291,7 @@ def _open_tar(path: Path | None = None, file: io.BytesIO | None = None) -> tarfi
 
 def _add(tar: tarfile.TarFile, members: Iterable[Member]) -> None:
     for name, data in members:
-        tar.addfile(_member(name, len(data)), io.BytesIO(data))
-
-
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    # TarInfo's defaults are what makes the bytes reproducible: mtime 0, uid and gid 0, no user name.
-    info = tarfile.TarInfo(name)
-    info.size = size
-    info.mode = 0o644
-    return info
-
-
-def _round_up(size: int) -> int:
-    return -(-size // _TAR_BLOCK) * _TAR_BLOCK
+        # TarInfo's defaults make the bytes reproducible: mtime 0, uid and gid 0, no user name.
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(data), 0o644
+        tar.addfile(info, io.BytesIO(data))

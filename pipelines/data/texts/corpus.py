@@ -1,4 +1,4 @@
-"""What a split says: its texts, how often each answer occurs, and a tokenizer trained on it."""
+"""The texts of a split, how often each answer occurs, and a tokenizer trained on it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SUBWORD = "##"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS_PER_LINE = 1000
 _LONGEST_WORD = 100
-"""Of longer words WordPiece makes [UNK], so nothing is to be learned of them; the trainer takes minutes for one of a
-million letters."""
+"""WordPiece turns longer words into [UNK], so they are skipped: the trainer takes minutes for one of a million letters.
+"""
 
 
 def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None = None) -> Iterator[Texts]:
-    """The texts of each sample of a split, by shard and in tar order; only the ranges of texts are read.
+    """The texts of each sample of a split, by shard and in tar order; no images are read.
 
     Args:
         shards: only these; all if not given.
@@ -48,7 +48,7 @@ def corpus(index: Index, split: str = "train") -> Iterator[str]:
     Raises:
         DataError: as ``read_texts``; also where the split has no samples.
     """
-    _require(index, split)
+    _require_samples(index, split)
     for texts in read_texts(index, split):
         yield from texts.captions
         for question in texts.questions:
@@ -61,7 +61,7 @@ def count_answers(index: Index, split: str = "train") -> Counter[str]:
     Raises:
         DataError: as ``corpus``.
     """
-    _require(index, split)
+    _require_samples(index, split)
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
         answers = Counter(
@@ -82,13 +82,13 @@ def count_answers(index: Index, split: str = "train") -> Counter[str]:
 def answer_vocabulary(
     counter: Mapping[str, int], size: int | None = None, min_count: int = 1, normalizer: Normalizer = "vqa"
 ) -> list[str]:
-    """The answers to choose from: the ``size`` most frequent (all for None) that occur at least ``min_count`` times,
-    most frequent first, ties in the order of their characters.
+    """The ``size`` most frequent answers (all for None) that occur at least ``min_count`` times, the most frequent
+    first, ties in the order of their characters.
 
     Args:
         counter: how often each answer occurs.
-        normalizer: answers with one normal form are one answer, in its most frequent spelling; of equally frequent ones
-            in the normal form itself, or in the first of them.
+        normalizer: answers with one normal form are one answer, in its most frequent spelling; among equally frequent
+            ones in the normal form, or else in the first.
     """
     counts = Counter[str]()
     for form, spellings in spellings_of(counter, normalizer).items():
@@ -175,17 +175,17 @@ def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
 
 
 def _repeat(words: Mapping[str, int]) -> Iterator[str]:
-    """Each word as often as it occurs, in lines of a length that the trainer takes quickly."""
+    """Each word as often as it occurs, in lines of a length that the trainer handles quickly."""
     for word, count in sorted(words.items()):
-        for done in range(0, count, _WORDS_PER_LINE):
-            yield " ".join([word] * min(_WORDS_PER_LINE, count - done))
+        for start in range(0, count, _WORDS_PER_LINE):
+            yield " ".join([word] * min(_WORDS_PER_LINE, count - start))
 
 
-def _require(index: Index, split: str) -> None:
+def _require_samples(index: Index, split: str) -> None:
     counts = index.counts()
     if not counts.get(split):
-        found = ", ".join(f"{name}: {count}" for name, count in counts.items())
-        raise DataError(f"{index.tars!r} has no samples of split {split!r} (there are {found}); choose another split")
+        listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
+        raise DataError(f"{index.tars!r} has no samples of split {split!r} (there are {listed}); choose another split")
 
 
 def _shards_of(index: Index, split: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""How long the texts of a training are in tokens, and how many of them the processor cuts."""
+"""How long the training texts are in tokens, and how many of them the processor truncates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FILE = "text_lengths.json"
-_AT_ONCE = 4096
+_CHUNK = 4096
 """Samples whose texts are tokenized at a time."""
 
 
@@ -30,8 +30,8 @@ class TextLengths:
     """How many texts have each number of tokens, special tokens included.
 
     Attributes:
-        read: texts that go into the model.
-        written: texts that it learns to write.
+        read: texts that are inputs of the model.
+        written: texts that it learns to generate.
     """
 
     read: Counter[int] = field(default_factory=Counter)
@@ -39,7 +39,7 @@ class TextLengths:
 
     @classmethod
     def count(cls, indexes: Iterable[Index], tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, TaskSpec]) -> Self:
-        """Those of the training split of the indexes, counted by Ray Data, a task a shard.
+        """Count the texts of the training split of the indexes by Ray Data, a task a shard.
 
         Raises:
             DataError: a shard cannot be read, or has changed since it was indexed.
@@ -50,8 +50,8 @@ class TextLengths:
             def count(row: dict[str, Any], index: Index = index) -> dict[str, Any]:
                 lengths = cls()
                 samples = read_texts(index, "train", [row["item"]])
-                while some := list(islice(samples, _AT_ONCE)):
-                    read, written = _texts(some, tasks.values())
+                while chunk := list(islice(samples, _CHUNK)):
+                    read, written = _texts(chunk, tasks.values())
                     lengths.read.update(_lengths(tokenizer, read, special=True))
                     lengths.written.update(n + 2 for n in _lengths(tokenizer, written, special=False))
                 # As JSON: a column of Ray Data takes its type from the first rows.
@@ -64,20 +64,19 @@ class TextLengths:
         return total
 
     def resolve(self, config: ProcessorConfig, longest: int | None, longest_written: int | None) -> ProcessorConfig:
-        """The settings with limits that follow these texts where they are to.
+        """The settings, in which limits of 0 are set by these texts.
 
         Args:
-            longest, longest_written: most tokens that the model takes, and that it can write; None where there is no
-                limit.
+            longest, longest_written: most tokens that the model can read and can write; None for no limit.
         """
         return config.resolve(max(self.read, default=0), max(self.written, default=0), longest, longest_written)
 
     def describe(self, processor: ProcessorConfig, wanted: ProcessorConfig) -> str:
-        """One line that says how many texts are cut, and how to change that.
+        """One line: how many texts are truncated, and how to change that.
 
         Args:
-            processor: with the limits.
-            wanted: as it was configured, where limits may be to follow the data.
+            processor: with resolved limits.
+            wanted: as configured, where limits may be 0.
         """
         kinds = ((self.read, "texts", "max_tokens"), (self.written, "texts to be written", "max_target_tokens"))
         return "; ".join(
@@ -87,33 +86,31 @@ class TextLengths:
         )
 
     def dump(self) -> str:
-        """As JSON."""
         return json.dumps({"read": self.read, "written": self.written})
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """What ``dump`` gave."""
         tree = json.loads(text)
         return cls(*(Counter({int(n): count for n, count in tree[kind].items()}) for kind in ("read", "written")))
 
     def save(self, folder: str | Path) -> None:
-        """Keep them beside a saved processor."""
+        """Save them beside a saved processor."""
         partial = Path(folder) / f".{_FILE}.partial"
         partial.write_text(self.dump(), encoding="utf-8")
         partial.rename(Path(folder) / _FILE)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
-        """What ``save`` kept; None where there is nothing."""
+        """What ``save`` wrote; None where there is nothing."""
         file = Path(folder) / _FILE
         return cls.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[str], list[str]]:
-    """The texts that go into a model of the tasks, and those that it learns to write."""
-    kinds = list(tasks)
-    read = {spec.reads for spec in kinds if spec.text}
-    written = {spec.reads for spec in kinds if spec.target == "tokens"}
+    """The texts that a model of the tasks reads, and those that it learns to write."""
+    specs = list(tasks)
+    read = {spec.reads for spec in specs if spec.text}
+    written = {spec.reads for spec in specs if spec.target == "tokens"}
     captions = [caption for texts in samples for caption in texts.captions]
     questions = [question for texts in samples for question in texts.questions]
     return (
@@ -137,11 +134,11 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
 
 def _describe(lengths: Counter[int], what: str, setting: str, limit: int, *, follows: bool) -> str:
     longest, total = max(lengths), lengths.total()
-    cut = sum(count for length, count in lengths.items() if length > limit)
-    if not cut:
+    truncated = sum(count for length, count in lengths.items() if length > limit)
+    if not truncated:
         return f"{total} {what} have up to {longest} tokens, and none is cut (processor.{setting}={limit})"
     remedy = "the model takes no more" if follows else "0 follows the texts as far as the model takes them"
     return (
-        f"{cut} of {total} {what} are longer than {limit} tokens and are cut, the longest has {longest} "
+        f"{truncated} of {total} {what} are longer than {limit} tokens and are cut, the longest has {longest} "
         f"(processor.{setting}={limit}; {remedy})"
     )

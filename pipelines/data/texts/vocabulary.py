@@ -1,4 +1,4 @@
-"""What is learned from the texts of the training split before training: the tokenizer and the answers."""
+"""The tokenizer and the answer vocabulary, made of the texts of the training split before training."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class VocabularyConfig(Section):
     lowercase: bool = True
     """Whether a tokenizer trained on the corpus ignores case."""
     answers: int = Field(3000, ge=2)
-    """Most answers that the model chooses among, the most frequent ones; others are never predicted."""
+    """Most answers of the vocabulary, the most frequent ones; others are never predicted."""
     min_answer_count: int = Field(1, ge=1)
-    """How often an answer must occur to be chosen."""
+    """How often an answer must occur to be in the vocabulary."""
     normalizer: Normalizer = "vqa"
-    """Which answers mean the same, and are one answer in the vocabulary, in training and in all figures: those that are
-    equal by the rules of VQA's evaluation ("vqa": in any case of letters, without punctuation and articles, numbers to
-    ten in digits; vlmodel/answers.py), or those that are equal letter by letter ("none")."""
+    """Which answers count as equal in the vocabulary, in training and in all metrics: those that are equal by the rules
+    of VQA's evaluation ("vqa": ignoring case, punctuation and articles, numbers to ten as digits; vlmodel/answers.py),
+    or letter by letter ("none")."""
 
 
 def build_processor(
@@ -49,11 +49,11 @@ def build_processor(
     limits: Callable[[VLProcessor], tuple[int | None, int | None]],
     report: Callable[[str], object] = lambda line: None,
 ) -> VLProcessor:
-    """The processor for a training of ``tasks`` on the data of ``indexes``; made once and kept in ``folder``.
+    """The processor for a training of ``tasks`` on the data of ``indexes``; made once and saved in ``folder``.
 
     Args:
-        limits: most tokens that the model takes of a text and that it can write, for the tokenizer of a processor.
-        report: called with a line where answers are written in several ways.
+        limits: for a processor's tokenizer, most tokens that the model can read and can write.
+        report: called with a line where answers of several spellings are merged.
 
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
@@ -71,18 +71,18 @@ def build_processor(
             "answers, and a classifier needs at least two; check the source's answers, or lower "
             "vocabulary.min_answer_count"
         )
-    if line := _merged(counted, labels, config.normalizer):
+    if line := _describe_merged(counted, labels, config.normalizer):
         report(line)
     made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
     lengths = TextLengths.count(indexes, made.tokenizer, tasks)
     made.config = lengths.resolve(processor, *limits(made))
-    kept = save_processor(made, folder)
+    saved = save_processor(made, folder)
     lengths.save(folder)
-    return kept
+    return saved
 
 
 def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) -> TextLengths:
-    """The lengths of the training texts in the tokens of a processor that is kept in ``folder``; counted once."""
+    """The lengths of the training texts in tokens of a processor that is saved in ``folder``; counted once."""
     if (lengths := TextLengths.load(folder)) is None:
         lengths = TextLengths.count(indexes, processor.tokenizer, processor.tasks)
         lengths.save(folder)
@@ -90,7 +90,7 @@ def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) 
 
 
 def save_processor(made: VLProcessor, folder: str) -> VLProcessor:
-    """Save a processor in ``folder``, unless one is there. Returns it as every other process will have it."""
+    """Save a processor in ``folder``, unless there is one. Returns the saved one, as other processes will load it."""
     target = Path(folder)
     if target.is_dir():
         return VLProcessor.from_pretrained(target)
@@ -103,22 +103,25 @@ def save_processor(made: VLProcessor, folder: str) -> VLProcessor:
 
 
 def known_answer_share(counted: Mapping[str, int], processor: VLProcessor) -> float:
-    """Share of answers, by how often each occurs, that are among the labels; 1 where there are none."""
+    """Share of answers, weighted by how often each occurs, that are in the vocabulary; 1 where there are none."""
     total = sum(counted.values())
     return sum(n for answer, n in counted.items() if processor.label_id(answer) >= 0) / total if total else 1.0
 
 
-def _merged(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
-    """Which answers have become one label; "" where none have."""
-    several = {form: found for form, found in spellings_of(counted, normalizer).items() if len(found) > 1}
+def _describe_merged(counted: Mapping[str, int], labels: Sequence[str], normalizer: Normalizer) -> str:
+    """Which answers became one label; "" where none did."""
     by_form = {normal_form(label, normalizer): label for label in labels}
-    merged = [(by_form[form], sorted(found)) for form, found in several.items() if form in by_form]
+    merged = [
+        (by_form[form], sorted(spellings))
+        for form, spellings in spellings_of(counted, normalizer).items()
+        if len(spellings) > 1 and form in by_form
+    ]
     if not merged:
         return ""
     merged.sort(key=lambda pair: -sum(counted[answer] for answer in pair[1]))
-    examples = "; ".join(f"{label!r} for {', '.join(map(repr, found[:5]))}" for label, found in merged[:3])
+    examples = "; ".join(f"{label!r} for {', '.join(map(repr, answers[:5]))}" for label, answers in merged[:3])
     return (
-        f"{sum(len(found) for _, found in merged)} answers are {len(merged)} labels, as they mean the same by "
+        f"{sum(len(answers) for _, answers in merged)} answers are {len(merged)} labels, as they mean the same by "
         f"vocabulary.normalizer={normalizer} ({examples})"
     )
 

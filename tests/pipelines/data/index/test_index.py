@@ -299,7 +299,7 @@ def test_nothing_to_index(tmp_path):
     with pytest.raises(DataError, match="decompress"):
         build_index(str(tmp_path))
     write_tar(tmp_path, "a.tar", [("README", b"x")])
-    with pytest.raises(DataError, match="no sound sample"):
+    with pytest.raises(DataError, match="no valid sample"):
         build_index(str(tmp_path), LENIENT)
 
 
@@ -414,7 +414,7 @@ def test_what_is_no_index_is_not_opened(tmp_path):
         Index.open(str(tmp_path))
     newest.write_bytes(good)
     version.rename(version.with_name(f"{'0' * 64}.parquet"))
-    with pytest.raises(DataError, match="is not what it was"):
+    with pytest.raises(DataError, match="was changed"):
         Index.open(str(tmp_path), "0" * 64)
     with pytest.raises(DataError, match=f"has no version {index.hash[:12]}"):
         Index.open(str(tmp_path))
@@ -431,7 +431,7 @@ def test_an_index_of_another_format_is_made_anew(tmp_path, caplog):
     (tmp_path / "_index" / "shards.parquet").write_bytes(b"")
     assert build_index(str(tmp_path)).counts()["train"] == 2
     (line,) = [record.getMessage() for record in caplog.records if record.name == build.__name__]
-    assert line == f"the index of {tmp_path} is of format 1 and is made anew, of format 2"
+    assert line == f"the index of {tmp_path} has format 1 and is built anew, in format 2"
     assert not (tmp_path / "_index" / "shards.parquet").exists()
     caplog.clear()
     build_index(str(tmp_path))
@@ -615,7 +615,7 @@ TEXTS_ALONE = IndexConfig(members="texts", validation_fraction=0.0)
 def test_texts_without_images(tmp_path):
     write_tar(tmp_path, "train-000000.tar", [(f"{n}.json", texts(n)) for n in range(4)])
     write_tar(tmp_path, "train-000001.tar", [("3.txt", b"again"), ("4.txt", b"a caption")])
-    with pytest.raises(DataError, match=r"holds no sound sample; .*texts alone, set data\.index\.members"):
+    with pytest.raises(DataError, match=r"has no valid sample; .*texts alone, set data\.index\.members"):
         build_index(str(tmp_path), LENIENT)
     index = build_index(str(tmp_path), TEXTS_ALONE.model_copy(update={"max_quarantine_fraction": 0.5}))
     assert index.modality == "texts"

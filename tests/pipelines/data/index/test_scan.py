@@ -39,7 +39,7 @@ def keys(found: Scan) -> list[str]:
 
 
 def between(*entries) -> bytes:
-    """The entries under test between two sound samples."""
+    """The entries under test between two valid samples."""
     return tar_bytes([*sample(1), *entries, *sample(9)])
 
 

@@ -118,7 +118,7 @@ def test_shapes(tmp_path):
     survey = build_index(str(tmp_path), LENIENT).survey()
     (bent,), (cut,) = (describe_shapes(survey, resize) for resize in ("squash", "crop"))
     assert bent.startswith("60% of the images have a side at least 1.25 times the other (median 1.50)")
-    assert "processor.resize=squash bends them" in bent
+    assert "processor.resize=squash distorts them" in bent
     assert "processor.resize=crop cuts off 33% of the median one" in cut
     assert describe_shapes(survey, "pad") == []
 

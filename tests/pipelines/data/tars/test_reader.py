@@ -75,7 +75,7 @@ def test_metadata_is_what_the_json_says_beside_the_texts(tmp_path):
 def test_rows_are_kept_for_a_bounded_number_of_shards(tmp_path):
     for n in range(4):
         write_tar(tmp_path, f"{n}.tar", samples([n]))
-    reader = ShardReader(build_index(str(tmp_path)), shards_kept=2)
+    reader = ShardReader(build_index(str(tmp_path)), cached_shards=2)
     for n in (0, 1, 0, 1, 2, 3, 3):
         reader.read(f"{n}.tar", [0])
     info = reader._rows.cache_info()

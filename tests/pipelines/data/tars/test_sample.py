@@ -63,7 +63,7 @@ def test_foreign_tars_are_read_as_they_are() -> None:
         (b"[" * 100_000, None, Reason.BAD_JSON, "recursion"),
         (b'{"caption": "a", "similarity": NaN}', None, Reason.BAD_JSON, "NaN is no number of JSON"),
         (b'{"captions": ["a"], "score": -Infinity}', None, Reason.BAD_JSON, "-Infinity is no number of JSON"),
-        (b'{"captions": ["a"], "score": 1e999}', None, Reason.BAD_JSON, "the number '1e999' is too great"),
+        (b'{"captions": ["a"], "score": 1e999}', None, Reason.BAD_JSON, "the number '1e999' is too large"),
         (b'{"captions": ["a"], "n": ' + b"9" * 5000 + b"}", None, Reason.BAD_JSON, "digits"),
         (b'{"captions": ["' + b"a" * 10_001 + b'"]}', None, Reason.TEXT_TOO_LONG, "10001 letters"),
         (None, b"a" * 10_001, Reason.TEXT_TOO_LONG, "data.index.max_letters allows 10000"),

@@ -206,7 +206,9 @@ def test_a_split_is_a_word_of_a_tars_name(split: str, names: str) -> None:
 
 @pytest.mark.parametrize("name", ["train-val-000", "test_train_0", "train2017-eval"])
 def test_a_name_that_contradicts_itself_is_refused(name: str) -> None:
-    with pytest.raises(DataError, match=f"'{name}.tar' says train, and (val|test) too; rename the tar, or say in"):
+    with pytest.raises(
+        DataError, match=f"'{name}.tar' says train, and (val|test) too; rename the tar, or set its split in"
+    ):
         shard_split(f"{name}.tar")
     assert shard_split(f"{name}.tar", {"val": [name]}) == "val"
 
@@ -215,7 +217,7 @@ def test_patterns_come_before_names() -> None:
     patterns: dict[Split, list[str]] = {"val": ["held-*", "val-1*.tar"], "train": ["val-0*"]}
     names = {"held-out-3.tar": "val", "val-000.tar": "train", "val-100.tar": "val", "test-1.tar": "test"}
     assert shard_splits(names, patterns) == names
-    with pytest.raises(DataError, match=r"'val-1\.tar' fits data\.index\.splits\.val and \.test"):
+    with pytest.raises(DataError, match=r"'val-1\.tar' matches data\.index\.splits\.val and \.test"):
         shard_split("val-1.tar", {"val": ["val-*"], "test": ["*-1"]})
 
 
