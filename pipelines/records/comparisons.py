@@ -1,8 +1,7 @@
-"""What a service found when it asked two models the same: JSON lines in a folder a day (UTC), local or remote.
+"""Comparisons of champion and challenger on the same requests: JSON lines in a folder a day (UTC), local or remote.
 
-A file holds what one replica gathered in a while, and is there whole or not at all; no two writers share one. There is
-no image in it and no text, of callers or of models, but their hashes: enough to see whether two answers are equal, and
-to find the requests whose answers were corrected (feedback.py).
+A file has one writer, a replica, and appears as a whole or not at all. Images and texts are stored as hashes only:
+enough to see whether two answers are equal, and to find the requests whose answers were corrected (corrections.py).
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from pipelines.storage.folder import Folder
 Task = Literal["vqa", "caption", "match", "embed"]
 
 _SUFFIX = ".jsonl"
-_MOST_HELD = 10_000
-"""Comparisons that a writer holds, while its disk or store is slower than they come."""
-_COUNT_HOLDS_S = 60.0
+_MAX_BUFFERED = 10_000
+"""Comparisons that a writer buffers at most."""
+_COUNT_VALID_S = 60.0
 
 _Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 _Image = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})?$")]
@@ -37,12 +36,12 @@ class _Line(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Side(_Line):
+class ModelResult(_Line):
     """One model's part in a request.
 
     Attributes:
         version: in the registry.
-        error: "" where it answered, else why not.
+        error: "" where it answered, else the reason.
         seconds: in its own process: to decode, wait for the model and run it.
         confidence: of its first answer; None for embeddings.
     """
@@ -53,8 +52,8 @@ class Side(_Line):
     confidence: float | None = None
 
 
-class Text(_Line):
-    """A question ("" for a caption) with both models' first answers, hashed by ``text_hash``."""
+class TextPair(_Line):
+    """A question ("" for a caption) and both models' first answers, hashed by ``text_hash``."""
 
     asked: _Hash
     champion: _Hash
@@ -62,15 +61,15 @@ class Text(_Line):
 
 
 class Comparison(_Line):
-    """One request that both models were asked.
+    """One request that both models got.
 
     Attributes:
         mode: of the service.
         model: name in the registry.
-        image: SHA-256 of the encoded image, "" without one; corrections name it too.
-        fallback: whether the champion answered in the challenger's place.
-        agreement: from 0 to 1 as the task has it (serve/agreement.py); None where one of them did not answer.
-        difference: the largest of probabilities, where texts were matched.
+        image: SHA-256 of the encoded image, "" without one; corrections have it too.
+        fallback: whether the champion answered for the challenger.
+        agreement: from 0 to 1, defined by the task (serve/agreement.py); None where one model did not answer.
+        difference: the largest difference of probabilities, for matching.
         texts: where both answered in words.
     """
 
@@ -79,17 +78,17 @@ class Comparison(_Line):
     mode: Literal["shadow", "canary"]
     model: str
     image: _Image
-    champion: Side
-    challenger: Side
+    champion: ModelResult
+    challenger: ModelResult
     fallback: bool = False
     agreement: float | None = Field(default=None, ge=0, le=1)
     difference: float | None = None
-    texts: tuple[Text, ...] = ()
+    texts: tuple[TextPair, ...] = ()
 
 
 @dataclass(frozen=True)
 class InvalidLine:
-    """A line that is no comparison."""
+    """A line that is no valid comparison."""
 
     file: str
     line: int
@@ -97,16 +96,16 @@ class InvalidLine:
 
 
 def text_hash(text: str) -> str:
-    """Of a text as people mean it: in any case of letters, and with any blanks."""
+    """A hash of the text that ignores case and the amount of white space."""
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:32]
 
 
 class ComparisonWriter:
-    """Gathers comparisons and writes them. Threads may share it.
+    """Buffers comparisons and writes them. Threads may share it.
 
     Args:
-        folder: of all days; made when it is needed.
-        max_bytes: most that it may hold, whoever wrote it, as last counted: each minute, and before it counts as full.
+        folder: of all days; created when needed.
+        max_bytes: limit of the folder's size, with files of other writers; counted each minute, and when exceeded.
 
     Raises:
         DataError: the folder's file system is unknown.
@@ -115,38 +114,38 @@ class ComparisonWriter:
     def __init__(self, folder: str, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._max_bytes = Folder(folder), max_bytes
         self._writer, self._files = secrets.token_hex(6), 0
-        self._held: list[Comparison] = []
-        self._holding, self._writing = threading.Lock(), threading.Lock()
+        self._buffer: list[Comparison] = []
+        self._buffer_lock, self._write_lock = threading.Lock(), threading.Lock()
         self._clock, self._bytes, self._counted = clock, 0, -math.inf
 
     def add(self, comparison: Comparison) -> bool:
-        """Hold one for the next ``flush``; False where too many are held already."""
-        with self._holding:
-            if len(self._held) >= _MOST_HELD:
+        """Buffer one for the next ``flush``; False where the buffer is full."""
+        with self._buffer_lock:
+            if len(self._buffer) >= _MAX_BUFFERED:
                 return False
-            self._held.append(comparison)
+            self._buffer.append(comparison)
             return True
 
     def flush(self) -> None:
-        """Write what is held. What cannot be written is given up: held any longer, it would fill the memory.
+        """Write the buffer. What cannot be written is lost, so that the buffer does not fill up.
 
         Raises:
-            SpoolFullError: there is no room for it.
-            OSError: the disk or store refuses.
+            SpoolFullError: the folder has reached its limit.
+            OSError: the file system fails.
         """
-        with self._holding:
-            held, self._held = self._held, []
+        with self._buffer_lock:
+            comparisons, self._buffer = self._buffer, []
         by_day: defaultdict[str, list[str]] = defaultdict(list)
-        for comparison in held:
+        for comparison in comparisons:
             day = time.strftime("%Y-%m-%d", time.gmtime(comparison.time_ns / 1e9))
             by_day[day].append(comparison.model_dump_json(exclude_defaults=True))
-        with self._writing:
+        with self._write_lock:
             for day, lines in by_day.items():
                 self._write(day, "\n".join(lines).encode() + b"\n")
 
     def _write(self, day: str, data: bytes) -> None:
         now = self._clock()
-        if now - self._counted > _COUNT_HOLDS_S or self._bytes + len(data) > self._max_bytes:
+        if now - self._counted > _COUNT_VALID_S or self._bytes + len(data) > self._max_bytes:
             self._bytes = sum(file.size for name in self._folder.subfolders() for file in self._folder.files(name))
             self._counted = now
         if self._bytes + len(data) > self._max_bytes:
@@ -157,7 +156,7 @@ class ComparisonWriter:
 
 
 def read(uri: str) -> Iterator[Comparison | InvalidLine]:
-    """All that was compared, by day; nothing where the folder does not exist.
+    """All comparisons, by day; none where the folder does not exist.
 
     Raises:
         DataError: the folder's file system is unknown.

@@ -1,9 +1,8 @@
-"""Corrections that people send to a service: a spool on disk, of which `jobs.import_data source.kind=feedback` makes
-tars.
+"""Corrections that people send to a service: a spool on disk, which `jobs.import_data source.kind=feedback` imports.
 
-A folder a day (UTC), so that a day that is over is imported once and whole. In it ``images/SHA256.EXT`` is each
-picture, once, and ``corrections/ID.json`` each correction. A file is there whole or not at all, and all replicas of all
-nodes may write to one spool: they take turns (lock.py), and share a count of the bytes that lie there.
+It has a folder a day (UTC), so that a past day is imported once, as a whole. In it ``images/SHA256.EXT`` is each
+picture, once, and ``corrections/ID.json`` each correction. A file appears as a whole or not at all. All replicas of all
+nodes may write to one spool: they use a lock, and share a count of its bytes.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ CORRECTIONS, IMAGES = "corrections", "images"
 _LOCK, _COUNT = ".lock", ".count"
 _COUNT_BYTES = 42
 """Size of the file with the count: two numbers of 20 digits."""
-# Others change the folder too, if rarely: people take days away, and a killed writer has not counted its last file.
-_COUNT_HOLDS_NS, _FULL_HOLDS_NS = 60 * 10**9, 10**9
-_WAIT_S = 5.0
+# The count is renewed: people remove days, and a killed writer has not counted its last file.
+_COUNT_VALID_NS, _FULL_VALID_NS = 60 * 10**9, 10**9
+_LOCK_WAIT_S = 5.0
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
 
 class SpoolFullError(Exception):
-    """The spool has as many bytes as it may have."""
+    """The spool has reached its limit."""
 
 
 class Correction(BaseModel):
-    """What one sender says is right of one picture: the answer to a question, or a caption.
+    """The right answer to a question about one picture, or a caption of it, by one sender.
 
     Attributes:
         image: name of the picture's file.
-        sender: who says so, as the service knows them.
-        model, version: what gave the answer that is corrected; "" if the sender did not say.
-        time_ns: when it came, nanoseconds since 1970.
+        sender: the service's name for the sender.
+        model, version: of the corrected answer; "" if the sender did not give them.
+        time_ns: of arrival, nanoseconds since 1970.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -71,8 +70,8 @@ class Spool:
     """Writes corrections. Threads may share it, and processes the folder.
 
     Args:
-        folder: of all days; made when it is needed, for its owner alone.
-        max_bytes: most that may lie in it, whoever wrote it. Days that are imported and taken away make room.
+        folder: of all days; created when needed, readable by its owner alone.
+        max_bytes: limit of the folder's size; removing imported days frees space.
         clock: nanoseconds since 1970.
     """
 
@@ -92,12 +91,12 @@ class Spool:
         model: str = "",
         version: str = "",
     ) -> str:
-        """Keep a correction; its ID.
+        """Store a correction; returns its ID.
 
         Raises:
-            SpoolFullError: there is no room for it.
+            SpoolFullError: the spool has reached its limit.
             ValueError: the image is of no known format, or the texts are not one correction.
-            OSError: the disk refuses, or others keep the spool for long; nothing is left of the correction then.
+            OSError: the disk fails, or others hold the lock for long; nothing of the correction is stored then.
         """
         now = self._clock()
         name = f"{hashlib.sha256(image).hexdigest()}.{extension_of(image)}"
@@ -108,45 +107,45 @@ class Spool:
         day = time.strftime("%Y-%m-%d", time.gmtime(now / 1e9))
         text = correction.model_dump_json(exclude_none=True).encode()
         identifier = f"{now:020d}-{secrets.token_hex(4)}"
-        with self._turn():
+        with self._exclusive():
             is_new = not (self.folder / day / IMAGES / name).exists()
             size = len(text) + (len(image) if is_new else 0)
-            self._take_room(size, now)
+            self._require_space(size, now)
             files = {f"{IMAGES}/{name}": image} if is_new else {}
             self._write(Folder(str(self.folder / day)), files | {f"{CORRECTIONS}/{identifier}.json": text})
             self._bytes += size
-            self._keep_count()
+            self._write_count()
         return identifier
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Keep others out, threads and processes."""
+    def _exclusive(self) -> Iterator[None]:
+        """Excludes other threads and processes."""
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            refusal = TimeoutError(f"others have been writing to {self.folder} for {_WAIT_S:g} s; try again")
-            with locked(self.folder / _LOCK, refusal, _WAIT_S):
+            refusal = TimeoutError(f"others have been writing to {self.folder} for {_LOCK_WAIT_S:g} s; try again")
+            with locked(self.folder / _LOCK, refusal, _LOCK_WAIT_S):
                 yield
 
-    def _take_room(self, size: int, now: int) -> None:
+    def _require_space(self, size: int, now: int) -> None:
         counted = self._read_count()
-        if counted is None or abs(now - counted) > _COUNT_HOLDS_NS:
+        if counted is None or abs(now - counted) > _COUNT_VALID_NS:
             self._recount(now)
-        elif self._bytes + size > self.max_bytes and abs(now - counted) > _FULL_HOLDS_NS:
-            self._recount(now)  # days may have been taken away
+        elif self._bytes + size > self.max_bytes and abs(now - counted) > _FULL_VALID_NS:
+            self._recount(now)  # days may have been removed
         if self._bytes + size > self.max_bytes:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
 
     def _read_count(self) -> int | None:
-        """When the bytes were counted; None where nobody did."""
+        """Reads the shared count; returns when it was made, None where there is none."""
         try:
-            held, counted = (self.folder / _COUNT).read_text().split()
-            self._bytes, self._counted = int(held), int(counted)
+            size, counted = (self.folder / _COUNT).read_text().split()
+            self._bytes, self._counted = int(size), int(counted)
         except (OSError, ValueError):
             return None
         return self._counted
 
     def _recount(self, now: int) -> None:
-        """Count what lies there, and remove what writers left that were killed: none is at work now."""
+        """Count the bytes, and remove partial files of killed writers: no writer is active now."""
         self._bytes, self._counted = _COUNT_BYTES, now
         for file in self.folder.rglob("*"):
             if file.name in (_COUNT, _LOCK) or not file.is_file():
@@ -154,12 +153,12 @@ class Spool:
             if file.name.startswith(".") and file.name.endswith(".partial"):
                 file.unlink(missing_ok=True)
                 continue
-            with suppress(FileNotFoundError):  # its day is being taken away
+            with suppress(FileNotFoundError):  # its day is being removed
                 self._bytes += file.stat().st_size
-        self._keep_count()
+        self._write_count()
 
-    def _keep_count(self) -> None:
-        """Tell the others. A full disk may refuse; then they count for themselves."""
+    def _write_count(self) -> None:
+        """Share the count with other writers; on a full disk they count themselves."""
         count = self.folder / _COUNT
         try:
             count.write_text(f"{self._bytes:020d} {self._counted:020d}\n")
@@ -174,7 +173,7 @@ class Spool:
                 day.write(name, data)
                 written.append(name)
         except BaseException:
-            # A picture without its correction would be of no use to anyone.
+            # A picture without its correction would be useless.
             for name in written:
                 with suppress(OSError):
                     day.remove(name)
@@ -182,8 +181,8 @@ class Spool:
 
 
 def read_corrections(folder: str | Path) -> Iterator[Correction]:
-    """All corrections of a spool, by day; nothing where it does not exist. A damaged file is left out: the import
-    (importers/feedback.py) tells of it.
+    """All corrections of a spool, by day; none where it does not exist. Invalid files are skipped: the import
+    (importers/feedback.py) reports them.
 
     Raises:
         OSError: a file could not be read after several attempts.

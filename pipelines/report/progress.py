@@ -1,4 +1,4 @@
-"""Progress over shards: a bar on a terminal, a line now and then in a log."""
+"""Progress over shards: a bar on a terminal, a line every few seconds in a log."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LINE_EVERY_S = 5.0
 
 
 class ShardProgress:
-    """Called with (done, total) as shards are done. Use as a context manager.
+    """Shows progress when called with (done, total). Use as a context manager.
 
     Args:
-        name: what is being done.
-        out: where to show it; standard error if not given.
+        name: of the work.
+        out: standard error if not given.
     """
 
     def __init__(self, name: str, out: TextIO | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Bytes outside memory: folders on any file system, retries, locks."""
+"""Folders on any file system, with retries; locks."""

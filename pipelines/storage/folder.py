@@ -1,6 +1,6 @@
-"""Folders on any file system that fsspec knows: listing, sequential and ranged reads that retry, atomic writes.
+"""Folders on any file system of fsspec: listings, sequential and ranged reads with retries, atomic writes.
 
-Credentials come from the environment, as each fsspec back end documents: for S3 and stores like it, that is
+Credentials come from the environment, as each fsspec back end documents; for S3 and compatible stores,
 ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY`` or ``~/.aws``, and ``AWS_ENDPOINT_URL`` where the store is not AWS.
 """
 
@@ -25,14 +25,14 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from pipelines.errors import DataError
-from pipelines.storage.retries import PERMANENT, AccessError, RefusedError, file_error, retrying
+from pipelines.storage.retries import PERMANENT, AccessError, RefusedError, retrying, to_os_error
 
 T = TypeVar("T")
 
 CHUNK = 4 << 20
-# Reading through a small gap is cheaper than another request; a merged read stays small enough to hold.
-_LOCAL_GAP, _REMOTE_GAP, _LONGEST_MERGE = 4 << 10, 64 << 10, 16 << 20
-_LONGEST_COPY = 1 << 30
+# Reading a small gap is cheaper than another request.
+_LOCAL_GAP, _REMOTE_GAP, _MAX_MERGED = 4 << 10, 64 << 10, 16 << 20
+_COPY_CHUNK = 1 << 30
 _CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, and AWS_ENDPOINT_URL where the store is not AWS",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -41,12 +41,12 @@ _CREDENTIALS = {
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What tells that a file is unchanged without reading it.
+    """Identifies a version of a file without reading it.
 
     Attributes:
         name: within its folder.
         size: bytes.
-        stamp: ETag or time of change, or "" where the file system gives neither.
+        stamp: ETag or modification time, or "" where the file system has neither.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Folder:
 
     def _open(self) -> tuple[AbstractFileSystem, str]:
         try:
-            # Others write here too: what was listed a while ago may be no more.
+            # No cached listings, as other processes write here too.
             fs, root = url_to_fs(self.uri, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise DataError(f"folder {self.uri!r} cannot be opened: {error}") from None
@@ -95,8 +95,8 @@ class Folder:
             else:
                 protocol = self.uri.partition(":")[0]
                 where = _CREDENTIALS.get(protocol, f"as fsspec's back end for {protocol} documents")
-                remedy = f"give every node credentials that may, in the environment: {where}"
-            raise AccessError(f"{self.uri!r} refuses access ({error}); {remedy}") from error
+                remedy = f"give every node credentials with access, in the environment: {where}"
+            raise AccessError(f"{self.uri!r} denies access ({error}); {remedy}") from error
 
     def path(self, name: str) -> str:
         return f"{self._location[1]}/{name}" if name else self._location[1]
@@ -115,10 +115,10 @@ class Folder:
         return sorted(map(_file_stamp, entries), key=lambda stamp: stamp.name)
 
     def stamp(self, name: str) -> FileStamp:
-        """The file as it is now. Its stamp compares with that of another call; a listing may write it differently.
+        """The file's present stamp, comparable with other calls; a listing may format it differently.
 
         Raises:
-            OSError: it does not exist, or could not be asked for after several attempts.
+            OSError: it does not exist, or the file system failed after several attempts.
         """
         fs, path = self._location[0], self.path(name)
         return _file_stamp(self._retrying(lambda: self._info(fs.info(path))))
@@ -147,8 +147,7 @@ class Folder:
         return self._retrying(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (offset, size). Neighbouring ranges are read together, and when one fails, those that have
-        arrived are not asked for again.
+        """The bytes of each (offset, size). Neighbouring ranges are read together; a retry reads only failed ones.
 
         Raises:
             OSError: after several attempts; also where the file ends before a range does.
@@ -156,7 +155,7 @@ class Folder:
         merged = _merge(ranges, _LOCAL_GAP if self.is_local else _REMOTE_GAP)
         pieces: dict[tuple[int, int], bytes] = {}
 
-        def read_the_rest() -> None:
+        def read_missing() -> None:
             missing = [(start, stop) for start, stop, _ in merged if (start, stop) not in pieces]
             failures = []
             for span, piece in zip(missing, self._read_spans(name, missing), strict=True):
@@ -172,7 +171,7 @@ class Folder:
             if failures:
                 raise failures[0]
 
-        self._retrying(read_the_rest)
+        self._retrying(read_missing)
         out: list[bytes] = [b""] * len(ranges)
         for start, stop, members in merged:
             piece = pieces[start, stop]
@@ -182,7 +181,7 @@ class Folder:
         return out
 
     def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Sequence[bytes | Exception]:
-        """What arrives of each span (start, stop), or what kept it from arriving."""
+        """The bytes of each span (start, stop), or the error."""
         fs, path = self._location[0], self.path(name)
         if self.is_local:
             descriptor = os.open(path, os.O_RDONLY)
@@ -195,9 +194,9 @@ class Folder:
         return pieces
 
     def stream(self, name: str, size: int) -> ResumingStream:
-        """The file's bytes in order, read once; see ``ResumingStream``.
+        """The file's bytes in order; see ``ResumingStream``.
 
-        What is no file is refused where it is read: a named pipe would be waited for, and a device has no end.
+        Named pipes, which may block for ever, and devices, which have no end, are refused.
         """
         fs, path = self._location[0], self.path(name)
 
@@ -209,9 +208,8 @@ class Folder:
         return ResumingStream(open_file, name, size, self._retrying)
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file that is there as a whole or not at all. A put is atomic on an object store; a local file is
-        written beside its place, flushed to the disk and renamed. What could not be finished, as on a full disk, is
-        removed.
+        """Write a file as a whole or not at all. A put is atomic on an object store; a local file is written under
+        another name, flushed to the disk and renamed, and removed where that fails, as on a full disk.
         """
         if self.is_local:
             with self.writing(name) as file:
@@ -222,8 +220,8 @@ class Folder:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A file to write piece by piece, which is there as a whole once the block ends without an error, or not at
-        all. What goes to an object store lies on the local disk until then.
+        """A file to write piece by piece. It appears as a whole once the block ends without an error, or not at all;
+        until then a file for an object store is on the local disk.
         """
         fs, path = self._location[0], self.path(name)
         if not self.is_local:
@@ -245,11 +243,10 @@ class Folder:
             temporary.unlink(missing_ok=True)
 
     def duplicate(self, name: str, second: str) -> None:
-        """Copy a file within the folder, in place of what has the second name; there as a whole or not at all.
+        """Copy a file within the folder, as a whole or not at all; replaces a file of the second name.
 
-        Where the folder is local and its disk can (XFS, Btrfs, ZFS), both share their blocks until one is written to.
-        A hard link would not do: whoever writes into the one file would change the other. Who may read the file may
-        read the copy, and no one else.
+        On local file systems that support it (XFS, Btrfs, ZFS), both share their blocks until one is changed, which a
+        hard link would not do. The copy has the file's permissions.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -262,7 +259,7 @@ class Folder:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.partial")
         try:
-            with open(path, "rb") as source, open(temporary, "xb", opener=_owners_alone) as copy:
+            with open(path, "rb") as source, open(temporary, "xb", opener=_open_private) as copy:
                 _copy(source, copy)
                 copy.flush()
                 os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
@@ -273,13 +270,13 @@ class Folder:
             raise
 
     def remove(self, name: str) -> None:
-        """Delete a file; nothing happens where there is none."""
+        """Delete a file, if it exists."""
         fs, path = self._location[0], self.path(name)
         with suppress(FileNotFoundError):
             self._retrying(lambda: fs.rm_file(path))
 
     def remove_folder(self, name: str) -> None:
-        """Delete a folder and all that is in it; nothing happens where there is none."""
+        """Delete a folder and its contents, if it exists."""
         fs, path = self._location[0], self.path(name)
         with suppress(FileNotFoundError):
             self._retrying(lambda: fs.rm(path, recursive=True))
@@ -293,16 +290,15 @@ class Folder:
                 return {**entry, "size": target.st_size, "mtime": target.st_mtime}
             return entry if entry.get("size") is not None else {**entry, **fs.info(entry["name"])}
         except Exception as error:
-            if not entry.get("islink") and not isinstance(file_error(error), (*PERMANENT, RefusedError)):
+            if not entry.get("islink") and not isinstance(to_os_error(error), (*PERMANENT, RefusedError)):
                 raise
-            return {"name": entry["name"], "size": 0}  # it leads nowhere; whoever opens it will say so
+            return {"name": entry["name"], "size": 0}  # a dead link; opening it fails
 
 
 class ResumingStream:
-    """Sequential reading that opens the file again and goes on where it was, after an error or an early end.
+    """Sequential reading that, after an error or an early end, opens the file again and continues where it was.
 
-    An early end is one before ``size`` bytes: some stores deliver a short body without an error, which must not pass
-    for a short file.
+    An early end is one before ``size`` bytes: some stores deliver a short body without an error.
     """
 
     def __init__(
@@ -351,17 +347,17 @@ class ResumingStream:
         self.close()
 
 
-def _owners_alone(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
 def _copy(source: BinaryIO, copy: BinaryIO) -> None:
-    """The whole of a local file, by shared blocks where the disk has them."""
+    """Copy a local file, by shared blocks where the file system has them."""
     try:
-        while os.copy_file_range(source.fileno(), copy.fileno(), _LONGEST_COPY):
+        while os.copy_file_range(source.fileno(), copy.fileno(), _COPY_CHUNK):
             pass
     except OSError as error:
-        # Between file systems that do not know it, or of a file that has no blocks.
+        # The file systems do not support it, or the file has no blocks.
         if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF):
             raise
         source.seek(0)
@@ -393,7 +389,7 @@ def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, 
         offset, size = ranges[number]
         if merged:
             start, stop, members = merged[-1]
-            if offset <= stop + gap and max(stop, offset + size) - start <= _LONGEST_MERGE:
+            if offset <= stop + gap and max(stop, offset + size) - start <= _MAX_MERGED:
                 merged[-1] = (start, max(stop, offset + size), [*members, number])
                 continue
         merged.append((offset, offset + size, [number]))

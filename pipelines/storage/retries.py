@@ -1,7 +1,4 @@
-"""Reading and writing that is tried again after a transient error; and which errors are none.
-
-Other clients' errors become those of the standard library.
-"""
+"""Retries of reads and writes after transient errors. Errors of storage clients become OSErrors."""
 
 from __future__ import annotations
 
@@ -15,23 +12,23 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 FIRST_DELAY_S = 0.2
-# Trying again does not make a file appear or a permission granted.
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-# The clients under fsspec's HTTP and S3 do not derive all of their errors from OSError.
+"""Errors after which there is no retry."""
+# fsspec's HTTP and S3 clients, not all of whose errors are OSErrors.
 _CLIENTS = ("aiohttp", "aiobotocore", "botocore")
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound")
 
 
 class AccessError(PermissionError, DataError):
-    """The store refuses: to who handles a file, a file's error; to the user, what is wrong and what to do."""
+    """The storage denies access."""
 
 
 class RefusedError(OSError):
-    """An answer of the server that asking again would not change."""
+    """A server's refusal that a retry would not change."""
 
 
 def retrying(operation: Callable[[], T]) -> T:
-    """``operation()``, tried again after a transient error, each time after twice the delay.
+    """``operation()``, tried up to ``ATTEMPTS`` times after transient errors, with a delay that doubles.
 
     Raises:
         OSError: the last error, when every attempt failed, or the first that is not transient.
@@ -40,21 +37,21 @@ def retrying(operation: Callable[[], T]) -> T:
         try:
             return operation()
         except Exception as error:
-            known = file_error(error)
-            if known is None or isinstance(known, (*PERMANENT, RefusedError)) or attempt == ATTEMPTS - 1:
-                if known is None or known is error:
+            os_error = to_os_error(error)
+            if os_error is None or isinstance(os_error, (*PERMANENT, RefusedError)) or attempt == ATTEMPTS - 1:
+                if os_error is None or os_error is error:
                     raise
-                raise known from error
+                raise os_error from error
             time.sleep(FIRST_DELAY_S * 2**attempt)
     raise AssertionError("unreachable")
 
 
-def file_error(error: Exception) -> OSError | None:
-    """The error in the terms of the standard library; None where it is not one of reading and writing."""
+def to_os_error(error: Exception) -> OSError | None:
+    """The error as an OSError; None where it is not one of reading or writing."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client(cause) == "aiohttp":
-        # fsspec calls a file missing whose size it could not ask for, whatever the reason.
-        return error if getattr(cause, "status", None) in (404, 410) else file_error(cause)
+        # fsspec's HTTP client raises FileNotFoundError whatever the reason that it could not get a file's size.
+        return error if getattr(cause, "status", None) in (404, 410) else to_os_error(cause)
     if isinstance(error, OSError):
         return error
     if _client(error) is None:

@@ -67,7 +67,7 @@ DECODERS: dict[str, Callable[[bytes], np.ndarray]] = {"ours": by_ours, "Pillow":
 def photographs(folder: Path) -> tuple[list[SourceSample], list[SourceSample]]:
     """To learn from, and held out."""
     records = [
-        r for r in Flickr(folder=str(folder)).read().records if isinstance(r, SourceSample) and r.split == "train"
+        r for r in Flickr(folder=str(folder)).read().samples if isinstance(r, SourceSample) and r.split == "train"
     ]
     records.sort(key=lambda record: hashlib.sha1(record.key.encode()).hexdigest())
     return records[HELD_OUT:], records[:HELD_OUT]

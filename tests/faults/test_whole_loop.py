@@ -56,7 +56,7 @@ ONE_THREAD = [
 
 def held_out(folder: Path) -> tuple[list[bytes], list[str]]:
     """Requests about the test split, and the right answers."""
-    records = [one for one in easy_vqa.Config(folder=str(folder)).read().records if isinstance(one, SourceSample)]
+    records = [one for one in easy_vqa.Config(folder=str(folder)).read().samples if isinstance(one, SourceSample)]
     asked = [
         (question_about(record.image, pair.question), pair.answer or "")
         for record in records

@@ -1,9 +1,9 @@
-"""Delimited text, of which a bad row costs only itself.
+"""Delimited text, read so that a bad row does not affect others.
 
 A cell that begins with a quotation mark ends at the next single one (two stand for one), which only a delimiter or the
 end of a line may follow; line ends inside belong to it. That is RFC 4180, and what spreadsheets and ``csv`` write. A
-line that breaks this rule is a bad row by itself, and the next row begins behind it, so that a mark that never closes
-takes no other rows with it. Between tabs, where many write without quoting, such a mark is part of the text.
+line that breaks this rule is a bad row by itself, and the next line begins a new one, so an unclosed mark swallows no
+other rows. Between tabs, where many programs do not quote, such a mark is part of the text.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.errors import DataError
 
 DELIMITERS = ",\t;|"
-"""Those that are tried where a table's own is not named."""
+"""Those that are tried where none is set."""
 
-_MOST_LETTERS = 128 << 10
-"""In one cell, as ``csv`` allows by default. More is a mark that does not close, or no text."""
+_MAX_LETTERS = 128 << 10
+"""In one cell, as ``csv`` allows by default. More is an unclosed mark, or no text."""
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -37,7 +37,7 @@ codecs.register_error(_SURROGATES, lambda error: ("\udcff", error.end))  # type:
 
 
 def open_text(file: Path, encoding: str = "", newline: str = "") -> TextIO:
-    """``file`` as text, in which surrogates stand for bytes that are none; ``require_text`` finds them.
+    """``file`` as text, in which surrogates stand for invalid bytes; ``require_text`` finds them.
 
     Args:
         encoding: empty for UTF-8, or UTF-16 or UTF-32 where the first bytes say so.
@@ -71,18 +71,18 @@ def require_text(*texts: str) -> None:
             detail = f"{ascii(text)[:80]} is not UTF-8; save the file as UTF-8 (or name a table's source.encoding)"
             raise SampleError(Reason.BAD_UTF8, detail) from None
         if "\0" in text:
-            raise SampleError(Reason.BAD_UTF8, f"{ascii(text)[:80]} holds a zero byte, as no text does: lost data")
+            raise SampleError(Reason.BAD_UTF8, f"{ascii(text)[:80]} has a zero byte, which no text has: lost data")
 
 
 def csv_rows(
     lines: Iterable[str], delimiter: str, *, quoted: bool = True, is_row: Callable[[list[str]], bool] | None = None
 ) -> Iterator[tuple[int, list[str] | SampleError]]:
-    """(number of the row's first line, cells or what is wrong with the row); blank lines are passed over.
+    """(number of the row's first line, cells or what is wrong with the row); blank lines are skipped.
 
     Args:
         quoted: False takes quotation marks as part of the text.
-        is_row: whether cells are a row that no text would hold by chance. A quoted cell over several lines of which one
-            is such a row is taken for a mark that does not close.
+        is_row: whether cells are surely a row. A quoted cell over several lines, of which one is surely a row, is taken
+            for an unclosed mark.
     """
     reader = _Lines(lines)
     for number, line in reader:
@@ -92,7 +92,7 @@ def csv_rows(
         try:
             if not quoted or '"' not in line:
                 cells = text.split(delimiter)
-                if len(text) > _MOST_LETTERS and max(map(len, cells)) > _MOST_LETTERS:
+                if len(text) > _MAX_LETTERS and max(map(len, cells)) > _MAX_LETTERS:
                     raise SampleError(Reason.BAD_SCHEMA, _TOO_LONG)
             else:
                 cells = _quoted_cells(line, delimiter, reader, is_row)
@@ -104,21 +104,21 @@ def csv_rows(
 
 
 def cells_of(line: str, delimiter: str) -> list[str]:
-    """The cells of a line, of which a quoted one may be closed or not."""
+    """The cells of one line, whose last quotation mark may be unclosed."""
     for _, cells in csv_rows([line], delimiter):
         return line.split(delimiter) if isinstance(cells, SampleError) else cells
     return []
 
 
-_TOO_LONG = f"the row has a cell of more than {_MOST_LETTERS:,} letters; does a quotation mark not close?"
+_TOO_LONG = f"the row has a cell of more than {_MAX_LETTERS:,} letters; does a quotation mark not close?"
 
 
 class _Lines:
-    """Lines with their numbers; lines that were read ahead can be given back."""
+    """Lines with their numbers; lines that were read ahead can be pushed back."""
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._lines = iter(lines)
-        self._given_back: deque[str] = deque()
+        self._pushed_back: deque[str] = deque()
         self._number = 0
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
@@ -126,20 +126,20 @@ class _Lines:
             yield self._number, line
 
     def next(self) -> str | None:
-        line = self._given_back.popleft() if self._given_back else next(self._lines, None)
+        line = self._pushed_back.popleft() if self._pushed_back else next(self._lines, None)
         self._number += line is not None
         return line
 
-    def give_back(self, lines: list[str]) -> None:
-        self._given_back.extendleft(reversed(lines))
+    def push_back(self, lines: list[str]) -> None:
+        self._pushed_back.extendleft(reversed(lines))
         self._number -= len(lines)
 
 
 def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[list[str]], bool] | None) -> list[str]:
-    """The cells of the row that begins with ``line``, with further lines where a quoted cell goes over them.
+    """The cells of the row that begins with ``line``, with further lines where a quoted cell spans them.
 
     Raises:
-        SampleError: BAD_SCHEMA where a quotation mark does not close; the further lines are then given back.
+        SampleError: BAD_SCHEMA where a quotation mark does not close; the further lines are then pushed back.
     """
     further: list[str] = []
     try:
@@ -147,7 +147,7 @@ def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[l
         if is_row is not None and any(is_row(cells_of(other.rstrip("\r\n"), delimiter)) for other in further):
             raise SampleError(Reason.BAD_SCHEMA, "a quotation mark closes only in another row")
     except SampleError:
-        reader.give_back(further)
+        reader.push_back(further)
         if delimiter == "\t":
             return line.rstrip("\r\n").split(delimiter)
         raise
@@ -181,7 +181,7 @@ def _quoted_cell(line: str, at: int, delimiter: str, reader: _Lines, further: li
         part = line[at : quote if quote >= 0 else len(line)]
         parts.append(part)
         letters += len(part)
-        if letters > _MOST_LETTERS:
+        if letters > _MAX_LETTERS:
             raise SampleError(Reason.BAD_SCHEMA, _TOO_LONG)
         if quote < 0:
             following = reader.next()

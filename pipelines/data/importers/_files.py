@@ -1,4 +1,4 @@
-"""Finding, reading and fingerprinting the files of a source."""
+"""The files of a source: search, reading, fingerprint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNREADABLE = "folders that cannot be read"
 
 
 class HasFiles(Protocol):
-    """What knows the files that it reads."""
+    """Lists the files that it reads."""
 
     def files(self) -> set[Path]: ...
 
@@ -35,7 +35,7 @@ def resolve_path(setting: str, parent: Path | None = None) -> Path:
 
 
 def open_regular_file(path: Path) -> BinaryIO:
-    """Open a file to read, and nothing else: a pipe would keep its reader waiting, a device has no end.
+    """Open a file to read, but no pipe, which may block for ever, and no device, which has no end.
 
     Raises:
         OSError: it cannot be opened.
@@ -51,8 +51,8 @@ def open_regular_file(path: Path) -> BinaryIO:
 def walk(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEntry[str], str]]:
     """(path inside, entry, real path) of each file under a folder, whatever kind of file it is.
 
-    Links to folders are followed, and each folder is read once, so that a loop ends. Folders that are reached by a link
-    come last: what has a place without one is met there first.
+    Links to folders are followed, and each folder is read once, so loops end. Folders that are reached by a link come
+    last, so a file that also has a path without links is found by that.
 
     Args:
         passed_over: counts hidden files and folders, and folders that are not read.
@@ -84,7 +84,7 @@ def walk(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEnt
 def _entries(
     root: Path, folder: str, folders_read: set[tuple[int, int]], passed_over: Counter[str]
 ) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name; nothing where it was read before or cannot be."""
+    """Entries of a folder, by name; [] where it was read before or cannot be read."""
     try:
         status = os.stat(root / folder)
         if (status.st_dev, status.st_ino) in folders_read:
@@ -101,11 +101,7 @@ def _entries(
 
 
 def source_folder(folder: str) -> Path:
-    """``folder`` as a path.
-
-    Raises:
-        DataError: there is no such folder.
-    """
+    """``folder`` as a path; raises DataError where there is no such folder."""
     path = resolve_path(folder)
     if not path.is_dir():
         raise DataError(f"source folder {folder!r} does not exist; set source.folder to the folder that holds the data")
@@ -113,11 +109,7 @@ def source_folder(folder: str) -> Path:
 
 
 def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Any:
-    """The document in ``path``.
-
-    Raises:
-        DataError: it cannot be read, or is not UTF-8 or not JSON.
-    """
+    """The document in ``path``; raises DataError where it cannot be read, or is not UTF-8 or not JSON."""
     try:
         with open_regular_file(path) as file:
             return json.loads(file.read().decode("utf-8-sig"), object_hook=object_hook)
@@ -128,19 +120,19 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
     except SampleError as error:
         raise DataError(f"{error.detail}; correct the source's setting") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid UTF-8 JSON ({error}); fetch it anew") from None
+        raise DataError(f"{path} is not valid UTF-8 JSON ({error}); download it again") from None
 
 
 def find_file(folder: Path, names: Iterable[str], named: str, setting: str) -> Path | None:
     """A file of ``folder``: the one that the setting names, else the one of a usual name, at any depth.
 
     Args:
-        names: glob patterns of the usual names; the first that matches anything counts. Hidden files do not.
+        names: glob patterns of the usual names, of which the first that matches is used. Hidden files do not match.
         named: value of the setting; empty to search.
         setting: the setting's dotted name, for messages.
 
     Returns:
-        None where nothing is named and nothing is found.
+        None where none is named and none is found.
 
     Raises:
         DataError: the named file does not exist, or several files match.
@@ -157,17 +149,17 @@ def find_file(folder: Path, names: Iterable[str], named: str, setting: str) -> P
         if any(fnmatch.fnmatchcase(entry.name, name) for name in usual) and os.path.isfile(entry.path):
             files.setdefault(real, Path(entry.path))
     for name in usual:
-        found = sorted(path for path in files.values() if fnmatch.fnmatchcase(path.name, name))
-        if len(found) > 1:
-            listed = ", ".join(str(path.relative_to(folder)) for path in found)
+        matching = sorted(path for path in files.values() if fnmatch.fnmatchcase(path.name, name))
+        if len(matching) > 1:
+            listed = ", ".join(str(path.relative_to(folder)) for path in matching)
             raise DataError(f"{folder} holds several files for {setting} ({listed}); name one of them")
-        if found:
-            return found[0]
+        if matching:
+            return matching[0]
     return None
 
 
 def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[HasFiles] = ()) -> str:
-    """Hash over name, size and time of change of ``files`` and of all that ``images`` hold."""
+    """Hash of name, size and modification time of ``files`` and of all files of ``images``."""
     paths = {path for path in files if path is not None}
     for catalogue in images:
         paths.update(catalogue.files())
@@ -175,19 +167,19 @@ def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[HasFi
     for name, path in sorted((os.path.relpath(path, root), path) for path in paths):
         try:
             status = path.stat()
-            seen = f"{status.st_size}\0{status.st_mtime_ns}"
+            stamp = f"{status.st_size}\0{status.st_mtime_ns}"
         except OSError:
-            seen = "a link that leads nowhere"
-        digest.update(f"{name}\0{seen}\n".encode(errors="surrogateescape"))
+            stamp = "a link that leads nowhere"
+        digest.update(f"{name}\0{stamp}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def key_of(image: str) -> str:
-    """A sample's key from its image's name: the name without its extension, made fit by ``valid_key``."""
+    """A sample's key from its image's name, less the extension."""
     return valid_key(posixpath.splitext(image)[0])
 
 
 def valid_key(name: str) -> str:
-    """``name`` without what a key may not hold; where something had to go, a hash of the name keeps keys apart."""
+    """``name`` with the characters replaced that a key must not have, and then with a hash, so that keys differ."""
     key = "/".join(re.sub(r"[.\\\x00-\x1f\x7f\ud800-\udfff]", "_", step) for step in name.split("/") if step)
     return key if key == name else f"{key}_{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"

@@ -1,7 +1,7 @@
-"""The images of a source: which of them lie there, what else does, and their bytes.
+"""The images of a source, what else lies beside them, and their bytes.
 
-Links are followed, within a folder and out of it, and each folder is read once, so that a loop ends. What is read is an
-image by its first bytes, or it is refused: a link to a file of another kind brings nothing of it into a tar.
+Links are followed, also out of the folder, and each folder is read once, so loops end. A file whose first bytes are no
+image's is refused: no link brings another kind of file into a tar.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ REPEATED = "images of a name that came before"
 UNNAMED = "images that nothing names"
 
 _HEAD = 32
-"""Bytes that tell an image of any kind."""
-_MOST_BYTES = 1 << 30
+"""First bytes by which image formats are recognised."""
+_MAX_BYTES = 1 << 30
 """Of an image file, which is held in memory; a sparse file can claim any size."""
-_MOST_LINKS = 40
+_MAX_LINKS = 40
 
 
 class _ImageLocation(NamedTuple):
@@ -42,16 +42,15 @@ class _ImageLocation(NamedTuple):
     offset: int | None = None
     size: int = 0
     problem: str = ""
-    """Why it cannot be read, where that is known before."""
+    """Why it cannot be read, where that is already known."""
 
 
 class Images:
-    """The images under a folder (files at any depth, and plain tars that lie directly in it) or in one plain tar.
+    """The images under a folder (files at any depth, and plain tars directly in it) or in one plain tar.
 
     An image is a file with an image's extension, or one without any extension whose first bytes are an image's. It is
-    found by its path inside, or by the end of that path where only one image has it: as it is spelled, else with
-    accents in their other Unicode form, else in another case. Hidden files and what systems put beside them are passed
-    over, and found only where their whole path is named.
+    looked up by its path inside, or by the end of that path where only one image has it: as spelled, else with accents
+    in their other Unicode form, else in another case. Hidden files and system files are found by their whole path only.
 
     Raises:
         DataError: ``root`` does not exist or cannot be read, or a tar is compressed or broken.
@@ -59,7 +58,7 @@ class Images:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._places: dict[str, _ImageLocation] = {}
+        self._locations: dict[str, _ImageLocation] = {}
         self._other: Counter[str] = Counter()
         self._identities_read: set[str] = set()
         if root.is_dir():
@@ -72,18 +71,18 @@ class Images:
             self._scan_tar(tar)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def names(self) -> list[str]:
-        """Paths of all images inside: those of files first, then those in tars."""
-        return list(self._places)
+        """Paths of all images inside: files first, then those in tars."""
+        return list(self._locations)
 
     def files(self) -> set[Path]:
         """Image files and tars."""
-        return {place.file for place in self._places.values()}
+        return {place.file for place in self._locations.values()}
 
     def identity(self, name: str) -> str:
-        """The image itself, the same for every spelling of its name and every link to it.
+        """The same string for every spelling of the image's name and every link to it.
 
         Raises:
             SampleError: as ``read`` where no image is found.
@@ -110,10 +109,10 @@ class Images:
                 data = file.read(min(_HEAD, size))
                 extension = sniff(data)
                 if data and extension is None:
-                    # Nothing of the bytes is shown: a link may lead to a file that is nobody's business.
+                    # No bytes are shown: a link may lead to a confidential file.
                     raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
-                if size > _MOST_BYTES:
-                    detail = f"image {name!r} has {size:,} bytes; at most {_MOST_BYTES:,} are imported"
+                if size > _MAX_BYTES:
+                    detail = f"image {name!r} has {size:,} bytes; at most {_MAX_BYTES:,} are imported"
                     raise SampleError(Reason.IMAGE_TOO_LARGE, detail)
                 data += file.read(size - len(data))
         except OSError as error:
@@ -123,7 +122,7 @@ class Images:
         return data, (suffix_of(name) if is_image(name) else extension) or ""
 
     def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
-        """What lies there beside the images that were read, by kind: other files by their extension.
+        """Number, by kind, of the files beside the images that were read; other files by their extension.
 
         Args:
             used: files that were read as something else.
@@ -133,13 +132,13 @@ class Images:
         for path in {os.path.realpath(path) for path in used if path is not None}:
             if path.startswith(root + os.sep):
                 others[_kind_of(path)] -= 1
-        unread = {place.identity for place in self._places.values()} - self._identities_read
+        unread = {place.identity for place in self._locations.values()} - self._identities_read
         others[UNNAMED] += len(unread)
         return +others
 
     def _find(self, name: str) -> _ImageLocation:
         path = posixpath.normpath(name)
-        if (place := self._places.get(path)) is not None:
+        if (place := self._locations.get(path)) is not None:
             return place
         path = posixpath.normpath(path.replace("\\", "/"))  # as Windows writes it
         if posixpath.isabs(path):
@@ -150,41 +149,41 @@ class Images:
         if _leads_out(path):
             raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
         steps = _fold(path).split("/")
-        # By two steps, as all clips of a set may call their pictures alike.
+        # By two steps, as the folders of a set may all have the same file names.
         candidates = self._by_last_steps[len(steps) > 1].get("/".join(steps[-2:]), [])
         for spelling in (str, _composed, _fold):
             wanted = spelling(path)
             matches = [other for other in candidates if spelling(other) == wanted] or [
                 other for other in candidates if spelling(other).endswith(f"/{wanted}")
             ]
-            if len({self._places[other].identity for other in matches}) > 1:
+            if len({self._locations[other].identity for other in matches}) > 1:
                 listed = ", ".join(sorted(matches)[:5])
                 raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {listed}")
             if matches:
-                return self._places[matches[0]]
-        # What the scan passed over is found where it is named: a hidden file, a second way to a folder.
-        place_there = self.root / path
-        if self.root.is_dir() and os.path.lexists(place_there) and not place_there.is_dir():
-            return _ImageLocation(place_there, os.path.realpath(place_there))
+                return self._locations[matches[0]]
+        # The scan skips hidden files and second paths to a folder, which may be named all the same.
+        file = self.root / path
+        if self.root.is_dir() and os.path.lexists(file) and not file.is_dir():
+            return _ImageLocation(file, os.path.realpath(file))
         raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} is not in {self.root}")
 
     @cached_property
     def _by_last_steps(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         """Names by their last step, and by their last two."""
         by_one, by_two = defaultdict(list), defaultdict(list)
-        for name in self._places:
+        for name in self._locations:
             steps = _fold(name).rsplit("/", 2)
             by_one[steps[-1]].append(name)
             by_two["/".join(steps[-2:])].append(name)
         return by_one, by_two
 
     def _scan_folder(self) -> list[Path]:
-        """Add the image files; the tars that lie directly in the root."""
+        """Add the image files; returns the tars that lie directly in the root."""
         tars = []
         for name, entry, real in walk(self.root, self._other):
             path = Path(entry.path)
             if is_image(name) or (not suffix_of(name) and sniff(_head(path)) is not None):
-                self._places[name] = _ImageLocation(path, real)
+                self._locations[name] = _ImageLocation(path, real)
             elif name.endswith(".tar") and "/" not in name and path.is_file():
                 tars.append(path)
             else:
@@ -217,14 +216,14 @@ class Images:
         for name in members:
             if not (is_image(name) or sniff(heads.get(name, b"")) is not None):
                 self._other[_kind_of(name)] += 1
-            elif name in self._places:
+            elif name in self._locations:
                 self._other[REPEATED] += 1
             else:
-                self._places[name] = _member_place(tar, real_tar, name, members)
+                self._locations[name] = _member_location(tar, real_tar, name, members)
 
 
 class NoImages:
-    """Stands for the images of a set of texts, of which none is looked for."""
+    """In place of ``Images`` where samples are texts alone."""
 
     def files(self) -> set[Path]:
         return set()
@@ -240,7 +239,7 @@ class NoImages:
 
 
 def images_for(members: Modality, root: Path) -> Images | NoImages:
-    """The images under ``root`` where samples have some; raises what ``Images`` raises."""
+    """The images under ``root``, or none where samples are texts alone; raises what ``Images`` raises."""
     return NoImages() if members == "texts" else Images(root)
 
 
@@ -252,13 +251,13 @@ def require_image_name(name: str) -> None:
 
 
 def suffix_of(name: str) -> str:
-    """What stands behind the last dot of a path's last step, lower case; "" where there is none."""
+    """The extension of a path, in lower case and without the dot; "" where there is none."""
     return posixpath.splitext(name.replace("\\", "/"))[1].removeprefix(".").lower()
 
 
 def sniff(data: bytes) -> str | None:
-    """The usual extension of an image file by its first bytes, whether or not it is one that can be decoded here."""
-    return extension_of(data[:_HEAD])
+    """The usual extension of an image file by its first bytes, whether or not it can be decoded here."""
+    return image_files.extension_of(data[:_HEAD])
 
 
 def is_image(name: str) -> bool:
@@ -267,7 +266,7 @@ def is_image(name: str) -> bool:
 
 
 def _kind_of(name: str) -> str:
-    """A file's extension, for a count; what does not look like one is not told."""
+    """A file's kind for counts: its extension, unless that is long or has unusual characters."""
     suffix = suffix_of(name)
     if re.fullmatch(r"[a-z0-9_~-]{1,12}", suffix):
         return f".{suffix} files"
@@ -294,10 +293,10 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _member_place(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _ImageLocation:
-    """Where the bytes of a member lie, which may be a link to another of the same tar."""
+def _member_location(tar: Path, real_tar: str, name: str, members: dict[str, tarfile.TarInfo]) -> _ImageLocation:
+    """Where the bytes of a member are, which may be a link to another member."""
     at, member = name, members[name]
-    for _ in range(_MOST_LINKS):
+    for _ in range(_MAX_LINKS):
         if not (member.issym() or member.islnk()):
             break
         folder = posixpath.dirname(at) if member.issym() else ""

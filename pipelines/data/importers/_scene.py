@@ -13,13 +13,13 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-MOST_OBJECTS = 4
-"""As many large objects as find room with ease."""
+MAX_OBJECTS = 4
+"""As many large objects as are placed quickly."""
 RADII = {"small": 0.11, "large": 0.175}
 """Radius of the circle around an object, by size."""
 MARGIN = 0.15
-"""Two objects are called left, right, above or below of each other only this far apart, and an object is called
-top, bottom, left or right only half this far from the middle: where people would not argue."""
+"""Two objects are called left, right, above or below of each other only if this far apart, and an object is called top,
+bottom, left or right only if half this far from the middle, so that answers are unambiguous."""
 
 _GAP = 0.03
 _EDGE = 0.03
@@ -74,7 +74,7 @@ def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
     """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
     looks = _looks(rng, rng.randint(fewest, most))
     sizes = [rng.choice(tuple(RADII)) for _ in looks]
-    # Sizes stay while places are sought: else crowded scenes would have few large objects.
+    # Sizes are drawn before places, else crowded scenes would have few large objects.
     places = _places(rng, [RADII[size] for size in sizes])
     objects = (
         Object(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
@@ -90,7 +90,7 @@ def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]
         for radius in radii:
             place = _free_place(rng, radius, list(zip(places, radii, strict=False)))
             if place is None:
-                break  # Those before it block all places: begin again.
+                break  # the objects before it leave no place: start again
             places.append(place)
         else:
             return places

@@ -1,4 +1,4 @@
-"""Captions and questions about a scene, true by construction and never ambiguous."""
+"""Captions and questions about a scene, true and unambiguous by construction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 
 def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Two captions: everything there is, and how two objects lie to each other (or where one lies)."""
+    """Two captions: all objects, and the relation of two of them; the first alone where none are far enough apart."""
     listed = [f"a {thing.size} {_name(thing)}" for thing in rng.sample(scene.objects, len(scene.objects))]
     full = f"{_NUMBERS[len(listed)]} objects: {', '.join(listed[:-1])} and {listed[-1]}"
     pairs = [(a, relation, b) for a, relation, b, distance in _relations(scene) if distance >= MARGIN]
@@ -28,9 +28,9 @@ def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...
     """One question of each kind that the scene allows, no text twice; its id is ``KEY#KIND``."""
     asked: dict[str, Question] = {}
     for kind, ask in _KINDS.items():
-        found = ask(scene, rng)
-        if found is not None and found[0] not in asked:
-            text, answer = found
+        pair = ask(scene, rng)
+        if pair is not None and pair[0] not in asked:
+            text, answer = pair
             asked[text] = Question(text, answer, id=f"{key}#{kind}")
     return tuple(asked.values())
 
@@ -56,10 +56,10 @@ def _exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
         return f"is there {_article(color)} {color} {shape}?", "yes"
-    # Near misses, for the most part: the colour or the shape is there, on another object.
+    # Mostly near misses: another object has the colour or the shape.
     absent = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in present]
     colors, shapes = {color for color, _ in present}, {shape for _, shape in present}
-    near = [look for look in absent if look[0] in colors or look[1] in shapes]
+    near = [pair for pair in absent if pair[0] in colors or pair[1] in shapes]
     color, shape = rng.choice(near if rng.random() < 0.7 else absent)
     return f"is there {_article(color)} {color} {shape}?", "no"
 
@@ -94,7 +94,7 @@ def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
         )
     for color in COLORS:
         by_count.setdefault(sum(thing.color == color for thing in scene.objects), []).append(f"{color} objects")
-    # The rarer a count is over all scenes, the more often it is asked for where there is one.
+    # Counts that are rare over all scenes are asked for more often.
     counts = sorted(by_count)
     count = rng.choices(counts, weights=[(1, 1, 2, 4, 8)[count] for count in counts])[0]
     what = rng.choice(by_count[count])
@@ -125,13 +125,13 @@ def _related(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
 
 
 def _neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    """Asks for the one object that lies in a direction; nothing else may lie there, not even by a little."""
+    """Asks for the only object that lies in a direction, by any distance."""
     fitting = []
     for b in scene.objects:
         for relation, distance in RELATIONS.items():
-            there = [a for a in scene.objects if a is not b and distance(a, b) > 0]
-            if len(there) == 1 and distance(there[0], b) >= MARGIN:
-                fitting.append((there[0], relation, b))
+            candidates = [a for a in scene.objects if a is not b and distance(a, b) > 0]
+            if len(candidates) == 1 and distance(candidates[0], b) >= MARGIN:
+                fitting.append((candidates[0], relation, b))
     if not fitting:
         return None
     a, relation, b = rng.choice(fitting)

@@ -76,10 +76,10 @@ class Config(Importer):
         return images_for(self.members, resolve_path(self.images, root))
 
     def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
-        found: dict[str, dict[str, Path | None]] = {}
+        by_split: dict[str, dict[str, Path | None]] = {}
         for split in SPLITS:
             subset: Subset = getattr(self, split)
-            # The digits keep test-dev2015, a part of test2015, out.
+            # The digits exclude test-dev2015, a part of test2015.
             patterns = {
                 "captions": f"captions_{split}20[0-9][0-9].json",
                 "questions": f"*{split}20[0-9][0-9]_questions.json",
@@ -90,13 +90,13 @@ class Config(Importer):
                 for name, pattern in patterns.items()
             }
             if files["captions"] or files["questions"]:
-                found[split] = files
-        if not found:
+                by_split[split] = files
+        if not by_split:
             raise DataError(
                 f"{root} holds neither captions_*.json nor *_questions.json; point source.folder at the COCO files or "
                 "name them by source.train.captions and source.train.questions"
             )
-        return found
+        return by_split
 
 
 @dataclass
@@ -140,14 +140,14 @@ def _add_questions(
         match row:
             case {"image_id": int(image_id), "question_id": int(question_id), "question": str(text)} if text.strip():
                 asked.add(question_id)
-                given, answer = answers.get(question_id, ((), None))
+                all_answers, answer = answers.get(question_id, ((), None))
                 if annotations and answer is None:
                     detail = f"{annotations.name} has no answer to question {question_id}"
                     yield Reject(f"{question_id}", Reason.MISSING_TEXT, detail)
                     continue
                 names = [f"COCO_{subset}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"]
                 picture = by_id.setdefault(image_id, _Picture(image_id, names))
-                picture.questions.append(Question(text.strip(), answer, given, str(question_id)))
+                picture.questions.append(Question(text.strip(), answer, all_answers, str(question_id)))
             case _:
                 detail = f"question {row!r:.80} needs image_id, question_id and question"
                 yield Reject(file.name, Reason.BAD_SCHEMA, detail)
@@ -156,31 +156,30 @@ def _add_questions(
 
 def _answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:
     """All annotators' answers and their consensus, by question id."""
-    found = {}
-    for row in _document(file, "annotations", _only_answer)["annotations"]:
+    by_question = {}
+    for row in _document(file, "annotations", _answer_alone)["annotations"]:
         match row:
             case {"question_id": int(question_id)}:
-                given = row.get("answers")
-                given = given if isinstance(given, list) else []
-                answers = tuple(answer for answer in given if isinstance(answer, str) and answer.strip())
+                annotated = row.get("answers")
+                annotated = annotated if isinstance(annotated, list) else []
+                answers = tuple(answer for answer in annotated if isinstance(answer, str) and answer.strip())
                 chosen = row.get("multiple_choice_answer") or row.get("answer")
                 chosen = chosen.strip() or None if isinstance(chosen, str) else None
-                found[question_id] = answers, consensus(answers, chosen) or chosen
+                by_question[question_id] = answers, consensus(answers, chosen) or chosen
             case _:
                 unused["answers without question_id"] += 1
-    return found
+    return by_question
 
 
-def _only_answer(tree: dict[str, Any]) -> Any:
-    # 4.4 million annotator records in VQA v2's train split: as dicts they would take gigabytes.
-    # A record of one annotator's answer has no identifier of a question, as an annotation has.
+def _answer_alone(tree: dict[str, Any]) -> Any:
+    """One annotator's record becomes its answer: the 4.4 million dicts of VQA v2's train split would take gigabytes."""
     return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "question_id" not in tree else tree
 
 
 def _document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any]:
     tree = load_json(file, object_hook)
     if not isinstance(tree, dict) or not isinstance(tree.get(needed), list):
-        raise DataError(f"{file} has no list {needed!r}; it is not the file that its name says")
+        raise DataError(f"{file} has no list {needed!r}; its name is that of another kind of file")
     return tree
 
 

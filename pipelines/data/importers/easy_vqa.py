@@ -78,7 +78,7 @@ class Config(Importer):
 def _rows(file: Path) -> list[Any]:
     rows = load_json(file)
     if not isinstance(rows, list):
-        raise DataError(f"{file} is not a JSON list of [question, answer, image id]; fetch it anew")
+        raise DataError(f"{file} is not a JSON list of [question, answer, image id]; download it again")
     return rows
 
 

@@ -20,17 +20,17 @@ from vlmodel.locations import Location
 
 
 class Config(Importer):
-    """A picture with all that was said of it is one sample, of split train.
+    """A picture with all its corrections is one sample, of split train.
 
-    Of what one sender says of one question the last counts; of several senders' answers the most common one is learned,
-    and all are kept beside it.
+    Of one sender's answers to one question the last counts; of several senders' answers the most common one is the
+    target, and all are stored.
     """
 
     kind: str = "feedback"
     folder: Location
-    """Folder of one day in the spool, which is over: serve.feedback.folder/2026-01-31."""
+    """Folder of one past day in the spool: serve.feedback.folder/2026-01-31."""
     senders: int = Field(1, ge=1)
-    """Fewest senders who must have answered a question alike, or written a caption; the rest is left out."""
+    """Fewest senders that must agree on an answer or a caption; others are left out."""
 
     def fingerprint(self) -> str:
         root = self._root()

@@ -92,12 +92,12 @@ class Config(Importer):
         return file
 
     def _lists(self, root: Path) -> dict[str, Path]:
-        found = {split: find_file(root, _LISTS[split], getattr(self, split), f"source.{split}") for split in SPLITS}
-        return {split: file for split, file in found.items() if file is not None}
+        files = {split: find_file(root, _LISTS[split], getattr(self, split), f"source.{split}") for split in SPLITS}
+        return {split: file for split, file in files.items() if file is not None}
 
 
 def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
-    """Captions by image name, in the file's order, and the lines that hold none."""
+    """Captions by image name, in the file's order, and the lines without one."""
     captions: dict[str, list[str]] = {}
     rejects = []
     with open_text(file) as lines:
@@ -147,7 +147,7 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
         name, caption = (cells[at].strip() if at < len(cells) else "" for at in (name_at, caption_at))
         if tokens:
             name = name.rpartition("#")[0] or name
-        name = _spelled(name)
+        name = _normalize(name)
         if name and caption and len(cells) <= columns:
             yield number + offset, (name, caption)
         else:
@@ -158,15 +158,15 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
 def _read_list(file: Path) -> list[str]:
     try:
         with open_regular_file(file) as opened:
-            # Not splitlines(), which also splits at what may be part of a name.
+            # Not splitlines(), which also splits at characters that names may have.
             lines = re.split(r"\r\n|\r|\n", opened.read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, SampleError) as error:
         raise DataError(f"the list {file} cannot be read ({error}); restore it or name another") from None
-    return list(dict.fromkeys(_spelled(line.strip()) for line in lines if line.strip()))
+    return list(dict.fromkeys(_normalize(line.strip()) for line in lines if line.strip()))
 
 
-def _spelled(name: str) -> str:
-    """One spelling of an image's name, by which captions, lists and files are brought together."""
+def _normalize(name: str) -> str:
+    """One spelling of an image's name, by which captions, lists and files are matched."""
     return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 
 

@@ -1,4 +1,4 @@
-"""A folder of images, or a plain tar of them, taken without texts; for images with texts see ``table``."""
+"""A folder or a plain tar of images without texts; for images with texts see ``table``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vlmodel.locations import Location
 class Config(Importer):
     """Each image is a sample; its path in the folder, without the extension, is the key.
 
-    Links are followed, to folders elsewhere too, and each folder and each file is taken once. Hidden files, and files
-    that are no images by their names, are passed over and counted.
+    Links are followed, to folders elsewhere too, and each folder and each file is read once. Hidden files, and files
+    that are no images by their names, are skipped and counted.
     """
 
     kind: str = "folder"
@@ -29,7 +29,7 @@ class Config(Importer):
     split: Literal["train", "val", "test"] = "train"
     """Split of all of them."""
     group: Literal["", "folder"] = ""
-    """"folder" makes one group of the images that lie directly in one folder, as the frames of a film."""
+    """"folder" makes one group of the images that lie directly in one folder, such as the frames of a film."""
 
     def fingerprint(self) -> str:
         images = self._images()

@@ -1,9 +1,8 @@
 """Drawn scenes: a few objects on a soft ground, with captions and questions whose answers are known.
 
 The default source: it needs no download. A scene is a pure function of (seed, split, number), so any part of a data set
-can be drawn again, anywhere. Questions are chosen so that the text alone gives little away: the answer is drawn
-first, by a fair coin or evenly, and then a question that has it. In the manner of CLEVR (Johnson et al. 2017,
-arXiv:1612.06890).
+can be drawn again, anywhere. Questions are chosen so that their text alone tells little of the answer: the answer is
+drawn first, uniformly, and then a question that has it. Similar to CLEVR (Johnson et al. 2017, arXiv:1612.06890).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from pipelines.data.importers._scene import MOST_OBJECTS, Scene, draw_scene
+from pipelines.data.importers._scene import MAX_OBJECTS, Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
@@ -22,7 +21,7 @@ from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import SPLITS
 
 _VERSION = 1
-"""Raised when the same settings give other scenes, pictures or texts than before."""
+"""Increased when the same settings give other scenes, pictures or texts than before."""
 
 
 class Config(Importer):
@@ -39,9 +38,9 @@ class Config(Importer):
     """Scenes in split test."""
     image_size: int = Field(default=64, ge=32, le=1024)
     """Width and height of a picture, in pixels."""
-    min_objects: int = Field(default=2, ge=2, le=MOST_OBJECTS)
+    min_objects: int = Field(default=2, ge=2, le=MAX_OBJECTS)
     """Fewest objects in a scene."""
-    max_objects: int = Field(default=4, ge=2, le=MOST_OBJECTS)
+    max_objects: int = Field(default=4, ge=2, le=MAX_OBJECTS)
     """Most objects in a scene."""
 
     @model_validator(mode="after")
@@ -62,7 +61,7 @@ class Config(Importer):
                 yield self.record(split, number)
 
     def record(self, split: str, number: int) -> SourceSample:
-        """The scene of that number, whatever was drawn before it."""
+        """The scene of that number."""
         # Seeding by a string is stable across machines and processes; a tuple's hash is not.
         rng = random.Random(f"{self.seed}/{split}/{number}")
         scene: Scene = draw_scene(rng, self.min_objects, self.max_objects)

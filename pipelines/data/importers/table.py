@@ -59,14 +59,14 @@ class Config(Importer):
     images: Location = ""
     """Folder or tar that image paths are relative to, itself relative to the table's folder; empty for that folder."""
     delimiter: str = ""
-    """Of a CSV; empty for a comma in .csv and a tab in .tsv and .txt, or, where the columns are not found so, the one
-    of comma, tab, semicolon and | by which they are."""
+    """Of a CSV; empty for a comma in .csv and a tab in .tsv and .txt, or else the one of comma, tab, semicolon and | by
+    which the columns are found."""
     encoding: str = ""
-    """Of a CSV or of JSON lines, as "cp1252"; empty for UTF-8, or UTF-16 where the file begins as such."""
+    """Of a CSV or of JSON lines, as "cp1252"; empty for UTF-8, or UTF-16 where the first bytes are such."""
     missing: list[str] = ["nan", "NaN", "NaT", "<NA>", "#N/A"]
-    """Cells that are missing, as programs write them; empty ones are, and null and NaN of JSON and Parquet."""
+    """Contents of missing cells, beside empty ones and null and NaN of JSON and Parquet."""
     header: list[str] = []
-    """Names of a CSV's columns, where its first line does not name them."""
+    """Names of a CSV's columns, where its first line does not have them."""
     image: str = "image"
     """Column of the image: a path, bytes, or a struct of ``bytes`` and ``path``."""
     captions: list[str] = ["caption", "captions"]
@@ -85,12 +85,12 @@ class Config(Importer):
     question_id: str = "question_id"
     """Column of the question's identifier."""
     group: str = ""
-    """Column of what must not be on both sides of a split, as the scene or the photographer. It is kept with the
-    sample, and where splits are cut by a hash, it is that of the group."""
+    """Column of the group, such as the scene or the photographer: samples of one group are in the same split where a
+    hash decides. It is stored with the sample."""
 
     @field_validator("delimiter")
     @classmethod
-    def _fit_to_separate(cls, delimiter: str) -> str:
+    def _valid_delimiter(cls, delimiter: str) -> str:
         delimiter = delimiter.replace("\\t", "\t")  # as a shell passes it on
         if set(delimiter) & set('"\r\n'):
             raise ValueError(f"{delimiter!r} cannot separate cells; name a comma, \\t, a semicolon or |")
@@ -98,7 +98,7 @@ class Config(Importer):
 
     @field_validator("encoding")
     @classmethod
-    def _known(cls, encoding: str) -> str:
+    def _known_encoding(cls, encoding: str) -> str:
         try:
             return codecs.lookup(encoding).name if encoding else ""
         except LookupError:
@@ -179,7 +179,7 @@ class Config(Importer):
         else:
             wanted = {self.image} if self.members != "texts" else {self.question, *self.captions}
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
-            # Of an image's column alone one delimiter would do as well as another.
+            # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
         return fitting[0] if fitting else usual
 
@@ -198,17 +198,17 @@ class Config(Importer):
                         yield _Row(f"{file.name}:{number}", number, cells)
                         number += 1
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file} cannot be read as Parquet ({error}); write it anew") from None
+            raise DataError(f"{file} cannot be read as Parquet ({error}); write it again") from None
 
     def _require_columns(self, present: list[str], note: str = "") -> list[str]:
         """The columns to read.
 
         Args:
-            note: what else may be wrong where a column is absent.
+            note: for messages, what else may be wrong where a column is absent.
 
         Raises:
-            DataError: the image column, all text columns, or a column named by other than its default are absent, and
-                are of what ``members`` asks for; or there are two columns of a name.
+            DataError: a column is absent that ``members`` requires (the image column, any text column) or that is named
+                by other than its default; or two columns have one name.
         """
         names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
@@ -269,7 +269,7 @@ class Config(Importer):
             try:
                 identity, image_identity, _ = self._identity(row, images)
             except SampleError:
-                continue  # The first pass has reported it.
+                continue  # the first pass has reported it
             if identity not in samples or samples[identity].image != image_identity:
                 continue
             sample = samples.pop(identity)
@@ -327,10 +327,10 @@ class Config(Importer):
     def _questions(self, cells: Mapping[str, Any]) -> list[Question]:
         questions = self._list(cells, self.question)
         if not isinstance(cells.get(self.question), list):
-            given = tuple(self._list(cells, self.answers))
-            answer = self._text(cells, self.answer) or consensus(given)
+            all_answers = tuple(self._list(cells, self.answers))
+            answer = self._text(cells, self.answer) or consensus(all_answers)
             question_id = self._text(cells, self.question_id)
-            return [Question(text, answer, given, question_id) for text in questions]
+            return [Question(text, answer, all_answers, question_id) for text in questions]
         answers = cells.get(self.answer)
         if answers is None:
             return [Question(text) for text in questions]
@@ -340,7 +340,7 @@ class Config(Importer):
         return [Question(text, answer) for text, answer in zip(questions, texts, strict=True)]
 
     def _list(self, cells: Mapping[str, Any], column: str) -> list[str]:
-        """The texts of a cell that holds one or a list; those that are missing are left out."""
+        """The texts of a cell that holds one or a list, without missing ones."""
         cell = _without_struct(cells.get(column), column)
         texts = (self._as_text(item, column) for item in (cell if isinstance(cell, list) else [cell]))
         return [text for text in texts if text is not None]
@@ -400,14 +400,14 @@ class _Sample:
 
 
 class _LazyImages:
-    """The images of a table's paths, listed when a path is first asked for: a table may hold all images itself."""
+    """The images of a table's paths, listed when a path is first read: a table may hold all images itself."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._images: Images | None = None
 
     def identity(self, name: str) -> str:
-        """The image's own; of one that is not found, which ``read`` reports, its name."""
+        """The image's identity; for one that does not exist, which ``read`` reports, its name."""
         try:
             return self._listed().identity(name)
         except SampleError:
@@ -457,7 +457,7 @@ def _kind_of(data: bytes) -> str:
 
 
 def _without_struct(cell: Any, column: str) -> Any:
-    """What a struct says, where it is one that stands for a text or for a list of texts."""
+    """The text, or list of texts, of a struct; other cells unchanged."""
     if not isinstance(cell, Mapping):
         return cell
     for name in _TEXT_FIELDS:

@@ -1,7 +1,5 @@
-"""What a source of samples offers to an import, whatever its layout.
-
-A source is a part (``pipelines/data/importers/KIND.py`` with a ``Config``): its settings say where it lies, and it
-reads itself.
+"""The interface of importers: a source of samples is a part (``pipelines/data/importers/KIND.py`` with a ``Config``)
+whose settings say where it is, and which reads itself.
 """
 
 from __future__ import annotations
@@ -20,11 +18,13 @@ from vlmodel.config import Part
 
 
 class SourceSample(NamedTuple):
-    """One sample as its source has it; ``image`` holds the source's own bytes, None where no image was looked for.
+    """One sample of a source; images or texts that ``Importer.members`` does not ask for are not written.
 
-    What ``Importer.members`` does not ask for may be there, and is not written. ``file`` is the image's file itself,
-    the same for all its names: a second record of one file is refused. None where the importer has seen to that, or
-    there is no file. ``extra`` may name the sample's group by ``GROUP``.
+    Attributes:
+        image: the source's own bytes; None where no image was read.
+        extra: stored beside the texts; may name the sample's group by ``GROUP``.
+        file: identity of the image's file, the same for all its names, of which a second sample is refused. None where
+            the importer makes sure of that, or there is no file.
     """
 
     split: str
@@ -37,7 +37,7 @@ class SourceSample(NamedTuple):
 
 
 class Reject(NamedTuple):
-    """What the source holds and an import leaves out; ``key`` names the sample, or the line of the source."""
+    """What an import leaves out; ``key`` names the sample, or the line of the source."""
 
     key: str
     reason: Reason
@@ -47,12 +47,14 @@ class Reject(NamedTuple):
 class SourceContents(NamedTuple):
     """A source opened for reading.
 
-    ``total`` is the number of its samples; ``records`` reads them as they are asked for; ``passed_over``, called after
-    that, counts by kind what else the source holds.
+    Attributes:
+        total: number of its samples.
+        samples: read lazily.
+        passed_over: to be called after that, counts by kind what else the source holds.
     """
 
     total: int
-    records: Iterator[SourceSample | Reject]
+    samples: Iterator[SourceSample | Reject]
     passed_over: Callable[[], Mapping[str, int]] = dict
 
 
@@ -60,17 +62,17 @@ class Importer(Part):
     """Base of every importer's settings."""
 
     members: Modality = "pairs"
-    """What is taken of each sample: "pairs" (the image with its texts), or "texts" or "images" alone.
-    What is not taken need not be there. The index is told the same by data.mix.NAME.members or data.index.members."""
+    """What is imported of each sample: "pairs" (the image with its texts), or "texts" or "images" alone. The rest may
+    be absent. Set data.index.members, or data.mix.NAME.members, to the same."""
     samples_per_shard: int = Field(default=1000, ge=1)
     """Samples per tar."""
     bytes_per_shard: int = Field(default=256 << 20, ge=1)
     """Size per tar, in bytes; whichever limit comes first ends it."""
     validation_fraction: float = Field(default=0, ge=0, lt=1)
-    """Share of the train samples that becomes split val, by hash of their group, or of their key where they have none,
-    in a source without a split val. 0 leaves it to data.index.validation_fraction, which does the same."""
+    """Share of the train samples that becomes split val, by hash of their group, or of their key where they have none;
+    for a source without a split val. 0 leaves it to data.index.validation_fraction, which does the same."""
     test_fraction: float = Field(default=0, ge=0, lt=1)
-    """Share of the train samples that becomes split test, in the same way, in a source without a split test."""
+    """Share of the train samples that becomes split test, in the same way; for a source without a split test."""
 
     @model_validator(mode="after")
     def _some_left_to_train_on(self) -> Self:
@@ -81,36 +83,36 @@ class Importer(Part):
             )
         return self
 
-    def split_of(self, record: SourceSample) -> str:
-        """The split of a record, of which a share of train is cut off.
+    def split_of(self, sample: SourceSample) -> str:
+        """The split of a sample: its own, or for a share of train, val or test.
 
         Raises:
-            DataError: the source has a split of its own that was to be cut.
+            DataError: the source has samples of a split for which a fraction is set.
         """
         fractions = {"test": self.test_fraction, "val": self.validation_fraction}
-        if fractions.get(record.split):
-            name = "test_fraction" if record.split == "test" else "validation_fraction"
+        if fractions.get(sample.split):
+            name = "test_fraction" if sample.split == "test" else "validation_fraction"
             raise DataError(
-                f"the source has a split {record.split} of its own (sample {record.key!r}); set source.{name}=0"
+                f"the source has a split {sample.split} of its own (sample {sample.key!r}); set source.{name}=0"
             )
-        if record.split != "train":
-            return record.split
-        # Not the hash by which the index cuts off validation samples, of which these would be a part.
-        group = (record.extra or {}).get(GROUP, record.key)
+        if sample.split != "train":
+            return sample.split
+        # Independent of the hash by which the index chooses validation samples.
+        group = (sample.extra or {}).get(GROUP, sample.key)
         digest = hashlib.sha256(f"split\0{group}".encode(errors="surrogatepass")).digest()
-        place, end = int.from_bytes(digest[:8], "big") / 2**64, 0.0
+        fraction_of_hash, end = int.from_bytes(digest[:8], "big") / 2**64, 0.0
         for split, fraction in fractions.items():
             end += fraction
-            if place < end:
+            if fraction_of_hash < end:
                 return split
         return "train"
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes when what is to be read has changed; reads no contents.
+        """A hash of the source's files without reading them.
 
         Raises:
-            DataError: the source, or a part of it that is needed, is not there.
+            DataError: the source, or a part of it that is needed, does not exist.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The import: any source becomes a folder of WebDataset tars, whole or not at all."""
+"""The import: any source becomes a folder of WebDataset tars, complete or absent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pipelines.errors import DataError
 from vlmodel.config import Part, dump
 
 MANIFEST = "_import.json"
-"""Written last; says what was imported and how much of it."""
+"""Written last: what was imported, and the counts."""
 REJECTS = "_import_rejects.jsonl"
 """One line for each sample or line of the source that was left out."""
 _FORMAT = 1
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass
 class SplitCounts:
-    """What one split holds; ``unanswered`` are those of its questions that have no answer."""
+    """Counts of one split; ``unanswered``: questions without an answer."""
 
     samples: int = 0
     captions: int = 0
@@ -45,13 +45,13 @@ class SplitCounts:
 
 @dataclass
 class ImportSummary:
-    """What the folder holds after an import.
+    """The contents of the folder after an import.
 
     Attributes:
         splits: counts by split.
         rejected: number of rejects by reason; each is a line of ``_import_rejects.jsonl``.
-        passed_over: number, by kind, of what the source holds beside its samples: files that are no images, hidden
-            ones, images that nothing names.
+        passed_over: number, by kind, of the source's files that are part of no sample: hidden files, images that
+            nothing names, other files.
         shards: size in bytes by name of tar.
         unchanged: the folder already held this import, and nothing was written.
     """
@@ -66,10 +66,9 @@ class ImportSummary:
 def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> ImportSummary:
     """Write all samples of a source as tars into ``out_folder``.
 
-    The tars are written beside it, into ``.NAME.importing``, and the whole folder is renamed when it is complete: a
-    crash leaves no ``out_folder``. It is its owner's alone (mode 0700), as pictures may be of people, unless it is
-    there already: then it keeps its mode. A source record that cannot be used is counted and listed, and the import
-    goes on.
+    The tars are written beside it, into ``.NAME.importing``, which is renamed when it is complete: a crash leaves no
+    ``out_folder``. Only its owner may read it (mode 0700), as pictures may be of people, unless it existed with another
+    mode. Samples that cannot be used are counted and listed, and the import continues.
 
     Args:
         config: a part of ``pipelines.data.importers``.
@@ -77,28 +76,28 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
         progress: show a bar (lines, where standard error is no terminal).
 
     Raises:
-        DataError: the source is missing or unusable as a whole, none of its records can be used, ``out_folder``
-            is a URI or holds something else, or another process imports into it.
+        DataError: the source is missing or unusable as a whole, none of its samples can be used, ``out_folder`` is a
+            URI or holds something else, or another process imports into it.
     """
     if not isinstance(config, Importer):
         raise TypeError(f"{type(config).__name__} is not the Config of an importer")
     if "://" in str(out_folder):
         raise DataError(
-            f"{out_folder} is a URI, and an import writes to a local folder; name one and copy it there after"
+            f"{out_folder} is a URI, and an import writes to a local folder; name one, and copy it afterwards"
         )
     out = Path(out_folder).expanduser().resolve()
     identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
     defaults = _defaults(config)
     if (done := _finished(out, identity, defaults)) is not None:
         return done
-    reading = config.read()
+    contents = config.read()
     with _staging(out) as staging:
-        if (
-            done := _finished(out, identity, defaults)
-        ) is not None:  # By another process, while this one waited or read.
+        # Again: another process may have finished it meanwhile.
+        if (done := _finished(out, identity, defaults)) is not None:
             return done
-        summary = _write(config, reading, staging, progress)
-        _write_manifest(staging / MANIFEST, identity | _counts_tree(summary))
+        summary = _write(config, contents, staging, progress)
+        counts = {name: value for name, value in asdict(summary).items() if name != "unchanged"}
+        _write_manifest(staging / MANIFEST, identity | counts)
         if out.exists():
             staging.chmod(stat.S_IMODE(out.stat().st_mode))
         try:
@@ -108,11 +107,11 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
     return summary
 
 
-def _write(config: Importer, reading: SourceContents, folder: Path, progress: bool) -> ImportSummary:
+def _write(config: Importer, contents: SourceContents, folder: Path, progress: bool) -> ImportSummary:
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
-    first: list[Reject] = []
-    samples: dict[str, str] = {}
+    examples: list[Reject] = []
+    sample_of_file: dict[str, str] = {}
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
@@ -121,24 +120,26 @@ def _write(config: Importer, reading: SourceContents, folder: Path, progress: bo
             for split in SPLITS
         }
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
-        entries = reading.records
-        for entry in _show_progress(entries, reading.total, f"import {config.kind}") if progress else entries:
-            if isinstance(entry, SourceSample):
-                entry = entry._replace(split=config.split_of(entry))
-            reject = entry if isinstance(entry, Reject) else _add(entry, writers, summary, samples)
+        samples = contents.samples
+        for sample in _show_progress(samples, contents.total, f"import {config.kind}") if progress else samples:
+            if isinstance(sample, Reject):
+                reject: Reject | None = sample
+            else:
+                sample = sample._replace(split=config.split_of(sample))
+                reject = _add(sample, writers, summary, sample_of_file)
             if reject is not None:
                 rejected[reject.reason] += 1
-                first = [*first, reject][:3]
+                examples = [*examples, reject][:3]
                 rejects.write(json.dumps(reject._asdict(), ensure_ascii=False) + "\n")
     if not summary.splits:
-        reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in first]
-        if others := counts_text(reading.passed_over()):
+        reasons = [f"{reject.key}: {reject.reason}, {reject.detail}" for reject in examples]
+        if others := counts_text(contents.passed_over()):
             reasons.append(f"it holds {others}")
         shown = f" ({'; '.join(reasons)})" if reasons else ""
         raise DataError(f"source {config.kind!r} gave no usable sample{shown}; {_remedy(config, rejected)}")
     summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
     summary.rejected = dict(sorted(rejected.items()))
-    summary.passed_over = dict(sorted(reading.passed_over().items()))
+    summary.passed_over = dict(sorted(contents.passed_over().items()))
     summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
     return summary
 
@@ -156,36 +157,36 @@ def _remedy(config: Importer, rejected: Counter[str]) -> str:
 
 
 def _add(
-    record: SourceSample, writers: dict[str, ShardWriter], summary: ImportSummary, samples: dict[str, str]
+    sample: SourceSample, writers: dict[str, ShardWriter], summary: ImportSummary, sample_of_file: dict[str, str]
 ) -> Reject | None:
-    """Write one sample and count it; what is wrong with it, if it cannot be written.
+    """Write one sample and count it. Returns what is wrong with it, if it cannot be written.
 
     Args:
-        samples: by image file, the sample that has it.
+        sample_of_file: by image file, a description of its sample.
     """
     try:
-        if record.file in samples:
-            raise SampleError(Reason.DUPLICATE_KEY, f"its image is the very file of {samples[record.file]}")
-        owner = next((split for split, writer in writers.items() if record.key in writer), None)
+        if sample.file in sample_of_file:
+            raise SampleError(Reason.DUPLICATE_KEY, f"its image is the very file of {sample_of_file[sample.file]}")
+        owner = next((split for split, writer in writers.items() if sample.key in writer), None)
         if owner is not None:
             detail = f"split {owner!r} already has this key; give each image a key of its own"
             raise SampleError(Reason.DUPLICATE_KEY, detail)
-        writers[record.split].add(record.key, record.image, record.image_ext, record.texts, record.extra)
+        writers[sample.split].add(sample.key, sample.image, sample.image_ext, sample.texts, sample.extra)
     except SampleError as error:
-        return Reject(record.key, error.reason, error.detail)
-    if record.file is not None:
-        samples[record.file] = f"sample {record.key!r} of split {record.split!r}"
-    counts = summary.splits.setdefault(record.split, SplitCounts())
+        return Reject(sample.key, error.reason, error.detail)
+    if sample.file is not None:
+        sample_of_file[sample.file] = f"sample {sample.key!r} of split {sample.split!r}"
+    counts = summary.splits.setdefault(sample.split, SplitCounts())
     counts.samples += 1
-    if writers[record.split].members != "images":
-        counts.captions += len(record.texts.captions)
-        counts.questions += len(record.texts.questions)
-        counts.unanswered += sum(question.answer is None for question in record.texts.questions)
+    if writers[sample.split].members != "images":
+        counts.captions += len(sample.texts.captions)
+        counts.questions += len(sample.texts.questions)
+        counts.unanswered += sum(question.answer is None for question in sample.texts.questions)
     return None
 
 
 def _defaults(config: Importer) -> dict[str, Any]:
-    """What settings have that a manifest does not know, as it was written before there were these settings."""
+    """The defaults of all settings: a manifest may be older than some of them."""
     fields = type(config).model_fields
     optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
     tree = dump(config.model_copy(update={n: v for n, v in optional.items() if not fields[n].is_required()}))
@@ -196,7 +197,7 @@ def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> 
     """The summary of the import that ``identity`` describes, or None where ``out`` is free for it.
 
     Args:
-        defaults: of settings that the import's manifest may not know.
+        defaults: of settings that the manifest may not have.
 
     Raises:
         DataError: ``out`` holds something else.
@@ -210,8 +211,8 @@ def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> 
     remedy = "choose another folder, or remove this one to import anew"
     try:
         tree = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        found = {name: tree[name] for name in identity}
-        found["config"] = defaults | found["config"]
+        stored = {name: tree[name] for name in identity}
+        stored["config"] = defaults | stored["config"]
         summary = ImportSummary(
             {split: SplitCounts(**counts) for split, counts in tree["splits"].items()},
             tree["rejected"],
@@ -223,28 +224,28 @@ def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> 
         raise DataError(f"{out} is not empty and holds no import; {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{out / MANIFEST} cannot be read ({error!r}); {remedy}") from None
-    if found != identity:
-        raise DataError(f"{out} holds another import ({_difference(found, identity)}); {remedy}")
+    if stored != identity:
+        raise DataError(f"{out} holds another import ({_difference(stored, identity)}); {remedy}")
     for name, size in summary.shards.items():
         if not (out / name).is_file() or (out / name).stat().st_size != size:
             raise DataError(f"{out} held this import, but {name} is missing or was changed; {remedy}")
     return summary
 
 
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    for name in found["config"].keys() | wanted["config"].keys():
-        if (old := found["config"].get(name)) != (new := wanted["config"].get(name)):
+def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    for name in stored["config"].keys() | wanted["config"].keys():
+        if (old := stored["config"].get(name)) != (new := wanted["config"].get(name)):
             return f"source.{name} is {old!r} there and {new!r} here"
-    return "the source's files have changed since" if found["format"] == wanted["format"] else "of an older format"
+    return "the source's files have changed since" if stored["format"] == wanted["format"] else "of an older format"
 
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """An empty folder beside ``out`` that only this process uses; its lock ends with the process."""
+    """An empty folder beside ``out``, locked by this process."""
     staging = out.parent / f".{out.name}.importing"
     try:
         staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A link would lead to a folder of others, and its files be taken for leftovers.
+        # O_NOFOLLOW: the files of a folder that a link leads to would be deleted as leftovers.
         descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
         raise DataError(f"{staging} cannot be written ({error.strerror}); choose another folder") from None
@@ -252,7 +253,7 @@ def _staging(out: Path) -> Iterator[Path]:
         _lock(descriptor, staging, out)
         try:
             os.fchmod(descriptor, 0o700)
-            for leftover in staging.iterdir():  # Of an import that was cut off.
+            for leftover in staging.iterdir():  # of an interrupted import
                 is_folder = leftover.is_dir() and not leftover.is_symlink()
                 shutil.rmtree(leftover) if is_folder else leftover.unlink()
             yield staging
@@ -263,19 +264,14 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _lock(descriptor: int, staging: Path, out: Path) -> None:
+    # The folder itself is locked, not a file in it: it is emptied, and renamed while it is locked.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours = os.path.samestat(os.fstat(descriptor), staging.stat())
+        is_locked = os.path.samestat(os.fstat(descriptor), staging.stat())
     except (BlockingIOError, FileNotFoundError):
-        ours = False
-    if not ours:  # Locked, or renamed to ``out`` just before it was locked here.
+        is_locked = False
+    if not is_locked:  # by another process, or renamed to ``out`` just before
         raise DataError(f"another process is importing into {out}; wait for it to end")
-
-
-def _counts_tree(summary: ImportSummary) -> dict[str, Any]:
-    tree = asdict(summary)
-    del tree["unchanged"]
-    return tree
 
 
 def _write_manifest(path: Path, tree: dict[str, Any]) -> None:

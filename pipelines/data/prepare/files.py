@@ -49,8 +49,8 @@ LINEAGE_SCHEMA = pa.schema(
         ("joined", pa.list_(pa.struct([("shard", pa.string()), ("key", pa.string())]))),
     ]
 )
-"""A row for each sample of a shard, in tar order. ``source_sha256`` is of the source's image; ``rewritten``: whether its
-image was encoded anew; ``joined``: the duplicates whose texts the sample has."""
+"""A row for each sample of a shard, in tar order. ``source_sha256`` is of the source's image; ``rewritten``: whether
+the image was encoded anew; ``joined``: the duplicates whose texts the sample has."""
 
 DROPPED_SCHEMA = pa.schema(
     [

@@ -19,7 +19,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pipelines.records.comparisons import Comparison, ComparisonWriter, Side, Text, text_hash
+from pipelines.records.comparisons import Comparison, ComparisonWriter, text_hash
+from pipelines.records.comparisons import ModelResult as Side
+from pipelines.records.comparisons import TextPair as Text
 from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
 from pipelines.serve.challenger.request import ServiceRequest, dispatch
 from pipelines.serve.config import ServeConfig

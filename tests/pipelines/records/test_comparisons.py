@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.records import comparisons
-from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, Side, Text, read, text_hash
+from pipelines.records.comparisons import (
+    Comparison,
+    ComparisonWriter,
+    InvalidLine,
+    ModelResult,
+    TextPair,
+    read,
+    text_hash,
+)
 from pipelines.records.corrections import SpoolFullError
 
 DAY_NS = 86_400 * 10**9
@@ -18,14 +26,14 @@ ROOM = 1 << 20
 def compared(number: int = 0, **changes: object) -> Comparison:
     fields: dict[str, object] = {
         "time_ns": number, "task": "vqa", "mode": "shadow", "model": "vqa", "image": "ab" * 32,
-        "champion": Side(version="1", seconds=0.25, confidence=0.5),
-        "challenger": Side(version="2", error="late"),
+        "champion": ModelResult(version="1", seconds=0.25, confidence=0.5),
+        "challenger": ModelResult(version="2", error="late"),
     }  # fmt: skip
     return Comparison.model_validate(fields | changes)
 
 
 def test_what_is_written_is_read_by_day(tmp_path: Path) -> None:
-    texts = (Text(asked=text_hash("what ?"), champion=text_hash("red"), challenger=text_hash("blue")),)
+    texts = (TextPair(asked=text_hash("what ?"), champion=text_hash("red"), challenger=text_hash("blue")),)
     first = [compared(n, texts=texts, agreement=0.0) for n in range(3)]
     second = [compared(DAY_NS + n, task="embed", image="", fallback=True) for n in range(2)]
     writer = ComparisonWriter(str(tmp_path / "kept"), ROOM)
@@ -89,7 +97,7 @@ def test_writers_share_one_limit_and_days_that_are_taken_away_make_room(tmp_path
 
 
 def test_a_writer_holds_only_so_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparisons, "_MOST_HELD", 2)
+    monkeypatch.setattr(comparisons, "_MAX_BUFFERED", 2)
     writer = ComparisonWriter(str(tmp_path), ROOM)
     assert [writer.add(compared(n)) for n in range(3)] == [True, True, False]
     writer.flush()

@@ -65,7 +65,7 @@ def test_transient_errors_lose_nothing(served: tuple[Folder, Path, Faults], kind
 def test_answers_that_stay_are_not_asked_for_again(served: tuple[Folder, Path, Faults]) -> None:
     folder, disk, faults = served
     (disk / "secret.txt").write_bytes(b"1")
-    refused = r"refuses access .*403.*in the environment: as fsspec's back end for http documents"
+    refused = r"denies access .*403.*in the environment: as fsspec's back end for http documents"
     with pytest.raises(AccessError, match=refused):
         folder.read("secret.txt")
     assert [file.name for file in folder.files()] == ["a.tar", "secret.txt"], "it does not hide its neighbours"

@@ -154,7 +154,7 @@ def test_wrong_credentials_are_named_with_the_remedy(
     s3fs.S3FileSystem.clear_instance_cache()
     stranger = Folder(folder.uri)
     remedy = "in the environment: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    refused = f"'{re.escape(folder.uri)}' refuses access .*{remedy}"
+    refused = f"'{re.escape(folder.uri)}' denies access .*{remedy}"
     for attempt in (
         stranger.files,
         stranger.subfolders,
@@ -173,7 +173,7 @@ def test_no_credentials(folder: Folder, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    with pytest.raises(DataError, match=r"refuses access \(.*Unable to locate credentials.*AWS_ACCESS_KEY_ID"):
+    with pytest.raises(DataError, match=r"denies access \(.*Unable to locate credentials.*AWS_ACCESS_KEY_ID"):
         folder.files()
 
 

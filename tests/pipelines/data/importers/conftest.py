@@ -30,7 +30,7 @@ def read_all() -> Callable[[Importer], tuple[dict[str, SourceSample], list[Rejec
     """Records by key, and rejects, of a whole source; no key may come twice."""
 
     def read(source: Importer) -> tuple[dict[str, SourceSample], list[Reject]]:
-        entries = list(source.read().records)
+        entries = list(source.read().samples)
         records = [entry for entry in entries if isinstance(entry, SourceSample)]
         by_key = {record.key: record for record in records}
         assert len(by_key) == len(records)

@@ -160,7 +160,7 @@ def test_annotations_that_are_almost_vqas(coco: Path, read_all, annotation, answ
     rows = [{"question_id": 9000, **annotation}, {"answers": ["no id"]}, _annotation(5, 9, ["x"])]
     _put(coco / "v2_mscoco_train2014_annotations.json", {"annotations": rows})
     reading = Config(folder=str(coco)).read()
-    entries = list(reading.records)
+    entries = list(reading.samples)
     records = {entry.key: entry for entry in entries if isinstance(entry, SourceSample)}
     expected = (Question("How many dogs?", answer, answers, "9000"),) if answer else ()
     assert records["COCO_train2014_000000000009"].texts.questions == expected

@@ -211,7 +211,7 @@ def test_shapes_fill_their_share(shape: str) -> None:
 
 def test_a_scene_depends_on_its_number_alone() -> None:
     config = Config(train=3, val=1, test=1, image_size=32)
-    records = [record for record in config.read().records if isinstance(record, SourceSample)]
+    records = [record for record in config.read().samples if isinstance(record, SourceSample)]
     assert [record.key for record in records] == [
         "train-000000",
         "train-000001",

@@ -256,7 +256,7 @@ def test_an_unusable_table_says_what_to_do(images: Path) -> None:
     ]
     for settings, message in cases:
         with pytest.raises(DataError, match=message):
-            list(Config(**settings).read().records)
+            list(Config(**settings).read().samples)
     (images / "t.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         Config(file=str(images / "t.parquet")).read()
@@ -330,7 +330,7 @@ def test_images_that_no_row_names_are_counted(images: Path) -> None:
     (images / "t.csv").write_text("image,caption\n0.png,a\n")
     (images / "notes.md").write_text("x")
     reading = Config(file=str(images / "t.csv")).read()
-    list(reading.records)
+    list(reading.samples)
     assert reading.passed_over() == {"images that nothing names": 2, ".md files": 1}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, Side, Text, text_hash
+from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidLine, ModelResult, TextPair, text_hash
 from pipelines.records.corrections import Correction, Spool
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import report
@@ -27,14 +27,14 @@ def compared(number: int, **changes: Any) -> Comparison:
     """Of version 2 beside version 1: 0.01 s by the champion, 0.012 s by the candidate, and the same answer."""
     fields: dict[str, Any] = {
         "time_ns": number, "task": "vqa", "mode": "shadow", "model": "vqa", "image": IMAGE, "agreement": 1.0,
-        "champion": Side(version="1", seconds=0.01, confidence=0.5),
-        "challenger": Side(version="2", seconds=0.012, confidence=0.5),
+        "champion": ModelResult(version="1", seconds=0.01, confidence=0.5),
+        "challenger": ModelResult(version="2", seconds=0.012, confidence=0.5),
     }  # fmt: skip
     return Comparison.model_validate(fields | changes)
 
 
 def failed(number: int, error: str = "late", **changes: Any) -> Comparison:
-    return compared(number, challenger=Side(version="2", error=error), agreement=None, **changes)
+    return compared(number, challenger=ModelResult(version="2", error=error), agreement=None, **changes)
 
 
 def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, Check]:
@@ -59,15 +59,15 @@ def test_a_candidate_like_the_champion_passes() -> None:
 
 @pytest.mark.parametrize(("few", "passed"), [("fail", False), ("pass", None)])
 def test_too_few_requests_say_nothing_else(few: str, passed: bool | None) -> None:
-    checks = judged([compared(n, challenger=Side(version="2", seconds=9.0)) for n in range(9)], config(few=few))
+    checks = judged([compared(n, challenger=ModelResult(version="2", seconds=9.0)) for n in range(9)], config(few=few))
     assert results(checks) == {"live traffic": passed}
     assert checks["live traffic"].required == "at least 10"
 
 
 def test_only_these_two_versions_of_this_model_count() -> None:
     lines: list[Comparison | InvalidLine] = [compared(n, mode="canary") for n in range(10)]
-    lines += [compared(n, challenger=Side(version="3", error="late"), agreement=None) for n in range(30)]
-    lines += [compared(n, champion=Side(version="2", seconds=0.001)) for n in range(30)]
+    lines += [compared(n, challenger=ModelResult(version="3", error="late"), agreement=None) for n in range(30)]
+    lines += [compared(n, champion=ModelResult(version="2", seconds=0.001)) for n in range(30)]
     lines += [failed(n, model="another") for n in range(30)]
     lines += [InvalidLine("day/file.jsonl", 3, "cut")]
     checks = judged(lines, config())
@@ -83,7 +83,7 @@ def test_errors_are_held_against_the_champions() -> None:
     assert checks["live errors"].measured == "4.00% of its requests failed (late 3, ActorDiedError 1)"
     assert checks["live errors"].required == "at most 3.00%"
     assert judged(lines, config(errors=0.04))["live errors"].passed
-    lines[:2] = [compared(n, champion=Side(version="1", error="RuntimeError"), agreement=None) for n in range(2)]
+    lines[:2] = [compared(n, champion=ModelResult(version="1", error="RuntimeError"), agreement=None) for n in range(2)]
     assert judged(lines, config(errors=0.02))["live errors"].passed, "the champion failed twice"
 
 
@@ -97,7 +97,7 @@ def test_agreement_is_a_mean_over_the_requests_of_a_task() -> None:
 
 
 def test_latencies_are_compared_at_two_places() -> None:
-    slow = Side(version="2", seconds=0.03)
+    slow = ModelResult(version="2", seconds=0.03)
     lines: list[Comparison | InvalidLine] = [
         compared(n, **({"challenger": slow} if n < 20 else {})) for n in range(100)
     ]
@@ -135,7 +135,7 @@ def test_corrected_answers_speak_against_a_candidate_alone(ours: float, theirs: 
     for row in range(rows):
         image = f"{row:064x}"
         right[image, text_hash("?")] = text_hash("red")
-        texts = (Text(asked=text_hash("?"), champion=said(theirs, row), challenger=said(ours, row)),)
+        texts = (TextPair(asked=text_hash("?"), champion=said(theirs, row), challenger=said(ours, row)),)
         lines.append(compared(row, image=image, texts=texts))
     lines.append(compared(rows, image="cd" * 32, texts=texts))
     live = gather(lines, "vqa", "2", "1", right)
@@ -150,7 +150,7 @@ def test_from_folders_to_the_report(tmp_path: Path) -> None:
     writer, spool = ComparisonWriter(str(tmp_path / "live"), 1 << 20), Spool(tmp_path / "feedback", 1 << 20)
     spool.add(picture(0), sender="me", question="What colour?", answer="red", model="vqa", version="1")
     [named] = [one.image for one in corrections_of(tmp_path / "feedback")]
-    texts = (Text(asked=text_hash("what colour?"), champion=text_hash("blue"), challenger=text_hash("red")),)
+    texts = (TextPair(asked=text_hash("what colour?"), champion=text_hash("blue"), challenger=text_hash("red")),)
     for number in range(12):
         writer.add(compared(number, image=named.partition(".")[0], texts=texts, agreement=0.0))
     writer.flush()
