@@ -43,7 +43,7 @@ def features(
         of_stream = features_of(stream, model, tree, processor, f"{work.storage}/_features", precision)
         without = {"vision": "texts", "language": "images"}[stream]
         for index in {index.hash: index for index in indexes if index.modality != without}.values():
-            with ShardProgress(f"{label}  features of {stream}") as progress:
+            with Progress(f"{label}  features of {stream}") as progress:
                 build_features(of_stream, index, model, tree, processor, resources, splits, progress)
         cached.append(of_stream)
     return tuple(cached)

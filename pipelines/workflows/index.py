@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.survey import describe_shapes
-from pipelines.report.progress import ShardProgress
+from pipelines.report.progress import Progress
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
 

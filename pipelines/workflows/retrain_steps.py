@@ -16,7 +16,7 @@ from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess
 from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry
-from pipelines.report.progress import ShardProgress
+from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
 from pipelines.retrain.incoming import check_taken, images_in_common, new_tars, take

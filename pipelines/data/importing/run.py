@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import stat
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,12 +14,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
+from pipelines.report.progress import Progress
 from vlmodel.config import Part, dump
 
 MANIFEST = "_import.json"
@@ -121,7 +118,7 @@ def _write(config: Importer, contents: SourceContents, folder: Path, progress: b
         }
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
         samples = contents.samples
-        for sample in _show_progress(samples, contents.total, f"import {config.kind}") if progress else samples:
+        for sample in _with_progress(samples, contents.total, f"import {config.kind}") if progress else samples:
             if isinstance(sample, Reject):
                 reject: Reject | None = sample
             else:
@@ -282,20 +279,8 @@ def _write_manifest(path: Path, tree: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _show_progress(entries: Iterator[T], total: int, title: str, every: float = 5.0) -> Iterator[T]:
-    """A bar on a terminal; elsewhere a line every few seconds and one at the end, which a log can hold."""
-    if sys.stderr.isatty():
-        yield from tqdm(entries, total=total, desc=title, unit="sample")
-        return
-    start = last = time.monotonic()
-    count = 0
-    for count, entry in enumerate(entries, 1):
-        yield entry
-        now = time.monotonic()
-        if now - last >= every:
-            print(
-                tqdm.format_meter(count, total, now - start, prefix=title, unit="sample"), file=sys.stderr, flush=True
-            )
-            last = now
-    elapsed = time.monotonic() - start
-    print(tqdm.format_meter(count, total, elapsed, prefix=title, unit="sample"), file=sys.stderr, flush=True)
+def _with_progress(samples: Iterator[T], total: int, name: str) -> Iterator[T]:
+    with Progress(name, "sample") as progress:
+        for done, sample in enumerate(samples, 1):
+            yield sample
+            progress(done, total)

@@ -29,7 +29,7 @@ from pipelines.data.prepare.select import Selection, select
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.errors import DataError
-from pipelines.report.progress import ShardProgress
+from pipelines.report.progress import Progress
 from pipelines.storage.folder import Folder
 from pipelines.storage.lock import locked
 
@@ -136,7 +136,7 @@ def _measure_all(index: Index, config: PrepareConfig, out: Folder, identity: str
         return row
 
     items = [{"shard": shard.name} for shard in index.shards]
-    with ShardProgress("measure") as progress:
+    with Progress("measure") as progress:
         for done, _ in enumerate(map_shards(items, run), 1):
             progress(done, len(items))
 
@@ -149,13 +149,13 @@ def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, 
 
     # As JSON: a column of Ray Data takes its type from the first rows.
     items = [{"plan": json.dumps(asdict(plan))} for plan in plans]
-    with ShardProgress("write") as progress:
+    with Progress("write") as progress:
         for done, _ in enumerate(map_shards(items, run), 1):
             progress(done, len(items))
 
 
 def _index(out: Folder, config: IndexConfig) -> Index:
-    with ShardProgress("index") as progress:
+    with Progress("index") as progress:
         return build_index(out.uri, config, report_progress=progress)
 
 
