@@ -12,7 +12,7 @@ import stat
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.member_names import is_hidden
@@ -21,12 +21,6 @@ from pipelines.errors import DataError
 HIDDEN = "hidden files and folders"
 LINKS_TO_READ = "links to folders that were read already"
 UNREADABLE = "folders that cannot be read"
-
-
-class HasFiles(Protocol):
-    """Lists the files that it reads."""
-
-    def files(self) -> set[Path]: ...
 
 
 def resolve_path(setting: str, parent: Path | None = None) -> Path:
@@ -158,11 +152,9 @@ def find_file(folder: Path, names: Iterable[str], named: str, setting: str) -> P
     return None
 
 
-def fingerprint(root: Path, files: Iterable[Path | None], images: Iterable[HasFiles] = ()) -> str:
-    """Hash of name, size and modification time of ``files`` and of all files of ``images``."""
+def fingerprint(root: Path, files: Iterable[Path | None]) -> str:
+    """Hash of name, size and modification time of the files that are given."""
     paths = {path for path in files if path is not None}
-    for catalogue in images:
-        paths.update(catalogue.files())
     digest = hashlib.sha256()
     for name, path in sorted((os.path.relpath(path, root), path) for path in paths):
         try:

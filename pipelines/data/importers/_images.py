@@ -12,15 +12,16 @@ import re
 import tarfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelines.data.importers._files import HIDDEN, open_regular_file, walk
+from pipelines.data.importing.importer import Reject, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.member_names import is_hidden
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality, Texts
 from pipelines.errors import DataError
 from vlmodel.images.pillow import extension_of
 
@@ -241,6 +242,18 @@ class NoImages:
 def images_for(members: Modality, root: Path) -> Images | NoImages:
     """The images under ``root``, or none where samples are texts alone; raises what ``Images`` raises."""
     return NoImages() if members == "texts" else Images(root)
+
+
+def read_sample(
+    images: Images | NoImages, name: str, split: str, key: str, texts: Texts, extra: Mapping[str, Any] | None = None
+) -> SourceSample | Reject:
+    """The sample with the image ``name``, or why that cannot be read."""
+    try:
+        image, extension = images.read(name)
+        file = images.identity(name)
+    except SampleError as error:
+        return Reject(key, error.reason, error.detail)
+    return SourceSample(split, key, image, extension, texts, extra, file)
 
 
 def require_image_name(name: str) -> None:

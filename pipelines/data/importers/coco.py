@@ -15,9 +15,9 @@ from typing import Any
 
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import find_file, fingerprint, key_of, load_json, resolve_path, source_folder
-from pipelines.data.importers._images import Images, NoImages, images_for
+from pipelines.data.importers._images import Images, NoImages, images_for, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
@@ -51,7 +51,7 @@ class Config(Importer):
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
         files = [file for subset in self._files(root).values() for file in subset.values()]
-        return fingerprint(root, files, [self._images(root)])
+        return fingerprint(root, [*files, *self._images(root).files()])
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
@@ -188,21 +188,9 @@ def _records(
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, picture in pictures:
-        try:
-            name, (image, extension) = _read_first(images, picture.names)
-            file = images.identity(name)
-        except SampleError as error:
-            yield Reject(key_of(picture.names[0]), error.reason, error.detail)
-        else:
-            texts = Texts(tuple(picture.captions), tuple(picture.questions))
-            yield SourceSample(split, key_of(name), image, extension, texts, {"image_id": picture.id}, file)
-
-
-def _read_first(images: Images | NoImages, names: list[str]) -> tuple[str, tuple[bytes, str] | tuple[None, None]]:
-    for name in names[:-1]:
-        try:
-            return name, images.read(name)
-        except SampleError as error:
-            if error.reason is not Reason.MISSING_IMAGE:
-                raise
-    return names[-1], images.read(names[-1])
+        texts, extra = Texts(tuple(picture.captions), tuple(picture.questions)), {"image_id": picture.id}
+        for name in picture.names:
+            sample = read_sample(images, name, split, key_of(name), texts, extra)
+            if isinstance(sample, SourceSample) or sample.reason is not Reason.MISSING_IMAGE:
+                break
+        yield sample if isinstance(sample, SourceSample) else sample._replace(key=key_of(picture.names[0]))

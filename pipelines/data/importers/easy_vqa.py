@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.data.importers._files import fingerprint, load_json, source_folder
-from pipelines.data.importers._images import Images, NoImages
+from pipelines.data.importers._images import Images, NoImages, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import Question, Texts
@@ -31,7 +31,8 @@ class Config(Importer):
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
         splits = self._splits(root)
-        return fingerprint(root, splits.values(), [self._images(root, split) for split in splits])
+        images = [file for split in splits for file in self._images(root, split).files()]
+        return fingerprint(root, [*splits.values(), *images])
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
@@ -94,12 +95,5 @@ def _records(
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, image_id, questions in samples:
-        key = f"{split}-{image_id}"
-        name = f"{image_id}.png"
-        try:
-            image, extension = images[split].read(name)
-            file = images[split].identity(name)
-        except SampleError as error:
-            yield Reject(key, error.reason, error.detail)
-        else:
-            yield SourceSample(split, key, image, extension, Texts((), tuple(questions)), {"image_id": image_id}, file)
+        texts, extra = Texts((), tuple(questions)), {"image_id": image_id}
+        yield read_sample(images[split], f"{image_id}.png", split, f"{split}-{image_id}", texts, extra)

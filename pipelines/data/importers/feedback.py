@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import fingerprint, open_regular_file, source_folder
-from pipelines.data.importers._images import Images, NoImages, images_for
+from pipelines.data.importers._images import Images, NoImages, images_for, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import Question, Texts
@@ -34,7 +34,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = self._root()
-        return fingerprint(root, self._files(root), [self._images(root)])
+        return fingerprint(root, [*self._files(root), *self._images(root).files()])
 
     def read(self) -> SourceContents:
         root = self._root()
@@ -75,14 +75,8 @@ class Config(Importer):
             if not texts.captions and not texts.questions:
                 yield Reject(key, Reason.MISSING_TEXT, f"fewer than {self.senders} senders agree (source.senders)")
                 continue
-            try:
-                image, extension = images.read(name)
-            except SampleError as error:
-                yield Reject(key, error.reason, error.detail)
-            else:
-                yield SourceSample(
-                    "train", key, image, extension, texts, {"senders": sorted({c.sender for c in corrections})}
-                )
+            senders = sorted({correction.sender for correction in corrections})
+            yield read_sample(images, name, "train", key, texts, {"senders": senders})
 
     def _captions(self, corrections: list[Correction]) -> tuple[str, ...]:
         by_caption: defaultdict[str, set[str]] = defaultdict(set)

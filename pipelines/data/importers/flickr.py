@@ -24,7 +24,7 @@ from pipelines.data.importers._files import (
     resolve_path,
     source_folder,
 )
-from pipelines.data.importers._images import Images, NoImages, images_for, is_image
+from pipelines.data.importers._images import Images, NoImages, images_for, is_image, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.sample import Modality, Texts
@@ -60,7 +60,8 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        return fingerprint(root, [self._captions(root), *self._lists(root).values()], [self._images(root)])
+        files = [self._captions(root), *self._lists(root).values(), *self._images(root).files()]
+        return fingerprint(root, files)
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
@@ -179,13 +180,7 @@ def _records(
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, name in pictures:
-        key = key_of(name)
-        try:
-            if name not in captions and members != "images":
-                raise SampleError(Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
-            image, extension = images.read(name)
-            file = images.identity(name)
-        except SampleError as error:
-            yield Reject(key, error.reason, error.detail)
+        if name not in captions and members != "images":
+            yield Reject(key_of(name), Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
         else:
-            yield SourceSample(split, key, image, extension, Texts(tuple(captions.get(name, ()))), file=file)
+            yield read_sample(images, name, split, key_of(name), Texts(tuple(captions.get(name, ()))))

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from pipelines.data.importers._files import fingerprint, key_of, resolve_path
-from pipelines.data.importers._images import Images
+from pipelines.data.importers._images import Images, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.sample import GROUP, Texts
 from vlmodel.locations import Location
 
@@ -33,7 +32,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         images = self._images()
-        return fingerprint(images.root, [], [images])
+        return fingerprint(images.root, images.files())
 
     def read(self) -> SourceContents:
         images = self._images()
@@ -44,11 +43,5 @@ class Config(Importer):
 
     def _records(self, images: Images) -> Iterator[SourceSample | Reject]:
         for name in images.names():
-            key = key_of(name)
-            try:
-                image, extension = images.read(name)
-            except SampleError as error:
-                yield Reject(key, error.reason, error.detail)
-            else:
-                extra = {GROUP: posixpath.dirname(name)} if self.group else None
-                yield SourceSample(self.split, key, image, extension, Texts(), extra, images.identity(name))
+            extra = {GROUP: posixpath.dirname(name)} if self.group else None
+            yield read_sample(images, name, self.split, key_of(name), Texts(), extra)

@@ -106,7 +106,8 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         file = self._file()
-        return fingerprint(file.parent, [file], [images_for(self.members, resolve_path(self.images, file.parent))])
+        images = images_for(self.members, resolve_path(self.images, file.parent))
+        return fingerprint(file.parent, [file, *images.files()])
 
     def read(self) -> SourceContents:
         file = self._file()

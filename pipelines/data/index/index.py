@@ -45,7 +45,7 @@ from pipelines.data.index.files import (
 )
 from pipelines.data.index.quarantine import describe_faults
 from pipelines.data.index.survey import describe_survey
-from pipelines.data.tars.sample import Modality, TextLimits
+from pipelines.data.tars.sample import Modality
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError, printable
 from pipelines.storage.folder import Folder
@@ -252,11 +252,6 @@ class Index:
         """What its samples consist of."""
         modality: Modality = self._facts["scan"]["members"]
         return modality
-
-    @property
-    def limits(self) -> TextLimits:
-        """The limits that its samples' texts keep."""
-        return TextLimits(self._facts["scan"]["max_letters"], self._facts["scan"]["max_texts"])
 
     def passed_over(self) -> dict[str, int]:
         """Number of tar members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""

@@ -184,10 +184,6 @@ class Schedule:
         """Epochs that are complete once ``step`` global steps are."""
         return min(step * self.batch, self.plan.size * self.epochs) // self.plan.size
 
-    def last_step_of(self, epoch: int) -> int:
-        """The step count at which ``epoch`` is complete."""
-        return -(-self.plan.size * (epoch + 1) // self.batch)
-
     def part(self, step: int, number: int, parts: int) -> SampleIndices:
         """Part ``number`` of ``parts`` of a global step. Empty where a short last step has fewer samples than parts."""
         samples = self.step_samples(step)
