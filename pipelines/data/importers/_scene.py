@@ -51,7 +51,7 @@ class Scene:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"objects": [asdict(thing) for thing in self.objects], "ground": self.ground}
+        return {"objects": [asdict(obj) for obj in self.objects], "ground": self.ground}
 
 
 RELATIONS: dict[str, Callable[[Object, Object], float]] = {
@@ -63,11 +63,11 @@ RELATIONS: dict[str, Callable[[Object, Object], float]] = {
 """How far the first object lies in that direction from the second."""
 
 
-def place_of(thing: Object) -> str | None:
+def place_of(obj: Object) -> str | None:
     """``top left``, ``top right``, ``bottom left`` or ``bottom right``; None near the middle lines."""
-    if min(abs(thing.x - 0.5), abs(thing.y - 0.5)) < MARGIN / 2:
+    if min(abs(obj.x - 0.5), abs(obj.y - 0.5)) < MARGIN / 2:
         return None
-    return f"{'top' if thing.y < 0.5 else 'bottom'} {'left' if thing.x < 0.5 else 'right'}"
+    return f"{'top' if obj.y < 0.5 else 'bottom'} {'left' if obj.x < 0.5 else 'right'}"
 
 
 def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:

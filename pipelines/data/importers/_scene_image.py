@@ -28,14 +28,14 @@ def render(scene: Scene, size: int) -> bytes:
     large = size * _OVERSAMPLING
     canvas = _ground(scene.ground, large)
     shadow = Image.new("L", canvas.size)
-    for thing in scene.objects:
-        mask, corner = _mask(thing, large)
+    for obj in scene.objects:
+        mask, corner = _mask(obj, large)
         shadow.paste(90, corner, mask)
     shadow = ImageChops.offset(shadow.filter(ImageFilter.BoxBlur(0.014 * large)), 0, round(0.018 * large))
     canvas.paste("#3a3f58", (0, 0), shadow)
-    for thing in scene.objects:
-        mask, corner = _mask(thing, large)
-        canvas.paste(_shaded(_PALETTE[thing.color], mask.size), corner, mask)
+    for obj in scene.objects:
+        mask, corner = _mask(obj, large)
+        canvas.paste(_shaded(_PALETTE[obj.color], mask.size), corner, mask)
     buffer = io.BytesIO()
     canvas.reduce(_OVERSAMPLING).save(buffer, "PNG")
     return buffer.getvalue()
@@ -63,19 +63,19 @@ def _ramp(size: tuple[int, int]) -> Image.Image:
     return Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
 
 
-def _mask(thing: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:
+def _mask(obj: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:
     """The object's outline, filled, in a square around it; and that square's top left corner on the canvas."""
-    radius = thing.radius * large
-    left, top = math.floor(thing.x * large - radius), math.floor(thing.y * large - radius)
+    radius = obj.radius * large
+    left, top = math.floor(obj.x * large - radius), math.floor(obj.y * large - radius)
     mask = Image.new("L", (math.ceil(2 * radius) + 1,) * 2)
     draw = ImageDraw.Draw(mask)
-    x, y = thing.x * large - left, thing.y * large - top
-    if thing.shape == "circle":
+    x, y = obj.x * large - left, obj.y * large - top
+    if obj.shape == "circle":
         radius *= 0.92
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     else:
-        outline = _OUTLINES[thing.shape]
-        draw.polygon([_turn(x, y, radius * reach, degrees + thing.angle) for reach, degrees in outline], fill=255)
+        outline = _OUTLINES[obj.shape]
+        draw.polygon([_turn(x, y, radius * reach, degrees + obj.angle) for reach, degrees in outline], fill=255)
     return mask, (left, top)
 
 

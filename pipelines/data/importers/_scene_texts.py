@@ -15,7 +15,7 @@ _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Two captions: all objects, and the relation of two of them; the first alone where none are far enough apart."""
-    listed = [f"a {thing.size} {_name(thing)}" for thing in rng.sample(scene.objects, len(scene.objects))]
+    listed = [f"a {obj.size} {_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
     full = f"{_NUMBERS[len(listed)]} objects: {', '.join(listed[:-1])} and {listed[-1]}"
     pairs = [(a, relation, b) for a, relation, b, distance in _relations(scene) if distance >= MARGIN]
     if not pairs:
@@ -35,8 +35,8 @@ def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...
     return tuple(asked.values())
 
 
-def _name(thing: Object) -> str:
-    return f"{thing.color} {thing.shape}"
+def _name(obj: Object) -> str:
+    return f"{obj.color} {obj.shape}"
 
 
 def _article(word: str) -> str:
@@ -52,7 +52,7 @@ def _relations(scene: Scene) -> list[tuple[Object, str, Object, float]]:
 
 
 def _exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    present = {(thing.color, thing.shape) for thing in scene.objects}
+    present = {(obj.color, obj.shape) for obj in scene.objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
         return f"is there {_article(color)} {color} {shape}?", "yes"
@@ -65,21 +65,21 @@ def _exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    shapes = [thing.shape for thing in scene.objects]
-    alone = [thing for thing in scene.objects if shapes.count(thing.shape) == 1]
+    shapes = [obj.shape for obj in scene.objects]
+    alone = [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
     if not alone:
         return None
-    thing = rng.choice(alone)
-    return f"what color is the {thing.shape}?", thing.color
+    obj = rng.choice(alone)
+    return f"what color is the {obj.shape}?", obj.color
 
 
 def _shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    colors = [thing.color for thing in scene.objects]
-    alone = [thing for thing in scene.objects if colors.count(thing.color) == 1]
+    colors = [obj.color for obj in scene.objects]
+    alone = [obj for obj in scene.objects if colors.count(obj.color) == 1]
     if not alone:
         return None
-    thing = rng.choice(alone)
-    return f"what shape is the {thing.color} object?", thing.shape
+    obj = rng.choice(alone)
+    return f"what shape is the {obj.color} object?", obj.shape
 
 
 def _count_all(scene: Scene, rng: random.Random) -> tuple[str, str]:
@@ -89,11 +89,11 @@ def _count_all(scene: Scene, rng: random.Random) -> tuple[str, str]:
 def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     by_count: dict[int, list[str]] = {}
     for shape in SHAPES:
-        by_count.setdefault(sum(thing.shape == shape for thing in scene.objects), []).append(
+        by_count.setdefault(sum(obj.shape == shape for obj in scene.objects), []).append(
             f"{shape}{'es' if shape.endswith('s') else 's'}"
         )
     for color in COLORS:
-        by_count.setdefault(sum(thing.color == color for thing in scene.objects), []).append(f"{color} objects")
+        by_count.setdefault(sum(obj.color == color for obj in scene.objects), []).append(f"{color} objects")
     # Counts that are rare over all scenes are asked for more often.
     counts = sorted(by_count)
     count = rng.choices(counts, weights=[(1, 1, 2, 4, 8)[count] for count in counts])[0]
@@ -102,16 +102,16 @@ def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _size(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    thing = rng.choice(scene.objects)
-    return f"is the {_name(thing)} small or large?", thing.size
+    obj = rng.choice(scene.objects)
+    return f"is the {_name(obj)} small or large?", obj.size
 
 
 def _place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    placed = [(thing, place) for thing in scene.objects if (place := place_of(thing))]
+    placed = [(obj, place) for obj in scene.objects if (place := place_of(obj))]
     if not placed:
         return None
-    thing, place = rng.choice(placed)
-    return f"where is the {_name(thing)}?", place
+    obj, place = rng.choice(placed)
+    return f"where is the {_name(obj)}?", place
 
 
 def _related(scene: Scene, rng: random.Random) -> tuple[str, str] | None:

@@ -134,12 +134,12 @@ def _add_questions(
 ) -> Iterator[Reject]:
     tree = _document(file, "questions")
     answers = _answers(annotations, unused) if annotations else {}
-    asked = set()
+    question_ids = set()
     subset = tree.get("data_subtype", "")
     for row in tree["questions"]:
         match row:
             case {"image_id": int(image_id), "question_id": int(question_id), "question": str(text)} if text.strip():
-                asked.add(question_id)
+                question_ids.add(question_id)
                 all_answers, answer = answers.get(question_id, ((), None))
                 if annotations and answer is None:
                     detail = f"{annotations.name} has no answer to question {question_id}"

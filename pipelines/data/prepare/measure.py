@@ -95,10 +95,12 @@ def _measure(
         drop = drops[n]
         if drop is None:
             extra = lineage_entry(shard, rows[n]["key"], rows[n]["sha256"], extras[n])
-            found = _check_sample(records[n], images[n], rows[n]["image_size"], extra, config, parts)
+            outcome = _check_sample(records[n], images[n], rows[n]["image_size"], extra, config, parts)
         else:
-            found = drop
-        measured.append({"reason": str(found.reason), "detail": found.detail} if isinstance(found, Drop) else found)
+            outcome = drop
+        measured.append(
+            {"reason": str(outcome.reason), "detail": outcome.detail} if isinstance(outcome, Drop) else outcome
+        )
     return measured
 
 

@@ -1,1 +1,1 @@
-"""From an index to batches: their order, their making, what is kept of it."""
+"""From an index to batches: order, loading, caches."""

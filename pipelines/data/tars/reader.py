@@ -23,7 +23,7 @@ Range = tuple[int, int]
 
 
 class Record(NamedTuple):
-    """One sample, with its encoded image; ``has_image`` tells of one that was not read, too."""
+    """One sample, with its encoded image; ``has_image`` is True also where the image was not read."""
 
     key: str
     image: bytes

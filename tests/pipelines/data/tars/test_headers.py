@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.tars.headers import Corruption, Kind, Member, read_tar
-from pipelines.data.tars.member_names import leaves_folder, split_name
 from tests.pipelines.data.tar_maker import data_of, header_of, link, samples, tar_bytes, zeroed
 
 GNU_TAR = shutil.which("tar") and "GNU" in subprocess.run(["tar", "--version"], capture_output=True, text=True).stdout
@@ -183,16 +182,3 @@ def test_gzip_is_named():
 def test_any_bytes_end_in_a_break_or_an_end(data):
     _, breaks = read(data)
     assert breaks or data.count(0) == len(data)
-
-
-def test_split_name():
-    assert split_name("a/b.c/0001.seg.PNG") == ("a/b.c/0001", "seg.png")
-    assert split_name("./0001.jpg") == ("0001", "jpg")
-    assert split_name("README") is None
-    assert split_name("a/.hidden.jpg") is None
-    assert split_name("__meta.json__") is None
-
-
-def test_leaves_folder():
-    assert all(map(leaves_folder, ["/a.jpg", "../a.jpg", "a/../../b.jpg", "a\\..\\b.jpg", "C:\\a.jpg"]))
-    assert not any(map(leaves_folder, ["a..b.jpg", "a/b.jpg", "./a.jpg", "..a/b.jpg"]))
