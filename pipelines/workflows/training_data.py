@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Mixture, Source
-from pipelines.data.stream.features import FeatureCache
+from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
 from pipelines.errors import DataError

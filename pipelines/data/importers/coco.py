@@ -151,7 +151,7 @@ def _add_questions(
             case _:
                 detail = f"question {row!r:.80} needs image_id, question_id and question"
                 yield Reject(file.name, Reason.BAD_SCHEMA, detail)
-    unused["answers to questions that are not asked"] += len(answers.keys() - asked)
+    unused["answers to questions that are not asked"] += len(answers.keys() - question_ids)
 
 
 def _answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:

@@ -92,15 +92,13 @@ def _measure(
     extras = dict(zip(left, reader.read_metadata(shard, left), strict=True))
     measured = []
     for n in chunk:
-        drop = drops[n]
-        if drop is None:
+        outcome: Row | Drop | None = drops[n]
+        if outcome is None:
             extra = lineage_entry(shard, rows[n]["key"], rows[n]["sha256"], extras[n])
             outcome = _check_sample(records[n], images[n], rows[n]["image_size"], extra, config, parts)
-        else:
-            outcome = drop
-        measured.append(
-            {"reason": str(outcome.reason), "detail": outcome.detail} if isinstance(outcome, Drop) else outcome
-        )
+        if isinstance(outcome, Drop):
+            outcome = {"reason": str(outcome.reason), "detail": outcome.detail}
+        measured.append(outcome)
     return measured
 
 

@@ -25,7 +25,7 @@ from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages
 from pipelines.data.prepare.measure import measure_shard
 from pipelines.data.prepare.report import page
-from pipelines.data.prepare.select import Selection, select
+from pipelines.data.prepare.select_samples import Selection, select_samples
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.errors import DataError
@@ -77,7 +77,7 @@ def _prepare(
 ) -> Summary:
     out.write(BEGUN, _json(begun))
     _measure_all(index, config, out, hashlib.sha256(_json(begun)).hexdigest())
-    selection = select(index, config, out)
+    selection = select_samples(index, config, out)
     if not selection.plans:
         raise DataError(f"all samples of {index.tars!r} would be dropped; {_most_frequent(index, selection, out)}")
     _write_all(index, selection.plans, config, out)

@@ -79,7 +79,7 @@ class Selection:
         return sum(len(places) for plan in self.plans for _, places in plan.joining)
 
 
-def select(index: Index, config: PrepareConfig, out: Folder) -> Selection:
+def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selection:
     """The selection, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
     tables = [_columns(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]

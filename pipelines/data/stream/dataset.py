@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, Shard
-from pipelines.data.stream.features import FeatureCache, image_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FeatureCache, image_hashes, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import Record, ShardReader

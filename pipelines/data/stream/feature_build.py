@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.stream.features import FACTS, FeatureCache, Precision, Table, image_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, image_hashes, text_hashes
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError

@@ -16,7 +16,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Mixture, Source, with_pixel_cache
-from pipelines.data.stream.features import FeatureCache, Table, image_hashes
+from pipelines.data.stream.feature_cache import FeatureCache, Table, image_hashes
 from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig

@@ -31,7 +31,7 @@ from pipelines.data.stream.feature_build import (
     digest,
     features_of,
 )
-from pipelines.data.stream.features import FACTS, FeatureCache, image_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, image_hashes, text_hashes
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
