@@ -96,6 +96,7 @@ def merge_texts(first: Texts, *others: Texts) -> Texts:
 
 
 def text_count(texts: Texts) -> int:
+    """Number of captions and questions."""
     return len(texts.captions) + len(texts.questions)
 
 

@@ -120,6 +120,7 @@ def _words(filename: str) -> list[str]:
 
 
 def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
     return f"{split}-{number:06d}.tar"
 
 
