@@ -19,6 +19,7 @@ from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
+from pipelines.storage.folder import Folder
 from vlmodel.config import Part, dump
 
 MANIFEST = "_import.json"
@@ -94,7 +95,8 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
             return done
         summary = _write(config, contents, staging, progress)
         counts = {name: value for name, value in asdict(summary).items() if name != "unchanged"}
-        _write_manifest(staging / MANIFEST, identity | counts)
+        manifest = json.dumps(identity | counts, indent=2, sort_keys=True)
+        Folder(staging).write(MANIFEST, f"{manifest}\n".encode())
         if out.exists():
             staging.chmod(stat.S_IMODE(out.stat().st_mode))
         try:
@@ -269,14 +271,6 @@ def _lock(descriptor: int, staging: Path, out: Path) -> None:
         is_locked = False
     if not is_locked:  # by another process, or renamed to ``out`` just before
         raise DataError(f"another process is importing into {out}; wait for it to end")
-
-
-def _write_manifest(path: Path, tree: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _with_progress(samples: Iterator[T], total: int, name: str) -> Iterator[T]:

@@ -14,6 +14,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
+from pipelines.storage.folder import Folder
 from vlmodel.processor import ProcessorConfig
 from vlmodel.task_spec import TaskSpec
 
@@ -95,9 +96,7 @@ class TextLengths:
 
     def save(self, folder: str | Path) -> None:
         """Save them beside a saved processor."""
-        partial = Path(folder) / f".{_FILE}.partial"
-        partial.write_text(self.dump(), encoding="utf-8")
-        partial.rename(Path(folder) / _FILE)
+        Folder(folder).write(_FILE, self.dump().encode())
 
     @classmethod
     def load(cls, folder: str | Path) -> Self | None:
