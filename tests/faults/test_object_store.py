@@ -109,7 +109,7 @@ def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
     with pytest.raises(DataError, match=r"in shard 'train-000009.tar' .* run the index job again"):
         ShardReader(Index.open(TARS)).read("train-000009.tar", [0])
     assert build_index(TARS, CONFIG).hash != index.hash
-    dataset._open_member.cache_clear()  # as a process that starts now, with what the job was started with
+    dataset._open_source.cache_clear()  # as a process that starts now, with what the job was started with
     assert sources[0].plan(shuffle=True).size == SAMPLES, "the version without that object is what it was"
     with pytest.raises(DataError, match=r"'train-000009.tar' was changed or removed since the index was made"):
         index.rows("train-000009.tar")

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.index.build import build, build_index
-from pipelines.data.index.config import IndexConfig
+from pipelines.data.index.build import build_index
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
@@ -109,4 +108,4 @@ def test_an_index_built_where_the_tars_are_serves_readers_elsewhere(served: tupl
 def test_no_index_is_built_where_nothing_can_be_written(served: tuple[Folder, Path, Faults]) -> None:
     folder, _, _ = served
     with pytest.raises(DataError, match=r"no index can be written beside .*405.*index the tars where they can be"):
-        build(folder.uri, IndexConfig(), force=False, report_progress=None)
+        build_index(folder.uri)

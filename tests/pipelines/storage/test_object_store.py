@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
-from pipelines.data.index.build import build
+from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.files import samples_file
 from pipelines.data.index.index import SplitAssignment
@@ -138,7 +138,7 @@ def test_an_object_that_changes_while_it_is_read_is_not_indexed(
         folder.write("a.tar", tar_bytes(samples(range(1, 6))))
         return scan
 
-    monkeypatch.setattr("pipelines.data.index.build.scan_tar", overtaken)
+    monkeypatch.setattr("pipelines.data.index.index_shard.scan_tar", overtaken)
     summary = index_shard(folder, folder.files()[0], PLAIN, SplitAssignment(0.0))
     assert summary == {"name": "a.tar", "unreadable": "OSError: it changed while it was read; run the index job again"}
     assert folder.files("_index/samples") == []
@@ -163,7 +163,7 @@ def test_wrong_credentials_are_named_with_the_remedy(
         lambda: stranger.stream("a.tar", file.size).read(10),
         lambda: stranger.write("b.tar", b""),
         lambda: stranger.duplicate("a.tar", "b.tar"),
-        lambda: build(folder.uri, PLAIN, force=False, report_progress=None),
+        lambda: build_index(folder.uri, PLAIN),
     ):
         with pytest.raises(AccessError, match=refused):
             attempt()
@@ -197,4 +197,4 @@ def test_tars_that_cannot_be_written_beside_are_refused_before_they_are_read(
     folder.write("a.tar", tar_bytes(sample(1)))
     monkeypatch.setattr(Folder, "write", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
     with pytest.raises(DataError, match=r"no index can be written beside .*read-only.*index the tars where"):
-        build(folder.uri, PLAIN, force=False, report_progress=None)
+        build_index(folder.uri, PLAIN)

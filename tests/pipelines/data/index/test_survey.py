@@ -102,7 +102,7 @@ def test_of_very_many_a_part_is_compared(tmp_path, monkeypatch):
         "train": [sample(f"a{n}", n, f"text {n}") for n in range(60)],
         "val": [sample(f"v{n}", n, f"text {n}") for n in range(30)],
     }
-    monkeypatch.setattr(module, "_COMPARED", 45)
+    monkeypatch.setattr(module, "_MAX_COMPARED", 45)
     survey = indexed(tmp_path, **tars).survey()
     for kind in ("images", "texts"):
         assert 0 < survey[kind]["train"]["count"] < 60

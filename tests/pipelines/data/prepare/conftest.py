@@ -44,6 +44,6 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pass | None], None]:
 
     def use(other: Pass | None = None) -> None:
         for module in (run, build):
-            monkeypatch.setattr(module, "over_shards", other or serial)
+            monkeypatch.setattr(module, "map_shards", other or serial)
 
     return use

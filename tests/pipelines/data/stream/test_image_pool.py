@@ -111,9 +111,9 @@ def _until_it_fails(pool: ImagePool) -> None:
 
 PROGRAM = """
 import time
-from pipelines.data.stream.image_pool import _started
+from pipelines.data.stream.image_pool import _process_pool
 if __name__ == "__main__":
-    processes = _started(2)
+    processes = _process_pool(2)
     print(*{future.result() for future in processes._first}, flush=True)
     time.sleep(600)
 """

@@ -135,7 +135,7 @@ def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pyt
         seen["pixels_BHWC"][:, :, :8] = 0
         return seen
 
-    monkeypatch.setattr(Samples, "see", halved)
+    monkeypatch.setattr(Samples, "load_images", halved)
     mine = parts(source, flip=0.5, min_area=0.5, swap={"what": "colour", "yes": "no"})
     plain = parts(source, flip=0.5, min_area=0.5)
     tokenizer = VLProcessor.from_pretrained(source.processor).tokenizer
