@@ -418,9 +418,9 @@ def test_the_model_gives_the_same_with_and_without_them(
 
 
 def test_features_of_changed_inputs_are_refused(source: Source, both: tuple[FeatureCache, ...]) -> None:
-    with pytest.raises(ValueError, match=r"kept vision features .* augment nothing, or train without them"):
+    with pytest.raises(ValueError, match=r"cached vision features .* do not augment, or train without them"):
         parts(replace(source, features=both), flip=0.5)
     texts = replace(source, features=both[1:])
     assert len(parts(texts, flip=0.5)) == len(parts(texts))
-    with pytest.raises(ValueError, match="kept language features"):
+    with pytest.raises(ValueError, match="cached language features"):
         MicroBatches(texts, parts(source).schedule, 0, 1, 1, AugmentConfig(flip=0.5, swap={"left": "right"}))

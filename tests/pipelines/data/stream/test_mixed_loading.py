@@ -226,7 +226,7 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, 
     processor = VLProcessor.from_pretrained(said.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"holds texts alone .* the model's tasks make nothing of them; leave this"):
+    with pytest.raises(DataError, match=r"holds texts alone .* the model's tasks cannot use them; leave this"):
         replace(said, processor=str(tmp_path)).plan(shuffle=True)
 
 
@@ -258,7 +258,7 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
     answering = VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], {"": tasks["ask"]})
     answering.save_pretrained(tmp_path / "answering")
     unanswered = replace(mixed.members[2], processor=str(tmp_path / "answering"))
-    with pytest.raises(DataError, match=r"holds images alone .* make nothing of them"):
+    with pytest.raises(DataError, match=r"holds images alone .* cannot use them"):
         unanswered.plan(shuffle=True)
 
 
