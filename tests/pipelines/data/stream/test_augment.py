@@ -45,7 +45,7 @@ def test_the_longer_of_two_words_that_begin_alike() -> None:
     ("swap", "says"),
     [
         ({"left": "right", "up": "left"}, "name each of them once"),
-        ({"left": "Left"}, "changes places with one other word"),
+        ({"left": "Left"}, "is exchanged with one other word"),
         ({"left": " "}, "is no word"),
     ],
 )
