@@ -11,7 +11,7 @@ from pipelines.data.index.files import read_table
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import DROPPED_SCHEMA, measure_file
 from pipelines.data.prepare.filters import DropReason
-from pipelines.data.prepare.select_samples import Selection
+from pipelines.data.prepare.selection import Selection
 from pipelines.storage.folder import Folder
 
 
@@ -22,7 +22,7 @@ def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
     keys = _keys(index, selection, np.unique(originals_N[originals_N >= 0]))
     table_rows: list[dict[str, Any]] = []
     for shard, rows, numbers in samples.by_shard(np.flatnonzero(selection.dropped)):
-        of_index = index.rows(shard).select_samples(["key", "split"]).take(pa.array(rows)).to_pylist()
+        of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
         judged = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
         for row, number, sample, judgement in zip(rows.tolist(), numbers.tolist(), of_index, judged, strict=True):
             place = {"shard": shard, "row": row, **sample}

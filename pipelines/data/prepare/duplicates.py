@@ -56,5 +56,5 @@ def near_duplicates(
 
 
 def _precedence(splits: NDArray[np.str_]) -> NDArray[np.int64]:
-    ranks = np.select_samples([splits == split for split in _RANKS], list(_RANKS.values()))
+    ranks = np.select([splits == split for split in _RANKS], list(_RANKS.values()))
     return np.argsort(ranks, kind="stable")

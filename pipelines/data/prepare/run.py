@@ -25,7 +25,7 @@ from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages
 from pipelines.data.prepare.measure import measure_shard
 from pipelines.data.prepare.report import page
-from pipelines.data.prepare.select_samples import Selection, select_samples
+from pipelines.data.prepare.selection import Selection, select_samples
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
 from pipelines.errors import DataError
