@@ -19,7 +19,7 @@ from pipelines.data.index.files import table_bytes
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.prepare.config import PrepareConfig
-from pipelines.data.prepare.dropped_rows import dropped_rows
+from pipelines.data.prepare.dropped import dropped_rows
 from pipelines.data.prepare.files import BEGUN, DROPPED, FOLDER, LINEAGE, LOCK, MANIFEST, REPORT, WORK
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.language import check_languages

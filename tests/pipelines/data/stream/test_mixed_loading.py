@@ -141,7 +141,7 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp
             rows = range(sum(facts.samples.values()))
             hashes = image_hashes(ShardReader(index).image_sha256s(facts.name, rows))
             values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
-            table = Table.of(hashes, [1] * len(rows)).write(kept.row_bytes)
+            table = Table.of(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
             (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)
     mine = parts(Mixture(tuple(replace(source, features=(kept,)) for source in mixture.members)))
     for number in range(len(mine)):
