@@ -23,12 +23,12 @@ def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
     table_rows: list[dict[str, Any]] = []
     for shard, rows, numbers in samples.by_shard(np.flatnonzero(selection.dropped)):
         of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
-        judged = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
-        for row, number, sample, judgement in zip(rows.tolist(), numbers.tolist(), of_index, judged, strict=True):
+        measured = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
+        for row, number, sample, outcome in zip(rows.tolist(), numbers.tolist(), of_index, measured, strict=True):
             place = {"shard": shard, "row": row, **sample}
             if (original := int(originals_N[number])) >= 0:
-                judgement = _repetition(selection, number, original, keys[original])
-            table_rows.append({**place, **judgement})
+                outcome = _repetition(selection, number, original, keys[original])
+            table_rows.append({**place, **outcome})
     return pa.Table.from_pylist(table_rows, DROPPED_SCHEMA)
 
 
