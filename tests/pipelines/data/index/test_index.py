@@ -24,7 +24,6 @@ from pipelines.data.index.index import Index, SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.report.progress import Progress
 from pipelines.storage.folder import Folder
 from tests.pipelines.data.tar_maker import Entry, header_of, link, photo, samples, tar_bytes, texts, write_tar
 
@@ -582,17 +581,6 @@ def test_opening_needs_no_ray(tmp_path):
         "index.rows('a.tar'); index.report(); assert not {'ray', 'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[4])
-
-
-def test_progress_in_a_log():
-    out = io.StringIO()
-    with Progress("index", out=out) as progress:
-        for done in range(4):
-            progress(done, 3)
-    first, last = out.getvalue().splitlines()
-    assert first.startswith("index:   0%|")
-    assert last.startswith("index: 100%|")
-    assert "3/3" in last
 
 
 def test_remote_folder_without_ray():
