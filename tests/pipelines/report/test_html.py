@@ -20,5 +20,5 @@ def test_values_are_escaped_and_the_page_needs_no_other_file() -> None:
 
 
 def test_a_value_that_is_missing_is_an_error() -> None:
-    with pytest.raises(UndefinedError, match="samples"):
-        render("quarantine.html", **{name: value for name, value in EMPTY.items() if name != "samples"})
+    with pytest.raises(UndefinedError, match="folder"):
+        render("quarantine.html", **{name: value for name, value in EMPTY.items() if name != "folder"})
