@@ -8,8 +8,8 @@ from typing import Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.feature_build import SPLITS, Resources, build_features, features_of
-from pipelines.data.stream.features import FeatureCache
-from pipelines.report.progress import ShardProgress
+from pipelines.data.stream.feature_cache import FeatureCache
+from pipelines.report.progress import Progress
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import parse
 from vlmodel.model import VLModel
@@ -51,7 +51,7 @@ def features(
 
 def features_of_saved(
     work: Workspace, index: Index, splits: Sequence[str], folder: str | Path, label: str
-) -> tuple[Features, ...]:
+) -> tuple[FeatureCache, ...]:
     """The features of the frozen encoders of a saved model; none where nothing is to be kept.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import all_texts, names_a_side
 from pipelines.data.stream.dataset import Mixture, Source
-from pipelines.data.stream.features import Features
+from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.plan import Order, Schedule
 from pipelines.data.texts.corpus import read_texts
 from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
@@ -116,7 +116,7 @@ def _warn_of_mirrored_sides(work: Workspace, indexes: list[Index]) -> None:
     augment = work.config.train.augment
     if not augment.flip or augment.swap:
         return
-    for index in (index for index in indexes if index.members == "pairs"):
+    for index in (index for index in indexes if index.modality == "pairs"):
         texts = list(chain.from_iterable(map(all_texts, islice(read_texts(index, "train"), _SIDES_SAMPLES))))
         if count := sum(map(names_a_side, texts)):
             print(
@@ -163,7 +163,7 @@ def _processor(work: Workspace, indexes: list[Index], folder: Path, init: str, l
 
 def _features(
     work: Workspace, indexes: list[Index], processor: VLProcessor, init: str, label: str
-) -> tuple[Features, ...]:
+) -> tuple[FeatureCache, ...]:
     """The cached features of the frozen encoders; none if ``train.feature_cache`` is off."""
     config = work.config
     if config.train.feature_cache == "off":
@@ -184,7 +184,7 @@ def _spec(
     index: Index,
     training: Source | Mixture,
     order: Order,
-    features: tuple[Features, ...],
+    features: tuple[FeatureCache, ...],
     tracker: Tracker,
     init: str,
     referee: Any,

@@ -14,7 +14,7 @@ def run(work: Workspace) -> None:
     with connected(work.config.cluster):
         for tars, members in work.config.data.sets().items():
             settings = work.config.data.index.model_copy(update={"members": members})
-            with ShardProgress("index") as progress:
+            with Progress("index") as progress:
                 index = build_index(tars, settings, report_progress=progress)
             shapes = describe_shapes(index.survey(), work.config.processor.resize)
             print("\n".join([index.report(), *shapes]), flush=True)

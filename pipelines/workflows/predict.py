@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.data.index.index import build_index
+from pipelines.data.index.build import build_index
 from pipelines.evaluate.predict import collect, predict, write
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected

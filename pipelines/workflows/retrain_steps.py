@@ -68,7 +68,7 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
     """
     incoming = _incoming(work)
     take(incoming, cycle.tars, _taken(work, cycle))
-    with ShardProgress("index") as progress:
+    with Progress("index") as progress:
         new = build_index(_tars(work, cycle), work.config.data.index, report_progress=progress)
     print(new.report(), flush=True)
     check_taken(new, cycle.tars)
@@ -78,7 +78,7 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
             f"{evaluation_index.tars} has no validation split, by which candidate and champion are compared; add one"
         )
     for task, fields in work.config.model.decoder.tasks().items():
-        if not new.having(fields.reads, "train"):
+        if not new.count_with(fields.reads, "train"):
             name = f" of task {task!r}" if task else ""
             raise DataError(f"no training sample of {new.tars} has {fields.reads}, which the model{name} reads")
 
@@ -241,7 +241,7 @@ def _mix(work: Workspace, evaluation_index: Index, cycle: Cycle, new: Index) -> 
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
     if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
-    places = {name: {"tars": index.tars, "members": index.members} for name, index in old.items()}
+    places = {name: {"tars": index.tars, "members": index.modality} for name, index in old.items()}
     for past in ledger(work).committed():
         sizes[_source(past)] = float(past.records["checked"]["counts"]["train"])
         places[_source(past)] = {"tars": past.records["checked"]["tars"]}

@@ -36,7 +36,7 @@ def indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -
     else:
         by_name = {name: work.index(name) for name in names_of_mix}
     for name, index in by_name.items():
-        if index.members != (members := work.config.data.mix[name].members):
+        if index.modality != (members := work.config.data.mix[name].members):
             raise DataError(
                 f"{index.tars} was indexed as {index.modality}, and data.mix.{name}.members={members}; run the index "
                 "job again, or set what it holds"
@@ -61,8 +61,8 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
         DataError: no source has training samples with the texts of a task.
     """
     for task, spec in work.config.model.decoder.tasks().items():
-        usable = [index for index in training_indexes.values() if index.members != "texts" or not spec.needs_image]
-        if not sum(index.having(spec.reads, "train") for index in usable):
+        usable = [index for index in training_indexes.values() if index.modality != "texts" or not spec.needs_image]
+        if not sum(index.count_with(spec.reads, "train") for index in usable):
             raise DataError(
                 f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has {spec.reads}"
                 f"{' with an image' if spec.needs_image else ''}, of which "
@@ -93,7 +93,7 @@ def record(work: Workspace, evaluation_index: Index, tracker: Tracker) -> None:
 
 
 def training(
-    work: Workspace, training_indexes: Mapping[str, Index], processor: str | Path, features: tuple[Features, ...]
+    work: Workspace, training_indexes: Mapping[str, Index], processor: str | Path, features: tuple[FeatureCache, ...]
 ) -> tuple[Source | Mixture, Order]:
     """Where the training's samples come from, and their order.
 
@@ -112,7 +112,7 @@ def training(
         for name, index in training_indexes.items()
     }
     plans = {
-        name: source.plan(seed=work.config.seed, window=train.window, run=train.shuffle_block, shuffle=True)
+        name: source.plan(seed=work.config.seed, window=train.window, block=train.shuffle_block, shuffle=True)
         for name, source in sources.items()
     }
     if not work.config.data.mix:
@@ -143,7 +143,7 @@ def _refuse_idle(work: Workspace, training_indexes: Mapping[str, Index]) -> None
     if any(spec.target == "none" for spec in work.config.model.decoder.tasks().values()):
         return
     for index in training_indexes.values():
-        if index.members == "images":
+        if index.modality == "images":
             raise DataError(
                 f"{index.tars} holds images alone, and only contrastive tasks learn of images without texts; leave it "
                 "out of data.mix, or add such a task"

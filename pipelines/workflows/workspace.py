@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
-from pipelines.data.stream.features import Features
+from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.registry.registry import Registry
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import Tracker
@@ -121,7 +121,9 @@ class Workspace:
             contents = json.dumps({**hashes, **before}, indent=1, sort_keys=True)
             Folder(self.run_folder).write(_VERSIONS, contents.encode())
 
-    def source(self, index: Index, split: str, processor: str | Path, features: tuple[Features, ...] = ()) -> Source:
+    def source(
+        self, index: Index, split: str, processor: str | Path, features: tuple[FeatureCache, ...] = ()
+    ) -> Source:
         """Where the samples of a split of ``data.tars`` come from."""
         return Source(self.tars, index.hash, split, str(processor), features)
 

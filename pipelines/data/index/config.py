@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
 from pipelines.data.tars.sample import Modality, TextLimits
 from pipelines.data.tars.shards import Split
-from vlmodel.config import Section
+from vlmodel.config import MAY_CHANGE, Section
 
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """One shell pattern, or several."""
@@ -34,9 +34,9 @@ class IndexConfig(Section):
     """Samples with a caption, question or answer of more letters are left out."""
     max_texts: int = Field(TextLimits.texts, ge=1)
     """Samples with more captions and questions, or a question with more answers, are left out."""
-    force: bool = False
+    force: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Read every tar again, also those whose size and modification time are unchanged."""
-    report: bool = False
+    report: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
     """"decode" decodes every image; "header" reads its header and checks that its end is there, at the disk's speed."""

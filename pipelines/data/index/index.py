@@ -49,52 +49,10 @@ from pipelines.data.tars.sample import Modality
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError, printable
 from pipelines.storage.folder import Folder
-from vlmodel.config import MAY_CHANGE, Section
 
 _DIGITS = re.compile(r"\d+")
 _PATTERNS = 4
 _KINDS = 12
-
-Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-"""One shell pattern, or several."""
-
-
-class IndexConfig(Section):
-    """What makes a sample sound, and when there are too many that are not."""
-
-    validation_fraction: float = Field(0.1, ge=0, lt=1)
-    """Share of the train samples that becomes the validation split, where no shard is one: by hash of the group that
-    KEY.json names (source.group of an import), so that none is on both sides, or of the key."""
-    max_quarantine_fraction: float = Field(0.01, ge=0, le=1)
-    """The index job fails above this share of faults."""
-    max_quarantine_run: int = Field(100, ge=1)
-    """The index job fails where this many samples in a row are at fault."""
-    max_pixels: int = Field(100_000_000, ge=1, le=PILLOW_MAX_PIXELS)
-    """Images of more pixels are left out; no more are decoded."""
-    max_image_bytes: int = Field(256 << 20, ge=1)
-    """Image files of more bytes are left out."""
-    max_letters: int = Field(TextLimits.letters, ge=1)
-    """Samples with a caption, question or answer of more letters are left out."""
-    max_texts: int = Field(TextLimits.texts, ge=1)
-    """Samples with more captions and questions, or a question with more answers, are left out."""
-    force: bool = Field(False, json_schema_extra=MAY_CHANGE)
-    """Read every tar again, also those whose size and time of change are as they were."""
-    report: bool = Field(False, json_schema_extra=MAY_CHANGE)
-    """Also write _index/quarantine.html: what was left out, counted and shown."""
-    verify: Verify = "decode"
-    """"decode" decodes every image; "header" reads its header and looks for its end, at the speed of the disk."""
-    splits: dict[Split, Patterns] = {}
-    """Which tars are of which split, by shell patterns of their names, as in {val = "held-out-*"}; other tars say it by
-    a word of their names: train, val, validation, valid, dev, test, eval, ... (train-000.tar, coco-val2017.tar)."""
-    members: Members = "pairs"
-    """What a sample is: "pairs", an image with its texts; "texts" or "images", one without the other, which is passed
-    over where there is some."""
-
-    @property
-    def scan(self) -> dict[str, Any]:
-        """The settings that decide which samples are sound."""
-        names = {"max_pixels", "max_image_bytes", "max_letters", "max_texts", "verify", "members"}
-        return self.model_dump(mode="json", include=names)
 
 
 @dataclass(frozen=True)

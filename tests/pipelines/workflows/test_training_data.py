@@ -160,7 +160,7 @@ def said(data: Path) -> Path:
 def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path) -> None:
     all_train = "data.index.validation_fraction=0.0"
     index.run(workspace(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
-    assert Index.open(str(said)).members == "texts"
+    assert Index.open(str(said)).modality == "texts"
     assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
     assert Index.open(str(data / "named")).modality == "pairs"
 
