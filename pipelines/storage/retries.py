@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from pipelines.errors import DataError
 
@@ -33,17 +34,23 @@ def retrying(operation: Callable[[], T]) -> T:
     Raises:
         OSError: the last error, when every attempt failed, or the first that is not transient.
     """
-    for attempt in range(ATTEMPTS):
+
+    def attempt() -> T:
         try:
             return operation()
         except Exception as error:
             os_error = to_os_error(error)
-            if os_error is None or isinstance(os_error, (*PERMANENT, RefusedError)) or attempt == ATTEMPTS - 1:
-                if os_error is None or os_error is error:
-                    raise
-                raise os_error from error
-            time.sleep(FIRST_DELAY_S * 2**attempt)
-    raise AssertionError("unreachable")
+            if os_error is None or os_error is error:
+                raise
+            raise os_error from error
+
+    retry = Retrying(
+        retry=retry_if_exception(_is_transient),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential(FIRST_DELAY_S),
+        reraise=True,
+    )
+    return retry(attempt)
 
 
 def to_os_error(error: Exception) -> OSError | None:
@@ -68,3 +75,7 @@ def to_os_error(error: Exception) -> OSError | None:
 def _client(error: Exception) -> str | None:
     package = type(error).__module__.partition(".")[0]
     return package if package in _CLIENTS else None
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, (*PERMANENT, RefusedError))
