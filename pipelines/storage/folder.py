@@ -230,17 +230,8 @@ class Folder:
                 staged.flush()
                 self._retrying(lambda: fs.put_file(staged.name, path))
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with _replacing(Path(path)) as file:
+            yield file
 
     def duplicate(self, name: str, second: str) -> None:
         """Copy a file within the folder, as a whole or not at all; replaces a file of the second name.
@@ -255,19 +246,9 @@ class Folder:
         if not self.is_local:
             self._retrying(lambda: fs.cp_file(path, target))
             return
-        place = Path(target)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{secrets.token_hex(8)}.partial")
-        try:
-            with open(path, "rb") as source, open(temporary, "xb", opener=_open_private) as copy:
-                _copy(source, copy)
-                copy.flush()
-                os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
-                os.fsync(copy.fileno())
-            temporary.replace(place)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with open(path, "rb") as source, _replacing(Path(target), _open_private) as copy:
+            _copy(source, copy)
+            os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
 
     def remove(self, name: str) -> None:
         """Delete a file, if it exists."""
@@ -345,6 +326,21 @@ class ResumingStream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _replacing(target: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``target`` once the block ends without an error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    try:
+        with open(temporary, "xb", opener=opener) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _open_private(path: str, flags: int) -> int:
