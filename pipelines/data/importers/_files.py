@@ -117,12 +117,12 @@ def load_json(path: Path, object_hook: Callable[[dict[str, Any]], Any] | None = 
         raise DataError(f"{path} is not valid UTF-8 JSON ({error}); download it again") from None
 
 
-def find_file(folder: Path, names: Iterable[str], named: str, setting: str) -> Path | None:
+def find_file(folder: Path, names: Iterable[str], value: str, setting: str) -> Path | None:
     """A file of ``folder``: the one that the setting names, else the one of a usual name, at any depth.
 
     Args:
         names: glob patterns of the usual names, of which the first that matches is used. Hidden files do not match.
-        named: value of the setting; empty to search.
+        value: of the setting; empty to search.
         setting: the setting's dotted name, for messages.
 
     Returns:
@@ -131,11 +131,11 @@ def find_file(folder: Path, names: Iterable[str], named: str, setting: str) -> P
     Raises:
         DataError: the named file does not exist, or several files match.
     """
-    if named:
-        path = resolve_path(named, folder)
+    if value:
+        path = resolve_path(value, folder)
         if not path.is_file():
             problem = "is no file" if path.exists() else "does not exist"
-            raise DataError(f"{setting} = {named!r}: {path} {problem}")
+            raise DataError(f"{setting} = {value!r}: {path} {problem}")
         return path
     usual = tuple(names)
     files: dict[str, Path] = {}

@@ -80,7 +80,7 @@ class Images:
 
     def files(self) -> set[Path]:
         """Image files and tars."""
-        return {place.file for place in self._locations.values()}
+        return {location.file for location in self._locations.values()}
 
     def identity(self, name: str) -> str:
         """The same string for every spelling of the image's name and every link to it.
@@ -99,14 +99,14 @@ class Images:
                 image's and for bytes that are none's, IMAGE_TOO_LARGE, BROKEN_TAR.
         """
         require_image_name(name)
-        place = self._find(name)
-        self._identities_read.add(place.identity)
-        if place.problem:
-            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r}: {place.problem}")
+        location = self._find(name)
+        self._identities_read.add(location.identity)
+        if location.problem:
+            raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r}: {location.problem}")
         try:
-            with open_regular_file(place.file) as file:
-                file.seek(place.offset or 0)
-                size = os.fstat(file.fileno()).st_size if place.offset is None else place.size
+            with open_regular_file(location.file) as file:
+                file.seek(location.offset or 0)
+                size = os.fstat(file.fileno()).st_size if location.offset is None else location.size
                 data = file.read(min(_HEAD, size))
                 extension = sniff(data)
                 if data and extension is None:
@@ -117,9 +117,9 @@ class Images:
                     raise SampleError(Reason.IMAGE_TOO_LARGE, detail)
                 data += file.read(size - len(data))
         except OSError as error:
-            raise SampleError(Reason.MISSING_IMAGE, f"{place.file} cannot be read: {error.strerror}") from None
-        if place.offset is not None and len(data) < size:
-            raise SampleError(Reason.BROKEN_TAR, f"{place.file} ends inside {name!r}")
+            raise SampleError(Reason.MISSING_IMAGE, f"{location.file} cannot be read: {error.strerror}") from None
+        if location.offset is not None and len(data) < size:
+            raise SampleError(Reason.BROKEN_TAR, f"{location.file} ends inside {name!r}")
         return data, (suffix_of(name) if is_image(name) else extension) or ""
 
     def passed_over(self, used: Iterable[Path | None] = ()) -> Counter[str]:
@@ -133,14 +133,14 @@ class Images:
         for path in {os.path.realpath(path) for path in used if path is not None}:
             if path.startswith(root + os.sep):
                 others[_kind_of(path)] -= 1
-        unread = {place.identity for place in self._locations.values()} - self._identities_read
+        unread = {location.identity for location in self._locations.values()} - self._identities_read
         others[UNNAMED] += len(unread)
         return +others
 
     def _find(self, name: str) -> _ImageLocation:
         path = posixpath.normpath(name)
-        if (place := self._locations.get(path)) is not None:
-            return place
+        if (location := self._locations.get(path)) is not None:
+            return location
         path = posixpath.normpath(path.replace("\\", "/"))  # as Windows writes it
         if posixpath.isabs(path):
             real = os.path.realpath(path)

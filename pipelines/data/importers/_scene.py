@@ -72,54 +72,54 @@ def place_of(obj: Object) -> str | None:
 
 def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
     """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
-    looks = _looks(rng, rng.randint(fewest, most))
-    sizes = [rng.choice(tuple(RADII)) for _ in looks]
+    appearances = _appearances(rng, rng.randint(fewest, most))
+    sizes = [rng.choice(tuple(RADII)) for _ in appearances]
     # Sizes are drawn before places, else crowded scenes would have few large objects.
-    places = _places(rng, [RADII[size] for size in sizes])
+    positions = _positions(rng, [RADII[size] for size in sizes])
     objects = (
         Object(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
-        for (shape, color), size, (x, y) in zip(looks, sizes, places, strict=True)
+        for (shape, color), size, (x, y) in zip(appearances, sizes, positions, strict=True)
     )
     return Scene(tuple(objects), round(rng.random(), 3))
 
 
-def _places(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
+def _positions(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
     """A place for each radius so that none touch."""
     while True:
-        places: list[tuple[float, float]] = []
+        positions: list[tuple[float, float]] = []
         for radius in radii:
-            place = _free_place(rng, radius, list(zip(places, radii, strict=False)))
-            if place is None:
+            position = _free_position(rng, radius, list(zip(positions, radii, strict=False)))
+            if position is None:
                 break  # the objects before it leave no place: start again
-            places.append(place)
+            positions.append(position)
         else:
-            return places
+            return positions
 
 
-def _free_place(
-    rng: random.Random, radius: float, taken: list[tuple[tuple[float, float], float]], tries: int = 40
+def _free_position(
+    rng: random.Random, radius: float, placed: list[tuple[tuple[float, float], float]], tries: int = 40
 ) -> tuple[float, float] | None:
     reach = radius + _EDGE
     for _ in range(tries):
-        place = round(rng.uniform(reach, 1 - reach), 3), round(rng.uniform(reach, 1 - reach), 3)
-        if all(math.dist(place, other) >= radius + other_radius + _GAP for other, other_radius in taken):
-            return place
+        position = round(rng.uniform(reach, 1 - reach), 3), round(rng.uniform(reach, 1 - reach), 3)
+        if all(math.dist(position, other) >= radius + other_radius + _GAP for other, other_radius in placed):
+            return position
     return None
 
 
-def _looks(rng: random.Random, count: int) -> list[tuple[str, str]]:
+def _appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """Distinct pairs of shape and colour. One shape or colour is often repeated: else few counts exceed one."""
     theme = rng.choice(("shape", "color", "none"))
     repeats = rng.randint(2, count) if theme != "none" else 0
     shape, color = rng.choice(SHAPES), rng.choice(COLORS)
-    looks: list[tuple[str, str]] = []
-    while len(looks) < count:
-        themed = len(looks) < repeats
-        look = (
+    appearances: list[tuple[str, str]] = []
+    while len(appearances) < count:
+        themed = len(appearances) < repeats
+        appearance = (
             shape if themed and theme == "shape" else rng.choice(SHAPES),
             color if themed and theme == "color" else rng.choice(COLORS),
         )
-        if look not in looks:
-            looks.append(look)
-    rng.shuffle(looks)
-    return looks
+        if appearance not in appearances:
+            appearances.append(appearance)
+    rng.shuffle(appearances)
+    return appearances

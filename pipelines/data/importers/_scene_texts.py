@@ -66,19 +66,19 @@ def _exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 def _color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     shapes = [obj.shape for obj in scene.objects]
-    alone = [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
-    if not alone:
+    unique = [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
+    if not unique:
         return None
-    obj = rng.choice(alone)
+    obj = rng.choice(unique)
     return f"what color is the {obj.shape}?", obj.color
 
 
 def _shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     colors = [obj.color for obj in scene.objects]
-    alone = [obj for obj in scene.objects if colors.count(obj.color) == 1]
-    if not alone:
+    unique = [obj for obj in scene.objects if colors.count(obj.color) == 1]
+    if not unique:
         return None
-    obj = rng.choice(alone)
+    obj = rng.choice(unique)
     return f"what shape is the {obj.color} object?", obj.shape
 
 
@@ -107,34 +107,34 @@ def _size(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
-    placed = [(obj, place) for obj in scene.objects if (place := place_of(obj))]
+    placed = [(obj, position) for obj in scene.objects if (position := place_of(obj))]
     if not placed:
         return None
-    obj, place = rng.choice(placed)
-    return f"where is the {_name(obj)}?", place
+    obj, position = rng.choice(placed)
+    return f"where is the {_name(obj)}?", position
 
 
 def _related(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     answer = rng.choice(("yes", "no"))
     sign = 1 if answer == "yes" else -1
-    fitting = [(a, relation, b) for a, relation, b, distance in _relations(scene) if sign * distance >= MARGIN]
-    if not fitting:
+    candidates = [(a, relation, b) for a, relation, b, distance in _relations(scene) if sign * distance >= MARGIN]
+    if not candidates:
         return None
-    a, relation, b = rng.choice(fitting)
+    a, relation, b = rng.choice(candidates)
     return f"is the {_name(a)} {relation} the {_name(b)}?", answer
 
 
 def _neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     """Asks for the only object that lies in a direction, by any distance."""
-    fitting = []
+    candidates = []
     for b in scene.objects:
         for relation, distance in RELATIONS.items():
-            candidates = [a for a in scene.objects if a is not b and distance(a, b) > 0]
-            if len(candidates) == 1 and distance(candidates[0], b) >= MARGIN:
-                fitting.append((candidates[0], relation, b))
-    if not fitting:
+            neighbours = [a for a in scene.objects if a is not b and distance(a, b) > 0]
+            if len(neighbours) == 1 and distance(neighbours[0], b) >= MARGIN:
+                candidates.append((neighbours[0], relation, b))
+    if not candidates:
         return None
-    a, relation, b = rng.choice(fitting)
+    a, relation, b = rng.choice(candidates)
     return f"what color is the object {relation} the {_name(b)}?", a.color
 
 

@@ -25,16 +25,16 @@ def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
         of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
         measured = read_table(out.read(measure_file(shard)), ["reason", "detail"]).take(pa.array(rows)).to_pylist()
         for row, number, sample, outcome in zip(rows.tolist(), numbers.tolist(), of_index, measured, strict=True):
-            place = {"shard": shard, "row": row, **sample}
+            location = {"shard": shard, "row": row, **sample}
             if (original := int(originals_N[number])) >= 0:
                 outcome = _repetition(selection, number, original, keys[original])
-            table_rows.append({**place, **outcome})
+            table_rows.append({**location, **outcome})
     return pa.Table.from_pylist(table_rows, DROPPED_SCHEMA)
 
 
 def _repetition(selection: Selection, number: int, original: int, key: str) -> dict[str, Any]:
     same = selection.duplicate_of_N[number] >= 0
-    shard, row = selection.samples.place(original)
+    shard, row = selection.samples.location(original)
     where = f"{key} of {selection.samples.splits[original]}, in {shard}"
     return {
         "reason": str(DropReason.DUPLICATE if same else DropReason.NEAR_DUPLICATE),

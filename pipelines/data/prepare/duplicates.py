@@ -24,9 +24,9 @@ def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> N
         images_N: equal for equal images.
     """
     order = _precedence(splits)
-    _, place, group = np.unique(images_N[order], return_index=True, return_inverse=True)
+    _, first_index, group = np.unique(images_N[order], return_index=True, return_inverse=True)
     first_N = np.empty(len(order), np.int64)
-    first_N[order] = order[place[group]]
+    first_N[order] = order[first_index[group]]
     first_N[(splits != "train") | (first_N == np.arange(len(order)))] = -1
     return first_N
 

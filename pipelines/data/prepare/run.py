@@ -55,13 +55,13 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
             "is"
         )
     settings = config.model_dump(mode="json", exclude={"out"})
-    begun = {"format": _FORMAT, "index": index.hash, "config": settings}
-    if (done := _finished(index, out, begun)) is not None:
+    identity = {"format": _FORMAT, "index": index.hash, "config": settings}
+    if (done := _finished(index, out, identity)) is not None:
         return done
     check_languages(config.languages)
     with _exclusive(out):
         # Again: another job may just have finished, or started another preparation.
-        return _finished(index, out, begun) or _prepare(index, out, begun, config, index_config or IndexConfig())
+        return _finished(index, out, identity) or _prepare(index, out, identity, config, index_config or IndexConfig())
 
 
 def _exclusive(out: Folder) -> AbstractContextManager[None]:
@@ -73,10 +73,10 @@ def _exclusive(out: Folder) -> AbstractContextManager[None]:
 
 
 def _prepare(
-    index: Index, out: Folder, begun: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
+    index: Index, out: Folder, identity: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
 ) -> Summary:
-    out.write(BEGUN, _json(begun))
-    _measure_all(index, config, out, hashlib.sha256(_json(begun)).hexdigest())
+    out.write(BEGUN, _json(identity))
+    _measure_all(index, config, out, hashlib.sha256(_json(identity)).hexdigest())
     selection = select_samples(index, config, out)
     if not selection.plans:
         raise DataError(f"all samples of {index.tars!r} would be dropped; {_most_frequent(index, selection, out)}")
@@ -88,13 +88,13 @@ def _prepare(
     prepared = _index(out, index_config.model_copy(update=same))
     summary = _summary(index, prepared, selection, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
-    out.write(MANIFEST, _json({**begun, "summary": summary.tree()}))
+    out.write(MANIFEST, _json({**identity, "summary": summary.tree()}))
     _sweep(out)
     return summary
 
 
-def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | None:
-    """The summary of the preparation that ``begun`` describes, if ``out`` holds it; None where it is not done.
+def _finished(index: Index, out: Folder, identity: Mapping[str, Any]) -> Summary | None:
+    """The summary of the preparation that ``identity`` describes, if ``out`` holds it; None where it is not done.
 
     Raises:
         DataError: ``out`` holds something else.
@@ -111,8 +111,8 @@ def _finished(index: Index, out: Folder, begun: Mapping[str, Any]) -> Summary | 
         done = json.loads(out.read(MANIFEST)) if out.exists(MANIFEST) else None
     except ValueError as error:
         raise DataError(f"{BEGUN} or {MANIFEST} of {out.uri!r} cannot be read ({error}); {remedy}") from None
-    if stored != begun:
-        raise DataError(f"{out.uri!r} holds another preparation ({_difference(stored, begun)}); {remedy}")
+    if stored != identity:
+        raise DataError(f"{out.uri!r} holds another preparation ({_difference(stored, identity)}); {remedy}")
     if done is None:
         return None
     Index.open(out.uri)

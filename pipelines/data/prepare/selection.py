@@ -16,7 +16,7 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.duplicates import exact_duplicates, near_duplicates
 from pipelines.data.prepare.files import measure_file
 from pipelines.data.prepare.layout import shard_numbers
-from pipelines.data.prepare.write import Place, ShardPlan
+from pipelines.data.prepare.write import SampleLocation, ShardPlan
 from pipelines.data.tars.shards import SPLITS, shard_name
 from pipelines.storage.folder import Folder
 
@@ -35,7 +35,7 @@ class IndexedSamples:
     starts: NDArray[np.int64]
     splits: NDArray[np.str_]
 
-    def place(self, number: int) -> Place:
+    def location(self, number: int) -> SampleLocation:
         """Shard and row of a sample."""
         shard = int(np.searchsorted(self.starts, number, side="right")) - 1
         return self.shards[shard], number - int(self.starts[shard])
@@ -76,7 +76,7 @@ class Selection:
     @property
     def joined(self) -> int:
         """Duplicates whose texts go to another sample."""
-        return sum(len(places) for plan in self.plans for _, places in plan.joining)
+        return sum(len(locations) for plan in self.plans for _, locations in plan.joining)
 
 
 def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selection:
@@ -137,7 +137,7 @@ def _plans(
             in_shard = of_split[piece]
             runs = [(shard, rows.tolist()) for shard, rows, _ in samples.by_shard(in_shard)]
             joining = [
-                (n, [samples.place(other) for other in duplicates_of[sample]])
+                (n, [samples.location(other) for other in duplicates_of[sample]])
                 for n, sample in enumerate(in_shard.tolist())
                 if sample in duplicates_of
             ]

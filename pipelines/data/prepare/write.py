@@ -23,7 +23,7 @@ from pipelines.storage.folder import Folder
 _CHUNK = 64
 
 Row = dict[str, Any]
-Place = tuple[str, int]
+SampleLocation = tuple[str, int]
 """A sample of the source: its shard, and its row in ``Index.rows`` of that shard."""
 
 
@@ -39,7 +39,7 @@ class ShardPlan:
 
     name: str
     runs: list[tuple[str, list[int]]]
-    joining: list[tuple[int, list[Place]]]
+    joining: list[tuple[int, list[SampleLocation]]]
 
 
 def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folder) -> None:
@@ -70,34 +70,34 @@ def _members(
             measured = all_measured.take(pa.array(chunk)).to_pylist()
             images = _images(reader, shard, chunk, measured, out)
             records, extras = reader.read(shard, chunk, images=False), reader.read_metadata(shard, chunk)
-            for row, known, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
-                others = [(name, reader.read(name, [at], images=False)[0]) for name, at in joining.get(number, [])]
+            for row, measurement, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
+                duplicates = [(name, reader.read(name, [at], images=False)[0]) for name, at in joining.get(number, [])]
                 texts = merge_texts(
-                    *(texts_of_valid_length(r.texts, config) for r in (record, *(other for _, other in others)))
+                    *(texts_of_valid_length(r.texts, config) for r in (record, *(other for _, other in duplicates)))
                 )
                 entry = lineage_entry(shard, record.key, hashes[row].as_py(), extra)
-                lineage.append(_lineage(record, entry["prepared_from"], known, others))
+                lineage.append(_lineage(record, entry["prepared_from"], measurement, duplicates))
                 number += 1
-                yield sample_members(record.key, image, known["extension"], texts, entry)
+                yield sample_members(record.key, image, measurement["extension"], texts, entry)
 
 
-def _lineage(record: Record, source: Row, known: Row, others: Sequence[tuple[str, Record]]) -> Row:
+def _lineage(record: Record, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Record]]) -> Row:
     return {
         "key": record.key,
         **{f"source_{name}": source[name] for name in ("shard", "key", "sha256")},
-        "width": known["width"],
-        "height": known["height"],
-        "rewritten": known["part"] is not None,
-        "joined": [{"shard": shard, "key": other.key} for shard, other in others],
+        "width": measurement["width"],
+        "height": measurement["height"],
+        "rewritten": measurement["part"] is not None,
+        "joined": [{"shard": shard, "key": other.key} for shard, other in duplicates],
     }
 
 
 def _images(reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder) -> list[bytes]:
     """The images of samples, encoded anew or the source's own."""
-    same = [n for n, known in enumerate(measured) if known["part"] is None]
+    same = [n for n, measurement in enumerate(measured) if measurement["part"] is None]
     images = dict(zip(same, (r.image for r in reader.read(shard, [rows[n] for n in same])), strict=True))
-    for part in sorted({known["part"] for known in measured if known["part"] is not None}):
-        of_part = [n for n, known in enumerate(measured) if known["part"] == part]
+    for part in sorted({measurement["part"] for measurement in measured if measurement["part"] is not None}):
+        of_part = [n for n, measurement in enumerate(measured) if measurement["part"] == part]
         ranges = [(measured[n]["offset"], measured[n]["size"]) for n in of_part]
         try:
             images |= dict(zip(of_part, out.read_ranges(images_file(shard, part), ranges), strict=True))

@@ -273,8 +273,8 @@ def _unit(weights: Sequence[float]) -> int:
     """A unit of which proportional shares are whole numbers, and that exceeds any training's number of positions."""
     exact = [Fraction(weight) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
-    whole = [int(weight * common) for weight in exact]
-    return sum(whole) // math.gcd(*whole) << 62
+    integers = [int(weight * common) for weight in exact]
+    return sum(integers) // math.gcd(*integers) << 62
 
 
 def _dues(shares: Sequence[Decimal], unit: int) -> list[int]:

@@ -36,11 +36,11 @@ def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
         starts, length = np.linspace(0, plan.size - _LENGTH, _RANGES).astype(np.int64), _LENGTH
     ranges = [plan.take(int(origin + start), int(origin + start + length)) for start in starts]
     first_of_shard = np.cumsum(plan.counts) - plan.counts
-    stored = [first_of_shard[indices.shard] + indices.row for indices in ranges]
-    steps = np.concatenate([np.abs(np.diff(places)) for places in stored])
+    stored_positions = [first_of_shard[indices.shard] + indices.row for indices in ranges]
+    steps = np.concatenate([np.abs(np.diff(positions)) for positions in stored_positions])
     random = max(plan.size / 3, 1.0)
     return ShuffleQuality(
-        _rank_correlation(np.concatenate(stored)),
+        _rank_correlation(np.concatenate(stored_positions)),
         float(steps.mean() / random) if len(steps) else 1.0,
         float(
             np.mean([_reads(indices[at : at + batch]) for indices in ranges for at in range(0, len(indices), batch)])
@@ -48,10 +48,10 @@ def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
     )
 
 
-def _rank_correlation(stored: np.ndarray) -> float:
-    if len(stored) < 2:
+def _rank_correlation(stored_positions: np.ndarray) -> float:
+    if len(stored_positions) < 2:
         return 0.0
-    rank = np.argsort(np.argsort(stored))
+    rank = np.argsort(np.argsort(stored_positions))
     return float(np.corrcoef(rank, np.arange(len(rank)))[0, 1])
 
 

@@ -59,9 +59,9 @@ class ShardReader:
         ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
         if texts:
             for sample in samples:
-                begin = len(ranges)
+                start = len(ranges)
                 ranges.extend(_texts(sample))
-                texts_at.append(slice(begin, len(ranges)))
+                texts_at.append(slice(start, len(ranges)))
         pieces = self._read_ranges(shard, ranges)
         records = []
         for number, sample in enumerate(samples):

@@ -1,4 +1,4 @@
-"""The tokenizer and the answer vocabulary, made of the texts of the training split before training."""
+"""The tokenizer and the answer vocabulary, built of the texts of the training split before training."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def build_processor(
         )
     if line := _describe_merged(counted, labels, config.normalizer):
         report(line)
-    made = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
-    lengths = TextLengths.count(indexes, made.tokenizer, tasks)
-    made.config = lengths.resolve(processor, *limits(made))
-    saved = save_processor(made, folder)
+    built = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
+    lengths = TextLengths.count(indexes, built.tokenizer, tasks)
+    built.config = lengths.resolve(processor, *limits(built))
+    saved = save_processor(built, folder)
     lengths.save(folder)
     return saved
 
@@ -89,7 +89,7 @@ def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) 
     return lengths
 
 
-def save_processor(made: VLProcessor, folder: str) -> VLProcessor:
+def save_processor(processor: VLProcessor, folder: str) -> VLProcessor:
     """Save a processor in ``folder``, unless there is one. Returns the saved one, as other processes will load it."""
     target = Path(folder)
     if target.is_dir():
@@ -97,7 +97,7 @@ def save_processor(made: VLProcessor, folder: str) -> VLProcessor:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    made.save_pretrained(partial)
+    processor.save_pretrained(partial)
     partial.rename(target)
     return VLProcessor.from_pretrained(target)
 
