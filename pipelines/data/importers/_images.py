@@ -270,7 +270,7 @@ def suffix_of(name: str) -> str:
 
 def sniff(data: bytes) -> str | None:
     """The usual extension of an image file by its first bytes, whether or not it can be decoded here."""
-    return image_files.extension_of(data[:_HEAD])
+    return extension_of(data[:_HEAD])
 
 
 def is_image(name: str) -> bool:

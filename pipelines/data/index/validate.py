@@ -81,7 +81,7 @@ def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Veri
     if verify == "decode":
         if not _decodes_cleanly(data):
             return None
-    elif not is_whole(data, header):
+    elif not is_complete(data, header):
         raise _truncated("jpeg", data)
     _require_whole_blocks(data, header)
     height, width = header.size[::-1] if header.orientation >= 5 else header.size
@@ -95,7 +95,7 @@ def _check(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) ->
         if header.format == "jpeg":
             opened.image.draft("L", (1, 1))
         opened.image.load()
-    elif not is_whole(data, header):
+    elif not is_complete(data, header):
         raise _truncated(header.format, data)
     if header.format in _UNCHECKED:
         _require_whole_blocks(data, header)

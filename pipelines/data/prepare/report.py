@@ -18,7 +18,8 @@ from pipelines.data.tars.reader import Record, ShardReader
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from pipelines.report.html import render
-from vlmodel.images import ImageError, open_image
+from vlmodel.images.errors import ImageError
+from vlmodel.images.pillow import open_image
 
 _THUMBNAIL = 176
 _MAX_TEXTS, _MAX_CHARS = 3, 120

@@ -236,7 +236,7 @@ class Samples:
             for opened, shard, rows, outs in shards
             for record, out in zip(opened.reader.read(shard.name, rows, texts=False), outs, strict=True)
         ]
-        decoded = self.processor.decode_on(gpu, [file[2].image for file in files], [file[3] for file in files])
+        decoded = self.processor.decode_on_gpu(gpu, [file[2].image for file in files], [file[3] for file in files])
         for (opened, shard, record, out), is_decoded in zip(files, decoded, strict=True):
             if not is_decoded:
                 opened.decode(shard, record, out, self.processor)
@@ -341,7 +341,7 @@ def _cache_of(features: Sequence[FeatureCache], stream: str) -> FeatureCache | N
 
 def _can_use(modality: Modality, spec: TaskSpec) -> bool:
     """Whether a task can use such samples."""
-    return {"pairs": True, "texts": not spec.needs_image, "images": spec.uses_lone_images}[modality]
+    return {"pairs": True, "texts": not spec.needs_image, "images": spec.uses_unpaired_images}[modality]
 
 
 def _count(counts: Mapping[str, int], split: str) -> int:
