@@ -50,7 +50,7 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/deployment/ingress.py",
         "pipelines/serve/metrics.py",
         "pipelines/serve/deployment/replica.py",
-        "pipelines/serve/challenger/remote.py",
+        "pipelines/serve/challenger/deployment.py",
         "pipelines/serve/deployment/exclusive.py",
         "pipelines/train/entry.py",
         "pipelines/train/launch.py",
@@ -68,7 +68,7 @@ ALLOWED_IMPORTS = {
     "fastapi": {
         "pipelines/serve/http/app.py",
         "pipelines/serve/http/routes/about.py",
-        "pipelines/serve/http/routes/call.py",
+        "pipelines/serve/http/routes/handler.py",
         "pipelines/serve/http/routes/caption.py",
         "pipelines/serve/http/routes/embed.py",
         "pipelines/serve/http/routes/feedback.py",

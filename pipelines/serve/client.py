@@ -17,7 +17,7 @@ from pipelines.serve.http.schema.feedback import FeedbackResponse
 from pipelines.serve.http.schema.match import MatchResponse
 from pipelines.serve.http.schema.vqa import VQAResponse
 
-Sent = TypeVar("Sent", bound=TaskResponse)
+ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 
 
 class Client:
@@ -88,8 +88,8 @@ class Client:
         return self._post("feedback", FeedbackResponse, image, {"caption": caption, "version": version})
 
     def _post(
-        self, route: str, kind: type[Sent], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
-    ) -> Sent:
+        self, route: str, kind: type[ResponseT], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
+    ) -> ResponseT:
         # Each value as a part of its own, or a form without a file would not be multipart.
         parts: list[tuple[str, tuple[str | None, str | bytes]]] = [
             (name, (None, value))

@@ -16,7 +16,7 @@ import pytest
 from pipelines.records.comparisons import Comparison, read
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate.live import live_checks
-from pipelines.serve.challenger import remote
+from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.deployment import deploy
 from pipelines.workflows.config import JobConfig
 from tests.faults.load import Answer, open_loop, percentile_ms, question_about
@@ -56,12 +56,12 @@ def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, 
         with ExitStack() as stack:
             answers = load(service, stack)
             time.sleep(QUIET_S)
-            [victim] = replicas(remote.APP_NAME)
+            [victim] = replicas(challenger_deployment.APP_NAME)
             killed = time.monotonic()
             os.kill(victim, signal.SIGKILL)
-            back_s = seconds_until(lambda: bool(replicas(remote.APP_NAME) - {victim}), BACK_S)
+            back_s = seconds_until(lambda: bool(replicas(challenger_deployment.APP_NAME) - {victim}), BACK_S)
             seconds_until(lambda: answered_after(records, killed_ns(killed)), BACK_S)
-            [other] = replicas(remote.APP_NAME)
+            [other] = replicas(challenger_deployment.APP_NAME)
             hung = time.monotonic()
             os.kill(other, signal.SIGSTOP)
             time.sleep(QUIET_S)

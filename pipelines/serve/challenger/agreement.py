@@ -12,11 +12,11 @@ from pipelines.serve.challenger.request import ServiceRequest
 from pipelines.serve.service import Embeddings, Matches, Task
 from vlmodel.inference import Prediction
 
-_LIKE = 0.1
+_COSINE_TOLERANCE = 0.1
 """A lone text's cosine may differ by so much: there is no other text that one of the models could prefer."""
 
 
-def agreement(task: Task, ours: Any, theirs: Any) -> float:
+def agreement(task: Task, champion: Any, challenger: Any) -> float:
     """From 0 to 1.
 
     Of questions, the share that get the same first answer; of a picture's captions, whether the first is the same; of
@@ -29,20 +29,23 @@ def agreement(task: Task, ours: Any, theirs: Any) -> float:
         ours, theirs: ``ServiceResult.result`` of the same request.
     """
     if task == "match":
-        return float(_same_choice(ours, theirs))
+        return float(_is_same_choice(champion, challenger))
     if task == "embed":
-        return _least_cosine(ours, theirs)
-    pairs = list(zip(_firsts(task, ours), _firsts(task, theirs), strict=True))
-    return sum(mine == other for (mine, _), (other, _) in pairs) / len(pairs)
+        return _least_cosine(champion, challenger)
+    pairs = list(zip(_top_answers(task, champion), _top_answers(task, challenger), strict=True))
+    return sum(champion_value == challenger_value for (champion_value, _), (challenger_value, _) in pairs) / len(pairs)
 
 
-def difference(task: Task, ours: Any, theirs: Any) -> float | None:
+def difference(task: Task, champion: Any, challenger: Any) -> float | None:
     """The largest difference of probabilities (of cosines, where there are none) between the same texts; None for
     other tasks.
     """
     if task != "match":
         return None
-    return max(abs(mine - other) for mine, other in zip(_scores(ours), _scores(theirs), strict=True))
+    return max(
+        abs(champion_value - challenger_value)
+        for champion_value, challenger_value in zip(_scores(champion), _scores(challenger), strict=True)
+    )
 
 
 def confidence(task: Task, result: Any) -> float | None:
@@ -51,41 +54,44 @@ def confidence(task: Task, result: Any) -> float | None:
         return None
     if task == "match":
         return max(_scores(result))
-    return float(np.mean([probability for _, probability in _firsts(task, result)]))
+    return float(np.mean([probability for _, probability in _top_answers(task, result)]))
 
 
-def answer_pairs(asked: ServiceRequest, result: Any) -> list[tuple[str, str]]:
+def answer_pairs(request: ServiceRequest, result: Any) -> list[tuple[str, str]]:
     """What people can correct: each question, "" for a caption, with the first answer."""
-    if asked.task not in ("vqa", "caption"):
+    if request.task not in ("vqa", "caption"):
         return []
-    return [(text, answer) for text, (answer, _) in zip(asked.texts or ("",), _firsts(asked.task, result), strict=True)]
+    return [
+        (text, answer)
+        for text, (answer, _) in zip(request.texts or ("",), _top_answers(request.task, result), strict=True)
+    ]
 
 
-def _firsts(task: Task, result: Any) -> list[tuple[str, float]]:
+def _top_answers(task: Task, result: Any) -> list[tuple[str, float]]:
     predictions: Sequence[Prediction] = [result] if task == "caption" else result
     return [prediction.answers[0] for prediction in predictions]
 
 
-def _same_choice(ours: Matches, theirs: Matches) -> bool:
-    mine, others = _scores(ours), _scores(theirs)
-    if len(mine) > 1:
-        return int(np.argmax(mine)) == int(np.argmax(others))
-    if ours.probabilities[0] is None or theirs.probabilities[0] is None:
-        return abs(mine[0] - others[0]) <= _LIKE
-    return (mine[0] >= 0.5) == (others[0] >= 0.5)
+def _is_same_choice(champion: Matches, challenger: Matches) -> bool:
+    champion_value, others = _scores(champion), _scores(challenger)
+    if len(champion_value) > 1:
+        return int(np.argmax(champion_value)) == int(np.argmax(others))
+    if champion.probabilities[0] is None or challenger.probabilities[0] is None:
+        return abs(champion_value[0] - others[0]) <= _COSINE_TOLERANCE
+    return (champion_value[0] >= 0.5) == (others[0] >= 0.5)
 
 
-def _scores(found: Matches) -> list[float]:
-    probabilities = [share for share in found.probabilities if share is not None]
-    return probabilities or list(found.similarities or ())
+def _scores(matches: Matches) -> list[float]:
+    probabilities = [share for share in matches.probabilities if share is not None]
+    return probabilities or list(matches.similarities or ())
 
 
-def _least_cosine(ours: Embeddings, theirs: Embeddings) -> float:
-    mine_ND, others_ND = _vectors(ours), _vectors(theirs)
+def _least_cosine(champion: Embeddings, challenger: Embeddings) -> float:
+    mine_ND, others_ND = _vectors(champion), _vectors(challenger)
     if mine_ND.shape != others_ND.shape:
         return 0.0
     return float(np.clip((mine_ND * others_ND).sum(1).min(), 0.0, 1.0))
 
 
-def _vectors(found: Embeddings) -> NDArray[np.float32]:
-    return found.text_ND if found.image_D is None else np.concatenate([found.image_D[None], found.text_ND])
+def _vectors(matches: Embeddings) -> NDArray[np.float32]:
+    return matches.text_ND if matches.image_D is None else np.concatenate([matches.image_D[None], matches.text_ND])

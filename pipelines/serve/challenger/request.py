@@ -31,17 +31,17 @@ class ServiceRequest:
         return "" if self.image is None else hashlib.sha256(self.image).hexdigest()
 
 
-async def dispatch(service: Service, asked: ServiceRequest) -> ServiceResult[Any]:
+async def dispatch(service: Service, request: ServiceRequest) -> ServiceResult[Any]:
     """Ask a service.
 
     Raises:
         ApiError: see ``Service``.
     """
-    if asked.task == "embed":
-        return await service.embed(asked.image, asked.texts)
-    assert asked.image is not None  # the other routes require one
-    if asked.task == "vqa":
-        return await service.answer(asked.image, asked.texts, asked.top_k, asked.attention)
-    if asked.task == "caption":
-        return await service.caption(asked.image, asked.top_k, asked.attention)
-    return await service.match(asked.image, asked.texts)
+    if request.task == "embed":
+        return await service.embed(request.image, request.texts)
+    assert request.image is not None  # the other routes require one
+    if request.task == "vqa":
+        return await service.answer(request.image, request.texts, request.top_k, request.attention)
+    if request.task == "caption":
+        return await service.caption(request.image, request.top_k, request.attention)
+    return await service.match(request.image, request.texts)

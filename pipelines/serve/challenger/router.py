@@ -5,7 +5,7 @@ and the challenger's answer is sent, the champion's where it fails or is late. T
 may see its answer: it has to have the capacity for all requests anyway, as it is what answers when the challenger
 fails; so the failure of a challenger costs no second wait, and every request is a comparison.
 
-This knows neither Ray nor HTTP. The challenger is another process (remote.py), which may hang, crash or be missing.
+This knows neither Ray nor HTTP. The challenger is another process (deployment.py), which may hang, crash or be missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # After so many failures in a row the challenger is left alone for a while; then one more makes the next pause.
 _FAILURES, _PAUSE_S = 3, 5.0
 # Enough of an image to tell it from others; the whole of a large one would hold up the event loop.
-_HEAD = 1 << 16
+_HASHED_BYTES = 1 << 16
 
 
 class ChallengerClient(Protocol):
@@ -46,7 +46,7 @@ class ChallengerClient(Protocol):
 
     version: str
 
-    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
+    async def ask(self, request: ServiceRequest) -> ServiceResult[Any]:
         """Its answer.
 
         Raises:
@@ -91,22 +91,22 @@ class NoChallengerMetrics:
 class _Outcome:
     """What came of asking one model: an answer, or what was raised and a name for it."""
 
-    answered: ServiceResult[Any] | None = None
+    service_result: ServiceResult[Any] | None = None
     error: str = ""
     raised: Exception | None = None
 
     @property
     def result(self) -> Any:
-        return self.answered.result if self.answered else None
+        return self.service_result.result if self.service_result else None
 
     @property
     def is_callers_fault(self) -> bool:
         return isinstance(self.raised, ApiError) and self.raised.status < 500
 
     def get(self) -> ServiceResult[Any]:
-        if self.answered is None:
+        if self.service_result is None:
             raise self.raised or internal()
-        return self.answered
+        return self.service_result
 
 
 class ChallengerRouter:
@@ -125,13 +125,13 @@ class ChallengerRouter:
     def __init__(
         self,
         champion: Service,
-        rival: ChallengerClient,
+        challenger: ChallengerClient,
         config: ServeConfig,
         writer: ComparisonWriter | None = None,
         metrics: ChallengerMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._champion, self._rival, self._config = champion, rival, config.challenger
+        self._champion, self._challenger, self._config = champion, challenger, config.challenger
         self._limit_s = config.request_timeout_s
         self._writer, self._metrics, self._clock = writer, metrics or NoChallengerMetrics(), clock
         self._waiting = 0
@@ -159,8 +159,8 @@ class ChallengerRouter:
     ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         """See ``Service``. It is the champion's: what has been sent of a caption cannot be taken back."""
         pieces = await self._champion.stream_caption(image, attention)
-        asked = ServiceRequest("caption", image, (), 1, attention)
-        return self._streamed(asked, pieces) if self.is_chosen(asked) else pieces
+        request = ServiceRequest("caption", image, (), 1, attention)
+        return self._streamed(request, pieces) if self.is_chosen(request) else pieces
 
     async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
         """See ``Service``."""
@@ -174,15 +174,15 @@ class ChallengerRouter:
         """See ``Service``."""
         return await self._champion.check(image)
 
-    def is_chosen(self, asked: ServiceRequest) -> bool:
+    def is_chosen(self, request: ServiceRequest) -> bool:
         """Whether the challenger is asked too: the same for all requests about an image (about the same texts, where
         there is none), and for each challenger another share of the images.
         """
-        key = hashlib.sha256(self._rival.version.encode() + b"\0")
-        if asked.image is None:
-            key.update("\0".join(asked.texts).encode())
+        key = hashlib.sha256(self._challenger.version.encode() + b"\0")
+        if request.image is None:
+            key.update("\0".join(request.texts).encode())
         else:
-            key.update(len(asked.image).to_bytes(8) + asked.image[:_HEAD])
+            key.update(len(request.image).to_bytes(8) + request.image[:_HASHED_BYTES])
         return (int.from_bytes(key.digest()[:8]) >> 11) / 2**53 < self._config.share
 
     async def close(self) -> None:
@@ -195,57 +195,57 @@ class ChallengerRouter:
             self._flushing.cancel()
         await self._flush()
 
-    async def _ask_both(self, asked: ServiceRequest) -> ServiceResult[Any]:
-        if not self.is_chosen(asked):
-            return await dispatch(self._champion, asked)
-        if self._config.mode == "canary" and asked.task != "embed":
-            return await self._canary(asked)
-        ours = await _outcome(dispatch(self._champion, asked))
-        self._copy(asked, ours)
-        return ours.get()
+    async def _ask_both(self, request: ServiceRequest) -> ServiceResult[Any]:
+        if not self.is_chosen(request):
+            return await dispatch(self._champion, request)
+        if self._config.mode == "canary" and request.task != "embed":
+            return await self._run_canary(request)
+        champion_outcome = await _outcome(dispatch(self._champion, request))
+        self._run_shadow(request, champion_outcome)
+        return champion_outcome.get()
 
-    async def _canary(self, asked: ServiceRequest) -> ServiceResult[Any]:
-        if reason := self._no_room():
+    async def _run_canary(self, request: ServiceRequest) -> ServiceResult[Any]:
+        if reason := self._skip_reason():
             self._metrics.dropped(reason)
-            self._metrics.fell_back(asked.task, reason)
-            return await dispatch(self._champion, asked)
-        asking = asyncio.create_task(_outcome(dispatch(self._champion, asked)))
-        rival = asyncio.create_task(self._ask_rival(asked))
-        self._hold_until(asyncio.gather(asking, rival, return_exceptions=True))
+            self._metrics.fell_back(request.task, reason)
+            return await dispatch(self._champion, request)
+        champion_task = asyncio.create_task(_outcome(dispatch(self._champion, request)))
+        challenger = asyncio.create_task(self._ask_challenger(request))
+        self._hold_until(asyncio.gather(champion_task, challenger, return_exceptions=True))
         try:
-            theirs = await rival
+            challenger_outcome = await challenger
         except asyncio.CancelledError:
-            asking.cancel()
+            champion_task.cancel()
             raise
-        if theirs.answered is not None:
-            self._spawn(self._compare_when_ready(asked, asking, theirs))
-            return replace(theirs.answered, side="challenger")
-        ours = await asking
+        if challenger_outcome.service_result is not None:
+            self._spawn(self._compare_when_ready(request, champion_task, challenger_outcome))
+            return replace(challenger_outcome.service_result, side="challenger")
+        champion_outcome = await champion_task
         # What both refuse was no failure of the challenger.
-        if not ours.is_callers_fault:
-            self._metrics.fell_back(asked.task, theirs.error)
-            self._spawn(self._compare(asked, ours, theirs, fallback=True))
-        return ours.get()
+        if not champion_outcome.is_callers_fault:
+            self._metrics.fell_back(request.task, challenger_outcome.error)
+            self._spawn(self._compare(request, champion_outcome, challenger_outcome, fallback=True))
+        return champion_outcome.get()
 
     async def _streamed(
-        self, asked: ServiceRequest, pieces: AsyncGenerator[str | ServiceResult[Prediction], None]
+        self, request: ServiceRequest, pieces: AsyncGenerator[str | ServiceResult[Prediction], None]
     ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ServiceResult):
-                    self._copy(asked, _Outcome(piece))
+                    self._run_shadow(request, _Outcome(piece))
                 yield piece
 
-    def _copy(self, asked: ServiceRequest, ours: _Outcome) -> None:
+    def _run_shadow(self, request: ServiceRequest, champion_outcome: _Outcome) -> None:
         """Ask the challenger what the champion was asked, beside whatever comes next."""
-        if ours.is_callers_fault:
+        if champion_outcome.is_callers_fault:
             return
-        if reason := self._no_room():
+        if reason := self._skip_reason():
             self._metrics.dropped(reason)
             return
-        self._hold_until(self._spawn(self._compare_copy(asked, ours)))
+        self._hold_until(self._spawn(self._compare_copy(request, champion_outcome)))
 
-    def _no_room(self) -> str:
+    def _skip_reason(self) -> str:
         """Why the challenger is not to be asked now; "" where it is."""
         if self._waiting >= self._config.max_waiting:
             return "busy"
@@ -260,14 +260,14 @@ class ChallengerRouter:
         self._waiting += 1
         ended.add_done_callback(free)
 
-    async def _ask_rival(self, asked: ServiceRequest) -> _Outcome:
+    async def _ask_challenger(self, request: ServiceRequest) -> _Outcome:
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                outcome = await _outcome(self._rival.ask(asked))
+                outcome = await _outcome(self._challenger.ask(request))
         except TimeoutError:
             outcome = _Outcome(error="late")
-        self._metrics.challenged(asked.task, outcome.error or "ok", self._version_of(outcome))
-        if outcome.answered is not None or outcome.is_callers_fault:
+        self._metrics.challenged(request.task, outcome.error or "ok", self._version_of(outcome))
+        if outcome.service_result is not None or outcome.is_callers_fault:
             self._failures = 0
         else:
             self._failed(outcome)
@@ -280,26 +280,28 @@ class ChallengerRouter:
             self._failures = _FAILURES - 1
             log.warning("the challenger fails (%s: %r); not asked for %g s", outcome.error, outcome.raised, _PAUSE_S)
 
-    async def _compare_copy(self, asked: ServiceRequest, ours: _Outcome) -> None:
-        await self._compare(asked, ours, await self._ask_rival(asked))
+    async def _compare_copy(self, request: ServiceRequest, champion_outcome: _Outcome) -> None:
+        await self._compare(request, champion_outcome, await self._ask_challenger(request))
 
     async def _compare_when_ready(
-        self, asked: ServiceRequest, asking: asyncio.Task[_Outcome], theirs: _Outcome
+        self, request: ServiceRequest, champion_task: asyncio.Task[_Outcome], challenger_outcome: _Outcome
     ) -> None:
         try:
             async with asyncio.timeout(self._limit_s):
-                ours = await asking
+                champion_outcome = await champion_task
         except TimeoutError:
-            ours = _Outcome(error="late")
-        if not ours.is_callers_fault:
-            await self._compare(asked, ours, theirs)
+            champion_outcome = _Outcome(error="late")
+        if not champion_outcome.is_callers_fault:
+            await self._compare(request, champion_outcome, challenger_outcome)
 
-    async def _compare(self, asked: ServiceRequest, ours: _Outcome, theirs: _Outcome, fallback: bool = False) -> None:
-        pair, task = (ours.result, theirs.result), asked.task
-        both = ours.answered is not None and theirs.answered is not None
+    async def _compare(
+        self, request: ServiceRequest, champion_outcome: _Outcome, challenger_outcome: _Outcome, fallback: bool = False
+    ) -> None:
+        pair, task = (champion_outcome.result, challenger_outcome.result), request.task
+        both = champion_outcome.service_result is not None and challenger_outcome.service_result is not None
         alike = agreement(task, *pair) if both else None
         if alike is not None:
-            self._metrics.compared(task, alike, self._version_of(theirs))
+            self._metrics.compared(task, alike, self._version_of(challenger_outcome))
         if self._writer is None:
             return
         comparison = Comparison(
@@ -307,21 +309,25 @@ class ChallengerRouter:
             task=task,
             mode="canary" if self._config.mode == "canary" else "shadow",
             model=self.model.name if self.model else "",
-            image=await asyncio.to_thread(lambda: asked.image_sha256),
-            champion=_side(task, ours, self.model.version if self.model else ""),
-            challenger=_side(task, theirs, self._version_of(theirs)),
+            image=await asyncio.to_thread(lambda: request.image_sha256),
+            champion=_side(task, champion_outcome, self.model.version if self.model else ""),
+            challenger=_side(task, challenger_outcome, self._version_of(challenger_outcome)),
             fallback=fallback,
             agreement=alike,
             difference=difference(task, *pair) if both else None,
-            texts=_texts(asked, *pair) if both else (),
+            texts=_texts(request, *pair) if both else (),
         )
         if not self._writer.add(comparison):
             self._metrics.dropped("record")
         if self._flushing is None:
             self._flushing = asyncio.create_task(self._flush_later())
 
-    def _version_of(self, theirs: _Outcome) -> str:
-        return theirs.answered.model.version if theirs.answered else self._rival.version
+    def _version_of(self, challenger_outcome: _Outcome) -> str:
+        return (
+            challenger_outcome.service_result.model.version
+            if challenger_outcome.service_result
+            else self._challenger.version
+        )
 
     async def _flush_later(self) -> None:
         await asyncio.sleep(self._config.flush_s)
@@ -349,9 +355,9 @@ class ChallengerRouter:
             log.error("a comparison with the challenger failed", exc_info=error)
 
 
-async def _outcome(asking: Awaitable[ServiceResult[Any]]) -> _Outcome:
+async def _outcome(champion_task: Awaitable[ServiceResult[Any]]) -> _Outcome:
     try:
-        return _Outcome(await asking)
+        return _Outcome(await champion_task)
     except ApiError as error:
         return _Outcome(error=error.code, raised=error)
     except Exception as error:
@@ -359,18 +365,18 @@ async def _outcome(asking: Awaitable[ServiceResult[Any]]) -> _Outcome:
 
 
 def _side(task: Task, outcome: _Outcome, version: str) -> Side:
-    if outcome.answered is None:
+    if outcome.service_result is None:
         return Side(version=version, error=outcome.error)
     return Side(
-        version=outcome.answered.model.version,
-        seconds=sum(outcome.answered.stages_s.values()),
+        version=outcome.service_result.model.version,
+        seconds=sum(outcome.service_result.stages_s.values()),
         confidence=confidence(task, outcome.result),
     )
 
 
-def _texts(asked: ServiceRequest, ours: Any, theirs: Any) -> tuple[Text, ...]:
-    pairs = zip(answer_pairs(asked, ours), answer_pairs(asked, theirs), strict=True)
+def _texts(request: ServiceRequest, champion_outcome: Any, challenger_outcome: Any) -> tuple[Text, ...]:
+    pairs = zip(answer_pairs(request, champion_outcome), answer_pairs(request, challenger_outcome), strict=True)
     return tuple(
-        Text(asked=text_hash(text), champion=text_hash(mine), challenger=text_hash(other))
-        for (text, mine), (_, other) in pairs
+        Text(asked=text_hash(text), champion=text_hash(champion_text), challenger=text_hash(challenger_text))
+        for (text, champion_text), (_, challenger_text) in pairs
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from starlette.types import ASGIApp
 
 from pipelines.records.comparisons import ComparisonWriter
-from pipelines.serve.challenger.remote import RayChallengerClient
+from pipelines.serve.challenger.deployment import RayChallengerClient
 from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
@@ -26,9 +26,9 @@ class ReplicaComponents:
 
     def __init__(self, config: ServeConfig, key_hashes: Sequence[str], challenger: Mapping[str, str]) -> None:
         metrics = RayMetrics()
-        self.answerer = InferenceService(config, metrics)
-        self.challenged = _beside(self.answerer, challenger, config) if challenger else None
-        self.app: ASGIApp = create_app(self.challenged or self.answerer, config, key_hashes, metrics)
+        self.service = InferenceService(config, metrics)
+        self.router = _beside(self.service, challenger, config) if challenger else None
+        self.app: ASGIApp = create_app(self.router or self.service, config, key_hashes, metrics)
 
 
 def _beside(champion: Service, challenger: Mapping[str, str], config: ServeConfig) -> ChallengerRouter:

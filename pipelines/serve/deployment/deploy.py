@@ -21,7 +21,7 @@ from ray.serve.schema import LoggingConfig
 
 from pipelines.registry import manifest
 from pipelines.serve import tls
-from pipelines.serve.challenger import remote
+from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import is_ready, is_there
 from pipelines.serve.config import ChallengerConfig, ServeConfig, is_loopback
 from pipelines.serve.deployment import exclusive, ingress
@@ -155,7 +155,7 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
     config = parse(ServeConfig, deployed.config)
     own = config.challenger
     deployment = serve.deployment(
-        name=remote.DEPLOYMENT,
+        name=challenger_deployment.DEPLOYMENT,
         num_replicas=own.replicas,
         ray_actor_options={
             "num_cpus": own.num_cpus,
@@ -170,7 +170,7 @@ def _challenger_application(deployed: Deployed) -> serve.Application:
         max_surge_percent=100,
         health_check_period_s=_HEALTH_CHECK_S,
         logging_config=LoggingConfig(enable_access_log=False),
-    )(remote.Challenger)
+    )(challenger_deployment.Challenger)
     return deployment.bind(deployed.config)
 
 
@@ -298,7 +298,7 @@ def _deploy_challenger(config: ServeConfig, wanted: Deployed, report: Callable[[
     with _quiet():
         _run_challenger(wanted)
     if wanted.challenger:
-        _wait_until_ready(config, "", None, report, remote.APP_NAME)
+        _wait_until_ready(config, "", None, report, challenger_deployment.APP_NAME)
 
 
 def _deploy_champion(
@@ -326,7 +326,7 @@ def _wait_until_former_ended(config: ServeConfig) -> None:
 
 def _take_back() -> None:
     """Remove what was begun here; Serve too, unless others have put an application of theirs there meanwhile."""
-    for name in (APP_NAME, remote.APP_NAME):
+    for name in (APP_NAME, challenger_deployment.APP_NAME):
         if name in serve.status().applications:
             serve.delete(name)
     if not serve.status().applications:
@@ -368,14 +368,14 @@ def _run(application: serve.Application, name: str = APP_NAME, route_prefix: str
 def _run_challenger(wanted: Deployed) -> None:
     """Deploy the challenger, which no HTTP request reaches."""
     if wanted.challenger:
-        _run(_challenger_application(wanted), remote.APP_NAME, route_prefix=None)
+        _run(_challenger_application(wanted), challenger_deployment.APP_NAME, route_prefix=None)
 
 
 def _end_challenger_unless(wanted: Mapping[str, str]) -> None:
     """Remove a challenger that no champion asks any more."""
-    if not wanted and remote.APP_NAME in serve.status().applications:
+    if not wanted and challenger_deployment.APP_NAME in serve.status().applications:
         with _quiet():
-            serve.delete(remote.APP_NAME, _blocking=False)
+            serve.delete(challenger_deployment.APP_NAME, _blocking=False)
 
 
 def _deployed() -> Deployed | None:

@@ -67,8 +67,8 @@ class Replica:
         return self._parts.app
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
-        answerer = self._parts.answerer
-        await answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
+        service = self._parts.service
+        await service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
         self._model = model
 
     def deployed(self) -> Deployed:
@@ -76,10 +76,10 @@ class Replica:
         return Deployed(dump(self._config), self._key_hashes, self._model, self._challenger)
 
     def check_health(self) -> None:
-        self._parts.answerer.check_health()
+        self._parts.service.check_health()
 
     async def __del__(self) -> None:
         # Serve awaits this when it stops a replica.
         parts: ReplicaComponents | None = getattr(self, "_parts", None)
-        if parts is not None and parts.challenged is not None:
-            await parts.challenged.close()
+        if parts is not None and parts.router is not None:
+            await parts.router.close()

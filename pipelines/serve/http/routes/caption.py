@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
 from pipelines.serve.http.middleware import ERROR_CODE, error_body
-from pipelines.serve.http.routes.call import RequestHandler, attention_map, documentation, probability
+from pipelines.serve.http.routes.handler import RequestHandler, attention_map, documentation, probability
 from pipelines.serve.http.schema.caption import CaptionPiece, CaptionRequest, CaptionResponse, RankedCaption
 from pipelines.serve.service import Service, ServiceResult
 from vlmodel.inference import Prediction

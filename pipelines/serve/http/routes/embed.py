@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation, truncated
+from pipelines.serve.http.routes.handler import RequestHandler, check_texts, documentation, truncated
 from pipelines.serve.http.schema.embed import EmbedRequest, EmbedResponse
 from pipelines.serve.service import Service
 

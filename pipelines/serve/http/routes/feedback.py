@@ -13,7 +13,7 @@ from pipelines.records.corrections import Spool, SpoolFullError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.middleware import sender_of
-from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation
+from pipelines.serve.http.routes.handler import RequestHandler, check_texts, documentation
 from pipelines.serve.http.schema.feedback import FeedbackRequest, FeedbackResponse
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Service

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation, probability, truncated
+from pipelines.serve.http.routes.handler import RequestHandler, check_texts, documentation, probability, truncated
 from pipelines.serve.http.schema.match import MatchRequest, MatchResponse, TextMatch
 from pipelines.serve.service import Service
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.http.routes.call import (
+from pipelines.serve.http.routes.handler import (
     RequestHandler,
     attention_map,
     check_texts,

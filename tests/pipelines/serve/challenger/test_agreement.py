@@ -42,10 +42,10 @@ RED, BLUE = answered(("red", 0.75), ("blue", 0.25)), answered(("blue", 0.5), ("r
         ("embed", Embeddings(None, unit([1, 0])), Embeddings(None, unit([1, 0, 0])), 0.0),
     ],
 )
-def test_agreement(task: Any, ours: Any, theirs: Any, alike: float) -> None:
-    assert agreement(task, ours, theirs) == pytest.approx(alike)
-    assert agreement(task, theirs, ours) == pytest.approx(alike)
-    assert agreement(task, ours, ours) == pytest.approx(1.0)
+def test_agreement(task: Any, champion: Any, challenger: Any, alike: float) -> None:
+    assert agreement(task, champion, challenger) == pytest.approx(alike)
+    assert agreement(task, challenger, champion) == pytest.approx(alike)
+    assert agreement(task, champion, champion) == pytest.approx(1.0)
 
 
 def test_the_difference_of_matches_is_the_largest() -> None:

@@ -27,7 +27,7 @@ from ray import serve
 from pipelines.records.comparisons import read
 from pipelines.registry import manifest
 from pipelines.serve import tls
-from pipelines.serve.challenger import remote
+from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.deployment import deploy, haproxy
@@ -281,7 +281,7 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
 
     deploy.start(service_config(config.port), model_folder, "vqa", "10")
     assert {client.ask(image, QUESTIONS).model.version for image in images} == {"10"}
-    while remote.APP_NAME in serve.status().applications:
+    while challenger_deployment.APP_NAME in serve.status().applications:
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
 

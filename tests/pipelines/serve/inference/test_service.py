@@ -43,20 +43,20 @@ def sizes() -> Sizes:
 
 
 @pytest.fixture
-def answerer(sizes: Sizes) -> Iterator[InferenceService]:
-    answerer = InferenceService(ServeConfig(max_batch_size=4, model_threads=1), sizes)
-    yield answerer
-    answerer.close()
+def service(sizes: Sizes) -> Iterator[InferenceService]:
+    service = InferenceService(ServeConfig(max_batch_size=4, model_threads=1), sizes)
+    yield service
+    service.close()
 
 
-def test_answers_are_those_of_the_predictor(answerer: InferenceService, sizes: Sizes, model_folder: Path) -> None:
+def test_answers_are_those_of_the_predictor(service: InferenceService, sizes: Sizes, model_folder: Path) -> None:
     images = [picture(seed, (40 + seed, 50)) for seed in range(6)]
 
     async def go() -> list[ServiceResult[Any]]:
-        await answerer.load(model_folder, "vqa", "1")
-        one = await answerer.answer(images[0], QUESTIONS, 3, True)
+        await service.load(model_folder, "vqa", "1")
+        one = await service.answer(images[0], QUESTIONS, 3, True)
         many = await asyncio.gather(
-            *(answerer.answer(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
+            *(service.answer(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
         )
         return [one, *many]
 
@@ -89,12 +89,12 @@ def test_answers_are_those_of_the_predictor(answerer: InferenceService, sizes: S
     ],
 )
 def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
-    answerer: InferenceService, model_folder: Path, image: bytes, status: int, code: str
+    service: InferenceService, model_folder: Path, image: bytes, status: int, code: str
 ) -> None:
     async def go() -> list[Any]:
-        await answerer.load(model_folder, "vqa", "1")
+        await service.load(model_folder, "vqa", "1")
         return await asyncio.gather(
-            *(answerer.answer(data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
+            *(service.answer(data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
             return_exceptions=True,
         )
 
@@ -105,14 +105,14 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
 
 
 def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
-    answerer: InferenceService, sizes: Sizes, model_folder: Path
+    service: InferenceService, sizes: Sizes, model_folder: Path
 ) -> None:
     texts = ["what is it ?", "what \ud800 ?", "is it a circle ?", "\udfff"]
 
     async def go() -> list[Any]:
-        await answerer.load(model_folder, "vqa", "1")
+        await service.load(model_folder, "vqa", "1")
         return await asyncio.gather(
-            *(answerer.answer(picture(), (text,), 1, False) for text in texts), return_exceptions=True
+            *(service.answer(picture(), (text,), 1, False) for text in texts), return_exceptions=True
         )
 
     answered = asyncio.run(go())
@@ -122,12 +122,12 @@ def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
 
 
 def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
-    answerer: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    service: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go() -> tuple[list[Any], list[int]]:
-        await answerer.load(model_folder, "vqa", "1")
-        assert answerer._loaded is not None
-        head = answerer._loaded.predictor.processor
+        await service.load(model_folder, "vqa", "1")
+        assert service._loaded is not None
+        head = service._loaded.predictor.processor
         tokenize, together = head.tokenize, []
 
         def choosy(texts: Sequence[str]) -> Any:
@@ -138,7 +138,7 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
 
         monkeypatch.setattr(head, "tokenize", choosy)
         texts = ["what ?", "a fault ?", "is it ?", "where ?", "a fault ?", "a ?", "b ?", "c ?"]
-        asked = (answerer.answer(picture(i), (text,), 1, False) for i, text in enumerate(texts))
+        asked = (service.answer(picture(i), (text,), 1, False) for i, text in enumerate(texts))
         return await asyncio.gather(*asked, return_exceptions=True), together
 
     answered, together = asyncio.run(go())
@@ -148,7 +148,7 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
 
 
 def test_an_image_of_too_many_pixels_is_refused_with_413(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -156,8 +156,8 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
     (tmp_path / "processor.json").write_text(settings.replace("100000000", "1000"))
 
     async def go() -> None:
-        await answerer.load(tmp_path, "vqa", "1")
-        await answerer.answer(picture(0, (40, 40)), QUESTIONS, 1, False)
+        await service.load(tmp_path, "vqa", "1")
+        await service.answer(picture(0, (40, 40)), QUESTIONS, 1, False)
 
     with pytest.raises(ApiError) as caught:
         asyncio.run(go())
@@ -165,7 +165,7 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
 
 
 def test_a_model_that_says_something_else_here_is_not_served(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     made = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
     golden.write(made, tmp_path)
@@ -176,15 +176,15 @@ def test_a_model_that_says_something_else_here_is_not_served(
     bad = str(tmp_path / "other" / golden.GOLDEN)
 
     async def go() -> None:
-        await answerer.load(model_folder, "vqa", "1", golden_file=str(good))
+        await service.load(model_folder, "vqa", "1", golden_file=str(good))
         message = (
             r"version 2 in .* is not served: 1 of its 4 golden answers are others here \(request 0 about .*expected"
         )
         with pytest.raises(ServeError, match=message):
-            await answerer.load(model_folder, "vqa", "2", golden_file=bad)
+            await service.load(model_folder, "vqa", "2", golden_file=bad)
         with pytest.raises(ServeError, match="cannot be read"):
-            await answerer.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
-        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+            await service.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
+        assert (await service.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
         lenient = InferenceService(ServeConfig(model_threads=1, golden_tolerance=1.0))
         await lenient.load(model_folder, "vqa", "2", golden_file=bad)
         lenient.close()
@@ -193,53 +193,53 @@ def test_a_model_that_says_something_else_here_is_not_served(
 
 
 def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     async def go() -> None:
         with pytest.raises(ApiError) as caught:
-            await answerer.answer(picture(), QUESTIONS, 1, False)
+            await service.answer(picture(), QUESTIONS, 1, False)
         assert caught.value.status == 503
-        await answerer.load(model_folder, "vqa", "1")
+        await service.load(model_folder, "vqa", "1")
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(ServeError, match=f"version 2 in '{folder}' does not load"):
-                await answerer.load(folder, "vqa", "2")
-        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+                await service.load(folder, "vqa", "2")
+        assert (await service.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())
 
 
 def test_files_that_changed_since_the_deployment_are_refused(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     deployed = manifest.digest(model_folder)
 
     async def go() -> None:
-        await answerer.load(tmp_path, "vqa", "1", deployed)
+        await service.load(tmp_path, "vqa", "1", deployed)
         weights = bytearray((tmp_path / "model.safetensors").read_bytes())
         weights[-1] ^= 1
         (tmp_path / "model.safetensors").write_bytes(weights)
         with pytest.raises(ServeError, match=r"version 2 .* does not load: its files are not those that"):
-            await answerer.load(tmp_path, "vqa", "2", deployed)
-        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+            await service.load(tmp_path, "vqa", "2", deployed)
+        assert (await service.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())
 
 
 def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
-    answerer: InferenceService, model_folder: Path
+    service: InferenceService, model_folder: Path
 ) -> None:
     async def go() -> list[str]:
-        await answerer.load(model_folder, "vqa", "1")
-        swap = asyncio.create_task(answerer.load(model_folder, "vqa", "2"))
+        await service.load(model_folder, "vqa", "1")
+        swap = asyncio.create_task(service.load(model_folder, "vqa", "2"))
         versions = []
         while not swap.done():
-            versions.append((await answerer.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+            versions.append((await service.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
         await swap
-        versions.append((await answerer.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+        versions.append((await service.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
         return versions
 
     versions = asyncio.run(go())
@@ -249,11 +249,11 @@ def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
 
 
 def test_a_hanging_pass_makes_the_replica_unhealthy(
-    answerer: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    service: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answerer.check_health()
-    monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1})
-    answerer.check_health()
-    monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
+    service.check_health()
+    monkeypatch.setattr(service._passes, "_started", {1: time.perf_counter() - 1})
+    service.check_health()
+    monkeypatch.setattr(service._passes, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
     with pytest.raises(ServeError, match="60 s"):
-        answerer.check_health()
+        service.check_health()

@@ -22,21 +22,21 @@ TEXTS = ("red circle", " ".join(["red"] * 13))
 
 
 @pytest.fixture
-def answerer() -> Iterator[InferenceService]:
-    answerer = InferenceService(ServeConfig(max_batch_size=4, model_threads=1))
-    yield answerer
-    answerer.close()
+def service() -> Iterator[InferenceService]:
+    service = InferenceService(ServeConfig(max_batch_size=4, model_threads=1))
+    yield service
+    service.close()
 
 
-def test_the_service_knows_which_texts_are_cut(answerer: InferenceService, folder_of: Callable[[str], Path]) -> None:
+def test_the_service_knows_which_texts_are_cut(service: InferenceService, folder_of: Callable[[str], Path]) -> None:
     async def go() -> list[ServiceResult[Any]]:
-        await answerer.load(folder_of("all"), "m", "1")
+        await service.load(folder_of("all"), "m", "1")
         image = picture()
         return [
-            await answerer.answer(image, TEXTS, 1, False),
-            await answerer.match(image, TEXTS),
-            await answerer.embed(None, TEXTS),
-            await answerer.embed(image, ()),
+            await service.answer(image, TEXTS, 1, False),
+            await service.match(image, TEXTS),
+            await service.embed(None, TEXTS),
+            await service.embed(image, ()),
         ]
 
     assert [answered.truncated for answered in asyncio.run(go())] == [*[(False, True)] * 3, ()]

@@ -50,9 +50,9 @@ class Visits:
     """A server of the page for one model; each visit is a script that runs in it."""
 
     def __init__(self, folder: Path, config: ServeConfig) -> None:
-        self.answerer, self.script = InferenceService(config), ""
+        self.service, self.script = InferenceService(config), ""
         self.over = threading.Event()
-        app = create_app(self.answerer, config)
+        app = create_app(self.service, config)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"
         extra = '<script src="visit/script.js" type="module"></script><img src="visit/wait" alt="" hidden>'
         html = index.read_text().replace("</body>", f"{extra}</body>")
@@ -68,9 +68,9 @@ class Visits:
         self.thread.start()
 
     async def _serve(self, folder: Path) -> None:
-        await self.answerer.load(folder, "tiny", "4")
+        await self.service.load(folder, "tiny", "4")
         await self.server.serve([self.listener])
-        self.answerer.close()
+        self.service.close()
 
     async def _wait(self) -> Response:
         """A picture of the page that comes when the visit is over: the browser shows its result not before."""

@@ -28,8 +28,8 @@ from pipelines.serve.http.schema.common import (
 from pipelines.serve.service import Service, ServiceResult, Task
 from vlmodel.inference import Prediction
 
-ServiceRequest = TypeVar("ServiceRequest", bound=TaskRequest)
-Sent = TypeVar("Sent", bound=TaskResponse)
+RequestT = TypeVar("RequestT", bound=TaskRequest)
+ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 T = TypeVar("T")
 
 # ASCII is part of it.
@@ -70,7 +70,7 @@ class RequestHandler:
         self._config = config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
-    async def read(self, kind: type[ServiceRequest]) -> ServiceRequest:
+    async def read(self, kind: type[RequestT]) -> RequestT:
         """The request, from JSON or a form.
 
         Raises:
@@ -96,21 +96,21 @@ class RequestHandler:
             message = f"no answer within {self._limit_s:g} s; try again, or ask for less at once"
             raise ApiError(504, "timeout", message) from None
 
-    def body(self, kind: type[Sent], answered: ServiceResult[Any], **fields: Any) -> Sent:
+    def body(self, kind: type[ResponseT], result: ServiceResult[Any], **fields: Any) -> ResponseT:
         """The answer, with what every answer tells."""
-        self._request.scope[VERSION] = answered.model.version
-        model = ModelVersion(name=answered.model.name, version=answered.model.version)
+        self._request.scope[VERSION] = result.model.version
+        model = ModelVersion(name=result.model.name, version=result.model.version)
         return kind(**fields, model=model, latency_ms=round(self._elapsed_s() * 1000, 2))
 
-    def respond(self, kind: type[Sent], answered: ServiceResult[Any], **fields: Any) -> Response:
+    def respond(self, kind: type[ResponseT], result: ServiceResult[Any], **fields: Any) -> Response:
         """The answer as a response."""
         return Response(
-            self.body(kind, answered, **fields).model_dump_json(),
+            self.body(kind, result, **fields).model_dump_json(),
             media_type="application/json",
             headers={
-                "server-timing": _server_timing(answered.stages_s, self._elapsed_s()),
+                "server-timing": _server_timing(result.stages_s, self._elapsed_s()),
                 "cache-control": "no-store",
-                "x-model-alias": answered.side,
+                "x-model-alias": result.side,
             },
         )
 
@@ -134,9 +134,9 @@ def check_texts(texts: Sequence[str], name: str, config: ServeConfig) -> None:
         raise ApiError(422, f"{name}_too_long", message)
 
 
-def truncated(answered: ServiceResult[Any], texts: Sequence[str]) -> list[bool]:
+def truncated(result: ServiceResult[Any], texts: Sequence[str]) -> list[bool]:
     """Which of the texts the model was given the beginning of alone."""
-    return list(answered.truncated or [False] * len(texts))
+    return list(result.truncated or [False] * len(texts))
 
 
 def attention_map(prediction: Prediction) -> AttentionMap | None:
@@ -153,23 +153,23 @@ def probability(value: float) -> float:
     return min(1.0, max(0.0, float(value)))
 
 
-def documentation(asked: type[TaskRequest], answered: type[TaskResponse]) -> dict[str, Any]:
+def documentation(request_type: type[TaskRequest], result: type[TaskResponse]) -> dict[str, Any]:
     """What FastAPI is to write into the OpenAPI page for a task's route."""
     return {
-        "response_model": answered,
+        "response_model": result,
         "responses": {status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()},
-        "openapi_extra": {"requestBody": _request_body(asked)},
+        "openapi_extra": {"requestBody": _request_body(request_type)},
         "tags": ["tasks"],
     }
 
 
-def _request_body(asked: type[TaskRequest]) -> dict[str, Any]:
+def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
     """OpenAPI of the two ways to send a request; FastAPI itself can declare only one of them for a route."""
-    schema = asked.model_json_schema()
+    schema = request_type.model_json_schema()
     examples = schema.pop("examples")
     properties, required = dict(schema["properties"]), list(schema.get("required", ()))
     properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
-    for one, several in asked.repeated.items():
+    for one, several in request_type.repeated.items():
         description = f"{properties[several]['description']} Repeat the field to send several."
         properties[one] = {"type": "array", "items": {"type": "string"}, "description": description}
         del properties[several]
@@ -188,7 +188,7 @@ def _request_body(asked: type[TaskRequest]) -> dict[str, Any]:
     }
 
 
-async def _read(request: Request, kind: type[ServiceRequest], config: ServeConfig) -> ServiceRequest:
+async def _read(request: Request, kind: type[RequestT], config: ServeConfig) -> RequestT:
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     media_type = content_type.decode("latin-1").lower()
     limits = {"questions": config.max_questions, "texts": config.max_texts}

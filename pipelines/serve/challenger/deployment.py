@@ -43,25 +43,25 @@ class Challenger:
         self._config = settings.model_copy(update=own)
         keep_to_this_machine()
         # As in a replica of the champion's: importing the model's libraries takes seconds of a core.
-        self._answerer = run_at_low_priority(self._assembled)
+        self._service = run_at_low_priority(self._load_libraries)
 
-    def _assembled(self) -> InferenceService:
+    def _load_libraries(self) -> InferenceService:
         from pipelines.serve.inference.service import InferenceService
 
         return InferenceService(self._config, RayMetrics())
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
-        await self._answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
+        await self._service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
 
-    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any] | ApiError:
+    async def ask(self, request: ServiceRequest) -> ServiceResult[Any] | ApiError:
         """The answer, or why the request is refused: as a value, since Serve logs what is raised as a fault."""
         try:
-            return await dispatch(self._answerer, asked)
+            return await dispatch(self._service, request)
         except ApiError as error:
             return error
 
     def check_health(self) -> None:
-        self._answerer.check_health()
+        self._service.check_health()
 
 
 class RayChallengerClient:
@@ -74,22 +74,22 @@ class RayChallengerClient:
     def __init__(self, model: Mapping[str, str]) -> None:
         self.version = model["version"]
         self._handle: DeploymentHandle[Any] | None = None
-        self._reaching = asyncio.Lock()
+        self._handle_lock = asyncio.Lock()
 
-    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
+    async def ask(self, request: ServiceRequest) -> ServiceResult[Any]:
         """See ``ChallengerClient``."""
-        response = (await self._reach()).ask.remote(asked)
+        response = (await self._get_handle()).ask.remote(request)
         try:
-            answered = await response
+            result = await response
         except asyncio.CancelledError:
             response.cancel()
             raise
-        if isinstance(answered, ApiError):
-            raise answered
-        return answered
+        if isinstance(result, ApiError):
+            raise result
+        return result
 
-    async def _reach(self) -> DeploymentHandle[Any]:
-        async with self._reaching:
+    async def _get_handle(self) -> DeploymentHandle[Any]:
+        async with self._handle_lock:
             if self._handle is None:
                 # It asks Serve's controller, which must not hold up the event loop.
                 self._handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, APP_NAME)
