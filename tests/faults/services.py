@@ -16,7 +16,8 @@ from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
-from pipelines.serve.http.schema.vqa import VQAResponse
+from pipelines.serve.deployment.address import address_of
+from pipelines.serve.http.routes.vqa import VQAResponse
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote, serve
 from pipelines.workflows.config import JobConfig
@@ -58,7 +59,7 @@ class Service:
             "serve": {**small, **settings},
         }
         self.config = parse(JobConfig, tree)
-        self.address = deploy.address_of(self.config.serve)
+        self.address = address_of(self.config.serve)
         self._folder = folder
         (folder / "runs").mkdir()
 

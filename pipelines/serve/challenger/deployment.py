@@ -1,8 +1,8 @@
-"""The challenger as a deployment of its own, in an application of its own, and the way to it from a champion's replica.
+"""The challenger's own deployment, and the client with which a champion's replica reaches it.
 
-Its own process: what it allocates, how long it computes and whether it crashes are no matter of the champion's. Its own
-application: Serve judges an application as a whole, and the champion's must be well when the challenger is not. What
-travels between them is what Serve's handles pickle, which only processes of this cluster can send.
+Its own process: its memory, computing time and crashes do not affect the champion. Its own application: Serve judges
+the health of an application as a whole, and the champion's must be healthy when the challenger is not. Requests between
+them are pickled by Serve's handles, which only processes of this cluster can use.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipelines.serve.challenger.request import ServiceRequest, dispatch
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.deployment.ingress import keep_to_this_machine
+from pipelines.serve.deployment.ray_private import bind_grpc_to_loopback
 from pipelines.serve.errors import ApiError
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.metrics import RayMetrics
-from pipelines.serve.service import ServiceResult
+from pipelines.serve.service import ServiceRequest, ServiceResult
 from vlmodel.config import parse
 
 if TYPE_CHECKING:
@@ -41,11 +40,11 @@ class Challenger:
         settings = parse(ServeConfig, config)
         own = {"num_gpus": settings.challenger.num_gpus, "model_threads": settings.challenger.model_threads}
         self._config = settings.model_copy(update=own)
-        keep_to_this_machine()
-        # As in a replica of the champion's: importing the model's libraries takes seconds of a core.
-        self._service = run_at_low_priority(self._load_libraries)
+        bind_grpc_to_loopback()
+        self._service = run_at_low_priority(self._build)
 
-    def _load_libraries(self) -> InferenceService:
+    def _build(self) -> InferenceService:
+        # Importing the model's libraries takes seconds of a core.
         from pipelines.serve.inference.service import InferenceService
 
         return InferenceService(self._config, RayMetrics())
@@ -53,10 +52,10 @@ class Challenger:
     async def reconfigure(self, model: Mapping[str, str]) -> None:
         await self._service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
 
-    async def ask(self, request: ServiceRequest) -> ServiceResult[Any] | ApiError:
-        """The answer, or why the request is refused: as a value, since Serve logs what is raised as a fault."""
+    async def run(self, request: ServiceRequest) -> ServiceResult | ApiError:
+        """The result, or why the request is refused: as a value, since Serve logs every exception as a fault."""
         try:
-            return await dispatch(self._service, request)
+            return await self._service.run(request)
         except ApiError as error:
             return error
 
@@ -65,7 +64,7 @@ class Challenger:
 
 
 class RayChallengerClient:
-    """The challenger's deployment, seen from a champion's replica; whether it is there is found out by asking.
+    """A ``ChallengerClient`` for the deployment above, which may be missing.
 
     Args:
         model: name and version, as it was deployed.
@@ -76,9 +75,13 @@ class RayChallengerClient:
         self._handle: DeploymentHandle[Any] | None = None
         self._handle_lock = asyncio.Lock()
 
-    async def ask(self, request: ServiceRequest) -> ServiceResult[Any]:
+    async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``ChallengerClient``."""
-        response = (await self._get_handle()).ask.remote(request)
+        async with self._handle_lock:
+            if self._handle is None:
+                # It asks Serve's controller, which must not block the event loop.
+                self._handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, APP_NAME)
+        response = self._handle.run.remote(request)
         try:
             result = await response
         except asyncio.CancelledError:
@@ -87,10 +90,3 @@ class RayChallengerClient:
         if isinstance(result, ApiError):
             raise result
         return result
-
-    async def _get_handle(self) -> DeploymentHandle[Any]:
-        async with self._handle_lock:
-            if self._handle is None:
-                # It asks Serve's controller, which must not hold up the event loop.
-                self._handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, APP_NAME)
-            return self._handle

@@ -1,4 +1,4 @@
-"""The page, the documentation and their assets, as they lie in ``page/``."""
+"""The page, the documentation and their assets: the files of ``page/``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ _MEDIA_TYPES = {
 
 
 def router() -> APIRouter:
-    """/, /docs and what they load."""
     routes = APIRouter(include_in_schema=False)
     files = {path.name: path.read_bytes() for path in sorted(_PAGE.iterdir()) if path.suffix in _MEDIA_TYPES}
     etags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in files.items()}

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, read, text_hash
-from pipelines.serve.challenger.request import ServiceRequest
+from pipelines.serve.challenger.calls import ChallengerMetrics
 from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import Embeddings, ServiceResult
-from tests.pipelines.serve.conftest import FakeService
+from pipelines.serve.service import Embeddings, Metrics, ServiceRequest, ServiceResult
+from tests.pipelines.serve.conftest import FakeService, ask
 from tests.pipelines.serve.http_client import TEXT, events, send
 from vlmodel.inference import Prediction
 
@@ -29,7 +29,7 @@ IMAGE = b"an image"
 BLUE = Prediction([("no", 0.5), ("yes", 0.25)])
 
 
-class Counts:
+class Counts(ChallengerMetrics):
     """Metrics that a test can read."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class FakeChallenger:
         self.error: Exception | None = None
         self.seen: list[ServiceRequest] = []
 
-    async def ask(self, request: ServiceRequest) -> ServiceResult[Any]:
+    async def run(self, request: ServiceRequest) -> ServiceResult:
         self.seen.append(request)
         await self.ready.wait()
         if self.error is not None:
@@ -73,7 +73,7 @@ class FakeChallenger:
         if request.task == "embed":
             unit = np.array([[0.8, 0.6]], np.float32)
             return self.service.answered(Embeddings(unit[0], unit.repeat(len(request.texts), 0)))
-        return await self.service.caption(b"", 1, False)
+        return await self.service.run(request)
 
 
 class Scene:
@@ -86,8 +86,8 @@ class Scene:
         writer = ComparisonWriter(self.folder, 1 << 20)
         self.service = ChallengerRouter(self.champion, self.challenger, config, writer, self.counts, lambda: self.now)
 
-    async def ask(self, image: bytes = IMAGE, questions: Sequence[str] = ("?",)) -> ServiceResult[Any]:
-        return await self.service.answer(image, questions, 1, False)
+    async def ask(self, image: bytes = IMAGE, questions: Sequence[str] = ("?",)) -> ServiceResult:
+        return await ask(self.service, image, questions)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -191,8 +191,8 @@ def test_a_canary_answers_and_is_compared(tmp_path: Path) -> None:
 def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
-        assert (await scene.service.embed(IMAGE, ["a", "b"])).model.version == "7"
-        pieces = [piece async for piece in await scene.service.stream_caption(IMAGE, False)]
+        assert (await scene.service.run(ServiceRequest("embed", IMAGE, ("a", "b")))).model.version == "7"
+        pieces = [piece async for piece in await scene.service.stream_caption(ServiceRequest("caption", IMAGE))]
         assert pieces[:2] == ["a ", "circle"]
         assert isinstance(pieces[2], ServiceResult)
         assert pieces[2].side == "champion"
@@ -322,7 +322,7 @@ def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path) -> None:
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02):
-                    await service.answer(IMAGE, ("?",), 1, False)
+                    await ask(service, IMAGE, ("?",))
             await asyncio.sleep(0.01)
         assert ended == ["champion"] * 3
         assert scene.counts.drops == {}, "each made room for the next"
@@ -355,7 +355,7 @@ def test_what_is_held_is_written_after_a_while(tmp_path: Path) -> None:
 def test_over_http_an_answer_says_whose_it_is(tmp_path: Path) -> None:
     versions: list[str] = []
 
-    class Requests:
+    class Requests(Metrics):
         def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
             versions.append(version)
 

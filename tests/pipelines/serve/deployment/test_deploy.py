@@ -31,8 +31,10 @@ from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_there
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.deployment import deploy, haproxy
+from pipelines.serve.deployment.address import address_of, check_port_free
+from pipelines.serve.deployment.application import model_spec, service_spec
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.middleware import KEY_HASHES_VARIABLE
+from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE
 from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http_client import events
 from tests.pipelines.serve.server import self_signed
@@ -85,11 +87,11 @@ def address(ray_local: None, model_folder: Path) -> Iterator[str]:
     said: list[str] = []
     config = service_config(free_port())
     yield deploy.start(config, model_folder, name="vqa", version="3", report=said.append)
-    folder = deploy._started.folder
+    folder = deploy._ingress.folder
     deploy.stop()
     assert not (folder and Path(folder).exists())
     assert said[-1] == "service: running"
-    with Client(deploy.address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
+    with Client(address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
         gone.ask(picture(), QUESTIONS)
 
 
@@ -183,7 +185,7 @@ def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
 
 @pytest.mark.skipif(haproxy.binary() is None or sys.platform != "linux", reason="there is no HAProxy here")
 def test_haproxy_takes_the_requests_in_and_its_files_are_its_users_alone(address: str) -> None:
-    port, folder = int(address.rpartition(":")[2]), Path(deploy._started.folder)
+    port, folder = int(address.rpartition(":")[2]), Path(deploy._ingress.folder)
     # A former one answers what it still owes.
     [current] = [process for process in processes("haproxy") if listening(process)]
     assert listening(current) == [("127.0.0.1", port)]
@@ -201,7 +203,7 @@ def test_what_answers_requests_comes_before_other_workers(address: str) -> None:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
     own = psutil.Process().nice()
-    for name in ("ServeRep", "haproxy" if deploy._started.is_haproxy else "ProxyActor"):
+    for name in ("ServeRep", "haproxy" if deploy._ingress.is_haproxy else "ProxyActor"):
         assert {process.nice() for process in processes(name)} == {own}, name
     assert ray.get(niceness.remote()) > own
 
@@ -236,7 +238,7 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
         deploy.start(config, tmp_path, "vqa", "5")
     assert client.ask(picture(), QUESTIONS).model.version == version
     assert serve.status().applications[deploy.APP_NAME].status != "DEPLOY_FAILED", "Serve wants the former one again"
-    deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
+    deployed = serve.get_app_handle(deploy.APP_NAME).spec.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
     assert parse(ServeConfig, deployed.config) == config
 
@@ -259,7 +261,7 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
     config = service_config(int(address.rpartition(":")[2]), challenger=own)
     with pytest.raises(ServeError, match="no challenger is named"):
         deploy.start(config, model_folder, "vqa", "10")
-    challenger = deploy.model_spec(model_folder, "vqa", "11")
+    challenger = model_spec(model_folder, "vqa", "11")
     deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
     images = [picture(seed) for seed in range(24)]
     sides = {image: client.ask(image, QUESTIONS).model.version for image in images}
@@ -310,10 +312,10 @@ def test_what_fails_takes_back_its_own_and_nothing_of_others(monkeypatch: pytest
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
     monkeypatch.setattr(serve, "delete", applications.pop)
     monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
-    deploy._take_back()
+    deploy._remove_applications()
     assert (list(applications), ended) == (["of others"], [])
     applications.clear()
-    deploy._take_back()
+    deploy._remove_applications()
     assert ended == [True]
 
 
@@ -326,8 +328,8 @@ def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_fold
         port = listener.getsockname()[1]
         who = rf"{psutil.Process().name()} \(process {os.getpid()}\)"
         with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use by {who}; .*serve\.port="):
-            deploy.check_port_free("127.0.0.1", port)
-    deploy.check_port_free("127.0.0.1", port)
+            check_port_free("127.0.0.1", port)
+    check_port_free("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("content", [None, "empty"])
@@ -336,7 +338,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, content: str | None) 
     if content:
         folder.mkdir()
     with pytest.raises(ServeError, match=f"'{folder}' holds no model"):
-        deploy.build_app(ServeConfig(), folder)
+        model_spec(folder, "vqa", "1")
 
 
 def test_beyond_this_machine_only_when_told_to_and_with_keys(
@@ -349,9 +351,9 @@ def test_beyond_this_machine_only_when_told_to_and_with_keys(
     exposed = ServeConfig(host="0.0.0.0", expose=True)
     monkeypatch.delenv(KEY_HASHES_VARIABLE, raising=False)
     with pytest.raises(ServeError, match=KEY_HASHES_VARIABLE):
-        deploy.build_app(exposed, model_folder)
+        service_spec(exposed, {}, None)
     monkeypatch.setenv(KEY_HASHES_VARIABLE, hashlib.sha256(b"key").hexdigest())
-    assert deploy.build_app(exposed, model_folder)
+    assert service_spec(exposed, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +387,7 @@ def test_the_builder_hands_on_what_a_replica_refuses_other_files_by(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Any] = []
-    monkeypatch.setattr(deploy, "_application", built.append)
+    monkeypatch.setattr(deploy, "champion_application", built.append)
     told = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
     deploy.app({"model_folder": str(model_folder), **told})
     deploy.app({"model_folder": str(model_folder)})

@@ -24,7 +24,7 @@ import pytest
 
 from pipelines.serve import tls
 from pipelines.serve.deployment import haproxy, ingress
-from pipelines.serve.deployment.haproxy import Options, mend
+from pipelines.serve.deployment.haproxy import Options, harden
 from tests.pipelines.serve.server import self_signed, served
 
 pytestmark = pytest.mark.skipif(haproxy.binary() is None, reason="there is no HAProxy here")
@@ -105,8 +105,10 @@ def test_it_listens_where_it_is_told_to_and_its_socket_is_its_users_alone(tmp_pa
         listening = {c.laddr for c in psutil.Process(process.pid).net_connections("tcp") if c.status == "LISTEN"}
         assert listening == {("127.0.0.1", port)}
         assert (tmp_path / "node" / "admin").stat().st_mode & 0o777 == 0o600
-        with ingress._opened(tmp_path) as held, pytest.raises(BlockingIOError):
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
         assert asked(port)["client"] == "127.0.0.1"
 
 
@@ -184,7 +186,7 @@ def test_a_head_without_end_is_not_held_by_the_kernel_either(tmp_path: Path) -> 
 
 
 def test_a_connection_that_is_kept_ends_before_the_replicas_of_its_time(tmp_path: Path) -> None:
-    text = mend(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
+    text = harden(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
     assert [line.split() for line in text.splitlines() if "http-keep-alive" in line] == [
         ["timeout", "http-keep-alive", "3s"]
     ]
@@ -251,6 +253,6 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
 
 def test_what_serve_writes_otherwise_is_refused(tmp_path: Path) -> None:
     text = written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text()
-    assert mend(text, Options(), tmp_path).count("bind") == 2, "the service's and the metrics', for others to guard"
+    assert harden(text, Options(), tmp_path).count("bind") == 2, "the service's and the metrics', for others to guard"
     with pytest.raises(ValueError, match=r"0 places like .*stats socket.*serve\.ingress=python"):
-        mend(text.replace("stats socket", "stats sock"), Options(), tmp_path)
+        harden(text.replace("stats socket", "stats sock"), Options(), tmp_path)

@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.errors import ServeError
+from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE, read_key_hashes
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.middleware import KEY_HASHES_VARIABLE, read_key_hashes
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, send
 from tests.pipelines.serve.server import served

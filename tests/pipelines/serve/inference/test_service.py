@@ -15,15 +15,15 @@ from pipelines.registry import golden, manifest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
 from pipelines.serve.inference.service import InferenceService
-from pipelines.serve.service import ServiceResult
-from tests.pipelines.serve.conftest import LABELS, picture
+from pipelines.serve.service import Metrics, ServiceResult
+from tests.pipelines.serve.conftest import LABELS, ask, picture
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
 QUESTIONS = ("what colour is the circle ?", "is there a square ?")
 
 
-class Sizes:
+class Sizes(Metrics):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
@@ -52,11 +52,11 @@ def service(sizes: Sizes) -> Iterator[InferenceService]:
 def test_answers_are_those_of_the_predictor(service: InferenceService, sizes: Sizes, model_folder: Path) -> None:
     images = [picture(seed, (40 + seed, 50)) for seed in range(6)]
 
-    async def go() -> list[ServiceResult[Any]]:
+    async def go() -> list[ServiceResult]:
         await service.load(model_folder, "vqa", "1")
-        one = await service.answer(images[0], QUESTIONS, 3, True)
+        one = await ask(service, images[0], QUESTIONS, 3, True)
         many = await asyncio.gather(
-            *(service.answer(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
+            *(ask(service, image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
         )
         return [one, *many]
 
@@ -94,7 +94,7 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
     async def go() -> list[Any]:
         await service.load(model_folder, "vqa", "1")
         return await asyncio.gather(
-            *(service.answer(data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
+            *(ask(service, data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
             return_exceptions=True,
         )
 
@@ -112,7 +112,7 @@ def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
     async def go() -> list[Any]:
         await service.load(model_folder, "vqa", "1")
         return await asyncio.gather(
-            *(service.answer(picture(), (text,), 1, False) for text in texts), return_exceptions=True
+            *(ask(service, picture(), (text,), 1, False) for text in texts), return_exceptions=True
         )
 
     answered = asyncio.run(go())
@@ -127,8 +127,8 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
     async def go() -> tuple[list[Any], list[int]]:
         await service.load(model_folder, "vqa", "1")
         assert service._loaded is not None
-        head = service._loaded.predictor.processor
-        tokenize, together = head.tokenize, []
+        processor = service._loaded.predictor.processor
+        tokenize, together = processor.tokenize, []
 
         def choosy(texts: Sequence[str]) -> Any:
             together.append(len(texts))
@@ -136,9 +136,9 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
                 raise RuntimeError("the tokenizer fails")
             return tokenize(texts)
 
-        monkeypatch.setattr(head, "tokenize", choosy)
+        monkeypatch.setattr(processor, "tokenize", choosy)
         texts = ["what ?", "a fault ?", "is it ?", "where ?", "a fault ?", "a ?", "b ?", "c ?"]
-        asked = (service.answer(picture(i), (text,), 1, False) for i, text in enumerate(texts))
+        asked = (ask(service, picture(i), (text,), 1, False) for i, text in enumerate(texts))
         return await asyncio.gather(*asked, return_exceptions=True), together
 
     answered, together = asyncio.run(go())
@@ -157,7 +157,7 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
 
     async def go() -> None:
         await service.load(tmp_path, "vqa", "1")
-        await service.answer(picture(0, (40, 40)), QUESTIONS, 1, False)
+        await ask(service, picture(0, (40, 40)), QUESTIONS, 1, False)
 
     with pytest.raises(ApiError) as caught:
         asyncio.run(go())
@@ -184,7 +184,7 @@ def test_a_model_that_says_something_else_here_is_not_served(
             await service.load(model_folder, "vqa", "2", golden_file=bad)
         with pytest.raises(ServeError, match="cannot be read"):
             await service.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
-        assert (await service.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+        assert (await ask(service, picture(), QUESTIONS, 1, False)).model.version == "1"
         lenient = InferenceService(ServeConfig(model_threads=1, golden_tolerance=1.0))
         await lenient.load(model_folder, "vqa", "2", golden_file=bad)
         lenient.close()
@@ -199,13 +199,13 @@ def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
 
     async def go() -> None:
         with pytest.raises(ApiError) as caught:
-            await service.answer(picture(), QUESTIONS, 1, False)
+            await ask(service, picture(), QUESTIONS, 1, False)
         assert caught.value.status == 503
         await service.load(model_folder, "vqa", "1")
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(ServeError, match=f"version 2 in '{folder}' does not load"):
                 await service.load(folder, "vqa", "2")
-        assert (await service.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+        assert (await ask(service, picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())
 
@@ -224,7 +224,7 @@ def test_files_that_changed_since_the_deployment_are_refused(
         (tmp_path / "model.safetensors").write_bytes(weights)
         with pytest.raises(ServeError, match=r"version 2 .* does not load: its files are not those that"):
             await service.load(tmp_path, "vqa", "2", deployed)
-        assert (await service.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+        assert (await ask(service, picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())
 
@@ -237,9 +237,9 @@ def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
         swap = asyncio.create_task(service.load(model_folder, "vqa", "2"))
         versions = []
         while not swap.done():
-            versions.append((await service.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+            versions.append((await ask(service, picture(), QUESTIONS[:1], 1, False)).model.version)
         await swap
-        versions.append((await service.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+        versions.append((await ask(service, picture(), QUESTIONS[:1], 1, False)).model.version)
         return versions
 
     versions = asyncio.run(go())
@@ -252,8 +252,8 @@ def test_a_hanging_pass_makes_the_replica_unhealthy(
     service: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.check_health()
-    monkeypatch.setattr(service._passes, "_started", {1: time.perf_counter() - 1})
+    monkeypatch.setattr(service._threads, "_started", {1: time.perf_counter() - 1})
     service.check_health()
-    monkeypatch.setattr(service._passes, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
+    monkeypatch.setattr(service._threads, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
     with pytest.raises(ServeError, match="60 s"):
         service.check_health()

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelines.serve.inference import threads as passes
-from pipelines.serve.inference.threads import InferenceThreadPool, ThreadChoice
+from pipelines.serve.inference import batching
+from pipelines.serve.inference.batching import InferenceThreadPool, ThreadChoice
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def test_passes_follow_one_another_and_their_times_do_not_overlap(thread: Infere
 
 
 def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: InferenceThreadPool) -> None:
-    async def busy(watched: bool) -> float:
+    async def busy(measured: bool) -> float:
         begun, go_on = threading.Event(), threading.Event()
 
         def work() -> None:
             begun.set()
             assert go_on.wait(10)
 
-        running = asyncio.create_task(thread.run(work, watched=watched))
+        running = asyncio.create_task(thread.run(work, measured=measured))
         await asyncio.to_thread(begun.wait, 10)
         seconds = thread.busy_s()
         go_on.set()
@@ -86,9 +86,9 @@ class Machine:
         """The threads of each pass within so long."""
         end, taken = self.now + during_s, []
         while self.now < end:
-            number = self.choice.take(self.now)
+            number = self.choice.choose(self.now)
             self.now += seconds[number]
-            self.choice.tell(number, seconds[number], self.now)
+            self.choice.record(number, seconds[number], self.now)
             taken.append(number)
         return taken
 
@@ -122,10 +122,10 @@ def test_when_the_other_process_has_ended_it_takes_all_again() -> None:
 def test_a_slow_pass_by_chance_costs_seconds_and_one_that_is_little_slower_nothing() -> None:
     machine = Machine(2)
     machine.passes(QUIET, 60)
-    machine.choice.tell(2, 0.045, machine.now)
-    assert machine.choice.take(machine.now) == 2
-    machine.choice.tell(2, 1.0, machine.now)
-    assert machine.choice.take(machine.now) == 1
+    machine.choice.record(2, 0.045, machine.now)
+    assert machine.choice.choose(machine.now) == 2
+    machine.choice.record(2, 1.0, machine.now)
+    assert machine.choice.choose(machine.now) == 1
     assert machine.passes(QUIET, 4)[-1] == 2
 
 
@@ -162,7 +162,7 @@ def test_a_pass_that_is_alone_has_all_threads_and_two_share_them() -> None:
 
 def test_passes_of_one_kind_are_measured_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, now = InferenceThreadPool(passes=1, threads=2), [0.0]
-    monkeypatch.setattr(passes, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def work() -> int:
         number = torch.get_num_threads()

@@ -13,8 +13,8 @@ import pytest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
-from pipelines.serve.service import ServiceResult
-from tests.pipelines.serve.conftest import FakeService, picture
+from pipelines.serve.service import ServiceRequest, ServiceResult
+from tests.pipelines.serve.conftest import FakeService, ask, picture
 from tests.pipelines.serve.http_client import TEXT, send
 
 TEXTS = ("red circle", " ".join(["red"] * 13))
@@ -29,14 +29,14 @@ def service() -> Iterator[InferenceService]:
 
 
 def test_the_service_knows_which_texts_are_cut(service: InferenceService, folder_of: Callable[[str], Path]) -> None:
-    async def go() -> list[ServiceResult[Any]]:
+    async def go() -> list[ServiceResult]:
         await service.load(folder_of("all"), "m", "1")
         image = picture()
         return [
-            await service.answer(image, TEXTS, 1, False),
-            await service.match(image, TEXTS),
-            await service.embed(None, TEXTS),
-            await service.embed(image, ()),
+            await ask(service, image, TEXTS, 1, False),
+            await service.run(ServiceRequest("match", image, TEXTS)),
+            await service.run(ServiceRequest("embed", None, TEXTS)),
+            await service.run(ServiceRequest("embed", image)),
         ]
 
     assert [answered.truncated for answered in asyncio.run(go())] == [*[(False, True)] * 3, ()]
@@ -45,7 +45,7 @@ def test_the_service_knows_which_texts_are_cut(service: InferenceService, folder
 class Cutting(FakeService):
     """Cuts the last text of each request."""
 
-    def answered(self, result: Any) -> ServiceResult[Any]:
+    def answered(self, result: Any) -> ServiceResult:
         return replace(super().answered(result), truncated=(False, True))
 
 

@@ -7,9 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from pipelines.serve.deployment import exclusive
+from pipelines.serve.deployment.locks import cluster_lock, port_lock
 from pipelines.serve.errors import ServeError
 
 
@@ -18,14 +19,14 @@ def test_on_one_cluster_the_second_waits_and_is_told_for_whom(ray_local: None) -
     order: list[str] = []
 
     def second() -> None:
-        with exclusive.on_cluster(120, said.append):
+        with cluster_lock(120, said.append):
             order.append("second")
 
-    with exclusive.on_cluster(60, said.append):
+    with cluster_lock(60, said.append):
         who = rf"process {os.getpid()}\)"
         with (
             pytest.raises(ServeError, match=f"another deployment .*{who} has not ended within 0 s"),
-            exclusive.on_cluster(0, said.append),
+            cluster_lock(0, said.append),
         ):
             pass
         assert said == []
@@ -36,9 +37,8 @@ def test_on_one_cluster_the_second_waits_and_is_told_for_whom(ray_local: None) -
         order.append("first")
     waiting.join(120)
     assert order == ["first", "second"]
-    assert said == [
-        f"service: waits for another deployment ({exclusive._user()} on {os.uname().nodename}, process {os.getpid()})"
-    ]
+    holder = f"{psutil.Process().username()} on {os.uname().nodename}, process {os.getpid()}"
+    assert said == [f"service: waits for another deployment ({holder})"]
 
 
 def test_of_those_who_begin_at_once_one_is_first(ray_local: None) -> None:
@@ -46,7 +46,7 @@ def test_of_those_who_begin_at_once_one_is_first(ray_local: None) -> None:
 
     def one() -> None:
         begin.wait()
-        with exclusive.on_cluster(300, lambda line: None):
+        with cluster_lock(300, lambda line: None):
             inside[0] += 1
             at_most[0] = max(at_most[0], inside[0])
             time.sleep(0.1)
@@ -64,13 +64,13 @@ def test_at_one_port_the_second_waits(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     with (
-        exclusive.at_port(8000, 0),
-        exclusive.at_port(8001, 0),
+        port_lock(8000, 0),
+        port_lock(8001, 0),
         pytest.raises(ServeError, match=r"started at port 8000; choose another with serve\.port="),
-        exclusive.at_port(8000, 0),
+        port_lock(8000, 0),
     ):
         pass
-    with exclusive.at_port(8000, 0):
+    with port_lock(8000, 0):
         pass
     [folder] = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
