@@ -71,7 +71,7 @@ ALLOWED_IMPORTS = {
     "fastapi": {
         "pipelines/serve/http/app.py",
         "pipelines/serve/http/routes/about.py",
-        "pipelines/serve/http/routes/handler.py",
+        "pipelines/serve/http/routes/base.py",
         "pipelines/serve/http/routes/caption.py",
         "pipelines/serve/http/routes/embed.py",
         "pipelines/serve/http/routes/feedback.py",

@@ -10,10 +10,10 @@ from typing import Self, TypeVar
 import httpx
 
 from pipelines.serve.errors import ServeError
+from pipelines.serve.http.routes.base import TaskResponse
 from pipelines.serve.http.routes.caption import CaptionResponse
 from pipelines.serve.http.routes.embed import EmbedResponse
 from pipelines.serve.http.routes.feedback import FeedbackResponse
-from pipelines.serve.http.routes.handler import TaskResponse
 from pipelines.serve.http.routes.match import MatchResponse
 from pipelines.serve.http.routes.vqa import VQAResponse
 

@@ -120,9 +120,6 @@ class ServeConfig(Section):
     max_batch_size: int = Field(default=16, ge=1)
     """Most images in one forward pass."""
 
-    batch_wait_s: float = Field(default=0.0, ge=0)
-    """How long an idle model waits for a fuller batch. While a model is busy the next batch fills anyway."""
-
     max_in_flight: int = Field(default=128, ge=1)
     """Requests that a replica runs or queues at once; others are answered 429 immediately. A request counts from when
     its body is complete."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from pipelines.serve.http.routes.handler import TaskRequest, TaskResponse, with_examples
+from pipelines.serve.http.routes.base import TaskRequest, TaskResponse, with_examples
 
 _ERRORS = {
     400: "The body is not JSON, or not a form in UTF-8, or not in gzip.",

@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,6 @@ from vlmodel.task_spec import MATCH, TaskSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -58,14 +56,14 @@ class Item:
     attention: bool = False
 
 
-class TaskAdapter(ABC, Generic[Result]):
+class TaskAdapter(ABC):
     """Runs one head of the model for one task; ``name`` is the head's."""
 
     def __init__(self, predictor: Predictor, name: str) -> None:
         self.predictor, self.name = predictor, name
 
     @abstractmethod
-    def run(self, items: Sequence[Item]) -> list[Result]:
+    def run(self, items: Sequence[Item]) -> Sequence[Any]:
         """A result for each item, in order, which does not depend on the other items."""
 
     def warm_up_items(self) -> Iterator[Item]:
@@ -77,7 +75,7 @@ class TaskAdapter(ABC, Generic[Result]):
         return DecodedExample(b"", (text,), pixels_HWC=np.zeros((size, size, 3), np.uint8))
 
 
-class AnswerAdapter(TaskAdapter[list[Prediction]]):
+class AnswerAdapter(TaskAdapter):
     """Answers that are ranked by a classifier, or texts that are generated."""
 
     @property
@@ -117,7 +115,7 @@ class AnswerAdapter(TaskAdapter[list[Prediction]]):
         return groups
 
 
-class MatchingAdapter(TaskAdapter[Matches]):
+class MatchingAdapter(TaskAdapter):
     """A matching decoder: the probability that each text belongs to the image."""
 
     def run(self, items: Sequence[Item]) -> list[Matches]:
@@ -125,7 +123,7 @@ class MatchingAdapter(TaskAdapter[Matches]):
         return [Matches("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
 
 
-class SimilarityAdapter(TaskAdapter[Matches]):
+class SimilarityAdapter(TaskAdapter):
     """A contrastive decoder: cosines, and a softmax over the texts, as in CLIP (Radford et al. 2021, section 3.1)."""
 
     def run(self, items: Sequence[Item]) -> list[Matches]:
@@ -134,7 +132,7 @@ class SimilarityAdapter(TaskAdapter[Matches]):
         return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
 
 
-class EmbeddingAdapter(TaskAdapter[Embeddings]):
+class EmbeddingAdapter(TaskAdapter):
     """A contrastive decoder: vectors of images and texts."""
 
     def run(self, items: Sequence[Item]) -> list[Embeddings]:
@@ -157,7 +155,7 @@ class EmbeddingAdapter(TaskAdapter[Embeddings]):
         ]
 
 
-def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter[Any]]:
+def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter]:
     """An adapter for each task that the model can do, on the first head (by name) that fits.
 
     Texts are matched by a matching decoder if there is one, else by a contrastive one.
@@ -168,7 +166,7 @@ def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter[Any]]:
         return [name for name in specs if fits(specs[name])][:1]
 
     contrastive = [name for name, head in predictor.model.decoder.heads().items() if head.is_contrastive][:1]
-    adapters: dict[Task, TaskAdapter[Any]] = {}
+    adapters: dict[Task, TaskAdapter] = {}
     for name in first(lambda spec: spec.reads == "questions" and spec.text and spec.target in ("answer", "tokens")):
         adapters["vqa"] = AnswerAdapter(predictor, name)
     for name in first(lambda spec: not spec.text and spec.target == "tokens"):

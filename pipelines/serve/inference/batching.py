@@ -42,7 +42,6 @@ class Batcher(Generic[Item, Result]):
     Args:
         run: takes 1 to ``max_size`` items and returns as many results, in order.
         max_size: most items in a batch.
-        wait_s: how long an idle model waits, after the first item, for more.
         at_once: most batches at one time. Each takes an equal share of the waiting items: a batch of all of them would
             leave the other passes nothing to do.
     """
@@ -51,10 +50,9 @@ class Batcher(Generic[Item, Result]):
         self,
         run: Callable[[list[Item]], Awaitable[Sequence[Result]]],
         max_size: int,
-        wait_s: float = 0.0,
         at_once: int = 1,
     ) -> None:
-        self._run, self._max_size, self._wait_s, self._at_once = run, max_size, wait_s, at_once
+        self._run, self._max_size, self._at_once = run, max_size, at_once
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._running_items = 0
         self._workers: set[asyncio.Task[None]] = set()
@@ -76,7 +74,7 @@ class Batcher(Generic[Item, Result]):
     async def _work(self) -> None:
         try:
             # One turn of the loop lets requests that arrived together share their first batch.
-            await asyncio.sleep(self._wait_s)
+            await asyncio.sleep(0)
             while batch := self._next_batch():
                 await self._run_batch(batch)
         finally:  # not in a callback: until it ran, an item would wait for a worker that has ended

@@ -7,9 +7,7 @@ pixels of the budget; small ones need none.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipelines.serve.config import ServeConfig
@@ -27,8 +25,6 @@ _SMALL_PIXELS = 1_000_000
 """Images of up to this size need no budget: as many are decoded at once as there are threads."""
 _MIN_LIMIT = 16_000_000
 _TIMES_INPUT = 64
-_MAX_OVERTAKEN = 32
-"""So many images may be decoded before a larger one that came earlier and waits for budget."""
 
 _ERRORS = {
     "truncated": (422, "truncated_image", "the image file ends early; send it whole"),
@@ -81,55 +77,24 @@ class ImageDecoder:
         self._pool.shutdown(cancel_futures=True)
 
 
-@dataclass
-class _Waiter:
-    pixels: int
-    limit: int
-    admitted: asyncio.Future[None]
-    overtaken: int = 0
-
-
 class PixelBudget:
-    """A semaphore that counts pixels. Used by one event loop."""
+    """A semaphore that counts pixels, first come first served. Used by one event loop."""
 
     def __init__(self) -> None:
         self.used = 0
-        self._waiters: deque[_Waiter] = deque()
+        self._turn, self._released = asyncio.Lock(), asyncio.Event()
 
     async def acquire(self, pixels: int, limit: int) -> None:
         """Wait until these pixels fit below the limit. A single image always does."""
-        waiter = _Waiter(pixels, limit, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
-        self._admit()
-        try:
-            await waiter.admitted
-        except asyncio.CancelledError:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-                self._admit()
-            elif not waiter.admitted.cancelled():
-                self.release(pixels)
-            raise
+        async with self._turn:
+            while self.used and self.used + pixels > limit:
+                self._released.clear()
+                await self._released.wait()
+            self.used += pixels
 
     def release(self, pixels: int) -> None:
         self.used -= pixels
-        self._admit()
-
-    def _admit(self) -> None:
-        """In order, except that an image that fits may overtake larger ones a limited number of times."""
-        overtaken: list[_Waiter] = []
-        for waiter in list(self._waiters):
-            if self.used and self.used + waiter.pixels > waiter.limit:
-                overtaken.append(waiter)
-                if waiter.overtaken >= _MAX_OVERTAKEN:
-                    return
-                continue
-            self._waiters.remove(waiter)
-            if not waiter.admitted.done():
-                self.used += waiter.pixels
-                waiter.admitted.set_result(None)
-                for larger in overtaken:
-                    larger.overtaken += 1
+        self._released.set()
 
 
 def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | int:

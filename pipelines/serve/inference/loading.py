@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipelines.registry import golden, manifest
 from pipelines.registry.errors import ArtifactError
@@ -31,7 +30,7 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
     return Predictor(predictor.model, processor, device)
 
 
-def warm_up(adapters: Iterable[TaskAdapter[Any]], max_batch_size: int) -> None:
+def warm_up(adapters: Iterable[TaskAdapter], max_batch_size: int) -> None:
     """Run the first passes, which allocate memory and choose kernels, before any caller waits for them."""
     for adapter in adapters:
         for item in adapter.warm_up_items():

@@ -36,7 +36,7 @@ class _LoadedModel:
 
     predictor: Predictor
     info: ModelInfo
-    adapters: Mapping[Task, TaskAdapter[Any]]
+    adapters: Mapping[Task, TaskAdapter]
     batchers: Mapping[Task, Batcher[Item, TimedResult[Any]]]
 
 
@@ -151,7 +151,7 @@ class InferenceService:
         self._decoder.close()
         self._threads.close()
 
-    def _batcher(self, task: Task, adapter: TaskAdapter[Any], version: str) -> Batcher[Item, TimedResult[Any]]:
+    def _batcher(self, task: Task, adapter: TaskAdapter, version: str) -> Batcher[Item, TimedResult[Any]]:
         async def run(items: list[Item]) -> list[TimedResult[Any]]:
             texts = sum(len(item.example.texts) for item in items)
             # Times within a kind differ by at most a factor of two for each of both numbers.
@@ -160,7 +160,7 @@ class InferenceService:
             self._metrics.batch(task, len(items), timed.seconds, version)
             return [TimedResult(result, timed.started, timed.ended) for result in timed.result]
 
-        return Batcher(run, self._config.max_batch_size, self._config.batch_wait_s, self._passes)
+        return Batcher(run, self._config.max_batch_size, self._passes)
 
     def _get_loaded(self, task: Task) -> _LoadedModel:
         if self._loaded is None:

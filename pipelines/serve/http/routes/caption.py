@@ -16,19 +16,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
 from pipelines.serve.http.middleware import ERROR_CODE, error_body
 from pipelines.serve.http.openapi import documentation
-from pipelines.serve.http.routes.handler import (
-    EXAMPLE_IMAGE,
-    EXAMPLE_MODEL,
-    IMAGE,
-    AttentionMap,
-    ImageBytes,
-    RequestHandler,
-    TaskRequest,
-    TaskResponse,
-    attention_map,
-    probability,
-    with_examples,
-)
+from pipelines.serve.http.routes import base
 from pipelines.serve.service import CaptionStream, Service, ServiceRequest, ServiceResult
 
 _STREAMED = """`stream: true` answers with server-sent events instead: `piece` with what was written since the last one,
@@ -37,16 +25,16 @@ then `done` with the whole answer; or `error`, in the shape of every error, wher
 _log = logging.getLogger(__name__)
 
 
-class CaptionRequest(TaskRequest):
+class CaptionRequest(base.TaskRequest):
     """One picture to be described."""
 
-    model_config = with_examples(
-        {"image": EXAMPLE_IMAGE, "top_k": 3},
-        {"image": EXAMPLE_IMAGE, "attention": True},
-        {"image": EXAMPLE_IMAGE, "stream": True},
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "top_k": 3},
+        {"image": base.EXAMPLE_IMAGE, "attention": True},
+        {"image": base.EXAMPLE_IMAGE, "stream": True},
     )
 
-    image: ImageBytes = Field(description=IMAGE)
+    image: base.ImageBytes = Field(description=base.IMAGE)
     top_k: int = Field(
         default=1,
         ge=1,
@@ -73,17 +61,17 @@ class RankedCaption(BaseModel):
     probability: float = Field(ge=0, le=1, description="Product of the probabilities of its tokens, its end included.")
 
 
-class CaptionResponse(TaskResponse):
+class CaptionResponse(base.TaskResponse):
     """The captions of one picture."""
 
-    model_config = with_examples(
+    model_config = base.with_examples(
         {
             "captions": [
                 {"caption": "a red circle on white", "probability": 0.41},
                 {"caption": "a red disc", "probability": 0.17},
             ],
             "attention": None,
-            "model": EXAMPLE_MODEL,
+            "model": base.EXAMPLE_MODEL,
             "latency_ms": 48.2,
         }
     )
@@ -91,7 +79,7 @@ class CaptionResponse(TaskResponse):
     captions: list[RankedCaption] = Field(
         description="Most probable first; fewer than asked for where beams end in the same text."
     )
-    attention: AttentionMap | None = Field(default=None, description="Of the first caption.")
+    attention: base.AttentionMap | None = Field(default=None, description="Of the first caption.")
 
 
 class CaptionPiece(BaseModel):
@@ -116,7 +104,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/caption", summary="Describe a picture", **documented)
     async def caption(request: Request) -> Response:
         """Send a picture, as JSON with the image in base64 or as a multipart form."""
-        handler = RequestHandler(request, service, config, "caption")
+        handler = base.RequestHandler(request, service, config, "caption")
         body = await handler.read(CaptionRequest)
         service_request = ServiceRequest("caption", body.image, (), body.top_k, body.attention)
         if not body.stream:
@@ -130,7 +118,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     return routes
 
 
-async def _events(handler: RequestHandler, request: Request, stream: CaptionStream) -> AsyncIterator[bytes]:
+async def _events(handler: base.RequestHandler, request: Request, stream: CaptionStream) -> AsyncIterator[bytes]:
     """The events of a stream. The status was sent before, so an error is an event too."""
     try:
         # Closed also if the client leaves, so that a caption that nobody awaits is not generated.
@@ -155,5 +143,5 @@ def _event(name: str, data: bytes) -> bytes:
 
 def _fields(result: ServiceResult) -> dict[str, Any]:
     [prediction] = result.result
-    captions = [RankedCaption(caption=text, probability=probability(p)) for text, p in prediction.answers]
-    return {"captions": captions, "attention": attention_map(prediction)}
+    captions = [RankedCaption(caption=text, probability=base.probability(p)) for text, p in prediction.answers]
+    return {"captions": captions, "attention": base.attention_map(prediction)}

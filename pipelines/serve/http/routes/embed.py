@@ -9,38 +9,23 @@ from pydantic_core import PydanticCustomError
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.openapi import documentation
-from pipelines.serve.http.routes.handler import (
-    EXAMPLE_IMAGE,
-    EXAMPLE_MODEL,
-    IMAGE,
-    TRUNCATED,
-    ImageBytes,
-    OneText,
-    RequestHandler,
-    SeveralTexts,
-    TaskRequest,
-    TaskResponse,
-    check_lengths,
-    one_or_several,
-    truncated,
-    with_examples,
-)
+from pipelines.serve.http.routes import base
 from pipelines.serve.service import Embeddings, Service, ServiceRequest
 
 
-class EmbedRequest(TaskRequest):
+class EmbedRequest(base.TaskRequest):
     """A picture, texts, or both."""
 
-    model_config = with_examples(
-        {"image": EXAMPLE_IMAGE, "text": "a red circle"},
-        {"image": EXAMPLE_IMAGE},
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
+        {"image": base.EXAMPLE_IMAGE},
         {"texts": ["a red circle", "a blue square"]},
     )
     repeated = {"text": "texts"}
 
-    image: ImageBytes | None = Field(default=None, description=IMAGE)
-    text: OneText = None
-    texts: SeveralTexts = None
+    image: base.ImageBytes | None = Field(default=None, description=base.IMAGE)
+    text: base.OneText = None
+    texts: base.SeveralTexts = None
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> EmbedRequest:
@@ -52,19 +37,19 @@ class EmbedRequest(TaskRequest):
         """There may be none."""
         if self.text is None and self.texts is None:
             return ()
-        return one_or_several("text", self.text, self.texts)
+        return base.one_or_several("text", self.text, self.texts)
 
 
-class EmbedResponse(TaskResponse):
+class EmbedResponse(base.TaskResponse):
     """Vectors of length one, in one space: their dot product is the cosine similarity."""
 
-    model_config = with_examples(
+    model_config = base.with_examples(
         {
             "width": 3,
             "image": [0.6, 0.0, 0.8],
             "texts": [[0.0, 0.6, 0.8]],
             "truncated": [False],
-            "model": EXAMPLE_MODEL,
+            "model": base.EXAMPLE_MODEL,
             "latency_ms": 17.2,
         }
     )
@@ -72,7 +57,7 @@ class EmbedResponse(TaskResponse):
     width: int = Field(description="Width of the space.")
     image: list[float] | None = Field(default=None, description="The picture's vector.")
     texts: list[list[float]] = Field(description="One vector for each text, in the order given.")
-    truncated: list[bool] = Field(default=[], description=f"For each text. {TRUNCATED}")
+    truncated: list[bool] = Field(default=[], description=f"For each text. {base.TRUNCATED}")
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
@@ -83,10 +68,10 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     )
     async def embed(request: Request) -> Response:
         """Send a picture, texts or both, as JSON with the image in base64 or as a multipart form."""
-        handler = RequestHandler(request, service, config, "embed")
+        handler = base.RequestHandler(request, service, config, "embed")
         body = await handler.read(EmbedRequest)
         texts = body.all_texts()
-        check_lengths(texts, "text", config)
+        base.check_lengths(texts, "text", config)
         result = await handler.within_time(service.run(ServiceRequest("embed", body.image, texts)))
         embeddings: Embeddings = result.result
         return handler.respond(
@@ -95,7 +80,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             width=embeddings.text_ND.shape[1],
             image=None if embeddings.image_D is None else embeddings.image_D.tolist(),
             texts=embeddings.text_ND.tolist(),
-            truncated=truncated(result, texts),
+            truncated=base.truncated(result, texts),
         )
 
     return routes

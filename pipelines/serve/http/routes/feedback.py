@@ -16,37 +16,25 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.middleware import sender_of
 from pipelines.serve.http.openapi import documentation
-from pipelines.serve.http.routes.handler import (
-    EXAMPLE_IMAGE,
-    EXAMPLE_MODEL,
-    IMAGE,
-    ImageBytes,
-    Question,
-    RequestHandler,
-    TaskRequest,
-    TaskResponse,
-    Text,
-    check_lengths,
-    with_examples,
-)
+from pipelines.serve.http.routes import base
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Service
 
 _log = logging.getLogger(__name__)
 
 
-class FeedbackRequest(TaskRequest):
+class FeedbackRequest(base.TaskRequest):
     """What is right of a picture: the answer to a question, or a caption."""
 
-    model_config = with_examples(
-        {"image": EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
-        {"image": EXAMPLE_IMAGE, "caption": "a red circle on white"},
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
+        {"image": base.EXAMPLE_IMAGE, "caption": "a red circle on white"},
     )
 
-    image: ImageBytes = Field(description=IMAGE)
-    question: Question | None = Field(default=None, description="The question that was answered wrongly.")
-    answer: Text | None = Field(default=None, description="Its right answer.")
-    caption: Text | None = Field(default=None, description="A right caption; in place of question and answer.")
+    image: base.ImageBytes = Field(description=base.IMAGE)
+    question: base.Question | None = Field(default=None, description="The question that was answered wrongly.")
+    answer: base.Text | None = Field(default=None, description="Its right answer.")
+    caption: base.Text | None = Field(default=None, description="A right caption; in place of question and answer.")
     version: str = Field(default="", max_length=64, description="Model version of the answer that is corrected.")
 
     @model_validator(mode="after")
@@ -56,10 +44,12 @@ class FeedbackRequest(TaskRequest):
         return self
 
 
-class FeedbackResponse(TaskResponse):
+class FeedbackResponse(base.TaskResponse):
     """The correction was stored."""
 
-    model_config = with_examples({"id": "01769817600000000000-5f0c1a2b", "model": EXAMPLE_MODEL, "latency_ms": 3.1})
+    model_config = base.with_examples(
+        {"id": "01769817600000000000-5f0c1a2b", "model": base.EXAMPLE_MODEL, "latency_ms": 3.1}
+    )
 
     id: str = Field(description="Name of the correction, for who wants it taken back.")
 
@@ -84,14 +74,14 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     async def correct(request: Request) -> Response:
         """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
         sender = sender_of(request.scope)
-        handler = RequestHandler(request, service, config)
+        handler = base.RequestHandler(request, service, config)
         if wait_s := rate.take(sender):
             seconds = math.ceil(wait_s)
             message = f"more than {config.feedback.per_minute} corrections in a minute; try again in {seconds} s"
             raise ApiError(429, "too_much_feedback", message, {"retry-after": str(seconds)})
         body = await handler.read(FeedbackRequest)
         texts = [text for text in (body.question, body.answer, body.caption) if text is not None]
-        check_lengths(texts, "text", config)
+        base.check_lengths(texts, "text", config)
         checked = await handler.within_time(service.check_image(body.image))
         try:
             correction_id = await asyncio.to_thread(

@@ -10,38 +10,22 @@ from pydantic import BaseModel, Field, model_validator
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.openapi import documentation
-from pipelines.serve.http.routes.handler import (
-    EXAMPLE_IMAGE,
-    EXAMPLE_MODEL,
-    IMAGE,
-    TRUNCATED,
-    ImageBytes,
-    OneText,
-    RequestHandler,
-    SeveralTexts,
-    TaskRequest,
-    TaskResponse,
-    check_lengths,
-    one_or_several,
-    probability,
-    truncated,
-    with_examples,
-)
+from pipelines.serve.http.routes import base
 from pipelines.serve.service import Matches, Service, ServiceRequest
 
 
-class MatchRequest(TaskRequest):
+class MatchRequest(base.TaskRequest):
     """One picture and one or more texts that may belong to it."""
 
-    model_config = with_examples(
-        {"image": EXAMPLE_IMAGE, "text": "a red circle"},
-        {"image": EXAMPLE_IMAGE, "texts": ["a red circle", "a blue square"]},
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
+        {"image": base.EXAMPLE_IMAGE, "texts": ["a red circle", "a blue square"]},
     )
     repeated = {"text": "texts"}
 
-    image: ImageBytes = Field(description=IMAGE)
-    text: OneText = None
-    texts: SeveralTexts = None
+    image: base.ImageBytes = Field(description=base.IMAGE)
+    text: base.OneText = None
+    texts: base.SeveralTexts = None
 
     @model_validator(mode="after")
     def _check_texts(self) -> MatchRequest:
@@ -49,7 +33,7 @@ class MatchRequest(TaskRequest):
         return self
 
     def all_texts(self) -> tuple[str, ...]:
-        return one_or_several("text", self.text, self.texts)
+        return base.one_or_several("text", self.text, self.texts)
 
 
 class TextMatch(BaseModel):
@@ -64,13 +48,13 @@ class TextMatch(BaseModel):
     similarity: float | None = Field(
         default=None, ge=-1, le=1, description="By `similarity`: cosine of the angle between text and picture."
     )
-    truncated: bool = Field(default=False, description=TRUNCATED)
+    truncated: bool = Field(default=False, description=base.TRUNCATED)
 
 
-class MatchResponse(TaskResponse):
+class MatchResponse(base.TaskResponse):
     """How well each text fits the picture."""
 
-    model_config = with_examples(
+    model_config = base.with_examples(
         {
             "method": "matching",
             "temperature": None,
@@ -78,7 +62,7 @@ class MatchResponse(TaskResponse):
                 {"text": "a red circle", "probability": 0.98, "similarity": None, "truncated": False},
                 {"text": "a blue square", "probability": 0.03, "similarity": None, "truncated": False},
             ],
-            "model": EXAMPLE_MODEL,
+            "model": base.EXAMPLE_MODEL,
             "latency_ms": 23.9,
         },
         {
@@ -88,7 +72,7 @@ class MatchResponse(TaskResponse):
                 {"text": "a red circle", "probability": 0.9526, "similarity": 0.36, "truncated": False},
                 {"text": "a blue square", "probability": 0.0474, "similarity": 0.21, "truncated": False},
             ],
-            "model": EXAMPLE_MODEL,
+            "model": base.EXAMPLE_MODEL,
             "latency_ms": 19.3,
         },
     )
@@ -111,16 +95,16 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         By a matching decoder each text gets the probability that it belongs to the picture. By a contrastive one it
         gets the cosine similarity, and its share among the texts sent.
         """
-        handler = RequestHandler(request, service, config, "match")
+        handler = base.RequestHandler(request, service, config, "match")
         body = await handler.read(MatchRequest)
         texts = body.all_texts()
-        check_lengths(texts, "text", config)
+        base.check_lengths(texts, "text", config)
         result = await handler.within_time(service.run(ServiceRequest("match", body.image, texts)))
         found: Matches = result.result
         matches = [
             TextMatch(
                 text=text,
-                probability=None if share is None else probability(share),
+                probability=None if share is None else base.probability(share),
                 similarity=None if cosine is None else min(1.0, max(-1.0, cosine)),
                 truncated=is_truncated,
             )
@@ -128,7 +112,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 texts,
                 found.probabilities,
                 found.similarities or [None] * len(texts),
-                truncated(result, texts),
+                base.truncated(result, texts),
                 strict=True,
             )
         ]

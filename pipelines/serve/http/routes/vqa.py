@@ -8,34 +8,17 @@ from pydantic import BaseModel, Field, model_validator
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.openapi import documentation
-from pipelines.serve.http.routes.handler import (
-    EXAMPLE_IMAGE,
-    EXAMPLE_MODEL,
-    IMAGE,
-    TRUNCATED,
-    AttentionMap,
-    ImageBytes,
-    Question,
-    RequestHandler,
-    TaskRequest,
-    TaskResponse,
-    attention_map,
-    check_lengths,
-    one_or_several,
-    probability,
-    truncated,
-    with_examples,
-)
+from pipelines.serve.http.routes import base
 from pipelines.serve.service import Service, ServiceRequest
 
 
-class VQARequest(TaskRequest):
+class VQARequest(base.TaskRequest):
     """One picture and one or more questions about it."""
 
-    model_config = with_examples(
-        {"image": EXAMPLE_IMAGE, "question": "What colour is the circle?"},
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?"},
         {
-            "image": EXAMPLE_IMAGE,
+            "image": base.EXAMPLE_IMAGE,
             "questions": ["How many squares are there?", "Is there a red circle?"],
             "top_k": 3,
             "attention": True,
@@ -43,9 +26,9 @@ class VQARequest(TaskRequest):
     )
     repeated = {"question": "questions"}
 
-    image: ImageBytes = Field(description=IMAGE)
-    question: Question | None = Field(default=None, description="One question; give this or `questions`.")
-    questions: list[Question] | None = Field(default=None, description="Several questions about the picture.")
+    image: base.ImageBytes = Field(description=base.IMAGE)
+    question: base.Question | None = Field(default=None, description="One question; give this or `questions`.")
+    questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
     top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
     attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
 
@@ -55,7 +38,7 @@ class VQARequest(TaskRequest):
         return self
 
     def all_questions(self) -> tuple[str, ...]:
-        return one_or_several("question", self.question, self.questions)
+        return base.one_or_several("question", self.question, self.questions)
 
 
 class RankedAnswer(BaseModel):
@@ -70,14 +53,14 @@ class QuestionAnswers(BaseModel):
 
     question: str
     answers: list[RankedAnswer] = Field(description="Most probable first.")
-    attention: AttentionMap | None = None
-    truncated: bool = Field(default=False, description=TRUNCATED)
+    attention: base.AttentionMap | None = None
+    truncated: bool = Field(default=False, description=base.TRUNCATED)
 
 
-class VQAResponse(TaskResponse):
+class VQAResponse(base.TaskResponse):
     """The answers to one request."""
 
-    model_config = with_examples(
+    model_config = base.with_examples(
         {
             "answers": [
                 {
@@ -87,7 +70,7 @@ class VQAResponse(TaskResponse):
                     "truncated": False,
                 }
             ],
-            "model": EXAMPLE_MODEL,
+            "model": base.EXAMPLE_MODEL,
             "latency_ms": 21.4,
         }
     )
@@ -101,21 +84,21 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.post("/v1/vqa", summary="Ask about a picture", **documentation(VQARequest, VQAResponse))
     async def vqa(request: Request) -> Response:
         """Send a picture with one or more questions, as JSON with the image in base64 or as a multipart form."""
-        handler = RequestHandler(request, service, config, "vqa")
+        handler = base.RequestHandler(request, service, config, "vqa")
         body = await handler.read(VQARequest)
         questions = body.all_questions()
-        check_lengths(questions, "question", config)
+        base.check_lengths(questions, "question", config)
         service_request = ServiceRequest("vqa", body.image, questions, body.top_k, body.attention)
         result = await handler.within_time(service.run(service_request))
         answers = [
             QuestionAnswers(
                 question=question,
-                answers=[RankedAnswer(answer=text, probability=probability(p)) for text, p in prediction.answers],
-                attention=attention_map(prediction),
+                answers=[RankedAnswer(answer=text, probability=base.probability(p)) for text, p in prediction.answers],
+                attention=base.attention_map(prediction),
                 truncated=is_truncated,
             )
             for question, prediction, is_truncated in zip(
-                questions, result.result, truncated(result, questions), strict=True
+                questions, result.result, base.truncated(result, questions), strict=True
             )
         ]
         return handler.respond(VQAResponse, result, answers=answers)

@@ -102,19 +102,6 @@ def test_requests_that_arrive_together_share_the_first_batch() -> None:
     scenario(go)
 
 
-def test_an_idle_model_waits_for_more_only_if_told_to() -> None:
-    async def go(model: Model) -> None:
-        model.free.release()
-        batcher = Batcher(model, max_size=8, wait_s=0.05)
-        first = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.005)
-        assert model.batches == []
-        assert [await batcher.submit(2), await first] == [4, 2]
-        assert model.batches == [[1, 2]]
-
-    scenario(go)
-
-
 def test_a_cancelled_request_costs_no_place_in_a_batch() -> None:
     async def go(model: Model) -> None:
         batcher = Batcher(model, max_size=2)

@@ -180,22 +180,23 @@ def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_end
     asyncio.run(go())
 
 
-def test_a_larger_picture_is_passed_only_so_often() -> None:
-    async def go() -> int:
-        budget = PixelBudget()
-        await budget.acquire(5, 10)
-        large = asyncio.create_task(budget.acquire(10, 10))
-        await asyncio.sleep(0)
-        passed = 0
-        for _ in range(1000):
-            one = asyncio.create_task(budget.acquire(5, 10))
-            await asyncio.sleep(0)
-            if not one.done():
-                break
-            passed += 1
-            budget.release(5)
-        budget.release(5)
-        await large
-        return passed
+def test_pictures_that_wait_have_their_turn_in_order() -> None:
+    async def go() -> None:
+        budget, order = PixelBudget(), []
 
-    assert 0 < asyncio.run(go()) < 100
+        async def decode(name: str, pixels: int) -> None:
+            await budget.acquire(pixels, 10)
+            order.append(name)
+
+        await budget.acquire(5, 10)
+        tasks = [asyncio.create_task(decode(name, pixels)) for name, pixels in (("large", 10), ("small", 5))]
+        await asyncio.sleep(0.01)
+        assert order == [], "the small one fits, and came later"
+        budget.release(5)
+        await asyncio.sleep(0.01)
+        assert order == ["large"]
+        budget.release(10)
+        await asyncio.gather(*tasks)
+        assert order == ["large", "small"]
+
+    asyncio.run(go())
