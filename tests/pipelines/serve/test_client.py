@@ -56,9 +56,12 @@ def test_every_task_is_asked_and_its_answer_is_typed(client: Client, service: Fa
 
 
 def test_corrections_are_kept(client: Client, tmp_path: Path) -> None:
-    kept = {client.correct_answer(IMAGE, "A?", "yes", version="7").id, client.correct_caption(IMAGE, "a circle").id}
-    assert {file.stem for file in tmp_path.glob("*/corrections/*.json")} == kept
-    assert len(kept) == 2
+    correction_ids = {
+        client.correct_answer(IMAGE, "A?", "yes", version="7").id,
+        client.correct_caption(IMAGE, "a circle").id,
+    }
+    assert {file.stem for file in tmp_path.glob("*/corrections/*.json")} == correction_ids
+    assert len(correction_ids) == 2
 
 
 def test_a_refusal_and_an_absent_service_are_told(address: str, client: Client, service: FakeService) -> None:

@@ -105,25 +105,25 @@ class Scene:
 
     async def records(self) -> list[Comparison]:
         await self.service.close()
-        found = list(read(self.folder))
-        assert all(isinstance(one, Comparison) for one in found)
-        return [one for one in found if isinstance(one, Comparison)]
+        records = list(read(self.folder))
+        assert all(isinstance(record, Comparison) for record in records)
+        return [record for record in records if isinstance(record, Comparison)]
 
 
 def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> None:
-    asked = [ServiceRequest("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
+    requests = [ServiceRequest("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
     chosen = {}
     for share in (0.0, 0.25, 0.6, 1.0):
         service = Scene(tmp_path, "canary", share).service
-        chosen[share] = {n for n, one in enumerate(asked) if service.is_chosen(one)}
+        chosen[share] = {n for n, request in enumerate(requests) if service.is_chosen(request)}
         # Four standard deviations of a fair draw.
-        assert abs(len(chosen[share]) - share * len(asked)) <= 4 * np.sqrt(share * (1 - share) * len(asked))
-        other = [replace(one, texts=("another question",), top_k=3) for one in asked]
-        assert {n for n, one in enumerate(other) if service.is_chosen(one)} == chosen[share]
+        assert abs(len(chosen[share]) - share * len(requests)) <= 4 * np.sqrt(share * (1 - share) * len(requests))
+        other = [replace(request, texts=("another question",), top_k=3) for request in requests]
+        assert {n for n, request in enumerate(other) if service.is_chosen(request)} == chosen[share]
     assert chosen[0.0] < chosen[0.25] < chosen[0.6] < chosen[1.0], "a greater share keeps whom it had"
     another = Scene(tmp_path, "canary", 0.25)
     another.challenger.version = "9"
-    picked = {n for n, one in enumerate(asked) if another.service.is_chosen(one)}
+    picked = {n for n, request in enumerate(requests) if another.service.is_chosen(request)}
     assert len(picked & chosen[0.25]) < 0.3 * len(picked), "each challenger has a share of its own"
     texts = [ServiceRequest("embed", None, (f"text {n}",)) for n in range(2000)]
     assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_chosen, texts)) < 600
@@ -139,16 +139,17 @@ def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -
         assert scene.counts.agreements == []
         scene.challenger.ready.set()
         await scene.until(lambda: bool(scene.counts.agreements))
-        assert [one.texts for one in scene.challenger.seen] == [("What is it?", "Is it?")]
-        [kept] = await scene.records()
-        assert (kept.mode, kept.model, kept.champion.version, kept.challenger.version) == ("shadow", "fake", "7", "8")
-        assert (kept.champion.confidence, kept.challenger.confidence) == (0.75, 0.5)
-        assert kept.champion.seconds == kept.challenger.seconds == 0.001
-        assert kept.agreement == 0.0
-        assert kept.image == hashlib.sha256(IMAGE).hexdigest()
-        assert [text.asked for text in kept.texts] == [text_hash("what is it?"), text_hash("is it?")]
-        assert {(text.champion, text.challenger) for text in kept.texts} == {(text_hash("yes"), text_hash("no"))}
-        assert abs(kept.time_ns - time.time_ns()) < 600 * 10**9
+        assert [request.texts for request in scene.challenger.seen] == [("What is it?", "Is it?")]
+        [record] = await scene.records()
+        assert (record.mode, record.model) == ("shadow", "fake")
+        assert (record.champion.version, record.challenger.version) == ("7", "8")
+        assert (record.champion.confidence, record.challenger.confidence) == (0.75, 0.5)
+        assert record.champion.seconds == record.challenger.seconds == 0.001
+        assert record.agreement == 0.0
+        assert record.image == hashlib.sha256(IMAGE).hexdigest()
+        assert [text.asked for text in record.texts] == [text_hash("what is it?"), text_hash("is it?")]
+        assert {(text.champion, text.challenger) for text in record.texts} == {(text_hash("yes"), text_hash("no"))}
+        assert abs(record.time_ns - time.time_ns()) < 600 * 10**9
         written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
         for word in (b"What", b"yes", b"an image"):
             assert word not in written
@@ -181,8 +182,8 @@ def test_a_canary_answers_and_is_compared(tmp_path: Path) -> None:
         answered = await scene.ask()
         assert (answered.side, answered.model.version, answered.result) == ("challenger", "8", [BLUE])
         await scene.until(lambda: scene.counts.agreements == [0.0])
-        [kept] = await scene.records()
-        assert (kept.mode, kept.fallback) == ("canary", False)
+        [record] = await scene.records()
+        assert (record.mode, record.fallback) == ("canary", False)
         assert scene.counts.requests == {"ok of 8": 1}
 
     asyncio.run(go())
@@ -198,7 +199,7 @@ def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp
         assert pieces[2].side == "champion"
         await scene.until(lambda: len(scene.counts.agreements) == 2)
         assert sorted(scene.counts.agreements) == pytest.approx([0.96, 1.0])
-        assert {one.task for one in await scene.records()} == {"embed", "caption"}
+        assert {record.task for record in await scene.records()} == {"embed", "caption"}
 
     asyncio.run(go())
 
@@ -224,11 +225,11 @@ def test_where_the_canary_fails_or_is_late_the_champion_answers(
         assert (answered.side, answered.model.version) == ("champion", "7")
         assert len(scene.champion.seen) == 1, "it was asked at once, and not again"
         assert scene.counts.fallbacks == {reason: 1}
-        [kept] = await scene.records()
-        assert (kept.fallback, kept.challenger.error, kept.challenger.version) == (True, reason, "8")
-        assert kept.champion.error == ""
-        assert kept.agreement is None
-        assert kept.texts == ()
+        [record] = await scene.records()
+        assert (record.fallback, record.challenger.error, record.challenger.version) == (True, reason, "8")
+        assert record.champion.error == ""
+        assert record.agreement is None
+        assert record.texts == ()
 
     asyncio.run(go())
 
@@ -292,8 +293,8 @@ def test_a_champion_that_fails_is_recorded_and_the_canary_still_answers(tmp_path
             ComparisonWriter(str(tmp_path), 1 << 20), scene.counts,
         )  # fmt: skip
         assert (await scene.ask()).side == "challenger"
-        [kept] = await scene.records()
-        assert (kept.champion.error, kept.challenger.error) == ("RuntimeError", "")
+        [record] = await scene.records()
+        assert (record.champion.error, record.challenger.error) == ("RuntimeError", "")
         scene.challenger.error = RuntimeError("broken too")
         with pytest.raises(RuntimeError, match="out of memory"):
             await scene.ask()

@@ -84,13 +84,13 @@ def test_over_https_from_the_first_request_to_an_update(
 
 @pytest.fixture(scope="module")
 def address(ray_local: None, model_folder: Path) -> Iterator[str]:
-    said: list[str] = []
+    reports: list[str] = []
     config = service_config(free_port())
-    yield deploy.start(config, model_folder, name="vqa", version="3", report=said.append)
+    yield deploy.start(config, model_folder, name="vqa", version="3", report=reports.append)
     folder = deploy._ingress.folder
     deploy.stop()
     assert not (folder and Path(folder).exists())
-    assert said[-1] == "service: running"
+    assert reports[-1] == "service: running"
     with Client(address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
         gone.ask(picture(), QUESTIONS)
 
@@ -103,19 +103,19 @@ def client(address: str) -> Iterator[Client]:
 
 def test_answers_over_http_are_those_of_the_predictor(address: str, client: Client, model_folder: Path) -> None:
     image = picture(5)
-    got = client.ask(image, QUESTIONS, top_k=4, attention=True)
+    result = client.ask(image, QUESTIONS, top_k=4, attention=True)
     [expected] = Predictor.from_pretrained(model_folder).predict([Example(image, tuple(QUESTIONS))], 4, attention=True)
-    assert [answer.question for answer in got.answers] == QUESTIONS
-    for mine, plain in zip(got.answers, expected, strict=True):
-        assert [ranked.answer for ranked in mine.answers] == [answer for answer, _ in plain.answers]
-        np.testing.assert_allclose([r.probability for r in mine.answers], [p for _, p in plain.answers], atol=1e-5)
-        assert mine.attention is not None
+    assert [answer.question for answer in result.answers] == QUESTIONS
+    for actual, plain in zip(result.answers, expected, strict=True):
+        assert [ranked.answer for ranked in actual.answers] == [answer for answer, _ in plain.answers]
+        np.testing.assert_allclose([r.probability for r in actual.answers], [p for _, p in plain.answers], atol=1e-5)
+        assert actual.attention is not None
         assert plain.attention_HW is not None
-        np.testing.assert_allclose(mine.attention.weights, plain.attention_HW, atol=1e-4)
-    assert (got.model.name, got.model.version) == ("vqa", "3")
+        np.testing.assert_allclose(actual.attention.weights, plain.attention_HW, atol=1e-4)
+    assert (result.model.name, result.model.version) == ("vqa", "3")
     as_json = {"image": base64.b64encode(image).decode(), "questions": QUESTIONS, "top_k": 4, "attention": True}
     response = httpx.post(f"{address}/v1/vqa", json=as_json)
-    assert response.json()["answers"] == got.model_dump()["answers"]
+    assert response.json()["answers"] == result.model_dump()["answers"]
 
 
 def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(client: Client, model_folder: Path) -> None:
@@ -123,10 +123,12 @@ def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(clie
     with ThreadPoolExecutor(24) as crowd:
         answers = list(crowd.map(lambda image: client.ask(image, QUESTIONS[:1], top_k=1), images))
     predictor = Predictor.from_pretrained(model_folder)
-    expected = [of_one[0].answers[0] for of_one in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)]
-    got = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
-    assert [name for name, _ in got] == [name for name, _ in expected]
-    np.testing.assert_allclose([p for _, p in got], [p for _, p in expected], atol=1e-5)
+    expected = [
+        predictions[0].answers[0] for predictions in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)
+    ]
+    result = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
+    assert [name for name, _ in result] == [name for name, _ in expected]
+    np.testing.assert_allclose([p for _, p in result], [p for _, p in expected], atol=1e-5)
 
 
 def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str, client: Client) -> None:
@@ -173,8 +175,8 @@ def processes(*names: str) -> list[psutil.Process]:
 
 def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
     port = int(address.rpartition(":")[2])
-    ours = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
-    assert ours == {"127.0.0.1"}
+    hosts = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert hosts == {"127.0.0.1"}
     answering = processes("ServeRep", "ProxyActor", "HAProxyMan", "ServeContr")
     assert len(answering) >= 3
     for process in answering:
@@ -269,11 +271,13 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
     assert {image: client.ask(image, QUESTIONS).model.version for image in images} == sides
     chosen = [image for image, version in sides.items() if version == "11"]
     deadline = time.monotonic() + 60
-    while len(found := list(read(str(tmp_path)))) < 2 * len(chosen):
-        assert time.monotonic() < deadline, f"{len(found)} of {2 * len(chosen)} records"
+    while len(comparisons := list(read(str(tmp_path)))) < 2 * len(chosen):
+        assert time.monotonic() < deadline, f"{len(comparisons)} of {2 * len(chosen)} records"
         time.sleep(0.2)
-    assert {one.image for one in found} == {hashlib.sha256(image).hexdigest() for image in chosen}
-    assert {(one.champion.version, one.challenger.version, one.agreement) for one in found} == {("10", "11", 1.0)}
+    assert {comparison.image for comparison in comparisons} == {hashlib.sha256(image).hexdigest() for image in chosen}
+    assert {
+        (comparison.champion.version, comparison.challenger.version, comparison.agreement) for comparison in comparisons
+    } == {("10", "11", 1.0)}
 
     # A challenger that does not load leaves the former pair as it was.
     broken = {**challenger, "version": "12", "digest": "0" * 64}
@@ -302,8 +306,8 @@ def test_a_model_swapped_in_brings_its_tasks_and_captions_stream_through_the_pro
         streamed = events(client.post("/v1/caption", json={**body, "stream": True}))
         assert len(streamed) > 2
         assert json.loads(streamed[-1][1])["captions"] == whole["captions"]
-        for task, given in {"match": {"text": "a circle"}, "embed": {"text": "a circle"}}.items():
-            answer = client.post(f"/v1/{task}", json={**body, **given})
+        for task, fields in {"match": {"text": "a circle"}, "embed": {"text": "a circle"}}.items():
+            answer = client.post(f"/v1/{task}", json={**body, **fields})
             assert answer.json()["model"] == {"name": "all", "version": "9"}
 
 
@@ -326,8 +330,10 @@ def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_fold
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        who = rf"{psutil.Process().name()} \(process {os.getpid()}\)"
-        with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use by {who}; .*serve\.port="):
+        process_pattern = rf"{psutil.Process().name()} \(process {os.getpid()}\)"
+        with pytest.raises(
+            ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use by {process_pattern}; .*serve\.port="
+        ):
             check_port_free("127.0.0.1", port)
     check_port_free("127.0.0.1", port)
 
@@ -388,10 +394,10 @@ def test_the_builder_hands_on_what_a_replica_refuses_other_files_by(
 ) -> None:
     built: list[Any] = []
     monkeypatch.setattr(deploy, "champion_application", built.append)
-    told = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
-    deploy.app({"model_folder": str(model_folder), **told})
+    arguments = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
+    deploy.app({"model_folder": str(model_folder), **arguments})
     deploy.app({"model_folder": str(model_folder)})
-    assert built[0].model == {"folder": str(model_folder), **told}
+    assert built[0].model == {"folder": str(model_folder), **arguments}
     assert built[1].model["digest"] == manifest.digest(model_folder)
     with pytest.raises(ConfigError, match="unknown key 'max_batch'"):
         deploy.app({"model_folder": str(model_folder), "serve": {"max_batch": 3}})

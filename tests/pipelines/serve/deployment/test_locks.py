@@ -15,49 +15,49 @@ from pipelines.serve.errors import ServeError
 
 
 def test_on_one_cluster_the_second_waits_and_is_told_for_whom(ray_local: None) -> None:
-    said: list[str] = []
+    reports: list[str] = []
     order: list[str] = []
 
     def second() -> None:
-        with cluster_lock(120, said.append):
+        with cluster_lock(120, reports.append):
             order.append("second")
 
-    with cluster_lock(60, said.append):
-        who = rf"process {os.getpid()}\)"
+    with cluster_lock(60, reports.append):
+        holder_pattern = rf"process {os.getpid()}\)"
         with (
-            pytest.raises(ServeError, match=f"another deployment .*{who} has not ended within 0 s"),
-            cluster_lock(0, said.append),
+            pytest.raises(ServeError, match=f"another deployment .*{holder_pattern} has not ended within 0 s"),
+            cluster_lock(0, reports.append),
         ):
             pass
-        assert said == []
+        assert reports == []
         waiting = threading.Thread(target=second)
         waiting.start()
-        while not said:
+        while not reports:
             waiting.join(0.05)
         order.append("first")
     waiting.join(120)
     assert order == ["first", "second"]
     holder = f"{psutil.Process().username()} on {os.uname().nodename}, process {os.getpid()}"
-    assert said == [f"service: waits for another deployment ({holder})"]
+    assert reports == [f"service: waits for another deployment ({holder})"]
 
 
 def test_of_those_who_begin_at_once_one_is_first(ray_local: None) -> None:
-    begin, inside, at_most = threading.Barrier(3), [0], [0]
+    begin, inside, most_inside = threading.Barrier(3), [0], [0]
 
-    def one() -> None:
+    def hold_lock() -> None:
         begin.wait()
         with cluster_lock(300, lambda line: None):
             inside[0] += 1
-            at_most[0] = max(at_most[0], inside[0])
+            most_inside[0] = max(most_inside[0], inside[0])
             time.sleep(0.1)
             inside[0] -= 1
 
-    threads = [threading.Thread(target=one) for _ in range(3)]
+    threads = [threading.Thread(target=hold_lock) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (inside, at_most) == ([0], [1])
+    assert (inside, most_inside) == ([0], [1])
 
 
 def test_at_one_port_the_second_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -500,8 +500,8 @@ def test_no_hash_lets_in_who_sends_no_key(service: FakeService, headers: dict[st
 def test_without_keys_only_this_machine_is_answered(service: FakeService, client: str, base: str, status: int) -> None:
     async def go() -> tuple[int, int]:
         async with http(create_app(service, ServeConfig()), (client, 9), base) as session:
-            asked = await session.post("/v1/vqa", json={"image": TEXT, "question": "A?"})
-            return asked.status_code, (await session.get("/")).status_code
+            response = await session.post("/v1/vqa", json={"image": TEXT, "question": "A?"})
+            return response.status_code, (await session.get("/")).status_code
 
     assert asyncio.run(go()) == (status, status)
 

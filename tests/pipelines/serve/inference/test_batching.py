@@ -143,12 +143,12 @@ def test_an_item_that_fails_costs_its_neighbours_nothing() -> None:
 
 def test_an_item_whose_caller_left_is_not_tried_again() -> None:
     batches: list[list[int]] = []
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    started, go_on = asyncio.Event(), asyncio.Event()
 
     async def run(items: list[int]) -> list[int]:
         batches.append(items)
         if len(items) > 1:
-            begun.set()
+            started.set()
             await go_on.wait()
             raise ValueError("together")
         return items
@@ -156,7 +156,7 @@ def test_an_item_whose_caller_left_is_not_tried_again() -> None:
     async def go() -> None:
         batcher = Batcher(run, max_size=3)
         calls = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
-        await begun.wait()
+        await started.wait()
         calls[1].cancel()
         await settle()
         go_on.set()

@@ -36,9 +36,9 @@ def processor() -> VLProcessor:
 
 @pytest.fixture
 def decoder() -> Iterator[ImageDecoder]:
-    made = ImageDecoder(4)
-    yield made
-    made.close()
+    image_decoder = ImageDecoder(4)
+    yield image_decoder
+    image_decoder.close()
 
 
 def test_the_limit_follows_the_models_input() -> None:
@@ -156,10 +156,10 @@ def test_a_caller_who_leaves_gives_back_no_more_than_was_taken() -> None:
 def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_ends(
     decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, may_end = threading.Event(), threading.Event()
+    started, may_end = threading.Event(), threading.Event()
 
     def holding(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
-        begun.set()
+        started.set()
         assert may_end.wait(60)
         return np.zeros((1, 1, 3), np.uint8)
 
@@ -167,7 +167,7 @@ def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_end
 
     async def go() -> None:
         task = asyncio.create_task(decoder.decode(processor, saved(1500, 1000, "PNG"), LIMIT))
-        while not begun.is_set():
+        while not started.is_set():
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -62,20 +62,22 @@ def test_answers_are_those_of_the_predictor(service: InferenceService, sizes: Si
 
     answered = asyncio.run(go())
     predictor = Predictor.from_pretrained(model_folder)
-    wants: list[tuple[bytes, tuple[str, ...], int, bool]] = [(images[0], QUESTIONS, 3, True)]
-    wants += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
-    for got, (image, questions, top_k, attention) in zip(answered, wants, strict=True):
+    cases: list[tuple[bytes, tuple[str, ...], int, bool]] = [(images[0], QUESTIONS, 3, True)]
+    cases += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
+    for result, (image, questions, top_k, attention) in zip(answered, cases, strict=True):
         [expected] = predictor.predict([Example(image, questions)], top_k, attention)
-        assert len(got.result) == len(questions)
-        for mine, plain in zip(got.result, expected, strict=True):
-            assert [answer for answer, _ in mine.answers] == [answer for answer, _ in plain.answers]
-            np.testing.assert_allclose([p for _, p in mine.answers], [p for _, p in plain.answers], atol=1e-5)
-            assert (mine.attention_HW is not None) == attention
-            if mine.attention_HW is not None and plain.attention_HW is not None:
-                np.testing.assert_allclose(mine.attention_HW, plain.attention_HW, atol=1e-5)
-        assert (got.model.version, got.model.labels, got.model.image_size) == ("1", len(LABELS), 32)
-        assert got.stages_s.keys() == {"decode", "queue", "model"}
-        assert min(got.stages_s.values()) >= 0
+        assert len(result.result) == len(questions)
+        for actual, expected_prediction in zip(result.result, expected, strict=True):
+            assert [answer for answer, _ in actual.answers] == [answer for answer, _ in expected_prediction.answers]
+            np.testing.assert_allclose(
+                [p for _, p in actual.answers], [p for _, p in expected_prediction.answers], atol=1e-5
+            )
+            assert (actual.attention_HW is not None) == attention
+            if actual.attention_HW is not None and expected_prediction.attention_HW is not None:
+                np.testing.assert_allclose(actual.attention_HW, expected_prediction.attention_HW, atol=1e-5)
+        assert (result.model.version, result.model.labels, result.model.image_size) == ("1", len(LABELS), 32)
+        assert result.stages_s.keys() == {"decode", "queue", "model"}
+        assert min(result.stages_s.values()) >= 0
     assert sum(sizes.sizes) == 7
     assert max(sizes.sizes) <= 4
     assert len(sizes.sizes) < 7, "six requests at once were not batched at all"
@@ -138,8 +140,8 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
 
         monkeypatch.setattr(processor, "tokenize", choosy)
         texts = ["what ?", "a fault ?", "is it ?", "where ?", "a fault ?", "a ?", "b ?", "c ?"]
-        asked = (ask(service, picture(i), (text,), 1, False) for i, text in enumerate(texts))
-        return await asyncio.gather(*asked, return_exceptions=True), together
+        calls = (ask(service, picture(i), (text,), 1, False) for i, text in enumerate(texts))
+        return await asyncio.gather(*calls, return_exceptions=True), together
 
     answered, together = asyncio.run(go())
     assert max(together) > 1, "nothing was batched"
@@ -167,12 +169,12 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
 def test_a_model_that_says_something_else_here_is_not_served(
     service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
-    made = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
-    golden.write(made, tmp_path)
+    golden_answers = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
+    golden.write(golden_answers, tmp_path)
     good = tmp_path / golden.GOLDEN
     (tmp_path / "other").mkdir()
-    other = [one.model_copy(update={"answers": [(a, p + 0.1) for a, p in one.answers]}) for one in made[:1]]
-    golden.write([*other, *made[1:]], tmp_path / "other")
+    other = [one.model_copy(update={"answers": [(a, p + 0.1) for a, p in one.answers]}) for one in golden_answers[:1]]
+    golden.write([*other, *golden_answers[1:]], tmp_path / "other")
     bad = str(tmp_path / "other" / golden.GOLDEN)
 
     async def go() -> None:

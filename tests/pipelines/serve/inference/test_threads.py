@@ -33,14 +33,14 @@ def test_passes_follow_one_another_and_their_times_do_not_overlap(thread: Infere
 
 def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: InferenceThreadPool) -> None:
     async def busy(measured: bool) -> float:
-        begun, go_on = threading.Event(), threading.Event()
+        started, go_on = threading.Event(), threading.Event()
 
         def work() -> None:
-            begun.set()
+            started.set()
             assert go_on.wait(10)
 
         running = asyncio.create_task(thread.run(work, measured=measured))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(started.wait, 10)
         seconds = thread.busy_s()
         go_on.set()
         await running
@@ -139,16 +139,16 @@ def test_where_all_are_too_many_all_but_one_may_be_best() -> None:
 
 def test_a_pass_that_is_alone_has_all_threads_and_two_share_them() -> None:
     threads = InferenceThreadPool(passes=2, threads=4)
-    begun, go_on = threading.Event(), threading.Event()
+    started, go_on = threading.Event(), threading.Event()
 
     def first() -> int:
-        begun.set()
+        started.set()
         assert go_on.wait(10)
         return torch.get_num_threads()
 
     async def go() -> tuple[int, int, int]:
         running = asyncio.create_task(threads.run(first))
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(started.wait, 10)
         second = await threads.run(torch.get_num_threads)
         go_on.set()
         return (await running).result, second.result, (await threads.run(torch.get_num_threads)).result

@@ -40,10 +40,10 @@ document.body.dataset.offered = offered.join(" ");
 
 def browser() -> str:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
+    browser = next((path for name in names if (path := shutil.which(name))), None)
+    if browser is None:
         pytest.skip(f"no browser; install one of {', '.join(names)}")
-    return found
+    return browser
 
 
 class Visits:
@@ -214,6 +214,10 @@ def test_an_answer_can_be_corrected(visits: Callable[..., Visits], tmp_path: Pat
     html = visits("vqa", feedback=FeedbackConfig(folder=str(spool))).visit(script, tmp_path / "profile")
     assert "“crimson” is kept for the next training" in html
     [file] = spool.glob("*/corrections/*.json")
-    kept = json.loads(file.read_text())
-    assert (kept["question"], kept["answer"], kept["version"]) == ("What colour is the circle?", "crimson", "4")
-    assert kept["sender"] == "local"
+    correction = json.loads(file.read_text())
+    assert (correction["question"], correction["answer"], correction["version"]) == (
+        "What colour is the circle?",
+        "crimson",
+        "4",
+    )
+    assert correction["sender"] == "local"
