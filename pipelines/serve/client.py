@@ -114,7 +114,7 @@ def is_ready(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s:
     return response is not None and response.status_code == 200
 
 
-def is_there(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
+def is_reachable(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
     """Whether a server with an accepted certificate answers at ``address``, even with an error."""
     return _get(f"{address}/healthz", ssl_context, timeout_s) is not None
 

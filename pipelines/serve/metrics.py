@@ -74,7 +74,7 @@ class RayChallengerMetrics(ChallengerMetrics):
             tag_keys=("reason",),
         )
 
-    def challenged(self, task: Task, outcome: str, version: str) -> None:
+    def called(self, task: Task, outcome: str, version: str) -> None:
         self._requests.inc(tags={"task": task, "outcome": outcome, "model_version": version})
 
     def compared(self, task: Task, agreement: float, version: str) -> None:

@@ -67,7 +67,7 @@ class ServiceResult:
     result: Any
     model: ModelInfo
     stages_s: dict[str, float]
-    side: Literal["champion", "challenger"] = "champion"
+    alias: Literal["champion", "challenger"] = "champion"
     truncated: tuple[bool, ...] = ()
 
 

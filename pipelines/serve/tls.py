@@ -91,7 +91,7 @@ def check(config: TLSConfig) -> None:
         )
 
 
-def pinned(config: TLSConfig) -> ssl.SSLContext | None:
+def pinned_context(config: TLSConfig) -> ssl.SSLContext | None:
     """For this machine's own requests: accept exactly the service's certificate, whatever its names and authority.
 
     None without a certificate.
@@ -110,7 +110,7 @@ def pinned(config: TLSConfig) -> ssl.SSLContext | None:
     return context
 
 
-def unverified() -> ssl.SSLContext:
+def unverified_context() -> ssl.SSLContext:
     """Accept any certificate: for requests without a secret whose answer is not relied on."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

@@ -40,7 +40,7 @@ class ChallengerClient(Protocol):
 class ChallengerMetrics:
     """Counts what became of requests to the challenger. This base counts nothing."""
 
-    def challenged(self, task: Task, outcome: str, version: str) -> None:
+    def called(self, task: Task, outcome: str, version: str) -> None:
         """One request to the challenger; ``outcome`` is "ok" or why it has no result."""
 
     def compared(self, task: Task, agreement: float, version: str) -> None:
@@ -127,7 +127,7 @@ class ChallengerCaller:
     async def call(self, request: ServiceRequest) -> Outcome:
         """The challenger's result, or why there is none."""
         outcome = await outcome_of(self._client.run(request), self._config.timeout_s)
-        self._metrics.challenged(request.task, outcome.error or "ok", self.version_of(outcome))
+        self._metrics.called(request.task, outcome.error or "ok", self.version_of(outcome))
         if outcome.answer is not None or outcome.is_client_error:
             self._failures = 0
         else:

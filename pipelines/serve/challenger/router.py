@@ -109,7 +109,7 @@ class ChallengerRouter:
             raise
         if challenger.answer is not None:
             self._background.spawn(self._compare_when_ready(request, champion_task, challenger))
-            return replace(challenger.answer, side="challenger")
+            return replace(challenger.answer, alias="challenger")
         champion = await champion_task
         # A request that both refuse is no failure of the challenger.
         if not champion.is_client_error:

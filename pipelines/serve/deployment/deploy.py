@@ -16,7 +16,7 @@ from ray.serve.schema import LoggingConfig
 
 from pipelines.serve import tls
 from pipelines.serve.challenger.deployment import APP_NAME as CHALLENGER_APP
-from pipelines.serve.client import is_there
+from pipelines.serve.client import is_reachable
 from pipelines.serve.config import ServeConfig, is_loopback
 from pipelines.serve.deployment import ingress, ray_private
 from pipelines.serve.deployment.address import address_of, check_port_free, host_and_port
@@ -155,7 +155,7 @@ def _start(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]
             )
         _ingress = chosen
         _deploy_challenger(config, spec, report)
-        return _deploy_champion(config, spec, tls.pinned(config.tls), report)
+        return _deploy_champion(config, spec, tls.pinned_context(config.tls), report)
     except BaseException:
         with contextlib.suppress(Exception), _quiet():
             _remove_applications()
@@ -165,9 +165,9 @@ def _start(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]
 
 def _update(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
     """Deploy where Serve runs; on failure deploy the previous specification again."""
-    address, ssl_context = address_of(config), tls.pinned(config.tls)
+    address, ssl_context = address_of(config), tls.pinned_context(config.tls)
     previous = _running_spec() if is_running() else None
-    if not is_there(address, ssl_context):
+    if not is_reachable(address, ssl_context):
         ssl_context = _context_for_other_certificate(config, address)
     champion_changed = False
     try:
@@ -248,8 +248,8 @@ def _context_for_other_certificate(config: ServeConfig, address: str) -> ssl.SSL
     Raises:
         ServeError: the service is elsewhere, or encrypted where it should not be, or not where it should be.
     """
-    ssl_context = tls.unverified()
-    if config.tls.active and is_there(address, ssl_context):
+    ssl_context = tls.unverified_context()
+    if config.tls.active and is_reachable(address, ssl_context):
         log.warning(
             "the service shows another certificate than that in '%s'; HAProxy takes a renewed one at this update if it "
             "was started with this file, else it is taken after a stop (`serve shutdown`) and a new start",

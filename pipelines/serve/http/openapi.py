@@ -61,7 +61,7 @@ def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
     examples = schema.pop("examples")
     properties, required = dict(schema["properties"]), list(schema.get("required", ()))
     properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
-    for singular, plural in request_type.repeated.items():
+    for singular, plural in request_type.repeatable.items():
         description = f"{properties[plural]['description']} Repeat the field to send several."
         properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
         del properties[plural]

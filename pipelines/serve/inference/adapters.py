@@ -48,7 +48,7 @@ class PredecodedProcessor(VLProcessor):
 
 
 @dataclass(frozen=True)
-class Item:
+class BatchItem:
     """One request of a batch."""
 
     example: DecodedExample
@@ -63,12 +63,12 @@ class TaskAdapter(ABC):
         self.predictor, self.name = predictor, name
 
     @abstractmethod
-    def run(self, items: Sequence[Item]) -> Sequence[Any]:
+    def run(self, items: Sequence[BatchItem]) -> Sequence[Any]:
         """A result for each item, in order, which does not depend on the other items."""
 
-    def warm_up_items(self) -> Iterator[Item]:
+    def warm_up_items(self) -> Iterator[BatchItem]:
         """One item for each way of computing."""
-        yield Item(self._blank())
+        yield BatchItem(self._blank())
 
     def _blank(self, text: str = "what is this?") -> DecodedExample:
         size = self.predictor.processor.config.image_size
@@ -82,7 +82,7 @@ class AnswerAdapter(TaskAdapter):
     def is_generative(self) -> bool:
         return self.predictor.processor.tasks[self.name].target == "tokens"
 
-    def run(self, items: Sequence[Item]) -> list[list[Prediction]]:
+    def run(self, items: Sequence[BatchItem]) -> list[list[Prediction]]:
         results: list[list[Prediction]] = [[] for _ in items]
         for top_k, indices in self._group_by_top_k(items).items():
             attention = any(items[i].attention for i in indices)
@@ -94,16 +94,16 @@ class AnswerAdapter(TaskAdapter):
                 ]
         return results
 
-    def generate(self, item: Item, streamer: Any) -> list[Prediction]:
+    def generate(self, item: BatchItem, streamer: Any) -> list[Prediction]:
         """The text for one item; ``streamer`` gets it token by token meanwhile."""
         [predictions] = self.predictor.predict([item.example], 1, item.attention, self.name, streamer=streamer)
         return predictions
 
-    def warm_up_items(self) -> Iterator[Item]:
+    def warm_up_items(self) -> Iterator[BatchItem]:
         for top_k in (1, 2) if self.is_generative else (5,):
-            yield Item(self._blank(), top_k, attention=True)
+            yield BatchItem(self._blank(), top_k, attention=True)
 
-    def _group_by_top_k(self, items: Sequence[Item]) -> dict[int, list[int]]:
+    def _group_by_top_k(self, items: Sequence[BatchItem]) -> dict[int, list[int]]:
         """Indices of the items of each pass, by its number of answers. A search with more beams may find other texts,
         so generative requests share a pass only if they want the same number.
         """
@@ -118,7 +118,7 @@ class AnswerAdapter(TaskAdapter):
 class MatchingAdapter(TaskAdapter):
     """A matching decoder: the probability that each text belongs to the image."""
 
-    def run(self, items: Sequence[Item]) -> list[Matches]:
+    def run(self, items: Sequence[BatchItem]) -> list[Matches]:
         predictions = self.predictor.predict([item.example for item in items], top_k=2, task=self.name)
         return [Matches("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
 
@@ -126,7 +126,7 @@ class MatchingAdapter(TaskAdapter):
 class SimilarityAdapter(TaskAdapter):
     """A contrastive decoder: cosines, and a softmax over the texts, as in CLIP (Radford et al. 2021, section 3.1)."""
 
-    def run(self, items: Sequence[Item]) -> list[Matches]:
+    def run(self, items: Sequence[BatchItem]) -> list[Matches]:
         predictions = self.predictor.predict([item.example for item in items], top_k=1, task=self.name)
         temperature: float = self.predictor.model.decoder.heads()[self.name].temperature
         return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
@@ -135,7 +135,7 @@ class SimilarityAdapter(TaskAdapter):
 class EmbeddingAdapter(TaskAdapter):
     """A contrastive decoder: vectors of images and texts."""
 
-    def run(self, items: Sequence[Item]) -> list[Embeddings]:
+    def run(self, items: Sequence[BatchItem]) -> list[Embeddings]:
         examples = [item.example for item in items]
         # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
         blank = self._blank()

@@ -19,7 +19,7 @@ from pipelines.registry.errors import ArtifactError
 from pipelines.serve.config import ServeConfig, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, no_such_task, not_ready
 from pipelines.serve.inference import loading
-from pipelines.serve.inference.adapters import AnswerAdapter, DecodedExample, Item, TaskAdapter, task_adapters
+from pipelines.serve.inference.adapters import AnswerAdapter, BatchItem, DecodedExample, TaskAdapter, task_adapters
 from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, TimedResult
 from pipelines.serve.inference.decoding import ImageDecoder, pixel_limit
 from pipelines.serve.inference.priority import run_at_low_priority
@@ -37,7 +37,7 @@ class _LoadedModel:
     predictor: Predictor
     info: ModelInfo
     adapters: Mapping[Task, TaskAdapter]
-    batchers: Mapping[Task, Batcher[Item, TimedResult[Any]]]
+    batchers: Mapping[Task, Batcher[BatchItem, TimedResult[Any]]]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class InferenceService:
         # A caption is an answer to an empty question.
         texts = ("",) if request.task == "caption" else request.texts
         decoded = await self._decode(loaded, request.image, texts)
-        timed = await loaded.batchers[request.task].submit(Item(decoded.example, request.top_k, request.attention))
+        timed = await loaded.batchers[request.task].submit(BatchItem(decoded.example, request.top_k, request.attention))
         return _service_result(loaded, decoded, timed)
 
     async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
@@ -151,8 +151,8 @@ class InferenceService:
         self._decoder.close()
         self._threads.close()
 
-    def _batcher(self, task: Task, adapter: TaskAdapter, version: str) -> Batcher[Item, TimedResult[Any]]:
-        async def run(items: list[Item]) -> list[TimedResult[Any]]:
+    def _batcher(self, task: Task, adapter: TaskAdapter, version: str) -> Batcher[BatchItem, TimedResult[Any]]:
+        async def run(items: list[BatchItem]) -> list[TimedResult[Any]]:
             texts = sum(len(item.example.texts) for item in items)
             # Times within a kind differ by at most a factor of two for each of both numbers.
             kind = f"{task} {len(items).bit_length()} {texts.bit_length()}"
@@ -188,7 +188,7 @@ class InferenceService:
 
         def generate() -> list[Prediction]:
             try:
-                return adapter.generate(Item(decoded.example, attention=attention), streamer)
+                return adapter.generate(BatchItem(decoded.example, attention=attention), streamer)
             finally:
                 # The loop below must end also if the pass fails.
                 streamer.end()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.serve.client import Client, is_ready, is_there
+from pipelines.serve.client import Client, is_reachable, is_ready
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.app import create_app
@@ -72,8 +72,8 @@ def test_a_refusal_and_an_absent_service_are_told(address: str, client: Client, 
     assert is_ready(address)
     service.model = None
     assert not is_ready(address)
-    assert is_there(address), "it answers, if not as one would like"
+    assert is_reachable(address), "it answers, if not as one would like"
     nowhere = "http://127.0.0.1:1"
-    assert not is_there(nowhere)
+    assert not is_reachable(nowhere)
     with Client(nowhere) as lost, pytest.raises(ServeError, match=f"no answer from {nowhere} .*is the service running"):
         lost.embed(texts=["a"])

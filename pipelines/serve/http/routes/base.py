@@ -43,8 +43,10 @@ EXAMPLE_IMAGE = (
     "2mNggAHmA0wsCkwcAkwCHEwMDFD04QfTjw9Mfx7AVQEAdUIG1racT0IAAAAASUVORK5CYII="
 )
 EXAMPLE_MODEL: JsonDict = {"name": "vlmodel", "version": "3"}
-TRUNCATED = "Whether it has more tokens than the model takes, so that only its beginning was used."
-IMAGE = "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
+TRUNCATED_DESCRIPTION = "Whether it has more tokens than the model takes, so that only its beginning was used."
+IMAGE_DESCRIPTION = (
+    "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
+)
 
 # Errors of the schemas that have a code of their own; any other is an "invalid_request".
 _ERROR_CODES = frozenset(
@@ -108,7 +110,7 @@ class TaskRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    repeated: ClassVar[Mapping[str, str]] = {}
+    repeatable: ClassVar[Mapping[str, str]] = {}
     """Fields of a form that may be repeated, and the field that then holds all values."""
 
     @model_validator(mode="before")
@@ -226,7 +228,7 @@ class RequestHandler:
             headers={
                 "server-timing": ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages_s.items()),
                 "cache-control": "no-store",
-                "x-model-alias": result.side,
+                "x-model-alias": result.alias,
             },
         )
 
@@ -243,7 +245,7 @@ def check_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
         raise ApiError(422, f"{name}_too_long", message)
 
 
-def truncated(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
+def truncated_flags(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
     return list(result.truncated or [False] * len(texts))
 
 
@@ -255,7 +257,7 @@ def attention_map(prediction: Prediction) -> AttentionMap | None:
     return AttentionMap(rows=rows, columns=columns, weights=weights)
 
 
-def probability(value: float) -> float:
+def clip_probability(value: float) -> float:
     """Without rounding errors beyond 0 and 1."""
     return min(1.0, max(0.0, float(value)))
 
@@ -270,7 +272,7 @@ async def _read(request: Request, request_type: type[RequestT], config: ServeCon
             _check_json_size(body, config)
             return request_type.model_validate_json(body, strict=True, context=limits)
         if media_type == "multipart/form-data":
-            fields = await _read_form(request, request_type.repeated, options, config)
+            fields = await _read_form(request, request_type.repeatable, options, config)
             return request_type.model_validate(fields, context=limits)
     except ValidationError as error:
         raise _explain(error, request_type) from None
@@ -293,7 +295,7 @@ def _check_json_size(body: bytes, config: ServeConfig) -> None:
 
 
 async def _read_form(
-    request: Request, repeated: Mapping[str, str], options: Mapping[bytes, bytes], config: ServeConfig
+    request: Request, repeatable: Mapping[str, str], options: Mapping[bytes, bytes], config: ServeConfig
 ) -> dict[str, Any]:
     """The fields of a form: texts, and the bytes of its file.
 
@@ -320,7 +322,7 @@ async def _read_form(
     except MultiPartException as error:
         raise ApiError(400, "bad_request", f"the form cannot be read: {error.message}") from None
     fields: dict[str, Any] = {}
-    plurals = set(repeated.values())
+    plurals = set(repeatable.values())
     try:
         for raw_name in form:
             values = [await v.read() if isinstance(v, UploadFile) else _utf_8(v) for v in form.getlist(raw_name)]
@@ -328,7 +330,7 @@ async def _read_form(
             fields[name] = values if len(values) > 1 or name in plurals else values[0]
     finally:
         await form.close()
-    for singular, plural in repeated.items():
+    for singular, plural in repeatable.items():
         if isinstance(fields.get(singular), list):
             fields[plural] = fields.pop(singular)
     return fields

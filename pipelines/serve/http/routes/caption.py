@@ -34,7 +34,7 @@ class CaptionRequest(base.TaskRequest):
         {"image": base.EXAMPLE_IMAGE, "stream": True},
     )
 
-    image: base.ImageBytes = Field(description=base.IMAGE)
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
     top_k: int = Field(
         default=1,
         ge=1,
@@ -143,5 +143,5 @@ def _event(name: str, data: bytes) -> bytes:
 
 def _fields(result: ServiceResult) -> dict[str, Any]:
     [prediction] = result.result
-    captions = [RankedCaption(caption=text, probability=base.probability(p)) for text, p in prediction.answers]
+    captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
     return {"captions": captions, "attention": base.attention_map(prediction)}

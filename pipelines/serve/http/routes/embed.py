@@ -21,9 +21,9 @@ class EmbedRequest(base.TaskRequest):
         {"image": base.EXAMPLE_IMAGE},
         {"texts": ["a red circle", "a blue square"]},
     )
-    repeated = {"text": "texts"}
+    repeatable = {"text": "texts"}
 
-    image: base.ImageBytes | None = Field(default=None, description=base.IMAGE)
+    image: base.ImageBytes | None = Field(default=None, description=base.IMAGE_DESCRIPTION)
     text: base.OneText = None
     texts: base.SeveralTexts = None
 
@@ -57,7 +57,7 @@ class EmbedResponse(base.TaskResponse):
     width: int = Field(description="Width of the space.")
     image: list[float] | None = Field(default=None, description="The picture's vector.")
     texts: list[list[float]] = Field(description="One vector for each text, in the order given.")
-    truncated: list[bool] = Field(default=[], description=f"For each text. {base.TRUNCATED}")
+    truncated: list[bool] = Field(default=[], description=f"For each text. {base.TRUNCATED_DESCRIPTION}")
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
@@ -80,7 +80,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             width=embeddings.text_ND.shape[1],
             image=None if embeddings.image_D is None else embeddings.image_D.tolist(),
             texts=embeddings.text_ND.tolist(),
-            truncated=base.truncated(result, texts),
+            truncated=base.truncated_flags(result, texts),
         )
 
     return routes

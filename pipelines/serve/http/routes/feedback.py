@@ -31,7 +31,7 @@ class FeedbackRequest(base.TaskRequest):
         {"image": base.EXAMPLE_IMAGE, "caption": "a red circle on white"},
     )
 
-    image: base.ImageBytes = Field(description=base.IMAGE)
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
     question: base.Question | None = Field(default=None, description="The question that was answered wrongly.")
     answer: base.Text | None = Field(default=None, description="Its right answer.")
     caption: base.Text | None = Field(default=None, description="A right caption; in place of question and answer.")

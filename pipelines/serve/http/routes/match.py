@@ -21,9 +21,9 @@ class MatchRequest(base.TaskRequest):
         {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
         {"image": base.EXAMPLE_IMAGE, "texts": ["a red circle", "a blue square"]},
     )
-    repeated = {"text": "texts"}
+    repeatable = {"text": "texts"}
 
-    image: base.ImageBytes = Field(description=base.IMAGE)
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
     text: base.OneText = None
     texts: base.SeveralTexts = None
 
@@ -48,7 +48,7 @@ class TextMatch(BaseModel):
     similarity: float | None = Field(
         default=None, ge=-1, le=1, description="By `similarity`: cosine of the angle between text and picture."
     )
-    truncated: bool = Field(default=False, description=base.TRUNCATED)
+    truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
 
 
 class MatchResponse(base.TaskResponse):
@@ -104,7 +104,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         matches = [
             TextMatch(
                 text=text,
-                probability=None if share is None else base.probability(share),
+                probability=None if share is None else base.clip_probability(share),
                 similarity=None if cosine is None else min(1.0, max(-1.0, cosine)),
                 truncated=is_truncated,
             )
@@ -112,7 +112,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 texts,
                 found.probabilities,
                 found.similarities or [None] * len(texts),
-                base.truncated(result, texts),
+                base.truncated_flags(result, texts),
                 strict=True,
             )
         ]

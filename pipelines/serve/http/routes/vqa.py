@@ -24,9 +24,9 @@ class VQARequest(base.TaskRequest):
             "attention": True,
         },
     )
-    repeated = {"question": "questions"}
+    repeatable = {"question": "questions"}
 
-    image: base.ImageBytes = Field(description=base.IMAGE)
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
     question: base.Question | None = Field(default=None, description="One question; give this or `questions`.")
     questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
     top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
@@ -54,7 +54,7 @@ class QuestionAnswers(BaseModel):
     question: str
     answers: list[RankedAnswer] = Field(description="Most probable first.")
     attention: base.AttentionMap | None = None
-    truncated: bool = Field(default=False, description=base.TRUNCATED)
+    truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
 
 
 class VQAResponse(base.TaskResponse):
@@ -93,12 +93,14 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         answers = [
             QuestionAnswers(
                 question=question,
-                answers=[RankedAnswer(answer=text, probability=base.probability(p)) for text, p in prediction.answers],
+                answers=[
+                    RankedAnswer(answer=text, probability=base.clip_probability(p)) for text, p in prediction.answers
+                ],
                 attention=base.attention_map(prediction),
                 truncated=is_truncated,
             )
             for question, prediction, is_truncated in zip(
-                questions, result.result, base.truncated(result, questions), strict=True
+                questions, result.result, base.truncated_flags(result, questions), strict=True
             )
         ]
         return handler.respond(VQAResponse, result, answers=answers)

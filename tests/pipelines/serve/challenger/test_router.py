@@ -36,7 +36,7 @@ class Counts(ChallengerMetrics):
         self.requests, self.fallbacks, self.drops = Counter[str](), Counter[str](), Counter[str]()
         self.agreements: list[float] = []
 
-    def challenged(self, task: str, outcome: str, version: str) -> None:
+    def called(self, task: str, outcome: str, version: str) -> None:
         self.requests[f"{outcome} of {version}"] += 1
 
     def compared(self, task: str, agreement: float, version: str) -> None:
@@ -134,7 +134,7 @@ def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -
         scene = Scene(tmp_path, "shadow")
         scene.challenger.ready.clear()
         answered = await scene.ask(questions=("What is it?", "Is it?"))
-        assert answered.side == "champion"
+        assert answered.alias == "champion"
         assert answered.model.version == "7"
         assert scene.counts.agreements == []
         scene.challenger.ready.set()
@@ -180,7 +180,7 @@ def test_a_canary_answers_and_is_compared(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
         answered = await scene.ask()
-        assert (answered.side, answered.model.version, answered.result) == ("challenger", "8", [BLUE])
+        assert (answered.alias, answered.model.version, answered.result) == ("challenger", "8", [BLUE])
         await scene.until(lambda: scene.counts.agreements == [0.0])
         [record] = await scene.records()
         assert (record.mode, record.fallback) == ("canary", False)
@@ -196,7 +196,7 @@ def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp
         pieces = [piece async for piece in await scene.service.stream_caption(ServiceRequest("caption", IMAGE))]
         assert pieces[:2] == ["a ", "circle"]
         assert isinstance(pieces[2], ServiceResult)
-        assert pieces[2].side == "champion"
+        assert pieces[2].alias == "champion"
         await scene.until(lambda: len(scene.counts.agreements) == 2)
         assert sorted(scene.counts.agreements) == pytest.approx([0.96, 1.0])
         assert {record.task for record in await scene.records()} == {"embed", "caption"}
@@ -222,7 +222,7 @@ def test_where_the_canary_fails_or_is_late_the_champion_answers(
         if error is None:
             scene.challenger.ready.clear()
         answered = await scene.ask()
-        assert (answered.side, answered.model.version) == ("champion", "7")
+        assert (answered.alias, answered.model.version) == ("champion", "7")
         assert len(scene.champion.seen) == 1, "it was asked at once, and not again"
         assert scene.counts.fallbacks == {reason: 1}
         [record] = await scene.records()
@@ -292,7 +292,7 @@ def test_a_champion_that_fails_is_recorded_and_the_canary_still_answers(tmp_path
             Broken(), scene.challenger, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0)),
             ComparisonWriter(str(tmp_path), 1 << 20), scene.counts,
         )  # fmt: skip
-        assert (await scene.ask()).side == "challenger"
+        assert (await scene.ask()).alias == "challenger"
         [record] = await scene.records()
         assert (record.champion.error, record.challenger.error) == ("RuntimeError", "")
         scene.challenger.error = RuntimeError("broken too")

@@ -28,7 +28,7 @@ from pipelines.records.comparisons import read
 from pipelines.registry import manifest
 from pipelines.serve import tls
 from pipelines.serve.challenger import deployment as challenger_deployment
-from pipelines.serve.client import Client, is_there
+from pipelines.serve.client import Client, is_reachable
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.deployment import deploy, haproxy
 from pipelines.serve.deployment.address import address_of, check_port_free
@@ -66,9 +66,9 @@ def test_over_https_from_the_first_request_to_an_update(
     try:
         address = deploy.start(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
-        with Client(address, ssl_context=tls.pinned(own)) as client:
+        with Client(address, ssl_context=tls.pinned_context(own)) as client:
             assert client.ask(picture(), QUESTIONS).model.version == "1"
-            assert not is_there(address.replace("https", "http"))
+            assert not is_reachable(address.replace("https", "http"))
             with pytest.raises(
                 ServeError, match=r"does not answer at http://.* whether it encrypts, only when it starts"
             ):

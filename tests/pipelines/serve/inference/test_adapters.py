@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.serve.inference.adapters import (
     AnswerAdapter,
+    BatchItem,
     DecodedExample,
     EmbeddingAdapter,
-    Item,
     MatchingAdapter,
     PredecodedProcessor,
     SimilarityAdapter,
@@ -76,7 +76,7 @@ def test_ranked_answers_do_not_depend_on_what_others_want(adapters: Any, decoder
     adapter = adapters(decoder)[task]
     texts = TEXTS[:2] if task == "vqa" else ("",)
     requested = [(1, True), (3, False), (2, True), (1, False)]
-    items = [Item(decoded(adapter, seed, texts), *want) for seed, want in enumerate(requested)]
+    items = [BatchItem(decoded(adapter, seed, texts), *want) for seed, want in enumerate(requested)]
     for seed, ((top_k, attention), result) in enumerate(zip(requested, adapter.run(items), strict=True)):
         [alone] = adapter.predictor.predict([Example(picture(seed), texts)], top_k, attention)
         for actual, expected_prediction in zip(result, alone, strict=True):
@@ -91,7 +91,7 @@ def test_ranked_answers_do_not_depend_on_what_others_want(adapters: Any, decoder
 
 def test_a_matching_decoder_gives_the_probability_of_a_match(adapters: Any) -> None:
     adapter = adapters("matching")["match"]
-    items = [Item(decoded(adapter, seed, TEXTS[: seed + 1])) for seed in range(3)]
+    items = [BatchItem(decoded(adapter, seed, TEXTS[: seed + 1])) for seed in range(3)]
     for seed, result in enumerate(adapter.run(items)):
         [alone] = adapter.predictor.predict([Example(picture(seed), TEXTS[: seed + 1])], 2)
         assert result.method == "matching"
@@ -103,7 +103,7 @@ def test_a_matching_decoder_gives_the_probability_of_a_match(adapters: Any) -> N
 def test_a_contrastive_decoder_compares_the_texts_of_a_request_with_each_other_alone(adapters: Any) -> None:
     loaded = adapters("contrastive")
     adapter = loaded["match"]
-    items = [Item(decoded(adapter, 0, TEXTS)), Item(decoded(adapter, 1, TEXTS[:1]))]
+    items = [BatchItem(decoded(adapter, 0, TEXTS)), BatchItem(decoded(adapter, 1, TEXTS[:1]))]
     result, lone = adapter.run(items)
     embedded, of_lone = loaded["embed"].run(items)
     cosines = embedded.text_ND @ embedded.image_D
@@ -117,11 +117,11 @@ def test_a_contrastive_decoder_compares_the_texts_of_a_request_with_each_other_a
 
 def test_embeddings_are_of_length_one_and_the_same_with_or_without_the_other_half(adapters: Any) -> None:
     adapter = adapters("contrastive")["embed"]
-    both = Item(decoded(adapter, 0, TEXTS))
+    both = BatchItem(decoded(adapter, 0, TEXTS))
     image, texts, other = (
-        Item(decoded(adapter, 0, ())),
-        Item(decoded(adapter, None, TEXTS[1:])),
-        Item(decoded(adapter, 1, TEXTS[:1])),
+        BatchItem(decoded(adapter, 0, ())),
+        BatchItem(decoded(adapter, None, TEXTS[1:])),
+        BatchItem(decoded(adapter, 1, TEXTS[:1])),
     )
     [whole] = adapter.run([both])
     assert whole.image_D.shape == (8,)
