@@ -26,14 +26,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import haproxy
 from pipelines.serve.deployment.haproxy import Options
-from pipelines.serve.deployment.ray_private import LOOPBACK, is_behind_haproxy
+from pipelines.serve.deployment.ray_private import LOOPBACK, head_address, is_behind_haproxy
 from pipelines.serve.errors import ServeError
 
 # A Unix socket's path has at most 107 characters, of which Serve uses 56: Ray's own session folder is too long.
@@ -79,7 +78,7 @@ def choose(config: ServeConfig, address: str) -> tuple[Ingress, str]:
     python = Ingress(host=config.host)
     if config.ingress == "python":
         return python, ""
-    machines = {node["NodeManagerAddress"] for node in _nodes()}
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     if len(machines) > 1:
         reason = f"the cluster has {len(machines)} machines, between which replicas' ports would be open"
     else:
@@ -94,20 +93,13 @@ def choose(config: ServeConfig, address: str) -> tuple[Ingress, str]:
 
 def machine() -> str:
     """Address of the only machine that replicas may run on, as HAProxy reaches them on loopback; "" for any."""
-    if not is_behind_haproxy():
-        return ""
-    heads = [str(node["NodeManagerAddress"]) for node in _nodes() if "node:__internal_head__" in node["Resources"]]
-    return heads[0] if heads else ""
+    return head_address() if is_behind_haproxy() else ""
 
 
 def remove(ingress: Ingress) -> None:
     """Remove HAProxy's files, once it has stopped. Does nothing on another machine than the cluster's."""
     if ingress.folder:
         shutil.rmtree(ingress.folder, ignore_errors=True)
-
-
-def _nodes() -> list[dict[str, Any]]:
-    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _prepare(config: ServeConfig, address: str) -> Ingress | str:

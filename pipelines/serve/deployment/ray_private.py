@@ -7,8 +7,9 @@ from ray import serve
 from ray.serve._private import constants, replica
 
 LOOPBACK = "127.0.0.1"
-# The name of the actor of the Python proxy that Serve runs behind HAProxy.
+# The beginning of the name of the actor that is the Python proxy behind HAProxy.
 _FALLBACK_PROXY = "SERVE_PROXY_ACTOR-fallback-"
+_HEAD_RESOURCE = "node:__internal_head__"
 
 
 def bind_grpc_to_loopback() -> None:
@@ -24,6 +25,12 @@ def is_behind_haproxy() -> bool:
     """Whether the Serve that runs on this cluster was started with HAProxy."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     return any(actor["name"].startswith(_FALLBACK_PROXY) for actor in actors)
+
+
+def head_address() -> str:
+    """Address of the cluster's head node."""
+    heads = [node for node in ray.nodes() if node["Alive"] and _HEAD_RESOURCE in node["Resources"]]
+    return str(heads[0]["NodeManagerAddress"]) if heads else ""
 
 
 def delete_in_background(app_name: str) -> None:
