@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, Side, Text, text_hash
 from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
 from pipelines.serve.challenger.background import BackgroundTasks
 from pipelines.serve.challenger.calls import ChallengerMetrics, Outcome
+from pipelines.serve.config import ChallengerConfig
 from pipelines.serve.service import ModelInfo, ServiceRequest, Task
 
 log = logging.getLogger(__name__)
@@ -21,20 +22,17 @@ class ComparisonRecorder:
 
     Args:
         writer: keeps the comparisons; None keeps none.
-        flush_s: after so long a comparison is written.
         background: runs the writing.
     """
 
     def __init__(
         self,
-        mode: Literal["shadow", "canary"],
+        config: ChallengerConfig,
         writer: ComparisonWriter | None,
         metrics: ChallengerMetrics,
-        flush_s: float,
         background: BackgroundTasks,
     ) -> None:
-        self._mode: Literal["shadow", "canary"] = mode
-        self._writer, self._metrics, self._flush_s, self._background = writer, metrics, flush_s, background
+        self._config, self._writer, self._metrics, self._background = config, writer, metrics, background
         self._flush_timer: asyncio.TimerHandle | None = None
 
     async def record(
@@ -61,7 +59,7 @@ class ComparisonRecorder:
         comparison = Comparison(
             time_ns=time.time_ns(),
             task=task,
-            mode=self._mode,
+            mode="canary" if self._config.mode == "canary" else "shadow",
             model=model.name if model else "",
             image=await asyncio.to_thread(lambda: request.image_sha256),
             champion=_side(task, champion, model.version if model else ""),
@@ -74,11 +72,11 @@ class ComparisonRecorder:
         if not self._writer.add(comparison):
             self._metrics.dropped("record")
         if self._flush_timer is None:
-            self._flush_timer = asyncio.get_running_loop().call_later(self._flush_s, self._start_flush)
+            self._flush_timer = asyncio.get_running_loop().call_later(self._config.flush_s, self._start_flush)
 
-    async def close(self, timeout_s: float) -> None:
-        """Write what was compared, once the background work has ended or had ``timeout_s``."""
-        await self._background.drain(timeout_s)
+    async def close(self) -> None:
+        """Write what was compared. Comparisons that still run get as long as an answer of the challenger."""
+        await self._background.drain(self._config.timeout_s)
         if self._flush_timer is not None:
             self._flush_timer.cancel()
         await self._flush()

@@ -52,8 +52,7 @@ class ChallengerRouter:
         self._is_canary = config.challenger.mode == "canary"
         self._caller = ChallengerCaller(challenger, config.challenger, self._metrics, clock)
         self._background = BackgroundTasks()
-        mode, flush_s = "canary" if self._is_canary else "shadow", config.challenger.flush_s
-        self._recorder = ComparisonRecorder(mode, writer, self._metrics, flush_s, self._background)
+        self._recorder = ComparisonRecorder(config.challenger, writer, self._metrics, self._background)
 
     @property
     def model(self) -> ModelInfo | None:
@@ -91,8 +90,8 @@ class ChallengerRouter:
         return (int.from_bytes(key.digest()[:8]) >> 11) / 2**53 < self._config.share
 
     async def close(self) -> None:
-        """Write what was compared. Comparisons that still run get as long as an answer of the challenger."""
-        await self._recorder.close(self._config.timeout_s)
+        """See ``ComparisonRecorder``."""
+        await self._recorder.close()
 
     async def _run_canary(self, request: ServiceRequest) -> ServiceResult:
         if reason := self._caller.skip_reason():

@@ -136,7 +136,9 @@ def _start(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]
     head_only = chosen.is_haproxy or is_loopback(config.host)
     certificate, key = map(str, config.tls.files)
     # HAProxy encrypts, and its connections to replicas are not encrypted.
-    encryption = {} if chosen.is_haproxy or not config.tls.active else {"ssl_certfile": certificate, "ssl_keyfile": key}
+    encryption: dict[str, Any] = {"ssl_certfile": certificate, "ssl_keyfile": key}
+    if chosen.is_haproxy or not config.tls.active:
+        encryption = {}
     try:
         with _quiet():
             serve.start(

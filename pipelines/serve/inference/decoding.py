@@ -56,9 +56,10 @@ class ImageDecoder:
         """
         loop = asyncio.get_running_loop()
         try:
-            pixels = await loop.run_in_executor(self._pool, _decode_if_small, processor, image, limit)
-            if not isinstance(pixels, int):
-                return pixels
+            decoded = await loop.run_in_executor(self._pool, _decode_if_small, processor, image, limit)
+            if not isinstance(decoded, int):
+                return decoded
+            pixels = decoded
             await self._budget.acquire(pixels, limit)
             future = self._pool.submit(_decode, processor, image)
 

@@ -61,7 +61,7 @@ _MAX_FIELDS = 32
 
 def with_examples(*examples: JsonDict) -> ConfigDict:
     """Examples of a schema, for the OpenAPI page."""
-    return ConfigDict(json_schema_extra={"examples": list(examples)})
+    return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
 def _from_base64(value: Any) -> Any:
