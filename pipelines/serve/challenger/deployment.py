@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -88,5 +89,5 @@ class RayChallengerClient:
             response.cancel()
             raise
         if isinstance(result, ApiError):
-            raise result
+            raise replace(result)  # a copy: the traceback of a local variable would keep this frame and the image
         return result

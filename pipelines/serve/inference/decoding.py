@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
@@ -26,7 +26,8 @@ _SMALL_PIXELS = 1_000_000
 _MIN_LIMIT = 16_000_000
 _TIMES_INPUT = 64
 
-_ERRORS = {
+_Error: TypeAlias = tuple[int, str, str]
+_ERRORS: dict[str, _Error] = {
     "truncated": (422, "truncated_image", "the image file ends early; send it whole"),
     "undecodable": (422, "undecodable_image", "the image cannot be decoded; send a JPEG, PNG, WebP, BMP or GIF file"),
     "too_large": (413, "image_too_large", "the image has too many pixels; send a smaller one"),
@@ -55,10 +56,8 @@ class ImageDecoder:
             ApiError: it cannot be decoded, or has too many pixels.
         """
         loop = asyncio.get_running_loop()
-        try:
-            decoded = await loop.run_in_executor(self._pool, _decode_if_small, processor, image, limit)
-            if not isinstance(decoded, int):
-                return decoded
+        decoded = await loop.run_in_executor(self._pool, _decode_if_small, processor, image, limit)
+        if isinstance(decoded, int):
             pixels = decoded
             await self._budget.acquire(pixels, limit)
             future = self._pool.submit(_decode, processor, image)
@@ -69,9 +68,10 @@ class ImageDecoder:
 
             # When the decoding ends, which may be long after a caller left.
             future.add_done_callback(release)
-            return await asyncio.wrap_future(future)
-        except ImageError as error:
-            raise ApiError(*_ERRORS[error.kind]) from error
+            decoded = await asyncio.wrap_future(future)
+        if isinstance(decoded, tuple):
+            raise ApiError(*decoded)
+        return decoded
 
     def close(self) -> None:
         """Cancel what waits, and end the threads after their present work."""
@@ -98,13 +98,22 @@ class PixelBudget:
         self._released.set()
 
 
-def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | int:
+def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArray[np.uint8] | _Error | int:
     """A small image, decoded; of a larger one, how many pixels decoding takes."""
-    pixels = decoded_pixels(image, processor.config.image_size, WEB_FORMATS)
-    if pixels > limit:
-        raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
+    try:
+        pixels = decoded_pixels(image, processor.config.image_size, WEB_FORMATS)
+        if pixels > limit:
+            raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
+    except ImageError as error:
+        return _ERRORS[error.kind]
     return _decode(processor, image) if pixels <= _SMALL_PIXELS else pixels
 
 
-def _decode(processor: VLProcessor, image: bytes) -> NDArray[np.uint8]:
-    return processor.decode(image, formats=WEB_FORMATS)
+def _decode(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] | _Error:
+    """The image, or the error as a value: the traceback of an exception holds the decoder's buffers, and forms a cycle
+    with the future that brings it to the event loop, so that tens of megabytes stay until the garbage is collected.
+    """
+    try:
+        return processor.decode(image, formats=WEB_FORMATS)
+    except ImageError as error:
+        return _ERRORS[error.kind]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from fastapi import APIRouter, Request
@@ -101,6 +102,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         base.check_lengths(texts, "text", config)
         result = await handler.within_time(service.run(ServiceRequest("match", body.image, texts)))
         found: Matches = result.result
+        similarities: Sequence[float | None] = found.similarities or [None] * len(texts)
         matches = [
             TextMatch(
                 text=text,
@@ -109,11 +111,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 truncated=is_truncated,
             )
             for text, share, cosine, is_truncated in zip(
-                texts,
-                found.probabilities,
-                found.similarities or [None] * len(texts),
-                base.truncated_flags(result, texts),
-                strict=True,
+                texts, found.probabilities, similarities, base.truncated_flags(result, texts), strict=True
             )
         ]
         return handler.respond(
