@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.inference.decoding import ImageDecoder, PixelBudget, pixel_limit
 from vlmodel import images
-from vlmodel.images import WEB_FORMATS, decoded_pixels
+from vlmodel.images import WEB_FORMATS, ImageError, decoded_pixels
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 LIMIT = 16_000_000
@@ -178,6 +180,30 @@ def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_end
             await asyncio.sleep(0.01)
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("size", [(20, 20), (1500, 1000)])
+def test_what_a_refused_picture_took_is_freed_without_garbage_collection(
+    decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    buffers: list[weakref.ref[np.ndarray]] = []
+
+    def refusing(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
+        buffer = np.zeros(1000)
+        buffers.append(weakref.ref(buffer))
+        raise ImageError("truncated", "the file ends")
+
+    async def go() -> None:
+        with pytest.raises(ApiError, match="truncated_image"):
+            await decoder.decode(processor, saved(*size, "PNG"), LIMIT)
+
+    monkeypatch.setattr(VLProcessor, "decode", refusing)
+    gc.disable()
+    try:
+        asyncio.run(go())
+        assert [buffer() for buffer in buffers] == [None]
+    finally:
+        gc.enable()
 
 
 def test_pictures_that_wait_have_their_turn_in_order() -> None:
