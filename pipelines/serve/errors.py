@@ -33,10 +33,12 @@ class ApiError(Exception):
 
 
 def not_ready() -> ApiError:
+    """No model is loaded yet."""
     return ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
 
 
 def no_such_task(task: str, model: str, tasks: Sequence[str]) -> ApiError:
+    """404, as the task's address has nothing behind it with this model."""
     routes = ", ".join(f"/v1/{name}" for name in tasks)
     return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {routes}")
 

@@ -19,6 +19,7 @@ def address_of(config: ServeConfig) -> str:
 
 
 def host_and_port(host: str, port: int) -> str:
+    """``HOST:PORT``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -42,6 +42,7 @@ class Health(BaseModel):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
+    """/healthz, /readyz and /v1/model."""
     routes = APIRouter(tags=["service"])
     unready: dict[int | str, dict[str, Any]] = {503: {"model": ErrorBody, "description": "No model is loaded yet."}}
 

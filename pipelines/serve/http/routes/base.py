@@ -246,10 +246,12 @@ def check_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
 
 
 def truncated_flags(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
+    """For each text, whether it was truncated."""
     return list(result.truncated or [False] * len(texts))
 
 
 def attention_map(prediction: Prediction) -> AttentionMap | None:
+    """The schema of a prediction's attention."""
     if prediction.attention_HW is None:
         return None
     rows, columns = prediction.attention_HW.shape

@@ -89,6 +89,7 @@ class CaptionPiece(BaseModel):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
+    """The route of captioning."""
     routes = APIRouter()
     documented = documentation(CaptionRequest, CaptionResponse)
     documented["responses"][200] = {

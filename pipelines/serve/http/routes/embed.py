@@ -61,6 +61,7 @@ class EmbedResponse(base.TaskResponse):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
+    """The route of embeddings."""
     routes = APIRouter()
 
     @routes.post(

@@ -87,6 +87,7 @@ class MatchResponse(base.TaskResponse):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
+    """The route of image-text matching."""
     routes = APIRouter()
 
     @routes.post("/v1/match", summary="Which texts belong to a picture?", **documentation(MatchRequest, MatchResponse))

@@ -18,6 +18,7 @@ _MEDIA_TYPES = {
 
 
 def router() -> APIRouter:
+    """/, /docs and what they load."""
     routes = APIRouter(include_in_schema=False)
     files = {path.name: path.read_bytes() for path in sorted(_PAGE.iterdir()) if path.suffix in _MEDIA_TYPES}
     etags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in files.items()}

@@ -79,6 +79,7 @@ class VQAResponse(base.TaskResponse):
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
+    """The route of visual question answering."""
     routes = APIRouter()
 
     @routes.post("/v1/vqa", summary="Ask about a picture", **documentation(VQARequest, VQAResponse))
