@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from pipelines.records.comparisons import Comparison, ComparisonWriter, Side, Text, text_hash
+from pipelines.records.comparisons import Comparison, ComparisonWriter, ModelResult, TextPair, text_hash
 from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
 from pipelines.serve.challenger.background import BackgroundTasks
 from pipelines.serve.challenger.calls import ChallengerMetrics, Outcome
@@ -62,8 +62,8 @@ class ComparisonRecorder:
             mode="canary" if self._config.mode == "canary" else "shadow",
             model=model.name if model else "",
             image=await asyncio.to_thread(lambda: request.image_sha256),
-            champion=_side(task, champion, model.version if model else ""),
-            challenger=_side(task, challenger, challenger_version),
+            champion=_model_result(task, champion, model.version if model else ""),
+            challenger=_model_result(task, challenger, challenger_version),
             fallback=fallback,
             agreement=score,
             difference=difference(task, champion.result, challenger.result) if both else None,
@@ -95,19 +95,19 @@ class ComparisonRecorder:
             log.warning("comparisons with the challenger are not written: %s", error)
 
 
-def _side(task: Task, outcome: Outcome, version: str) -> Side:
+def _model_result(task: Task, outcome: Outcome, version: str) -> ModelResult:
     if outcome.answer is None:
-        return Side(version=version, error=outcome.error)
-    return Side(
+        return ModelResult(version=version, error=outcome.error)
+    return ModelResult(
         version=outcome.answer.model.version,
         seconds=sum(outcome.answer.stages_s.values()),
         confidence=confidence(task, outcome.result),
     )
 
 
-def _texts(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[Text, ...]:
+def _texts(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
     pairs = zip(answer_pairs(request, champion), answer_pairs(request, challenger), strict=True)
     return tuple(
-        Text(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(other))
+        TextPair(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(other))
         for (text, answer), (_, other) in pairs
     )

@@ -128,7 +128,7 @@ class SimilarityAdapter(TaskAdapter):
 
     def run(self, items: Sequence[BatchItem]) -> list[Matches]:
         predictions = self.predictor.predict([item.example for item in items], top_k=1, task=self.name)
-        temperature: float = self.predictor.model.decoder.heads()[self.name].temperature
+        temperature: float = self.predictor.model.decoder.task_decoders()[self.name].temperature
         return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
 
 
@@ -165,7 +165,7 @@ def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter]:
     def first(fits: Callable[[TaskSpec], bool]) -> list[str]:
         return [name for name in specs if fits(specs[name])][:1]
 
-    contrastive = [name for name, head in predictor.model.decoder.heads().items() if head.is_contrastive][:1]
+    contrastive = [name for name, head in predictor.model.decoder.task_decoders().items() if head.is_contrastive][:1]
     adapters: dict[Task, TaskAdapter] = {}
     for name in first(lambda spec: spec.reads == "questions" and spec.text and spec.target in ("answer", "tokens")):
         adapters["vqa"] = AnswerAdapter(predictor, name)

@@ -30,7 +30,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, no_such_task, not_ready
 from pipelines.serve.http.middleware import STARTED, VERSION
 from pipelines.serve.service import Service, ServiceResult, Task
-from vlmodel.base64_image import from_base64
+from vlmodel.images.base64 import from_base64
 from vlmodel.inference import Prediction
 
 RequestT = TypeVar("RequestT", bound="TaskRequest")

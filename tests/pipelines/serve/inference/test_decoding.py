@@ -18,8 +18,11 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.inference.decoding import ImageDecoder, PixelBudget, pixel_limit
-from vlmodel import images
-from vlmodel.images import WEB_FORMATS, ImageError, decoded_pixels
+from vlmodel.images import resize
+from vlmodel.images.decoders import cpu
+from vlmodel.images.decoders.cpu import decoded_pixels
+from vlmodel.images.errors import ImageError
+from vlmodel.images.pillow import WEB_FORMATS
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 LIMIT = 16_000_000
