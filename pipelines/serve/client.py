@@ -1,4 +1,4 @@
-"""A small client of the service."""
+"""A client of the service over HTTP."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from typing import Self, TypeVar
 import httpx
 
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.schema.caption import CaptionResponse
-from pipelines.serve.http.schema.common import TaskResponse
-from pipelines.serve.http.schema.embed import EmbedResponse
-from pipelines.serve.http.schema.feedback import FeedbackResponse
-from pipelines.serve.http.schema.match import MatchResponse
-from pipelines.serve.http.schema.vqa import VQAResponse
+from pipelines.serve.http.routes.base import TaskResponse
+from pipelines.serve.http.routes.caption import CaptionResponse
+from pipelines.serve.http.routes.embed import EmbedResponse
+from pipelines.serve.http.routes.feedback import FeedbackResponse
+from pipelines.serve.http.routes.match import MatchResponse
+from pipelines.serve.http.routes.vqa import VQAResponse
 
-Sent = TypeVar("Sent", bound=TaskResponse)
+ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 
 
 class Client:
-    """The service at ``address``, over connections that are kept; threads may share it.
+    """The service at ``address``, over persistent connections. Threads may share a client.
 
-    Images are encoded files. Every call raises ``ServeError`` where the service cannot be reached or refuses; the
-    message holds its reason.
+    Images are encoded files. Every call raises ``ServeError``, with the reason, if the service cannot be reached or
+    refuses the request.
 
     Args:
         address: such as ``https://vlm.example.org:8000``.
-        api_key: where the service asks for one.
-        trust: whose certificates are believed, such as ``ssl.create_default_context(cafile="our-ca.pem")``; if not
-            given, those of the public authorities.
-        timeout_s: for each step of a call: to connect, to send, to hear more.
+        api_key: if the service needs one.
+        ssl_context: which certificates are accepted, such as ``ssl.create_default_context(cafile="our-ca.pem")``; by
+            default those of the public authorities.
+        timeout_s: for each step of a call: to connect, to send, to receive more.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Client:
     ) -> None:
         self.address = address
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        # trust_env would send a request for this machine through a proxy meant for others.
+        # With trust_env, a request to this machine would go through a proxy that is meant for others.
         self._http = httpx.Client(
             base_url=address, headers=headers, timeout=timeout_s, verify=ssl_context or True, trust_env=False
         )
@@ -58,11 +58,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End the connections."""
         self._http.close()
 
     def ask(self, image: bytes, questions: Sequence[str], *, top_k: int = 5, attention: bool = False) -> VQAResponse:
-        """Questions about an image, each with its ``top_k`` most probable answers."""
+        """The ``top_k`` most probable answers to each question about an image."""
         fields = {"question": questions, "top_k": str(top_k), "attention": str(attention).lower()}
         return self._post("vqa", VQAResponse, image, fields)
 
@@ -79,18 +78,18 @@ class Client:
         return self._post("embed", EmbedResponse, image, {"text": texts})
 
     def correct_answer(self, image: bytes, question: str, answer: str, *, version: str = "") -> FeedbackResponse:
-        """Send what is right of an image; ``version`` is of the model that was wrong."""
+        """Send the right answer; ``version`` is that of the model that was wrong."""
         fields = {"question": question, "answer": answer, "version": version}
         return self._post("feedback", FeedbackResponse, image, fields)
 
     def correct_caption(self, image: bytes, caption: str, *, version: str = "") -> FeedbackResponse:
-        """Send a right caption of an image; ``version`` is of the model that was wrong."""
+        """Send a right caption; ``version`` is that of the model that was wrong."""
         return self._post("feedback", FeedbackResponse, image, {"caption": caption, "version": version})
 
     def _post(
-        self, route: str, kind: type[Sent], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
-    ) -> Sent:
-        # Each value as a part of its own, or a form without a file would not be multipart.
+        self, route: str, response_type: type[ResponseT], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
+    ) -> ResponseT:
+        # All fields as parts, as httpx does not send a form without files as multipart.
         parts: list[tuple[str, tuple[str | None, str | bytes]]] = [
             (name, (None, value))
             for name, values in fields.items()
@@ -106,7 +105,7 @@ class Client:
             ) from None
         if response.status_code != 200:
             raise ServeError(f"{self.address} answered {response.status_code}: {_reason(response)}")
-        return kind.model_validate_json(response.content)
+        return response_type.model_validate_json(response.content)
 
 
 def is_ready(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 2.0) -> bool:
@@ -115,8 +114,8 @@ def is_ready(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s:
     return response is not None and response.status_code == 200
 
 
-def is_there(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
-    """Whether anything answers at ``address``, be it an error, and shows a certificate that is trusted."""
+def is_reachable(address: str, ssl_context: ssl.SSLContext | None = None, timeout_s: float = 10.0) -> bool:
+    """Whether a server with an accepted certificate answers at ``address``, even with an error."""
     return _get(f"{address}/healthz", ssl_context, timeout_s) is not None
 
 

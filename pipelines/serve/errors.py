@@ -1,4 +1,4 @@
-"""Errors of the service: one for who starts it, one for who calls it."""
+"""Errors of the service: one for who operates it, one for who calls it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from vlmodel.errors import ExpectedError
 
 
 class ServeError(ExpectedError, RuntimeError):
-    """The service cannot start, stop or be reached. The message names the thing and the remedy."""
+    """The service cannot start, stop or be reached. The message names the cause and the remedy."""
 
 
 @dataclass
 class ApiError(Exception):
-    """A request that gets an error answer.
+    """A request that gets an error response.
 
     Attributes:
         status: HTTP status.
@@ -33,16 +33,16 @@ class ApiError(Exception):
 
 
 def not_ready() -> ApiError:
-    """There is no model yet."""
+    """No model is loaded yet."""
     return ApiError(503, "not_ready", "the model is still loading; try again shortly", {"retry-after": "1"})
 
 
-def lacks_task(task: str, model: str, tasks: Sequence[str]) -> ApiError:
-    """The model cannot do what it was asked: 404, as for any address that has nothing behind it."""
-    has = ", ".join(f"/v1/{name}" for name in tasks)
-    return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {has}")
+def no_such_task(task: str, model: str, tasks: Sequence[str]) -> ApiError:
+    """404, as the task's address has nothing behind it with this model."""
+    routes = ", ".join(f"/v1/{name}" for name in tasks)
+    return ApiError(404, "no_such_task", f"the model {model!r} cannot do {task!r}; it answers at {routes}")
 
 
 def internal() -> ApiError:
-    """A fault, of which the caller is told nothing but that it was one."""
+    """A fault; its details are in the log, and not for the caller."""
     return ApiError(500, "internal", "something failed inside the service; its log has the details")

@@ -1,43 +1,43 @@
-"""The service's figures as Ray metrics, which Ray exports to Prometheus from every node."""
+"""The service's metrics in Ray, which exports them to Prometheus from every node."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.serve.metrics import Counter, Histogram
 
-from pipelines.serve.service import Task
+from pipelines.serve.challenger.calls import ChallengerMetrics
+from pipelines.serve.service import Metrics, Task
 
 _SECONDS = [0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 _SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
 _SIZES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
-class RayMetrics:
-    """Counts into Ray. Make it inside a replica: Serve then tags each figure with deployment and replica."""
+# Ray annotates tag_keys as a tuple of one string.
+_BY_ROUTE: Any = ("http_route", "model_version")
+_BY_STATUS: Any = ("http_route", "status", "code", "model_version")
+_BY_TASK: Any = ("task", "model_version")
+_BY_OUTCOME: Any = ("task", "outcome", "model_version")
+_BY_REASON: Any = ("task", "reason")
+
+
+class RayMetrics(Metrics):
+    """Made inside a replica, so that Serve tags each value with deployment and replica."""
 
     def __init__(self) -> None:
         self._requests = Counter(
             "vlmodel_requests",
             description="Answered requests; code is 'ok' or the reason of the refusal.",
-            tag_keys=("http_route", "status", "code", "model_version"),  # type: ignore[arg-type]  # Ray means tuple[str, ...]
+            tag_keys=_BY_STATUS,
         )
         self._latency = Histogram(
-            "vlmodel_request_seconds",
-            description="Time of a request inside the replica.",
-            boundaries=_SECONDS,
-            tag_keys=("http_route", "model_version"),  # type: ignore[arg-type]
+            "vlmodel_request_seconds", "Time of a request inside the replica.", _SECONDS, _BY_ROUTE
         )
         self._batch_size = Histogram(
-            "vlmodel_batch_images",
-            description="Requests in one forward pass, each with an image.",
-            boundaries=_SIZES,
-            tag_keys=("task", "model_version"),  # type: ignore[arg-type]
+            "vlmodel_batch_images", "Requests in one forward pass, each with an image.", _SIZES, _BY_TASK
         )
-        self._batch_seconds = Histogram(
-            "vlmodel_batch_seconds",
-            description="Time of one forward pass.",
-            boundaries=_SECONDS,
-            tag_keys=("task", "model_version"),  # type: ignore[arg-type]
-        )
+        self._batch_seconds = Histogram("vlmodel_batch_seconds", "Time of one forward pass.", _SECONDS, _BY_TASK)
 
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
         tags = {"http_route": route, "model_version": version}
@@ -50,25 +50,23 @@ class RayMetrics:
         self._batch_seconds.observe(seconds, tags=tags)
 
 
-class RayChallengerMetrics:
-    """Counts what became of requests to the challenger, in the champion's replicas."""
+class RayChallengerMetrics(ChallengerMetrics):
+    """Made inside the champion's replicas."""
 
     def __init__(self) -> None:
-        self._asked = Counter(
+        self._requests = Counter(
             "vlmodel_challenger_requests",
-            description="Requests that the challenger was asked; outcome is 'ok' or why there was no answer in time.",
-            tag_keys=("task", "outcome", "model_version"),  # type: ignore[arg-type]
+            description="Requests to the challenger; outcome is 'ok' or why there was no answer in time.",
+            tag_keys=_BY_OUTCOME,
         )
         self._agreement = Histogram(
-            "vlmodel_challenger_agreement",
-            description="How alike its answers and the champion's are, from 0 to 1.",
-            boundaries=_SHARES,
-            tag_keys=("task", "model_version"),  # type: ignore[arg-type]
-        )
+            "vlmodel_challenger_agreement", "How similar its answers and the champion's are, from 0 to 1.", _SHARES,
+            _BY_TASK,
+        )  # fmt: skip
         self._fallbacks = Counter(
             "vlmodel_challenger_fallbacks",
             description="Requests of its share that the champion answered.",
-            tag_keys=("task", "reason"),  # type: ignore[arg-type]
+            tag_keys=_BY_REASON,
         )
         self._dropped = Counter(
             "vlmodel_challenger_dropped",
@@ -76,8 +74,8 @@ class RayChallengerMetrics:
             tag_keys=("reason",),
         )
 
-    def challenged(self, task: Task, outcome: str, version: str) -> None:
-        self._asked.inc(tags={"task": task, "outcome": outcome, "model_version": version})
+    def called(self, task: Task, outcome: str, version: str) -> None:
+        self._requests.inc(tags={"task": task, "outcome": outcome, "model_version": version})
 
     def compared(self, task: Task, agreement: float, version: str) -> None:
         self._agreement.observe(agreement, tags={"task": task, "model_version": version})

@@ -1,27 +1,24 @@
-"""The seam between transport and model: HTTP knows only this, and the model's side fills it in."""
+"""What HTTP knows of a model: a ``Service`` takes a ``ServiceRequest`` and gives a ``ServiceResult``."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
-
-import numpy as np
-
-from vlmodel.inference import Prediction
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-Result = TypeVar("Result", covariant=True)
-
 Task = Literal["vqa", "caption", "match", "embed"]
-"""What a model can be asked; which of them it can do, its decoder says."""
+"""What a model can be asked to do. Its decoder determines which of them it can."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the service tells about the model it answers with."""
+    """The model that the service answers with."""
 
     name: str
     version: str
@@ -32,23 +29,50 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class ServiceResult(Generic[Result]):
-    """The answer to one request.
+class ServiceRequest:
+    """One request for one task.
 
     Attributes:
-        result: what was asked for.
-        model: the model that gave it, which a swap may have replaced meanwhile.
-        stages_s: seconds spent in each stage (decode, queue, model), for the Server-Timing header.
-        side: which of the registry's aliases the model has.
-        truncated: for each text of the request whether the model was given its beginning alone, as it has more tokens
-            than the model's processor takes (``processor.max_tokens``).
+        image: encoded; None where texts alone are embedded.
+        texts: questions, or texts to match or embed; none for a caption.
+        top_k: how many answers each question, or how many captions the image, gets.
+        attention: whether the result includes attention maps.
     """
 
-    result: Result
+    task: Task
+    image: bytes | None
+    texts: tuple[str, ...] = ()
+    top_k: int = 1
+    attention: bool = False
+
+    @cached_property
+    def image_sha256(self) -> str:
+        """Corrections name images by it too; "" without an image."""
+        return "" if self.image is None else hashlib.sha256(self.image).hexdigest()
+
+
+@dataclass(frozen=True)
+class ServiceResult:
+    """The result of one request.
+
+    Attributes:
+        result: by task: "vqa" a ``Prediction`` for each question, "caption" a list of one ``Prediction``, "match"
+            ``Matches``, "embed" ``Embeddings``.
+        model: the model that computed it. A later request may get another one.
+        stages_s: seconds spent in each stage (decode, queue, model), for the Server-Timing header.
+        side: which of the registry's aliases the model has.
+        truncated: for each text, whether it has more tokens than ``processor.max_tokens`` and was cut.
+    """
+
+    result: Any
     model: ModelInfo
     stages_s: dict[str, float]
-    side: Literal["champion", "challenger"] = "champion"
+    alias: Literal["champion", "challenger"] = "champion"
     truncated: tuple[bool, ...] = ()
+
+
+CaptionStream: TypeAlias = AsyncGenerator[str | ServiceResult, None]
+"""The pieces of one caption as they are generated, then the result of the whole."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +80,10 @@ class Matches:
     """How well each of N texts fits an image.
 
     Attributes:
-        probabilities: by "matching", that the text belongs to the image; by "similarity", that it is the one of the N
-            that does, which None says of a lone text.
+        probabilities: by "matching", that the text belongs to the image; by "similarity", the softmax over the N texts,
+            None for a single text.
         similarities: cosines, by "similarity".
-        temperature: of the softmax over them, by "similarity".
+        temperature: of the softmax, by "similarity".
     """
 
     method: Literal["matching", "similarity"]
@@ -70,65 +94,36 @@ class Matches:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Vectors of length one in the space of a contrastive model.
-
-    Attributes:
-        image_D: the image; None where none was given.
-        text_ND: the texts.
-    """
+    """Vectors of length one in the space of a contrastive model; ``image_D`` is None without an image."""
 
     image_D: NDArray[np.float32] | None
     text_ND: NDArray[np.float32]
 
 
 class Service(Protocol):
-    """What answers questions about pictures, describes and compares them.
-
-    Every method raises ``ApiError`` where the image cannot be used, no model is loaded, or it lacks the task.
+    """Runs requests on a model. Every method raises ``ApiError`` where the image or a text cannot be used, no model is
+    loaded, or the model lacks the task.
     """
 
     @property
     def model(self) -> ModelInfo | None:
-        """The model that a request arriving now would get; None while there is none."""
+        """The model that a request arriving now would get; None while none is loaded."""
 
-    async def answer(
-        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> ServiceResult[Sequence[Prediction]]:
-        """Answer all questions about one encoded image, in their order."""
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        """The result of one request."""
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
-        """At most ``top_k`` captions of one encoded image."""
+    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+        """Generate one caption. What keeps it from starting is raised here, not by the stream."""
 
-    async def stream_caption(
-        self, image: bytes, attention: bool
-    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
-        """One caption piece by piece, while it is written, and the whole of it at the end."""
-
-    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
-        """How well each text fits one encoded image."""
-
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
-        """An encoded image, texts or both as vectors."""
-
-    async def check(self, image: bytes) -> ServiceResult[None]:
-        """Decode an image, to see that it is one."""
+    async def check_image(self, image: bytes) -> ServiceResult:
+        """Decode an image only, to see that it is one."""
 
 
-class Metrics(Protocol):
-    """Where the service counts what it does."""
+class Metrics:
+    """Counts what the service does. This base counts nothing."""
 
     def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
-        """One answered request; ``code`` names the error, or is "ok"."""
+        """One answered request; ``code`` is "ok" or the name of the error."""
 
     def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
         """One forward pass over ``size`` requests of a task."""
-
-
-class NoMetrics:
-    """Counts nothing, where there is no one to read it."""
-
-    def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
-        pass
-
-    def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
-        pass

@@ -1,4 +1,9 @@
-"""The service's certificate: its files, looked at before anything starts, and trust in it from this machine."""
+"""Encryption at the service's own port: the certificate's files, checked before anything starts.
+
+A proxy or Kubernetes ingress usually encrypts, and then this is not set. It stays because a laptop or a single machine
+without such a proxy has no other way to keep API keys and images from the network, and because it costs little: this
+file, two settings, and a few lines of the deployment, as HAProxy or Serve's proxy do the encryption.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from vlmodel.config import Section
 
 
 class TLSConfig(Section):
-    """Encryption at the service's own port, where no proxy before it does that."""
+    """Encryption at the service's own port, if no proxy before it encrypts."""
 
     certificate: str = ""
     """PEM file of the certificate and the chain to its authority, on each node; "" serves plain HTTP."""
@@ -26,7 +31,7 @@ class TLSConfig(Section):
     """PEM file of the certificate's private key, without a passphrase, on each node."""
 
     @model_validator(mode="after")
-    def _both_or_none(self) -> TLSConfig:
+    def _check_pair(self) -> TLSConfig:
         if bool(self.certificate) != bool(self.key):
             missing = "key" if self.certificate else "certificate"
             raise ValueError(f"certificate and key belong together, and there is no {missing}; name both, or none")
@@ -38,12 +43,12 @@ class TLSConfig(Section):
 
     @property
     def files(self) -> tuple[Path, Path]:
-        """Certificate and key, absolute: Serve's proxies have other working directories."""
+        """Certificate and key. Absolute, as Serve's proxies have other working directories."""
         return Path(self.certificate).expanduser().absolute(), Path(self.key).expanduser().absolute()
 
 
 def check(config: TLSConfig) -> None:
-    """Refuse files that a server cannot use, or that no client would trust today.
+    """Refuse files that a server cannot use, or a certificate that is expired or not yet valid.
 
     Raises:
         ServeError: naming the file and the remedy.
@@ -64,7 +69,7 @@ def check(config: TLSConfig) -> None:
 
     def no_passphrase() -> NoReturn:
         raise ServeError(
-            f"the key in '{key}' needs a passphrase, and no one is there to type it; write it without one, readable "
+            f"the key in '{key}' needs a passphrase, which a service cannot type; write it without one, readable "
             "by the service alone: openssl pkey -in KEY -out PLAIN"
         )
 
@@ -86,17 +91,17 @@ def check(config: TLSConfig) -> None:
         )
 
 
-def pinned(config: TLSConfig) -> ssl.SSLContext | None:
-    """What this machine's own requests trust: the service's certificate itself, whatever names and authority it has.
+def pinned_context(config: TLSConfig) -> ssl.SSLContext | None:
+    """For this machine's own requests: accept exactly the service's certificate, whatever its names and authority.
 
-    None where there is no certificate.
+    None without a certificate.
 
     Raises:
         ServeError: the file cannot be read.
     """
     if not config.active:
         return None
-    # Of the file the first alone: whoever has a certificate of the same authority would be trusted with its chain.
+    # Only the first of the file: its chain would also vouch for other certificates of the same authority.
     own = _own_certificate(config.files[0])
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -105,8 +110,8 @@ def pinned(config: TLSConfig) -> ssl.SSLContext | None:
     return context
 
 
-def unverified() -> ssl.SSLContext:
-    """Trust in any certificate: for requests that carry no secret and bring nothing to be believed."""
+def unverified_context() -> ssl.SSLContext:
+    """Accept any certificate: for requests without a secret whose answer is not relied on."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pipelines.data.tars.reader import ShardReader
 from pipelines.serve import tls
 from pipelines.serve.client import Client
-from pipelines.serve.deployment.deploy import check_port_free
+from pipelines.serve.deployment.address import check_port_free
 from pipelines.tracking.tracker import TrackingError, page_command, tracking_uri
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train
 from pipelines.workflows.cluster import connected
@@ -54,7 +54,7 @@ def _ask_one(work: Workspace, address: str) -> None:
             if table["split"][row].as_py() == work.config.evaluate.split and table["questions"][row].as_py():
                 (record,) = ShardReader(samples).read(shard.name, [row])
                 questions = record.texts.questions[: work.config.serve.max_questions]
-                with Client(address, ssl_context=tls.pinned(work.config.serve.tls)) as service:
+                with Client(address, ssl_context=tls.pinned_context(work.config.serve.tls)) as service:
                     response = service.ask(record.image, [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):

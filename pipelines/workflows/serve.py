@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate.stored import same_schema
 from pipelines.registry.registry import LocalModel, Registry
-from pipelines.serve.deployment import deploy
+from pipelines.serve.deployment import application, deploy
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
 
@@ -50,7 +50,7 @@ def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
             f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
             "serve.challenger.mode=off"
         )
-    return deploy.model_spec(found.folder, found.name, found.version, found.digest, _golden(found))
+    return application.model_spec(found.folder, found.name, found.version, found.digest, _golden(found))
 
 
 def _golden(model: LocalModel) -> str:

@@ -132,18 +132,18 @@ async def _ask(
     sent = time.monotonic()
     failed: list[str] = []
     while True:
-        status, version, retry_after, said, text = 0, "", "", "", ""
+        status, version, retry_after, reason, text = 0, "", "", "", ""
         try:
             headers = {"content-type": "application/json"}
             response = await client.post(f"{address}/v1/vqa", content=body, headers=headers)
-            status, said = response.status_code, response.text[:200]
+            status, reason = response.status_code, response.text[:200]
             retry_after = response.headers.get("retry-after", "")
             if status == 200:
                 tree = response.json()
                 version, text = tree["model"]["version"], tree["answers"][0]["answers"][0]["answer"]
         except httpx.HTTPError as error:
-            said = repr(error)
+            reason = repr(error)
         if 200 <= status < 500 or len(failed) == retries:
             break
-        failed.append(f"{status} {said}")
+        failed.append(f"{status} {reason}")
     answers.append(Answer(sent, time.monotonic() - sent, status, version, retry_after, tuple(failed), number, text))

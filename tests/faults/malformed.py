@@ -71,7 +71,7 @@ def unfinished_bodies(seed: int, count: int) -> list[Malformed]:
 def pictures_of_100_megapixels(count: int) -> list[Malformed]:
     """So many requests, well but for their images, which are small files."""
     draw = random.Random(count)
-    return [Malformed("decompression bomb", _asked(draw, _huge_picture("WEBP"))) for _ in range(count)]
+    return [Malformed("decompression bomb", _request_with_image(draw, _huge_picture("WEBP"))) for _ in range(count)]
 
 
 def status_of(request: Malformed, port: int) -> int:
@@ -83,11 +83,11 @@ def statuses_of(requests: Sequence[Malformed], port: int) -> list[int]:
     """Send requests, each over a connection of its own, before any answer is read; see ``status_of``."""
     with ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port), TIMEOUT_S)) for _ in requests]
-        sent = [_sent(request, connection) for request, connection in zip(requests, connections, strict=True)]
+        sent = [_send(request, connection) for request, connection in zip(requests, connections, strict=True)]
         return [_status_on(c) if waits else 0 for waits, c in zip(sent, connections, strict=True)]
 
 
-def _sent(request: Malformed, connection: socket.socket) -> bool:
+def _send(request: Malformed, connection: socket.socket) -> bool:
     """Send it; whether an answer is to be read."""
     try:
         connection.sendall(request.data)
@@ -120,11 +120,11 @@ def _post(
     return "\r\n".join([*head, "", ""]).encode("latin-1") + body
 
 
-def _well(question: str = QUESTION) -> bytes:
+def _valid_body(question: str = QUESTION) -> bytes:
     return json.dumps({"image": base64.b64encode(picture(0)).decode(), "question": question}).encode()
 
 
-def _asked(draw: random.Random, image: bytes) -> bytes:
+def _request_with_image(draw: random.Random, image: bytes) -> bytes:
     """A request that is well but for its image, in one of the two ways to send it."""
     if draw.random() < 0.5:
         return _post(json.dumps({"image": base64.b64encode(image).decode(), "question": QUESTION}).encode())
@@ -199,14 +199,14 @@ def _bomb(draw: random.Random) -> bytes:
         gif + frame,
         bmp,
     ]
-    return _asked(draw, draw.choice(bombs))
+    return _request_with_image(draw, draw.choice(bombs))
 
 
 def _truncated(draw: random.Random) -> bytes:
     file = io.BytesIO()
     Image.open(io.BytesIO(picture(draw.randrange(100)))).save(file, draw.choice(["PNG", "JPEG", "WEBP", "BMP", "GIF"]))
     whole = file.getvalue()
-    return _asked(draw, whole[: draw.randrange(1, len(whole) // 2)])
+    return _request_with_image(draw, whole[: draw.randrange(1, len(whole) // 2)])
 
 
 def _no_image(draw: random.Random) -> bytes:
@@ -222,7 +222,7 @@ def _no_image(draw: random.Random) -> bytes:
             b"",
         ]
     )
-    return _asked(draw, magic + draw.randbytes(draw.randrange(0, 5000)))
+    return _request_with_image(draw, magic + draw.randbytes(draw.randrange(0, 5000)))
 
 
 def _bad_base64(draw: random.Random) -> bytes:
@@ -258,7 +258,7 @@ def _too_many(draw: random.Random) -> bytes:
 
 
 def _bad_json(draw: random.Random) -> bytes:
-    good = _well()
+    good = _valid_body()
     depth = draw.choice([100, 10_000, 400_000])
     bad = [
         good[: draw.randrange(len(good))],
@@ -331,7 +331,7 @@ def _punycode() -> bytes:
 def _long_text(draw: random.Random) -> bytes:
     text = draw.choice(["a", "what ", "?", "\u0301", "𝒳"]) * draw.choice([2_000, 100_000, 200_000])
     if draw.random() < 0.5:
-        return _post(_well(text))
+        return _post(_valid_body(text))
     return _form(_file("image", picture(0)), _field("question", text.encode()))
 
 
@@ -349,7 +349,7 @@ def _gzip_bomb() -> bytes:
 
 
 def _encoded(draw: random.Random) -> bytes:
-    zipped = gzip.compress(_well())
+    zipped = gzip.compress(_valid_body())
     bodies = [
         zipped[: draw.randrange(len(zipped))],
         zipped + draw.choice([zipped, b"\0", b"x"]),
@@ -366,7 +366,7 @@ def _foreign_page(draw: random.Random) -> bytes:
     sites = ["sec-fetch-site: cross-site", "sec-fetch-site: same-site", "sec-fetch-site: \xff"]
     header = draw.choice([f"origin: {draw.choice(origins)}", *sites])
     if draw.random() < 0.5:
-        return _post(_well(), header)
+        return _post(_valid_body(), header)
     parts = _file("image", picture(0)), _field("question", QUESTION.encode()), _field("answer", b"poison")
     return _form(*parts, headers=[header], path="/v1/feedback")
 
@@ -375,7 +375,7 @@ def _foreign_host(draw: random.Random) -> bytes:
     """A request that is well, and addressed to a foreign name, as by a page whose name was made to lead here."""
     names = ["rebound.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "192.0.2.1", "[2001:db8::1]",
              "localhost:1@evil.example", "", "127.0.0.1\r\nhost: evil.example", "a" * 5000]  # fmt: skip
-    return _post(_well(), host=f"host: {draw.choice(names)}", path=draw.choice(["/v1/vqa", "/v1/feedback"]))
+    return _post(_valid_body(), host=f"host: {draw.choice(names)}", path=draw.choice(["/v1/vqa", "/v1/feedback"]))
 
 
 def _headers(draw: random.Random) -> bytes:
@@ -408,8 +408,8 @@ def _length(draw: random.Random) -> bytes:
 
 
 def _too_long(draw: random.Random) -> bytes:
-    piece = bytes([draw.randrange(256)]) * (64 << 10)
-    return _CHUNKED + b"".join(b"10000\r\n" + piece + b"\r\n" for _ in range(40)) + b"0\r\n\r\n"
+    block = bytes([draw.randrange(256)]) * (64 << 10)
+    return _CHUNKED + b"".join(b"10000\r\n" + block + b"\r\n" for _ in range(40)) + b"0\r\n\r\n"
 
 
 def _bad_chunks(draw: random.Random) -> bytes:
@@ -427,7 +427,7 @@ def _elsewhere(draw: random.Random) -> bytes:
 
 
 def _no_http(draw: random.Random) -> bytes:
-    spoilt = [
+    requests = [
         draw.randbytes(500) + b"\r\n\r\n",
         b"POST\r\n\r\n",
         b"POST /v1/vqa HTTP/9.9\r\n\r\n",
@@ -436,7 +436,7 @@ def _no_http(draw: random.Random) -> bytes:
         b"POST /v1/vqa\xff HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n",
         b"GET /v1/model HTTP/1.1\r\nhost: rebound.example\r\nconnection: close\r\n\r\n",
     ]
-    return draw.choice(spoilt)
+    return draw.choice(requests)
 
 
 def _endless_head(draw: random.Random) -> bytes:
@@ -444,17 +444,17 @@ def _endless_head(draw: random.Random) -> bytes:
 
 
 def _unfinished_head(draw: random.Random) -> bytes:
-    return _post(_well())[: draw.randrange(1, 60)]
+    return _post(_valid_body())[: draw.randrange(1, 60)]
 
 
 def _unfinished_body(draw: random.Random) -> bytes:
     """Short enough for the ingress to wait for all of it, or so long that a replica waits for the rest."""
-    whole = draw.choice([_post(_well()), _form(_file("image", bytes(draw.choice([100, 100_000]))))])
+    whole = draw.choice([_post(_valid_body()), _form(_file("image", bytes(draw.choice([100, 100_000]))))])
     return whole[:-20]
 
 
 def _cut_off(draw: random.Random) -> bytes:
-    whole = _asked(draw, picture(0))
+    whole = _request_with_image(draw, picture(0))
     return whole[: draw.randrange(1, len(whole) - 10)]
 
 

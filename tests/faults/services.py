@@ -16,7 +16,8 @@ from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.score import Score
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
-from pipelines.serve.http.schema.vqa import VQAResponse
+from pipelines.serve.deployment.address import address_of
+from pipelines.serve.http.routes.vqa import VQAResponse
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote, serve
 from pipelines.workflows.config import JobConfig
@@ -58,7 +59,7 @@ class Service:
             "serve": {**small, **settings},
         }
         self.config = parse(JobConfig, tree)
-        self.address = deploy.address_of(self.config.serve)
+        self.address = address_of(self.config.serve)
         self._folder = folder
         (folder / "runs").mkdir()
 
@@ -68,8 +69,8 @@ class Service:
 
     @property
     def champion(self) -> str | None:
-        found = self.registry.find()
-        return found.version if found else None
+        model = self.registry.find()
+        return model.version if model else None
 
     def register(self, seed: int) -> str:
         """Register a model of random weights and return its version."""
@@ -96,10 +97,10 @@ class Service:
 
     def is_whole(self) -> bool:
         """Whether all replicas run, as Serve sees it and as processes."""
-        wanted = self.config.serve.replicas
+        expected = self.config.serve.replicas
         app = ray_serve.status().applications[deploy.APP_NAME]
         states = [deployment.replica_states for deployment in app.deployments.values()]
-        return app.status == "RUNNING" and states == [{"RUNNING": wanted}] and len(replicas()) == wanted
+        return app.status == "RUNNING" and states == [{"RUNNING": expected}] and len(replicas()) == expected
 
     def message(self) -> str:
         """What Serve says about the replicas."""
@@ -109,12 +110,12 @@ class Service:
 
 def replicas(app: str = deploy.APP_NAME) -> set[int]:
     """Process ids of an application's replicas on this process's own cluster."""
-    found = set()
+    pids = set()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if " ".join(process.cmdline()).startswith(f"ray::ServeReplica:{app}:"):
-                found.add(process.pid)
-    return found
+                pids.add(process.pid)
+    return pids
 
 
 def seconds_until(condition: Callable[[], bool], at_most_s: float) -> float:

@@ -16,7 +16,7 @@ import pytest
 from pipelines.records.comparisons import Comparison, read
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate.live import live_checks
-from pipelines.serve.challenger import remote
+from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.deployment import deploy
 from pipelines.workflows.config import JobConfig
 from tests.faults.load import Answer, open_loop, percentile_ms, question_about
@@ -46,8 +46,8 @@ def load(service: Service, stack: ExitStack) -> list[list[Answer]]:
 @pytest.mark.parametrize("mode", ["shadow", "canary"])
 def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, mode: str) -> None:
     records = tmp_path / "live"
-    own = {"mode": mode, "share": 0.5, "folder": str(records), "flush_s": 1.0, "num_cpus": 0.5, "timeout_s": 1.0}
-    service = Service(tmp_path, challenger=own, **PATIENT)
+    challenger = {"mode": mode, "share": 0.5, "folder": str(records), "flush_s": 1.0, "num_cpus": 0.5, "timeout_s": 1.0}
+    service = Service(tmp_path, challenger=challenger, **PATIENT)
     service.promote(service.register(seed=1))
     service.registry.challenge(service.register(seed=2), fit=True)
     service.deploy()
@@ -56,12 +56,12 @@ def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, 
         with ExitStack() as stack:
             answers = load(service, stack)
             time.sleep(QUIET_S)
-            [victim] = replicas(remote.APP_NAME)
+            [victim] = replicas(challenger_deployment.APP_NAME)
             killed = time.monotonic()
             os.kill(victim, signal.SIGKILL)
-            back_s = seconds_until(lambda: bool(replicas(remote.APP_NAME) - {victim}), BACK_S)
+            back_s = seconds_until(lambda: bool(replicas(challenger_deployment.APP_NAME) - {victim}), BACK_S)
             seconds_until(lambda: answered_after(records, killed_ns(killed)), BACK_S)
-            [other] = replicas(remote.APP_NAME)
+            [other] = replicas(challenger_deployment.APP_NAME)
             hung = time.monotonic()
             os.kill(other, signal.SIGSTOP)
             time.sleep(QUIET_S)
@@ -81,18 +81,18 @@ def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, 
     finally:
         deploy.stop()
 
-    compared = [one for one in read(str(records)) if isinstance(one, Comparison)]
-    assert {(one.champion.version, one.challenger.version) for one in compared} == {("1", "2")}
-    failures = [one.challenger.error for one in compared if one.challenger.error]
+    compared = [comparison for comparison in read(str(records)) if isinstance(comparison, Comparison)]
+    assert {(comparison.champion.version, comparison.challenger.version) for comparison in compared} == {("1", "2")}
+    failures = [comparison.challenger.error for comparison in compared if comparison.challenger.error]
     assert failures, "that it died and hung is on record"
-    assert any(one.fallback for one in compared) == (mode == "canary")
+    assert any(comparison.fallback for comparison in compared) == (mode == "canary")
     # The gate sees it, and a service that nothing disturbed would have passed.
     strict, lenient = (settings(service.config, records, share) for share in (0.0, 1.0))
-    found = {check.name: check for check in live_checks("vlmodel", "2", "1", strict)[0]}
-    print("\n".join(f"  {check.name}: {check.measured}, required {check.required}" for check in found.values()))
-    assert found["live traffic"].passed
-    assert found["live errors"].passed is False
-    assert found["live latency p50"].measured
+    checks = {check.name: check for check in live_checks("vlmodel", "2", "1", strict)[0]}
+    print("\n".join(f"  {check.name}: {check.measured}, required {check.required}" for check in checks.values()))
+    assert checks["live traffic"].passed
+    assert checks["live errors"].passed is False
+    assert checks["live latency p50"].measured
     by_name = {check.name: check.passed for check in live_checks("vlmodel", "2", "1", lenient)[0]}
     assert by_name["live errors"]
 
@@ -109,8 +109,8 @@ def killed_ns(killed: float) -> int:
 
 def answered_after(records: Path, since_ns: int) -> bool:
     """Whether the challenger that came back has answered."""
-    kept = (one for one in read(str(records)) if isinstance(one, Comparison))
-    return any(one.time_ns > since_ns + 10**9 and not one.challenger.error for one in kept)
+    comparisons = (comparison for comparison in read(str(records)) if isinstance(comparison, Comparison))
+    return any(comparison.time_ns > since_ns + 10**9 and not comparison.challenger.error for comparison in comparisons)
 
 
 def within(answers: Sequence[Answer], start: float, end: float) -> list[Answer]:

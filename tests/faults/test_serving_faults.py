@@ -13,7 +13,7 @@ import pytest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.deployment import deploy
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.schema.vqa import QuestionAnswers
+from pipelines.serve.http.routes.vqa import QuestionAnswers
 from tests.faults.load import open_loop, percentile_ms, question_about
 from tests.faults.services import Service, cluster, flip_a_bit, replicas, seconds_until
 from tests.pipelines.registry.conftest import QUESTION, picture

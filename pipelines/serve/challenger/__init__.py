@@ -1,1 +1,1 @@
-"""The challenger: a second model that answers the same requests, to be compared with the champion."""
+"""The challenger: a second model that gets a share of the requests, to be compared with the champion."""

@@ -1,4 +1,4 @@
-"""How alike the answers of two models to one request are. What that means is the task's own."""
+"""How similar the answers of two models to one request are, by the task's own measure."""
 
 from __future__ import annotations
 
@@ -8,84 +8,79 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.serve.challenger.request import ServiceRequest
-from pipelines.serve.service import Embeddings, Matches, Task
+from pipelines.serve.service import Embeddings, Matches, ServiceRequest, Task
 from vlmodel.inference import Prediction
 
-_LIKE = 0.1
-"""A lone text's cosine may differ by so much: there is no other text that one of the models could prefer."""
+_COSINE_TOLERANCE = 0.1
+"""Two cosines of a single text agree within this, as there is no other text to rank it against."""
 
 
-def agreement(task: Task, ours: Any, theirs: Any) -> float:
-    """From 0 to 1.
+def agreement(task: Task, champion: Any, challenger: Any) -> float:
+    """A number from 0 to 1 for two ``ServiceResult.result`` of one request.
 
-    Of questions, the share that get the same first answer; of a picture's captions, whether the first is the same; of
-    texts to be matched, whether the same one fits best, and of a lone text, whether both say that it fits (or, by
-    similarity, about how well). Of embeddings it is the smallest cosine between the vectors of both, at least 0: near
-    1 where vectors that the one has made can be compared with those of the other. Two models that were trained apart
-    have spaces of their own, and are near 0 however good they are.
-
-    Args:
-        ours, theirs: ``ServiceResult.result`` of the same request.
+    - vqa, caption: the share of questions (or the one caption) with the same first answer.
+    - match: 1 if both models rank the same text first; for a single text, if both say that it fits, or if their
+      cosines are close.
+    - embed: the smallest cosine between the two models' vectors, at least 0. Models that were trained independently
+      have unrelated spaces and are near 0 however good they are.
     """
     if task == "match":
-        return float(_same_choice(ours, theirs))
+        return float(_same_choice(champion, challenger))
     if task == "embed":
-        return _least_cosine(ours, theirs)
-    pairs = list(zip(_firsts(task, ours), _firsts(task, theirs), strict=True))
-    return sum(mine == other for (mine, _), (other, _) in pairs) / len(pairs)
+        return _smallest_cosine(champion, challenger)
+    pairs = list(zip(_first_answers(champion), _first_answers(challenger), strict=True))
+    return sum(a == b for (a, _), (b, _) in pairs) / len(pairs)
 
 
-def difference(task: Task, ours: Any, theirs: Any) -> float | None:
-    """The largest difference of probabilities (of cosines, where there are none) between the same texts; None for
-    other tasks.
-    """
+def difference(task: Task, champion: Any, challenger: Any) -> float | None:
+    """The largest difference of the texts' probabilities (cosines for a single text); None for tasks but match."""
     if task != "match":
         return None
-    return max(abs(mine - other) for mine, other in zip(_scores(ours), _scores(theirs), strict=True))
+    return max(abs(a - b) for a, b in zip(_scores(champion), _scores(challenger), strict=True))
 
 
 def confidence(task: Task, result: Any) -> float | None:
-    """The mean probability of the first answers; the highest of a text that fits; None for embeddings."""
+    """The mean probability of the first answers; the highest score of a match; None for embeddings."""
     if task == "embed":
         return None
     if task == "match":
         return max(_scores(result))
-    return float(np.mean([probability for _, probability in _firsts(task, result)]))
+    return float(np.mean([probability for _, probability in _first_answers(result)]))
 
 
-def answer_pairs(asked: ServiceRequest, result: Any) -> list[tuple[str, str]]:
-    """What people can correct: each question, "" for a caption, with the first answer."""
-    if asked.task not in ("vqa", "caption"):
+def answer_pairs(request: ServiceRequest, result: Any) -> list[tuple[str, str]]:
+    """What people can correct: (question, first answer), with "" as the question of a caption."""
+    if request.task not in ("vqa", "caption"):
         return []
-    return [(text, answer) for text, (answer, _) in zip(asked.texts or ("",), _firsts(asked.task, result), strict=True)]
+    texts = request.texts or ("",)
+    return [(text, answer) for text, (answer, _) in zip(texts, _first_answers(result), strict=True)]
 
 
-def _firsts(task: Task, result: Any) -> list[tuple[str, float]]:
-    predictions: Sequence[Prediction] = [result] if task == "caption" else result
+def _first_answers(predictions: Sequence[Prediction]) -> list[tuple[str, float]]:
     return [prediction.answers[0] for prediction in predictions]
 
 
-def _same_choice(ours: Matches, theirs: Matches) -> bool:
-    mine, others = _scores(ours), _scores(theirs)
-    if len(mine) > 1:
-        return int(np.argmax(mine)) == int(np.argmax(others))
-    if ours.probabilities[0] is None or theirs.probabilities[0] is None:
-        return abs(mine[0] - others[0]) <= _LIKE
-    return (mine[0] >= 0.5) == (others[0] >= 0.5)
+def _same_choice(champion: Matches, challenger: Matches) -> bool:
+    scores, others = _scores(champion), _scores(challenger)
+    if len(scores) > 1:
+        return int(np.argmax(scores)) == int(np.argmax(others))
+    if champion.probabilities[0] is None or challenger.probabilities[0] is None:
+        return abs(scores[0] - others[0]) <= _COSINE_TOLERANCE
+    return (scores[0] >= 0.5) == (others[0] >= 0.5)
 
 
-def _scores(found: Matches) -> list[float]:
-    probabilities = [share for share in found.probabilities if share is not None]
-    return probabilities or list(found.similarities or ())
+def _scores(matches: Matches) -> list[float]:
+    probabilities = [probability for probability in matches.probabilities if probability is not None]
+    return probabilities or list(matches.similarities or ())
 
 
-def _least_cosine(ours: Embeddings, theirs: Embeddings) -> float:
-    mine_ND, others_ND = _vectors(ours), _vectors(theirs)
-    if mine_ND.shape != others_ND.shape:
+def _smallest_cosine(champion: Embeddings, challenger: Embeddings) -> float:
+    vectors_ND, others_ND = _vectors(champion), _vectors(challenger)
+    if vectors_ND.shape != others_ND.shape:
         return 0.0
-    return float(np.clip((mine_ND * others_ND).sum(1).min(), 0.0, 1.0))
+    return float(np.clip((vectors_ND * others_ND).sum(1).min(), 0.0, 1.0))
 
 
-def _vectors(found: Embeddings) -> NDArray[np.float32]:
-    return found.text_ND if found.image_D is None else np.concatenate([found.image_D[None], found.text_ND])
+def _vectors(embeddings: Embeddings) -> NDArray[np.float32]:
+    image_D, text_ND = embeddings.image_D, embeddings.text_ND
+    return text_ND if image_D is None else np.concatenate([image_D[None], text_ND])

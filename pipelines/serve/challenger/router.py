@@ -1,376 +1,154 @@
-"""The challenger beside the champion: a service that asks both, and lets neither callers nor champion wait for it.
+"""A service that answers with the champion and calls the challenger for a share of the requests.
 
-Shadow: the champion answers; a copy of the request goes to the challenger afterwards. Canary: both are asked at once
-and the challenger's answer is sent, the champion's where it fails or is late. The champion is asked too, though nobody
-may see its answer: it has to have the capacity for all requests anyway, as it is what answers when the challenger
-fails; so the failure of a challenger costs no second wait, and every request is a comparison.
+Shadow: the champion answers; afterwards the challenger gets a copy of the request. Canary: both are called at once and
+the challenger's result is sent, or the champion's if the challenger fails or is late. The champion is called either
+way: it needs the capacity for all requests anyway, a failed challenger then costs no second wait, and every request is
+a comparison.
 
-This knows neither Ray nor HTTP. The challenger is another process (remote.py), which may hang, crash or be missing.
+This knows neither Ray nor HTTP. The challenger is another process (deployment.py), which may hang, crash or be missing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
-from pipelines.records.comparisons import Comparison, ComparisonWriter, text_hash
-from pipelines.records.comparisons import ModelResult as Side
-from pipelines.records.comparisons import TextPair as Text
-from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
-from pipelines.serve.challenger.request import ServiceRequest, dispatch
+from pipelines.records.comparisons import ComparisonWriter
+from pipelines.serve.challenger.background import BackgroundTasks
+from pipelines.serve.challenger.calls import ChallengerCaller, ChallengerClient, ChallengerMetrics, Outcome, outcome_of
+from pipelines.serve.challenger.recorder import ComparisonRecorder
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.service import Embeddings, Matches, ModelInfo, Service, ServiceResult, Task
-from vlmodel.inference import Prediction
+from pipelines.serve.service import CaptionStream, ModelInfo, Service, ServiceRequest, ServiceResult
 
-log = logging.getLogger(__name__)
-
-# After so many failures in a row the challenger is left alone for a while; then one more makes the next pause.
-_FAILURES, _PAUSE_S = 3, 5.0
-# Enough of an image to tell it from others; the whole of a large one would hold up the event loop.
-_HEAD = 1 << 16
-
-
-class ChallengerClient(Protocol):
-    """The challenger, wherever it runs.
-
-    Attributes:
-        version: in the registry, as it was deployed.
-    """
-
-    version: str
-
-    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
-        """Its answer.
-
-        Raises:
-            ApiError: it refuses the request.
-            Exception: it cannot be reached, or failed.
-        """
-
-
-class ChallengerMetrics(Protocol):
-    """Where it is counted what became of requests to the challenger."""
-
-    def challenged(self, task: Task, outcome: str, version: str) -> None:
-        """One request that it was asked; ``outcome`` is "ok" or why there is no answer."""
-
-    def compared(self, task: Task, agreement: float, version: str) -> None:
-        """Two answers to one request."""
-
-    def fell_back(self, task: Task, reason: str) -> None:
-        """The champion answered in its place."""
-
-    def dropped(self, reason: str) -> None:
-        """A request that was not compared ("busy", "paused"), or a comparison that was not kept ("record")."""
-
-
-class NoChallengerMetrics:
-    """Counts nothing."""
-
-    def challenged(self, task: Task, outcome: str, version: str) -> None:
-        pass
-
-    def compared(self, task: Task, agreement: float, version: str) -> None:
-        pass
-
-    def fell_back(self, task: Task, reason: str) -> None:
-        pass
-
-    def dropped(self, reason: str) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What came of asking one model: an answer, or what was raised and a name for it."""
-
-    answered: ServiceResult[Any] | None = None
-    error: str = ""
-    raised: Exception | None = None
-
-    @property
-    def result(self) -> Any:
-        return self.answered.result if self.answered else None
-
-    @property
-    def is_callers_fault(self) -> bool:
-        return isinstance(self.raised, ApiError) and self.raised.status < 500
-
-    def get(self) -> ServiceResult[Any]:
-        if self.answered is None:
-            raise self.raised or internal()
-        return self.answered
+# The beginning of an image tells it from others; hashing all of a large one would block the event loop.
+_HASHED_BYTES = 1 << 16
 
 
 class ChallengerRouter:
-    """A ``Service`` that answers with the champion, and asks the challenger beside it.
-
-    Embeddings are the champion's even as a canary: vectors of two models in one caller's index compare with nothing.
+    """A ``Service``. Embeddings are always the champion's: vectors of two models cannot be mixed in one index.
 
     Args:
-        champion: answers.
-        rival: the challenger.
-        config: ``config.challenger`` says whom it asks what, and how long it waits.
-        writer: keeps what was compared; None keeps nothing.
-        clock: seconds, for the pauses.
+        config: ``config.challenger`` has the mode, the share and the limits.
+        writer: keeps the comparisons; None keeps none.
+        clock: seconds, for the pauses after failures.
     """
 
     def __init__(
         self,
         champion: Service,
-        rival: ChallengerClient,
+        challenger: ChallengerClient,
         config: ServeConfig,
         writer: ComparisonWriter | None = None,
         metrics: ChallengerMetrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._champion, self._rival, self._config = champion, rival, config.challenger
-        self._limit_s = config.request_timeout_s
-        self._writer, self._metrics, self._clock = writer, metrics or NoChallengerMetrics(), clock
-        self._waiting = 0
-        self._failures, self._paused_until = 0, 0.0
-        self._background = set[asyncio.Task[None]]()
-        self._flushing: asyncio.Task[None] | None = None
+        self._champion, self._challenger, self._config = champion, challenger, config.challenger
+        self._request_timeout_s = config.request_timeout_s
+        self._metrics = metrics or ChallengerMetrics()
+        self._is_canary = config.challenger.mode == "canary"
+        self._caller = ChallengerCaller(challenger, config.challenger, self._metrics, clock)
+        self._background = BackgroundTasks()
+        self._recorder = ComparisonRecorder(config.challenger, writer, self._metrics, self._background)
 
     @property
     def model(self) -> ModelInfo | None:
         """The champion."""
         return self._champion.model
 
-    async def answer(
-        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> ServiceResult[Sequence[Prediction]]:
+    async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
-        return await self._ask_both(ServiceRequest("vqa", image, tuple(questions), top_k, attention))
+        if not self.is_chosen(request):
+            return await self._champion.run(request)
+        if self._is_canary and request.task != "embed":
+            return await self._run_canary(request)
+        champion = await outcome_of(self._champion.run(request))
+        self._run_shadow(request, champion)
+        return champion.unwrap()
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
+    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+        """See ``Service``. It is the champion's: pieces that were sent cannot be taken back."""
+        pieces = await self._champion.stream_caption(request)
+        return self._stream_and_shadow(request, pieces) if self.is_chosen(request) else pieces
+
+    async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
-        return await self._ask_both(ServiceRequest("caption", image, (), top_k, attention))
+        return await self._champion.check_image(image)
 
-    async def stream_caption(
-        self, image: bytes, attention: bool
-    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
-        """See ``Service``. It is the champion's: what has been sent of a caption cannot be taken back."""
-        pieces = await self._champion.stream_caption(image, attention)
-        asked = ServiceRequest("caption", image, (), 1, attention)
-        return self._streamed(asked, pieces) if self.is_chosen(asked) else pieces
-
-    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
-        """See ``Service``."""
-        return await self._ask_both(ServiceRequest("match", image, tuple(texts)))
-
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
-        """See ``Service``."""
-        return await self._ask_both(ServiceRequest("embed", image, tuple(texts)))
-
-    async def check(self, image: bytes) -> ServiceResult[None]:
-        """See ``Service``."""
-        return await self._champion.check(image)
-
-    def is_chosen(self, asked: ServiceRequest) -> bool:
-        """Whether the challenger is asked too: the same for all requests about an image (about the same texts, where
-        there is none), and for each challenger another share of the images.
+    def is_chosen(self, request: ServiceRequest) -> bool:
+        """Whether the challenger is called too: the same for all requests about an image (about the same texts without
+        an image), and for each challenger version another share of the images.
         """
-        key = hashlib.sha256(self._rival.version.encode() + b"\0")
-        if asked.image is None:
-            key.update("\0".join(asked.texts).encode())
+        key = hashlib.sha256(self._challenger.version.encode() + b"\0")
+        if request.image is None:
+            key.update("\0".join(request.texts).encode())
         else:
-            key.update(len(asked.image).to_bytes(8) + asked.image[:_HEAD])
+            key.update(len(request.image).to_bytes(8) + request.image[:_HASHED_BYTES])
         return (int.from_bytes(key.digest()[:8]) >> 11) / 2**53 < self._config.share
 
     async def close(self) -> None:
-        """Write what was compared, when what still is has ended, or had the time that the challenger has."""
-        if self._background:
-            _, late = await asyncio.wait(list(self._background), timeout=self._config.timeout_s)
-            for task in late:
-                task.cancel()
-        if self._flushing is not None:
-            self._flushing.cancel()
-        await self._flush()
+        """See ``ComparisonRecorder``."""
+        await self._recorder.close()
 
-    async def _ask_both(self, asked: ServiceRequest) -> ServiceResult[Any]:
-        if not self.is_chosen(asked):
-            return await dispatch(self._champion, asked)
-        if self._config.mode == "canary" and asked.task != "embed":
-            return await self._canary(asked)
-        ours = await _outcome(dispatch(self._champion, asked))
-        self._copy(asked, ours)
-        return ours.get()
-
-    async def _canary(self, asked: ServiceRequest) -> ServiceResult[Any]:
-        if reason := self._no_room():
+    async def _run_canary(self, request: ServiceRequest) -> ServiceResult:
+        if reason := self._caller.skip_reason():
             self._metrics.dropped(reason)
-            self._metrics.fell_back(asked.task, reason)
-            return await dispatch(self._champion, asked)
-        asking = asyncio.create_task(_outcome(dispatch(self._champion, asked)))
-        rival = asyncio.create_task(self._ask_rival(asked))
-        self._hold_until(asyncio.gather(asking, rival, return_exceptions=True))
+            self._metrics.fell_back(request.task, reason)
+            return await self._champion.run(request)
+        champion_task = asyncio.create_task(outcome_of(self._champion.run(request)))
+        challenger_task = asyncio.create_task(self._caller.call(request))
+        self._caller.count_until(asyncio.gather(champion_task, challenger_task, return_exceptions=True))
         try:
-            theirs = await rival
+            challenger = await challenger_task
         except asyncio.CancelledError:
-            asking.cancel()
+            champion_task.cancel()
             raise
-        if theirs.answered is not None:
-            self._spawn(self._compare_when_ready(asked, asking, theirs))
-            return replace(theirs.answered, side="challenger")
-        ours = await asking
-        # What both refuse was no failure of the challenger.
-        if not ours.is_callers_fault:
-            self._metrics.fell_back(asked.task, theirs.error)
-            self._spawn(self._compare(asked, ours, theirs, fallback=True))
-        return ours.get()
+        if challenger.answer is not None:
+            self._background.spawn(self._compare_when_ready(request, champion_task, challenger))
+            return replace(challenger.answer, alias="challenger")
+        champion = await champion_task
+        # A request that both refuse is no failure of the challenger.
+        if not champion.is_client_error:
+            self._metrics.fell_back(request.task, challenger.error)
+            self._background.spawn(self._compare(request, champion, challenger, fallback=True))
+        return champion.unwrap()
 
-    async def _streamed(
-        self, asked: ServiceRequest, pieces: AsyncGenerator[str | ServiceResult[Prediction], None]
-    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
+    async def _stream_and_shadow(self, request: ServiceRequest, pieces: CaptionStream) -> CaptionStream:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ServiceResult):
-                    self._copy(asked, _Outcome(piece))
+                    self._run_shadow(request, Outcome(piece))
                 yield piece
 
-    def _copy(self, asked: ServiceRequest, ours: _Outcome) -> None:
-        """Ask the challenger what the champion was asked, beside whatever comes next."""
-        if ours.is_callers_fault:
+    def _run_shadow(self, request: ServiceRequest, champion: Outcome) -> None:
+        """Call the challenger in the background, and compare."""
+        if champion.is_client_error:
             return
-        if reason := self._no_room():
+        if reason := self._caller.skip_reason():
             self._metrics.dropped(reason)
             return
-        self._hold_until(self._spawn(self._compare_copy(asked, ours)))
 
-    def _no_room(self) -> str:
-        """Why the challenger is not to be asked now; "" where it is."""
-        if self._waiting >= self._config.max_waiting:
-            return "busy"
-        return "paused" if self._clock() < self._paused_until else ""
+        async def shadow() -> None:
+            await self._compare(request, champion, await self._caller.call(request))
 
-    def _hold_until(self, ended: asyncio.Future[Any]) -> None:
-        """Count one more request that waits."""
-
-        def free(_: object) -> None:
-            self._waiting -= 1
-
-        self._waiting += 1
-        ended.add_done_callback(free)
-
-    async def _ask_rival(self, asked: ServiceRequest) -> _Outcome:
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                outcome = await _outcome(self._rival.ask(asked))
-        except TimeoutError:
-            outcome = _Outcome(error="late")
-        self._metrics.challenged(asked.task, outcome.error or "ok", self._version_of(outcome))
-        if outcome.answered is not None or outcome.is_callers_fault:
-            self._failures = 0
-        else:
-            self._failed(outcome)
-        return outcome
-
-    def _failed(self, outcome: _Outcome) -> None:
-        self._failures += 1
-        if self._failures >= _FAILURES:
-            self._paused_until = self._clock() + _PAUSE_S
-            self._failures = _FAILURES - 1
-            log.warning("the challenger fails (%s: %r); not asked for %g s", outcome.error, outcome.raised, _PAUSE_S)
-
-    async def _compare_copy(self, asked: ServiceRequest, ours: _Outcome) -> None:
-        await self._compare(asked, ours, await self._ask_rival(asked))
+        self._caller.count_until(self._background.spawn(shadow()))
 
     async def _compare_when_ready(
-        self, asked: ServiceRequest, asking: asyncio.Task[_Outcome], theirs: _Outcome
+        self, request: ServiceRequest, champion_task: asyncio.Task[Outcome], challenger: Outcome
     ) -> None:
         try:
-            async with asyncio.timeout(self._limit_s):
-                ours = await asking
+            async with asyncio.timeout(self._request_timeout_s):
+                champion = await champion_task
         except TimeoutError:
-            ours = _Outcome(error="late")
-        if not ours.is_callers_fault:
-            await self._compare(asked, ours, theirs)
+            champion = Outcome(error="late")
+        if not champion.is_client_error:
+            await self._compare(request, champion, challenger)
 
-    async def _compare(self, asked: ServiceRequest, ours: _Outcome, theirs: _Outcome, fallback: bool = False) -> None:
-        pair, task = (ours.result, theirs.result), asked.task
-        both = ours.answered is not None and theirs.answered is not None
-        alike = agreement(task, *pair) if both else None
-        if alike is not None:
-            self._metrics.compared(task, alike, self._version_of(theirs))
-        if self._writer is None:
-            return
-        comparison = Comparison(
-            time_ns=time.time_ns(),
-            task=task,
-            mode="canary" if self._config.mode == "canary" else "shadow",
-            model=self.model.name if self.model else "",
-            image=await asyncio.to_thread(lambda: asked.image_sha256),
-            champion=_side(task, ours, self.model.version if self.model else ""),
-            challenger=_side(task, theirs, self._version_of(theirs)),
-            fallback=fallback,
-            agreement=alike,
-            difference=difference(task, *pair) if both else None,
-            texts=_texts(asked, *pair) if both else (),
-        )
-        if not self._writer.add(comparison):
-            self._metrics.dropped("record")
-        if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush_later())
-
-    def _version_of(self, theirs: _Outcome) -> str:
-        return theirs.answered.model.version if theirs.answered else self._rival.version
-
-    async def _flush_later(self) -> None:
-        await asyncio.sleep(self._config.flush_s)
-        self._flushing = None
-        self._spawn(self._flush())
-
-    async def _flush(self) -> None:
-        if self._writer is None:
-            return
-        try:
-            await asyncio.to_thread(self._writer.flush)
-        except Exception as error:  # whatever ails the disk or store, callers have their answers
-            self._metrics.dropped("record")
-            log.warning("comparisons with the challenger are not kept: %s", error)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._done)
-        return task
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a comparison with the challenger failed", exc_info=error)
-
-
-async def _outcome(asking: Awaitable[ServiceResult[Any]]) -> _Outcome:
-    try:
-        return _Outcome(await asking)
-    except ApiError as error:
-        return _Outcome(error=error.code, raised=error)
-    except Exception as error:
-        return _Outcome(error=type(error).__name__, raised=error)
-
-
-def _side(task: Task, outcome: _Outcome, version: str) -> Side:
-    if outcome.answered is None:
-        return Side(version=version, error=outcome.error)
-    return Side(
-        version=outcome.answered.model.version,
-        seconds=sum(outcome.answered.stages_s.values()),
-        confidence=confidence(task, outcome.result),
-    )
-
-
-def _texts(asked: ServiceRequest, ours: Any, theirs: Any) -> tuple[Text, ...]:
-    pairs = zip(answer_pairs(asked, ours), answer_pairs(asked, theirs), strict=True)
-    return tuple(
-        Text(asked=text_hash(text), champion=text_hash(mine), challenger=text_hash(other))
-        for (text, mine), (_, other) in pairs
-    )
+    async def _compare(
+        self, request: ServiceRequest, champion: Outcome, challenger: Outcome, fallback: bool = False
+    ) -> None:
+        version = self._caller.version_of(challenger)
+        await self._recorder.record(request, self.model, champion, challenger, version, fallback)

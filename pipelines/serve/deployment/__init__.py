@@ -1,1 +1,1 @@
-"""The service on a Ray cluster: deploying, replicas, the ingress."""
+"""Starting, updating and stopping the service on a Ray cluster."""

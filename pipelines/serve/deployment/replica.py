@@ -1,8 +1,8 @@
 """One replica of the service on Ray Serve: HTTP, decoding, batching and the model in one process.
 
-One deployment, not an ingress before a model deployment: the hop between two would pickle every picture once more,
-and on a small machine the second process only takes cores from the model (measured with 32 callers: 59 requests/s
-in one, 40 in two; alone 51 ms and 62 ms).
+One deployment, not an ingress before a model deployment: the hop between two would pickle every image once more, and
+on a small machine the second process only takes cores from the model (measured with 32 callers: 59 requests/s in one,
+40 in two; alone 51 ms and 62 ms).
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from starlette.types import ASGIApp
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.deployment.ingress import keep_to_this_machine
+from pipelines.serve.deployment.ray_private import bind_grpc_to_loopback
 from pipelines.serve.inference.priority import run_at_low_priority
 from vlmodel.config import dump, parse
 
 if TYPE_CHECKING:
-    from pipelines.serve.deployment.components import ReplicaComponents
+    from starlette.types import ASGIApp
+
+    from pipelines.serve.challenger.router import ChallengerRouter
 
 
 @dataclass(frozen=True)
-class Deployed:
-    """What a replica was made of: all that it takes to deploy the same again.
+class ServiceSpec:
+    """All that it takes to deploy a service again.
 
     Attributes:
         config: the dumped ``ServeConfig``.
         key_hashes: SHA-256 hashes of the API keys.
         model: its folder, name and version in the registry, the digest of its files, and its golden answers.
-        challenger: the same of the model beside it; {} for none.
+        challenger: the same of the challenger; {} for none.
     """
 
     config: Mapping[str, Any]
@@ -42,44 +43,49 @@ class Deployed:
 
 @serve.ingress()
 class Replica:
-    """Wires the HTTP application to a model. ``reconfigure`` loads the model; another one swaps in when it is warm.
-
-    Args:
-        config: the dumped ``ServeConfig``.
-        key_hashes: SHA-256 hashes of the API keys.
-        challenger: the model that is deployed beside this one; {} for none.
-    """
+    """An HTTP application over a model, which ``reconfigure`` loads and swaps. For arguments see ``ServiceSpec``."""
 
     def __init__(self, config: Mapping[str, Any], key_hashes: Sequence[str], challenger: Mapping[str, str]) -> None:
-        self._config = parse(ServeConfig, config)
-        self._key_hashes = tuple(key_hashes)
+        self._config, self._key_hashes = parse(ServeConfig, config), tuple(key_hashes)
         self._model: Mapping[str, str] = {}
         self._challenger = challenger
-        keep_to_this_machine()
-        self._parts = run_at_low_priority(self._assembled)
+        self._router: ChallengerRouter | None = None
+        bind_grpc_to_loopback()
+        self._app = run_at_low_priority(self._build)
 
-    def _assembled(self) -> ReplicaComponents:
-        from pipelines.serve.deployment.components import ReplicaComponents
+    def _build(self) -> ASGIApp:
+        # Importing these takes seconds of a core, as they import the model's libraries.
+        from pipelines.records.comparisons import ComparisonWriter
+        from pipelines.serve.challenger.deployment import RayChallengerClient
+        from pipelines.serve.challenger.router import ChallengerRouter
+        from pipelines.serve.http.app import create_app
+        from pipelines.serve.inference.service import InferenceService
+        from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
 
-        return ReplicaComponents(self._config, self._key_hashes, self._challenger)
+        metrics, settings = RayMetrics(), self._config.challenger
+        self._service = InferenceService(self._config, metrics)
+        if self._challenger:
+            writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None
+            client = RayChallengerClient(self._challenger)
+            self._router = ChallengerRouter(self._service, client, self._config, writer, RayChallengerMetrics())
+        return create_app(self._router or self._service, self._config, self._key_hashes, metrics)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self._parts.app
+        return self._app
 
     async def reconfigure(self, model: Mapping[str, str]) -> None:
-        answerer = self._parts.answerer
-        await answerer.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
+        await self._service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
         self._model = model
 
-    def deployed(self) -> Deployed:
-        """What this replica answers with, for who updates the service and may have to go back."""
-        return Deployed(dump(self._config), self._key_hashes, self._model, self._challenger)
+    def spec(self) -> ServiceSpec:
+        """What this replica was deployed with, for an update that may have to be undone."""
+        return ServiceSpec(dump(self._config), self._key_hashes, self._model, self._challenger)
 
     def check_health(self) -> None:
-        self._parts.answerer.check_health()
+        self._service.check_health()
 
     async def __del__(self) -> None:
-        # Serve awaits this when it stops a replica.
-        parts: ReplicaComponents | None = getattr(self, "_parts", None)
-        if parts is not None and parts.challenged is not None:
-            await parts.challenged.close()
+        # Serve awaits this when it stops a replica, also one whose constructor failed.
+        router: ChallengerRouter | None = getattr(self, "_router", None)
+        if router is not None:
+            await router.close()

@@ -1,1 +1,1 @@
-"""The model's side of the service: decoding, batching, forward passes."""
+"""Requests on a loaded model: decoding images, batching, forward passes."""

@@ -1,4 +1,4 @@
-"""The service's tasks in terms of the model: which of its heads does each, and how it answers a batch of requests."""
+"""What one forward pass does for each of the service's tasks: an adapter calls the model's head for a batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,30 +18,28 @@ from vlmodel.task_spec import MATCH, TaskSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Result = TypeVar("Result")
-
 
 @dataclass(frozen=True)
 class DecodedExample(Example):
-    """An example whose image was decoded ahead; its encoded bytes are gone. Without pixels it has no image."""
+    """An example whose image was decoded before and whose encoded bytes are empty; without pixels it has no image."""
 
     pixels_HWC: NDArray[np.uint8] | None = None
 
 
 class PredecodedProcessor(VLProcessor):
-    """The processor, spared the decoding of what was decoded ahead, and for several threads."""
+    """A processor that takes decoded images, and that several threads may use."""
 
-    # A tokenizer keeps how it pads and truncates as a state of its own, which each call sets.
-    _collating = threading.Lock()
+    # A tokenizer stores padding and truncation as state, which each call sets.
+    _lock = threading.Lock()
 
     def collate_tasks(
         self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
-        with self._collating:
+        with self._lock:
             return super().collate_tasks(images, examples)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
-        with self._collating:
+        with self._lock:
             return super().truncated(texts)
 
     def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
@@ -50,101 +48,96 @@ class PredecodedProcessor(VLProcessor):
 
 
 @dataclass(frozen=True)
-class Item:
-    """What one request asks of a head."""
+class BatchItem:
+    """One request of a batch."""
 
     example: DecodedExample
     top_k: int = 1
     attention: bool = False
 
 
-class TaskAdapter(ABC, Generic[Result]):
-    """One of the model's heads, at one of the service's tasks.
-
-    Args:
-        name: of the head among the model's tasks.
-    """
+class TaskAdapter(ABC):
+    """Runs one head of the model for one task; ``name`` is the head's."""
 
     def __init__(self, predictor: Predictor, name: str) -> None:
         self.predictor, self.name = predictor, name
 
     @abstractmethod
-    def run(self, items: Sequence[Item]) -> list[Result]:
-        """The answers to all items, in their order; none depends on what else is in the batch."""
+    def run(self, items: Sequence[BatchItem]) -> Sequence[Any]:
+        """A result for each item, in order, which does not depend on the other items."""
 
-    def warm_ups(self) -> Iterator[Item]:
-        """One item of each kind that is computed in a way of its own."""
-        yield Item(self._blank())
+    def warm_up_items(self) -> Iterator[BatchItem]:
+        """One item for each way of computing."""
+        yield BatchItem(self._blank())
 
     def _blank(self, text: str = "what is this?") -> DecodedExample:
         size = self.predictor.processor.config.image_size
         return DecodedExample(b"", (text,), pixels_HWC=np.zeros((size, size, 3), np.uint8))
 
 
-class Answering(TaskAdapter[list[Prediction]]):
-    """Ranked answers, or texts that are written."""
+class AnswerAdapter(TaskAdapter):
+    """Answers that are ranked by a classifier, or texts that are generated."""
 
     @property
-    def writes(self) -> bool:
-        """Whether the answers are written, and not chosen."""
+    def is_generative(self) -> bool:
         return self.predictor.processor.tasks[self.name].target == "tokens"
 
-    def run(self, items: Sequence[Item]) -> list[list[Prediction]]:
-        answers: list[list[Prediction]] = [[] for _ in items]
-        for top_k, places in self._passes(items).items():
-            attention = any(items[place].attention for place in places)
-            found = self.predictor.predict([items[place].example for place in places], top_k, attention, self.name)
-            for place, of_one in zip(places, found, strict=True):
-                item = items[place]
-                answers[place] = [
-                    Prediction(p.answers[: item.top_k], p.attention_HW if item.attention else None) for p in of_one
+    def run(self, items: Sequence[BatchItem]) -> list[list[Prediction]]:
+        results: list[list[Prediction]] = [[] for _ in items]
+        for top_k, indices in self._group_by_top_k(items).items():
+            attention = any(items[i].attention for i in indices)
+            predictions = self.predictor.predict([items[i].example for i in indices], top_k, attention, self.name)
+            for i, of_item in zip(indices, predictions, strict=True):
+                item = items[i]
+                results[i] = [
+                    Prediction(p.answers[: item.top_k], p.attention_HW if item.attention else None) for p in of_item
                 ]
-        return answers
+        return results
 
-    def write(self, item: Item, streamer: Any) -> Prediction:
-        """The text of one row, which ``streamer`` is given token by token meanwhile."""
-        [[prediction]] = self.predictor.predict([item.example], 1, item.attention, self.name, streamer=streamer)
-        return prediction
+    def generate(self, item: BatchItem, streamer: Any) -> list[Prediction]:
+        """The text for one item; ``streamer`` gets it token by token meanwhile."""
+        [predictions] = self.predictor.predict([item.example], 1, item.attention, self.name, streamer=streamer)
+        return predictions
 
-    def warm_ups(self) -> Iterator[Item]:
-        for top_k in (1, 2) if self.writes else (5,):
-            yield Item(self._blank(), top_k, attention=True)
+    def warm_up_items(self) -> Iterator[BatchItem]:
+        for top_k in (1, 2) if self.is_generative else (5,):
+            yield BatchItem(self._blank(), top_k, attention=True)
 
-    def _passes(self, items: Sequence[Item]) -> dict[int, list[int]]:
-        """How many answers each pass finds, and for which items. A search with more beams may find other texts, so
-        what is written is not shared among requests that want different numbers.
+    def _group_by_top_k(self, items: Sequence[BatchItem]) -> dict[int, list[int]]:
+        """Indices of the items of each pass, by its number of answers. A search with more beams may find other texts,
+        so generative requests share a pass only if they want the same number.
         """
-        if not self.writes:
+        if not self.is_generative:
             return {max(item.top_k for item in items): list(range(len(items)))}
-        passes: dict[int, list[int]] = {}
-        for place, item in enumerate(items):
-            passes.setdefault(item.top_k, []).append(place)
-        return passes
+        groups: dict[int, list[int]] = {}
+        for i, item in enumerate(items):
+            groups.setdefault(item.top_k, []).append(i)
+        return groups
 
 
-class Matching(TaskAdapter[Matches]):
-    """A matching decoder, which judges each text by itself."""
+class MatchingAdapter(TaskAdapter):
+    """A matching decoder: the probability that each text belongs to the image."""
 
-    def run(self, items: Sequence[Item]) -> list[Matches]:
-        found = self.predictor.predict([item.example for item in items], top_k=2, task=self.name)
-        return [Matches("matching", [dict(p.answers)[MATCH] for p in of_one]) for of_one in found]
+    def run(self, items: Sequence[BatchItem]) -> list[Matches]:
+        predictions = self.predictor.predict([item.example for item in items], top_k=2, task=self.name)
+        return [Matches("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
 
 
-class Similarity(TaskAdapter[Matches]):
-    """A contrastive decoder, which compares the texts of a request, as in CLIP (Radford et al. 2021, section 3.1)."""
+class SimilarityAdapter(TaskAdapter):
+    """A contrastive decoder: cosines, and a softmax over the texts, as in CLIP (Radford et al. 2021, section 3.1)."""
 
-    def run(self, items: Sequence[Item]) -> list[Matches]:
-        found = self.predictor.predict([item.example for item in items], top_k=1, task=self.name)
+    def run(self, items: Sequence[BatchItem]) -> list[Matches]:
+        predictions = self.predictor.predict([item.example for item in items], top_k=1, task=self.name)
         temperature: float = self.predictor.model.decoder.task_decoders()[self.name].temperature
-        return [_matches([p.answers[0][1] for p in of_one], temperature) for of_one in found]
+        return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
 
 
-class Embedding(TaskAdapter[Embeddings]):
-    """A contrastive decoder's vectors."""
+class EmbeddingAdapter(TaskAdapter):
+    """A contrastive decoder: vectors of images and texts."""
 
-    def run(self, items: Sequence[Item]) -> list[Embeddings]:
+    def run(self, items: Sequence[BatchItem]) -> list[Embeddings]:
         examples = [item.example for item in items]
-        # Encoders are not made for no images or no texts at all: a blank of each is in every batch, and left out again.
+        # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
         blank = self._blank()
         assert blank.pixels_HWC is not None
         pixels = [e.pixels_HWC for e in examples if e.pixels_HWC is not None]
@@ -162,33 +155,32 @@ class Embedding(TaskAdapter[Embeddings]):
         ]
 
 
-def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter[Any]]:
-    """The service's tasks that the model can do, each with the head for it: the first that fits, by name.
+def task_adapters(predictor: Predictor) -> Mapping[Task, TaskAdapter]:
+    """An adapter for each task that the model can do, on the first head (by name) that fits.
 
-    Texts are matched by a decoder that was trained to, where there is one, and by a contrastive one elsewhere.
+    Texts are matched by a matching decoder if there is one, else by a contrastive one.
     """
-    by_name = predictor.model.decoder.task_decoders()
-    comparing = [name for name, head in by_name.items() if head.is_contrastive]
-    fields = predictor.processor.tasks
+    specs = predictor.processor.tasks
 
     def first(fits: Callable[[TaskSpec], bool]) -> list[str]:
-        return [name for name in fields if fits(fields[name])][:1]
+        return [name for name in specs if fits(specs[name])][:1]
 
-    found: dict[Task, TaskAdapter[Any]] = {}
-    for name in first(lambda f: f.reads == "questions" and f.text and f.target in ("answer", "tokens")):
-        found["vqa"] = Answering(predictor, name)
-    for name in first(lambda f: not f.text and f.target == "tokens"):
-        found["caption"] = Answering(predictor, name)
-    for name in comparing[:1]:
-        found["match"] = Similarity(predictor, name)
-    for name in first(lambda f: f.target == "match"):
-        found["match"] = Matching(predictor, name)
-    for name in comparing[:1]:
-        found["embed"] = Embedding(predictor, name)
-    return found
+    contrastive = [name for name, head in predictor.model.decoder.task_decoders().items() if head.is_contrastive][:1]
+    adapters: dict[Task, TaskAdapter] = {}
+    for name in first(lambda spec: spec.reads == "questions" and spec.text and spec.target in ("answer", "tokens")):
+        adapters["vqa"] = AnswerAdapter(predictor, name)
+    for name in first(lambda spec: not spec.text and spec.target == "tokens"):
+        adapters["caption"] = AnswerAdapter(predictor, name)
+    for name in contrastive:
+        adapters["match"] = SimilarityAdapter(predictor, name)
+    for name in first(lambda spec: spec.target == "match"):
+        adapters["match"] = MatchingAdapter(predictor, name)
+    for name in contrastive:
+        adapters["embed"] = EmbeddingAdapter(predictor, name)
+    return adapters
 
 
-def _matches(cosines: Sequence[float], temperature: float) -> Matches:
+def _softmax_matches(cosines: Sequence[float], temperature: float) -> Matches:
     scores_N = np.array(cosines) / temperature
     shares_N = np.exp(scores_N - scores_N.max())
     shares_N /= shares_N.sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.serve.service import Embeddings, Matches, ModelInfo, ServiceResult
+from pipelines.serve.service import (
+    CaptionStream,
+    Embeddings,
+    Matches,
+    ModelInfo,
+    Service,
+    ServiceRequest,
+    ServiceResult,
+)
 from vlmodel.inference import Prediction
 
 LABELS = ["blue", "circle", "green", "no", "red", "square", "yes"]
@@ -83,7 +91,7 @@ def model_folder(folder_of: Callable[[str], Path]) -> Path:
 
 
 class FakeService:
-    """Answers by rule: what it was asked comes back, so a test can see what reached it."""
+    """Answers by rule and records the requests."""
 
     def __init__(self) -> None:
         self.model: ModelInfo | None = ModelInfo(
@@ -91,44 +99,50 @@ class FakeService:
         )
         self.seen: list[tuple[Any, ...]] = []
 
-    def answered(self, result: Any) -> ServiceResult[Any]:
+    def answered(self, result: Any) -> ServiceResult:
         assert self.model is not None
         return ServiceResult(result, self.model, {"model": 0.001})
 
-    async def answer(
-        self, image: bytes, questions: Sequence[str], top_k: int, attention: bool
-    ) -> ServiceResult[Sequence[Prediction]]:
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        if request.task == "vqa":
+            return await self.answer(request.image, request.texts, request.top_k, request.attention)
+        if request.task == "caption":
+            return await self.caption(request.image, request.top_k, request.attention)
+        self.seen.append((request.image, request.texts))
+        if request.task == "match":
+            return self.answered(Matches("matching", [1.0000001] * len(request.texts)))
+        unit = np.array([0.6, 0.8], np.float32)
+        text_ND = np.array([unit] * len(request.texts)).reshape(-1, 2)
+        return self.answered(Embeddings(None if request.image is None else unit, text_ND))
+
+    async def answer(self, image: bytes | None, questions: Sequence[str], top_k: int, attention: bool) -> ServiceResult:
         self.seen.append((image, tuple(questions), top_k, attention))
         ranked = [("yes", 0.75), ("no", 0.25)][:top_k]
         return self.answered([Prediction(ranked, weights(attention)) for _ in questions])
 
-    async def caption(self, image: bytes, top_k: int, attention: bool) -> ServiceResult[Prediction]:
+    async def caption(self, image: bytes | None, top_k: int, attention: bool) -> ServiceResult:
         self.seen.append((image, top_k, attention))
-        return self.answered(Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention)))
+        return self.answered([Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention))])
 
-    async def stream_caption(
-        self, image: bytes, attention: bool
-    ) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
-        self.seen.append((image, "streamed", attention))
-        return self.pieces(attention)
+    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+        self.seen.append((request.image, "streamed", request.attention))
+        return self.pieces(request.attention)
 
-    async def pieces(self, attention: bool) -> AsyncGenerator[str | ServiceResult[Prediction], None]:
+    async def pieces(self, attention: bool) -> CaptionStream:
         yield "a "
         yield "circle"
-        yield self.answered(Prediction([("a circle", 0.5)], weights(attention)))
+        yield self.answered([Prediction([("a circle", 0.5)], weights(attention))])
 
-    async def match(self, image: bytes, texts: Sequence[str]) -> ServiceResult[Matches]:
-        self.seen.append((image, tuple(texts)))
-        return self.answered(Matches("matching", [1.0000001] * len(texts)))
-
-    async def embed(self, image: bytes | None, texts: Sequence[str]) -> ServiceResult[Embeddings]:
-        self.seen.append((image, tuple(texts)))
-        unit = np.array([0.6, 0.8], np.float32)
-        return self.answered(Embeddings(None if image is None else unit, np.array([unit] * len(texts)).reshape(-1, 2)))
-
-    async def check(self, image: bytes) -> ServiceResult[None]:
+    async def check_image(self, image: bytes) -> ServiceResult:
         self.seen.append((image,))
         return self.answered(None)
+
+
+def ask(
+    service: Service, image: bytes, questions: Sequence[str], top_k: int = 1, attention: bool = False
+) -> Coroutine[Any, Any, ServiceResult]:
+    """Questions about an image."""
+    return service.run(ServiceRequest("vqa", image, tuple(questions), top_k, attention))
 
 
 def weights(attention: bool) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.serve.client import Client, is_ready, is_there
+from pipelines.serve.client import Client, is_reachable, is_ready
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.app import create_app
@@ -56,9 +56,12 @@ def test_every_task_is_asked_and_its_answer_is_typed(client: Client, service: Fa
 
 
 def test_corrections_are_kept(client: Client, tmp_path: Path) -> None:
-    kept = {client.correct_answer(IMAGE, "A?", "yes", version="7").id, client.correct_caption(IMAGE, "a circle").id}
-    assert {file.stem for file in tmp_path.glob("*/corrections/*.json")} == kept
-    assert len(kept) == 2
+    correction_ids = {
+        client.correct_answer(IMAGE, "A?", "yes", version="7").id,
+        client.correct_caption(IMAGE, "a circle").id,
+    }
+    assert {file.stem for file in tmp_path.glob("*/corrections/*.json")} == correction_ids
+    assert len(correction_ids) == 2
 
 
 def test_a_refusal_and_an_absent_service_are_told(address: str, client: Client, service: FakeService) -> None:
@@ -69,8 +72,8 @@ def test_a_refusal_and_an_absent_service_are_told(address: str, client: Client, 
     assert is_ready(address)
     service.model = None
     assert not is_ready(address)
-    assert is_there(address), "it answers, if not as one would like"
+    assert is_reachable(address), "it answers, if not as one would like"
     nowhere = "http://127.0.0.1:1"
-    assert not is_there(nowhere)
+    assert not is_reachable(nowhere)
     with Client(nowhere) as lost, pytest.raises(ServeError, match=f"no answer from {nowhere} .*is the service running"):
         lost.embed(texts=["a"])

@@ -32,13 +32,13 @@ ROUTES = {
 @asynccontextmanager
 async def serving(folder: Path, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     config = ServeConfig(max_batch_size=4, model_threads=1, **settings)
-    answerer = InferenceService(config)
+    service = InferenceService(config)
     try:
-        await answerer.load(folder, "tiny", "1")
-        async with http(create_app(answerer, config)) as client:
+        await service.load(folder, "tiny", "1")
+        async with http(create_app(service, config)) as client:
             yield client
     finally:
-        answerer.close()
+        service.close()
 
 
 @pytest.mark.parametrize(

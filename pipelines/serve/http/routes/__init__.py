@@ -1,1 +1,1 @@
-"""The routes of the HTTP application, one file for each family. They know a service, and no model."""
+"""The routes of the HTTP application: one file a task, with its schemas. They know a service, and no model."""

@@ -1,16 +1,44 @@
-"""The service about itself: is it alive, is it ready, which model is it."""
+"""GET /healthz, /readyz and /v1/model: is the service alive, is it ready, which model is it?"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import not_ready
-from pipelines.serve.http.schema.about import Health, Limits, ModelDescription
-from pipelines.serve.http.schema.common import ErrorBody
-from pipelines.serve.service import ModelInfo, Service
+from pipelines.serve.http.openapi import ErrorBody
+from pipelines.serve.service import ModelInfo, Service, Task
+
+
+class Limits(BaseModel):
+    """What one request may hold at most."""
+
+    body_bytes: int
+    questions: int
+    texts: int
+    question_chars: int = Field(description="Of a question or text.")
+
+
+class ModelDescription(BaseModel):
+    """The model in use, what it can do, and what it takes."""
+
+    name: str
+    version: str
+    tasks: list[Task] = Field(description="What it can do: each is a route, POST /v1/TASK.")
+    labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
+    image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
+    resize: str = Field(description="How a picture becomes square: `squash`, or `crop` to its middle.")
+    feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
+    limits: Limits
+
+
+class Health(BaseModel):
+    """All is well."""
+
+    status: str = "ok"
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
@@ -35,12 +63,6 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     @routes.get("/v1/model", summary="The model in use", responses=unready)
     async def describe() -> ModelDescription:
         info = model()
-        limits = Limits(
-            body_bytes=config.max_body_bytes,
-            questions=config.max_questions,
-            texts=config.max_texts,
-            question_chars=config.max_question_chars,
-        )
         return ModelDescription(
             name=info.name,
             version=info.version,
@@ -49,7 +71,12 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             image_size=info.image_size,
             resize=info.resize,
             feedback=bool(config.feedback.folder),
-            limits=limits,
+            limits=Limits(
+                body_bytes=config.max_body_bytes,
+                questions=config.max_questions,
+                texts=config.max_texts,
+                question_chars=config.max_question_chars,
+            ),
         )
 
     return routes

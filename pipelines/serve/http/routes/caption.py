@@ -1,28 +1,91 @@
-"""POST /v1/caption: a picture described, at once or while it is being written."""
+"""POST /v1/caption: a picture described, at once or while the caption is generated."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
 from pipelines.serve.http.middleware import ERROR_CODE, error_body
-from pipelines.serve.http.routes.call import RequestHandler, attention_map, documentation, probability
-from pipelines.serve.http.schema.caption import CaptionPiece, CaptionRequest, CaptionResponse, RankedCaption
-from pipelines.serve.service import Service, ServiceResult
-from vlmodel.inference import Prediction
+from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.routes import base
+from pipelines.serve.service import CaptionStream, Service, ServiceRequest, ServiceResult
 
 _STREAMED = """`stream: true` answers with server-sent events instead: `piece` with what was written since the last one,
 then `done` with the whole answer; or `error`, in the shape of every error, where it cannot be finished."""
 
 _log = logging.getLogger(__name__)
+
+
+class CaptionRequest(base.TaskRequest):
+    """One picture to be described."""
+
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "top_k": 3},
+        {"image": base.EXAMPLE_IMAGE, "attention": True},
+        {"image": base.EXAMPLE_IMAGE, "stream": True},
+    )
+
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    top_k: int = Field(
+        default=1,
+        ge=1,
+        le=10,
+        description="How many captions: one is written greedily, more by a search of as many beams.",
+    )
+    attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
+    stream: bool = Field(
+        default=False, description="Send the one caption as server-sent events, while it is being written."
+    )
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> CaptionRequest:
+        if self.stream and self.top_k > 1:
+            message = "one caption is streamed as it is written, and top_k={top_k}; set it to 1, or stream to false"
+            raise PydanticCustomError("one_streamed", message, {"top_k": self.top_k})
+        return self
+
+
+class RankedCaption(BaseModel):
+    """One caption."""
+
+    caption: str
+    probability: float = Field(ge=0, le=1, description="Product of the probabilities of its tokens, its end included.")
+
+
+class CaptionResponse(base.TaskResponse):
+    """The captions of one picture."""
+
+    model_config = base.with_examples(
+        {
+            "captions": [
+                {"caption": "a red circle on white", "probability": 0.41},
+                {"caption": "a red disc", "probability": 0.17},
+            ],
+            "attention": None,
+            "model": base.EXAMPLE_MODEL,
+            "latency_ms": 48.2,
+        }
+    )
+
+    captions: list[RankedCaption] = Field(
+        description="Most probable first; fewer than asked for where beams end in the same text."
+    )
+    attention: base.AttentionMap | None = Field(default=None, description="Of the first caption.")
+
+
+class CaptionPiece(BaseModel):
+    """The data of an event `piece`: what was written since the last one."""
+
+    text: str
 
 
 def router(service: Service, config: ServeConfig) -> APIRouter:
@@ -40,49 +103,46 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     }
 
     @routes.post("/v1/caption", summary="Describe a picture", **documented)
-    async def describe(request: Request) -> Response:
+    async def caption(request: Request) -> Response:
         """Send a picture, as JSON with the image in base64 or as a multipart form."""
-        call = RequestHandler(request, service, config, "caption")
-        asked = await call.read(CaptionRequest)
-        if not asked.stream:
-            answered = await call.within(service.caption(asked.image, asked.top_k, asked.attention))
-            return call.respond(CaptionResponse, answered, **_fields(answered))
-        pieces = await call.within(service.stream_caption(asked.image, asked.attention))
+        handler = base.RequestHandler(request, service, config, "caption")
+        body = await handler.read(CaptionRequest)
+        service_request = ServiceRequest("caption", body.image, (), body.top_k, body.attention)
+        if not body.stream:
+            result = await handler.within_time(service.run(service_request))
+            return handler.respond(CaptionResponse, result, **_fields(result))
+        stream = await handler.within_time(service.stream_caption(service_request))
         return StreamingResponse(
-            _events(call, request, pieces), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _events(handler, request, stream), media_type="text/event-stream", headers={"cache-control": "no-store"}
         )
 
     return routes
 
 
-async def _events(
-    call: RequestHandler, request: Request, pieces: AsyncGenerator[str | ServiceResult[Prediction], None]
-) -> AsyncIterator[bytes]:
-    """The events of a stream. Its status has been sent, so what goes wrong from here on is an event as well."""
+async def _events(handler: base.RequestHandler, request: Request, stream: CaptionStream) -> AsyncIterator[bytes]:
+    """The events of a stream. The status was sent before, so an error is an event too."""
     try:
-        # Closed even where the client leaves early, so that a caption nobody waits for is not begun.
-        async with aclosing(pieces):
-            while isinstance(piece := await call.within(anext(pieces)), str):
-                yield _event("piece", CaptionPiece(text=piece))
-            yield _event("done", call.body(CaptionResponse, piece, **_fields(piece)))
+        # Closed also if the client leaves, so that a caption that nobody awaits is not generated.
+        async with aclosing(stream):
+            while isinstance(piece := await handler.within_time(anext(stream)), str):
+                yield _event("piece", CaptionPiece(text=piece).model_dump_json().encode())
+            whole = handler.body(CaptionResponse, piece, **_fields(piece))
+            yield _event("done", whole.model_dump_json().encode())
     except ApiError as error:
         request.scope[ERROR_CODE] = error.code
-        yield _framed("error", error_body(error))
+        yield _event("error", error_body(error))
     except Exception:
-        _log.exception("a caption that was being streamed failed")
+        _log.exception("a streamed caption failed")
         request.scope[ERROR_CODE] = internal().code
-        yield _framed("error", error_body(internal()))
+        yield _event("error", error_body(internal()))
 
 
-def _event(name: str, data: BaseModel) -> bytes:
-    return _framed(name, data.model_dump_json().encode())
-
-
-def _framed(name: str, data: bytes) -> bytes:
+def _event(name: str, data: bytes) -> bytes:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html; JSON on one line needs no more."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
-def _fields(answered: ServiceResult[Prediction]) -> dict[str, Any]:
-    captions = [RankedCaption(caption=text, probability=probability(p)) for text, p in answered.result.answers]
-    return {"captions": captions, "attention": attention_map(answered.result)}
+def _fields(result: ServiceResult) -> dict[str, Any]:
+    [prediction] = result.result
+    captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
+    return {"captions": captions, "attention": base.attention_map(prediction)}

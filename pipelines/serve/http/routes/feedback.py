@@ -1,4 +1,4 @@
-"""POST /v1/feedback: what would have been right, for the next training."""
+"""POST /v1/feedback: the right answer or caption, for the next training."""
 
 from __future__ import annotations
 
@@ -8,21 +8,54 @@ import math
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from pipelines.records.corrections import Spool, SpoolFullError
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.middleware import sender_of
-from pipelines.serve.http.routes.call import RequestHandler, check_texts, documentation
-from pipelines.serve.http.schema.feedback import FeedbackRequest, FeedbackResponse
+from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.routes import base
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Service
 
 _log = logging.getLogger(__name__)
 
 
+class FeedbackRequest(base.TaskRequest):
+    """What is right of a picture: the answer to a question, or a caption."""
+
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
+        {"image": base.EXAMPLE_IMAGE, "caption": "a red circle on white"},
+    )
+
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    question: base.Question | None = Field(default=None, description="The question that was answered wrongly.")
+    answer: base.Text | None = Field(default=None, description="Its right answer.")
+    caption: base.Text | None = Field(default=None, description="A right caption; in place of question and answer.")
+    version: str = Field(default="", max_length=64, description="Model version of the answer that is corrected.")
+
+    @model_validator(mode="after")
+    def _check_one_correction(self) -> FeedbackRequest:
+        if (self.question is None) != (self.answer is None) or (self.answer is None) == (self.caption is None):
+            raise PydanticCustomError("no_correction", "give 'question' and 'answer', or 'caption' alone")
+        return self
+
+
+class FeedbackResponse(base.TaskResponse):
+    """The correction was stored."""
+
+    model_config = base.with_examples(
+        {"id": "01769817600000000000-5f0c1a2b", "model": base.EXAMPLE_MODEL, "latency_ms": 3.1}
+    )
+
+    id: str = Field(description="Name of the correction, for who wants it taken back.")
+
+
 def router(service: Service, config: ServeConfig) -> APIRouter:
-    """The route of corrections; where none are taken, one that says so."""
+    """Without ``config.feedback.folder`` the route answers that no corrections are taken."""
     routes = APIRouter()
     if not config.feedback.folder:
 
@@ -41,24 +74,24 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     async def correct(request: Request) -> Response:
         """Send a picture with what is right of it, as JSON with the image in base64 or as a multipart form."""
         sender = sender_of(request.scope)
-        call = RequestHandler(request, service, config)
+        handler = base.RequestHandler(request, service, config)
         if wait_s := rate.take(sender):
             seconds = math.ceil(wait_s)
             message = f"more than {config.feedback.per_minute} corrections in a minute; try again in {seconds} s"
             raise ApiError(429, "too_much_feedback", message, {"retry-after": str(seconds)})
-        asked = await call.read(FeedbackRequest)
-        texts = [text for text in (asked.question, asked.answer, asked.caption) if text is not None]
-        check_texts(texts, "text", config)
-        checked = await call.within(service.check(asked.image))
+        body = await handler.read(FeedbackRequest)
+        texts = [text for text in (body.question, body.answer, body.caption) if text is not None]
+        base.check_lengths(texts, "text", config)
+        checked = await handler.within_time(service.check_image(body.image))
         try:
-            kept = await asyncio.to_thread(
-                spool.add, asked.image, sender=sender, question=asked.question, answer=asked.answer,
-                caption=asked.caption, model=checked.model.name, version=asked.version,
+            correction_id = await asyncio.to_thread(
+                spool.add, body.image, sender=sender, question=body.question, answer=body.answer,
+                caption=body.caption, model=checked.model.name, version=body.version,
             )  # fmt: skip
         except (SpoolFullError, OSError) as error:
             _log.warning("a correction was refused: %s", error)
             message = "no more corrections are taken for now; try again later"
             raise ApiError(503, "feedback_unavailable", message) from None
-        return call.respond(FeedbackResponse, checked, id=kept)
+        return handler.respond(FeedbackResponse, checked, id=correction_id)
 
     return routes

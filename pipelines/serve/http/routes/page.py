@@ -1,4 +1,4 @@
-"""The page, the documentation and their assets, as they lie in ``page/``."""
+"""The page, the documentation and their assets: the files of ``page/``."""
 
 from __future__ import annotations
 

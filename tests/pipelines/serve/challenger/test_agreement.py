@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
-from pipelines.serve.challenger.request import ServiceRequest
-from pipelines.serve.service import Embeddings, Matches
+from pipelines.serve.service import Embeddings, Matches, ServiceRequest
 from vlmodel.inference import Prediction
 
 
@@ -25,12 +24,12 @@ RED, BLUE = answered(("red", 0.75), ("blue", 0.25)), answered(("blue", 0.5), ("r
 
 
 @pytest.mark.parametrize(
-    ("task", "ours", "theirs", "alike"),
+    ("task", "champion", "challenger", "expected"),
     [
         ("vqa", [RED, RED], [RED, BLUE], 0.5),
         ("vqa", [RED], [answered(("red", 0.3))], 1.0),
-        ("caption", answered(("a disc", 0.1)), answered(("a disc", 0.9)), 1.0),
-        ("caption", answered(("a disc", 0.1)), answered(("a ring", 0.1)), 0.0),
+        ("caption", [answered(("a disc", 0.1))], [answered(("a disc", 0.9))], 1.0),
+        ("caption", [answered(("a disc", 0.1))], [answered(("a ring", 0.1))], 0.0),
         ("match", Matches("matching", [0.2, 0.9]), Matches("matching", [0.4, 0.5]), 1.0),
         ("match", Matches("matching", [0.2, 0.9]), Matches("matching", [0.6, 0.5]), 0.0),
         ("match", Matches("matching", [0.2]), Matches("matching", [0.49]), 1.0),
@@ -42,10 +41,10 @@ RED, BLUE = answered(("red", 0.75), ("blue", 0.25)), answered(("blue", 0.5), ("r
         ("embed", Embeddings(None, unit([1, 0])), Embeddings(None, unit([1, 0, 0])), 0.0),
     ],
 )
-def test_agreement(task: Any, ours: Any, theirs: Any, alike: float) -> None:
-    assert agreement(task, ours, theirs) == pytest.approx(alike)
-    assert agreement(task, theirs, ours) == pytest.approx(alike)
-    assert agreement(task, ours, ours) == pytest.approx(1.0)
+def test_agreement(task: Any, champion: Any, challenger: Any, expected: float) -> None:
+    assert agreement(task, champion, challenger) == pytest.approx(expected)
+    assert agreement(task, challenger, champion) == pytest.approx(expected)
+    assert agreement(task, champion, champion) == pytest.approx(1.0)
 
 
 def test_the_difference_of_matches_is_the_largest() -> None:
@@ -57,7 +56,7 @@ def test_the_difference_of_matches_is_the_largest() -> None:
 
 def test_confidence() -> None:
     assert confidence("vqa", [RED, BLUE]) == pytest.approx(0.625)
-    assert confidence("caption", RED) == 0.75
+    assert confidence("caption", [RED]) == 0.75
     assert confidence("match", Matches("matching", [0.2, 0.9])) == 0.9
     assert confidence("match", Matches("similarity", [None], [0.3])) == 0.3
     assert confidence("embed", Embeddings(None, unit([1, 0]))) is None
@@ -65,5 +64,5 @@ def test_confidence() -> None:
 
 def test_what_people_can_correct() -> None:
     assert answer_pairs(ServiceRequest("vqa", b"", ("a", "b")), [RED, BLUE]) == [("a", "red"), ("b", "blue")]
-    assert answer_pairs(ServiceRequest("caption", b""), RED) == [("", "red")]
+    assert answer_pairs(ServiceRequest("caption", b""), [RED]) == [("", "red")]
     assert answer_pairs(ServiceRequest("match", b"", ("a",)), Matches("matching", [0.2])) == []

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, read, text_hash
-from pipelines.serve.challenger.request import ServiceRequest
+from pipelines.serve.challenger.calls import ChallengerMetrics
 from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import Embeddings, ServiceResult
-from tests.pipelines.serve.conftest import FakeService
+from pipelines.serve.service import Embeddings, Metrics, ServiceRequest, ServiceResult
+from tests.pipelines.serve.conftest import FakeService, ask
 from tests.pipelines.serve.http_client import TEXT, events, send
 from vlmodel.inference import Prediction
 
@@ -29,15 +29,15 @@ IMAGE = b"an image"
 BLUE = Prediction([("no", 0.5), ("yes", 0.25)])
 
 
-class Counts:
+class Counts(ChallengerMetrics):
     """Metrics that a test can read."""
 
     def __init__(self) -> None:
-        self.asked, self.fallbacks, self.drops = Counter[str](), Counter[str](), Counter[str]()
+        self.requests, self.fallbacks, self.drops = Counter[str](), Counter[str](), Counter[str]()
         self.agreements: list[float] = []
 
-    def challenged(self, task: str, outcome: str, version: str) -> None:
-        self.asked[f"{outcome} of {version}"] += 1
+    def called(self, task: str, outcome: str, version: str) -> None:
+        self.requests[f"{outcome} of {version}"] += 1
 
     def compared(self, task: str, agreement: float, version: str) -> None:
         self.agreements.append(agreement)
@@ -49,7 +49,7 @@ class Counts:
         self.drops[reason] += 1
 
 
-class FakeRival:
+class FakeChallenger:
     """A challenger, version 8, that says "no" to all questions, once ``ready`` is set, or raises ``error``."""
 
     version = "8"
@@ -63,31 +63,31 @@ class FakeRival:
         self.error: Exception | None = None
         self.seen: list[ServiceRequest] = []
 
-    async def ask(self, asked: ServiceRequest) -> ServiceResult[Any]:
-        self.seen.append(asked)
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        self.seen.append(request)
         await self.ready.wait()
         if self.error is not None:
             raise self.error
-        if asked.task == "vqa":
-            return self.service.answered([BLUE for _ in asked.texts])
-        if asked.task == "embed":
+        if request.task == "vqa":
+            return self.service.answered([BLUE for _ in request.texts])
+        if request.task == "embed":
             unit = np.array([[0.8, 0.6]], np.float32)
-            return self.service.answered(Embeddings(unit[0], unit.repeat(len(asked.texts), 0)))
-        return await self.service.caption(b"", 1, False)
+            return self.service.answered(Embeddings(unit[0], unit.repeat(len(request.texts), 0)))
+        return await self.service.run(request)
 
 
 class Scene:
     """A champion (version 7), a challenger beside it, and what was counted and kept."""
 
     def __init__(self, folder: Path, mode: str, share: float = 1.0, **settings: Any) -> None:
-        self.champion, self.rival, self.counts, self.now = FakeService(), FakeRival(), Counts(), 0.0
+        self.champion, self.challenger, self.counts, self.now = FakeService(), FakeChallenger(), Counts(), 0.0
         self.folder = str(folder)
         config = ServeConfig(challenger=ChallengerConfig(mode=mode, share=share, **settings))
         writer = ComparisonWriter(self.folder, 1 << 20)
-        self.service = ChallengerRouter(self.champion, self.rival, config, writer, self.counts, lambda: self.now)
+        self.service = ChallengerRouter(self.champion, self.challenger, config, writer, self.counts, lambda: self.now)
 
-    async def ask(self, image: bytes = IMAGE, questions: Sequence[str] = ("?",)) -> ServiceResult[Any]:
-        return await self.service.answer(image, questions, 1, False)
+    async def ask(self, image: bytes = IMAGE, questions: Sequence[str] = ("?",)) -> ServiceResult:
+        return await ask(self.service, image, questions)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -95,7 +95,7 @@ class Scene:
                 await asyncio.sleep(0.001)
 
     async def until_asked_or_dropped(self, number: int) -> None:
-        await self.until(lambda: self.counts.asked.total() + self.counts.drops.total() == number)
+        await self.until(lambda: self.counts.requests.total() + self.counts.drops.total() == number)
 
     async def until_compared(self, number: int) -> None:
         await self.until(lambda: len(self.counts.agreements) == number)
@@ -105,25 +105,25 @@ class Scene:
 
     async def records(self) -> list[Comparison]:
         await self.service.close()
-        found = list(read(self.folder))
-        assert all(isinstance(one, Comparison) for one in found)
-        return [one for one in found if isinstance(one, Comparison)]
+        records = list(read(self.folder))
+        assert all(isinstance(record, Comparison) for record in records)
+        return [record for record in records if isinstance(record, Comparison)]
 
 
 def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> None:
-    asked = [ServiceRequest("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
+    requests = [ServiceRequest("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
     chosen = {}
     for share in (0.0, 0.25, 0.6, 1.0):
         service = Scene(tmp_path, "canary", share).service
-        chosen[share] = {n for n, one in enumerate(asked) if service.is_chosen(one)}
+        chosen[share] = {n for n, request in enumerate(requests) if service.is_chosen(request)}
         # Four standard deviations of a fair draw.
-        assert abs(len(chosen[share]) - share * len(asked)) <= 4 * np.sqrt(share * (1 - share) * len(asked))
-        other = [replace(one, texts=("another question",), top_k=3) for one in asked]
-        assert {n for n, one in enumerate(other) if service.is_chosen(one)} == chosen[share]
+        assert abs(len(chosen[share]) - share * len(requests)) <= 4 * np.sqrt(share * (1 - share) * len(requests))
+        other = [replace(request, texts=("another question",), top_k=3) for request in requests]
+        assert {n for n, request in enumerate(other) if service.is_chosen(request)} == chosen[share]
     assert chosen[0.0] < chosen[0.25] < chosen[0.6] < chosen[1.0], "a greater share keeps whom it had"
     another = Scene(tmp_path, "canary", 0.25)
-    another.rival.version = "9"
-    picked = {n for n, one in enumerate(asked) if another.service.is_chosen(one)}
+    another.challenger.version = "9"
+    picked = {n for n, request in enumerate(requests) if another.service.is_chosen(request)}
     assert len(picked & chosen[0.25]) < 0.3 * len(picked), "each challenger has a share of its own"
     texts = [ServiceRequest("embed", None, (f"text {n}",)) for n in range(2000)]
     assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_chosen, texts)) < 600
@@ -132,23 +132,24 @@ def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> Non
 def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "shadow")
-        scene.rival.ready.clear()
+        scene.challenger.ready.clear()
         answered = await scene.ask(questions=("What is it?", "Is it?"))
-        assert answered.side == "champion"
+        assert answered.alias == "champion"
         assert answered.model.version == "7"
         assert scene.counts.agreements == []
-        scene.rival.ready.set()
+        scene.challenger.ready.set()
         await scene.until(lambda: bool(scene.counts.agreements))
-        assert [one.texts for one in scene.rival.seen] == [("What is it?", "Is it?")]
-        [kept] = await scene.records()
-        assert (kept.mode, kept.model, kept.champion.version, kept.challenger.version) == ("shadow", "fake", "7", "8")
-        assert (kept.champion.confidence, kept.challenger.confidence) == (0.75, 0.5)
-        assert kept.champion.seconds == kept.challenger.seconds == 0.001
-        assert kept.agreement == 0.0
-        assert kept.image == hashlib.sha256(IMAGE).hexdigest()
-        assert [text.asked for text in kept.texts] == [text_hash("what is it?"), text_hash("is it?")]
-        assert {(text.champion, text.challenger) for text in kept.texts} == {(text_hash("yes"), text_hash("no"))}
-        assert abs(kept.time_ns - time.time_ns()) < 600 * 10**9
+        assert [request.texts for request in scene.challenger.seen] == [("What is it?", "Is it?")]
+        [record] = await scene.records()
+        assert (record.mode, record.model) == ("shadow", "fake")
+        assert (record.champion.version, record.challenger.version) == ("7", "8")
+        assert (record.champion.confidence, record.challenger.confidence) == (0.75, 0.5)
+        assert record.champion.seconds == record.challenger.seconds == 0.001
+        assert record.agreement == 0.0
+        assert record.image == hashlib.sha256(IMAGE).hexdigest()
+        assert [text.asked for text in record.texts] == [text_hash("what is it?"), text_hash("is it?")]
+        assert {(text.champion, text.challenger) for text in record.texts} == {(text_hash("yes"), text_hash("no"))}
+        assert abs(record.time_ns - time.time_ns()) < 600 * 10**9
         written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
         for word in (b"What", b"yes", b"an image"):
             assert word not in written
@@ -159,15 +160,15 @@ def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -
 def test_copies_are_bounded_and_those_dropped_are_counted(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "shadow", max_waiting=3)
-        scene.rival.ready.clear()
+        scene.challenger.ready.clear()
         for _ in range(10):
             assert (await scene.ask()).model.version == "7"
-        await scene.until(lambda: len(scene.rival.seen) == 3)
+        await scene.until(lambda: len(scene.challenger.seen) == 3)
         assert scene.counts.drops == {"busy": 7}
-        scene.rival.ready.set()
+        scene.challenger.ready.set()
         await scene.until(lambda: len(scene.counts.agreements) == 3)
         async with asyncio.timeout(20):
-            while len(scene.rival.seen) == 3:  # until what was compared has made room
+            while len(scene.challenger.seen) == 3:  # until what was compared has made room
                 await scene.ask()
                 await asyncio.sleep(0.001)
         assert len(await scene.records()) == 4
@@ -179,11 +180,11 @@ def test_a_canary_answers_and_is_compared(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
         answered = await scene.ask()
-        assert (answered.side, answered.model.version, answered.result) == ("challenger", "8", [BLUE])
+        assert (answered.alias, answered.model.version, answered.result) == ("challenger", "8", [BLUE])
         await scene.until(lambda: scene.counts.agreements == [0.0])
-        [kept] = await scene.records()
-        assert (kept.mode, kept.fallback) == ("canary", False)
-        assert scene.counts.asked == {"ok of 8": 1}
+        [record] = await scene.records()
+        assert (record.mode, record.fallback) == ("canary", False)
+        assert scene.counts.requests == {"ok of 8": 1}
 
     asyncio.run(go())
 
@@ -191,14 +192,14 @@ def test_a_canary_answers_and_is_compared(tmp_path: Path) -> None:
 def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
-        assert (await scene.service.embed(IMAGE, ["a", "b"])).model.version == "7"
-        pieces = [piece async for piece in await scene.service.stream_caption(IMAGE, False)]
+        assert (await scene.service.run(ServiceRequest("embed", IMAGE, ("a", "b")))).model.version == "7"
+        pieces = [piece async for piece in await scene.service.stream_caption(ServiceRequest("caption", IMAGE))]
         assert pieces[:2] == ["a ", "circle"]
         assert isinstance(pieces[2], ServiceResult)
-        assert pieces[2].side == "champion"
+        assert pieces[2].alias == "champion"
         await scene.until(lambda: len(scene.counts.agreements) == 2)
         assert sorted(scene.counts.agreements) == pytest.approx([0.96, 1.0])
-        assert {one.task for one in await scene.records()} == {"embed", "caption"}
+        assert {record.task for record in await scene.records()} == {"embed", "caption"}
 
     asyncio.run(go())
 
@@ -217,18 +218,18 @@ def test_where_the_canary_fails_or_is_late_the_champion_answers(
 ) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary", timeout_s=0.05)
-        scene.rival.error = error
+        scene.challenger.error = error
         if error is None:
-            scene.rival.ready.clear()
+            scene.challenger.ready.clear()
         answered = await scene.ask()
-        assert (answered.side, answered.model.version) == ("champion", "7")
+        assert (answered.alias, answered.model.version) == ("champion", "7")
         assert len(scene.champion.seen) == 1, "it was asked at once, and not again"
         assert scene.counts.fallbacks == {reason: 1}
-        [kept] = await scene.records()
-        assert (kept.fallback, kept.challenger.error, kept.challenger.version) == (True, reason, "8")
-        assert kept.champion.error == ""
-        assert kept.agreement is None
-        assert kept.texts == ()
+        [record] = await scene.records()
+        assert (record.fallback, record.challenger.error, record.challenger.version) == (True, reason, "8")
+        assert record.champion.error == ""
+        assert record.agreement is None
+        assert record.texts == ()
 
     asyncio.run(go())
 
@@ -237,18 +238,18 @@ def test_where_the_canary_fails_or_is_late_the_champion_answers(
 def test_a_broken_challenger_is_left_alone_for_a_while(tmp_path: Path, mode: str) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, mode)
-        scene.rival.error = RuntimeError("broken")
+        scene.challenger.error = RuntimeError("broken")
         for number in range(6):
             assert (await scene.ask()).model.version == "7"
             await scene.until_asked_or_dropped(number + 1)
-        assert scene.counts.asked.total() == 3
+        assert scene.counts.requests.total() == 3
         assert scene.counts.drops == {"paused": 3}
         scene.now = 6.0
         await scene.ask()
-        await scene.until(lambda: scene.counts.asked.total() == 4)
+        await scene.until(lambda: scene.counts.requests.total() == 4)
         await scene.ask()
-        assert scene.counts.asked.total() == 4, "one more failure makes the next pause"
-        scene.now, scene.rival.error = 12.0, None
+        assert scene.counts.requests.total() == 4, "one more failure makes the next pause"
+        scene.now, scene.challenger.error = 12.0, None
         for number in range(3):
             await scene.ask()
             await scene.until_compared(number + 1)
@@ -266,10 +267,10 @@ def test_what_is_the_callers_fault_is_no_ones_failure(tmp_path: Path, mode: str)
     async def go() -> None:
         scene = Scene(tmp_path, mode)
         scene.service = ChallengerRouter(
-            Choosy(), scene.rival, ServeConfig(challenger=ChallengerConfig(mode=mode, share=1.0)),
+            Choosy(), scene.challenger, ServeConfig(challenger=ChallengerConfig(mode=mode, share=1.0)),
             ComparisonWriter(str(tmp_path), 1 << 20), scene.counts,
         )  # fmt: skip
-        scene.rival.error = ApiError(422, "undecodable_image", "send another")
+        scene.challenger.error = ApiError(422, "undecodable_image", "send another")
         for _ in range(5):
             with pytest.raises(ApiError, match="undecodable_image"):
                 await scene.ask()
@@ -288,13 +289,13 @@ def test_a_champion_that_fails_is_recorded_and_the_canary_still_answers(tmp_path
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
         scene.service = ChallengerRouter(
-            Broken(), scene.rival, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0)),
+            Broken(), scene.challenger, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0)),
             ComparisonWriter(str(tmp_path), 1 << 20), scene.counts,
         )  # fmt: skip
-        assert (await scene.ask()).side == "challenger"
-        [kept] = await scene.records()
-        assert (kept.champion.error, kept.challenger.error) == ("RuntimeError", "")
-        scene.rival.error = RuntimeError("broken too")
+        assert (await scene.ask()).alias == "challenger"
+        [record] = await scene.records()
+        assert (record.champion.error, record.challenger.error) == ("RuntimeError", "")
+        scene.challenger.error = RuntimeError("broken too")
         with pytest.raises(RuntimeError, match="out of memory"):
             await scene.ask()
 
@@ -314,15 +315,15 @@ def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path) -> None:
 
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
-        scene.rival.ready.clear()
+        scene.challenger.ready.clear()
         service = ChallengerRouter(
-            Slow(), scene.rival, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0, max_waiting=1)),
+            Slow(), scene.challenger, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0, max_waiting=1)),
             None, scene.counts,
         )  # fmt: skip
         for _ in range(3):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.02):
-                    await service.answer(IMAGE, ("?",), 1, False)
+                    await ask(service, IMAGE, ("?",))
             await asyncio.sleep(0.01)
         assert ended == ["champion"] * 3
         assert scene.counts.drops == {}, "each made room for the next"
@@ -355,7 +356,7 @@ def test_what_is_held_is_written_after_a_while(tmp_path: Path) -> None:
 def test_over_http_an_answer_says_whose_it_is(tmp_path: Path) -> None:
     versions: list[str] = []
 
-    class Requests:
+    class Requests(Metrics):
         def request(self, route: str, status: int, code: str, version: str, seconds: float) -> None:
             versions.append(version)
 

@@ -27,12 +27,14 @@ from ray import serve
 from pipelines.records.comparisons import read
 from pipelines.registry import manifest
 from pipelines.serve import tls
-from pipelines.serve.challenger import remote
-from pipelines.serve.client import Client, is_there
+from pipelines.serve.challenger import deployment as challenger_deployment
+from pipelines.serve.client import Client, is_reachable
 from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
 from pipelines.serve.deployment import deploy, haproxy
+from pipelines.serve.deployment.address import address_of, check_port_free
+from pipelines.serve.deployment.application import model_spec, service_spec
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.middleware import KEY_HASHES_VARIABLE
+from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE
 from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http_client import events
 from tests.pipelines.serve.server import self_signed
@@ -64,9 +66,9 @@ def test_over_https_from_the_first_request_to_an_update(
     try:
         address = deploy.start(config, model_folder, version="1")
         assert address == f"https://127.0.0.1:{config.port}"
-        with Client(address, ssl_context=tls.pinned(own)) as client:
+        with Client(address, ssl_context=tls.pinned_context(own)) as client:
             assert client.ask(picture(), QUESTIONS).model.version == "1"
-            assert not is_there(address.replace("https", "http"))
+            assert not is_reachable(address.replace("https", "http"))
             with pytest.raises(
                 ServeError, match=r"does not answer at http://.* whether it encrypts, only when it starts"
             ):
@@ -82,14 +84,14 @@ def test_over_https_from_the_first_request_to_an_update(
 
 @pytest.fixture(scope="module")
 def address(ray_local: None, model_folder: Path) -> Iterator[str]:
-    said: list[str] = []
+    reports: list[str] = []
     config = service_config(free_port())
-    yield deploy.start(config, model_folder, name="vqa", version="3", report=said.append)
-    folder = deploy._started.folder
+    yield deploy.start(config, model_folder, name="vqa", version="3", report=reports.append)
+    folder = deploy._ingress.folder
     deploy.stop()
     assert not (folder and Path(folder).exists())
-    assert said[-1] == "service: running"
-    with Client(deploy.address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
+    assert reports[-1] == "service: running"
+    with Client(address_of(config)) as gone, pytest.raises(ServeError, match="is the service running"):
         gone.ask(picture(), QUESTIONS)
 
 
@@ -101,19 +103,19 @@ def client(address: str) -> Iterator[Client]:
 
 def test_answers_over_http_are_those_of_the_predictor(address: str, client: Client, model_folder: Path) -> None:
     image = picture(5)
-    got = client.ask(image, QUESTIONS, top_k=4, attention=True)
+    result = client.ask(image, QUESTIONS, top_k=4, attention=True)
     [expected] = Predictor.from_pretrained(model_folder).predict([Example(image, tuple(QUESTIONS))], 4, attention=True)
-    assert [answer.question for answer in got.answers] == QUESTIONS
-    for mine, plain in zip(got.answers, expected, strict=True):
-        assert [ranked.answer for ranked in mine.answers] == [answer for answer, _ in plain.answers]
-        np.testing.assert_allclose([r.probability for r in mine.answers], [p for _, p in plain.answers], atol=1e-5)
-        assert mine.attention is not None
+    assert [answer.question for answer in result.answers] == QUESTIONS
+    for actual, plain in zip(result.answers, expected, strict=True):
+        assert [ranked.answer for ranked in actual.answers] == [answer for answer, _ in plain.answers]
+        np.testing.assert_allclose([r.probability for r in actual.answers], [p for _, p in plain.answers], atol=1e-5)
+        assert actual.attention is not None
         assert plain.attention_HW is not None
-        np.testing.assert_allclose(mine.attention.weights, plain.attention_HW, atol=1e-4)
-    assert (got.model.name, got.model.version) == ("vqa", "3")
+        np.testing.assert_allclose(actual.attention.weights, plain.attention_HW, atol=1e-4)
+    assert (result.model.name, result.model.version) == ("vqa", "3")
     as_json = {"image": base64.b64encode(image).decode(), "questions": QUESTIONS, "top_k": 4, "attention": True}
     response = httpx.post(f"{address}/v1/vqa", json=as_json)
-    assert response.json()["answers"] == got.model_dump()["answers"]
+    assert response.json()["answers"] == result.model_dump()["answers"]
 
 
 def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(client: Client, model_folder: Path) -> None:
@@ -121,10 +123,12 @@ def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(clie
     with ThreadPoolExecutor(24) as crowd:
         answers = list(crowd.map(lambda image: client.ask(image, QUESTIONS[:1], top_k=1), images))
     predictor = Predictor.from_pretrained(model_folder)
-    expected = [of_one[0].answers[0] for of_one in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)]
-    got = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
-    assert [name for name, _ in got] == [name for name, _ in expected]
-    np.testing.assert_allclose([p for _, p in got], [p for _, p in expected], atol=1e-5)
+    expected = [
+        predictions[0].answers[0] for predictions in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)
+    ]
+    result = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
+    assert [name for name, _ in result] == [name for name, _ in expected]
+    np.testing.assert_allclose([p for _, p in result], [p for _, p in expected], atol=1e-5)
 
 
 def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str, client: Client) -> None:
@@ -171,8 +175,8 @@ def processes(*names: str) -> list[psutil.Process]:
 
 def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
     port = int(address.rpartition(":")[2])
-    ours = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
-    assert ours == {"127.0.0.1"}
+    hosts = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert hosts == {"127.0.0.1"}
     answering = processes("ServeRep", "ProxyActor", "HAProxyMan", "ServeContr")
     assert len(answering) >= 3
     for process in answering:
@@ -183,7 +187,7 @@ def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
 
 @pytest.mark.skipif(haproxy.binary() is None or sys.platform != "linux", reason="there is no HAProxy here")
 def test_haproxy_takes_the_requests_in_and_its_files_are_its_users_alone(address: str) -> None:
-    port, folder = int(address.rpartition(":")[2]), Path(deploy._started.folder)
+    port, folder = int(address.rpartition(":")[2]), Path(deploy._ingress.folder)
     # A former one answers what it still owes.
     [current] = [process for process in processes("haproxy") if listening(process)]
     assert listening(current) == [("127.0.0.1", port)]
@@ -201,7 +205,7 @@ def test_what_answers_requests_comes_before_other_workers(address: str) -> None:
         return os.getpriority(os.PRIO_PROCESS, 0)
 
     own = psutil.Process().nice()
-    for name in ("ServeRep", "haproxy" if deploy._started.is_haproxy else "ProxyActor"):
+    for name in ("ServeRep", "haproxy" if deploy._ingress.is_haproxy else "ProxyActor"):
         assert {process.nice() for process in processes(name)} == {own}, name
     assert ray.get(niceness.remote()) > own
 
@@ -236,7 +240,7 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
         deploy.start(config, tmp_path, "vqa", "5")
     assert client.ask(picture(), QUESTIONS).model.version == version
     assert serve.status().applications[deploy.APP_NAME].status != "DEPLOY_FAILED", "Serve wants the former one again"
-    deployed = serve.get_app_handle(deploy.APP_NAME).deployed.remote().result(timeout_s=60)
+    deployed = serve.get_app_handle(deploy.APP_NAME).spec.remote().result(timeout_s=60)
     assert (deployed.model["version"], deployed.model["folder"]) == (version, str(model_folder))
     assert parse(ServeConfig, deployed.config) == config
 
@@ -259,7 +263,7 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
     config = service_config(int(address.rpartition(":")[2]), challenger=own)
     with pytest.raises(ServeError, match="no challenger is named"):
         deploy.start(config, model_folder, "vqa", "10")
-    challenger = deploy.model_spec(model_folder, "vqa", "11")
+    challenger = model_spec(model_folder, "vqa", "11")
     deploy.start(config, model_folder, "vqa", "10", challenger=challenger)
     images = [picture(seed) for seed in range(24)]
     sides = {image: client.ask(image, QUESTIONS).model.version for image in images}
@@ -267,11 +271,13 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
     assert {image: client.ask(image, QUESTIONS).model.version for image in images} == sides
     chosen = [image for image, version in sides.items() if version == "11"]
     deadline = time.monotonic() + 60
-    while len(found := list(read(str(tmp_path)))) < 2 * len(chosen):
-        assert time.monotonic() < deadline, f"{len(found)} of {2 * len(chosen)} records"
+    while len(comparisons := list(read(str(tmp_path)))) < 2 * len(chosen):
+        assert time.monotonic() < deadline, f"{len(comparisons)} of {2 * len(chosen)} records"
         time.sleep(0.2)
-    assert {one.image for one in found} == {hashlib.sha256(image).hexdigest() for image in chosen}
-    assert {(one.champion.version, one.challenger.version, one.agreement) for one in found} == {("10", "11", 1.0)}
+    assert {comparison.image for comparison in comparisons} == {hashlib.sha256(image).hexdigest() for image in chosen}
+    assert {
+        (comparison.champion.version, comparison.challenger.version, comparison.agreement) for comparison in comparisons
+    } == {("10", "11", 1.0)}
 
     # A challenger that does not load leaves the former pair as it was.
     broken = {**challenger, "version": "12", "digest": "0" * 64}
@@ -281,7 +287,7 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
 
     deploy.start(service_config(config.port), model_folder, "vqa", "10")
     assert {client.ask(image, QUESTIONS).model.version for image in images} == {"10"}
-    while remote.APP_NAME in serve.status().applications:
+    while challenger_deployment.APP_NAME in serve.status().applications:
         assert time.monotonic() < deadline + 60
         time.sleep(0.2)
 
@@ -300,8 +306,8 @@ def test_a_model_swapped_in_brings_its_tasks_and_captions_stream_through_the_pro
         streamed = events(client.post("/v1/caption", json={**body, "stream": True}))
         assert len(streamed) > 2
         assert json.loads(streamed[-1][1])["captions"] == whole["captions"]
-        for task, given in {"match": {"text": "a circle"}, "embed": {"text": "a circle"}}.items():
-            answer = client.post(f"/v1/{task}", json={**body, **given})
+        for task, fields in {"match": {"text": "a circle"}, "embed": {"text": "a circle"}}.items():
+            answer = client.post(f"/v1/{task}", json={**body, **fields})
             assert answer.json()["model"] == {"name": "all", "version": "9"}
 
 
@@ -310,10 +316,10 @@ def test_what_fails_takes_back_its_own_and_nothing_of_others(monkeypatch: pytest
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
     monkeypatch.setattr(serve, "delete", applications.pop)
     monkeypatch.setattr(serve, "shutdown", lambda: ended.append(True))
-    deploy._take_back()
+    deploy._remove_applications()
     assert (list(applications), ended) == (["of others"], [])
     applications.clear()
-    deploy._take_back()
+    deploy._remove_applications()
     assert ended == [True]
 
 
@@ -324,10 +330,12 @@ def test_a_busy_port_is_named_before_anything_starts(ray_local: None, model_fold
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        who = rf"{psutil.Process().name()} \(process {os.getpid()}\)"
-        with pytest.raises(ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use by {who}; .*serve\.port="):
-            deploy.check_port_free("127.0.0.1", port)
-    deploy.check_port_free("127.0.0.1", port)
+        process_pattern = rf"{psutil.Process().name()} \(process {os.getpid()}\)"
+        with pytest.raises(
+            ServeError, match=rf"port {port} on 127\.0\.0\.1 is in use by {process_pattern}; .*serve\.port="
+        ):
+            check_port_free("127.0.0.1", port)
+    check_port_free("127.0.0.1", port)
 
 
 @pytest.mark.parametrize("content", [None, "empty"])
@@ -336,7 +344,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, content: str | None) 
     if content:
         folder.mkdir()
     with pytest.raises(ServeError, match=f"'{folder}' holds no model"):
-        deploy.build_app(ServeConfig(), folder)
+        model_spec(folder, "vqa", "1")
 
 
 def test_beyond_this_machine_only_when_told_to_and_with_keys(
@@ -349,9 +357,9 @@ def test_beyond_this_machine_only_when_told_to_and_with_keys(
     exposed = ServeConfig(host="0.0.0.0", expose=True)
     monkeypatch.delenv(KEY_HASHES_VARIABLE, raising=False)
     with pytest.raises(ServeError, match=KEY_HASHES_VARIABLE):
-        deploy.build_app(exposed, model_folder)
+        service_spec(exposed, {}, None)
     monkeypatch.setenv(KEY_HASHES_VARIABLE, hashlib.sha256(b"key").hexdigest())
-    assert deploy.build_app(exposed, model_folder)
+    assert service_spec(exposed, {}, None)
 
 
 @pytest.mark.parametrize(
@@ -385,11 +393,11 @@ def test_the_builder_hands_on_what_a_replica_refuses_other_files_by(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Any] = []
-    monkeypatch.setattr(deploy, "_application", built.append)
-    told = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
-    deploy.app({"model_folder": str(model_folder), **told})
+    monkeypatch.setattr(deploy, "champion_application", built.append)
+    arguments = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}
+    deploy.app({"model_folder": str(model_folder), **arguments})
     deploy.app({"model_folder": str(model_folder)})
-    assert built[0].model == {"folder": str(model_folder), **told}
+    assert built[0].model == {"folder": str(model_folder), **arguments}
     assert built[1].model["digest"] == manifest.digest(model_folder)
     with pytest.raises(ConfigError, match="unknown key 'max_batch'"):
         deploy.app({"model_folder": str(model_folder), "serve": {"max_batch": 3}})

@@ -24,7 +24,7 @@ import pytest
 
 from pipelines.serve import tls
 from pipelines.serve.deployment import haproxy, ingress
-from pipelines.serve.deployment.haproxy import Options, mend
+from pipelines.serve.deployment.haproxy import Options, harden
 from tests.pipelines.serve.server import self_signed, served
 
 pytestmark = pytest.mark.skipif(haproxy.binary() is None, reason="there is no HAProxy here")
@@ -65,9 +65,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
         if not message.get("more_body"):
             break
     headers = {name.decode(): value.decode() for name, value in scope["headers"]}
-    told = {"client": scope["client"][0], "scheme": scope["scheme"], "headers": headers, "bytes": len(body)}
+    received = {"client": scope["client"][0], "scheme": scope["scheme"], "headers": headers, "bytes": len(body)}
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
-    await send({"type": "http.response.body", "body": json.dumps(told).encode()})
+    await send({"type": "http.response.body", "body": json.dumps(received).encode()})
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def running(folder: Path, server: str, **options: Any) -> Iterator[tuple[subproc
         process.communicate()
 
 
-def asked(port: int, method: str = "GET", path: str = "/", body: bytes = b"", **headers: str) -> Any:
+def ask(port: int, method: str = "GET", path: str = "/", body: bytes = b"", **headers: str) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     connection.request(method, path, body or None, named)
@@ -105,9 +105,11 @@ def test_it_listens_where_it_is_told_to_and_its_socket_is_its_users_alone(tmp_pa
         listening = {c.laddr for c in psutil.Process(process.pid).net_connections("tcp") if c.status == "LISTEN"}
         assert listening == {("127.0.0.1", port)}
         assert (tmp_path / "node" / "admin").stat().st_mode & 0o777 == 0o600
-        with ingress._opened(tmp_path) as held, pytest.raises(BlockingIOError):
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        assert asked(port)["client"] == "127.0.0.1"
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+        assert ask(port)["client"] == "127.0.0.1"
 
 
 def test_its_metrics_are_where_they_are_wanted(tmp_path: Path) -> None:
@@ -124,12 +126,12 @@ def test_its_metrics_are_where_they_are_wanted(tmp_path: Path) -> None:
 
 def test_a_client_cannot_say_where_it_comes_from_nor_change_what_serve_does(tmp_path: Path) -> None:
     with served(echo) as server, running(tmp_path, server, metrics="") as (_, port):
-        told = asked(
+        received = ask(
             port, x_forwarded_for="9.9.9.9", x_forwarded_proto="https", forwarded="for=9.9.9.9",
             x_request_timeout_seconds="0", x_request_disconnect_disabled="?1", authorization="Bearer key",
         )  # fmt: skip
-    assert (told["client"], told["scheme"]) == ("127.0.0.1", "http")
-    passed = told["headers"]
+    assert (received["client"], received["scheme"]) == ("127.0.0.1", "http")
+    passed = received["headers"]
     assert passed["x-forwarded-for"] == "127.0.0.1"
     assert passed["authorization"] == "Bearer key"
     assert not passed.keys() & {"forwarded", "x-request-timeout-seconds", "x-request-disconnect-disabled"}
@@ -142,11 +144,11 @@ def test_it_encrypts_and_says_so(tmp_path: Path) -> None:
     (tmp_path / "service.pem.key").symlink_to(key)
     where = str(tmp_path / "service.pem")
     with served(echo) as server, running(tmp_path, server, metrics="", certificate=where) as (_, port):
-        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=tls.pinned(own))
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=tls.pinned_context(own))
         connection.request("GET", "/", headers={"x-forwarded-proto": "http"})
         assert json.loads(connection.getresponse().read())["scheme"] == "https"
         with pytest.raises((http.client.HTTPException, OSError)):
-            asked(port)
+            ask(port)
 
 
 def answer_to(port: int, *sent: bytes) -> tuple[int, str, dict[str, str]]:
@@ -169,7 +171,7 @@ def test_heads_and_bodies_that_do_not_end_stop_here(tmp_path: Path) -> None:
         status, body, _ = answer_to(port, begun, b"content-length: 1000\r\n\r\n", b"x" * 999)
         assert (status, json.loads(body)) == (408, {"error": haproxy_error(408)})
         for given in (0, 1, 16_384, 3_000_000):
-            assert asked(port, "POST", body=b"x" * given)["bytes"] == given
+            assert ask(port, "POST", body=b"x" * given)["bytes"] == given
 
 
 def test_a_head_without_end_is_not_held_by_the_kernel_either(tmp_path: Path) -> None:
@@ -179,12 +181,12 @@ def test_a_head_without_end_is_not_held_by_the_kernel_either(tmp_path: Path) -> 
             client.sendall(b"GET / HTTP/1.1\r\nx: ")
             while sent < 100 << 20:
                 sent += client.send(b"a" * (1 << 16))
-        assert asked(port)["bytes"] == 0
+        assert ask(port)["bytes"] == 0
     assert sent < 16 << 20
 
 
 def test_a_connection_that_is_kept_ends_before_the_replicas_of_its_time(tmp_path: Path) -> None:
-    text = mend(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
+    text = harden(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
     assert [line.split() for line in text.splitlines() if "http-keep-alive" in line] == [
         ["timeout", "http-keep-alive", "3s"]
     ]
@@ -251,6 +253,6 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
 
 def test_what_serve_writes_otherwise_is_refused(tmp_path: Path) -> None:
     text = written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text()
-    assert mend(text, Options(), tmp_path).count("bind") == 2, "the service's and the metrics', for others to guard"
+    assert harden(text, Options(), tmp_path).count("bind") == 2, "the service's and the metrics', for others to guard"
     with pytest.raises(ValueError, match=r"0 places like .*stats socket.*serve\.ingress=python"):
-        mend(text.replace("stats socket", "stats sock"), Options(), tmp_path)
+        harden(text.replace("stats socket", "stats sock"), Options(), tmp_path)

@@ -24,7 +24,7 @@ needs_haproxy = pytest.mark.skipif(haproxy.binary() is None, reason="there is no
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(ingress, "_FOLDERS", tmp_path)
+    monkeypatch.setattr(ingress, "_PARENT_FOLDER", tmp_path)
     return tmp_path
 
 
@@ -102,7 +102,7 @@ def test_the_settings_reach_haproxy(folders: Path, tmp_path: Path) -> None:
 
 
 def test_folders_that_no_haproxy_uses_any_more_are_removed(folders: Path) -> None:
-    long_ago = time.time() - 2 * ingress._LEFT_OVER_S
+    long_ago = time.time() - 2 * ingress._LEFTOVER_S
 
     def folder(name: str, at: float = long_ago) -> Path:
         made = folders / name
@@ -111,9 +111,12 @@ def test_folders_that_no_haproxy_uses_any_more_are_removed(folders: Path) -> Non
         return made
 
     left, used, new, foreign = folder("vlserve-a"), folder("vlserve-b"), folder("vlserve-c", time.time()), folder("x")
-    with ingress._opened(used) as held:
-        fcntl.flock(held, fcntl.LOCK_SH)
-        ingress._remove_left_overs()
+    lock = os.open(used, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        ingress._remove_leftovers()
+    finally:
+        os.close(lock)
     assert not left.exists()
     assert all(kept.exists() for kept in (used, new, foreign))
 

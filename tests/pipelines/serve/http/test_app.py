@@ -21,10 +21,11 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http import app as app_module
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.schema.caption import CaptionRequest, CaptionResponse
-from pipelines.serve.http.schema.embed import EmbedRequest, EmbedResponse
-from pipelines.serve.http.schema.match import MatchRequest, MatchResponse
-from pipelines.serve.http.schema.vqa import VQARequest, VQAResponse
+from pipelines.serve.http.routes.caption import CaptionRequest, CaptionResponse
+from pipelines.serve.http.routes.embed import EmbedRequest, EmbedResponse
+from pipelines.serve.http.routes.match import MatchRequest, MatchResponse
+from pipelines.serve.http.routes.vqa import VQARequest, VQAResponse
+from pipelines.serve.service import Metrics
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, json_scope, send
 
@@ -499,8 +500,8 @@ def test_no_hash_lets_in_who_sends_no_key(service: FakeService, headers: dict[st
 def test_without_keys_only_this_machine_is_answered(service: FakeService, client: str, base: str, status: int) -> None:
     async def go() -> tuple[int, int]:
         async with http(create_app(service, ServeConfig()), (client, 9), base) as session:
-            asked = await session.post("/v1/vqa", json={"image": TEXT, "question": "A?"})
-            return asked.status_code, (await session.get("/")).status_code
+            response = await session.post("/v1/vqa", json={"image": TEXT, "question": "A?"})
+            return response.status_code, (await session.get("/")).status_code
 
     assert asyncio.run(go()) == (status, status)
 
@@ -534,7 +535,7 @@ def test_assets_are_revalidated(app: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "answered"),
+    ("path", "request_type", "response_type"),
     [
         ("/v1/vqa", VQARequest, VQAResponse),
         ("/v1/caption", CaptionRequest, CaptionResponse),
@@ -543,7 +544,7 @@ def test_assets_are_revalidated(app: Any) -> None:
     ],
 )
 def test_openapi_documents_both_ways_to_ask_and_its_examples_are_valid(
-    app: Any, path: str, asked: type[BaseModel], answered: type[BaseModel]
+    app: Any, path: str, request_type: type[BaseModel], response_type: type[BaseModel]
 ) -> None:
     spec = send(app, "GET", "/openapi.json").json()
     operation = spec["paths"][path]["post"]
@@ -553,14 +554,14 @@ def test_openapi_documents_both_ways_to_ask_and_its_examples_are_valid(
     examples = [example["value"] for example in content["application/json"]["examples"].values()]
     assert examples
     for example in examples:
-        asked.model_validate_json(json.dumps(example), strict=True)
+        request_type.model_validate_json(json.dumps(example), strict=True)
         assert send(app, "POST", path, json=example).status_code == 200
     form = content["multipart/form-data"]
     assert form["example"].keys() <= form["schema"]["properties"].keys()
     fields = {name: str(value) for name, value in form["example"].items() if name != "image"}
     assert send(app, "POST", path, data=fields, files={"image": ("p.png", IMAGE)}).status_code == 200
-    for example in spec["components"]["schemas"][answered.__name__]["examples"]:
-        answered.model_validate(example)
+    for example in spec["components"]["schemas"][response_type.__name__]["examples"]:
+        response_type.model_validate(example)
 
 
 @pytest.mark.parametrize("path", ["/v1/vqa", "/v1/caption", "/v1/match", "/v1/embed"])
@@ -586,7 +587,7 @@ def test_every_task_has_the_same_layers_around_it(service: FakeService, path: st
 
 
 def test_every_answer_is_counted_by_route_status_reason_and_version(service: FakeService) -> None:
-    class Seen:
+    class Seen(Metrics):
         def __init__(self) -> None:
             self.requests: list[tuple[str, int, str, str]] = []
 

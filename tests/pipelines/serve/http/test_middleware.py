@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import re
 import socket
-import subprocess
 import threading
 from http.client import HTTPResponse
 from pathlib import Path
@@ -19,61 +16,13 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.serve.config import FeedbackConfig, ServeConfig
-from pipelines.serve.errors import ServeError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.middleware import KEY_HASHES_VARIABLE, read_key_hashes
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, send
 from tests.pipelines.serve.server import served
 from vlmodel.config import dump, load, parse
 
 HASH = hashlib.sha256(b"key").hexdigest()
-
-
-def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated() -> None:
-    good = hashlib.sha256(b"key").hexdigest()
-    assert read_key_hashes({KEY_HASHES_VARIABLE: f" {good.upper()}, {good} "}) == (good, good)
-    assert read_key_hashes({}) == ()
-    with pytest.raises(ServeError, match="entry 2") as caught:
-        read_key_hashes({KEY_HASHES_VARIABLE: f"{good},my-secret-key"})
-    assert "my-secret-key" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", ["", " ", ",", "GOOD,", ",GOOD", "GOOD,,GOOD"])
-def test_an_empty_list_of_keys_or_an_empty_entry_is_refused(value: str) -> None:
-    good = hashlib.sha256(b"key").hexdigest()
-    with pytest.raises(ServeError, match="empty"):
-        read_key_hashes({KEY_HASHES_VARIABLE: value.replace("GOOD", good)})
-
-
-@pytest.mark.parametrize("nothing", ["", " ", "\n", "\r\n", "\t", " \n"])
-def test_the_hash_of_no_key_is_refused(nothing: str) -> None:
-    good, bad = (hashlib.sha256(text.encode()).hexdigest() for text in ("key", nothing))
-    with pytest.raises(ServeError, match=r"entry 2 .* is the hash of no key"):
-        read_key_hashes({KEY_HASHES_VARIABLE: f"{good},{bad}"})
-
-
-def test_the_documented_commands_for_a_hash_fail_without_a_key() -> None:
-    readme = (Path(__file__).parents[4] / "infra" / "README.md").read_text()
-    commands = [line for line in readme.splitlines() if "sha256sum" in line and line.startswith(":")]
-    assert len(commands) == 2
-    assert readme.count("sha256sum") == 2, "a command for a hash that does not begin with the check"
-    for command in commands:
-        # What stands in place of kubectl and export shows what would be kept.
-        shown = re.sub(r"&& .*?(?==\")", "&& echo hashes", command)
-        made = {
-            key: subprocess.run(
-                ["bash", "-c", shown],
-                env={"PATH": os.environ["PATH"], "API_KEY": key},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            for key in ("", "key")
-        }
-        assert made["key"].stdout == f"hashes={hashlib.sha256(b'key').hexdigest()}\n"
-        assert (made[""].stdout, made[""].returncode != 0) == ("", True)
-        assert "API_KEY" in made[""].stderr
 
 
 def head_of(body: bytes) -> bytes:
@@ -87,9 +36,9 @@ def head_of(body: bytes) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def begun(where: str, sent: bytes) -> socket.socket:
+def open_connection(address: str, sent: bytes) -> socket.socket:
     """A connection on which so much was sent."""
-    host, _, port = where.partition(":")
+    host, _, port = address.partition(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.sendall(sent)
     return connection
@@ -107,12 +56,12 @@ def answer_on(connection: socket.socket) -> tuple[int, str]:
 def test_bodies_that_do_not_end_keep_nobody_out_and_get_408(service: FakeService) -> None:
     body = json.dumps({"image": TEXT, "question": "A?"}).encode()
     app = create_app(service, ServeConfig(max_in_flight=2, request_timeout_s=2))
-    with served(app) as where:
-        slow = [begun(where, head_of(body)[:-20]) for _ in range(8)]
-        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+    with served(app) as address:
+        slow = [open_connection(address, head_of(body)[:-20]) for _ in range(8)]
+        assert answer_on(open_connection(address, head_of(body))) == (200, "ok")
         slow[0].sendall(head_of(body)[-20:])
-        assert [answer_on(one) for one in slow] == [(200, "ok")] + [(408, "slow_request")] * 7
-        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+        assert [answer_on(connection) for connection in slow] == [(200, "ok")] + [(408, "slow_request")] * 7
+        assert answer_on(open_connection(address, head_of(body))) == (200, "ok")
 
 
 class Held(FakeService):
@@ -131,31 +80,33 @@ class Held(FakeService):
 def test_places_are_taken_by_bodies_that_are_there() -> None:
     body = json.dumps({"image": TEXT, "question": "A?"}).encode()
     service = Held()
-    with served(create_app(service, ServeConfig(max_in_flight=2))) as where:
-        late = begun(where, head_of(body)[:-20])
-        held = [begun(where, head_of(body)) for _ in range(2)]
+    with served(create_app(service, ServeConfig(max_in_flight=2))) as address:
+        late = open_connection(address, head_of(body)[:-20])
+        held = [open_connection(address, head_of(body)) for _ in range(2)]
         for _ in held:
             assert service.waiting.acquire(timeout=30)
-        assert answer_on(begun(where, head_of(body)[:-20])) == (429, "overloaded"), "refused before its body is read"
+        assert answer_on(open_connection(address, head_of(body)[:-20])) == (429, "overloaded"), (
+            "refused before its body is read"
+        )
         late.sendall(head_of(body)[-20:])
         assert answer_on(late) == (429, "overloaded")
         service.go.set()
-        assert [answer_on(one) for one in held] == [(200, "ok")] * 2
-        assert answer_on(begun(where, head_of(body))) == (200, "ok")
+        assert [answer_on(connection) for connection in held] == [(200, "ok")] * 2
+        assert answer_on(open_connection(address, head_of(body))) == (200, "ok")
 
 
 def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeService) -> None:
     body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
     config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
-    with served(create_app(service, config)) as where:
-        head = begun(where, head_of(body).removesuffix(body))
-        slow = [begun(where, head_of(body)[:-20]) for _ in range(2)]
-        assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
-        more = begun(where, head_of(body)[:-20])
-        assert [answer_on(begun(where, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
+    with served(create_app(service, config)) as address:
+        head = open_connection(address, head_of(body).removesuffix(body))
+        slow = [open_connection(address, head_of(body)[:-20]) for _ in range(2)]
+        assert [answer_on(open_connection(address, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
+        more = open_connection(address, head_of(body)[:-20])
+        assert [answer_on(open_connection(address, head_of(body))) for _ in range(5)] == [(200, "ok")] * 5
         more.sendall(head_of(body)[-20:])
         assert answer_on(more) == (200, "ok")
-        assert [answer_on(one) for one in slow] == [(408, "slow_request")] * 2
+        assert [answer_on(connection) for connection in slow] == [(408, "slow_request")] * 2
         head.sendall(body)
         assert answer_on(head) == (200, "ok"), "what has sent nothing yet gives no room"
 
@@ -164,14 +115,14 @@ def test_bodies_that_are_held_for_the_model_are_bounded_in_all() -> None:
     body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
     service = Held()
     config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
-    with served(create_app(service, config)) as where:
-        held = [begun(where, head_of(body)) for _ in range(2)]
+    with served(create_app(service, config)) as address:
+        held = [open_connection(address, head_of(body)) for _ in range(2)]
         for _ in held:
             assert service.waiting.acquire(timeout=30)
-        assert answer_on(begun(where, head_of(body))) == (429, "overloaded")
+        assert answer_on(open_connection(address, head_of(body))) == (429, "overloaded")
         service.go.set()
-        assert [answer_on(one) for one in held] == [(200, "ok")] * 2
-        assert [answer_on(begun(where, head_of(body))) for _ in range(3)] == [(200, "ok")] * 3
+        assert [answer_on(connection) for connection in held] == [(200, "ok")] * 2
+        assert [answer_on(open_connection(address, head_of(body))) for _ in range(3)] == [(200, "ok")] * 3
 
 
 def answer_to(app: Any, headers: list[tuple[str, str]], path: str = "/v1/vqa") -> tuple[int, str]:
@@ -186,8 +137,8 @@ def answer_to(app: Any, headers: list[tuple[str, str]], path: str = "/v1/vqa") -
                 data={"question": "A?", "answer": "poison"} if "feedback" in path else {"question": "A?"},
             )
             names = {name.lower() for name, _ in headers}
-            kept = [(name, value) for name, value in request.headers.raw if name.decode().lower() not in names]
-            request.headers = httpx.Headers([*kept, *((n.encode(), v.encode()) for n, v in headers if v)])
+            other_headers = [(name, value) for name, value in request.headers.raw if name.decode().lower() not in names]
+            request.headers = httpx.Headers([*other_headers, *((n.encode(), v.encode()) for n, v in headers if v)])
             return await client.send(request)
 
     response = asyncio.run(go())
@@ -298,6 +249,6 @@ def test_a_name_or_origin_that_could_never_match_is_refused(setting: str, value:
 
 
 def test_names_and_origins_come_from_a_command_and_reach_the_replicas() -> None:
-    given = load(ServeConfig, overrides=['allowed_hosts=["a.example"]', 'allowed_origins=["https://b.example"]'])
-    assert (given.allowed_hosts, given.allowed_origins) == (["a.example"], ["https://b.example"])
-    assert parse(ServeConfig, dump(given)) == given
+    config = load(ServeConfig, overrides=['allowed_hosts=["a.example"]', 'allowed_origins=["https://b.example"]'])
+    assert (config.allowed_hosts, config.allowed_origins) == (["a.example"], ["https://b.example"])
+    assert parse(ServeConfig, dump(config)) == config

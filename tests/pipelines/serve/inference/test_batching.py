@@ -1,13 +1,17 @@
-"""Batches follow the model's pace."""
+"""Batches follow the model's pace; passes run side by side, up to a number, on the threads that each has."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from pipelines.serve.inference.batching import Batcher
+from pipelines.serve.inference import batching
+from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, ThreadChoice
 
 
 class Model:
@@ -102,19 +106,6 @@ def test_requests_that_arrive_together_share_the_first_batch() -> None:
     scenario(go)
 
 
-def test_an_idle_model_waits_for_more_only_if_told_to() -> None:
-    async def go(model: Model) -> None:
-        model.free.release()
-        batcher = Batcher(model, max_size=8, wait_s=0.05)
-        first = asyncio.create_task(batcher.submit(1))
-        await asyncio.sleep(0.005)
-        assert model.batches == []
-        assert [await batcher.submit(2), await first] == [4, 2]
-        assert model.batches == [[1, 2]]
-
-    scenario(go)
-
-
 def test_a_cancelled_request_costs_no_place_in_a_batch() -> None:
     async def go(model: Model) -> None:
         batcher = Batcher(model, max_size=2)
@@ -156,12 +147,12 @@ def test_an_item_that_fails_costs_its_neighbours_nothing() -> None:
 
 def test_an_item_whose_caller_left_is_not_tried_again() -> None:
     batches: list[list[int]] = []
-    begun, go_on = asyncio.Event(), asyncio.Event()
+    started, go_on = asyncio.Event(), asyncio.Event()
 
     async def run(items: list[int]) -> list[int]:
         batches.append(items)
         if len(items) > 1:
-            begun.set()
+            started.set()
             await go_on.wait()
             raise ValueError("together")
         return items
@@ -169,7 +160,7 @@ def test_an_item_whose_caller_left_is_not_tried_again() -> None:
     async def go() -> None:
         batcher = Batcher(run, max_size=3)
         calls = [asyncio.create_task(batcher.submit(item)) for item in (1, 2, 3)]
-        await begun.wait()
+        await started.wait()
         calls[1].cancel()
         await settle()
         go_on.set()
@@ -185,3 +176,168 @@ def test_a_model_that_loses_results_is_an_error_not_a_hang() -> None:
 
     with pytest.raises(RuntimeError, match="a batch of 1 items gave 0 results"):
         asyncio.run(asyncio.wait_for(Batcher(run, max_size=2).submit(1), 10))
+
+
+@pytest.fixture
+def thread() -> Iterator[InferenceThreadPool]:
+    thread = InferenceThreadPool(passes=1, threads=1)
+    yield thread
+    thread.close()
+
+
+def test_passes_follow_one_another_and_their_times_do_not_overlap(thread: InferenceThreadPool) -> None:
+    async def go() -> None:
+        done = await asyncio.gather(*(thread.run(threading.get_ident) for _ in range(3)))
+        assert len({passed.result for passed in done}) == 1
+        times = [time for passed in done for time in (passed.started, passed.ended)]
+        assert times == sorted(times)
+
+    asyncio.run(go())
+
+
+def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: InferenceThreadPool) -> None:
+    async def busy(measured: bool) -> float:
+        started, go_on = threading.Event(), threading.Event()
+
+        def work() -> None:
+            started.set()
+            assert go_on.wait(10)
+
+        running = asyncio.create_task(thread.run(work, measured=measured))
+        await asyncio.to_thread(started.wait, 10)
+        seconds = thread.busy_s()
+        go_on.set()
+        await running
+        return seconds
+
+    assert asyncio.run(busy(True)) > 0
+    assert asyncio.run(busy(False)) == 0
+    assert thread.busy_s() == 0
+
+
+def test_what_fails_is_raised_and_what_is_cancelled_before_its_turn_is_never_done(thread: InferenceThreadPool) -> None:
+    done: list[str] = []
+
+    def fail() -> None:
+        raise ValueError("unlucky")
+
+    async def go() -> None:
+        with pytest.raises(ValueError, match="unlucky"):
+            await thread.run(fail)
+        go_on = threading.Event()
+        first = asyncio.create_task(thread.run(lambda: go_on.wait(10)))
+        second = asyncio.create_task(thread.run(lambda: done.append("second")))
+        third = asyncio.create_task(thread.run(lambda: done.append("third")))
+        await asyncio.sleep(0)
+        second.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(first, third)
+
+    asyncio.run(go())
+    assert done == ["third"]
+    assert thread.busy_s() == 0
+
+
+class Machine:
+    """Passes on it, one after the other, take as long as their number of threads makes them; it is its own clock."""
+
+    def __init__(self, threads: int) -> None:
+        self.choice = ThreadChoice(threads)
+        self.now = 1000.0
+
+    def passes(self, seconds: dict[int, float], during_s: float) -> list[int]:
+        """The threads of each pass within so long."""
+        end, taken = self.now + during_s, []
+        while self.now < end:
+            number = self.choice.choose(self.now)
+            self.now += seconds[number]
+            self.choice.record(number, seconds[number], self.now)
+            taken.append(number)
+        return taken
+
+
+QUIET, BUSY = {2: 0.025, 1: 0.036}, {2: 0.250, 1: 0.037}
+
+
+def test_a_lone_pass_takes_all_threads_while_that_is_quicker() -> None:
+    taken = Machine(2).passes(QUIET, 600)
+    assert taken.count(1) / len(taken) < 0.001
+    assert 1 in taken, "else it could not know"
+
+
+def test_beside_a_busy_process_it_takes_one_at_once_and_tries_all_rarely() -> None:
+    machine = Machine(2)
+    machine.passes(QUIET, 60)
+    taken = machine.passes(BUSY, 600)
+    assert taken[:2] == [2, 1]
+    assert 10 <= taken.count(2) <= 20
+    assert taken.count(2) * BUSY[2] < 0.01 * 600, "of the time"
+
+
+def test_when_the_other_process_has_ended_it_takes_all_again() -> None:
+    machine = Machine(2)
+    machine.passes(BUSY, 600)
+    taken = machine.passes(QUIET, 70)
+    assert taken[-1] == 2
+    assert machine.passes(QUIET, 10).count(1) <= 1
+
+
+def test_a_slow_pass_by_chance_costs_seconds_and_one_that_is_little_slower_nothing() -> None:
+    machine = Machine(2)
+    machine.passes(QUIET, 60)
+    machine.choice.record(2, 0.045, machine.now)
+    assert machine.choice.choose(machine.now) == 2
+    machine.choice.record(2, 1.0, machine.now)
+    assert machine.choice.choose(machine.now) == 1
+    assert machine.passes(QUIET, 4)[-1] == 2
+
+
+def test_where_all_are_too_many_all_but_one_may_be_best() -> None:
+    machine = Machine(16)
+    taken = machine.passes({16: 0.100, 15: 0.010, 1: 0.080}, 600)
+    assert taken[:3] == [16, 15, 1]
+    assert taken.count(15) / len(taken) > 0.99
+    assert Machine(1).passes({1: 0.01}, 1)[-1] == 1
+
+
+def test_a_pass_that_is_alone_has_all_threads_and_two_share_them() -> None:
+    threads = InferenceThreadPool(passes=2, threads=4)
+    started, go_on = threading.Event(), threading.Event()
+
+    def first() -> int:
+        started.set()
+        assert go_on.wait(10)
+        return torch.get_num_threads()
+
+    async def go() -> tuple[int, int, int]:
+        running = asyncio.create_task(threads.run(first))
+        await asyncio.to_thread(started.wait, 10)
+        second = await threads.run(torch.get_num_threads)
+        go_on.set()
+        return (await running).result, second.result, (await threads.run(torch.get_num_threads)).result
+
+    try:
+        # The first was not alone to its end, and so says nothing about its number of threads.
+        assert asyncio.run(go()) == (4, 2, 4)
+    finally:
+        threads.close()
+
+
+def test_passes_of_one_kind_are_measured_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, now = InferenceThreadPool(passes=1, threads=2), [0.0]
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def work() -> int:
+        number = torch.get_num_threads()
+        now[0] += BUSY[number]
+        return number
+
+    async def numbers(kind: str, count: int) -> list[int]:
+        return [(await threads.run(work, kind=kind)).result for _ in range(count)]
+
+    try:
+        assert asyncio.run(numbers("a", 6)) == [2, 1, 1, 1, 1, 1]
+        assert asyncio.run(numbers("b", 1)) == [2]
+    finally:
+        threads.close()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +17,11 @@ from PIL import Image
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
-from pipelines.serve.inference.decoding import Decoding, Room, pixel_limit
+from pipelines.serve.inference.decoding import ImageDecoder, PixelBudget, pixel_limit
 from vlmodel.images import resize
 from vlmodel.images.decoders import cpu
 from vlmodel.images.decoders.cpu import decoded_pixels
+from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import WEB_FORMATS
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
@@ -37,10 +40,10 @@ def processor() -> VLProcessor:
 
 
 @pytest.fixture
-def decoding() -> Iterator[Decoding]:
-    made = Decoding(4)
-    yield made
-    made.close()
+def decoder() -> Iterator[ImageDecoder]:
+    image_decoder = ImageDecoder(4)
+    yield image_decoder
+    image_decoder.close()
 
 
 def test_the_limit_follows_the_models_input() -> None:
@@ -50,26 +53,26 @@ def test_the_limit_follows_the_models_input() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(
-    decoding: Decoding, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+    decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bombs = [saved(5000, 4000, form, **how) for form, how in (("WEBP", {"lossless": True}), ("PNG", {}), ("GIF", {}))]
     bombs.append(saved(5000, 4000, "JPEG", progressive=True))  # libjpeg holds all of it, whatever is asked for
     monkeypatch.setattr(VLProcessor, "decode", lambda *_, **__: pytest.fail("was decoded"))
     for bomb in bombs:
         with pytest.raises(ApiError) as refused:
-            asyncio.run(decoding.decode(processor, bomb, LIMIT))
+            asyncio.run(decoder.decode(processor, bomb, LIMIT))
         assert (refused.value.status, refused.value.code) == (413, "image_too_large")
 
 
 def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
-    decoding: Decoding, processor: VLProcessor
+    decoder: ImageDecoder, processor: VLProcessor
 ) -> None:
     photograph = saved(5000, 4000, "JPEG")
     assert decoded_pixels(photograph, 32) == 625 * 500
     assert decoded_pixels(photograph, 500) == 1250 * 1000
     assert decoded_pixels(photograph, 1000) == 2500 * 2000
     assert decoded_pixels(photograph, 1001) == 5000 * 4000
-    pixels = asyncio.run(decoding.decode(processor, photograph, LIMIT))
+    pixels = asyncio.run(decoder.decode(processor, photograph, LIMIT))
     np.testing.assert_array_equal(pixels, processor.decode(photograph))
 
 
@@ -90,18 +93,18 @@ def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> 
                 assert decoded_pixels(data, size) == decoded[-1], (width, height, form, size)
 
 
-def test_only_formats_of_the_web_are_taken_of_callers(decoding: Decoding, processor: VLProcessor) -> None:
+def test_only_formats_of_the_web_are_taken_of_callers(decoder: ImageDecoder, processor: VLProcessor) -> None:
     for form in ("TIFF", "AVIF", "JPEG2000"):
         with pytest.raises(ApiError) as refused:
-            asyncio.run(decoding.decode(processor, saved(20, 20, form), LIMIT))
+            asyncio.run(decoder.decode(processor, saved(20, 20, form), LIMIT))
         assert refused.value.code == "undecodable_image"
     for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         assert form.lower() in WEB_FORMATS
-        asyncio.run(decoding.decode(processor, saved(20, 20, form), LIMIT))
+        asyncio.run(decoder.decode(processor, saved(20, 20, form), LIMIT))
 
 
 def test_pixels_at_one_time_are_bounded_and_small_pictures_do_not_wait(
-    decoding: Decoding, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+    decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The large ones are held until the small one has been answered."""
     large, small = saved(1500, 1000, "PNG"), saved(20, 20, "PNG")
@@ -124,80 +127,105 @@ def test_pixels_at_one_time_are_bounded_and_small_pictures_do_not_wait(
     monkeypatch.setattr(VLProcessor, "decode", holding)
 
     async def go() -> None:
-        waiting = [asyncio.create_task(decoding.decode(processor, large, 2 * 1_500_000 + 1)) for _ in range(6)]
+        waiting = [asyncio.create_task(decoder.decode(processor, large, 2 * 1_500_000 + 1)) for _ in range(6)]
         while at_once[0] < 2:
             await asyncio.sleep(0.01)
-        await decoding.decode(processor, small, 3_000_001)
+        await decoder.decode(processor, small, 3_000_001)
         may_end.set()
         await asyncio.gather(*waiting)
 
     asyncio.run(go())
     assert most == [2]
-    assert decoding._room.used == 0
+    assert decoder._budget.used == 0
 
 
 def test_a_caller_who_leaves_gives_back_no_more_than_was_taken() -> None:
     async def go() -> None:
-        room = Room()
-        await room.take(10, 10)
-        leaving, staying = asyncio.create_task(room.take(8, 10)), asyncio.create_task(room.take(9, 10))
+        budget = PixelBudget()
+        await budget.acquire(10, 10)
+        leaving, staying = asyncio.create_task(budget.acquire(8, 10)), asyncio.create_task(budget.acquire(9, 10))
         await asyncio.sleep(0)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        assert room.used == 10
-        room.give(10)
+        assert budget.used == 10
+        budget.release(10)
         await staying
-        assert room.used == 9
-        room.give(9)
-        assert room.used == 0
+        assert budget.used == 9
+        budget.release(9)
+        assert budget.used == 0
 
     asyncio.run(go())
 
 
-def test_who_leaves_while_its_picture_is_decoded_holds_its_room_until_that_ends(
-    decoding: Decoding, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
+def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_ends(
+    decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, may_end = threading.Event(), threading.Event()
+    started, may_end = threading.Event(), threading.Event()
 
     def holding(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
-        begun.set()
+        started.set()
         assert may_end.wait(60)
         return np.zeros((1, 1, 3), np.uint8)
 
     monkeypatch.setattr(VLProcessor, "decode", holding)
 
     async def go() -> None:
-        task = asyncio.create_task(decoding.decode(processor, saved(1500, 1000, "PNG"), LIMIT))
-        while not begun.is_set():
+        task = asyncio.create_task(decoder.decode(processor, saved(1500, 1000, "PNG"), LIMIT))
+        while not started.is_set():
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert decoding._room.used == 1_500_000
+        assert decoder._budget.used == 1_500_000
         may_end.set()
-        while decoding._room.used:
+        while decoder._budget.used:
             await asyncio.sleep(0.01)
 
     asyncio.run(go())
 
 
-def test_a_larger_picture_is_passed_only_so_often() -> None:
-    async def go() -> int:
-        room = Room()
-        await room.take(5, 10)
-        large = asyncio.create_task(room.take(10, 10))
-        await asyncio.sleep(0)
-        passed = 0
-        for _ in range(1000):
-            one = asyncio.create_task(room.take(5, 10))
-            await asyncio.sleep(0)
-            if not one.done():
-                break
-            passed += 1
-            room.give(5)
-        room.give(5)
-        await large
-        return passed
+@pytest.mark.parametrize("size", [(20, 20), (1500, 1000)])
+def test_what_a_refused_picture_took_is_freed_without_garbage_collection(
+    decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    buffers: list[weakref.ref[np.ndarray]] = []
 
-    assert 0 < asyncio.run(go()) < 100
+    def refusing(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
+        buffer = np.zeros(1000)
+        buffers.append(weakref.ref(buffer))
+        raise ImageError("truncated", "the file ends")
+
+    async def go() -> None:
+        with pytest.raises(ApiError, match="truncated_image"):
+            await decoder.decode(processor, saved(*size, "PNG"), LIMIT)
+
+    monkeypatch.setattr(VLProcessor, "decode", refusing)
+    gc.disable()
+    try:
+        asyncio.run(go())
+        assert [buffer() for buffer in buffers] == [None]
+    finally:
+        gc.enable()
+
+
+def test_pictures_that_wait_have_their_turn_in_order() -> None:
+    async def go() -> None:
+        budget, order = PixelBudget(), []
+
+        async def decode(name: str, pixels: int) -> None:
+            await budget.acquire(pixels, 10)
+            order.append(name)
+
+        await budget.acquire(5, 10)
+        tasks = [asyncio.create_task(decode(name, pixels)) for name, pixels in (("large", 10), ("small", 5))]
+        await asyncio.sleep(0.01)
+        assert order == [], "the small one fits, and came later"
+        budget.release(5)
+        await asyncio.sleep(0.01)
+        assert order == ["large"]
+        budget.release(10)
+        await asyncio.gather(*tasks)
+        assert order == ["large", "small"]
+
+    asyncio.run(go())

@@ -19,15 +19,15 @@ def niceness() -> int:
 def test_the_thread_that_works_gives_way_and_no_other_does() -> None:
     before = niceness()
     # Those that it starts do too, such as the ones that a matrix product is shared with.
-    theirs: list[int] = []
+    child_niceness: list[int] = []
 
     def work() -> int:
-        started = threading.Thread(target=lambda: theirs.append(niceness()))
+        started = threading.Thread(target=lambda: child_niceness.append(niceness()))
         started.start()
         started.join()
         return niceness()
 
-    assert run_at_low_priority(work) == theirs[0] == max(before, 10)
+    assert run_at_low_priority(work) == child_niceness[0] == max(before, 10)
     assert niceness() == before
 
 

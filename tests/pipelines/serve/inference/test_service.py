@@ -15,15 +15,15 @@ from pipelines.registry import golden, manifest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
 from pipelines.serve.inference.service import InferenceService
-from pipelines.serve.service import ServiceResult
-from tests.pipelines.serve.conftest import LABELS, picture
+from pipelines.serve.service import Metrics, ServiceResult
+from tests.pipelines.serve.conftest import LABELS, ask, picture
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
 QUESTIONS = ("what colour is the circle ?", "is there a square ?")
 
 
-class Sizes:
+class Sizes(Metrics):
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
@@ -43,39 +43,41 @@ def sizes() -> Sizes:
 
 
 @pytest.fixture
-def answerer(sizes: Sizes) -> Iterator[InferenceService]:
-    answerer = InferenceService(ServeConfig(max_batch_size=4, model_threads=1), sizes)
-    yield answerer
-    answerer.close()
+def service(sizes: Sizes) -> Iterator[InferenceService]:
+    service = InferenceService(ServeConfig(max_batch_size=4, model_threads=1), sizes)
+    yield service
+    service.close()
 
 
-def test_answers_are_those_of_the_predictor(answerer: InferenceService, sizes: Sizes, model_folder: Path) -> None:
+def test_answers_are_those_of_the_predictor(service: InferenceService, sizes: Sizes, model_folder: Path) -> None:
     images = [picture(seed, (40 + seed, 50)) for seed in range(6)]
 
-    async def go() -> list[ServiceResult[Any]]:
-        await answerer.load(model_folder, "vqa", "1")
-        one = await answerer.answer(images[0], QUESTIONS, 3, True)
+    async def go() -> list[ServiceResult]:
+        await service.load(model_folder, "vqa", "1")
+        one = await ask(service, images[0], QUESTIONS, 3, True)
         many = await asyncio.gather(
-            *(answerer.answer(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
+            *(ask(service, image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images))
         )
         return [one, *many]
 
     answered = asyncio.run(go())
     predictor = Predictor.from_pretrained(model_folder)
-    wants: list[tuple[bytes, tuple[str, ...], int, bool]] = [(images[0], QUESTIONS, 3, True)]
-    wants += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
-    for got, (image, questions, top_k, attention) in zip(answered, wants, strict=True):
+    cases: list[tuple[bytes, tuple[str, ...], int, bool]] = [(images[0], QUESTIONS, 3, True)]
+    cases += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
+    for result, (image, questions, top_k, attention) in zip(answered, cases, strict=True):
         [expected] = predictor.predict([Example(image, questions)], top_k, attention)
-        assert len(got.result) == len(questions)
-        for mine, plain in zip(got.result, expected, strict=True):
-            assert [answer for answer, _ in mine.answers] == [answer for answer, _ in plain.answers]
-            np.testing.assert_allclose([p for _, p in mine.answers], [p for _, p in plain.answers], atol=1e-5)
-            assert (mine.attention_HW is not None) == attention
-            if mine.attention_HW is not None and plain.attention_HW is not None:
-                np.testing.assert_allclose(mine.attention_HW, plain.attention_HW, atol=1e-5)
-        assert (got.model.version, got.model.labels, got.model.image_size) == ("1", len(LABELS), 32)
-        assert got.stages_s.keys() == {"decode", "queue", "model"}
-        assert min(got.stages_s.values()) >= 0
+        assert len(result.result) == len(questions)
+        for actual, expected_prediction in zip(result.result, expected, strict=True):
+            assert [answer for answer, _ in actual.answers] == [answer for answer, _ in expected_prediction.answers]
+            np.testing.assert_allclose(
+                [p for _, p in actual.answers], [p for _, p in expected_prediction.answers], atol=1e-5
+            )
+            assert (actual.attention_HW is not None) == attention
+            if actual.attention_HW is not None and expected_prediction.attention_HW is not None:
+                np.testing.assert_allclose(actual.attention_HW, expected_prediction.attention_HW, atol=1e-5)
+        assert (result.model.version, result.model.labels, result.model.image_size) == ("1", len(LABELS), 32)
+        assert result.stages_s.keys() == {"decode", "queue", "model"}
+        assert min(result.stages_s.values()) >= 0
     assert sum(sizes.sizes) == 7
     assert max(sizes.sizes) <= 4
     assert len(sizes.sizes) < 7, "six requests at once were not batched at all"
@@ -89,12 +91,12 @@ def test_answers_are_those_of_the_predictor(answerer: InferenceService, sizes: S
     ],
 )
 def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
-    answerer: InferenceService, model_folder: Path, image: bytes, status: int, code: str
+    service: InferenceService, model_folder: Path, image: bytes, status: int, code: str
 ) -> None:
     async def go() -> list[Any]:
-        await answerer.load(model_folder, "vqa", "1")
+        await service.load(model_folder, "vqa", "1")
         return await asyncio.gather(
-            *(answerer.answer(data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
+            *(ask(service, data, QUESTIONS, 1, False) for data in (picture(1), image, picture(2))),
             return_exceptions=True,
         )
 
@@ -105,14 +107,14 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
 
 
 def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
-    answerer: InferenceService, sizes: Sizes, model_folder: Path
+    service: InferenceService, sizes: Sizes, model_folder: Path
 ) -> None:
     texts = ["what is it ?", "what \ud800 ?", "is it a circle ?", "\udfff"]
 
     async def go() -> list[Any]:
-        await answerer.load(model_folder, "vqa", "1")
+        await service.load(model_folder, "vqa", "1")
         return await asyncio.gather(
-            *(answerer.answer(picture(), (text,), 1, False) for text in texts), return_exceptions=True
+            *(ask(service, picture(), (text,), 1, False) for text in texts), return_exceptions=True
         )
 
     answered = asyncio.run(go())
@@ -122,13 +124,13 @@ def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
 
 
 def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
-    answerer: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    service: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go() -> tuple[list[Any], list[int]]:
-        await answerer.load(model_folder, "vqa", "1")
-        assert answerer._loaded is not None
-        head = answerer._loaded.predictor.processor
-        tokenize, together = head.tokenize, []
+        await service.load(model_folder, "vqa", "1")
+        assert service._loaded is not None
+        processor = service._loaded.predictor.processor
+        tokenize, together = processor.tokenize, []
 
         def choosy(texts: Sequence[str]) -> Any:
             together.append(len(texts))
@@ -136,10 +138,10 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
                 raise RuntimeError("the tokenizer fails")
             return tokenize(texts)
 
-        monkeypatch.setattr(head, "tokenize", choosy)
+        monkeypatch.setattr(processor, "tokenize", choosy)
         texts = ["what ?", "a fault ?", "is it ?", "where ?", "a fault ?", "a ?", "b ?", "c ?"]
-        asked = (answerer.answer(picture(i), (text,), 1, False) for i, text in enumerate(texts))
-        return await asyncio.gather(*asked, return_exceptions=True), together
+        calls = (ask(service, picture(i), (text,), 1, False) for i, text in enumerate(texts))
+        return await asyncio.gather(*calls, return_exceptions=True), together
 
     answered, together = asyncio.run(go())
     assert max(together) > 1, "nothing was batched"
@@ -148,7 +150,7 @@ def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
 
 
 def test_an_image_of_too_many_pixels_is_refused_with_413(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -156,8 +158,8 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
     (tmp_path / "processor.json").write_text(settings.replace("100000000", "1000"))
 
     async def go() -> None:
-        await answerer.load(tmp_path, "vqa", "1")
-        await answerer.answer(picture(0, (40, 40)), QUESTIONS, 1, False)
+        await service.load(tmp_path, "vqa", "1")
+        await ask(service, picture(0, (40, 40)), QUESTIONS, 1, False)
 
     with pytest.raises(ApiError) as caught:
         asyncio.run(go())
@@ -165,26 +167,26 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
 
 
 def test_a_model_that_says_something_else_here_is_not_served(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
-    made = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
-    golden.write(made, tmp_path)
+    golden_answers = golden.make(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
+    golden.write(golden_answers, tmp_path)
     good = tmp_path / golden.GOLDEN
     (tmp_path / "other").mkdir()
-    other = [one.model_copy(update={"answers": [(a, p + 0.1) for a, p in one.answers]}) for one in made[:1]]
-    golden.write([*other, *made[1:]], tmp_path / "other")
+    other = [one.model_copy(update={"answers": [(a, p + 0.1) for a, p in one.answers]}) for one in golden_answers[:1]]
+    golden.write([*other, *golden_answers[1:]], tmp_path / "other")
     bad = str(tmp_path / "other" / golden.GOLDEN)
 
     async def go() -> None:
-        await answerer.load(model_folder, "vqa", "1", golden_file=str(good))
+        await service.load(model_folder, "vqa", "1", golden_file=str(good))
         message = (
             r"version 2 in .* is not served: 1 of its 4 golden answers are others here \(request 0 about .*expected"
         )
         with pytest.raises(ServeError, match=message):
-            await answerer.load(model_folder, "vqa", "2", golden_file=bad)
+            await service.load(model_folder, "vqa", "2", golden_file=bad)
         with pytest.raises(ServeError, match="cannot be read"):
-            await answerer.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
-        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+            await service.load(model_folder, "vqa", "2", golden_file=str(tmp_path / "nowhere"))
+        assert (await ask(service, picture(), QUESTIONS, 1, False)).model.version == "1"
         lenient = InferenceService(ServeConfig(model_threads=1, golden_tolerance=1.0))
         await lenient.load(model_folder, "vqa", "2", golden_file=bad)
         lenient.close()
@@ -193,53 +195,53 @@ def test_a_model_that_says_something_else_here_is_not_served(
 
 
 def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     async def go() -> None:
         with pytest.raises(ApiError) as caught:
-            await answerer.answer(picture(), QUESTIONS, 1, False)
+            await ask(service, picture(), QUESTIONS, 1, False)
         assert caught.value.status == 503
-        await answerer.load(model_folder, "vqa", "1")
+        await service.load(model_folder, "vqa", "1")
         for folder in (tmp_path, tmp_path / "nowhere"):
             with pytest.raises(ServeError, match=f"version 2 in '{folder}' does not load"):
-                await answerer.load(folder, "vqa", "2")
-        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+                await service.load(folder, "vqa", "2")
+        assert (await ask(service, picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())
 
 
 def test_files_that_changed_since_the_deployment_are_refused(
-    answerer: InferenceService, model_folder: Path, tmp_path: Path
+    service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     deployed = manifest.digest(model_folder)
 
     async def go() -> None:
-        await answerer.load(tmp_path, "vqa", "1", deployed)
+        await service.load(tmp_path, "vqa", "1", deployed)
         weights = bytearray((tmp_path / "model.safetensors").read_bytes())
         weights[-1] ^= 1
         (tmp_path / "model.safetensors").write_bytes(weights)
         with pytest.raises(ServeError, match=r"version 2 .* does not load: its files are not those that"):
-            await answerer.load(tmp_path, "vqa", "2", deployed)
-        assert (await answerer.answer(picture(), QUESTIONS, 1, False)).model.version == "1"
+            await service.load(tmp_path, "vqa", "2", deployed)
+        assert (await ask(service, picture(), QUESTIONS, 1, False)).model.version == "1"
 
     asyncio.run(go())
 
 
 def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
-    answerer: InferenceService, model_folder: Path
+    service: InferenceService, model_folder: Path
 ) -> None:
     async def go() -> list[str]:
-        await answerer.load(model_folder, "vqa", "1")
-        swap = asyncio.create_task(answerer.load(model_folder, "vqa", "2"))
+        await service.load(model_folder, "vqa", "1")
+        swap = asyncio.create_task(service.load(model_folder, "vqa", "2"))
         versions = []
         while not swap.done():
-            versions.append((await answerer.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+            versions.append((await ask(service, picture(), QUESTIONS[:1], 1, False)).model.version)
         await swap
-        versions.append((await answerer.answer(picture(), QUESTIONS[:1], 1, False)).model.version)
+        versions.append((await ask(service, picture(), QUESTIONS[:1], 1, False)).model.version)
         return versions
 
     versions = asyncio.run(go())
@@ -249,11 +251,11 @@ def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
 
 
 def test_a_hanging_pass_makes_the_replica_unhealthy(
-    answerer: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    service: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answerer.check_health()
-    monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1})
-    answerer.check_health()
-    monkeypatch.setattr(answerer._passes, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
+    service.check_health()
+    monkeypatch.setattr(service._threads, "_started", {1: time.perf_counter() - 1})
+    service.check_health()
+    monkeypatch.setattr(service._threads, "_started", {1: time.perf_counter() - 1, 2: time.perf_counter() - 61})
     with pytest.raises(ServeError, match="60 s"):
-        answerer.check_health()
+        service.check_health()

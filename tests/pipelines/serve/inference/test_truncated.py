@@ -13,8 +13,8 @@ import pytest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
-from pipelines.serve.service import ServiceResult
-from tests.pipelines.serve.conftest import FakeService, picture
+from pipelines.serve.service import ServiceRequest, ServiceResult
+from tests.pipelines.serve.conftest import FakeService, ask, picture
 from tests.pipelines.serve.http_client import TEXT, send
 
 TEXTS = ("red circle", " ".join(["red"] * 13))
@@ -22,21 +22,21 @@ TEXTS = ("red circle", " ".join(["red"] * 13))
 
 
 @pytest.fixture
-def answerer() -> Iterator[InferenceService]:
-    answerer = InferenceService(ServeConfig(max_batch_size=4, model_threads=1))
-    yield answerer
-    answerer.close()
+def service() -> Iterator[InferenceService]:
+    service = InferenceService(ServeConfig(max_batch_size=4, model_threads=1))
+    yield service
+    service.close()
 
 
-def test_the_service_knows_which_texts_are_cut(answerer: InferenceService, folder_of: Callable[[str], Path]) -> None:
-    async def go() -> list[ServiceResult[Any]]:
-        await answerer.load(folder_of("all"), "m", "1")
+def test_the_service_knows_which_texts_are_cut(service: InferenceService, folder_of: Callable[[str], Path]) -> None:
+    async def go() -> list[ServiceResult]:
+        await service.load(folder_of("all"), "m", "1")
         image = picture()
         return [
-            await answerer.answer(image, TEXTS, 1, False),
-            await answerer.match(image, TEXTS),
-            await answerer.embed(None, TEXTS),
-            await answerer.embed(image, ()),
+            await ask(service, image, TEXTS, 1, False),
+            await service.run(ServiceRequest("match", image, TEXTS)),
+            await service.run(ServiceRequest("embed", None, TEXTS)),
+            await service.run(ServiceRequest("embed", image)),
         ]
 
     assert [answered.truncated for answered in asyncio.run(go())] == [*[(False, True)] * 3, ()]
@@ -45,7 +45,7 @@ def test_the_service_knows_which_texts_are_cut(answerer: InferenceService, folde
 class Cutting(FakeService):
     """Cuts the last text of each request."""
 
-    def answered(self, result: Any) -> ServiceResult[Any]:
+    def answered(self, result: Any) -> ServiceResult:
         return replace(super().answered(result), truncated=(False, True))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.schema.embed import EmbedResponse
+from pipelines.serve.http.routes.embed import EmbedResponse
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, send
 

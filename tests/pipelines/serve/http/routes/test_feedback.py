@@ -73,7 +73,7 @@ def test_what_is_no_correction(change: dict[str, Any], code: str, service: FakeS
 
 def test_an_image_that_cannot_be_decoded_is_not_kept(tmp_path: Path) -> None:
     class Choosy(FakeService):
-        async def check(self, image: bytes) -> Any:
+        async def check_image(self, image: bytes) -> Any:
             raise ApiError(422, "undecodable_image", "the image cannot be decoded; send another")
 
     response = send(app_of(Choosy(), tmp_path), "POST", "/v1/feedback", json=RIGHT)

@@ -8,8 +8,8 @@ import pytest
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.schema.match import MatchResponse
-from pipelines.serve.service import Matches, ServiceResult
+from pipelines.serve.http.routes.match import MatchResponse
+from pipelines.serve.service import Matches, ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, send
 
@@ -35,7 +35,7 @@ def test_each_text_gets_its_probability(app: Any, service: FakeService) -> None:
 
 def test_similarities_say_so_and_a_lone_text_has_no_probability() -> None:
     class Comparing(FakeService):
-        async def match(self, image: bytes, texts: Any) -> ServiceResult[Matches]:
+        async def run(self, request: ServiceRequest) -> ServiceResult:
             return self.answered(Matches("similarity", [None], [1.0000002], 0.05))
 
     response = send(

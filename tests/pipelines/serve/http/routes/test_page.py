@@ -40,19 +40,19 @@ document.body.dataset.offered = offered.join(" ");
 
 def browser() -> str:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
+    browser = next((path for name in names if (path := shutil.which(name))), None)
+    if browser is None:
         pytest.skip(f"no browser; install one of {', '.join(names)}")
-    return found
+    return browser
 
 
 class Visits:
     """A server of the page for one model; each visit is a script that runs in it."""
 
     def __init__(self, folder: Path, config: ServeConfig) -> None:
-        self.answerer, self.script = InferenceService(config), ""
+        self.service, self.script = InferenceService(config), ""
         self.over = threading.Event()
-        app = create_app(self.answerer, config)
+        app = create_app(self.service, config)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"
         extra = '<script src="visit/script.js" type="module"></script><img src="visit/wait" alt="" hidden>'
         html = index.read_text().replace("</body>", f"{extra}</body>")
@@ -68,9 +68,9 @@ class Visits:
         self.thread.start()
 
     async def _serve(self, folder: Path) -> None:
-        await self.answerer.load(folder, "tiny", "4")
+        await self.service.load(folder, "tiny", "4")
         await self.server.serve([self.listener])
-        self.answerer.close()
+        self.service.close()
 
     async def _wait(self) -> Response:
         """A picture of the page that comes when the visit is over: the browser shows its result not before."""
@@ -214,6 +214,10 @@ def test_an_answer_can_be_corrected(visits: Callable[..., Visits], tmp_path: Pat
     html = visits("vqa", feedback=FeedbackConfig(folder=str(spool))).visit(script, tmp_path / "profile")
     assert "“crimson” is kept for the next training" in html
     [file] = spool.glob("*/corrections/*.json")
-    kept = json.loads(file.read_text())
-    assert (kept["question"], kept["answer"], kept["version"]) == ("What colour is the circle?", "crimson", "4")
-    assert kept["sender"] == "local"
+    correction = json.loads(file.read_text())
+    assert (correction["question"], correction["answer"], correction["version"]) == (
+        "What colour is the circle?",
+        "crimson",
+        "4",
+    )
+    assert correction["sender"] == "local"

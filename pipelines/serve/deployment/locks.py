@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import platform
 import tempfile
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from pipelines.serve.errors import ServeError
@@ -21,12 +21,8 @@ _NAME, _NAMESPACE = "vlmodel-deployment", "vlmodel"
 _POLL_S, _ASK_S = 0.5, 10.0
 
 
-class Turn:
-    """An actor whose name can be had once in a cluster. It ends with the job that made it, however that ends.
-
-    Args:
-        holder: who deploys, for those who wait.
-    """
+class DeploymentLock:
+    """An actor whose name exists once in a cluster. It ends with the job that made it, however that ends."""
 
     def __init__(self, holder: str) -> None:
         self._holder = holder
@@ -36,23 +32,24 @@ class Turn:
 
 
 @contextmanager
-def on_cluster(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
+def cluster_lock(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
     """Be the only one that deploys on this cluster while the block runs.
 
     Args:
-        wait_s: for another one to end.
-        report: is told when it has to wait, and for whom.
+        wait_s: for another deployment to end.
+        report: gets a line if this has to wait, which names the holder.
 
     Raises:
-        ServeError: another one goes on for longer.
+        ServeError: another deployment takes longer.
     """
-    turn: Any = ray.remote(num_cpus=0)(Turn).options(name=_NAME, namespace=_NAMESPACE)
+    actor_class: Any = ray.remote(num_cpus=0)(DeploymentLock).options(name=_NAME, namespace=_NAMESPACE)
     deadline, waits = time.monotonic() + wait_s, False
     while True:
         try:
-            held = turn.remote(f"{_user()} on {platform.node()}, process {os.getpid()}")
-            # Ray looks whether the name is free, and makes the actor later: of two at once one has none in the end.
-            ray.get(held.holder.remote())
+            process = psutil.Process()
+            lock = actor_class.remote(f"{process.username()} on {platform.node()}, process {process.pid}")
+            # Ray checks the name first and creates the actor later: of two at once, one fails only at its first call.
+            ray.get(lock.holder.remote())
             break
         except (ValueError, ray.exceptions.RayActorError):  # the name is taken
             if time.monotonic() > deadline:
@@ -67,17 +64,17 @@ def on_cluster(wait_s: float, report: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.kill(held)
+        ray.kill(lock)
 
 
 @contextmanager
-def at_port(port: int, wait_s: float) -> Iterator[None]:
+def port_lock(port: int, wait_s: float) -> Iterator[None]:
     """Be the only one of this user that starts a service at this port of this machine while the block runs.
 
     Raises:
-        ServeError: another one goes on for longer than ``wait_s``.
+        ServeError: another start takes longer than ``wait_s``.
     """
-    # Not with the whole rights of a temporary folder, where others could put a file of this name.
+    # In a private folder: others could put a file of this name into the shared one.
     folder = Path(tempfile.gettempdir()) / f"vlmodel-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -90,12 +87,5 @@ def at_port(port: int, wait_s: float) -> Iterator[None]:
 def _holder() -> str:
     try:
         return str(ray.get(ray.get_actor(_NAME, _NAMESPACE).holder.remote(), timeout=_ASK_S))
-    except (ValueError, ray.exceptions.RayError):  # it has just ended, or is only just beginning
-        return "it does not say whose"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a number without a name
-        return f"user {os.getuid()}"
+    except (ValueError, ray.exceptions.RayError):  # it has just ended, or is only just starting
+        return "its holder is unknown"

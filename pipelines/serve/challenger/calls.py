@@ -1,0 +1,142 @@
+"""Calls of the two models, with their outcome as a value; the challenger's are bounded in time and number."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipelines.serve.config import ChallengerConfig
+from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.service import ServiceRequest, ServiceResult, Task
+
+log = logging.getLogger(__name__)
+
+# After so many failures in a row the challenger is not called for a while; each further failure makes one more pause.
+_MAX_FAILURES, _PAUSE_S = 3, 5.0
+
+
+class ChallengerClient(Protocol):
+    """The challenger, wherever it runs.
+
+    Attributes:
+        version: in the registry, as it was deployed.
+    """
+
+    version: str
+
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        """Its result.
+
+        Raises:
+            ApiError: it refuses the request.
+            Exception: it cannot be reached, or failed.
+        """
+
+
+class ChallengerMetrics:
+    """Counts what became of requests to the challenger. This base counts nothing."""
+
+    def called(self, task: Task, outcome: str, version: str) -> None:
+        """One request to the challenger; ``outcome`` is "ok" or why it has no result."""
+
+    def compared(self, task: Task, agreement: float, version: str) -> None:
+        """Two results of one request."""
+
+    def fell_back(self, task: Task, reason: str) -> None:
+        """The champion answered in the challenger's place."""
+
+    def dropped(self, reason: str) -> None:
+        """A request that was not compared ("busy", "paused"), or a comparison that was not written ("record")."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one model did with a request: a result, or the exception and its name."""
+
+    answer: ServiceResult | None = None
+    error: str = ""
+    raised: Exception | None = None
+
+    @property
+    def result(self) -> Any:
+        return self.answer.result if self.answer else None
+
+    @property
+    def is_client_error(self) -> bool:
+        return isinstance(self.raised, ApiError) and self.raised.status < 500
+
+    def unwrap(self) -> ServiceResult:
+        if self.answer is None:
+            raise self.raised or internal()
+        return self.answer
+
+
+async def outcome_of(call: Awaitable[ServiceResult], timeout_s: float | None = None) -> Outcome:
+    """Await a call; one that takes longer than ``timeout_s`` is "late"."""
+    try:
+        async with asyncio.timeout(timeout_s) as limit:
+            return Outcome(await call)
+    except ApiError as error:
+        return Outcome(error=error.code, raised=error)
+    except Exception as error:
+        return Outcome(error="late") if limit.expired() else Outcome(error=type(error).__name__, raised=error)
+
+
+class ChallengerCaller:
+    """Calls the challenger: at most ``max_waiting`` requests at once, each for at most ``timeout_s``, and none for a
+    while after repeated failures (a circuit breaker).
+
+    Args:
+        clock: seconds, for the pauses.
+    """
+
+    def __init__(
+        self,
+        client: ChallengerClient,
+        config: ChallengerConfig,
+        metrics: ChallengerMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client, self._config, self._metrics, self._clock = client, config, metrics, clock
+        self._waiting = 0
+        self._failures, self._paused_until = 0, 0.0
+
+    def skip_reason(self) -> str:
+        """Why the challenger must not be called now; "" if it may."""
+        if self._waiting >= self._config.max_waiting:
+            return "busy"
+        return "paused" if self._clock() < self._paused_until else ""
+
+    def count_until(self, ended: asyncio.Future[Any]) -> None:
+        """Count one more waiting request until ``ended`` is done."""
+
+        def release(_: object) -> None:
+            self._waiting -= 1
+
+        self._waiting += 1
+        ended.add_done_callback(release)
+
+    def version_of(self, outcome: Outcome) -> str:
+        """The version that gave the outcome; that of the deployment where there is no result."""
+        return outcome.answer.model.version if outcome.answer else self._client.version
+
+    async def call(self, request: ServiceRequest) -> Outcome:
+        """The challenger's result, or why there is none."""
+        outcome = await outcome_of(self._client.run(request), self._config.timeout_s)
+        self._metrics.called(request.task, outcome.error or "ok", self.version_of(outcome))
+        if outcome.answer is not None or outcome.is_client_error:
+            self._failures = 0
+        else:
+            self._count_failure(outcome)
+        return outcome
+
+    def _count_failure(self, outcome: Outcome) -> None:
+        self._failures += 1
+        if self._failures >= _MAX_FAILURES:
+            self._paused_until = self._clock() + _PAUSE_S
+            self._failures = _MAX_FAILURES - 1
+            log.warning("the challenger fails (%s: %r); not called for %g s", outcome.error, outcome.raised, _PAUSE_S)

@@ -1,0 +1,93 @@
+"""The challenger's own deployment, and the client with which a champion's replica reaches it.
+
+Its own process: its memory, computing time and crashes do not affect the champion. Its own application: Serve judges
+the health of an application as a whole, and the champion's must be healthy when the challenger is not. Requests between
+them are pickled by Serve's handles, which only processes of this cluster can use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.deployment.ray_private import bind_grpc_to_loopback
+from pipelines.serve.errors import ApiError
+from pipelines.serve.inference.priority import run_at_low_priority
+from pipelines.serve.metrics import RayMetrics
+from pipelines.serve.service import ServiceRequest, ServiceResult
+from vlmodel.config import parse
+
+if TYPE_CHECKING:
+    from pipelines.serve.inference.service import InferenceService
+
+APP_NAME = "vlmodel-challenger"
+DEPLOYMENT = "Challenger"
+
+
+class Challenger:
+    """One replica of the challenger: a model without HTTP.
+
+    Args:
+        config: the dumped ``ServeConfig``.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        settings = parse(ServeConfig, config)
+        own = {"num_gpus": settings.challenger.num_gpus, "model_threads": settings.challenger.model_threads}
+        self._config = settings.model_copy(update=own)
+        bind_grpc_to_loopback()
+        self._service = run_at_low_priority(self._build)
+
+    def _build(self) -> InferenceService:
+        # Importing the model's libraries takes seconds of a core.
+        from pipelines.serve.inference.service import InferenceService
+
+        return InferenceService(self._config, RayMetrics())
+
+    async def reconfigure(self, model: Mapping[str, str]) -> None:
+        await self._service.load(model["folder"], model["name"], model["version"], model["digest"], model["golden"])
+
+    async def run(self, request: ServiceRequest) -> ServiceResult | ApiError:
+        """The result, or why the request is refused: as a value, since Serve logs every exception as a fault."""
+        try:
+            return await self._service.run(request)
+        except ApiError as error:
+            return error
+
+    def check_health(self) -> None:
+        self._service.check_health()
+
+
+class RayChallengerClient:
+    """A ``ChallengerClient`` for the deployment above, which may be missing.
+
+    Args:
+        model: name and version, as it was deployed.
+    """
+
+    def __init__(self, model: Mapping[str, str]) -> None:
+        self.version = model["version"]
+        self._handle: DeploymentHandle[Any] | None = None
+        self._handle_lock = asyncio.Lock()
+
+    async def run(self, request: ServiceRequest) -> ServiceResult:
+        """See ``ChallengerClient``."""
+        async with self._handle_lock:
+            if self._handle is None:
+                # It asks Serve's controller, which must not block the event loop.
+                self._handle = await asyncio.to_thread(serve.get_deployment_handle, DEPLOYMENT, APP_NAME)
+        response = self._handle.run.remote(request)
+        try:
+            result = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        if isinstance(result, ApiError):
+            raise replace(result)  # a copy: the traceback of a local variable would keep this frame and the image
+        return result

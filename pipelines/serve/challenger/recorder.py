@@ -1,0 +1,113 @@
+"""Comparisons of the two models' outcomes: counted as metrics, and written to a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from pipelines.records.comparisons import Comparison, ComparisonWriter, ModelResult, TextPair, text_hash
+from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
+from pipelines.serve.challenger.background import BackgroundTasks
+from pipelines.serve.challenger.calls import ChallengerMetrics, Outcome
+from pipelines.serve.config import ChallengerConfig
+from pipelines.serve.service import ModelInfo, ServiceRequest, Task
+
+log = logging.getLogger(__name__)
+
+
+class ComparisonRecorder:
+    """Compares two outcomes of a request and records the comparison.
+
+    Args:
+        writer: keeps the comparisons; None keeps none.
+        background: runs the writing.
+    """
+
+    def __init__(
+        self,
+        config: ChallengerConfig,
+        writer: ComparisonWriter | None,
+        metrics: ChallengerMetrics,
+        background: BackgroundTasks,
+    ) -> None:
+        self._config, self._writer, self._metrics, self._background = config, writer, metrics, background
+        self._flush_timer: asyncio.TimerHandle | None = None
+
+    async def record(
+        self,
+        request: ServiceRequest,
+        model: ModelInfo | None,
+        champion: Outcome,
+        challenger: Outcome,
+        challenger_version: str,
+        fallback: bool = False,
+    ) -> None:
+        """Compare and record.
+
+        Args:
+            model: the champion.
+            fallback: whether the champion answered in the challenger's place.
+        """
+        task, both = request.task, champion.answer is not None and challenger.answer is not None
+        score = agreement(task, champion.result, challenger.result) if both else None
+        if score is not None:
+            self._metrics.compared(task, score, challenger_version)
+        if self._writer is None:
+            return
+        comparison = Comparison(
+            time_ns=time.time_ns(),
+            task=task,
+            mode="canary" if self._config.mode == "canary" else "shadow",
+            model=model.name if model else "",
+            image=await asyncio.to_thread(lambda: request.image_sha256),
+            champion=_model_result(task, champion, model.version if model else ""),
+            challenger=_model_result(task, challenger, challenger_version),
+            fallback=fallback,
+            agreement=score,
+            difference=difference(task, champion.result, challenger.result) if both else None,
+            texts=_texts(request, champion.result, challenger.result) if both else (),
+        )
+        if not self._writer.add(comparison):
+            self._metrics.dropped("record")
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(self._config.flush_s, self._start_flush)
+
+    async def close(self) -> None:
+        """Write what was compared. Comparisons that still run get as long as an answer of the challenger."""
+        await self._background.drain(self._config.timeout_s)
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        await self._flush()
+
+    def _start_flush(self) -> None:
+        self._flush_timer = None
+        self._background.spawn(self._flush())
+
+    async def _flush(self) -> None:
+        if self._writer is None:
+            return
+        try:
+            await asyncio.to_thread(self._writer.flush)
+        except Exception as error:  # a failing disk or store must not concern callers
+            self._metrics.dropped("record")
+            log.warning("comparisons with the challenger are not written: %s", error)
+
+
+def _model_result(task: Task, outcome: Outcome, version: str) -> ModelResult:
+    if outcome.answer is None:
+        return ModelResult(version=version, error=outcome.error)
+    return ModelResult(
+        version=outcome.answer.model.version,
+        seconds=sum(outcome.answer.stages_s.values()),
+        confidence=confidence(task, outcome.result),
+    )
+
+
+def _texts(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
+    pairs = zip(answer_pairs(request, champion), answer_pairs(request, challenger), strict=True)
+    return tuple(
+        TextPair(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(other))
+        for (text, answer), (_, other) in pairs
+    )

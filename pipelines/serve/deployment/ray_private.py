@@ -1,0 +1,38 @@
+"""All that serving uses of Ray Serve's private modules and names. A new version of Ray is checked here."""
+
+from __future__ import annotations
+
+import ray
+from ray import serve
+from ray.serve._private import constants, replica
+
+LOOPBACK = "127.0.0.1"
+# The beginning of the name of the actor that is the Python proxy behind HAProxy.
+_FALLBACK_PROXY = "SERVE_PROXY_ACTOR-fallback-"
+_HEAD_RESOURCE = "node:__internal_head__"
+
+
+def bind_grpc_to_loopback() -> None:
+    """In a replica, before it is ready: the port on which handles may call it over gRPC is on loopback, not on all
+    interfaces. Handles use Ray's own calls instead, unless RAY_SERVE_USE_GRPC_BY_DEFAULT is set.
+    """
+    if not constants.RAY_SERVE_USE_GRPC_BY_DEFAULT:
+        add_port = replica.add_port_to_grpc_server
+        replica.add_port_to_grpc_server = lambda server, _address: add_port(server, f"{LOOPBACK}:0")
+
+
+def is_behind_haproxy() -> bool:
+    """Whether the Serve that runs on this cluster was started with HAProxy."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return any(actor["name"].startswith(_FALLBACK_PROXY) for actor in actors)
+
+
+def head_address() -> str:
+    """Address of the cluster's head node."""
+    heads = [node for node in ray.nodes() if node["Alive"] and _HEAD_RESOURCE in node["Resources"]]
+    return str(heads[0]["NodeManagerAddress"]) if heads else ""
+
+
+def delete_in_background(app_name: str) -> None:
+    """Remove an application from Serve without waiting for it."""
+    serve.delete(app_name, _blocking=False)

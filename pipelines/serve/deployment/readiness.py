@@ -1,0 +1,87 @@
+"""Waiting for an application of Serve, with a message that says why it is late or failed."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+
+from pipelines.serve.client import is_ready
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ServeError
+
+_POLL_S = 0.1
+
+
+def wait_until_running(
+    app_name: str,
+    config: ServeConfig,
+    report: Callable[[str], None],
+    address: str = "",
+    ssl_context: ssl.SSLContext | None = None,
+) -> None:
+    """Wait for an application, and for its answer at ``address`` if it has one.
+
+    Args:
+        report: gets each change of the application's status.
+
+    Raises:
+        ServeError: it fails, or takes longer than ``config.start_timeout_s``.
+    """
+    section = "serve" if address else "serve.challenger"
+    label = "service" if address else "challenger"
+    deadline = time.monotonic() + config.start_timeout_s
+    reported = ""
+    while True:
+        app = serve.status().applications.get(app_name)
+        status = str(app.status.value) if app else "UNKNOWN"
+        if status != reported:
+            report(f"{label}: {status.lower().replace('_', ' ')}")
+            reported = status
+        if app is not None and status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise ServeError(f"the {label} did not start: {_failure(app)}")
+        if status == "RUNNING" and (not address or is_ready(address, ssl_context)):
+            return
+        if time.monotonic() > deadline:
+            raise ServeError(
+                f"the {label} did not answer{f' at {address}' if address else ''} within {config.start_timeout_s:g} s "
+                f"(status {status}); {_delay(app, config if address else config.challenger, section)}"
+            )
+        time.sleep(_POLL_S)
+
+
+def wait_until_replaced(app_name: str, timeout_s: float) -> None:
+    """Wait until no replica of the previous model is left, which HAProxy may still call when Serve no longer would."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        deployments = serve.status().applications[app_name].deployments.values()
+        if all(set(deployment.replica_states) <= {"RUNNING"} for deployment in deployments):
+            return
+        time.sleep(_POLL_S)
+
+
+def _failure(app: Any) -> str:
+    """The line of a replica's traceback with the error, else Serve's message."""
+    messages = [deployment.message for deployment in app.deployments.values() if deployment.message]
+    lines = [line.strip() for line in ("\n".join(messages) or app.message).splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.partition(":")[0] and not line.startswith("ray.")]
+    return errors[-1] if errors else (lines[-1] if lines else "Serve gives no reason; see the replica's log")
+
+
+def _delay(app: Any, resources: Any, section: str) -> str:
+    """``resources`` has the settings ``replicas``, ``num_cpus`` and ``num_gpus``."""
+    messages = " ".join(deployment.message for deployment in app.deployments.values()) if app else ""
+    if "resource" in messages.lower():
+        free = ray.available_resources()
+        return (
+            f"{resources.replicas} replica(s) need {resources.num_cpus:g} CPU and {resources.num_gpus:g} GPU each, and "
+            f"the cluster has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; lower "
+            f"{section}.num_cpus or {section}.replicas"
+        )
+    if app is not None and str(app.status.value) == "RUNNING":
+        return "Serve's proxy may not have started; see its log"
+    return "raise serve.start_timeout_s, or see the replica's log"

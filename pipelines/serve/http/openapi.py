@@ -1,0 +1,80 @@
+"""The OpenAPI description of the tasks' routes: two ways to send a request, and all errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from pipelines.serve.http.routes.base import TaskRequest, TaskResponse, with_examples
+
+_ERRORS = {
+    400: "The body is not JSON, or not a form in UTF-8, or not in gzip.",
+    401: "The API key is missing or wrong.",
+    403: "From another machine or under another name, where there are no API keys.",
+    404: "The loaded model cannot do this; the message names what it can.",
+    408: "The request took too long to arrive.",
+    413: "The body or the image is too large.",
+    415: "Neither application/json nor multipart/form-data, or compressed by other than gzip.",
+    422: "The image or a field cannot be used.",
+    429: "Too many requests, at once or of this caller; see Retry-After.",
+    503: "No model is loaded yet.",
+    504: "The answer took too long.",
+}
+
+
+class ErrorDetail(BaseModel):
+    """One error."""
+
+    code: str = Field(description="Stable name of the error.")
+    message: str = Field(description="What is wrong, and what to do about it.")
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer with a 4xx or 5xx status."""
+
+    model_config = with_examples(
+        {
+            "error": {
+                "code": "undecodable_image",
+                "message": "the image cannot be decoded; send a JPEG, PNG, WebP, BMP or GIF file",
+            }
+        }
+    )
+
+    error: ErrorDetail
+
+
+def documentation(request_type: type[TaskRequest], response_type: type[TaskResponse]) -> dict[str, Any]:
+    """Arguments of FastAPI's route decorators for a task's route."""
+    return {
+        "response_model": response_type,
+        "responses": {status: {"model": ErrorBody, "description": text} for status, text in _ERRORS.items()},
+        "openapi_extra": {"requestBody": _request_body(request_type)},
+        "tags": ["tasks"],
+    }
+
+
+def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
+    """JSON and form; FastAPI itself can declare only one of them for a route."""
+    schema = request_type.model_json_schema()
+    examples = schema.pop("examples")
+    properties, required = dict(schema["properties"]), list(schema.get("required", ()))
+    properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
+    for singular, plural in request_type.repeatable.items():
+        description = f"{properties[plural]['description']} Repeat the field to send several."
+        properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
+        del properties[plural]
+    return {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": schema,
+                "examples": {f"example {i}": {"value": value} for i, value in enumerate(examples, start=1)},
+            },
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": properties, "required": required},
+                "example": {**examples[0], "image": "@picture.jpg"},
+            },
+        },
+    }

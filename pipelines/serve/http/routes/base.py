@@ -1,0 +1,366 @@
+"""What the tasks' routes share: base schemas, and a handler that reads a request and responds in time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ApiError, no_such_task, not_ready
+from pipelines.serve.http.middleware import STARTED, VERSION
+from pipelines.serve.service import Service, ServiceResult, Task
+from vlmodel.images.base64 import from_base64
+from vlmodel.inference import Prediction
+
+RequestT = TypeVar("RequestT", bound="TaskRequest")
+ResponseT = TypeVar("ResponseT", bound="TaskResponse")
+T = TypeVar("T")
+
+# A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cKCi5uRl6AAAAJklEQVR4"
+    "2mNggAHmA0wsCkwcAkwCHEwMDFD04QfTjw9Mfx7AVQEAdUIG1racT0IAAAAASUVORK5CYII="
+)
+EXAMPLE_MODEL: JsonDict = {"name": "vlmodel", "version": "3"}
+TRUNCATED_DESCRIPTION = "Whether it has more tokens than the model takes, so that only its beginning was used."
+IMAGE_DESCRIPTION = (
+    "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
+)
+
+# Errors of the schemas that have a code of their own; any other is an "invalid_request".
+_ERROR_CODES = frozenset(
+    {
+        "bad_base64", "empty_image", "empty_question", "empty_text", "no_correction", "no_question", "no_text",
+        "nothing_to_embed", "one_streamed", "too_many_fields", "too_many_questions", "too_many_texts",
+    }
+)  # fmt: skip
+_UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
+_MAX_FIELDS = 32
+
+
+def with_examples(*examples: JsonDict) -> ConfigDict:
+    """Examples of a schema, for the OpenAPI page."""
+    return ConfigDict(json_schema_extra={"examples": [*examples]})
+
+
+def _from_base64(value: Any) -> Any:
+    """Base64 to bytes; bytes (an uploaded file) stay as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return from_base64(value)
+    except ValueError as error:
+        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
+
+
+def _not_empty(image: bytes) -> bytes:
+    if not image:
+        raise PydanticCustomError("empty_image", "the image has no bytes; send the content of an image file")
+    return image
+
+
+def _not_blank(name: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not text.strip():
+            raise PydanticCustomError(f"empty_{name}", "the {name} is empty; write something", {"name": name})
+        return text
+
+    return check
+
+
+ImageBytes = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    AfterValidator(_not_empty),
+    WithJsonSchema({"type": "string", "format": "byte"}),
+]
+Question = Annotated[str, AfterValidator(_not_blank("question"))]
+Text = Annotated[str, AfterValidator(_not_blank("text"))]
+# Two ways to give texts; see ``one_or_several``.
+OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
+SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
+
+
+class TaskRequest(BaseModel):
+    """Base of the requests. Unknown fields are refused: they are typos.
+
+    The validation context has the most entries of the lists, by field.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    repeatable: ClassVar[Mapping[str, str]] = {}
+    """Fields of a form that may be repeated, and the field that then holds all values."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Count before validating: a body has room for millions of entries, each with an error of its own."""
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > _MAX_FIELDS:
+            message = "{count} fields in one request; send those that are documented"
+            raise PydanticCustomError("too_many_fields", message, {"count": len(fields)})
+        limits: Mapping[str, int] = info.context or {}
+        for name, most in limits.items():
+            if isinstance(values := fields.get(name), list) and len(values) > most:
+                message = "{count} {name} in one request; send at most {most}"
+                details = {"count": len(values), "name": name, "most": most}
+                raise PydanticCustomError(f"too_many_{name}", message, details)
+        return fields
+
+
+class ModelVersion(BaseModel):
+    """A model in the registry."""
+
+    name: str
+    version: str
+
+
+class TaskResponse(BaseModel):
+    """Fields of every response."""
+
+    model: ModelVersion = Field(description="The model that gave this answer.")
+    latency_ms: float = Field(description="Time inside the service, from the head of the request to its answer.")
+
+
+class AttentionMap(BaseModel):
+    """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
+
+    rows: int
+    columns: int
+    weights: list[list[float]] = Field(description="`rows` lists of `columns` weights, from the top left.")
+
+
+def one_or_several(name: str, value: str | None, values: list[str] | None) -> tuple[str, ...]:
+    """The texts of a field that may be given as ``name`` or, in the plural, several times.
+
+    Raises:
+        PydanticCustomError: both or neither is given, or the list is empty.
+    """
+    if (value is None) == (values is None):
+        message = "give either '{name}' or '{name}s', and not both"
+        raise PydanticCustomError(f"no_{name}", message, {"name": name})
+    if values is not None and not values:
+        raise PydanticCustomError(f"empty_{name}", "'{name}s' is empty; give at least one", {"name": name})
+    return (value,) if value is not None else tuple(values or ())
+
+
+class RequestHandler:
+    """Reads one request and sends its response, within ``config.request_timeout_s`` from here on.
+
+    Args:
+        task: what the model must be able to do; None for a request that needs no task.
+
+    Raises:
+        ApiError: there is no model, or it lacks the task; the body is not read then.
+    """
+
+    def __init__(self, request: Request, service: Service, config: ServeConfig, task: Task | None = None) -> None:
+        if service.model is None:
+            raise not_ready()
+        if task is not None and task not in service.model.tasks:
+            raise no_such_task(task, service.model.name, service.model.tasks)
+        self._request, self._config = request, config
+        self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
+
+    async def read(self, request_type: type[RequestT]) -> RequestT:
+        """The request, from JSON or a form.
+
+        Raises:
+            ApiError: it does not arrive in time, or is not valid.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await _read(self._request, request_type, self._config)
+        except TimeoutError:
+            limit_s = self._config.request_timeout_s
+            message = f"the request did not arrive within {limit_s:g} s; send a smaller image"
+            raise ApiError(408, "slow_request", message, {"connection": "close"}) from None
+
+    async def within_time(self, work: Awaitable[T]) -> T:
+        """The result of ``work``.
+
+        Raises:
+            ApiError: it takes longer than the remaining time.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await work
+        except TimeoutError:
+            limit_s = self._config.request_timeout_s
+            message = f"no answer within {limit_s:g} s; try again, or ask for less at once"
+            raise ApiError(504, "timeout", message) from None
+
+    def body(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> ResponseT:
+        """The response's body: ``fields``, the model and the latency."""
+        self._request.scope[VERSION] = result.model.version
+        model = ModelVersion(name=result.model.name, version=result.model.version)
+        return response_type(**fields, model=model, latency_ms=round(self._elapsed_s() * 1000, 2))
+
+    def respond(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> Response:
+        """The response, with the seconds of each stage (https://www.w3.org/TR/server-timing/) in a header."""
+        stages_s = {**result.stages_s, "total": self._elapsed_s()}
+        return Response(
+            self.body(response_type, result, **fields).model_dump_json(),
+            media_type="application/json",
+            headers={
+                "server-timing": ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages_s.items()),
+                "cache-control": "no-store",
+                "x-model-alias": result.alias,
+            },
+        )
+
+    def _elapsed_s(self) -> float:
+        started: float = self._request.scope[STARTED]
+        return time.perf_counter() - started
+
+
+def check_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
+    """Refuse texts longer than ``config.max_question_chars``; ``name`` is what they are called, in the singular."""
+    longest = max(map(len, texts), default=0)
+    if longest > config.max_question_chars:
+        message = f"a {name} has {longest} characters; send at most {config.max_question_chars}"
+        raise ApiError(422, f"{name}_too_long", message)
+
+
+def truncated_flags(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
+    """For each text, whether it was truncated."""
+    return list(result.truncated or [False] * len(texts))
+
+
+def attention_map(prediction: Prediction) -> AttentionMap | None:
+    """The schema of a prediction's attention."""
+    if prediction.attention_HW is None:
+        return None
+    rows, columns = prediction.attention_HW.shape
+    weights = prediction.attention_HW.astype(float).round(6).tolist()
+    return AttentionMap(rows=rows, columns=columns, weights=weights)
+
+
+def clip_probability(value: float) -> float:
+    """Without rounding errors beyond 0 and 1."""
+    return min(1.0, max(0.0, float(value)))
+
+
+async def _read(request: Request, request_type: type[RequestT], config: ServeConfig) -> RequestT:
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type = content_type.decode("latin-1").lower()
+    limits = {"questions": config.max_questions, "texts": config.max_texts}
+    try:
+        if media_type == "application/json":
+            body = await request.body()
+            _check_json_size(body, config)
+            return request_type.model_validate_json(body, strict=True, context=limits)
+        if media_type == "multipart/form-data":
+            fields = await _read_form(request, request_type.repeatable, options, config)
+            return request_type.model_validate(fields, context=limits)
+    except ValidationError as error:
+        raise _explain(error, request_type) from None
+    raise ApiError(
+        415,
+        "unsupported_media_type",
+        f"content type {media_type[:80]!r} is not supported; send application/json or multipart/form-data",
+    )
+
+
+def _check_json_size(body: bytes, config: ServeConfig) -> None:
+    """Refuse JSON with more separators than the longest allowed texts could contain: parsing the millions of empty
+    lists that fit into a body takes seconds.
+    """
+    parts = sum(map(body.count, (b",", b"[", b"{")))
+    most = max(config.max_questions, config.max_texts) * config.max_question_chars + _MAX_FIELDS
+    if parts > most:
+        message = f"the body has {parts} commas and opening brackets; send JSON of at most {most}"
+        raise ApiError(400, "bad_json", message)
+
+
+async def _read_form(
+    request: Request, repeatable: Mapping[str, str], options: Mapping[bytes, bytes], config: ServeConfig
+) -> dict[str, Any]:
+    """The fields of a form: texts, and the bytes of its file.
+
+    Raises:
+        ApiError: it is no form, has too many fields, or is not in UTF-8.
+    """
+    charset, boundary = options.get(b"charset", b"utf-8").decode("latin-1"), options.get(b"boundary", b"")
+    if charset.lower() not in _UTF_8:
+        message = f"the form's charset {charset[:80]!r} is not supported; send it in UTF-8"
+        raise ApiError(400, "unsupported_charset", message)
+    if set(boundary) & set(b'"\\'):
+        raise ApiError(400, "bad_request", "the form's boundary has a character that no boundary may have")
+    # Starlette silently reads as Latin-1 what is not in the given charset. So all is read as Latin-1, which is
+    # lossless, and decoded here.
+    form_type = f'multipart/form-data; boundary="{boundary.decode("latin-1")}"; charset=latin-1'
+    headers = Headers({"content-type": form_type if boundary else "multipart/form-data"})
+    # Each text may be in a field of its own.
+    max_fields = max(config.max_questions, config.max_texts) + _MAX_FIELDS
+    parser = MultiPartParser(
+        headers, request.stream(), max_files=1, max_fields=max_fields, max_part_size=config.max_body_bytes
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise ApiError(400, "bad_request", f"the form cannot be read: {error.message}") from None
+    fields: dict[str, Any] = {}
+    plurals = set(repeatable.values())
+    try:
+        for raw_name in form:
+            values = [await v.read() if isinstance(v, UploadFile) else _utf_8(v) for v in form.getlist(raw_name)]
+            name = _utf_8(raw_name)
+            fields[name] = values if len(values) > 1 or name in plurals else values[0]
+    finally:
+        await form.close()
+    for singular, plural in repeatable.items():
+        if isinstance(fields.get(singular), list):
+            fields[plural] = fields.pop(singular)
+    return fields
+
+
+def _utf_8(latin_1: str) -> str:
+    try:
+        return latin_1.encode("latin-1").decode()
+    except UnicodeDecodeError as error:
+        message = f"a field of the form is not in UTF-8 ({error.reason} at byte {error.start}); send it in UTF-8"
+        raise ApiError(400, "bad_request", message) from None
+
+
+def _explain(error: ValidationError, request_type: type[TaskRequest]) -> ApiError:
+    """The first few problems in one message; what the client sent is quoted only where it is short."""
+    details = error.errors(include_url=False, include_context=False)
+    code = details[0]["type"]
+    if code == "json_invalid":
+        return ApiError(400, "bad_json", f"the body is not JSON ({details[0]['msg']})"[:300])
+    fields = ", ".join(request_type.model_fields)
+    lines = []
+    for detail in details[:3]:
+        where = ".".join(str(step) for step in detail["loc"])[:80]
+        value = f" (given {detail['input']!r:.40})" if isinstance(detail["input"], int | float) else ""
+        line = {
+            "extra_forbidden": f"field '{where}' is unknown; the fields are {fields}",
+            "missing": f"field '{where}' is required",
+            "model_type": f"the body is JSON, but not an object; send one with the fields {fields}",
+        }.get(detail["type"], f"{where}: {detail['msg']}{value}" if where else f"{detail['msg']}{value}")
+        lines.append(line)
+    return ApiError(422, code if code in _ERROR_CODES else "invalid_request", "; ".join(lines))

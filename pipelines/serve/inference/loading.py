@@ -1,0 +1,53 @@
+"""Loading a model into a replica: verify its files, warm it up, compare its golden answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pipelines.registry import golden, manifest
+from pipelines.registry.errors import ArtifactError
+from pipelines.serve.errors import ServeError
+from pipelines.serve.inference.adapters import PredecodedProcessor, TaskAdapter
+from vlmodel.inference import Predictor
+
+
+def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
+    """The model in ``folder``, with a processor for decoded images.
+
+    Raises:
+        ArtifactError: the folder's digest is another than ``digest`` (not checked if "").
+    """
+    # A replica may start weeks after the deployment, and reads the files as they are then.
+    if digest and manifest.digest(folder) != digest:
+        raise ArtifactError(
+            "its files are not those that were deployed; deploy it again (python -m jobs.serve), which restores "
+            "a damaged copy of a registered model"
+        )
+    predictor = Predictor.from_pretrained(folder, device=device)
+    plain = predictor.processor
+    processor = PredecodedProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer)
+    return Predictor(predictor.model, processor, device)
+
+
+def warm_up(adapters: Iterable[TaskAdapter], max_batch_size: int) -> None:
+    """Run the first passes, which allocate memory and choose kernels, before any caller waits for them."""
+    for adapter in adapters:
+        for item in adapter.warm_up_items():
+            for batch_size in {1, max_batch_size}:
+                adapter.run([item] * batch_size)
+
+
+def check_golden_answers(predictor: Predictor, file: Path, tolerance: float) -> None:
+    """Compare the model's answers here with those that it gave when it was registered.
+
+    Raises:
+        ServeError: some differ by more than ``tolerance``.
+        ArtifactError: the file cannot be read.
+    """
+    answers = golden.read(file)
+    if differences := golden.differences(predictor, answers, tolerance):
+        raise ServeError(
+            f"{len(differences)} of its {len(answers)} golden answers are others here ({differences[0]}); compare the "
+            "versions of libraries and the hardware with those of its training, or raise serve.golden_tolerance"
+        )
