@@ -122,12 +122,12 @@ def _writes(predictor: Predictor, task: str) -> bool:
 
 def _unlike(expected: Answers, found: Answers, tolerance: float, exact: bool) -> Iterator[str]:
     """Answers whose score is another. One that is missing from a list of the best has at most the score of the last."""
-    for ours, theirs in ((expected, found), (found, expected)):
-        others = dict(theirs)
-        lowest = min(others.values())
-        for answer, score in ours:
-            if answer in others:
-                unlike = not abs(score - others[answer]) <= tolerance  # also where it is no number
+    for scores, other_scores in ((expected, found), (found, expected)):
+        score_of = dict(other_scores)
+        lowest = min(score_of.values())
+        for answer, score in scores:
+            if answer in score_of:
+                unlike = not abs(score - score_of[answer]) <= tolerance  # also where it is no number
             else:
                 unlike = exact or not score <= lowest + tolerance
             if unlike:

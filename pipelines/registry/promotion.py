@@ -75,24 +75,24 @@ def decide(
     entry = [stored.not_given_up(candidate), stored.files_are_whole(registry, candidate)]
     if not all(check.passed for check in entry):
         return Decision(*names, tuple(entry))
-    ours = registry.download(candidate)
-    theirs = registry.download(champion) if champion else None
-    entry.append(stored.same_schema(ours, theirs))
+    candidate_model = registry.download(candidate)
+    champion_model = registry.download(champion) if champion else None
+    entry.append(stored.same_schema(candidate_model, champion_model))
     if not entry[-1].passed:
         return Decision(*names, tuple(entry))
-    found = holdout.evaluate(ours, config.gate.split)
-    entry.append(stored.answers_by_itself(ours, found[0].example, wanted=config.smoke_test))
+    found = holdout.evaluate(candidate_model, config.gate.split)
+    entry.append(stored.answers_by_itself(candidate_model, found[0].example, enabled=config.smoke_test))
     records = probe_records(holdout.index, config.gate.split, config.gate)
-    behaviours = _behave(ours, theirs, records, config.gate)
+    behaviours = _behave(candidate_model, champion_model, records, config.gate)
     decision = Decision(*names, (*entry, *behaviours, above_floor(found[0])))
-    if theirs is None:
+    if champion_model is None:
         return decision
-    tasks = VLProcessor.from_pretrained(ours.folder).tasks
-    checks, differences = compare(found, holdout.evaluate(theirs, config.gate.split), tasks, config.gate)
+    tasks = VLProcessor.from_pretrained(candidate_model.folder).tasks
+    checks, differences = compare(found, holdout.evaluate(champion_model, config.gate.split), tasks, config.gate)
     if new is not None:
-        check, on_new = _on_new(ours, theirs, new, tasks, config.gate)
+        check, on_new = _on_new(candidate_model, champion_model, new, tasks, config.gate)
         checks, differences = [*checks, check], [*differences, *on_new]
-    live, of_live = live_checks(ours.name, ours.version, theirs.version, config.gate)
+    live, of_live = live_checks(candidate_model.name, candidate_model.version, champion_model.version, config.gate)
     return replace(decision.with_checks([*checks, *live]), differences=(*differences, *of_live))
 
 
@@ -121,9 +121,13 @@ def compare(
         return [frozen], []
     first, *others = candidate
     # Both by the candidate's rules, so that it is not the rules that differ.
-    ours, theirs = (credits_of(one.answers, tasks[first.task], first.normalizer) for one in (first, champion[0]))
-    whole = comparison.difference("hold-out", ours, theirs, config)
-    sliced = comparison.slice_differences(ours, theirs, comparison.slices(first.answers, config.slices), config)
+    candidate_scores, champion_scores = (
+        credits_of(one.answers, tasks[first.task], first.normalizer) for one in (first, champion[0])
+    )
+    whole = comparison.difference("hold-out", candidate_scores, champion_scores, config)
+    sliced = comparison.slice_differences(
+        candidate_scores, champion_scores, comparison.slices(first.answers, config.slices), config
+    )
     for one, other in zip(others, champion[1:], strict=True):
         pair = [credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)]
         of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
@@ -131,7 +135,7 @@ def compare(
     checks = [
         frozen,
         comparison.better(whole, first.report.metric, config),
-        comparison.mcnemar(ours, theirs, config),
+        comparison.mcnemar(candidate_scores, champion_scores, config),
         comparison.nowhere_worse(sliced, config),
     ]
     return checks, [whole, *sliced]
@@ -152,10 +156,16 @@ def compare_new(
     found = []
     for one, other in zip(candidate, champion, strict=True):
         assert comparison.same_rows(one.answers, other.answers)
-        ours, theirs = (credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers))
-        if len(ours) >= config.slice_rows:
+        candidate_scores, champion_scores = (
+            credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)
+        )
+        if len(candidate_scores) >= config.slice_rows:
             name = f"new data, task={one.task}" if one.task else "new data"
-            found.append(comparison.tolerated(comparison.difference(name, ours, theirs, config), config.new_tolerance))
+            found.append(
+                comparison.tolerated(
+                    comparison.difference(name, candidate_scores, champion_scores, config), config.new_tolerance
+                )
+            )
     too_few = f"the new tars have fewer than {config.slice_rows} rows of split {config.split!r}"
     return comparison.no_worse_on_new(found, config, too_few), found
 
@@ -231,20 +241,22 @@ def _on_new(
 ) -> tuple[Check, list[Difference]]:
     """As ``compare_new``; new tars with nothing to judge by are no reason to stop."""
     try:
-        ours, theirs = (new.evaluate(model, config.split) for model in (candidate, champion))
+        candidate_assessments, champion_assessments = (
+            new.evaluate(model, config.split) for model in (candidate, champion)
+        )
     except DataError as error:
         return comparison.no_worse_on_new([], config, str(error)), []
-    return compare_new(ours, theirs, tasks, config)
+    return compare_new(candidate_assessments, champion_assessments, tasks, config)
 
 
 def _behave(
     candidate: LocalModel, champion: LocalModel | None, records: Sequence[Record], config: GateConfig
 ) -> list[Check]:
     """The behavioural checks of every task."""
-    ours = Predictor.from_pretrained(candidate.folder)
-    theirs = Predictor.from_pretrained(champion.folder) if champion else None
+    candidate_predictor = Predictor.from_pretrained(candidate.folder)
+    champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None
     checks = []
-    for task in ours.processor.tasks:
-        before = observe(theirs, records, task) if theirs else None
-        checks += behaviour_checks(observe(ours, records, task), before, config, task)
+    for task in candidate_predictor.processor.tasks:
+        before = observe(champion_predictor, records, task) if champion_predictor else None
+        checks += behaviour_checks(observe(candidate_predictor, records, task), before, config, task)
     return checks

@@ -26,12 +26,12 @@ class EMA(AveragedModel):
         # The counter lies in the host's memory.
         weight = 1.0 if self.n_averaged == 0 else 1.0 - self.decay
         averaged, current = [], []
-        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
-            if ours.is_floating_point():
-                averaged.append(ours)
-                current.append(theirs)
+        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averaged.append(average)
+                current.append(value)
             else:
-                ours.copy_(theirs)
+                average.copy_(value)
         torch._foreach_lerp_(averaged, current, weight)
         self.n_averaged += 1
 

@@ -63,11 +63,11 @@ def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: M
         WeightsError: the folder's configuration is of another version.
     """
     found = VLProcessor.from_pretrained(model)
-    theirs = VLConfig.from_pretrained(str(model)).model
-    if theirs is None:
+    stored = VLConfig.from_pretrained(str(model)).model
+    if stored is None:
         raise WeightsError(f"{str(model / _LAST)!r} describes no parts; train that model anew with this version")
     changes = [
-        *_changes("model", dump(config.resolve(vocabulary_of(found))), dump(parse(ModelConfig, theirs))),
+        *_changes("model", dump(config.resolve(vocabulary_of(found))), dump(parse(ModelConfig, stored))),
         *_changes("processor", dump(with_limits_of(processor, found.config)), dump(found.config)),
         *_changes("tasks", _plain(tasks), _plain(found.tasks)),
     ]
@@ -89,10 +89,10 @@ def _plain(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
     return {task: dump(fields) for task, fields in tasks.items()}
 
 
-def _changes(prefix: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    one, other = flatten({prefix: ours}), flatten({prefix: theirs})
+def _changes(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    configured_settings, stored_settings = flatten({prefix: configured}), flatten({prefix: stored})
     return [
-        f"{key}: {other.get(key, 'nothing')} there, {one.get(key, 'nothing')} here"
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
+        f"{key}: {stored_settings.get(key, 'nothing')} there, {configured_settings.get(key, 'nothing')} here"
+        for key in sorted(configured_settings.keys() | stored_settings.keys())
+        if configured_settings.get(key) != stored_settings.get(key)
     ]

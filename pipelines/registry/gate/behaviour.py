@@ -155,15 +155,17 @@ def behaviour_checks(
         if kind not in candidate.agreement:
             checks.append(Check(name, None, "", "", "the task is not one that this rewording leaves as it is"))
             continue
-        theirs = champion.agreement.get(kind) if champion else None
-        checks.append(_at_least(name, candidate.agreement[kind], least, theirs, config, "of the answers stay", why))
+        champion_value = champion.agreement.get(kind) if champion else None
+        checks.append(
+            _at_least(name, candidate.agreement[kind], least, champion_value, config, "of the answers stay", why)
+        )
     name, why = f"irrelevant image{of_task}", "answers must come from looking"
     if candidate.image_use is None:
         checks.append(Check(name, None, "", "", "the drawn images are all the same"))
     else:
-        theirs = champion.image_use if champion else None
+        champion_value = champion.image_use if champion else None
         said = "of the answers change or lose confidence"
-        checks.append(_at_least(name, candidate.image_use, config.image_use, theirs, config, said, why))
+        checks.append(_at_least(name, candidate.image_use, config.image_use, champion_value, config, said, why))
     return [*checks, _blank_check(f"blank image{of_task}", candidate, config)]
 
 
@@ -184,12 +186,18 @@ def _blank_check(name: str, found: Behaviour, config: GateConfig) -> Check:
 
 
 def _at_least(
-    name: str, ours: float, least: float, theirs: float | None, config: GateConfig, said: str, why: str
+    name: str,
+    candidate_value: float,
+    least: float,
+    champion_value: float | None,
+    config: GateConfig,
+    said: str,
+    why: str,
 ) -> Check:
-    if theirs is not None:
-        least = max(least, theirs - config.behaviour_tolerance)
-        why = f"{why}; the champion has {theirs:.1%}"
-    return Check(name, ours >= least, f"{ours:.1%} {said}", f"at least {least:.1%}", why)
+    if champion_value is not None:
+        least = max(least, champion_value - config.behaviour_tolerance)
+        why = f"{why}; the champion has {champion_value:.1%}"
+    return Check(name, candidate_value >= least, f"{candidate_value:.1%} {said}", f"at least {least:.1%}", why)
 
 
 def _kinds(fields: TaskSpec) -> list[Rewording]:

@@ -103,9 +103,9 @@ def slice_differences(
     """The difference on each slice that has enough rows."""
     found = []
     for name, chosen in rows.items():
-        ours, theirs = candidate.of_rows(chosen), champion.of_rows(chosen)
-        if len(ours) >= config.slice_rows:
-            found.append(slice_tolerated(difference(name, ours, theirs, config), config))
+        candidate_slice, champion_slice = candidate.of_rows(chosen), champion.of_rows(chosen)
+        if len(candidate_slice) >= config.slice_rows:
+            found.append(slice_tolerated(difference(name, candidate_slice, champion_slice, config), config))
     return found
 
 

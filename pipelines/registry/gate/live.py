@@ -139,14 +139,14 @@ def _enough(live: Live, settings: LiveConfig) -> Check:
 
 
 def _errors(live: Live, settings: LiveConfig) -> Check:
-    ours, theirs = (errors.total() / live.requests for errors in (live.candidate_errors, live.champion_errors))
+    candidate, champion = (errors.total() / live.requests for errors in (live.candidate_errors, live.champion_errors))
     reasons = ", ".join(f"{reason} {number}" for reason, number in live.candidate_errors.most_common(5))
     return Check(
         name="live errors",
-        passed=ours <= theirs + settings.errors,
-        measured=f"{ours:.2%} of its requests failed{f' ({reasons})' if reasons else ''}",
-        required=f"at most {theirs + settings.errors:.2%}",
-        explanation=f"the champion failed {theirs:.2%} of the same requests; late answers count as failed",
+        passed=candidate <= champion + settings.errors,
+        measured=f"{candidate:.2%} of its requests failed{f' ({reasons})' if reasons else ''}",
+        required=f"at most {champion + settings.errors:.2%}",
+        explanation=f"the champion failed {champion:.2%} of the same requests; late answers count as failed",
         compares=True,
     )
 
@@ -170,11 +170,11 @@ def _latency(live: Live, percent: int, most: float) -> Check:
     name, required = f"live latency p{percent}", f"at most {most:g} times the champion's"
     if not live.seconds:
         return Check(name, False, "no request was answered by both", required, "there is nothing to compare", True)
-    ours, theirs = np.percentile(np.array(live.seconds), percent, axis=0)
+    candidate, champion = np.percentile(np.array(live.seconds), percent, axis=0)
     return Check(
         name=name,
-        passed=bool(ours <= most * theirs),
-        measured=f"{ours * 1000:.1f} ms against {theirs * 1000:.1f} ms",
+        passed=bool(candidate <= most * champion),
+        measured=f"{candidate * 1000:.1f} ms against {champion * 1000:.1f} ms",
         required=required,
         explanation="decoding, queue and model of the same requests, each in its own process",
         compares=True,

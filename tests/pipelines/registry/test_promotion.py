@@ -52,24 +52,24 @@ def failed(checks: Sequence[Check]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "fails"),
+    ("candidate", "champion", "fails"),
     [
         (0.9, 0.8, []),
         (0.8, 0.9, ["better on the hold-out", "not by chance", "no slice worse"]),
         (0.8, 0.8, ["better on the hold-out", "not by chance"]),
     ],
 )
-def test_a_worse_candidate_or_an_equal_one_does_not_pass(ours: float, theirs: float, fails: list[str]) -> None:
-    checks, differences = compare([assessed(accuracy(ours))], [assessed(accuracy(theirs))], {"": ASKED}, CONFIG)
+def test_a_worse_candidate_or_an_equal_one_does_not_pass(candidate: float, champion: float, fails: list[str]) -> None:
+    checks, differences = compare([assessed(accuracy(candidate))], [assessed(accuracy(champion))], {"": ASKED}, CONFIG)
     assert failed(checks) == fails
     assert differences[0].name == "hold-out"
     assert {"question_type=what is", "target=cat"} <= {one.name for one in differences}
 
 
 def test_a_better_candidate_that_gives_up_a_slice_does_not_pass() -> None:
-    theirs = accuracy(0.6, rows=900)
-    ours = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(theirs)]  # all right, but for "cat"
-    checks, _ = compare([assessed(ours)], [assessed(theirs)], {"": ASKED}, CONFIG)
+    champion = accuracy(0.6, rows=900)
+    candidate = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(champion)]  # all right, but for "cat"
+    checks, _ = compare([assessed(candidate)], [assessed(champion)], {"": ASKED}, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "target=cat" in checks[-1].measured
 
@@ -84,25 +84,25 @@ def test_answers_to_other_rows_are_not_compared() -> None:
 
 def test_of_several_tasks_the_others_may_not_be_worse() -> None:
     tasks = {"vqa": ASKED, "answer": ASKED}
-    theirs = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
-    ours = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
-    checks, _ = compare(ours, theirs, tasks, CONFIG)
+    champion = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
+    candidate = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
+    checks, _ = compare(candidate, champion, tasks, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "task=answer" in checks[-1].measured
 
 
-@pytest.mark.parametrize(("ours", "passes"), [(0.95, True), (0.9, True), (0.7, False)])
-def test_a_candidate_must_not_be_worse_on_new_data(ours: float, passes: bool) -> None:
-    check, (one,) = compare_new([assessed(accuracy(ours))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
+@pytest.mark.parametrize(("candidate", "passes"), [(0.95, True), (0.9, True), (0.7, False)])
+def test_a_candidate_must_not_be_worse_on_new_data(candidate: float, passes: bool) -> None:
+    check, (one,) = compare_new([assessed(accuracy(candidate))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
     assert (check.name, check.passed, check.compares) == ("no worse on new data", passes, True)
     assert (one.name, one.rows, one.tolerance, one.worse) == ("new data", 600, CONFIG.new_tolerance, not passes)
 
 
 def test_each_task_counts_on_new_data() -> None:
     tasks = {"vqa": ASKED, "answer": ASKED}
-    theirs = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
-    ours = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
-    check, found = compare_new(ours, theirs, tasks, CONFIG)
+    champion = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
+    candidate = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
+    check, found = compare_new(candidate, champion, tasks, CONFIG)
     assert check.passed is False
     assert {one.name: one.worse for one in found} == {"new data, task=vqa": False, "new data, task=answer": True}
 
@@ -209,14 +209,14 @@ def test_stored_files_are_checked_where_they_are_stored(
 
 
 def test_another_kind_of_model_is_not_of_the_schema(registry: Registry, versions: list[ModelVersion]) -> None:
-    ours, theirs = (registry.download(version) for version in versions)
-    assert stored.same_schema(ours, theirs).passed
-    assert stored.same_schema(ours, None).passed
-    file = theirs.folder / "processor.json"
+    candidate, champion = (registry.download(version) for version in versions)
+    assert stored.same_schema(candidate, champion).passed
+    assert stored.same_schema(candidate, None).passed
+    file = champion.folder / "processor.json"
     tree = json.loads(file.read_text())
     tree["tasks"] = {"": {"reads": "questions", "text": True, "target": "match"}}
     file.write_text(json.dumps(tree))
-    check = stored.same_schema(ours, theirs)
+    check = stored.same_schema(candidate, champion)
     assert check.passed is False
     assert "'target': 'answer'" in check.measured
     assert "'target': 'match'" in check.measured

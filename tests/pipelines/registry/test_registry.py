@@ -53,8 +53,8 @@ def test_a_model_is_registered_with_its_score_once(
 
     local = registry.download(version)
     image, question = example
-    ours = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
-    assert ours == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
+    predictions = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
+    assert predictions == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
     run = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1

@@ -123,8 +123,8 @@ def test_the_last_word_of_each_sender_counts_and_the_most_common_wins() -> None:
     assert right == {(IMAGE, text_hash("what is it?")): text_hash("red"), (IMAGE, text_hash("")): text_hash("a disc")}
 
 
-@pytest.mark.parametrize(("ours", "theirs", "passed"), [(0.9, 0.5, True), (0.5, 0.5, True), (0.3, 0.9, False)])
-def test_corrected_answers_speak_against_a_candidate_alone(ours: float, theirs: float, passed: bool) -> None:
+@pytest.mark.parametrize(("candidate", "champion", "passed"), [(0.9, 0.5, True), (0.5, 0.5, True), (0.3, 0.9, False)])
+def test_corrected_answers_speak_against_a_candidate_alone(candidate: float, champion: float, passed: bool) -> None:
     rows = 60
 
     def said(share: float, row: int) -> str:
@@ -143,7 +143,7 @@ def test_corrected_answers_speak_against_a_candidate_alone(ours: float, theirs: 
     checks, [found] = judge(live, config())
     assert checks[-1].name == found.name == "live corrections"
     assert (checks[-1].passed, found.worse) == (passed, not passed)
-    assert [found.candidate, found.champion] == pytest.approx([ours, theirs])
+    assert [found.candidate, found.champion] == pytest.approx([candidate, champion])
 
 
 def test_from_folders_to_the_report(tmp_path: Path) -> None:
