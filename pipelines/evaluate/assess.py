@@ -12,9 +12,9 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
-from pipelines.evaluate.credit import credits_of
+from pipelines.evaluate.build_report import judge
+from pipelines.evaluate.example_scores import credits_of
 from pipelines.evaluate.examples import choose, illustrate, image_of
-from pipelines.evaluate.judge import judge
 from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
 from pipelines.report import training_pictures

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.evaluate.credit import same_answers
+from pipelines.evaluate.example_scores import same_answers
 from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
 from vlmodel.inference import Predictor

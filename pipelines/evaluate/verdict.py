@@ -8,7 +8,7 @@ from typing import Literal
 
 from scipy import stats
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import Credits
 from pipelines.evaluate.intervals import CONFIDENCE, difference_interval
 
 Relation = Literal["better", "unclear", "worse"]

@@ -15,7 +15,7 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.reader import Record
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
-from pipelines.evaluate.credit import credits_of
+from pipelines.evaluate.example_scores import credits_of
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError

@@ -28,8 +28,8 @@ from mlflow.models import Model
 from pipelines.registry import golden, manifest, package
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
-from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.version_score import Score
 from pipelines.storage.lock import locked
 from pipelines.tracking.tracker import RUN_TAG, TrackingConfig, explained, open_store
 from vlmodel.inference import Predictor

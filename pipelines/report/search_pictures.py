@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 
 from pipelines.report.training_pictures import BLUE, GREY, VERMILLION
 from pipelines.search.config import TuneConfig
-from pipelines.search.grid import Cell, short, text
-from pipelines.search.record import Record, Trial, spread
+from pipelines.search.grid import Cell, format_value, short_name
+from pipelines.search.results import TrainingResult, Trial, spread
 
 _BLUES = LinearSegmentedColormap.from_list("scores", ["#EAF3FA", "#9ECAE1", BLUE, "#08306B"])
 
@@ -23,7 +23,7 @@ def ablation(
     grid: Mapping[str, Sequence[Any]],
     cells: Sequence[Cell[Any]],
     seeds: Sequence[int],
-    records: Mapping[tuple[str, int], Record],
+    records: Mapping[tuple[str, int], TrainingResult],
     measure: str,
 ) -> Figure:
     """The grid: a heat map where it has two dimensions (of more than one value), else a row of dots for each cell.
@@ -42,7 +42,7 @@ def ablation(
     return _dots(varied or list(grid), cells, scores, verdicts, measure)
 
 
-def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Record], measure: str) -> Figure:
+def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, TrainingResult], measure: str) -> Figure:
     """The score against each setting of the space: full dots went to the end, hollow ones were stopped early."""
     shown = [(trial, record) for trial in found if (record := records[trial.number]).score is not None]
     columns = min(3, len(config.space))
@@ -52,7 +52,7 @@ def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Rec
     best = max(shown, key=lambda pair: pair[1].score or 0.0, default=None)
     for axes, (key, distribution) in zip(panels, config.space.items(), strict=False):
         (kind,) = distribution
-        names = [text(value) for value in distribution[kind]]
+        names = [format_value(value) for value in distribution[kind]]
         if kind == "choice":
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.6, len(names) - 0.4)
@@ -61,7 +61,7 @@ def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Rec
 
         def place(trial: Trial, key: str = key, kind: str = kind, names: list[str] = names) -> float:
             value = trial.settings[key]
-            return float(names.index(text(value))) if kind == "choice" else float(value)
+            return float(names.index(format_value(value))) if kind == "choice" else float(value)
 
         for ended, label in ((True, "trained to the end"), (False, "stopped early")):
             pairs = [(t, r) for t, r in shown if (r.status != "stopped") == ended]
@@ -74,7 +74,7 @@ def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Rec
                 [place(best[0])], [best[1].score or 0.0], s=190, facecolors="none", edgecolors=VERMILLION,
                 linewidths=2, label=f"best: trial {best[0].number + 1}, {best[1].score:.4f}", zorder=3,
             )  # fmt: skip
-        axes.set_xlabel(short(key))
+        axes.set_xlabel(short_name(key))
         _plain(axes)
     for axes in list(figure.axes)[len(config.space) :]:
         axes.set_axis_off()
@@ -124,10 +124,10 @@ def _heat_map(
             column, row, note, ha="center", va="center", fontsize=11, color="white" if dark else "black", bbox=box,
             weight="bold" if value == high else "normal",
         )  # fmt: skip
-    axes.set_xticks(range(len(columns)), [text(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [text(value) for value in rows])
-    axes.set_xlabel(short(across))
-    axes.set_ylabel(short(down))
+    axes.set_xticks(range(len(columns)), [format_value(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [format_value(value) for value in rows])
+    axes.set_xlabel(short_name(across))
+    axes.set_ylabel(short_name(down))
     axes.set_title(title, fontsize=11, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -165,7 +165,7 @@ def _dots(
         elif known:
             style: dict[str, Any] = {"va": "center", "color": GREY, "fontsize": 9, "style": "italic"}
             axes.text(0.5, row, verdicts[cell.slug], transform=axes.get_yaxis_transform(), ha="center", **style)
-    names = ["  ".join(f"{short(key)} {text(cell.settings[key])}" for key in keys) for cell in ordered]
+    names = ["  ".join(f"{short_name(key)} {format_value(cell.settings[key])}" for key in keys) for cell in ordered]
     axes.set_yticks(range(len(ordered)), names)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
     axes.set_xlabel(measure)

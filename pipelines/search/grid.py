@@ -39,7 +39,7 @@ class Cell(Generic[S]):
     refused: str = ""
 
 
-def changed(config: S, settings: Mapping[str, Any]) -> S:
+def override_settings(config: S, settings: Mapping[str, Any]) -> S:
     """``config`` with other values for some dotted settings.
 
     A part that changes its ``kind`` keeps those explicit settings (from the file or the command line) that the new
@@ -104,7 +104,7 @@ def check(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> Non
     raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(refused))
 
 
-def accepted(config: S, grid: Mapping[str, Sequence[Any]], where: str, section: str) -> Iterator[Cell[S]]:
+def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str, section: str) -> Iterator[Cell[S]]:
     """For each combination of the settings of ``section`` the first of the whole grid that is accepted, if any is.
 
     So all that ``section`` can be is found without looking at every combination with the other settings.
@@ -120,7 +120,7 @@ def precedence(key: str) -> tuple[bool, int]:
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
-def short(key: str) -> str:
+def short_name(key: str) -> str:
     """The setting as tables name it.
 
     >>> short("model.fusion.kind"), short("train.optimizer.head_lr"), short("seed")
@@ -129,7 +129,7 @@ def short(key: str) -> str:
     return ".".join(key.removesuffix(".kind").split(".")[-1 if key.endswith(".kind") else -2 :])
 
 
-def text(value: Any) -> str:
+def format_value(value: Any) -> str:
     """The value as tables, names and the command line show it."""
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -140,7 +140,7 @@ def slug(settings: Mapping[str, Any]) -> str:
     >>> slug({"model.topology.kind": "dual", "model.fusion.width": 64})
     'fusion.width-64-topology-dual'
     """
-    whole = "-".join(f"{short(key)}-{text(value)}" for key, value in sorted(settings.items()))
+    whole = "-".join(f"{short_name(key)}-{format_value(value)}" for key, value in sorted(settings.items()))
     safe = re.sub(r"[^A-Za-z0-9_.\-]+", "_", whole)[:_MAX_SLUG]
     if safe == whole:
         return safe
@@ -161,6 +161,6 @@ def _cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         try:
-            yield Cell(slug(settings), settings, changed(config, settings))
+            yield Cell(slug(settings), settings, override_settings(config, settings))
         except ConfigError as error:
             yield Cell(slug(settings), settings, None, str(error))

@@ -9,15 +9,15 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-from pipelines.search.grid import Cell, short, text
-from pipelines.search.record import Record, Trial, spread
+from pipelines.search.grid import Cell, format_value, short_name
+from pipelines.search.results import TrainingResult, Trial, spread
 
 Row = dict[str, Any]
 _LONGEST = 60
 
 
 def ablation_rows(
-    cells: Sequence[Cell[Any]], seeds: Sequence[int], records: Mapping[tuple[str, int], Record], measure: str
+    cells: Sequence[Cell[Any]], seeds: Sequence[int], records: Mapping[tuple[str, int], TrainingResult], measure: str
 ) -> list[Row]:
     """A row for each cell, in the order of the grid: mean and spread (sample standard deviation) over its seeds.
 
@@ -40,7 +40,7 @@ def ablation_rows(
     return rows
 
 
-def tune_rows(trials: Sequence[Trial], records: Mapping[int, Record], measure: str) -> list[Row]:
+def tune_rows(trials: Sequence[Trial], records: Mapping[int, TrainingResult], measure: str) -> list[Row]:
     """A row for each trial, the best first."""
     rows = []
     for trial in trials:
@@ -53,7 +53,7 @@ def tune_rows(trials: Sequence[Trial], records: Mapping[int, Record], measure: s
     return sorted(rows, key=lambda row: (row[measure] is None, -(row[measure] or 0.0)))
 
 
-def status(record: Record) -> str:
+def status(record: TrainingResult) -> str:
     """The status, with the first line of its reason."""
     return f"{record.status}: {record.reason.splitlines()[0]}" if record.reason else record.status
 
@@ -84,7 +84,9 @@ def comma_separated(rows: Sequence[Row]) -> str:
 
 def _settings(settings: Mapping[str, Any]) -> Row:
     # A fraction as it was typed; the other columns have four decimals.
-    return {short(key): value if isinstance(value, int) else text(value) for key, value in settings.items()}
+    return {
+        short_name(key): value if isinstance(value, int) else format_value(value) for key, value in settings.items()
+    }
 
 
 def _shown(column: str, value: Any) -> str:

@@ -19,16 +19,16 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipelines.search.config import TuneConfig
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import short, text
-from pipelines.search.record import Record, Trial
-from pipelines.search.referee import create_referee
+from pipelines.search.grid import format_value, short_name
 from pipelines.search.remote import start
+from pipelines.search.results import TrainingResult, Trial
+from pipelines.search.trial_controller import create_trial_controller
 
 SCORE = "score"
 _DIGITS = 4
 _STOP_S = 600.0
 
-Train = Callable[[int, dict[str, Any], ActorHandle[Any]], Record]
+Train = Callable[[int, dict[str, Any], ActorHandle[Any]], TrainingResult]
 """Trains the trial of a number with the given settings to its end, asking the referee after each epoch."""
 
 
@@ -128,14 +128,14 @@ class _Trainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Wait for the end of the next epoch, or of the training."""
         if self._training is None:
-            self._referee = create_referee()
-            self._training = start(self._train, _number(self.trial_id), self._settings, self._referee)
-        asking: ObjectRef[Any] = self._referee.after.remote(self._epoch)
+            self._trial_controller = create_trial_controller()
+            self._training = start(self._train, _number(self.trial_id), self._settings, self._trial_controller)
+        asking: ObjectRef[Any] = self._trial_controller.next_epoch.remote(self._epoch)
         (ready, *_), _ = ray.wait([asking, self._training], num_returns=1)
         if ready == asking:
             self._epoch, score = ray.get(asking)
             return {"epoch": self._epoch, SCORE: score}
-        record: Record = ray.get(self._training)
+        record: TrainingResult = ray.get(self._training)
         if record.status == "failed":
             raise RuntimeError(record.reason)
         return {"epoch": record.epochs, SCORE: record.score or 0.0, "done": True}
@@ -143,7 +143,7 @@ class _Trainable(tune.Trainable):
     def cleanup(self) -> None:
         """Let the training end at the epoch where it waits."""
         if self._training is not None:
-            ray.get(self._referee.stop.remote())
+            ray.get(self._trial_controller.stop.remote())
             ray.wait([self._training], timeout=_STOP_S)
 
 
@@ -156,7 +156,7 @@ class _Lines(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if result.get("done") and SCORE not in result:
             return
-        settings = "  ".join(f"{short(key)}={text(value)}" for key, value in plain(trial.config).items())
+        settings = "  ".join(f"{short_name(key)}={format_value(value)}" for key, value in plain(trial.config).items())
         print(
             f"tune  trial {_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
             f"{self._measure} {result[SCORE]:.4f}  {settings}",

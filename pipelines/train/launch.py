@@ -21,7 +21,7 @@ from ray.train.v2.api.config import LoggingConfig
 from pipelines.data.stream.plan import check_division
 from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
-from pipelines.train.progress import Display
+from pipelines.train.progress import ProgressDisplay
 from pipelines.train.step import NonFiniteLossError
 from pipelines.train.worker import RunSpec
 
@@ -68,7 +68,7 @@ def launch(spec: RunSpec, *, label: str = "train") -> None:
             logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
-    with Display(spec.board, spec.schedule.steps, label):
+    with ProgressDisplay(spec.progress_actor, spec.schedule.steps, label):
         try:
             trainer.fit()
         except WorkerGroupError as error:
@@ -77,7 +77,7 @@ def launch(spec: RunSpec, *, label: str = "train") -> None:
             if not lost:
                 raise
             raise LostWorkerError(_lost(lost, spec.train.max_failures)) from error
-    if failure := cast(str, ray.get(spec.board.failure.remote())):
+    if failure := cast(str, ray.get(spec.progress_actor.failure.remote())):
         raise NonFiniteLossError(failure)
 
 

@@ -22,6 +22,7 @@ from pipelines.data.stream.shuffle_quality import shuffle_quality
 from pipelines.train.evaluate import Score, mean
 from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
+from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
 from vlmodel.config import MAY_CHANGE, Section
 
@@ -126,12 +127,12 @@ class Hooks(Protocol):
 def train(
     trainer: TrainStep,
     schedule: Schedule,
-    feed: DevicePrefetcher,
+    prefetcher: DevicePrefetcher,
     config: TrainConfig,
     progress: Progress,
     hooks: Hooks,
-    ledger: Ledger | None = None,
-    selects: Literal["accuracy", "loss"] = "accuracy",
+    ledger: SampleLog | None = None,
+    selection_metric: Literal["accuracy", "loss"] = "accuracy",
 ) -> Progress:
     """Run all global steps from ``progress.step`` on, or fewer where the hooks end it after an epoch.
 
@@ -141,12 +142,12 @@ def train(
     Raises:
         NonFiniteLossError: on all ranks, before any checkpoint of the failed state.
     """
-    if stops(progress.history, config.patience, selects):
+    if patience_is_exhausted(progress.history, config.patience, selection_metric):
         return progress
-    meter = Meter(schedule, feed)
+    meter = ThroughputMeter(schedule, prefetcher)
     while progress.step < schedule.steps:
         step = progress.step
-        result = trainer(step, _parts(feed, config.accumulation, step, ledger), config.accumulation)
+        result = trainer(step, _micro_batches(prefetcher, config.accumulation, step, ledger), config.accumulation)
         meter.add(result, schedule.step_samples(step))
         progress.step = step + 1
 
@@ -158,9 +159,11 @@ def train(
             progress.epoch_sums = [a + b for a, b in zip(progress.epoch_sums, sums, strict=True)]
             hooks.log(metrics, progress.step)
         if epoch_ended:
-            selection = _end_epoch(schedule, progress, hooks, selects)
+            selection = _end_epoch(schedule, progress, hooks, selection_metric)
             hooks.checkpoint(progress, selection)
-            if not hooks.should_continue(progress, selection) or stops(progress.history, config.patience, selects):
+            if not hooks.should_continue(progress, selection) or patience_is_exhausted(
+                progress.history, config.patience, selection_metric
+            ):
                 break
         elif checkpoint_due:
             hooks.checkpoint(progress, -1.0)
@@ -169,7 +172,7 @@ def train(
     return progress
 
 
-def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: str) -> float:
+def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_metric: str) -> float:
     epoch = schedule.epochs_done(progress.step)
     for source, plan in schedule.plan.plans_by_source.items():
         figures = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
@@ -188,25 +191,27 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: st
         hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
     # Without a validation split the newest checkpoint is the best there is to know of.
-    return float(epoch) if score is None else _selection(entry, selects)
+    return float(epoch) if score is None else _selection(entry, selection_metric)
 
 
-def stops(history: Sequence[Mapping[str, float]], patience: int, selects: str) -> bool:
+def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int, selection_metric: str) -> bool:
     """Whether the last ``patience`` evaluations were no better than the best before them.
 
     It hangs on the history alone, which is the same on all ranks and in each checkpoint.
     """
-    figures = [_selection(entry, selects) for entry in history if "val/loss" in entry]
+    figures = [_selection(entry, selection_metric) for entry in history if "val/loss" in entry]
     return 0 < patience < len(figures) and max(figures[-patience:]) <= max(figures[:-patience])
 
 
-def _selection(entry: Mapping[str, float], selects: str) -> float:
+def _selection(entry: Mapping[str, float], selection_metric: str) -> float:
     """What ranks the checkpoint after an epoch."""
-    return math.exp(-entry["val/loss"]) if selects == "loss" else entry["val/accuracy"]
+    return math.exp(-entry["val/loss"]) if selection_metric == "loss" else entry["val/accuracy"]
 
 
-def _parts(feed: DevicePrefetcher, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Any]]:
-    for arrays, tensors in islice(feed, count):
+def _micro_batches(
+    prefetcher: DevicePrefetcher, count: int, step: int, ledger: SampleLog | None
+) -> Iterator[dict[str, Any]]:
+    for arrays, tensors in islice(prefetcher, count):
         if int(arrays["step"][0]) != step:
             raise RuntimeError(f"the stream delivered step {int(arrays['step'][0])} where {step} was due")
         if ledger is not None:
@@ -214,7 +219,7 @@ def _parts(feed: DevicePrefetcher, count: int, step: int, ledger: Ledger | None)
         yield tensors
 
 
-class Ledger:
+class SampleLog:
     """Which samples this worker used, a JSON line for each part of a step; for audits and fault drills."""
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
@@ -230,11 +235,11 @@ class Ledger:
         self._file.write(json.dumps(line) + "\n")
 
 
-class Meter:
+class ThroughputMeter:
     """Adds up step results on the device and turns them into figures when it is read."""
 
-    def __init__(self, schedule: Schedule, feed: DevicePrefetcher) -> None:
-        self._schedule, self._feed = schedule, feed
+    def __init__(self, schedule: Schedule, prefetcher: DevicePrefetcher) -> None:
+        self._schedule, self._prefetcher = schedule, prefetcher
         self._results: list[StepResult] = []
         self._images = 0
         self._rate: float | None = None
@@ -242,7 +247,7 @@ class Meter:
 
     def restart(self) -> None:
         """Start the clock anew, so that evaluation and checkpoints do not count as slow steps."""
-        self._last, self._waited = time.perf_counter(), self._feed.waited_s
+        self._last, self._waited = time.perf_counter(), self._prefetcher.waited_s
 
     def add(self, result: StepResult, images: int) -> None:
         self._results.append(result)
@@ -256,7 +261,7 @@ class Meter:
         samples = min(step * self._schedule.batch, self._schedule.plan.size * self._schedule.epochs)
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)
-        waited, self._waited = self._feed.waited_s - self._waited, self._feed.waited_s
+        waited, self._waited = self._prefetcher.waited_s - self._waited, self._prefetcher.waited_s
         steps = len(self._results)
         metrics = {
             "train/loss": mean(loss, count),
@@ -279,7 +284,7 @@ class Meter:
         return self._rate * (self._schedule.steps - step)
 
 
-def resumed(state: Mapping[str, Any] | None) -> Progress:
+def restore_progress(state: Mapping[str, Any] | None) -> Progress:
     """The progress that a checkpoint's state holds, or a new one."""
     return (
         Progress() if state is None else Progress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))

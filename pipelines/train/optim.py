@@ -43,8 +43,8 @@ class HasGroups(Protocol):
 def build_optimizer(model: HasGroups, config: OptimizerConfig) -> torch.optim.AdamW:
     """Fused AdamW over the parameters that are trained. Each group carries its ``peak_lr``."""
     groups = []
-    parts = ((model.backbone_parameters(), config.backbone_lr), (model.head_parameters(), config.head_lr))
-    for parameters, peak_lr in parts:
+    peaks = ((model.backbone_parameters(), config.backbone_lr), (model.head_parameters(), config.head_lr))
+    for parameters, peak_lr in peaks:
         trained = [p for p in parameters if p.requires_grad]
         for decayed in (True, False):
             members = [p for p in trained if (p.ndim >= 2) == decayed]

@@ -32,16 +32,18 @@ class ProgressActor:
         return self._failure
 
 
-def create_board() -> ActorHandle[Any]:
+def create_progress_actor() -> ActorHandle[Any]:
     """A board for one training; it dies with its handle."""
     return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(ProgressActor).remote())
 
 
-class Display:
+class ProgressDisplay:
     """Shows a board until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
 
-    def __init__(self, board: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0) -> None:
-        self._board, self._steps, self._label = board, steps, label
+    def __init__(
+        self, progress_actor: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0
+    ) -> None:
+        self._progress_actor, self._steps, self._label = progress_actor, steps, label
         self._terminal = sys.stderr.isatty()
         self._interval_s = 0.5 if self._terminal else interval_s
         self._bar = tqdm(total=steps, unit="step", desc=label, disable=not self._terminal, dynamic_ncols=True)
@@ -49,7 +51,7 @@ class Display:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         self._thread.start()
         return self
 
@@ -65,14 +67,14 @@ class Display:
 
     def _show(self) -> None:
         try:
-            figures = cast("dict[str, float]", ray.get(self._board.read.remote(), timeout=5))
+            figures = cast("dict[str, float]", ray.get(self._progress_actor.read.remote(), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
             return  # the figures are a comfort; a training never fails for them
         step = figures.get("step", 0.0)
         if not figures or step == self._shown:
             return
         self._shown = step
-        text = describe(figures)
+        text = format_progress(figures)
         if self._terminal:
             self._bar.n = int(step)
             self._bar.set_postfix_str(text, refresh=True)
@@ -80,7 +82,7 @@ class Display:
             print(f"{self._label}  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
 
 
-def describe(figures: Mapping[str, float]) -> str:
+def format_progress(figures: Mapping[str, float]) -> str:
     """One line of the figures that a person watches."""
     minutes, seconds = divmod(int(figures.get("speed/left_s", 0)), 60)
     parts = [

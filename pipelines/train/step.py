@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.plan import derive_seed
-from pipelines.train.average import EMA
 from pipelines.train.batchnorm import share_batchnorm
+from pipelines.train.ema import EMA
 from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
 from vlmodel.errors import ExpectedError
@@ -100,20 +100,25 @@ class TrainStep:
         """The weights that are evaluated, kept and served: the average where there is one."""
         return cast(VLModel, self.average.module) if self.average is not None else self.model
 
-    def __call__(self, step: int, parts: Iterable[Mapping[str, Any]], n_parts: int) -> StepResult:
-        """Run global step ``step`` over this rank's ``n_parts`` parts (collated batches on the device).
+    def __call__(self, step: int, micro_batches: Iterable[Mapping[str, Any]], n_micro_batches: int) -> StepResult:
+        """Run global step ``step`` over this rank's ``n_micro_batches`` parts (collated batches on the device).
 
         Every rank must call this for the same step with as many parts.
         """
         # Dropout is a function of (seed, step, rank): a restart needs no saved random state.
         torch.manual_seed(derive_seed(self.seed, step, self.rank, "step") % 2**63)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for number, part in enumerate(parts, start=1):
-            with self._sync(number == n_parts):
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with self._gradient_sync(number == n_micro_batches):
                 with self.autocast():
-                    out = self.forward(**part)
+                    out = self.forward(**micro_batch)
                 out.loss_sum.backward()
-            sums = [out.loss_sum.detach().double(), out.count.double(), out.correct.double(), _texts(part, self.device)]
+            sums = [
+                out.loss_sum.detach().double(),
+                out.count.double(),
+                out.correct.double(),
+                _count_texts(micro_batch, self.device),
+            ]
             totals += torch.stack(sums)
         if self.distributed:
             dist.all_reduce(totals)
@@ -147,7 +152,7 @@ class TrainStep:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def _sync(self, last: bool) -> AbstractContextManager[object]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
@@ -183,7 +188,7 @@ class TrainStep:
             self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
 
 
-def _texts(part: Mapping[str, Any], device: torch.device) -> Tensor:
+def _count_texts(micro_batch: Mapping[str, Any], device: torch.device) -> Tensor:
     """How many texts of a part count, over all tasks. What is counted otherwise may be their tokens."""
-    weights = [tensor for name, tensor in part.items() if name.rpartition(".")[2] == "weights_N"]
+    weights = [tensor for name, tensor in micro_batch.items() if name.rpartition(".")[2] == "weights_N"]
     return sum(((weights_N > 0).sum().double() for weights_N in weights), torch.zeros((), device=device).double())

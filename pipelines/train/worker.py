@@ -27,10 +27,9 @@ from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
 from pipelines.tracking.unsent_metrics import WaitingLines
-from pipelines.train import checkpoint, initial
-from pipelines.train.evaluate import Score, evaluate
-from pipelines.train.feed import DevicePrefetcher
-from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, stops, train
+from pipelines.train import checkpoint, warm_start
+from pipelines.train.loop import Progress, SampleLog, TrainConfig, patience_is_exhausted, restore_progress, train
+from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -53,7 +52,7 @@ class RunSpec:
         config, data: the resolved configuration tree and the hash of the data's index, kept in each checkpoint.
         init: where in storage the model lies that the training begins with; "" where it begins with new weights.
         beside_model: files that are kept beside the model in each checkpoint.
-        referee: asked after each epoch whether to go on (pipelines/search/referee.py); None where nobody ends it early.
+        trial_controller: told the result of each epoch; answers whether training continues. None outside a search.
     """
 
     folder: str
@@ -65,11 +64,11 @@ class RunSpec:
     train_source: Source | Mixture
     val_source: Source | None
     run: RunHandle | None
-    board: ActorHandle[Any]
+    progress_actor: ActorHandle[Any]
     config: dict[str, Any]
     data: str
     init: str = ""
-    referee: ActorHandle[Any] | None = None
+    trial_controller: ActorHandle[Any] | None = None
     beside_model: tuple[str, ...] = ()
 
 
@@ -84,7 +83,7 @@ def train_worker(spec: RunSpec) -> None:
     model = new_model(spec.model, processor, spec.seed, spec.init)
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
-    progress = resumed(_restore(spec, trainer, rank, device))
+    progress = restore_progress(_restore(spec, trainer, rank, device))
     check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
@@ -109,7 +108,7 @@ def train_worker(spec: RunSpec) -> None:
     except NonFiniteLossError as error:
         # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
         if rank == 0:
-            ray.get(spec.board.fail.remote(str(error)))
+            ray.get(spec.progress_actor.fail.remote(str(error)))
 
 
 def _tell(line: str) -> None:
@@ -118,11 +117,13 @@ def _tell(line: str) -> None:
     sys.stdout.flush()
 
 
-def _stopped(progress: Progress, patience: int, selects: str) -> str:
-    best = (min if selects == "loss" else max)(progress.history, key=lambda entry: entry[f"val/{selects}"])
+def _stopped(progress: Progress, patience: int, selection_metric: str) -> str:
+    best = (min if selection_metric == "loss" else max)(
+        progress.history, key=lambda entry: entry[f"val/{selection_metric}"]
+    )
     return (
-        f"ends after epoch {progress.history[-1]['epoch']:.0f}: in {patience} evaluations no better val {selects} than "
-        f"{best[f'val/{selects}']:.4f}, of epoch {best['epoch']:.0f} (train.patience)"
+        f"ends after epoch {progress.history[-1]['epoch']:.0f}: in {patience} evaluations no better val "
+        f"{selection_metric} than {best[f'val/{selection_metric}']:.4f}, of epoch {best['epoch']:.0f} (train.patience)"
     )
 
 
@@ -138,7 +139,7 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str 
     """
     torch.manual_seed(derive_seed(seed, "weights") % 2**63)
     if init:
-        with initial.local(init) as folder:
+        with warm_start.local_folder(init) as folder:
             model: VLModel = VLModel.from_pretrained(str(folder), local_files_only=True)
         return model
     return VLModel.from_tree(config, processor)
@@ -182,7 +183,7 @@ class _Hooks:
         if self._rank:
             return
         self._tracker.log_metrics(dict(metrics), step)
-        self._spec.board.post.remote({**metrics, "step": float(step)})
+        self._spec.progress_actor.post.remote({**metrics, "step": float(step)})
 
     def checkpoint(self, progress: Progress, selection: float) -> None:
         name = checkpoint.name_of(progress.step)
@@ -207,10 +208,12 @@ class _Hooks:
             raise
 
     def should_continue(self, progress: Progress, selection: float) -> bool:
-        if self._spec.referee is None:
+        if self._spec.trial_controller is None:
             return True
         epoch = int(progress.history[-1]["epoch"])
-        answer: Any = ray.get(self._spec.referee.ask.remote(epoch, selection)) if self._rank == 0 else None
+        answer: Any = (
+            ray.get(self._spec.trial_controller.report_epoch.remote(epoch, selection)) if self._rank == 0 else None
+        )
         return bool(broadcast_from_rank_zero(answer))
 
     def _write(self, folder: Path, progress: Progress, selection: float) -> None:

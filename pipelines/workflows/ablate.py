@@ -7,8 +7,8 @@ import functools
 from pipelines.report.search_pictures import ablation
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import Cell, cells
-from pipelines.search.record import Record
 from pipelines.search.remote import each
+from pipelines.search.results import TrainingResult
 from pipelines.search.table import Row, ablation_rows, status
 from pipelines.tracking import run_folder
 from pipelines.workflows import training_data
@@ -26,7 +26,7 @@ from pipelines.workflows.trials import (
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import dump
 
-Records = dict[tuple[str, int], Record]
+Records = dict[tuple[str, int], TrainingResult]
 
 
 def run(work: Workspace) -> list[Row]:

@@ -14,7 +14,7 @@ from pipelines.data.index.index import Index
 from pipelines.errors import DataError, expected_cause
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.search.grid import Cell
-from pipelines.search.record import Record, Records, outcome
+from pipelines.search.results import TrainingResult, TrainingResults, result_of_run
 from pipelines.search.table import Row, comma_separated, markdown
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import train
@@ -101,9 +101,9 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
         return before
     begun = time.perf_counter()
 
-    def record(found: Record) -> Record:
+    def record(found: TrainingResult) -> TrainingResult:
         seconds = time.perf_counter() - begun
-        return records.add(config.name, Record(**{**vars(found), "seconds": seconds}))
+        return records.add(config.name, TrainingResult(**{**vars(found), "seconds": seconds}))
 
     try:
         work = Workspace(config)
@@ -119,9 +119,9 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
         known = expected_cause(error)
         refused = isinstance(known, ConfigError)
         reason = str(known) if known is not None else f"{type(error).__name__}: {error}"
-        return record(Record("refused" if refused else "failed", reason))
+        return record(TrainingResult("refused" if refused else "failed", reason))
     except BaseException:
-        record(Record("interrupted"))
+        record(TrainingResult("interrupted"))
         raise
     return record(found)
 

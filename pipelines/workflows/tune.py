@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.report.search_pictures import trials as picture
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import accepted, changed, check, text
-from pipelines.search.record import Record, Records
+from pipelines.search.grid import check, first_valid_cells, format_value, override_settings
+from pipelines.search.results import TrainingResult, TrainingResults
 from pipelines.search.table import Row, tune_rows
 from pipelines.search.tuning import search
 from pipelines.tracking import run_folder
@@ -77,7 +77,7 @@ def train_trial(
     """Train one trial; a combination that the configuration refuses is recorded as such."""
     name = trial_name(shared, number)
     try:
-        config = changed(shared, settings)
+        config = override_settings(shared, settings)
     except ConfigError as error:
         return Records(context.folder).add(name, Record("refused", str(error)))
     return train_one(config.model_copy(update={"name": name}), context, referee)
@@ -90,4 +90,4 @@ def trial_name(config: JobConfig, number: int) -> str:
 
 def overrides(settings: Mapping[str, Any]) -> str:
     """The settings as arguments for the command line of any job."""
-    return " ".join(shlex.quote(f"{key}={text(value)}") for key, value in settings.items())
+    return " ".join(shlex.quote(f"{key}={format_value(value)}") for key, value in settings.items())

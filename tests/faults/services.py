@@ -13,7 +13,7 @@ import ray
 from ray import serve as ray_serve
 
 from pipelines.registry.registry import LocalModel, Registry
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import Score
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
 from pipelines.serve.http.schema.vqa import VQAResponse

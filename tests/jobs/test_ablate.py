@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from pipelines.search.errors import SearchError
-from pipelines.search.record import Record
+from pipelines.search.results import TrainingResult
 from pipelines.tracking.tracker import NullTracker
 from pipelines.workflows import ablate, train, trials
 from pipelines.workflows.config import JobConfig

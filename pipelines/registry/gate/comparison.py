@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import Credits
 from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.check import Check, Difference

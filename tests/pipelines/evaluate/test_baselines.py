@@ -15,7 +15,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
 from pipelines.evaluate.floors import Floors
 from tests.pipelines.data.tar_maker import photo
-from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED
+from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
 
 TEXTS = [
     Texts(("a dog runs", "a dog"), (Question("is it red?", "Yes."), Question("how many?", "two"))),

@@ -15,10 +15,10 @@ from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.credit import credits_of, images_of
+from pipelines.evaluate.build_report import judge
+from pipelines.evaluate.example_scores import credits_of, images_of
 from pipelines.evaluate.examples import choose, illustrate, image_of
-from pipelines.evaluate.judge import judge
-from tests.pipelines.evaluate.test_judge import ASKED, COMPARED, table
+from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
 

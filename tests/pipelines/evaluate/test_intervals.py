@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import Credits
 from pipelines.evaluate.intervals import difference_interval, interval
 
 

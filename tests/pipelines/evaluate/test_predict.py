@@ -18,7 +18,7 @@ from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict, write
-from tests.pipelines.evaluate.test_judge import table
+from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import Registry
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import Score
 from pipelines.tracking.tracker import Tracker, TrackingConfig
 from vlmodel.config import parse
 from vlmodel.model import VLModel

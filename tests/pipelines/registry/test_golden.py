@@ -14,7 +14,7 @@ from PIL import Image
 from pipelines.registry import golden
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.registry import Registry
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import Score
 from tests.pipelines.registry.conftest import QUESTION, picture
 from tests.pipelines.serve.conftest import DECODERS
 from tests.pipelines.serve.conftest import save_model as save_decoder

@@ -14,17 +14,17 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.build_report import judge_answers
 from pipelines.evaluate.floors import Floors
-from pipelines.evaluate.judge import judge_answers
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
 from pipelines.registry.gate.check import Check, Decision
 from pipelines.registry.promotion import above_floor, apply_decision, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import Score
 from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
-from tests.pipelines.evaluate.test_judge import ASKED, answers
+from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 
 CONFIG = GateConfig(resamples=500)

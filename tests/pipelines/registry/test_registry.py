@@ -25,8 +25,8 @@ from pipelines.registry import registry as registry_module
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.package import build
 from pipelines.registry.registry import LocalModel, Registry
-from pipelines.registry.score import Score
 from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.version_score import Score
 from pipelines.tracking.tracker import TrackingConfig, connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor

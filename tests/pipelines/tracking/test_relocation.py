@@ -11,7 +11,7 @@ import pytest
 from mlflow.tracking._tracking_service import utils as mlflow_utils
 
 from pipelines.registry.registry import Registry
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import Score
 from pipelines.tracking.tracker import Tracker, TrackingConfig, open_store
 from tests.pipelines.registry.conftest import FAST, QUESTION, picture, save_model
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import ArrayLike
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import Credits
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.comparison import (
     better,
@@ -18,7 +18,7 @@ from pipelines.registry.gate.comparison import (
     slices,
     tolerated,
 )
-from tests.pipelines.evaluate.test_judge import answers
+from tests.pipelines.evaluate.test_build_report import answers
 from vlmodel.config import ConfigError
 
 CONFIG = GateConfig(resamples=1000)

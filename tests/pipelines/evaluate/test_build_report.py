@@ -11,9 +11,9 @@ import pytest
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
+from pipelines.evaluate.build_report import judge, judge_answers
 from pipelines.evaluate.examples import choose
 from pipelines.evaluate.floors import Floors
-from pipelines.evaluate.judge import judge, judge_answers
 from pipelines.evaluate.predict import SCHEMA
 from vlmodel.task_spec import TaskSpec
 

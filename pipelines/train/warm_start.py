@@ -24,14 +24,14 @@ from vlmodel.weights import WeightsError
 _FOLDER, _LAST = "init", "config.json"
 
 
-def kept(run: str) -> str:
+def find_model(run: str) -> str:
     """Where in the folder of a run in storage its initial model lies; "" where there is none."""
     filesystem, folder = checkpoint.open_storage(run)
     there = filesystem.get_file_info(f"{folder}/{_FOLDER}/{_LAST}").type != pafs.FileType.NotFound
     return f"{run}/{_FOLDER}" if there else ""
 
 
-def keep(model: Path, run: str) -> str:
+def store_model(model: Path, run: str) -> str:
     """Copy a model's folder into that of a run in storage. Returns where it lies."""
     filesystem, folder = checkpoint.open_storage(run)
     files = [file for file in sorted(model.rglob("*")) if file.is_file() and file.name != _LAST]
@@ -45,54 +45,54 @@ def keep(model: Path, run: str) -> str:
 
 
 @contextmanager
-def local(folder: str) -> Iterator[Path]:
-    """What ``keep`` returned as a local folder: in place where storage is local, else a temporary download."""
+def local_folder(folder: str) -> Iterator[Path]:
+    """What ``store_model`` returned as a local folder: in place where storage is local, else a temporary download."""
     filesystem, path = checkpoint.open_storage(folder)
-    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, 0, {})) as found:
-        yield found
+    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, 0, {})) as model:
+        yield model
 
 
-def check(model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: Mapping[str, TaskSpec]) -> VLProcessor:
-    """Refuse a model that is not the one that is configured: weights of the same shape can mean something else.
-
-    Returns:
-        its processor, with which the training goes on.
+def load_matching_processor(
+    model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: Mapping[str, TaskSpec]
+) -> VLProcessor:
+    """The processor of a model folder, with which training continues. Refuses a model whose settings differ from the
+    configured ones: weights of the same shape can mean something else.
 
     Raises:
         ConfigError: naming each setting that differs, with both values.
         WeightsError: the folder's configuration is of another version.
     """
-    found = VLProcessor.from_pretrained(model)
+    loaded = VLProcessor.from_pretrained(model)
     stored = VLConfig.from_pretrained(str(model)).model
     if stored is None:
         raise WeightsError(f"{str(model / _LAST)!r} describes no parts; train that model anew with this version")
     changes = [
-        *_changes("model", dump(config.resolve(vocabulary_of(found))), dump(parse(ModelConfig, stored))),
-        *_changes("processor", dump(with_limits_of(processor, found.config)), dump(found.config)),
-        *_changes("tasks", _plain(tasks), _plain(found.tasks)),
+        *_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, stored))),
+        *_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
+        *_differences("tasks", _as_trees(tasks), _as_trees(loaded.tasks)),
     ]
     if changes:
         raise ConfigError(
             f"train.init names a model of other settings than are configured ({'; '.join(changes)}); take over its "
             'settings, or train from scratch (train.init="")'
         )
-    return found
+    return loaded
 
 
-def with_limits_of(wanted: ProcessorConfig, found: ProcessorConfig) -> ProcessorConfig:
-    """The wanted settings, in which limits that follow the data are those that were found."""
-    limits = [name for name in ("max_tokens", "max_target_tokens") if not getattr(wanted, name)]
-    return wanted.model_copy(update={name: getattr(found, name) for name in limits})
+def with_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig) -> ProcessorConfig:
+    """The configured settings; those limits that are 0 (inferred from data) are taken from ``existing``."""
+    limits = [name for name in ("max_tokens", "max_target_tokens") if not getattr(configured, name)]
+    return configured.model_copy(update={name: getattr(existing, name) for name in limits})
 
 
-def _plain(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
-    return {task: dump(fields) for task, fields in tasks.items()}
+def _as_trees(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
+    return {task: dump(spec) for task, spec in tasks.items()}
 
 
-def _changes(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
-    configured_settings, stored_settings = flatten({prefix: configured}), flatten({prefix: stored})
+def _differences(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+    here, there = flatten({prefix: configured}), flatten({prefix: stored})
     return [
-        f"{key}: {stored_settings.get(key, 'nothing')} there, {configured_settings.get(key, 'nothing')} here"
-        for key in sorted(configured_settings.keys() | stored_settings.keys())
-        if configured_settings.get(key) != stored_settings.get(key)
+        f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
     ]

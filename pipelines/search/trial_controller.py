@@ -20,7 +20,7 @@ class TrialController:
         self._passed, self._reached, self._score = 0, 0, 0.0
         self._stopped = False
 
-    async def ask(self, epoch: int, score: float) -> bool:
+    async def report_epoch(self, epoch: int, score: float) -> bool:
         """Called by the training after ``epoch``: whether it goes on. Waits for the answer."""
         async with self._changed:
             self._reached, self._score = epoch, score
@@ -28,7 +28,7 @@ class TrialController:
             await self._changed.wait_for(lambda: self._stopped or self._passed >= epoch)
             return not self._stopped
 
-    async def after(self, epoch: int) -> tuple[int, float]:
+    async def next_epoch(self, epoch: int) -> tuple[int, float]:
         """Called by the search: let the training pass ``epoch``, and wait until it asks after a later one.
 
         Returns:
@@ -47,6 +47,6 @@ class TrialController:
             self._changed.notify_all()
 
 
-def create_referee() -> ActorHandle[Any]:
+def create_trial_controller() -> ActorHandle[Any]:
     """A referee for one training; it dies with its handle."""
     return cast("ActorHandle[Any]", ray.remote(num_cpus=0, scheduling_strategy="DEFAULT")(TrialController).remote())

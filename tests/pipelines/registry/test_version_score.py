@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import Score
 
 
 def test_a_score_survives_its_tags(score: Score) -> None:

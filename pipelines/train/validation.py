@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipelines.data.stream.dataset import Arrays
-from pipelines.train.feed import to_tensors
+from pipelines.train.prefetcher import to_tensors
 from vlmodel.model import VLModel, VLOutput
 
 

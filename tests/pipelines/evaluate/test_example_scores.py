@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.credit import credits_of
-from pipelines.evaluate.judge import judge
-from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
+from pipelines.evaluate.build_report import judge
+from pipelines.evaluate.example_scores import credits_of
+from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
 from vlmodel.task_spec import TaskSpec
 
 TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]

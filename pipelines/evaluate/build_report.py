@@ -13,7 +13,7 @@ import torch
 
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.credit import chance, credits_of, images_of, same_answers
+from pipelines.evaluate.example_scores import chance, credits_of, images_of, same_answers
 from pipelines.evaluate.floors import Floors
 from pipelines.evaluate.intervals import interval
 from pipelines.evaluate.metrics.answers import vqa_accuracy

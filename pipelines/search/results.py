@@ -19,7 +19,7 @@ Status = Literal["finished", "stopped", "refused", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Record:
+class TrainingResult:
     """How a training went.
 
     Attributes:
@@ -63,28 +63,28 @@ class Trial:
     error: str
 
 
-class Records:
+class TrainingResults:
     """The records of one search, in its folder in storage."""
 
     def __init__(self, folder: str) -> None:
         self._filesystem, path = checkpoint.open_storage(folder)
         self._folder = f"{path}/records"
 
-    def read(self, name: str) -> Record | None:
+    def read(self, name: str) -> TrainingResult | None:
         """The record of the training of this name; None where there is none, or only half of one."""
         try:
             with self._filesystem.open_input_file(f"{self._folder}/{name}.json") as file:
-                return Record(**json.loads(file.read()))
+                return TrainingResult(**json.loads(file.read()))
         except (FileNotFoundError, ValueError):
             return None
 
-    def write(self, name: str, record: Record) -> None:
+    def write(self, name: str, record: TrainingResult) -> None:
         """Keep it, in place of an earlier one."""
         self._filesystem.create_dir(self._folder, recursive=True)
         with self._filesystem.open_output_stream(f"{self._folder}/{name}.json") as file:
             file.write(json.dumps(asdict(record), indent=1).encode())
 
-    def add(self, name: str, record: Record) -> Record:
+    def add(self, name: str, record: TrainingResult) -> TrainingResult:
         """Keep it, with the seconds of earlier attempts added."""
         before = self.read(name)
         whole = replace(record, seconds=record.seconds + (before.seconds if before else 0.0))
@@ -92,7 +92,7 @@ class Records:
         return whole
 
 
-def outcome(run: str, epochs: int, tracker: NullTracker) -> Record:
+def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult:
     """The record of a training that has ended, from its checkpoints and its tracked figures.
 
     Args:
@@ -109,7 +109,7 @@ def outcome(run: str, epochs: int, tracker: NullTracker) -> Record:
     rates = [row["speed/images_per_s"] for row in tracker.history() if "speed/images_per_s" in row]
     with checkpoint.local_copy(best) as local:
         parameters = count_parameters(str(local / checkpoint.MODEL))
-    return Record(
+    return TrainingResult(
         "finished" if trained >= epochs else "stopped",
         score=float(best.state["selection"]),
         best_epoch=int(best.state["epochs_done"]),
