@@ -12,9 +12,9 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
-from pipelines.evaluate.build_report import judge
-from pipelines.evaluate.example_scores import credits_of
-from pipelines.evaluate.examples import choose, illustrate, image_of
+from pipelines.evaluate.build_report import build_report
+from pipelines.evaluate.example_scores import score_examples
+from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
 from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
 from pipelines.report import training_pictures
@@ -45,7 +45,7 @@ class Assessment:
     normalizer: Normalizer = "none"
 
 
-def check_judgeable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> None:
+def check_evaluable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> None:
     """Refuse data that models cannot be judged by: the floors, the page and the served example are of images, and each
     task is of texts.
 
@@ -93,7 +93,7 @@ def assess(
     """
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
-    check_judgeable(index, processor.tasks, source.split)
+    check_evaluable(index, processor.tasks, source.split)
     baselines = Baselines.load(model)
     if baselines is None:
         check_learnable(index, processor.tasks)
@@ -109,22 +109,24 @@ def assess(
                 model, replace(source, split="train"), config.model_copy(update={"shuffled": 0}), stream, task,
                 sample=report.samples,
             )  # fmt: skip
-            credits = credits_of(pa.concat_tables(list(collect(sample))), fields, processor.normalizer)
+            credits = score_examples(pa.concat_tables(list(collect(sample))), fields, processor.normalizer)
             if len(credits):
-                report = replace(report, training=(credits.figure, len(credits)))
-        page = illustrate(choose(answers, fields, examples, normalizer=processor.normalizer), index, predictor, task)
+                report = replace(report, training=(credits.value, len(credits)))
+        page = make_cards(
+            choose_examples(answers, fields, examples, normalizer=processor.normalizer), index, predictor, task
+        )
         first = answers.slice(0, 1).to_pylist()[0]
-        example = (image_of(first["key"], index, first["split"]), first["text"])
+        example = (image_bytes(first["key"], index, first["split"]), first["text"])
         found.append(Assessment(task, report, answers, page, example, processor.normalizer))
     return found
 
 
-def show(found: Assessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()) -> None:
+def log_assessment(found: Assessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()) -> None:
     """Record the pictures and tables with the run."""
     report = found.report
     name = f"{report.split}-{found.task}" if found.task else report.split
     if history and not found.task:
-        accuracies = {n.replace("_", " "): f["accuracy"] for n, f in report.floors.items() if "accuracy" in f}
+        accuracies = {n.replace("_", " "): f["accuracy"] for n, f in report.baselines.items() if "accuracy" in f}
         tracker.log_figure(training_pictures.curves(history, accuracies), "pictures/curves.png")
     elif history:
         tracker.log_figure(training_pictures.curves(history), "pictures/curves.png")

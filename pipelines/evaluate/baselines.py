@@ -14,7 +14,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
-from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.floors import AnswerPrior
 from pipelines.evaluate.metrics.captions import constant_caption
 from vlmodel.answers import Normalizer
 from vlmodel.task_spec import TaskSpec
@@ -32,7 +32,7 @@ class Baselines:
         trained_on: hashes of the indexes whose training split the model was trained on; empty if that is unknown.
     """
 
-    answers: Floors | None = None
+    answers: AnswerPrior | None = None
     caption: str | None = None
     trained_on: tuple[str, ...] = ()
 
@@ -56,7 +56,7 @@ class Baselines:
                 yield from ((q.question, q.answer) for q in of_sample.questions if q.answer is not None)
 
         if any(map(_answers, kinds)):
-            answers = Floors.learn(pairs(), normalizer)
+            answers = AnswerPrior.learn(pairs(), normalizer)
         else:
             answers = None
             for _ in pairs():
@@ -104,7 +104,7 @@ class Baselines:
         if not file.is_file():
             return None
         tree = json.loads(file.read_text(encoding="utf-8"))
-        answers = None if tree["answers"] is None else Floors(**tree["answers"])
+        answers = None if tree["answers"] is None else AnswerPrior(**tree["answers"])
         return cls(answers, tree["caption"], tuple(tree["trained_on"]))
 
 

@@ -12,9 +12,8 @@ import pyarrow.compute as pc
 import torch
 
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.example_scores import chance, credits_of, images_of, same_answers
-from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.baselines import AnswerPrior, Baselines
+from pipelines.evaluate.example_scores import answers_match, chance, image_ids, score_examples
 from pipelines.evaluate.intervals import interval
 from pipelines.evaluate.metrics.answers import vqa_accuracy
 from pipelines.evaluate.metrics.calibration import calibration_error
@@ -22,7 +21,7 @@ from pipelines.evaluate.metrics.captions import caption_scores, with_words
 from pipelines.evaluate.metrics.matching import matching_scores
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.evaluate.report import Report
-from pipelines.evaluate.verdict import Comparison, compare
+from pipelines.evaluate.verdict import BaselineComparison, compare
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.task_spec import MATCH, NO_MATCH, TaskSpec, is_match
 
@@ -33,7 +32,7 @@ _TOP_SAYS_LITTLE = 10
 """With fewer classes than this many times k, nearly everything is among the k best."""
 
 
-def judge(
+def build_report(
     answers: pa.Table,
     split: str,
     fields: TaskSpec,
@@ -53,56 +52,56 @@ def judge(
         DataError: no row has anything to be judged by.
     """
     if fields.target == "none":
-        report = _retrieval(answers, split)
+        report = _report_on_retrieval(answers, split)
     elif fields.target == "match":
-        report = _matching(answers, split)
+        report = _report_on_matching(answers, split)
     elif fields.target == "tokens" and not fields.text:
         assert baselines.caption is not None
-        report = _captions(answers, split, baselines.caption)
+        report = _report_on_captions(answers, split, baselines.caption)
     else:
         assert baselines.answers is not None
-        report = judge_answers(answers, split, baselines.answers, labels, normalizer)
+        report = report_on_answers(answers, split, baselines.answers, labels, normalizer)
     if cut := pc.sum(answers["truncated"]).as_py():
         note = f"{cut} of {answers.num_rows} texts were cut, as they have more tokens than the model takes"
         return replace(report, notes=(*report.notes, note))
     return report
 
 
-def judge_answers(
-    answers: pa.Table, split: str, floors: Floors, labels: Sequence[str] = (), normalizer: Normalizer = "none"
+def report_on_answers(
+    answers: pa.Table, split: str, baselines: AnswerPrior, labels: Sequence[str] = (), normalizer: Normalizer = "none"
 ) -> Report:
     """Answers to questions: accuracy, agreement with annotators where there are several, calibration."""
     answered = _with_target(answers, split, "question")
     targets, predicted = answered["target"].to_pylist(), answered["predicted"].to_pylist()
-    right = same_answers(targets, predicted, normalizer)
+    right = answers_match(targets, predicted, normalizer)
     probabilities = np.clip(answered["probability"].to_numpy(), 0, 1)
-    figures = {"accuracy": sum(right) / len(right)}
+    metrics = {"accuracy": sum(right) / len(right)}
     references = answered["references"].to_pylist()
     annotated = any(len(given) > 1 for given in references)
     if annotated:
-        figures |= vqa_accuracy(predicted, references)
+        metrics |= vqa_accuracy(predicted, references)
     ranked = answered["answers"].to_pylist()
     k = max(len(best) for best in ranked)
     if k > 1 and len(labels) > _TOP_SAYS_LITTLE * k:
-        among = (any(same_answers([t] * len(best), best, normalizer)) for t, best in zip(targets, ranked, strict=True))
-        figures[f"top{k}_accuracy"] = sum(among) / len(targets)
-    figures |= calibration_error(probabilities.tolist(), right)
+        among = (any(answers_match([t] * len(best), best, normalizer)) for t, best in zip(targets, ranked, strict=True))
+        metrics[f"top{k}_accuracy"] = sum(among) / len(targets)
+    metrics |= calibration_error(probabilities.tolist(), right)
 
-    credits = credits_of(answered, _ASKED, normalizer)
-    guesses = {"majority": [floors.majority] * len(targets), "question_only": floors.answers(answered["text"])}
-    words = {"majority": f'always "{floors.majority}"', "question_only": "the question alone"}
+    credits = score_examples(answered, _ASKED, normalizer)
+    guesses = {"majority": [baselines.majority] * len(targets), "question_only": baselines.answers(answered["text"])}
+    description = {"majority": f'always "{baselines.majority}"', "question_only": "the question alone"}
     beside: dict[str, dict[str, float]] = {}
-    comparisons: list[Comparison] = []
-    part: dict[str, dict[str, float]] = {}
+    comparisons: list[BaselineComparison] = []
+    subset_metrics: dict[str, dict[str, float]] = {}
     for name, guessed in guesses.items():
-        of_guess = credits_of(_with(answered, predicted=guessed), _ASKED, normalizer)
-        beside[name] = {"accuracy": of_guess.figure} | (vqa_accuracy(guessed, references) if annotated else {})
-        comparisons.append(compare(name, words[name], credits, of_guess))
+        of_guess = score_examples(_with(answered, predicted=guessed), _ASKED, normalizer)
+        beside[name] = {"accuracy": of_guess.value} | (vqa_accuracy(guessed, references) if annotated else {})
+        comparisons.append(compare(name, description[name], credits, of_guess))
     shuffled = _shuffled(answered)
     if shuffled is not None:
         same, of_other = shuffled
-        for table, of_table in ((same, part), (of_other, beside)):
-            of_table["image_shuffled"] = {"accuracy": credits_of(table, _ASKED, normalizer).figure}
+        for table, of_table in ((same, subset_metrics), (of_other, beside)):
+            of_table["image_shuffled"] = {"accuracy": score_examples(table, _ASKED, normalizer).value}
             if annotated:
                 of_table["image_shuffled"] |= vqa_accuracy(
                     table["predicted"].to_pylist(), table["references"].to_pylist()
@@ -122,17 +121,17 @@ def judge_answers(
         rows=len(targets),
         unit="questions",
         metric="accuracy",
-        figures=figures,
-        floors=beside,
+        metrics=metrics,
+        baselines=beside,
         notes=tuple(notes),
         by_answer=[(a, n, hit[a] / n) for a, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))],
         interval=interval(credits),
         comparisons=tuple(comparisons),
-        part=_of_part(part, answered, shuffled),
+        subset_metrics=_of_part(subset_metrics, answered, shuffled),
     )
 
 
-def _captions(answers: pa.Table, split: str, constant: str) -> Report:
+def _report_on_captions(answers: pa.Table, split: str, constant: str) -> Report:
     place = answers.schema.get_field_index("references")
     judged = pa.array(with_words(answers["references"].to_pylist()), answers.schema.field(place).type)
     answers = answers.set_column(place, "references", judged)
@@ -140,19 +139,19 @@ def _captions(answers: pa.Table, split: str, constant: str) -> Report:
     if not captioned.num_rows:
         raise DataError(f"no image of split {split!r} has a caption with a word to compare with; choose another split")
     references = captioned["references"].to_pylist()
-    floors = {"constant_caption": caption_scores([constant] * len(references), references)}
-    credits = credits_of(captioned, _CAPTIONED)
-    of_constant = credits_of(_with(captioned, predicted=[constant] * len(references)), _CAPTIONED)
+    baselines = {"constant_caption": caption_scores([constant] * len(references), references)}
+    credits = score_examples(captioned, _CAPTIONED)
+    of_constant = score_examples(_with(captioned, predicted=[constant] * len(references)), _CAPTIONED)
     comparisons = [compare("constant_caption", "one caption for all images", credits, of_constant)]
     shuffled = _shuffled(captioned)
-    part: dict[str, dict[str, float]] = {}
+    subset_metrics: dict[str, dict[str, float]] = {}
     notes = [
         f'constant caption: "{constant}"',
         f"{pc.count_distinct(captioned['predicted']).as_py()} different captions",
     ]
     if shuffled is not None:
         same, of_other = shuffled
-        for table, of_table in ((same, part), (of_other, floors)):
+        for table, of_table in ((same, subset_metrics), (of_other, baselines)):
             of_table["image_shuffled"] = caption_scores(table["predicted"].to_pylist(), table["references"].to_pylist())
         comparisons.append(_beside_other_images(same, of_other, _CAPTIONED))
     return Report(
@@ -161,35 +160,35 @@ def _captions(answers: pa.Table, split: str, constant: str) -> Report:
         rows=captioned.num_rows,
         unit="images",
         metric="cider",
-        figures=caption_scores(captioned["predicted"].to_pylist(), references),
-        floors=floors,
+        metrics=caption_scores(captioned["predicted"].to_pylist(), references),
+        baselines=baselines,
         notes=tuple(notes),
         interval=interval(credits),
         comparisons=tuple(comparisons),
-        part=_of_part(part, captioned, shuffled),
+        subset_metrics=_of_part(subset_metrics, captioned, shuffled),
     )
 
 
-def _matching(answers: pa.Table, split: str) -> Report:
+def _report_on_matching(answers: pa.Table, split: str) -> Report:
     pairs = _with_target(answers, split, "pair")
     matches = [is_match(target) for target in pairs["target"].to_pylist()]
     scores = matching_scores(_match_probabilities(pairs["predicted"], pairs["probability"]), matches)
-    floors = {"constant": _taken(scores, "floor_")}
+    baselines = {"constant": _pop_prefixed(scores, "floor_")}
     both = "balanced_accuracy" in scores
     one_kind = (
         f"every pair is {'a match' if matches[0] else 'no match'}, so only accuracy can be said; captions meet another "
         "image of their batch: raise predict.batch above 1, or choose a split with more images"
     )
-    credits = credits_of(pairs, _MATCHED)
+    credits = score_examples(pairs, _MATCHED)
     constant = MATCH if both or matches[0] else NO_MATCH
-    of_constant = credits_of(_with(pairs, predicted=[constant] * len(matches)), _MATCHED)
+    of_constant = score_examples(_with(pairs, predicted=[constant] * len(matches)), _MATCHED)
     comparisons = [compare("constant", "one answer for all pairs", credits, of_constant)]
     shuffled = _shuffled(pairs)
-    part: dict[str, dict[str, float]] = {}
+    subset_metrics: dict[str, dict[str, float]] = {}
     if shuffled is not None and len(kinds := [is_match(t) for t in shuffled[0]["target"].to_pylist()]) > sum(kinds) > 0:
-        for table, of_table in zip(shuffled, (part, floors), strict=True):
+        for table, of_table in zip(shuffled, (subset_metrics, baselines), strict=True):
             scores_there = matching_scores(_match_probabilities(table["predicted"], table["probability"]), kinds)
-            _taken(scores_there, "floor_")
+            _pop_prefixed(scores_there, "floor_")
             of_table["image_shuffled"] = scores_there
         comparisons.append(_beside_other_images(*shuffled, _MATCHED))
     return Report(
@@ -198,40 +197,40 @@ def _matching(answers: pa.Table, split: str) -> Report:
         rows=pairs.num_rows,
         unit="pairs",
         metric="balanced_accuracy" if both else "accuracy",
-        figures=scores,
-        floors=floors,
+        metrics=scores,
+        baselines=baselines,
         notes=() if both else (one_kind,),
         interval=interval(credits),
         comparisons=tuple(comparisons),
-        part=_of_part(part, pairs, shuffled),
+        subset_metrics=_of_part(subset_metrics, pairs, shuffled),
     )
 
 
-def _retrieval(answers: pa.Table, split: str) -> Report:
+def _report_on_retrieval(answers: pa.Table, split: str) -> Report:
     first = answers.filter(pc.is_valid(answers["image_embedding"]))
     if not first.num_rows:
         raise DataError(f"no image of split {split!r} has a caption to be found by; choose another split")
-    image_N = images_of(answers)
+    image_N = image_ids(answers)
     place = {image: row for row, image in enumerate(image_N[pc.is_valid(answers["image_embedding"]).to_numpy()])}
     scores = retrieval_scores(
         _vectors(first["image_embedding"]),
         _vectors(answers["text_embedding"]),
         torch.tensor([place[image] for image in image_N]),
     )
-    floors = {"chance": _taken(scores, "floor_")}
-    credits = credits_of(answers, _COMPARED)
+    baselines = {"chance": _pop_prefixed(scores, "floor_")}
+    credits = score_examples(answers, _COMPARED)
     # One figure to compare models by: the mean of all recalls, as "rsum" of the field is their sum.
-    for figures in (scores, floors["chance"]):
-        recalls = [value for name, value in figures.items() if "recall_at" in name]
-        figures["mean_recall"] = sum(recalls) / len(recalls)
+    for metrics in (scores, baselines["chance"]):
+        recalls = [value for name, value in metrics.items() if "recall_at" in name]
+        metrics["mean_recall"] = sum(recalls) / len(recalls)
     return Report(
         split=split,
         samples=first.num_rows,
         rows=answers.num_rows,
         unit="captions",
         metric="mean_recall",
-        figures=scores,
-        floors=floors,
+        metrics=scores,
+        baselines=baselines,
         interval=interval(credits),
         comparisons=(compare("chance", "chance", credits, chance(answers, credits)),),
     )
@@ -256,16 +255,16 @@ def _shuffled(answers: pa.Table) -> tuple[pa.Table, pa.Table] | None:
 
 def _beside_other_images(
     same: pa.Table, of_other: pa.Table, fields: TaskSpec, normalizer: Normalizer = "none"
-) -> Comparison:
-    both = (credits_of(table, fields, normalizer) for table in (same, of_other))
+) -> BaselineComparison:
+    both = (score_examples(table, fields, normalizer) for table in (same, of_other))
     return compare("image_shuffled", "its own answers about other images", *both)
 
 
 def _of_part(
-    part: dict[str, dict[str, float]], answers: pa.Table, shuffled: tuple[pa.Table, pa.Table] | None
+    subset_metrics: dict[str, dict[str, float]], answers: pa.Table, shuffled: tuple[pa.Table, pa.Table] | None
 ) -> dict[str, dict[str, float]]:
     """The figures on the rows that were also asked of another image, where these are not all."""
-    return part if shuffled is not None and shuffled[0].num_rows < answers.num_rows else {}
+    return subset_metrics if shuffled is not None and shuffled[0].num_rows < answers.num_rows else {}
 
 
 def _with_target(answers: pa.Table, split: str, what: str) -> pa.Table:
@@ -276,7 +275,7 @@ def _with_target(answers: pa.Table, split: str, what: str) -> pa.Table:
 
 
 def _samples(answers: pa.Table) -> int:
-    return len(np.unique(images_of(answers)))
+    return len(np.unique(image_ids(answers)))
 
 
 def _match_probabilities(answer: pa.ChunkedArray, probability: pa.ChunkedArray) -> list[float]:
@@ -285,7 +284,7 @@ def _match_probabilities(answer: pa.ChunkedArray, probability: pa.ChunkedArray) 
     return [p if given == MATCH else 1 - p for given, p in pairs]
 
 
-def _taken(scores: dict[str, float], prefix: str) -> dict[str, float]:
+def _pop_prefixed(scores: dict[str, float], prefix: str) -> dict[str, float]:
     """The entries whose names begin with ``prefix``, taken out of ``scores``, by the rest of their names."""
     names = [name for name in scores if name.startswith(prefix)]
     return {name.removeprefix(prefix): scores.pop(name) for name in names}

@@ -20,7 +20,7 @@ from vlmodel.task_spec import MATCH, TaskSpec, is_match
 
 
 @dataclass(frozen=True)
-class Credits:
+class ExampleScores:
     """N rows that count, and what each is worth. The figure is the mean over the groups of the mean over their rows.
 
     Attributes:
@@ -32,49 +32,49 @@ class Credits:
         binary: whether rows are right or wrong.
     """
 
-    worth_N: NDArray[np.float64]
+    score_N: NDArray[np.float64]
     group_N: NDArray[np.int64]
     image_N: NDArray[np.int64]
     row_N: NDArray[np.int64]
     binary: bool
 
     def __len__(self) -> int:
-        return len(self.worth_N)
+        return len(self.score_N)
 
     @property
-    def figure(self) -> float:
+    def value(self) -> float:
         """The figure by which models are compared: ``Report.value`` of the same answers."""
         groups = np.unique(self.group_N)
-        return float(np.mean([self.worth_N[self.group_N == group].mean() for group in groups]))
+        return float(np.mean([self.score_N[self.group_N == group].mean() for group in groups]))
 
-    def of_rows(self, chosen: NDArray[np.bool_]) -> Credits:
+    def select_rows(self, chosen: NDArray[np.bool_]) -> ExampleScores:
         """Those of the chosen rows of the table alone."""
         kept_N = chosen[self.row_N]
         return replace(
             self,
-            worth_N=self.worth_N[kept_N],
+            score_N=self.score_N[kept_N],
             group_N=self.group_N[kept_N],
             image_N=self.image_N[kept_N],
             row_N=self.row_N[kept_N],
         )
 
 
-def credits_of(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer = "none") -> Credits:
-    """The rows of a table of ``predict.SCHEMA`` that ``judge`` counts.
+def score_examples(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer = "none") -> ExampleScores:
+    """The rows of a table of ``predict.SCHEMA`` that ``build_report`` counts.
 
     Args:
         fields: what the task reads, which says what kind of task it is.
         normalizer: answers in words are compared by these rules.
     """
-    image_R = images_of(answers)
+    image_R = image_ids(answers)
     if fields.target == "none":
-        return _retrieval(answers, image_R)
+        return _report_on_retrieval(answers, image_R)
     if fields.target == "tokens" and not fields.text:
         references = with_words(answers["references"].to_pylist())
         row_N = np.flatnonzero([bool(captions) for captions in references])
         predicted = answers["predicted"].take(pa.array(row_N)).to_pylist()
-        worth_N = cider_of_each(predicted, [references[row] for row in row_N])
-        return Credits(worth_N, np.zeros(len(row_N), np.int64), image_R[row_N], row_N, binary=False)
+        score_N = cider_of_each(predicted, [references[row] for row in row_N])
+        return ExampleScores(score_N, np.zeros(len(row_N), np.int64), image_R[row_N], row_N, binary=False)
     row_N = np.flatnonzero(pc.is_valid(answers["target"]).to_numpy())
     targets, predicted = (answers[name].take(pa.array(row_N)).to_pylist() for name in ("target", "predicted"))
     if fields.target == "match":
@@ -82,11 +82,11 @@ def credits_of(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer = "no
         right = group_N == np.array([answer == MATCH for answer in predicted])
     else:
         group_N = np.zeros(len(row_N), np.int64)
-        right = np.array(same_answers(targets, predicted, normalizer), np.bool_)
-    return Credits(right.astype(np.float64), group_N, image_R[row_N], row_N, binary=True)
+        right = np.array(answers_match(targets, predicted, normalizer), np.bool_)
+    return ExampleScores(right.astype(np.float64), group_N, image_R[row_N], row_N, binary=True)
 
 
-def same_answers(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
+def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
     """Which answers mean what they should."""
     return [
         normal_form(target, normalizer) == normal_form(answer, normalizer)
@@ -94,18 +94,18 @@ def same_answers(targets: Iterable[str], predicted: Iterable[str], normalizer: N
     ]
 
 
-def chance(answers: pa.Table, credits: Credits) -> Credits:
+def chance(answers: pa.Table, credits: ExampleScores) -> ExampleScores:
     """What a random order of all images and of all texts is worth on the rows of a retrieval's ``credits``."""
-    image_R = images_of(answers)
+    image_R = image_ids(answers)
     _, image_R = np.unique(image_R, return_inverse=True)
     texts_B = np.bincount(image_R)
     of_text = np.mean([min(1.0, k / len(texts_B)) for k in RANKS])
     of_image_B = np.mean([chance_of_images(torch.from_numpy(texts_B), k).numpy() for k in RANKS], axis=0)
-    worth_N = np.where(credits.group_N == 0, of_text, of_image_B[image_R[credits.row_N]])
-    return replace(credits, worth_N=worth_N)
+    score_N = np.where(credits.group_N == 0, of_text, of_image_B[image_R[credits.row_N]])
+    return replace(credits, score_N=score_N)
 
 
-def images_of(answers: pa.Table) -> NDArray[np.int64]:
+def image_ids(answers: pa.Table) -> NDArray[np.int64]:
     """A number for the image of each row. A key alone may be that of a sample of each split."""
     codes = [
         pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
@@ -114,7 +114,7 @@ def images_of(answers: pa.Table) -> NDArray[np.int64]:
     return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].astype(np.int64).ravel()
 
 
-def _retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> Credits:
+def _report_on_retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> ExampleScores:
     """A text's row counts for the text; the first row of an image also for the image."""
     first_B = np.flatnonzero(pc.is_valid(answers["image_embedding"]).to_numpy())
     place = {image: b for b, image in enumerate(image_R[first_B].tolist())}
@@ -124,8 +124,8 @@ def _retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> Credits:
     ranks = retrieval_ranks(torch.from_numpy(image_BD), torch.from_numpy(text_ND), text_image_N)
     row_N = np.concatenate([np.arange(len(text_ND)), first_B])
     rank_N = np.concatenate([ranks["text_to_image"].numpy(force=True), ranks["image_to_text"].numpy(force=True)])
-    return Credits(
-        worth_N=(rank_N[:, None] <= np.array(RANKS)).mean(1),
+    return ExampleScores(
+        score_N=(rank_N[:, None] <= np.array(RANKS)).mean(1),
         group_N=np.repeat(np.arange(2), [len(text_ND), len(first_B)]),
         image_N=image_R[row_N],
         row_N=row_N,

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.evaluate.example_scores import same_answers
+from pipelines.evaluate.example_scores import answers_match
 from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
 from vlmodel.inference import Predictor
@@ -23,7 +23,7 @@ _HELD_OUT_FIRST = ("val", "test", "train")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ExampleRow:
     """A row of a table of answers that goes on the page.
 
     Attributes:
@@ -45,12 +45,12 @@ class Chosen:
     right: bool | None
 
 
-def choose(
+def choose_examples(
     answers: pa.Table, fields: TaskSpec, count: int, seed: int = 0, normalizer: Normalizer = "none"
-) -> list[Chosen]:
+) -> list[ExampleRow]:
     """Up to ``count`` rows, half of them wrong where there are so many; the same for the same table."""
     if fields.target == "none":
-        candidates = _found(answers)
+        candidates = _retrieved(answers)
     else:
         answered = answers.filter(pc.is_valid(answers["target"]))
         columns = ("key", "split", "text", "target", "predicted", "probability")
@@ -64,7 +64,7 @@ def choose(
     return some_wrong + rng.sample(others, min(len(others), count - len(some_wrong)))
 
 
-def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
+def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
     """Cards for ``training_pictures.examples_page``: the image as the model sees it, with the attention on the way to
     the answer.
     """
@@ -87,7 +87,7 @@ def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str
     return page
 
 
-def image_of(key: str, index: Index, split: str = "") -> bytes:
+def image_bytes(key: str, index: Index, split: str = "") -> bytes:
     """The encoded image of a sample.
 
     Args:
@@ -114,9 +114,9 @@ def _answered(
     target: str,
     predicted: str,
     probability: float,
-) -> Chosen:
-    row = Chosen(
-        key, split, text, text, target, predicted, probability, *same_answers([target], [predicted], normalizer)
+) -> ExampleRow:
+    row = ExampleRow(
+        key, split, text, text, target, predicted, probability, *answers_match([target], [predicted], normalizer)
     )
     if fields.target == "match":
         return replace(row, right=is_match(target) == (predicted == MATCH))
@@ -125,7 +125,7 @@ def _answered(
     return row
 
 
-def _found(answers: pa.Table, captions: int = 2000) -> list[Chosen]:
+def _retrieved(answers: pa.Table, captions: int = 2000) -> list[ExampleRow]:
     """For images the caption that is most similar among ``captions`` of them; right where it is one of the image's."""
     some = answers.slice(0, captions)
     first = some.filter(pc.is_valid(some["image_embedding"]))
@@ -135,7 +135,7 @@ def _found(answers: pa.Table, captions: int = 2000) -> list[Chosen]:
     rows = zip(_samples(first), first["text"].to_pylist(), similar_BN.argmax(1), similar_BN.max(1), strict=True)
     title = f"of {len(texts)} captions the nearest"
     return [
-        Chosen(key, split, own, title, own, texts[n], float(value), samples[n] == (split, key))
+        ExampleRow(key, split, own, title, own, texts[n], float(value), samples[n] == (split, key))
         for (split, key), own, n, value in rows
     ]
 

@@ -14,7 +14,7 @@ from vlmodel.answers import Normalizer, normal_form
 
 
 @dataclass(frozen=True)
-class Floors:
+class AnswerPrior:
     """Answers that need no image, learned from the training split.
 
     Attributes:
@@ -28,7 +28,7 @@ class Floors:
     normalizer: Normalizer = "none"
 
     @classmethod
-    def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> Floors:
+    def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> AnswerPrior:
         """From (question, answer) pairs. Of equally frequent answers the alphabetically first counts."""
         spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
         to_question: defaultdict[str, Counter[str]] = defaultdict(Counter)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.evaluate.example_scores import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
@@ -17,18 +17,18 @@ _AT_ONCE = 1 << 20
 """Images drawn at a time, over all resamples."""
 
 
-def interval(credits: Credits, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def interval(credits: ExampleScores, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Of the figure: Wilson's of a share of right answers (Wilson 1927), the bootstrap's of any other."""
     if credits.binary and len(np.unique(credits.group_N)) == 1:
-        right = int(credits.worth_N.sum())
+        right = int(credits.score_N.sum())
         low, high = stats.binomtest(right, len(credits)).proportion_ci(confidence, method="wilson")
         return float(low), float(high)
-    nothing = replace(credits, worth_N=np.zeros_like(credits.worth_N))
+    nothing = replace(credits, score_N=np.zeros_like(credits.score_N))
     return difference_interval(credits, nothing, confidence)
 
 
 def difference_interval(
-    one: Credits, other: Credits, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES, seed: int = 0
+    one: ExampleScores, other: ExampleScores, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Of the difference of two figures of the same rows: the paired bootstrap (percentiles) over images, whose rows are
     not independent of each other. A single image has no bounds but infinity.
@@ -40,7 +40,7 @@ def difference_interval(
         return -np.inf, np.inf
     place_N = image_N * groups + group_N
     gain_BG = (
-        np.bincount(place_N, one.worth_N - other.worth_N, images * groups).reshape(images, groups).astype(np.float64)
+        np.bincount(place_N, one.score_N - other.score_N, images * groups).reshape(images, groups).astype(np.float64)
     )
     count_BG = np.bincount(place_N, minlength=images * groups).reshape(images, groups)
     found = stats.bootstrap(

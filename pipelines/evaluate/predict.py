@@ -78,15 +78,15 @@ class PredictConfig(Section):
     """For tasks that write texts: settings of transformers' GenerationConfig, such as num_beams or max_new_tokens."""
 
 
-class _Answerer:
+class _PredictActor:
     """An actor's model."""
 
-    def __init__(self, model: str, task: str, config: PredictConfig, exchanged: float) -> None:
+    def __init__(self, model: str, task: str, config: PredictConfig, shuffled_share: float) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(
             model, device, config.threads or max(1, int(config.cpus_per_worker))
         )
-        self._task, self._config, self._exchanged = task, config, exchanged
+        self._task, self._config, self._exchanged = task, config, shuffled_share
 
     def __call__(self, row: pa.Table) -> pa.Table:
         arrays = {name: array.copy() for name, array in unpack(row).items()}
@@ -176,7 +176,7 @@ def predict(
     batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
     made = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
     return made.map_batches(
-        _Answerer,
+        _PredictActor,
         fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),
         batch_size=1,  # a row is a batch of the model's
         batch_format="pyarrow",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from scipy import stats
 
-from pipelines.evaluate.example_scores import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import CONFIDENCE, difference_interval
 
 Relation = Literal["better", "unclear", "worse"]
@@ -16,7 +16,7 @@ Relation = Literal["better", "unclear", "worse"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """A model beside one baseline, on the same rows.
 
     Attributes:
@@ -29,7 +29,7 @@ class Comparison:
     """
 
     name: str
-    words: str
+    description: str
     model: float
     baseline: float
     low: float
@@ -38,7 +38,7 @@ class Comparison:
     rows: int
 
 
-def compare(name: str, words: str, model: Credits, baseline: Credits) -> Comparison:
+def compare(name: str, description: str, model: ExampleScores, baseline: ExampleScores) -> BaselineComparison:
     """A model beside a baseline on the same rows: the paired bootstrap over images and, for right and wrong answers,
     McNemar's exact test, as the bootstrap makes too much of a handful of rows.
     """
@@ -46,20 +46,20 @@ def compare(name: str, words: str, model: Credits, baseline: Credits) -> Compari
     relation: Relation = "better" if low > 0 else "worse" if high < 0 else "unclear"
     if model.binary and relation != "unclear":
         gained, lost = (
-            int((gain > 0).sum()) for gain in (model.worth_N - baseline.worth_N, baseline.worth_N - model.worth_N)
+            int((gain > 0).sum()) for gain in (model.score_N - baseline.score_N, baseline.score_N - model.score_N)
         )
         if stats.binomtest(gained, gained + lost).pvalue > 1 - CONFIDENCE:
             relation = "unclear"
-    return Comparison(name, words, model.figure, baseline.figure, low, high, relation, len(model))
+    return BaselineComparison(name, description, model.value, baseline.value, low, high, relation, len(model))
 
 
-def overall(comparisons: Sequence[Comparison]) -> Relation:
+def overall_relation(comparisons: Sequence[BaselineComparison]) -> Relation:
     """The least favourable of them."""
     relations = {comparison.relation for comparison in comparisons}
     return "worse" if "worse" in relations else "unclear" if "unclear" in relations or not relations else "better"
 
 
-def describe(comparisons: Sequence[Comparison]) -> str:
+def describe(comparisons: Sequence[BaselineComparison]) -> str:
     """In one line, the least favourable first."""
     named: Mapping[Relation, str] = {
         "worse": "worse than {words} ({baseline:.4f}) by {less:.4f} (95 % interval {least:.4f} to {most:.4f})",

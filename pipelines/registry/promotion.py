@@ -15,7 +15,7 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.reader import Record
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
-from pipelines.evaluate.example_scores import credits_of
+from pipelines.evaluate.example_scores import score_examples
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
@@ -84,7 +84,7 @@ def decide(
     entry.append(stored.answers_by_itself(candidate_model, found[0].example, enabled=config.smoke_test))
     records = probe_records(holdout.index, config.gate.split, config.gate)
     behaviours = _behave(candidate_model, champion_model, records, config.gate)
-    decision = Decision(*names, (*entry, *behaviours, above_floor(found[0])))
+    decision = Decision(*names, (*entry, *behaviours, check_baselines(found[0])))
     if champion_model is None:
         return decision
     tasks = VLProcessor.from_pretrained(candidate_model.folder).tasks
@@ -122,14 +122,14 @@ def compare(
     first, *others = candidate
     # Both by the candidate's rules, so that it is not the rules that differ.
     candidate_scores, champion_scores = (
-        credits_of(one.answers, tasks[first.task], first.normalizer) for one in (first, champion[0])
+        score_examples(one.answers, tasks[first.task], first.normalizer) for one in (first, champion[0])
     )
     whole = comparison.difference("hold-out", candidate_scores, champion_scores, config)
     sliced = comparison.slice_differences(
         candidate_scores, champion_scores, comparison.slices(first.answers, config.slices), config
     )
     for one, other in zip(others, champion[1:], strict=True):
-        pair = [credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)]
+        pair = [score_examples(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)]
         of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
         sliced.append(comparison.slice_tolerated(of_task, config))
     checks = [
@@ -157,7 +157,7 @@ def compare_new(
     for one, other in zip(candidate, champion, strict=True):
         assert comparison.same_rows(one.answers, other.answers)
         candidate_scores, champion_scores = (
-            credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)
+            score_examples(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)
         )
         if len(candidate_scores) >= config.slice_rows:
             name = f"new data, task={one.task}" if one.task else "new data"
@@ -170,18 +170,18 @@ def compare_new(
     return comparison.no_worse_on_new(found, config, too_few), found
 
 
-def above_floor(found: Assessment) -> Check:
+def check_baselines(found: Assessment) -> Check:
     """Whether the candidate is above what is reached without looking; it counts without a champion too. Where it is
     above by no more than chance it passes, and the check says so.
     """
     one = found.report
-    above = bool(one.value > one.floor)  # not a number is not above
+    above = bool(one.value > one.baseline)  # not a number is not above
     verdict = f", {one.verdict}" if one.comparisons else ""
     return Check(
         name="better than without looking",
         passed=above and one.relation != "worse",
         measured=f"{one.metric} {one.value:.4f} on {one.rows} {one.unit} of {one.split}{verdict}",
-        required=f"above {one.floor:.4f}",
+        required=f"above {one.baseline:.4f}",
         explanation="the highest of what is reached by the question alone, by one answer for all, or by chance",
     )
 

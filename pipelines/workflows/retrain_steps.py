@@ -287,8 +287,8 @@ def _scores(
     results = assess(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {
-            "metric": one.report.metric, "value": one.report.value, "floor": one.report.floor, "rows": one.report.rows,
-            "index": index.hash,
+            "metric": one.report.metric, "value": one.report.value, "floor": one.report.baseline,
+            "rows": one.report.rows, "index": index.hash,
         }
         for one in results
     }  # fmt: skip

@@ -77,7 +77,7 @@ def open_index(work: Workspace) -> Index:
             f"train.patience={train.patience} ends a training by its validation figures, and {index.tars} has "
             "no validation split; set data.index.validation_fraction and index again, or patience=0"
         )
-    check_judgeable(index, {}, "")
+    check_evaluable(index, {}, "")
     return index
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.evaluate.example_scores import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.check import Check, Difference
@@ -31,12 +31,12 @@ def same_rows(candidate: pa.Table, champion: pa.Table) -> bool:
     return candidate.select(_SAME).equals(champion.select(_SAME))
 
 
-def difference(name: str, candidate: Credits, champion: Credits, config: GateConfig) -> Difference:
+def difference(name: str, candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> Difference:
     """By how much the candidate's figure is above the champion's on the same rows, with bounds of the paired bootstrap
     (percentiles) over images. A single image has no bounds but infinity.
     """
     low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, config.resamples, config.seed)
-    return Difference(name, len(candidate), candidate.figure, champion.figure, low, high)
+    return Difference(name, len(candidate), candidate.value, champion.value, low, high)
 
 
 def better(found: Difference, metric: str, config: GateConfig) -> Check:
@@ -54,13 +54,13 @@ def better(found: Difference, metric: str, config: GateConfig) -> Check:
     )
 
 
-def mcnemar(candidate: Credits, champion: Credits, config: GateConfig) -> Check:
+def mcnemar(candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> Check:
     """McNemar's exact test, one-sided: of the rows that only one of them has right, does the candidate have more?"""
     name, required = "not by chance", f"p at most {config.alpha:g}"
     if not candidate.binary:
         return Check(name, None, "", required, "McNemar's test is of right and wrong answers; see the bootstrap", True)
-    gained = int(((candidate.worth_N == 1) & (champion.worth_N == 0)).sum())
-    lost = int(((candidate.worth_N == 0) & (champion.worth_N == 1)).sum())
+    gained = int(((candidate.score_N == 1) & (champion.score_N == 0)).sum())
+    lost = int(((candidate.score_N == 0) & (champion.score_N == 1)).sum())
     p = float(stats.binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue) if gained + lost else 1.0
     return Check(
         name=name,
@@ -98,12 +98,12 @@ def slices(answers: pa.Table, names: Sequence[str]) -> dict[str, NDArray[np.bool
 
 
 def slice_differences(
-    candidate: Credits, champion: Credits, rows: Mapping[str, NDArray[np.bool_]], config: GateConfig
+    candidate: ExampleScores, champion: ExampleScores, rows: Mapping[str, NDArray[np.bool_]], config: GateConfig
 ) -> list[Difference]:
     """The difference on each slice that has enough rows."""
     found = []
     for name, chosen in rows.items():
-        candidate_slice, champion_slice = candidate.of_rows(chosen), champion.of_rows(chosen)
+        candidate_slice, champion_slice = candidate.select_rows(chosen), champion.select_rows(chosen)
         if len(candidate_slice) >= config.slice_rows:
             found.append(slice_tolerated(difference(name, candidate_slice, champion_slice, config), config))
     return found

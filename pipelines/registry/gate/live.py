@@ -188,7 +188,7 @@ def _corrected(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tu
         return Check(name, None, "", required, "no answer that both gave was corrected", True), []
     images = np.unique([image for image, _, _ in rows], return_inverse=True)[1].astype(np.int64)
     found = comparison.difference(
-        name, _credits(images, [r[1] for r in rows]), _credits(images, [r[2] for r in rows]), config
+        name, _example_scores(images, [r[1] for r in rows]), _example_scores(images, [r[2] for r in rows]), config
     )
     found = comparison.tolerated(found, config.live.corrections)
     check = Check(
@@ -202,10 +202,10 @@ def _corrected(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tu
     return check, [found]
 
 
-def _credits(image_N: NDArray[np.int64], right: Sequence[bool]) -> Credits:
+def _example_scores(image_N: NDArray[np.int64], right: Sequence[bool]) -> ExampleScores:
     rows = len(right)
-    return Credits(
-        worth_N=np.array(right, np.float64),
+    return ExampleScores(
+        score_N=np.array(right, np.float64),
         group_N=np.zeros(rows, np.int64),
         image_N=image_N,
         row_N=np.arange(rows),

@@ -12,8 +12,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
-from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.baselines import FILE, AnswerPrior, Baselines, check_learnable
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
 
@@ -26,9 +25,9 @@ QUESTIONS = pa.chunked_array([["is it red?", "how many?", "never asked"]])
 
 
 def test_answers_in_other_spellings_count_together() -> None:
-    found = Floors.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "yes."), ("q", "no")], "vqa")
+    found = AnswerPrior.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "yes."), ("q", "no")], "vqa")
     assert found.majority == "Yes"  # of equally frequent spellings the first
-    assert Floors.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "no")]).majority == "no"
+    assert AnswerPrior.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "no")]).majority == "no"
 
 
 def test_they_are_the_same_once_they_were_kept(tmp_path: Path) -> None:
@@ -68,6 +67,6 @@ def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_hav
     ):
         check_learnable(judged, {"": ASKED})
     found = Baselines.of_training(judged, [trained], {"": ASKED}, "none")
-    assert found.answers == Floors.learn([("is it red?", "Yes."), ("how many?", "two")])
+    assert found.answers == AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")])
     assert found.trained_on == (trained.hash,)
     check_learnable(judged, {"": COMPARED})

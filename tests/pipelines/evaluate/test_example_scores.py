@@ -11,8 +11,8 @@ import pytest
 
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.build_report import judge
-from pipelines.evaluate.example_scores import credits_of
+from pipelines.evaluate.build_report import build_report
+from pipelines.evaluate.example_scores import score_examples
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
 from vlmodel.task_spec import TaskSpec
 
@@ -59,16 +59,16 @@ CASES: Sequence[tuple[TaskSpec, pa.Table]] = [
     ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
 )
 def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
-    report = judge(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
-    assert credits_of(found, fields).figure == pytest.approx(report.value, abs=1e-12)
+    report = build_report(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
+    assert score_examples(found, fields).value == pytest.approx(report.value, abs=1e-12)
     for comparison in report.comparisons:
         assert comparison.model == pytest.approx(report.value, abs=1e-12)
-        assert comparison.baseline == pytest.approx(report.floors[comparison.name][report.metric], abs=1e-12)
+        assert comparison.baseline == pytest.approx(report.baselines[comparison.name][report.metric], abs=1e-12)
 
 
 def test_rows_know_their_image_and_their_place_in_the_table() -> None:
-    credits = credits_of(CASES[0][1], ASKED)
-    assert credits.worth_N.tolist() == [1, 0]
+    credits = score_examples(CASES[0][1], ASKED)
+    assert credits.score_N.tolist() == [1, 0]
     assert credits.image_N.tolist() == [0, 1]
     assert credits.row_N.tolist() == [0, 2]
-    assert credits.of_rows(np.array([False, True, True])).worth_N.tolist() == [0]
+    assert credits.select_rows(np.array([False, True, True])).score_N.tolist() == [0]

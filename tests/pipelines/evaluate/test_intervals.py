@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.evaluate.example_scores import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import difference_interval, interval
 
 
-def credits(worth: list[float], images: list[int] | None = None, *, binary: bool = True) -> Credits:
+def credits(worth: list[float], images: list[int] | None = None, *, binary: bool = True) -> ExampleScores:
     rows = np.arange(len(worth))
     image_N = np.array(images) if images is not None else rows
-    return Credits(np.array(worth, float), np.zeros(len(worth), np.int64), image_N, rows, binary)
+    return ExampleScores(np.array(worth, float), np.zeros(len(worth), np.int64), image_N, rows, binary)
 
 
 def test_a_share_of_right_answers_has_wilsons_interval() -> None:
@@ -51,4 +51,4 @@ def test_equal_answers_and_a_single_image() -> None:
     one = credits([1, 0, 1, 1])
     assert difference_interval(one, one) == (0, 0)
     lone = replace(one, image_N=np.zeros(4, np.int64))
-    assert difference_interval(lone, replace(lone, worth_N=np.zeros(4))) == (-np.inf, np.inf)
+    assert difference_interval(lone, replace(lone, score_N=np.zeros(4))) == (-np.inf, np.inf)

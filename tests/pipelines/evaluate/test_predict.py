@@ -17,7 +17,7 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict, write
+from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_drawn, predict, write
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
@@ -35,7 +35,7 @@ class _Colours:
 def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> None:
     """Eight images with two questions each, of which a half is drawn, the same ones in every run."""
     processor = VLProcessor(ProcessorConfig(image_size=4), train_tokenizer(["what is it ?"], 64), ["red"])
-    answerer = _Answerer.__new__(_Answerer)
+    answerer = _PredictActor.__new__(_PredictActor)
     answerer._predictor, answerer._task = _Colours(processor), ""  # type: ignore[assignment]
     answerer._config, answerer._exchanged = PredictConfig(), 0.5
     keys = [str(n) for n in range(8)]

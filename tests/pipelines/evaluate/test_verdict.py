@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipelines.evaluate.verdict import compare, describe, overall
+from pipelines.evaluate.verdict import compare, describe, overall_relation
 from tests.pipelines.evaluate.test_intervals import credits
 
 
@@ -39,13 +39,13 @@ def test_a_model_is_better_or_worse_with_certainty_or_it_is_unclear(
 
 def test_the_least_favourable_of_several_counts_and_comes_first() -> None:
     by = {
-        words: compare(words, words, *(credits(worth) for worth in rows(*counts)))
-        for words, counts in (("above", (0, 60, 5, 35)), ("even", (20, 11, 10, 59)), ("below", (0, 5, 60, 35)))
+        description: compare(description, description, *(credits(worth) for worth in rows(*counts)))
+        for description, counts in (("above", (0, 60, 5, 35)), ("even", (20, 11, 10, 59)), ("below", (0, 5, 60, 35)))
     }
-    assert overall(list(by.values())) == "worse"
-    assert overall([by["above"], by["even"]]) == "unclear"
-    assert overall([by["above"]]) == "better"
-    assert overall([]) == "unclear"
+    assert overall_relation(list(by.values())) == "worse"
+    assert overall_relation([by["above"], by["even"]]) == "unclear"
+    assert overall_relation([by["above"]]) == "better"
+    assert overall_relation([]) == "unclear"
     line = describe(list(by.values()))
     assert (
         line.index("worse than below") < line.index("not distinguishable from even") < line.index("better than above")

@@ -14,13 +14,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipelines.evaluate.assess import Assessment
-from pipelines.evaluate.build_report import judge_answers
-from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.build_report import report_on_answers
+from pipelines.evaluate.floors import AnswerPrior
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
 from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.promotion import above_floor, apply_decision, compare, compare_new, roll_back
+from pipelines.registry.promotion import apply_decision, check_baselines, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.registry.version_score import Score
 from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
@@ -28,7 +28,7 @@ from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 
 CONFIG = GateConfig(resamples=500)
-FLOORS = Floors.learn([("is it red?", "yes"), ("what is it?", "cat")])
+FLOORS = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
 
 
 def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -> Assessment:
@@ -40,7 +40,7 @@ def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -
             for n, ok in enumerate(right)
         )
     )
-    return Assessment(task, judge_answers(table, "val", FLOORS), table, [], (b"", ""))
+    return Assessment(task, report_on_answers(table, "val", FLOORS), table, [], (b"", ""))
 
 
 def accuracy(share: float, rows: int = 600, seed: int = 0) -> list[bool]:
@@ -116,16 +116,16 @@ def test_little_new_data_is_not_held_against_a_candidate() -> None:
 
 def test_the_first_model_must_be_above_what_needs_no_image() -> None:
     found = assessed(accuracy(0.9))
-    assert above_floor(found).passed
-    assert above_floor(assessed(accuracy(0.1))).passed is False
-    assert "better than always" in above_floor(found).measured
+    assert check_baselines(found).passed
+    assert check_baselines(assessed(accuracy(0.1))).passed is False
+    assert "better than always" in check_baselines(found).measured
     broken = replace(found, report=replace(found.report, figures={"accuracy": float("nan")}))
-    assert above_floor(broken).passed is False
+    assert check_baselines(broken).passed is False
 
 
 def test_a_model_that_is_above_its_floor_by_chance_passes_and_the_check_says_so() -> None:
     """A third is right by always the same answer, and 36 of 100 are right here."""
-    check = above_floor(assessed([n % 100 < 36 for n in range(600)]))
+    check = check_baselines(assessed([n % 100 < 36 for n in range(600)]))
     assert check.passed
     assert "not distinguishable from the question alone" in check.measured
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import ArrayLike
 
-from pipelines.evaluate.example_scores import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.comparison import (
     better,
@@ -24,12 +24,12 @@ from vlmodel.config import ConfigError
 CONFIG = GateConfig(resamples=1000)
 
 
-def right(worth: ArrayLike, images: ArrayLike | None = None, groups: ArrayLike | None = None) -> Credits:
-    worth_N = np.asarray(worth, np.float64)
-    rows = np.arange(len(worth_N))
+def right(worth: ArrayLike, images: ArrayLike | None = None, groups: ArrayLike | None = None) -> ExampleScores:
+    score_N = np.asarray(worth, np.float64)
+    rows = np.arange(len(score_N))
     image_N = rows if images is None else np.asarray(images)
     group_N = np.zeros(len(rows), np.int64) if groups is None else np.asarray(groups)
-    return Credits(worth_N, group_N, image_N, rows, binary=True)
+    return ExampleScores(score_N, group_N, image_N, rows, binary=True)
 
 
 def ones(count: int, of: int) -> list[int]:
@@ -97,7 +97,7 @@ def test_three_rows_that_differ_satisfy_the_bootstrap_and_not_mcnemar() -> None:
 
 
 def test_mcnemar_does_not_apply_to_figures_of_other_kinds() -> None:
-    graded = Credits(np.array([0.3, 2.5]), np.zeros(2, np.int64), np.arange(2), np.arange(2), binary=False)
+    graded = ExampleScores(np.array([0.3, 2.5]), np.zeros(2, np.int64), np.arange(2), np.arange(2), binary=False)
     assert mcnemar(graded, graded, CONFIG).passed is None
 
 
