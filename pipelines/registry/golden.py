@@ -45,7 +45,7 @@ class GoldenAnswer(BaseModel):
 _GOLDEN = TypeAdapter(list[GoldenAnswer])
 
 
-def make(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
+def create(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
     """Ask the model about each task's example: as it is, and turned and stored in other formats.
 
     Texts that are written come out of many choices, of which a near tie falls by rounding. So only those are kept that
@@ -60,10 +60,10 @@ def make(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> lis
     found = []
     for task, (image, text) in examples.items():
         images = [image, *_variants(image)]
-        alone = [_ask(predictor, task, text, [one])[0] for one in images]
-        together = _ask(predictor, task, text, images)
+        alone = [_predict(predictor, task, text, [one])[0] for one in images]
+        together = _predict(predictor, task, text, images)
         for shown, one, other in zip(images, alone, together, strict=True):
-            if not _writes(predictor, task) or one[0][0] == other[0][0]:
+            if not _generates_text(predictor, task) or one[0][0] == other[0][0]:
                 encoded = base64.b64encode(shown).decode()
                 found.append(GoldenAnswer(task=task, image=encoded, text=text, answers=one))
     return found
@@ -100,27 +100,29 @@ def differences(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance:
     lines = []
     for number, one in enumerate(golden):
         try:
-            here = _ask(predictor, one.task, one.text, [base64.b64decode(one.image)])[0]
+            here = _predict(predictor, one.task, one.text, [base64.b64decode(one.image)])[0]
         except (ValueError, RuntimeError) as error:
             lines.append(f"request {number} about {one.text!r} fails here: {error}")
             continue
-        exact = _writes(predictor, one.task)
-        if any(True for _ in _unlike(one.answers, here, tolerance, exact)):
-            lines.append(f"request {number} about {one.text!r}: {_told(here)}, expected {_told(one.answers)}")
+        exact = _generates_text(predictor, one.task)
+        if any(True for _ in _differing_answers(one.answers, here, tolerance, exact)):
+            lines.append(
+                f"request {number} about {one.text!r}: {_format_answers(here)}, expected {_format_answers(one.answers)}"
+            )
     return lines
 
 
-def _ask(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
-    top_k = 1 if _writes(predictor, task) else _TOP_K
+def _predict(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
+    top_k = 1 if _generates_text(predictor, task) else _TOP_K
     predicted = predictor.predict([Example(image, (text,)) for image in images], top_k=top_k, task=task)
     return [[(answer, float(score)) for answer, score in one.answers] for (one,) in predicted]
 
 
-def _writes(predictor: Predictor, task: str) -> bool:
+def _generates_text(predictor: Predictor, task: str) -> bool:
     return predictor.processor.tasks[task].target == "tokens"
 
 
-def _unlike(expected: Answers, found: Answers, tolerance: float, exact: bool) -> Iterator[str]:
+def _differing_answers(expected: Answers, found: Answers, tolerance: float, exact: bool) -> Iterator[str]:
     """Answers whose score is another. One that is missing from a list of the best has at most the score of the last."""
     for scores, other_scores in ((expected, found), (found, expected)):
         score_of = dict(other_scores)
@@ -134,7 +136,7 @@ def _unlike(expected: Answers, found: Answers, tolerance: float, exact: bool) ->
                 yield answer
 
 
-def _told(answers: Answers) -> str:
+def _format_answers(answers: Answers) -> str:
     return ", ".join(f"{answer!r} {score:.4f}" for answer, score in answers[:2])
 
 

@@ -20,8 +20,8 @@ from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
-from pipelines.registry.gate.behaviour import behaviour_checks, observe, probe_records
-from pipelines.registry.gate.check import Check, Decision, Difference
+from pipelines.registry.gate.behaviour import behaviour_checks, probe_records, run_probe
+from pipelines.registry.gate.check import Check, Difference, GateDecision
 from pipelines.registry.gate.live import live_checks
 from pipelines.registry.registry import LocalModel, ModelVersion, Registry
 from pipelines.tracking.tracker import NullTracker
@@ -60,7 +60,7 @@ def decide(
     holdout: Holdout,
     config: RegistryConfig,
     new: Holdout | None = None,
-) -> Decision:
+) -> GateDecision:
     """Judge a candidate; nothing is changed. A candidate whose files are not whole is not loaded.
 
     Args:
@@ -72,25 +72,25 @@ def decide(
         DataError: the hold-out has nothing to judge by.
     """
     names = (candidate.name, candidate.version, champion.version if champion else None)
-    entry = [stored.not_given_up(candidate), stored.files_are_whole(registry, candidate)]
+    entry = [stored.check_not_rolled_back(candidate), stored.check_stored_files(registry, candidate)]
     if not all(check.passed for check in entry):
-        return Decision(*names, tuple(entry))
+        return GateDecision(*names, tuple(entry))
     candidate_model = registry.download(candidate)
     champion_model = registry.download(champion) if champion else None
-    entry.append(stored.same_schema(candidate_model, champion_model))
+    entry.append(stored.check_schema(candidate_model, champion_model))
     if not entry[-1].passed:
-        return Decision(*names, tuple(entry))
+        return GateDecision(*names, tuple(entry))
     found = holdout.evaluate(candidate_model, config.gate.split)
-    entry.append(stored.answers_by_itself(candidate_model, found[0].example, enabled=config.smoke_test))
+    entry.append(stored.check_smoke_test(candidate_model, found[0].example, enabled=config.smoke_test))
     records = probe_records(holdout.index, config.gate.split, config.gate)
-    behaviours = _behave(candidate_model, champion_model, records, config.gate)
-    decision = Decision(*names, (*entry, *behaviours, check_baselines(found[0])))
+    behaviours = _behaviour_checks(candidate_model, champion_model, records, config.gate)
+    decision = GateDecision(*names, (*entry, *behaviours, check_baselines(found[0])))
     if champion_model is None:
         return decision
     tasks = VLProcessor.from_pretrained(candidate_model.folder).tasks
     checks, differences = compare(found, holdout.evaluate(champion_model, config.gate.split), tasks, config.gate)
     if new is not None:
-        check, on_new = _on_new(candidate_model, champion_model, new, tasks, config.gate)
+        check, on_new = _compare_on_new_data(candidate_model, champion_model, new, tasks, config.gate)
         checks, differences = [*checks, check], [*differences, *on_new]
     live, of_live = live_checks(candidate_model.name, candidate_model.version, champion_model.version, config.gate)
     return replace(decision.with_checks([*checks, *live]), differences=(*differences, *of_live))
@@ -131,12 +131,12 @@ def compare(
     for one, other in zip(others, champion[1:], strict=True):
         pair = [score_examples(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)]
         of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
-        sliced.append(comparison.slice_tolerated(of_task, config))
+        sliced.append(comparison.with_slice_tolerance(of_task, config))
     checks = [
         frozen,
-        comparison.better(whole, first.report.metric, config),
-        comparison.mcnemar(candidate_scores, champion_scores, config),
-        comparison.nowhere_worse(sliced, config),
+        comparison.check_better(whole, first.report.metric, config),
+        comparison.check_mcnemar(candidate_scores, champion_scores, config),
+        comparison.check_slices(sliced, config),
     ]
     return checks, [whole, *sliced]
 
@@ -162,12 +162,12 @@ def compare_new(
         if len(candidate_scores) >= config.slice_rows:
             name = f"new data, task={one.task}" if one.task else "new data"
             found.append(
-                comparison.tolerated(
+                comparison.with_tolerance(
                     comparison.difference(name, candidate_scores, champion_scores, config), config.new_tolerance
                 )
             )
     too_few = f"the new tars have fewer than {config.slice_rows} rows of split {config.split!r}"
-    return comparison.no_worse_on_new(found, config, too_few), found
+    return comparison.check_new_data(found, config, too_few), found
 
 
 def check_baselines(found: Assessment) -> Check:
@@ -186,14 +186,14 @@ def check_baselines(found: Assessment) -> Check:
     )
 
 
-def apply_decision(registry: Registry, decision: Decision, tracker: NullTracker) -> Decision:
+def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTracker) -> GateDecision:
     """Record the decision with the candidate's run, and exchange the champion if it says so.
 
     Returns:
         The decision; where another promotion was faster, with a check that failed.
     """
     record(decision, tracker)
-    registry.challenge(decision.candidate, fit=decision.fit)
+    registry.set_challenger(decision.candidate, is_usable=decision.is_usable)
     if not decision.promote:
         return decision
     try:
@@ -205,7 +205,7 @@ def apply_decision(registry: Registry, decision: Decision, tracker: NullTracker)
     return decision
 
 
-def record(decision: Decision, tracker: NullTracker) -> None:
+def record(decision: GateDecision, tracker: NullTracker) -> None:
     """Store the decision with a run: a table as Markdown and as a page, a picture, and JSON for programs."""
     folder = f"gate/{decision.candidate}-against-{decision.champion or 'none'}"
     tracker.log_text(report.markdown(decision), f"{folder}/decision.md")
@@ -230,13 +230,13 @@ def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersio
         raise RegistryError(
             f"model {registry.name!r} has no champion to roll back; promote one (python -m jobs.promote)"
         )
-    former = registry.rollback(reason, of=rollback_reason.version)
+    previous_champion = registry.rollback(reason, of=rollback_reason.version)
     with tracker_of(rollback_reason) as tracker:
-        tracker.set_tags({"gate.rolled_back": f"to version {former.version}: {reason}"})
-    return former
+        tracker.set_tags({"gate.rolled_back": f"to version {previous_champion.version}: {reason}"})
+    return previous_champion
 
 
-def _on_new(
+def _compare_on_new_data(
     candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
     """As ``compare_new``; new tars with nothing to judge by are no reason to stop."""
@@ -245,11 +245,11 @@ def _on_new(
             new.evaluate(model, config.split) for model in (candidate, champion)
         )
     except DataError as error:
-        return comparison.no_worse_on_new([], config, str(error)), []
+        return comparison.check_new_data([], config, str(error)), []
     return compare_new(candidate_assessments, champion_assessments, tasks, config)
 
 
-def _behave(
+def _behaviour_checks(
     candidate: LocalModel, champion: LocalModel | None, records: Sequence[Record], config: GateConfig
 ) -> list[Check]:
     """The behavioural checks of every task."""
@@ -257,6 +257,6 @@ def _behave(
     champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None
     checks = []
     for task in candidate_predictor.processor.tasks:
-        before = observe(champion_predictor, records, task) if champion_predictor else None
-        checks += behaviour_checks(observe(candidate_predictor, records, task), before, config, task)
+        before = run_probe(champion_predictor, records, task) if champion_predictor else None
+        checks += behaviour_checks(run_probe(candidate_predictor, records, task), before, config, task)
     return checks

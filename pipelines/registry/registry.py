@@ -29,7 +29,7 @@ from pipelines.registry import golden, manifest, package
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import ArtifactError, ChampionChangedError, RegistryError
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.registry.version_score import Score
+from pipelines.registry.version_score import VersionScore
 from pipelines.storage.lock import locked
 from pipelines.tracking.tracker import RUN_TAG, TrackingConfig, explained, open_store
 from vlmodel.inference import Predictor
@@ -57,15 +57,15 @@ class ModelVersion:
     tags: Mapping[str, str]
 
     @property
-    def score(self) -> Score | None:
+    def score(self) -> VersionScore | None:
         """What its evaluation said, None for a version without."""
-        return Score.from_tags(self.tags)
+        return VersionScore.from_tags(self.tags)
 
     @property
-    def former(self) -> str | None:
+    def previous_champion(self) -> str | None:
         """The champion that it took the place of; None where there was none."""
-        former: str | None = json.loads(self.tags.get(PROMOTION_TAG, "{}")).get("former")
-        return former
+        previous_champion: str | None = json.loads(self.tags.get(PROMOTION_TAG, "{}")).get("former")
+        return previous_champion
 
     @property
     def rollback_reason(self) -> str:
@@ -127,7 +127,7 @@ class Registry:
         run_id: str,
         checkpoint: Path,
         example: tuple[bytes, str],
-        score: Score,
+        score: VersionScore,
         step: int = 0,
         examples: Mapping[str, tuple[bytes, str]] | None = None,
     ) -> ModelVersion:
@@ -208,7 +208,9 @@ class Registry:
             RegistryError: there is no champion.
             ArtifactError: its files are not those that were registered.
         """
-        return self._held(CHAMPION, "train one (python -m jobs.train) and promote it (python -m jobs.promote)")
+        return self._download_alias(
+            CHAMPION, "train one (python -m jobs.train) and promote it (python -m jobs.promote)"
+        )
 
     def challenger(self) -> LocalModel:
         """The version with the alias ``challenger``, downloaded and verified.
@@ -217,13 +219,13 @@ class Registry:
             RegistryError: there is none.
             ArtifactError: its files are not those that were registered.
         """
-        return self._held(
+        return self._download_alias(
             CHALLENGER,
             "judge a newer version (python -m jobs.promote), which is made the challenger if it is fit to be used and "
             "not shown to be better, or set serve.challenger.mode=off",
         )
 
-    def _held(self, alias: str, remedy: str) -> LocalModel:
+    def _download_alias(self, alias: str, remedy: str) -> LocalModel:
         found = self.find(alias)
         if found is None:
             raise RegistryError(f"model {self.name!r} has no {alias}; {remedy}")
@@ -271,7 +273,7 @@ class Registry:
             ArtifactError: its files are not those that were registered; the champion stays.
         """
         model = self.download(self.version(version))
-        with self._changing(f"promote version {version}") as aliases:
+        with self._locked_aliases(f"promote version {version}") as aliases:
             champion = aliases.get(CHAMPION)
             if champion not in (version, over):
                 raise ChampionChangedError(
@@ -283,7 +285,7 @@ class Registry:
                 self._client.set_registered_model_alias(self.name, CHAMPION, version)
                 log.info("%s version %s is the champion: %s", self.name, version, reason)
             model = replace(model, tags=self.version(version).tags)
-            self._follow(model, aliases)
+            self._update_other_aliases(model, aliases)
         return model
 
     def rollback(self, reason: str, of: str) -> LocalModel:
@@ -299,36 +301,36 @@ class Registry:
             ChampionChangedError: another version is the champion meanwhile; nothing is changed.
             ArtifactError: the former champion's files are not those that were registered; the champion stays.
         """
-        former = self.version(of).former
-        if former is None:
+        previous_champion = self.version(of).previous_champion
+        if previous_champion is None:
             raise RegistryError(
                 f"version {of} of model {self.name!r} took no champion's place; promote another version"
             )
-        model = self.download(self.version(former))
-        with self._changing(f"roll back version {of}") as aliases:
+        model = self.download(self.version(previous_champion))
+        with self._locked_aliases(f"roll back version {of}") as aliases:
             champion = aliases.get(CHAMPION)
-            if champion not in (former, of):
+            if champion not in (previous_champion, of):
                 raise ChampionChangedError(
                     f"version {of} of model {self.name!r} was to be rolled back, and now {_called(champion)} is the "
                     "champion; look at it first"
                 )
             if champion == of:
-                self._record(of, ROLLBACK_TAG, {"reason": reason, "to": former})
-                self._client.set_registered_model_alias(self.name, CHAMPION, former)
-                log.info("%s version %s is the champion again: %s", self.name, former, reason)
-            self._follow(model, aliases)
+                self._record(of, ROLLBACK_TAG, {"reason": reason, "to": previous_champion})
+                self._client.set_registered_model_alias(self.name, CHAMPION, previous_champion)
+                log.info("%s version %s is the champion again: %s", self.name, previous_champion, reason)
+            self._update_other_aliases(model, aliases)
         return model
 
-    def challenge(self, version: str, *, fit: bool) -> None:
+    def set_challenger(self, version: str, *, is_usable: bool) -> None:
         """Make a version the ``challenger``, or, where it is not fit to be, see that it is not."""
-        with self._changing(f"name version {version} the challenger") as aliases:
-            if fit and aliases.get(CHAMPION) != version:
+        with self._locked_aliases(f"name version {version} the challenger") as aliases:
+            if is_usable and aliases.get(CHAMPION) != version:
                 self._client.set_registered_model_alias(self.name, CHALLENGER, version)
             elif aliases.get(CHALLENGER) == version:
                 self._client.delete_registered_model_alias(self.name, CHALLENGER)
 
     @contextmanager
-    def _changing(self, action: str) -> Iterator[dict[str, str]]:
+    def _locked_aliases(self, action: str) -> Iterator[dict[str, str]]:
         """The aliases, which nobody else changes while the block runs."""
         busy = RegistryError(
             f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, try again"
@@ -336,10 +338,10 @@ class Registry:
         with locked(self._lock, busy, _LOCK_WAIT_S), explained(f"{action} of model {self.name!r}"):
             yield self._aliases()
 
-    def _follow(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:
+    def _update_other_aliases(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:
         """Make the other aliases those that belong to a champion."""
-        if champion.former is not None:
-            self._client.set_registered_model_alias(self.name, PREVIOUS, champion.former)
+        if champion.previous_champion is not None:
+            self._client.set_registered_model_alias(self.name, PREVIOUS, champion.previous_champion)
         elif PREVIOUS in aliases:
             self._client.delete_registered_model_alias(self.name, PREVIOUS)
         if aliases.get(CHALLENGER) == champion.version:
@@ -358,7 +360,7 @@ class Registry:
         examples: Mapping[str, tuple[bytes, str]] | None,
     ) -> str:
         predictor = Predictor.from_pretrained(checkpoint)
-        answers = golden.make(predictor, examples or {next(iter(predictor.processor.tasks)): example})
+        answers = golden.create(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)

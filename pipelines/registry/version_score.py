@@ -12,7 +12,7 @@ _LONGEST = 4000
 
 
 @dataclass(frozen=True)
-class Score:
+class VersionScore:
     """What an evaluation says about a model.
 
     Attributes:

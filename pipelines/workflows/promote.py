@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipelines.data.index.index import Index
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, Decision
+from pipelines.registry.gate.check import Check, GateDecision
 from pipelines.registry.promotion import Holdout, apply_decision, decide, roll_back
 from pipelines.registry.registry import ModelVersion
 from pipelines.tracking.tracker import Tracker

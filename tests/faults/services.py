@@ -13,7 +13,7 @@ import ray
 from ray import serve as ray_serve
 
 from pipelines.registry.registry import LocalModel, Registry
-from pipelines.registry.version_score import Score
+from pipelines.registry.version_score import VersionScore
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
 from pipelines.serve.http.schema.vqa import VQAResponse
@@ -25,7 +25,7 @@ from tests.pipelines.registry.conftest import QUESTION, picture, save_model
 from tests.pipelines.serve.deployment.test_deploy import free_port
 from vlmodel.config import parse
 
-SCORE = Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
+SCORE = VersionScore(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def test_a_challenger_of_another_kind_is_refused(tmp_path: Path, deployed: list[
     run_id = service.registry.version("1").run_id
     other = save_model(tmp_path / "other", DECODERS["caption"])
     version = service.registry.log_model(run_id, other, (picture(0), ""), SCORE)
-    service.registry.challenge(version.version, fit=True)
+    service.registry.set_challenger(version.version, is_usable=True)
     with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'tokens'"):
         serve.start(Workspace(service.config))
     assert deployed == []

@@ -53,7 +53,7 @@ REWORDINGS: Mapping[Rewording, Callable[[str], str]] = {
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class ProbeResult:
     """What a model did with some rows of one task.
 
     Attributes:
@@ -93,14 +93,14 @@ def probe_records(index: Index, split: str, config: GateConfig) -> list[Record]:
     return records
 
 
-def observe(predictor: Predictor, records: Sequence[Record], task: str) -> Behaviour:
+def run_probe(predictor: Predictor, records: Sequence[Record], task: str) -> ProbeResult:
     """Ask the model about the records as they are, reworded, about each other's images, and about a blank one."""
     fields = predictor.processor.tasks[task]
     texts = [[row.text for row in rows] for rows in rows_to_answer(records, fields)]
     images = [record.image for record in records]
     asked = [number for number, of_image in enumerate(texts) for _ in of_image]
     if not asked:
-        return Behaviour(0)
+        return ProbeResult(0)
 
     def answers(shown: Sequence[bytes], reworded: Callable[[str], str] = str) -> list[Answer]:
         examples = [
@@ -126,7 +126,7 @@ def observe(predictor: Predictor, records: Sequence[Record], task: str) -> Behav
         blank, error = answers([_blank()] * len(images)), ""
     except Exception as broken:  # whatever the model raises, it is the candidate that fails and not the gate
         blank, error = [], f"{type(broken).__name__}: {broken}"
-    return Behaviour(
+    return ProbeResult(
         rows=len(plain),
         agreement=agreement,
         image_use=used,
@@ -138,7 +138,7 @@ def observe(predictor: Predictor, records: Sequence[Record], task: str) -> Behav
 
 
 def behaviour_checks(
-    candidate: Behaviour, champion: Behaviour | None, config: GateConfig, task: str = ""
+    candidate: ProbeResult, champion: ProbeResult | None, config: GateConfig, task: str = ""
 ) -> list[Check]:
     """A check for each rewording, for another image, and for a blank one.
 
@@ -169,7 +169,7 @@ def behaviour_checks(
     return [*checks, _blank_check(f"blank image{of_task}", candidate, config)]
 
 
-def _blank_check(name: str, found: Behaviour, config: GateConfig) -> Check:
+def _blank_check(name: str, found: ProbeResult, config: GateConfig) -> Check:
     measured = f"confidence {found.blank_confidence:.3f}, about true images {found.confidence:.3f}"
     if found.blank_error:
         measured = found.blank_error

@@ -56,7 +56,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """Whether a candidate is promoted, and why.
 
     Attributes:
@@ -78,7 +78,7 @@ class Decision:
         return bool(self.checks) and not self.failed
 
     @property
-    def fit(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether the candidate could be used, better than the champion or not."""
         return bool(self.checks) and all(check.compares for check in self.failed)
 
@@ -96,10 +96,10 @@ class Decision:
         first = next((check for check in self.checks if check.compares and check.passed), None)
         return f"all {passed} checks passed" + (f"; {first.name}: {first.measured}" if first else "")
 
-    def with_checks(self, more: Sequence[Check]) -> Decision:
+    def with_checks(self, more: Sequence[Check]) -> GateDecision:
         """The decision after further checks."""
         return replace(self, checks=(*self.checks, *more))
 
     def to_tree(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"promote": self.promote, "fit": self.fit, "reason": self.reason, **asdict(self)}
+        return {"promote": self.promote, "fit": self.is_usable, "reason": self.reason, **asdict(self)}

@@ -39,7 +39,7 @@ def difference(name: str, candidate: ExampleScores, champion: ExampleScores, con
     return Difference(name, len(candidate), candidate.value, champion.value, low, high)
 
 
-def better(found: Difference, metric: str, config: GateConfig) -> Check:
+def check_better(found: Difference, metric: str, config: GateConfig) -> Check:
     """Whether the whole interval of the difference lies above the margin."""
     return Check(
         name="better on the hold-out",
@@ -54,7 +54,7 @@ def better(found: Difference, metric: str, config: GateConfig) -> Check:
     )
 
 
-def mcnemar(candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> Check:
+def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: GateConfig) -> Check:
     """McNemar's exact test, one-sided: of the rows that only one of them has right, does the candidate have more?"""
     name, required = "not by chance", f"p at most {config.alpha:g}"
     if not candidate.binary:
@@ -105,21 +105,21 @@ def slice_differences(
     for name, chosen in rows.items():
         candidate_slice, champion_slice = candidate.select_rows(chosen), champion.select_rows(chosen)
         if len(candidate_slice) >= config.slice_rows:
-            found.append(slice_tolerated(difference(name, candidate_slice, champion_slice, config), config))
+            found.append(with_slice_tolerance(difference(name, candidate_slice, champion_slice, config), config))
     return found
 
 
-def slice_tolerated(found: Difference, config: GateConfig) -> Difference:
-    """As ``tolerated``, with the tolerance of this slice."""
-    return tolerated(found, config.slice_tolerances.get(found.name, config.slice_tolerance))
+def with_slice_tolerance(found: Difference, config: GateConfig) -> Difference:
+    """As ``with_tolerance``, with the tolerance of this slice."""
+    return with_tolerance(found, config.slice_tolerances.get(found.name, config.slice_tolerance))
 
 
-def tolerated(found: Difference, tolerance: float) -> Difference:
+def with_tolerance(found: Difference, tolerance: float) -> Difference:
     """The difference with its tolerance, and whether it is beyond that and no chance."""
     return replace(found, tolerance=tolerance, worse=bool(found.value < -tolerance and found.high < 0))
 
 
-def nowhere_worse(found: Sequence[Difference], config: GateConfig) -> Check:
+def check_slices(found: Sequence[Difference], config: GateConfig) -> Check:
     """Whether no slice is worse than its tolerance."""
     name, required = "no slice worse", f"none worse by more than its tolerance ({config.slice_tolerance:g}) and chance"
     if not found:
@@ -138,7 +138,7 @@ def nowhere_worse(found: Sequence[Difference], config: GateConfig) -> Check:
     )
 
 
-def no_worse_on_new(found: Sequence[Difference], config: GateConfig, why_none: str = "") -> Check:
+def check_new_data(found: Sequence[Difference], config: GateConfig, why_none: str = "") -> Check:
     """Whether the candidate has lost nothing on new data, of which it has seen the like and the champion has not.
 
     Args:

@@ -24,12 +24,12 @@ from pipelines.registry.gate.check import Check, Difference
 
 _REQUESTS = "live traffic"
 
-Right = Mapping[tuple[str, str], str]
+CorrectAnswers = Mapping[tuple[str, str], str]
 """What is right, hashed, by image and hashed question."""
 
 
 @dataclass
-class Live:
+class LiveStatistics:
     """What the records say of one candidate beside one champion.
 
     Attributes:
@@ -59,9 +59,9 @@ def gather(lines: Iterable[Comparison | InvalidLine], model: str, candidate: str
     """Count what was compared of exactly these two versions of a model.
 
     Args:
-        right: ``right_answers`` of the corrections.
+        right: ``most_common_corrections`` of the corrections.
     """
-    live = Live()
+    live = LiveStatistics()
     for line in lines:
         if isinstance(line, InvalidLine):
             live.damaged += 1
@@ -70,7 +70,7 @@ def gather(lines: Iterable[Comparison | InvalidLine], model: str, candidate: str
     return live
 
 
-def right_answers(corrections: Iterable[Correction]) -> Right:
+def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers:
     """Of what one sender says of one question the last counts, and of several senders the most common."""
     said: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for one in sorted(corrections, key=lambda one: one.time_ns):
@@ -91,11 +91,11 @@ def live_checks(model: str, candidate: str, champion: str, config: GateConfig) -
     settings = config.live
     if not settings.folder:
         return [], []
-    right = right_answers(read_corrections(settings.feedback)) if settings.feedback else {}
-    return judge(gather(read(settings.folder), model, candidate, champion, right), config)
+    right = most_common_corrections(read_corrections(settings.feedback)) if settings.feedback else {}
+    return statistics_checks(collect_statistics(read(settings.folder), model, candidate, champion, right), config)
 
 
-def judge(live: Live, config: GateConfig) -> tuple[list[Check], list[Difference]]:
+def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[Check], list[Difference]]:
     """A check for the number of requests, and, where there are enough, for errors, agreement, latencies, and answers
     that were corrected; with the difference on those.
     """
@@ -110,7 +110,7 @@ def judge(live: Live, config: GateConfig) -> tuple[list[Check], list[Difference]
     return [*checks, corrected], differences
 
 
-def _count(live: Live, line: Comparison, right: Right) -> None:
+def _count(live: LiveStatistics, line: Comparison, right: CorrectAnswers) -> None:
     live.modes[line.mode] += 1
     for side, errors in ((line.challenger, live.candidate_errors), (line.champion, live.champion_errors)):
         if side.error:
@@ -124,7 +124,7 @@ def _count(live: Live, line: Comparison, right: Right) -> None:
             live.corrected.append((line.image, text.challenger == answer, text.champion == answer))
 
 
-def _enough(live: Live, settings: LiveConfig) -> Check:
+def _enough(live: LiveStatistics, settings: LiveConfig) -> Check:
     by_mode = ", ".join(f"{number} as a {mode}" for mode, number in sorted(live.modes.items())) or "none"
     damaged = f"; damaged lines of the records: {live.damaged}" if live.damaged else ""
     few = live.requests < settings.requests
@@ -138,7 +138,7 @@ def _enough(live: Live, settings: LiveConfig) -> Check:
     )
 
 
-def _errors(live: Live, settings: LiveConfig) -> Check:
+def _errors(live: LiveStatistics, settings: LiveConfig) -> Check:
     candidate, champion = (errors.total() / live.requests for errors in (live.candidate_errors, live.champion_errors))
     reasons = ", ".join(f"{reason} {number}" for reason, number in live.candidate_errors.most_common(5))
     return Check(
@@ -166,7 +166,7 @@ def _agreement(task: Task, found: Sequence[float], least: float) -> Check:
     )
 
 
-def _latency(live: Live, percent: int, most: float) -> Check:
+def _latency(live: LiveStatistics, percent: int, most: float) -> Check:
     name, required = f"live latency p{percent}", f"at most {most:g} times the champion's"
     if not live.seconds:
         return Check(name, False, "no request was answered by both", required, "there is nothing to compare", True)
@@ -190,7 +190,7 @@ def _corrected(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tu
     found = comparison.difference(
         name, _example_scores(images, [r[1] for r in rows]), _example_scores(images, [r[2] for r in rows]), config
     )
-    found = comparison.tolerated(found, config.live.corrections)
+    found = comparison.with_tolerance(found, config.live.corrections)
     check = Check(
         name=name,
         passed=not found.worse,

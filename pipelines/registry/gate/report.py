@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.registry.gate.check import Check, Decision, Difference
+from pipelines.registry.gate.check import Check, Difference, GateDecision
 from pipelines.report.training_pictures import GREY, RIGHT, WRONG
 
 _MARKS = {True: "✓ passed", False: "✗ failed", None: "– does not apply"}
@@ -33,14 +33,14 @@ tr.failed td:nth-child(2) { color: #b34700; font-weight: 600; } tr.passed td:nth
 """
 
 
-def title(decision: Decision) -> str:
+def title(decision: GateDecision) -> str:
     """What was decided, in one line."""
     verdict = "may be promoted" if decision.promote else "is not promoted"
     against = f"version {decision.champion}" if decision.champion is not None else "no champion"
     return f"{decision.model} version {decision.candidate} against {against}: {verdict}"
 
 
-def markdown(decision: Decision) -> str:
+def markdown(decision: GateDecision) -> str:
     """The tables of checks and of differences."""
     parts = [
         f"# {title(decision)}",
@@ -52,7 +52,7 @@ def markdown(decision: Decision) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(decision: Decision) -> str:
+def page(decision: GateDecision) -> str:
     """The same as an HTML page that needs no other file. What the data say stands in it as escaped text only."""
     kinds = [{True: "passed", False: "failed", None: "none"}[check.passed] for check in decision.checks]
     body = f"<h1>{escape(title(decision))}</h1><p>{escape(decision.reason)}</p>"
@@ -69,7 +69,7 @@ def page(decision: Decision) -> str:
     )
 
 
-def table(decision: Decision) -> str:
+def table(decision: GateDecision) -> str:
     """The checks as lines for a terminal."""
     width = max(len(check.name) for check in decision.checks)
     return "\n".join(
@@ -79,7 +79,7 @@ def table(decision: Decision) -> str:
     )
 
 
-def picture(decision: Decision) -> Figure:
+def picture(decision: GateDecision) -> Figure:
     """The checks with their results, and the differences with their intervals against zero and their tolerances."""
     shown = _ranked(decision.differences)[:_SLICES]
     lines = max(len(decision.checks) * 1.15, len(shown), 4)

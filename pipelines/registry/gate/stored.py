@@ -12,7 +12,7 @@ from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
 
 
-def files_are_whole(registry: Registry, version: ModelVersion) -> Check:
+def check_stored_files(registry: Registry, version: ModelVersion) -> Check:
     """Whether the stored files, not those of a local copy, have the hashes of their registration."""
     name, required = "stored files", "the sha256 of each file as registered"
     reason = "a model that was changed after its evaluation is not the one that was evaluated"
@@ -23,7 +23,7 @@ def files_are_whole(registry: Registry, version: ModelVersion) -> Check:
     return Check(name, True, "all as registered", required, reason)
 
 
-def not_given_up(version: ModelVersion) -> Check:
+def check_not_rolled_back(version: ModelVersion) -> Check:
     """Whether the version was never rolled back: a job that is started again must not bring it back."""
     return Check(
         name="not rolled back",
@@ -34,7 +34,7 @@ def not_given_up(version: ModelVersion) -> Check:
     )
 
 
-def same_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
+def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
     """Whether inputs, outputs, and the tasks with what each reads are the champion's; without one, the program's."""
     name = "schema"
     reason = (
@@ -57,7 +57,7 @@ def same_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
     return Check(name, not different, measured, f"equal to {source}", reason)
 
 
-def answers_by_itself(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> Check:
+def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> Check:
     """Whether a fresh process, which has the stored files alone, gives the answer that this process gives.
 
     Args:

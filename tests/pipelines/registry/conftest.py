@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import Registry
-from pipelines.registry.version_score import Score
+from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.tracker import Tracker, TrackingConfig
 from vlmodel.config import parse
 from vlmodel.model import VLModel
@@ -78,8 +78,8 @@ def pictures() -> list[bytes]:
 
 
 @pytest.fixture
-def score() -> Score:
-    return Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
+def score() -> VersionScore:
+    return VersionScore(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ from pipelines.evaluate.floors import AnswerPrior
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
-from pipelines.registry.gate.check import Check, Decision
+from pipelines.registry.gate.check import Check, GateDecision
 from pipelines.registry.promotion import apply_decision, check_baselines, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
-from pipelines.registry.version_score import Score
+from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
 from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
@@ -132,7 +132,7 @@ def test_a_model_that_is_above_its_floor_by_chance_passes_and_the_check_says_so(
 
 @pytest.fixture
 def versions(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
 ) -> list[ModelVersion]:
     """Two versions of the same files."""
     first = registry.log_model(run_id, checkpoint, example, score)
@@ -147,8 +147,8 @@ def tracker(tracking: TrackingConfig, storage: str, run_id: str) -> Tracker:
     return Tracker.of_run(tracking, storage, run_id)
 
 
-def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> Decision:
-    return Decision("vqa", version, over, (Check("better", passed, "0.9", "0.8", "", compares=compares),))
+def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> GateDecision:
+    return GateDecision("vqa", version, over, (Check("better", passed, "0.9", "0.8", "", compares=compares),))
 
 
 def alias(registry: Registry, name: str) -> str | None:
@@ -171,7 +171,7 @@ def test_each_decision_is_recorded_with_the_run(
 
 @pytest.mark.usefixtures("versions")
 def test_a_candidate_that_is_not_fit_is_no_challenger(registry: Registry) -> None:
-    registry.challenge("2", fit=True)
+    registry.set_challenger("2", is_usable=True)
     apply_decision(registry, decision("2", None, passed=False, compares=False), NullTracker())
     assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
 
@@ -200,23 +200,23 @@ def test_stored_files_are_checked_where_they_are_stored(
     registry: Registry, storage: str, versions: list[ModelVersion]
 ) -> None:
     registry.download(versions[0])
-    assert stored.files_are_whole(registry, versions[0]).passed
+    assert stored.check_stored_files(registry, versions[0]).passed
     file = stored_file(storage, "model.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    check = stored.files_are_whole(registry, versions[0])
+    check = stored.check_stored_files(registry, versions[0])
     assert check.passed is False, "the local copy is good and does not count"
     assert "model.safetensors" in check.measured
 
 
 def test_another_kind_of_model_is_not_of_the_schema(registry: Registry, versions: list[ModelVersion]) -> None:
     candidate, champion = (registry.download(version) for version in versions)
-    assert stored.same_schema(candidate, champion).passed
-    assert stored.same_schema(candidate, None).passed
+    assert stored.check_schema(candidate, champion).passed
+    assert stored.check_schema(candidate, None).passed
     file = champion.folder / "processor.json"
     tree = json.loads(file.read_text())
     tree["tasks"] = {"": {"reads": "questions", "text": True, "target": "match"}}
     file.write_text(json.dumps(tree))
-    check = stored.same_schema(candidate, champion)
+    check = stored.check_schema(candidate, champion)
     assert check.passed is False
     assert "'target': 'answer'" in check.measured
     assert "'target': 'match'" in check.measured
@@ -232,8 +232,8 @@ def test_a_rollback_is_recorded_with_the_run_of_what_is_given_up(
     tags = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags
     assert tags["gate.rolled_back"] == "to version 1: slow"
     assert alias(registry, "champion") == "1"
-    assert stored.not_given_up(registry.version("1")).passed
-    rollback_reason = stored.not_given_up(registry.version("2"))
+    assert stored.check_not_rolled_back(registry.version("1")).passed
+    rollback_reason = stored.check_not_rolled_back(registry.version("2"))
     assert (rollback_reason.passed, rollback_reason.measured) == (False, "rolled back: slow")
 
 

@@ -26,7 +26,7 @@ from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.package import build
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.registry.version_score import Score
+from pipelines.registry.version_score import VersionScore
 from pipelines.tracking.tracker import TrackingConfig, connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor
@@ -39,7 +39,7 @@ def test_a_model_is_registered_with_its_score_once(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -77,7 +77,7 @@ def test_the_stored_model_answers_by_itself(
     run_id: str,
     checkpoint: Path,
     pictures: list[bytes],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_model_that_fails_the_smoke_test_is_not_registered(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -152,7 +152,7 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
 ) -> None:
     with pytest.raises(RegistryError, match=r"'vlmodel' has no champion; train one .*jobs\.promote"):
         registry.champion()
@@ -188,7 +188,7 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
@@ -220,7 +220,7 @@ def test_a_damaged_former_champion_is_not_rolled_back_to(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     file = stored_file(storage, "model.safetensors")
@@ -242,7 +242,7 @@ def test_a_promotion_that_is_killed_has_happened_or_not(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     killed_at: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,7 +274,7 @@ def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     registry.log_model(run_id, other_checkpoint, example, score)
@@ -282,16 +282,16 @@ def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
     def challenger() -> str | None:
         return found.version if (found := registry.find("challenger")) else None
 
-    registry.challenge("1", fit=True)
+    registry.set_challenger("1", is_usable=True)
     assert challenger() == "1"
-    registry.challenge("2", fit=False)
+    registry.set_challenger("2", is_usable=False)
     assert challenger() == "1", "of another one it says nothing"
     registry.promote("1", "first", over=None)
     assert challenger() is None
-    registry.challenge("1", fit=True)
+    registry.set_challenger("1", is_usable=True)
     assert challenger() is None
-    registry.challenge("2", fit=True)
-    registry.challenge("2", fit=False)
+    registry.set_challenger("2", is_usable=True)
+    registry.set_challenger("2", is_usable=False)
     assert challenger() is None
 
 
@@ -311,7 +311,7 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     source: str,
 ) -> None:
@@ -331,7 +331,7 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
 
 
 def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
 ) -> None:
     """MLflow, told to take a model of a local store, uses it in place, and notes there what it loaded."""
     version = registry.log_model(run_id, checkpoint, example, score)
@@ -365,7 +365,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     name: str,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
@@ -380,7 +380,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
 
 
 def test_a_damaged_copy_is_downloaded_again_and_only_then(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     first = registry.promote("1", "first", over=None)
