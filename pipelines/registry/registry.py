@@ -31,7 +31,7 @@ from pipelines.registry.errors import ArtifactError, ChampionChangedError, Regis
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.storage.lock import locked
-from pipelines.tracking.tracker import RUN_TAG, TrackingConfig, explained, open_store
+from pipelines.tracking.tracker import RUN_TAG, TrackingConfig, mlflow_errors, open_store
 from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class Registry:
             TrackingError: the server refused it.
         """
         fingerprint = manifest.digest(checkpoint)
-        with explained(f"register model {self.name!r}"):
+        with mlflow_errors(f"register model {self.name!r}"):
             self._create_model()
             for known in self._client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
                 if known.tags.get(MODEL_TAG) == fingerprint:
@@ -175,7 +175,7 @@ class Registry:
 
     def find(self, alias: str = CHAMPION) -> ModelVersion | None:
         """The version with the alias, None where there is none."""
-        with explained(f"look up model {self.name!r}"):
+        with mlflow_errors(f"look up model {self.name!r}"):
             aliases = self._aliases()
             if alias not in aliases:
                 return None
@@ -196,7 +196,7 @@ class Registry:
 
     def newest(self, run_name: str) -> ModelVersion | None:
         """The newest version that a training run of this name registered, None where there is none."""
-        with explained(f"look up versions of model {self.name!r}"):
+        with mlflow_errors(f"look up versions of model {self.name!r}"):
             query = f"name = '{self.name}' and tags.run_name = '{run_name}'"
             found = [_version(stored) for stored in self._client.search_model_versions(query)]
         return max(found, key=lambda version: int(version.version), default=None)
@@ -335,7 +335,7 @@ class Registry:
         busy = RegistryError(
             f"'{self._lock}' has been locked for {_LOCK_WAIT_S} s; see which process holds it (lsof), end it, try again"
         )
-        with locked(self._lock, busy, _LOCK_WAIT_S), explained(f"{action} of model {self.name!r}"):
+        with locked(self._lock, busy, _LOCK_WAIT_S), mlflow_errors(f"{action} of model {self.name!r}"):
             yield self._aliases()
 
     def _update_other_aliases(self, champion: ModelVersion, aliases: Mapping[str, str]) -> None:
@@ -394,7 +394,7 @@ class Registry:
 
     def _fetch(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
         """The stored files of a version in ``scratch``, verified."""
-        with explained(f"download version {version.version} of model {self.name!r}"):
+        with mlflow_errors(f"download version {version.version} of model {self.name!r}"):
             address = self._client.get_model_version_download_uri(self.name, version.version)
             uri = self._client.tracking_uri
             with package.no_progress_bar():

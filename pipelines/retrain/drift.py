@@ -29,7 +29,7 @@ test: of such values two samples share few by chance."""
 _OTHERS = "…"
 
 
-def collect(index: Index, split: str = "train") -> Statistics:
+def collect_statistics(index: Index, split: str = "train") -> Statistics:
     """The statistics of a split, counted by Ray Data, a task a shard; of the tars only texts are read."""
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def collect(index: Index, split: str = "train") -> Statistics:
     for row in map_shards([shard.name for shard in index.shards if split in shard.samples], count):
         for name, counts in json.loads(row["counts"]).items():
             total[name].update(counts)
-    return {name: _cut(counts, _KEPT) for name, counts in total.items()}
+    return {name: _keep_most_frequent(counts, _KEPT) for name, counts in total.items()}
 
 
 def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
@@ -55,12 +55,12 @@ def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> 
     found: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
     for row in rows:
         for name in ("questions", "captions"):
-            found[name][_octave(row[name])] += 1
-        found["image_size"][_octave(row["width"] * row["height"])] += 1
+            found[name][_power_of_two(row[name])] += 1
+        found["image_size"][_power_of_two(row["width"] * row["height"])] += 1
         found["image_shape"][f"2^{round(2 * math.log2(row['width'] / row['height'])) / 2:g}"] += 1
     for of_image in texts:
         for text in (*of_image.captions, *(question.question for question in of_image.questions)):
-            found["text_length"][_octave(len(text))] += 1
+            found["text_length"][_power_of_two(len(text))] += 1
         found["answers"].update(q.answer for q in of_image.questions if q.answer is not None)
     return {name: dict(counts) for name, counts in found.items()}
 
@@ -93,7 +93,7 @@ def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     return float(max(0.0, terms_2K.sum() / 2 - by_chance))
 
 
-def check(found: Mapping[str, float], limits: DriftConfig, before: str, now: str) -> None:
+def check_limits(found: Mapping[str, float], limits: DriftConfig, before: str, now: str) -> None:
     """Refuse data that have moved too far.
 
     Args:
@@ -115,12 +115,12 @@ def check(found: Mapping[str, float], limits: DriftConfig, before: str, now: str
         )
 
 
-def _octave(number: int) -> str:
+def _power_of_two(number: int) -> str:
     """The power of two at or below a whole number, which is what changes matter by."""
     return str(1 << (number.bit_length() - 1)) if number > 0 else "0"
 
 
-def _cut(counts: Mapping[str, int], size: int) -> dict[str, int]:
+def _keep_most_frequent(counts: Mapping[str, int], size: int) -> dict[str, int]:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ranked[size:])
     return dict(ranked[:size]) | ({_OTHERS: rest} if rest else {})

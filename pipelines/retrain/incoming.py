@@ -18,7 +18,7 @@ from pipelines.retrain.ledger import Tar
 from pipelines.storage.folder import CHUNK, FileStamp, Folder
 
 
-def new_tars(
+def find_new_tars(
     incoming: Folder, consumed: Mapping[Tar, str], known: Mapping[str, str], report: Callable[[str], None]
 ) -> list[Tar]:
     """The tars of content that nobody has seen, by name; of several of one content the first.
@@ -49,7 +49,7 @@ def new_tars(
     return found
 
 
-def take(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
+def copy_tars(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
     """Copy each tar into the subfolder ``taken``, which then holds nothing else. May be repeated.
 
     Raises:
@@ -67,7 +67,7 @@ def take(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
             raise DataError(f"{tar.name} is gone from {incoming.uri!r}; start again to go on without it") from None
 
 
-def check_taken(index: Index, tars: Sequence[Tar]) -> None:
+def check_copies(index: Index, tars: Sequence[Tar]) -> None:
     """Refuse tars that have changed since they were found new.
 
     Args:
@@ -85,7 +85,7 @@ def check_taken(index: Index, tars: Sequence[Tar]) -> None:
             )
 
 
-def images_in_common(new: Index, judged: Index, split: str) -> int:
+def count_shared_images(new: Index, judged: Index, split: str) -> int:
     """Training samples of ``new`` whose image is also one of a split of ``judged``, by which models are compared.
 
     Holds the hashes of that split's images in memory.

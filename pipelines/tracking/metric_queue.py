@@ -12,7 +12,7 @@ from itertools import islice
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 1_000_000
+MAX_UNSENT = 1_000_000
 """Lines kept while the store cannot be reached; an hour of outage at 250 lines/s, some 100 MB. Later ones are lost."""
 
 
@@ -21,7 +21,7 @@ class QueueError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricPoint:
     """One value of one metric. The time stamp is fixed here, so that writing a line again changes nothing."""
 
     key: str
@@ -47,15 +47,15 @@ class MetricQueue:
 
     def __init__(
         self,
-        write: Callable[[Sequence[Line]], None],
+        write: Callable[[Sequence[MetricPoint]], None],
         written_steps: Callable[[str], set[int]],
         interval_s: float = 0.5,
         batch: int = 1000,
-        waiting: Iterable[Line] = (),
+        unsent: Iterable[MetricPoint] = (),
     ) -> None:
         self._write, self._written_steps = write, written_steps
         self._interval_s, self._batch = interval_s, batch
-        self._lines = deque(waiting)  # the thread alone takes lines out
+        self._lines = deque(unsent)  # the thread alone takes lines out
         self._lost = 0
         self._steps: dict[str, set[int]] = {}
         self._failure: Exception | None = None
@@ -80,12 +80,12 @@ class MetricQueue:
             raise QueueError("metrics were logged after the tracker was closed")
         now = time.time_ns() // 1_000_000
         with self._idle:
-            if len(self._lines) + len(metrics) > MAX_WAITING:
+            if len(self._lines) + len(metrics) > MAX_UNSENT:
                 self._lost += len(metrics)
                 return
-            self._lines.extend(Line(key, value, step, now) for key, value in metrics.items())
+            self._lines.extend(MetricPoint(key, value, step, now) for key, value in metrics.items())
 
-    def waiting(self) -> list[Line]:
+    def unsent(self) -> list[MetricPoint]:
         """The lines that are not written, or not known to be."""
         with self._idle:
             return list(self._lines)
@@ -106,7 +106,7 @@ class MetricQueue:
         """Write what is queued and end the thread; a second call does nothing.
 
         Raises:
-            QueueError: some lines could not be written within ``timeout_s`` seconds; ``waiting`` still has them.
+            QueueError: some lines could not be written within ``timeout_s`` seconds; ``unsent`` still has them.
         """
         if self._closed.is_set():
             return
@@ -145,7 +145,7 @@ class MetricQueue:
                 lines = list(islice(self._lines, self._batch))
             if not lines:
                 return
-            new: dict[tuple[str, int], Line] = {}
+            new: dict[tuple[str, int], MetricPoint] = {}
             for line in lines:
                 if line.key not in self._steps:
                     self._steps[line.key] = self._written_steps(line.key)

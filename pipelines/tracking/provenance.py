@@ -47,7 +47,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def among(key: str, prefixes: Collection[str]) -> bool:
+def is_below(key: str, prefixes: Collection[str]) -> bool:
     """Whether a dotted key is one of ``prefixes`` or stands below one.
 
     >>> among("a.b.c", ["a.b"]), among("a.bc", ["a.b"])
@@ -56,7 +56,7 @@ def among(key: str, prefixes: Collection[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def shorten(text: str, limit: int) -> str:
+def truncate_with_hash(text: str, limit: int) -> str:
     """At most ``limit`` characters; a longer text keeps its beginning and the hash of all of it, so that two texts
     are equal only if their shortened forms are.
     """

@@ -33,7 +33,7 @@ _BEGINNING, _LOCK, _LEASE = "run.json", ".lock", "lease.json"
 
 
 @dataclass(frozen=True)
-class Beginning:
+class RunStart:
     """What a run was begun with.
 
     Attributes:
@@ -83,22 +83,22 @@ def exclusive(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
         yield
 
 
-def beginning(folder: str) -> Beginning | None:
+def read_start(folder: str) -> RunStart | None:
     """What the run in a folder was begun with, None where nothing was. Checkpoints say it themselves; before the first
     one a file does.
     """
     filesystem, path = checkpoint.open_storage(folder)
     state = checkpoint.newest_state(filesystem, path)
     if state is not None:
-        return Beginning(state.get("config", {}), state.get("data", ""))
+        return RunStart(state.get("config", {}), state.get("data", ""))
     try:
         tree = json.loads(_read(filesystem, f"{path}/{_BEGINNING}"))
-        return Beginning(dict(tree["config"]), str(tree["data"]))
+        return RunStart(dict(tree["config"]), str(tree["data"]))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
-def begin(folder: str, begun: Beginning) -> None:
+def write_start(folder: str, begun: RunStart) -> None:
     """Keep what a run is begun with, before anything is made of it."""
     filesystem, path = checkpoint.open_storage(folder)
     tree = {"config": without_secrets(begun.config), "data": begun.data}

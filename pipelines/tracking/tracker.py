@@ -33,8 +33,8 @@ from pipelines.tracking.address import (
     sqlite_file,
     tracking_uri,
 )
-from pipelines.tracking.metric_queue import Line, MetricQueue, QueueError
-from pipelines.tracking.provenance import among, flatten, git_state, shorten, without_secrets
+from pipelines.tracking.metric_queue import MetricPoint, MetricQueue, QueueError
+from pipelines.tracking.provenance import flatten, git_state, is_below, truncate_with_hash, without_secrets
 from vlmodel.locations import redact
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from pipelines.tracking.system_metrics import LoadMonitor
-    from pipelines.tracking.unsent_metrics import WaitingLines
+    from pipelines.tracking.unsent_metrics import UnsentMetrics
 
 __all__ = [
     "RUN_TAG",
@@ -52,7 +52,7 @@ __all__ = [
     "TrackingConfig",
     "TrackingError",
     "connect",
-    "explained",
+    "mlflow_errors",
     "open_store",
     "page_command",
     "tracking_uri",
@@ -116,7 +116,7 @@ def connect(uri: str) -> MlflowClient:
         check_reachable(uri)
         from mlflow import MlflowClient
 
-        with explained(f"open the tracking store {redact(uri)}"), _quiet_migration():
+        with mlflow_errors(f"open the tracking store {redact(uri)}"), _quiet_migration():
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
@@ -166,7 +166,7 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(action: str) -> Iterator[None]:
+def mlflow_errors(action: str) -> Iterator[None]:
     """Turn MLflow's own errors within the block into ``TrackingError("could not <action>: ...")``."""
     from mlflow.exceptions import MlflowException
 
@@ -206,7 +206,7 @@ class NullTracker:
 
     def persist(self) -> None: ...
 
-    def record_waiting(self, waiting: WaitingLines) -> None: ...
+    def log_unsent(self, unsent: UnsentMetrics) -> None: ...
 
     def close(self, status: str = "FINISHED") -> None: ...
 
@@ -236,12 +236,12 @@ class Tracker(NullTracker):
     is_new = False
 
     def __init__(
-        self, client: MlflowClient | None, handle: RunHandle, *, owner: bool, waiting: WaitingLines | None = None
+        self, client: MlflowClient | None, handle: RunHandle, *, owner: bool, unsent: UnsentMetrics | None = None
     ) -> None:
-        self._connected, self._owner, self._waiting = client, owner, waiting
+        self._connected, self._owner, self._unsent = client, owner, unsent
         self.handle, self.run_id = handle, handle.run_id
         if client is not None:
-            with explained(f"read run {self.run_id}"):
+            with mlflow_errors(f"read run {self.run_id}"):
                 client.get_run(self.run_id)
         self._queue: MetricQueue | None = None
         self._monitor: LoadMonitor | None = None
@@ -273,7 +273,7 @@ class Tracker(NullTracker):
         """
         uri = tracking_uri(config, storage)
         client = open_store(config, storage)
-        with explained(f"open run {run_name!r} in experiment {config.experiment!r}"):
+        with mlflow_errors(f"open run {run_name!r} in experiment {config.experiment!r}"):
             experiment = _experiment(client, config.experiment, artifact_location(uri, storage))
             run_id = _find_run(client, experiment, run_name)
             is_new = run_id is None
@@ -289,19 +289,19 @@ class Tracker(NullTracker):
         return tracker
 
     @classmethod
-    def attach(cls, handle: RunHandle, waiting: WaitingLines) -> Tracker:
+    def attach(cls, handle: RunHandle, unsent: UnsentMetrics) -> Tracker:
         """Join a run that the driver opened. For the training worker of rank 0, whose machine's load is recorded;
         closing does not end the run.
 
         Nothing here waits for the server, or fails with it: metrics wait in memory, and from ``persist`` and ``close``
-        on in ``waiting``, together with those that former processes of the run have left there.
+        on in ``unsent``, together with those that former processes of the run have left there.
         """
         import mlflow  # noqa: F401 - here rather than in the queue's thread, beside the imports of this one
 
-        tracker = cls(None, handle, owner=False, waiting=waiting)
-        left: list[Line] = []
+        tracker = cls(None, handle, owner=False, unsent=unsent)
+        left: list[MetricPoint] = []
         try:
-            left = waiting.read()
+            left = unsent.read()
         except OSError as error:
             log.warning("metrics that wait in the run's folder cannot be read: %s", error)
         tracker._queue = tracker._new_queue(left)
@@ -331,12 +331,16 @@ class Tracker(NullTracker):
             TrackingError: the run was started with other values; each is named with both values.
         """
         safe = without_secrets(tree)
-        params = {key: shorten(value, MAX_PARAM) for key, value in flatten(safe).items() if not among(key, volatile)}
+        params = {
+            key: truncate_with_hash(value, MAX_PARAM)
+            for key, value in flatten(safe).items()
+            if not is_below(key, volatile)
+        }
         if too_long := [key for key in params if len(key) > MAX_KEY]:
             raise TrackingError(f"setting {too_long[0]!r} has a name of more than {MAX_KEY} characters; shorten it")
         from mlflow.entities import Param
 
-        with explained(f"log the parameters of run {self.run_id}"):
+        with mlflow_errors(f"log the parameters of run {self.run_id}"):
             run = self._client.get_run(self.run_id)
             self._refuse_changes({key: (run.data.params[key], params[key]) for key in params.keys() & run.data.params})
             new = [Param(key, value) for key, value in sorted(params.items()) if key not in run.data.params]
@@ -367,7 +371,7 @@ class Tracker(NullTracker):
             source=json.dumps({"uri": facts["source"]}),
             profile=json.dumps(facts, sort_keys=True),
         )
-        with explained(f"log the data of run {self.run_id}"):
+        with mlflow_errors(f"log the data of run {self.run_id}"):
             known = self._client.get_run(self.run_id).data.tags.get(tag, digest)
             self._refuse_changes({f"{context} data (hash of the index)": (known, digest)})
             context_tag = InputTag("mlflow.data.context", context)
@@ -393,18 +397,18 @@ class Tracker(NullTracker):
 
     def log_figure(self, figure: Figure, name: str) -> None:
         """Store a picture, replacing one of the same name (``pictures/curves.png``)."""
-        with explained(f"log picture {name!r}"):
+        with mlflow_errors(f"log picture {name!r}"):
             self._client.log_figure(self.run_id, figure, name)
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Store a file, or a folder with all in it."""
-        with explained(f"log artifact {str(path)!r}"):
+        with mlflow_errors(f"log artifact {str(path)!r}"):
             store = self._client.log_artifacts if Path(path).is_dir() else self._client.log_artifact
             store(self.run_id, str(path), folder)
 
     def log_text(self, text: str, name: str) -> None:
         """Store a text file, replacing one of the same name."""
-        with explained(f"log text {name!r}"):
+        with mlflow_errors(f"log text {name!r}"):
             self._client.log_text(self.run_id, text, name)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
@@ -418,7 +422,7 @@ class Tracker(NullTracker):
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing former values."""
-        with explained(f"tag run {self.run_id}"):
+        with mlflow_errors(f"tag run {self.run_id}"):
             for key, value in without_secrets(tags).items():
                 self._client.set_tag(self.run_id, key, value)
 
@@ -428,7 +432,7 @@ class Tracker(NullTracker):
         """
         self.flush()
         by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
-        with explained(f"read the metrics of run {self.run_id}"):
+        with mlflow_errors(f"read the metrics of run {self.run_id}"):
             for key in self._client.get_run(self.run_id).data.metrics:
                 if not key.startswith("system/"):
                     for metric in self._client.get_metric_history(self.run_id, key):
@@ -439,24 +443,24 @@ class Tracker(NullTracker):
         """Before a checkpoint: see that what is logged survives this process, in the store or else in the run's folder,
         as what comes before a checkpoint is never run again. An outage costs this at most two seconds, once.
         """
-        if self._queue is not None and self._waiting is not None:
+        if self._queue is not None and self._unsent is not None:
             if not self._queue.is_failing:
                 with contextlib.suppress(QueueError):
                     self._queue.flush(_CHECKPOINT_WAIT_S)
-            self._keep_waiting(self._queue.waiting())
+            self._save_unsent(self._queue.unsent())
 
-    def record_waiting(self, waiting: WaitingLines) -> None:
+    def log_unsent(self, unsent: UnsentMetrics) -> None:
         """Store what training processes could not.
 
         Raises:
             TrackingError: the server does not take it; it waits on.
         """
-        lines = waiting.read()
+        lines = unsent.read()
         if lines:
             queue = self._new_queue(lines)
             with _tracking_errors(self.handle.uri):
                 queue.close()
-        waiting.keep([])
+        unsent.write([])
 
     def flush(self) -> None:
         """Wait until all queued metrics are stored.
@@ -480,8 +484,8 @@ class Tracker(NullTracker):
         self._closed = True
         if self._monitor is not None:
             self._monitor.close()
-        if self._waiting is not None:
-            self._close_waiting()
+        if self._unsent is not None:
+            self._close_worker()
             return
         try:
             if self._queue is not None:
@@ -490,39 +494,39 @@ class Tracker(NullTracker):
         finally:
             if self._owner:
                 check_reachable(self.handle.uri)
-                with explained(f"end run {self.run_id}"), _redacted_stdout():
+                with mlflow_errors(f"end run {self.run_id}"), _redacted_stdout():
                     self._client.set_terminated(self.run_id, status)
 
-    def _new_queue(self, waiting: Sequence[Line] = ()) -> MetricQueue:
-        return MetricQueue(self._write, self._written_steps, waiting=waiting)
+    def _new_queue(self, unsent: Sequence[MetricPoint] = ()) -> MetricQueue:
+        return MetricQueue(self._write, self._written_steps, unsent=unsent)
 
-    def _close_waiting(self) -> None:
+    def _close_worker(self) -> None:
         if self._queue is None:
             return
         try:
             self._queue.close(1.0 if self._queue.is_failing else _CLOSE_WAIT_S)
         except QueueError as error:
             log.warning("%s; they wait in the run's folder", redact(str(error)))
-        self._keep_waiting(self._queue.waiting())
+        self._save_unsent(self._queue.unsent())
 
-    def _keep_waiting(self, lines: Sequence[Line]) -> None:
-        assert self._waiting is not None
+    def _save_unsent(self, lines: Sequence[MetricPoint]) -> None:
+        assert self._unsent is not None
         try:
-            self._waiting.keep(lines)
+            self._unsent.write(lines)
         except OSError as error:  # of a full disk the checkpoint itself will tell
             log.warning("%d metric values wait in memory alone: %s", len(lines), error)
 
-    def _write(self, lines: Sequence[Line]) -> None:
+    def _write(self, lines: Sequence[MetricPoint]) -> None:
         check_reachable(self.handle.uri)
         from mlflow.entities import Metric
 
         metrics = [Metric(line.key, line.value, line.timestamp_ms, line.step) for line in lines]
-        with explained(f"write metrics of run {self.run_id}"):
+        with mlflow_errors(f"write metrics of run {self.run_id}"):
             self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
     def _written_steps(self, key: str) -> set[int]:
         check_reachable(self.handle.uri)
-        with explained(f"read the metrics of run {self.run_id}"):
+        with mlflow_errors(f"read the metrics of run {self.run_id}"):
             return {metric.step for metric in self._client.get_metric_history(self.run_id, key)}
 
     def _refuse_changes(self, values: Mapping[str, tuple[str, str]]) -> None:

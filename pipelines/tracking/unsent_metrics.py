@@ -14,14 +14,14 @@ from collections.abc import Iterable
 
 import pyarrow.fs as pafs
 
-from pipelines.tracking.metric_queue import Line
+from pipelines.tracking.metric_queue import MetricPoint
 from pipelines.tracking.run_folder import write_whole
 from pipelines.train import checkpoint
 
 _FOLDER = "waiting"
 
 
-class WaitingLines:
+class UnsentMetrics:
     """The lines that wait in the folder of a run.
 
     Args:
@@ -34,7 +34,7 @@ class WaitingLines:
         self._own = f"{self._folder}/{time.time_ns()}-{os.getpid()}.jsonl"
         self._stored: set[str] = set()
 
-    def read(self) -> list[Line]:
+    def read(self) -> list[MetricPoint]:
         """What former processes have left, in the order in which it was logged. A damaged line is passed over.
 
         Raises:
@@ -42,20 +42,22 @@ class WaitingLines:
         """
         selector = pafs.FileSelector(self._folder, allow_not_found=True)
         found = [f.path for f in self._filesystem.get_file_info(selector) if f.path.endswith(".jsonl")]
-        lines: dict[tuple[str, int], Line] = {}
+        lines: dict[tuple[str, int], MetricPoint] = {}
         for path in sorted(found):
             with self._filesystem.open_input_file(path) as stream:
                 text = stream.read().decode(errors="replace")
             for row in text.splitlines():
                 try:
                     key, value, step, timestamp_ms = json.loads(row)
-                    lines.setdefault((str(key), int(step)), Line(str(key), float(value), int(step), int(timestamp_ms)))
+                    lines.setdefault(
+                        (str(key), int(step)), MetricPoint(str(key), float(value), int(step), int(timestamp_ms))
+                    )
                 except (ValueError, TypeError):
                     continue
         self._stored.update(found)
         return list(lines.values())
 
-    def keep(self, lines: Iterable[Line]) -> None:
+    def write(self, lines: Iterable[MetricPoint]) -> None:
         """Make these the lines that wait, in place of those that this process has read or kept before.
 
         Raises:

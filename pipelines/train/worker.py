@@ -26,7 +26,7 @@ from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
-from pipelines.tracking.unsent_metrics import WaitingLines
+from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
 from pipelines.train.loop import Progress, SampleLog, TrainConfig, patience_is_exhausted, restore_progress, train
 from pipelines.train.prefetcher import DevicePrefetcher
@@ -96,7 +96,7 @@ def train_worker(spec: RunSpec) -> None:
     ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
     tracker = NullTracker()
     if rank == 0 and spec.run is not None:
-        tracker = Tracker.attach(spec.run, WaitingLines(spec.folder))
+        tracker = Tracker.attach(spec.run, UnsentMetrics(spec.folder))
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)

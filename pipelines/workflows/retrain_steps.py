@@ -19,7 +19,7 @@ from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry
 from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
-from pipelines.retrain.incoming import check_taken, images_in_common, new_tars, take
+from pipelines.retrain.incoming import check_copies, copy_tars, count_shared_images, find_new_tars
 from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
 from pipelines.serve.deployment import deploy
 from pipelines.storage.folder import Folder

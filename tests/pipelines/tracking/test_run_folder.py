@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipelines.tracking import run_folder
-from pipelines.tracking.run_folder import Beginning, LeaseTimes
+from pipelines.tracking.run_folder import LeaseTimes, RunStart
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.errors import RunInUseError
@@ -113,21 +113,21 @@ def test_of_two_that_write_a_lease_at_once_the_last_has_it(remote: Path, monkeyp
 
 def test_a_run_says_what_it_was_begun_with(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
-    assert run_folder.beginning(folder) is None
-    run_folder.begin(folder, Beginning({"seed": 1, "data": {"tars": "http://me:pw@host/x"}}, "ab"))
-    assert run_folder.beginning(folder) == Beginning({"seed": 1, "data": {"tars": "http://***@host/x"}}, "ab")
+    assert run_folder.read_start(folder) is None
+    run_folder.write_start(folder, RunStart({"seed": 1, "data": {"tars": "http://me:pw@host/x"}}, "ab"))
+    assert run_folder.read_start(folder) == RunStart({"seed": 1, "data": {"tars": "http://***@host/x"}}, "ab")
     # A checkpoint is the weights themselves, so what it says counts.
     step = tmp_path / "local"
     step.mkdir()
     checkpoint.write(step, {}, {"step": 4, "config": {"seed": 2}, "data": "cd"})
     checkpoint.upload(step, pafs.LocalFileSystem(), f"{folder}/{checkpoint.name_of(4)}")
-    assert run_folder.beginning(folder) == Beginning({"seed": 2}, "cd")
+    assert run_folder.read_start(folder) == RunStart({"seed": 2}, "cd")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"config": 1}'])
 def test_a_damaged_note_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    assert run_folder.beginning(str(tmp_path)) is None
+    assert run_folder.read_start(str(tmp_path)) is None
 
 
 def test_differences_are_named_with_both_values() -> None:
