@@ -63,6 +63,8 @@ ALLOWED_IMPORTS = {
         "pipelines/registry/pyfunc.py",
         "pipelines/registry/registry.py",
         "pipelines/tracking/system_metrics.py",
+        "pipelines/tracking/metric_writer.py",
+        "pipelines/tracking/store.py",
         "pipelines/tracking/tracker.py",
     },
     "fastapi": {

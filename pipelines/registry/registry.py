@@ -31,7 +31,9 @@ from pipelines.registry.errors import ArtifactError, ChampionChangedError, Regis
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.storage.lock import locked
-from pipelines.tracking.tracker import RUN_TAG, TrackingConfig, mlflow_errors, open_store
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.store import mlflow_errors, open_store
+from pipelines.tracking.tracker import RUN_TAG
 from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 
-from pipelines.report.search_pictures import ablation
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import Cell, cells
+from pipelines.search.pictures import ablation
 from pipelines.search.remote import each
 from pipelines.search.results import TrainingResult
 from pipelines.search.table import Row, ablation_rows, status

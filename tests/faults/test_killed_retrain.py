@@ -23,7 +23,7 @@ from pyarrow.fs import LocalFileSystem
 from pipelines.registry.registry import PREVIOUS, PROMOTION_TAG, Registry
 from pipelines.retrain.ledger import STEPS, Ledger
 from pipelines.serve.client import Client
-from pipelines.tracking.tracker import connect
+from pipelines.tracking.store import connect
 from pipelines.train import checkpoint
 from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port

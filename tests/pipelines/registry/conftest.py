@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
-from pipelines.tracking.tracker import Tracker, TrackingConfig
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.tracker import Tracker
 from vlmodel.config import parse
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig

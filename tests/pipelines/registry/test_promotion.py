@@ -23,7 +23,9 @@ from pipelines.registry.gate.check import Check, GateDecision
 from pipelines.registry.promotion import apply_decision, check_baselines, compare, compare_new, roll_back
 from pipelines.registry.registry import ModelVersion, Registry
 from pipelines.registry.version_score import VersionScore
-from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
+from pipelines.tracking.address import TrackingConfig, TrackingError
+from pipelines.tracking.store import connect
+from pipelines.tracking.tracker import NullTracker, Tracker
 from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 

@@ -27,7 +27,8 @@ from pipelines.registry.package import build
 from pipelines.registry.registry import LocalModel, Registry
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.version_score import VersionScore
-from pipelines.tracking.tracker import TrackingConfig, connect
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.store import connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example

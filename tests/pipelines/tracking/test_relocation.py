@@ -11,11 +11,13 @@ import pytest
 from mlflow.tracking._tracking_service import utils as mlflow_utils
 
 from pipelines.registry.registry import Registry
-from pipelines.registry.version_score import Score
-from pipelines.tracking.tracker import Tracker, TrackingConfig, open_store
+from pipelines.registry.version_score import VersionScore
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.store import open_store
+from pipelines.tracking.tracker import Tracker
 from tests.pipelines.registry.conftest import FAST, QUESTION, picture, save_model
 
-SCORE = Score("accuracy", 0.9, 0.5, "ab" * 32, "val", 100)
+SCORE = VersionScore("accuracy", 0.9, 0.5, "ab" * 32, "val", 100)
 
 
 @pytest.fixture

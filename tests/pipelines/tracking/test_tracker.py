@@ -22,18 +22,12 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking import address as tracking_address
-from pipelines.tracking import tracker as tracking_module
-from pipelines.tracking.address import check_reachable
+from pipelines.tracking import metric_writer, store
+from pipelines.tracking import tracker as tracker_module
+from pipelines.tracking.address import TrackingConfig, TrackingError, check_reachable, tracking_uri
 from pipelines.tracking.metric_queue import MetricQueue
-from pipelines.tracking.tracker import (
-    NullTracker,
-    Tracker,
-    TrackingConfig,
-    TrackingError,
-    connect,
-    tracking_uri,
-    wait_reachable,
-)
+from pipelines.tracking.store import connect, wait_reachable
+from pipelines.tracking.tracker import NullTracker, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from vlmodel.config import ConfigError, parse
 
@@ -335,7 +329,8 @@ class Outage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: Exception | None = None
         self._check = check_reachable
-        monkeypatch.setattr(tracking_module, "check_reachable", self)
+        for module in (metric_writer, store, tracker_module):
+            monkeypatch.setattr(module, "check_reachable", self)
 
     def __call__(self, uri: str) -> None:
         if self.error is not None:
@@ -364,7 +359,7 @@ def test_metrics_of_an_outage_wait_and_are_recorded_when_the_store_is_back(
     worker.flush()
     worker.persist()
     worker.close()
-    worker._queue._thread.join(60)
+    worker._writer._queue._thread.join(60)
     assert lines_of(driver, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert list(Path(storage, "outage", "waiting").iterdir()) == []
     told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
@@ -388,17 +383,17 @@ def test_metrics_of_an_outage_outlive_the_worker_and_the_training(
     again = Tracker.attach(driver.handle, UnsentMetrics(f"{storage}/killed"))
     again.log_metrics({"loss": 0.5}, 2)
     again.close()
-    patient = driver._new_queue
-    driver._new_queue = lambda lines: Impatient(patient(lines))  # type: ignore[assignment, method-assign, misc]
+    patient = driver._writer._new_queue
+    driver._writer._new_queue = lambda points: Impatient(patient(points))  # type: ignore[assignment, method-assign, misc]
     with pytest.raises(TrackingError, match="2 metric values are not written"):
         driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
     outage.error = None
-    driver._new_queue = patient  # type: ignore[method-assign]
+    driver._writer._new_queue = patient  # type: ignore[method-assign]
     driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
     assert lines_of(driver, "loss") == [(1, 1.0), (2, 0.5)]
     driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
     assert list(Path(storage, "killed", "waiting").iterdir()) == []
-    worker._queue.close()
+    worker._writer._queue.close()
     driver.close()
 
 
@@ -439,7 +434,7 @@ def test_a_locked_database_is_not_taken_for_a_damaged_one(monkeypatch: pytest.Mo
 
 def test_an_error_of_a_database_is_told_without_its_statement() -> None:
     text = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]\n[parameters: [(1, 2)" * 99
-    with pytest.raises(TrackingError) as failed, tracking_module.mlflow_errors("write metrics"):
+    with pytest.raises(TrackingError) as failed, store.mlflow_errors("write metrics"):
         raise MlflowException(text)
     assert str(failed.value) == "could not write metrics: (sqlite3.OperationalError) database or disk is full"
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipelines.report.search_pictures import ablation, trials
 from pipelines.search.config import TuneConfig
 from pipelines.search.grid import Cell
+from pipelines.search.pictures import ablation, trials
 from pipelines.search.results import TrainingResult, Trial
 
 TOPOLOGY, FUSION = "model.topology.kind", "model.fusion.kind"

@@ -1,0 +1,149 @@
+"""Connections to MLflow's tracking store and model registry. MLflow is imported when one is opened, in seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.storage.lock import locked
+from pipelines.tracking.address import (
+    DATABASE,
+    TrackingConfig,
+    TrackingError,
+    check_reachable,
+    sqlite_file,
+    tracking_uri,
+)
+from vlmodel.locations import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MAX_REASON = 500
+_OPENING_S = 300  # creating a database takes seconds, on a busy machine a minute
+_POLL_S = 2.0
+
+
+def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
+    """Client of the tracking store and model registry that jobs with this storage folder use.
+
+    If the storage folder was moved or copied with its database, the file addresses in the database are updated.
+
+    Raises:
+        TrackingError: nothing answers there, or another process holds the store.
+    """
+    uri = tracking_uri(config, storage)
+    client = connect(uri)
+    database = sqlite_file(uri)
+    if "://" not in storage and database == Path(storage).absolute() / DATABASE:
+        from pipelines.tracking.relocation import relocate
+
+        with _database_lock(uri):
+            try:
+                relocate(database)
+            except sqlite3.Error as error:
+                raise TrackingError(f"the file addresses in {database} cannot be checked: {error}") from error
+    return client
+
+
+def connect(uri: str) -> MlflowClient:
+    """Client of the tracking server and model registry at ``uri``; creates a sqlite database that does not exist.
+
+    Raises:
+        TrackingError: nothing answers there. This is noticed within seconds; MLflow itself would retry for minutes.
+    """
+    # urllib3 logs each attempt. That the server is gone is logged once (metric_queue.py), or ends the job.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    with _database_lock(uri):
+        check_reachable(uri)
+        from mlflow import MlflowClient
+
+        with mlflow_errors(f"open the tracking store {redact(uri)}"), _without_migration_log():
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    return client
+
+
+def wait_reachable(uri: str, limit_s: float) -> None:
+    """Return when the store at ``uri`` answers.
+
+    Raises:
+        TrackingError: it does not within ``limit_s`` seconds.
+    """
+    deadline, announced = time.monotonic() + limit_s, False
+    while True:
+        try:
+            return check_reachable(uri)
+        except TrackingError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not announced:
+                print(f"tracking  waits up to {limit_s:.0f} s: {error}", flush=True)
+            announced = True
+            time.sleep(min(_POLL_S, limit_s))
+
+
+@contextlib.contextmanager
+def mlflow_errors(action: str) -> Iterator[None]:
+    """Convert MLflow's errors within the block to ``TrackingError("could not <action>: ...")``."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        # After the first line, a database's error repeats the SQL statement and all its values.
+        reason = redact(str(error)).strip().partition("\n")[0][:_MAX_REASON]
+        raise TrackingError(f"could not {action}: {reason}") from error
+
+
+@contextlib.contextmanager
+def redacted_stdout() -> Iterator[None]:
+    """Print what MLflow prints, without the password that a run's address may contain."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        print(redact(printed.getvalue()), end="", flush=True)
+
+
+@contextlib.contextmanager
+def _database_lock(uri: str) -> Iterator[None]:
+    """Lock a sqlite database: MLflow migrates it in many steps, and two processes that do so at once both fail."""
+    database = sqlite_file(uri)
+    if database is None:
+        yield
+        return
+
+    def busy(holder: str) -> TrackingError:
+        return TrackingError(f"{holder} has been opening {database} for {_OPENING_S} s; end it, and try again")
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(database.with_name(f".{database.name}.lock"), busy, _OPENING_S))
+        except OSError as error:
+            raise TrackingError(
+                f"the tracking store {redact(uri)} cannot be reached: {error}; choose a storage folder that can be "
+                "written"
+            ) from error
+        yield
+
+
+@contextlib.contextmanager
+def _without_migration_log() -> Iterator[None]:
+    """Creating a sqlite database logs each of its fifty migrations."""
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
