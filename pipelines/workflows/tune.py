@@ -9,7 +9,7 @@ from typing import Any
 
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import check, first_valid_cells, format_value, override_settings
-from pipelines.search.pictures import trials as picture
+from pipelines.search.pictures import draw_trials as picture
 from pipelines.search.results import TrainingResult, TrainingResults
 from pipelines.search.table import Row, tune_rows
 from pipelines.search.tuning import search

@@ -72,8 +72,6 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
         ({"train.epochs.x": [1]}, "'epochs' is a value, not a section"),
         ({"train.epochs": ["many"]}, "train.epochs = 'many'"),
         ({"model.fusion.kind": ["concat", "magic"]}, "ablate.grid: model.fusion.kind: kind 'magic'.*choose one of"),
-        ({"seed": [1]}, "'seed' is the same for all"),
-        ({"storage": ["x"]}, "'storage' is the same for all"),
     ],
 )
 @pytest.mark.parametrize("look", [cells, check])
@@ -109,6 +107,10 @@ def test_names_are_readable_safe_and_distinct() -> None:
     [
         ('ablate.grid={"train.epochs"=[]}', "at least one value"),
         ('ablate.grid={"train.epochs"=[1, 1]}', "none of them twice"),
+        ('ablate.grid={"seed"=[1]}', "ablate.grid: 'seed' is the same for all"),
+        ('ablate.grid={"storage"=["x"]}', "'storage' is the same for all"),
+        ('tune.space={"data.tars"={choice=["x"]}}', "tune.space: 'data.tars' is the same for all"),
+        ('tune.space={"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last"),
         ("ablate.seeds=[]", "at least one seed"),
         ("ablate.seeds=[1, 1]", "none twice"),
         ('tune.space={"a.b"={}}', "name one distribution"),

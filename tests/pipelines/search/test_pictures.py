@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pipelines.search.config import TuneConfig
 from pipelines.search.grid import Cell
-from pipelines.search.pictures import ablation, trials
+from pipelines.search.pictures import draw_ablation, draw_trials
 from pipelines.search.results import TrainingResult, Trial
 
 TOPOLOGY, FUSION = "model.topology.kind", "model.fusion.kind"
@@ -39,7 +39,7 @@ def test_a_grid_of_two_settings_is_a_heat_map_with_its_values(tmp_path: Path) ->
     grid = {TOPOLOGY: ["dual", "single"], FUSION: ["concat", "gated", "transformer"], "train.epochs": [4]}
     found, records = grid_of(grid, [0, 1])
     records["5", 0] = records["5", 1] = TrainingResult("refused", "does not fit")
-    figure = ablation(grid, found, [0, 1], records, "val accuracy")
+    figure = draw_ablation(grid, found, [0, 1], records, "val accuracy")
     figure.savefig(tmp_path / "grid.png")
     axes = figure.axes[0]
     means = axes.images[0].get_array()
@@ -57,7 +57,7 @@ def test_any_other_grid_is_a_row_of_dots_for_each_cell(tmp_path: Path) -> None:
     found, records = grid_of(grid, [0, 1, 2])
     for seed in range(3):
         records["0", seed] = TrainingResult("failed", "boom")
-    figure = ablation(grid, found, [0, 1, 2], records, "val accuracy")
+    figure = draw_ablation(grid, found, [0, 1, 2], records, "val accuracy")
     figure.savefig(tmp_path / "dots.png")
     (axes,) = figure.axes
     points = np.concatenate([c.get_offsets() for c in axes.collections])
@@ -79,7 +79,7 @@ def test_trials_have_a_panel_for_each_setting(tmp_path: Path) -> None:
     ]
     records = {n: TrainingResult("stopped" if n < 2 else "finished", score=0.5 + 0.1 * n) for n in range(3)}
     records[3] = TrainingResult("failed", "boom")
-    figure = trials(config, found, records, "val accuracy")
+    figure = draw_trials(config, found, records, "val accuracy")
     figure.savefig(tmp_path / "trials.png")
     rate, fusion = figure.axes
     assert rate.get_xscale() == "log"
@@ -91,10 +91,10 @@ def test_trials_have_a_panel_for_each_setting(tmp_path: Path) -> None:
 
 def test_a_search_without_any_score_has_a_picture_too() -> None:
     config = TuneConfig(space={"train.batch": {"randint": [1, 9]}})
-    figure = trials(
+    figure = draw_trials(
         config, [Trial(0, {"train.batch": 4}, "boom")], {0: TrainingResult("failed", "boom")}, "val accuracy"
     )
     assert figure.axes
     grid = {FUSION: ["concat", "gated"]}
     cells, _ = grid_of(grid, [0])
-    assert ablation(grid, cells, [0], {(c.slug, 0): TrainingResult("failed") for c in cells}, "val accuracy").axes
+    assert draw_ablation(grid, cells, [0], {(c.slug, 0): TrainingResult("failed") for c in cells}, "val accuracy").axes

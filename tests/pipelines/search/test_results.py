@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.search.results import TrainingResult, TrainingResults, count_parameters, result_of_run, spread
+from pipelines.search.results import TrainingResult, TrainingResults, count_parameters, result_of_run, sample_deviation
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
 
@@ -43,8 +43,8 @@ def test_what_failed_is_tried_again(status: str, done: bool) -> None:
 
 
 def test_spread_is_the_sample_standard_deviation() -> None:
-    assert spread([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1.2909944)
-    assert spread([1.0]) is None
+    assert sample_deviation([1.0, 2.0, 3.0, 4.0]) == pytest.approx(1.2909944)
+    assert sample_deviation([1.0]) is None
 
 
 class _Tracked(NullTracker):
