@@ -60,8 +60,10 @@ ALLOWED_IMPORTS = {
     "mlflow": {
         "pipelines/registry/_smoke_program.py",
         "pipelines/registry/package.py",
+        "pipelines/registry/package_store.py",
         "pipelines/registry/pyfunc.py",
         "pipelines/registry/registry.py",
+        "pipelines/registry/versions.py",
         "pipelines/tracking/system_metrics.py",
         "pipelines/tracking/metric_writer.py",
         "pipelines/tracking/store.py",

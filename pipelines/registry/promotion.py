@@ -23,7 +23,8 @@ from pipelines.registry.gate import comparison, report, stored
 from pipelines.registry.gate.behaviour import behaviour_checks, probe_records, run_probe
 from pipelines.registry.gate.check import Check, Difference, GateDecision
 from pipelines.registry.gate.live import live_checks
-from pipelines.registry.registry import LocalModel, ModelVersion, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.inference import Predictor
 from vlmodel.processor import VLProcessor

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate.stored import check_schema
-from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import LocalModel
 from pipelines.serve.deployment import deploy
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace

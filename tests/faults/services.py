@@ -12,8 +12,9 @@ import psutil
 import ray
 from ray import serve as ray_serve
 
-from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import LocalModel
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
 from pipelines.serve.http.schema.vqa import VQAResponse

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from pipelines.registry.registry import PREVIOUS, PROMOTION_TAG, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import PREVIOUS, PROMOTION_TAG
 from pipelines.retrain.ledger import STEPS, Ledger
 from pipelines.serve.client import Client
 from pipelines.tracking.store import connect

@@ -16,7 +16,8 @@ import pytest
 
 from pipelines.data.index.index import Index
 from pipelines.registry.config import RegistryConfig
-from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import LocalModel
 from pipelines.tracking.address import TrackingError
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote

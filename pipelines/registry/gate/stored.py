@@ -5,8 +5,9 @@ from __future__ import annotations
 from pipelines.registry import package
 from pipelines.registry.errors import ArtifactError, SmokeError
 from pipelines.registry.gate.check import Check
-from pipelines.registry.registry import ROLLBACK_TAG, LocalModel, ModelVersion, Registry
+from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.versions import ROLLBACK_TAG, LocalModel, ModelVersion
 from vlmodel.config import dump
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor

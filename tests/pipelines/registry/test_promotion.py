@@ -21,8 +21,9 @@ from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
 from pipelines.registry.gate.check import Check, GateDecision
 from pipelines.registry.promotion import apply_decision, check_baselines, compare, compare_new, roll_back
-from pipelines.registry.registry import ModelVersion, Registry
+from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.address import TrackingConfig, TrackingError
 from pipelines.tracking.store import connect
 from pipelines.tracking.tracker import NullTracker, Tracker

@@ -20,13 +20,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from pipelines.registry import manifest, smoke
-from pipelines.registry import registry as registry_module
+from pipelines.registry import manifest, package_store, smoke
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.package import build
-from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import LocalModel
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
@@ -88,7 +88,7 @@ def test_the_stored_model_answers_by_itself(
     def recorded(package: Path, rows: Sequence[tuple[bytes, str]]) -> None:
         smoke_answers.extend(answers_in_fresh_process(package, rows))
 
-    monkeypatch.setattr(registry_module, "answers_in_fresh_process", recorded)
+    monkeypatch.setattr(package_store, "answers_in_fresh_process", recorded)
     registry = Registry.open(tracking, storage)
     local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
     predictor = Predictor.from_pretrained(checkpoint)
