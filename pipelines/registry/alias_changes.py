@@ -1,8 +1,8 @@
 """Promotion and rollback: changes of aliases, one at a time.
 
-MLflow's aliases have no compare-and-swap, the last writer wins; so they are changed under a lock. Setting ``champion`` is
-the write that counts: what is written before it has no effect without it, and what comes after it is completed by any
-later change.
+MLflow's aliases have no compare-and-swap, the last writer wins; so they are changed under a lock. Setting ``champion``
+is the write that counts: what is written before it has no effect without it, and what comes after it is completed by
+any later change.
 """
 
 from __future__ import annotations

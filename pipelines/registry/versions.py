@@ -1,7 +1,7 @@
 """Versions of one registered model, and the aliases that say which one is in use.
 
-``champion`` is the version that serves, ``previous`` the one before it, ``challenger`` a newer one that is usable and has
-not been shown to be better.
+``champion`` is the version that serves, ``previous`` the one before it, ``challenger`` a newer one that is usable and
+not shown to be better.
 """
 
 from __future__ import annotations
