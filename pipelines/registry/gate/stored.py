@@ -1,4 +1,4 @@
-"""Is what the registry holds of a candidate whole, of the champion's kind, and does it answer by itself?"""
+"""Checks of a candidate's stored package: unchanged files, the champion's schema, an answer in a fresh process."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def check_stored_files(registry: Registry, version: ModelVersion) -> Check:
 
 
 def check_not_rolled_back(version: ModelVersion) -> Check:
-    """Whether the version was never rolled back: a job that is started again must not bring it back."""
+    """Whether the version was never rolled back: a repeated job must not promote it again."""
     return Check(
         name="not rolled back",
         passed=not version.rollback_reason,
         measured=f"rolled back: {version.rollback_reason}" if version.rollback_reason else "never",
         required=f"never; to allow it again delete its tag {ROLLBACK_TAG!r} in MLflow",
-        explanation="people, or a server, gave it up for a reason that the hold-out may not show",
+        explanation="it was rolled back for a reason that the hold-out may not show",
     )
 
 
 def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
-    """Whether inputs, outputs, and the tasks with what each reads are the champion's; without one, the program's."""
+    """Whether inputs, outputs and tasks are those of the champion; without a champion, those of this program."""
     name = "schema"
     reason = (
         "clients of the champion must be able to ask the candidate; register another kind of model under another name"
@@ -59,7 +59,7 @@ def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
 
 
 def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> Check:
-    """Whether a fresh process, which has the stored files alone, gives the answer that this process gives.
+    """Whether a fresh process, with only the stored files, gives the answer that this process gives.
 
     Args:
         example: (encoded image, text).
@@ -80,5 +80,5 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
 
 
 def _schema(model: LocalModel) -> dict[str, object]:
-    tasks = {task: dump(fields) for task, fields in VLProcessor.from_pretrained(model.folder).tasks.items()}
+    tasks = {task: dump(spec) for task, spec in VLProcessor.from_pretrained(model.folder).tasks.items()}
     return {"signature": package.signature(model.package), "tasks": tasks}

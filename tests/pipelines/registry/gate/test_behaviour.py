@@ -138,7 +138,7 @@ def test_a_model_that_is_surest_of_nothing_is_found_out(checkpoint: Path, pictur
     found = observed(checkpoint, records(pictures), lambda image, text: ("yes", 0.6 if image in pictures else 0.99))
     assert checks_of(found)["blank image"].passed is False
     found = observed(checkpoint, records(pictures), lambda image, text: ("yes", math.nan))
-    assert checks_of(found)["blank image"].measured == "a confidence is no number"
+    assert checks_of(found)["blank image"].measured == "a confidence is not finite"
 
 
 def test_another_image_is_another_one(checkpoint: Path, pictures: list[bytes]) -> None:

@@ -19,7 +19,7 @@ from pipelines.registry.gate.comparison import (
     with_tolerance,
 )
 from tests.pipelines.evaluate.test_build_report import answers
-from vlmodel.config import ConfigError
+from vlmodel.config import ConfigError, parse
 
 CONFIG = GateConfig(resamples=1000)
 
@@ -111,8 +111,8 @@ def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
         "target=no": [False, True, False],
         "target=yes": [True, False, False],
     }
-    with pytest.raises(ConfigError, match=r"registry\.gate\.slices: 'colour' is no text column.*question_type, key"):
-        slices(answers(("a", "", None, "")), ["colour"])
+    with pytest.raises(ConfigError, match=r"slices: 'colour' is no text column.*question_type, key"):
+        parse(GateConfig, {"slices": ["target", "colour"]})
 
 
 def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_and_no_chance() -> None:
