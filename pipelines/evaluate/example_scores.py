@@ -1,5 +1,5 @@
-"""What each row of an evaluation adds to the figure by which models are compared, so that two models can be compared
-row by row.
+"""Per-example scores whose mean is the metric by which models are compared, so that two models can be compared row by
+row.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from vlmodel.task_spec import MATCH, TaskSpec, is_match
 
 @dataclass(frozen=True)
 class ExampleScores:
-    """N rows that count, and what each is worth. The figure is the mean over the groups of the mean over their rows.
+    """Scores of N rows. The metric is the mean over the groups of the mean over their rows.
 
     Attributes:
-        worth_N: float64; 0 or 1 for an answer that is wrong or right, the CIDEr-D of a caption, the share of recalls
-            (at 1, 5 and 10) that find what belongs to a text or an image.
-        group_N: int64; balanced accuracy has a group for each kind of pair, recall one for each way.
-        image_N: int64; rows of one image are not independent of each other.
-        row_N: int64; the row of the table of answers.
-        binary: whether rows are right or wrong.
+        score_N: 0 or 1 for a wrong or right answer, the CIDEr-D of a caption, the mean of the recalls at 1, 5 and 10 of
+            a text or an image.
+        group_N: balanced accuracy has a group for each class, recall one for each direction.
+        image_N: number of the row's image; rows of one image are not independent of each other.
+        row_N: the row of the table of answers.
+        binary: whether the scores are 0 or 1.
     """
 
     score_N: NDArray[np.float64]
@@ -43,33 +43,27 @@ class ExampleScores:
 
     @property
     def value(self) -> float:
-        """The figure by which models are compared: ``Report.value`` of the same answers."""
+        """The metric by which models are compared: ``Report.value`` of the same answers."""
         groups = np.unique(self.group_N)
         return float(np.mean([self.score_N[self.group_N == group].mean() for group in groups]))
 
-    def select_rows(self, chosen: NDArray[np.bool_]) -> ExampleScores:
-        """Those of the chosen rows of the table alone."""
-        kept_N = chosen[self.row_N]
-        return replace(
-            self,
-            score_N=self.score_N[kept_N],
-            group_N=self.group_N[kept_N],
-            image_N=self.image_N[kept_N],
-            row_N=self.row_N[kept_N],
-        )
+    def select_rows(self, mask_R: NDArray[np.bool_]) -> ExampleScores:
+        """The scores of some rows of the table."""
+        mask_N = mask_R[self.row_N]
+        selected = {name: getattr(self, name)[mask_N] for name in ("score_N", "group_N", "image_N", "row_N")}
+        return replace(self, **selected)
 
 
-def score_examples(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer = "none") -> ExampleScores:
-    """The rows of a table of ``predict.SCHEMA`` that ``build_report`` counts.
+def score_examples(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer = "none") -> ExampleScores:
+    """Scores of those rows of a table of ``predict.SCHEMA`` that have a right answer.
 
     Args:
-        fields: what the task reads, which says what kind of task it is.
-        normalizer: answers in words are compared by these rules.
+        normalizer: rules by which answers in words are compared.
     """
     image_R = image_ids(answers)
-    if fields.target == "none":
-        return _report_on_retrieval(answers, image_R)
-    if fields.target == "tokens" and not fields.text:
+    if spec.target == "none":
+        return _score_retrieval(answers, image_R)
+    if spec.target == "tokens" and not spec.text:
         references = with_words(answers["references"].to_pylist())
         row_N = np.flatnonzero([bool(captions) for captions in references])
         predicted = answers["predicted"].take(pa.array(row_N)).to_pylist()
@@ -77,7 +71,7 @@ def score_examples(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer =
         return ExampleScores(score_N, np.zeros(len(row_N), np.int64), image_R[row_N], row_N, binary=False)
     row_N = np.flatnonzero(pc.is_valid(answers["target"]).to_numpy())
     targets, predicted = (answers[name].take(pa.array(row_N)).to_pylist() for name in ("target", "predicted"))
-    if fields.target == "match":
+    if spec.target == "match":
         group_N = np.array([is_match(target) for target in targets], np.int64)
         right = group_N == np.array([answer == MATCH for answer in predicted])
     else:
@@ -87,26 +81,26 @@ def score_examples(answers: pa.Table, fields: TaskSpec, normalizer: Normalizer =
 
 
 def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
-    """Which answers mean what they should."""
+    """Whether each answer has the normal form of its target."""
     return [
         normal_form(target, normalizer) == normal_form(answer, normalizer)
         for target, answer in zip(targets, predicted, strict=True)
     ]
 
 
-def chance(answers: pa.Table, credits: ExampleScores) -> ExampleScores:
-    """What a random order of all images and of all texts is worth on the rows of a retrieval's ``credits``."""
+def chance(answers: pa.Table, scores: ExampleScores) -> ExampleScores:
+    """Expected scores of a random order of all images and of all texts, on the rows of a retrieval's scores."""
     image_R = image_ids(answers)
     _, image_R = np.unique(image_R, return_inverse=True)
     texts_B = np.bincount(image_R)
     of_text = np.mean([min(1.0, k / len(texts_B)) for k in RANKS])
     of_image_B = np.mean([chance_of_images(torch.from_numpy(texts_B), k).numpy() for k in RANKS], axis=0)
-    score_N = np.where(credits.group_N == 0, of_text, of_image_B[image_R[credits.row_N]])
-    return replace(credits, score_N=score_N)
+    score_N = np.where(scores.group_N == 0, of_text, of_image_B[image_R[scores.row_N]])
+    return replace(scores, score_N=score_N)
 
 
 def image_ids(answers: pa.Table) -> NDArray[np.int64]:
-    """A number for the image of each row. A key alone may be that of a sample of each split."""
+    """A number for the image of each row. Samples of different splits may have the same key."""
     codes = [
         pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
         for name in ("split", "key")
@@ -114,8 +108,8 @@ def image_ids(answers: pa.Table) -> NDArray[np.int64]:
     return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].astype(np.int64).ravel()
 
 
-def _report_on_retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> ExampleScores:
-    """A text's row counts for the text; the first row of an image also for the image."""
+def _score_retrieval(answers: pa.Table, image_R: NDArray[np.int64]) -> ExampleScores:
+    """Each row counts for its text; the first row of an image also counts for the image."""
     first_B = np.flatnonzero(pc.is_valid(answers["image_embedding"]).to_numpy())
     place = {image: b for b, image in enumerate(image_R[first_B].tolist())}
     image_BD = np.stack(answers["image_embedding"].take(pa.array(first_B)).to_numpy())

@@ -1,4 +1,4 @@
-"""How far stated probabilities are from what happens."""
+"""How far predicted probabilities are from observed frequencies."""
 
 from __future__ import annotations
 

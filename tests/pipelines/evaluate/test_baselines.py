@@ -33,14 +33,14 @@ def test_answers_in_other_spellings_count_together() -> None:
 def test_they_are_the_same_once_they_were_kept(tmp_path: Path) -> None:
     learned = Baselines.learn(iter(TEXTS), [ASKED, CAPTIONED], "vqa", ["ab12"])
     assert learned.answers is not None
-    assert learned.answers.answers(QUESTIONS) == ["yes", "2", "yes"]
+    assert learned.answers.predict(QUESTIONS) == ["yes", "2", "yes"]
     assert learned.caption in ("a dog runs", "a dog", "a dog runs fast")
     learned.save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {FILE}
     kept = Baselines.load(tmp_path)
     assert kept is not None
     assert kept.answers is not None
-    assert kept.answers.answers(QUESTIONS) == ["yes", "2", "yes"]
+    assert kept.answers.predict(QUESTIONS) == ["yes", "2", "yes"]
     assert (kept.answers.normalizer, kept.caption, kept.trained_on) == ("vqa", learned.caption, ("ab12",))
     assert Baselines.load(tmp_path / "nowhere") is None
 

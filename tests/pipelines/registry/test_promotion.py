@@ -14,8 +14,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.baselines import AnswerPrior
 from pipelines.evaluate.build_report import report_on_answers
-from pipelines.evaluate.floors import AnswerPrior
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
@@ -31,7 +31,7 @@ from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 
 CONFIG = GateConfig(resamples=500)
-FLOORS = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
+PRIOR = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
 
 
 def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -> Assessment:
@@ -43,7 +43,7 @@ def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -
             for n, ok in enumerate(right)
         )
     )
-    return Assessment(task, report_on_answers(table, "val", FLOORS), table, [], (b"", ""))
+    return Assessment(task, report_on_answers(table, "val", PRIOR), table, [], (b"", ""))
 
 
 def accuracy(share: float, rows: int = 600, seed: int = 0) -> list[bool]:
