@@ -99,10 +99,7 @@ def decide(
 
 
 def compare(
-    candidate: Sequence[Assessment],
-    champion: Sequence[Assessment],
-    tasks: Mapping[str, TaskSpec],
-    config: GateConfig,
+    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[list[Check], list[Difference]]:
     """Compare answers row by row. The first task must be better; the others are treated as slices.
 
@@ -138,10 +135,7 @@ def compare(
 
 
 def compare_new(
-    candidate: Sequence[Assessment],
-    champion: Sequence[Assessment],
-    tasks: Mapping[str, TaskSpec],
-    config: GateConfig,
+    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
     """Compare answers about new data, row by row, for each task.
 

@@ -20,13 +20,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from pipelines.tracking.address import (
-    TrackingConfig,
-    TrackingError,
-    artifact_location,
-    check_reachable,
-    tracking_uri,
-)
+from pipelines.tracking.address import TrackingConfig, TrackingError, artifact_location, check_reachable, tracking_uri
 from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.provenance import flatten, git_state, is_below, truncate_with_hash, without_secrets
 from pipelines.tracking.store import connect, mlflow_errors, open_store, redacted_stdout
