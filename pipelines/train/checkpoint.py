@@ -1,9 +1,9 @@
-"""Checkpoints: a folder that exists only when its manifest does, and is loaded only when every hash in it is right.
+"""Checkpoints: a folder counts only with its manifest, and is loaded only if every hash in it is right.
 
     step-00000120/
-        model/          what inference needs, by from_pretrained alone: config.json, model.safetensors, tokenizer, ...
-        trainer.pt      weights as trained, optimizer (tensors and plain containers; loaded with weights_only)
-        state.json      cursor, metrics, configuration
+        model/          for inference, loaded by from_pretrained: config.json, model.safetensors, tokenizer, ...
+        trainer.pt      trained weights, optimizer (tensors and plain containers; loaded with weights_only)
+        state.json      number of steps, metrics, configuration
         manifest.json   sha256 and size of every other file, uploaded last
 
 Random states are not stored: every step seeds its generators from (seed, step, rank), see step.py.
@@ -35,7 +35,7 @@ _PREFIX = "step-"
 
 
 class CheckpointError(ExpectedError):
-    """A checkpoint that is absent, torn or altered; the message names it and what to do."""
+    """A checkpoint is missing, incomplete or altered. The message names it and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class Stored:
     """A complete checkpoint in storage.
 
     Attributes:
-        filesystem, path: where it lies.
-        step: global steps done, the cursor of the data.
+        step: number of global steps done.
         state: the contents of state.json.
     """
 
@@ -69,7 +68,7 @@ def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) ->
 
 
 def upload(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
-    """Copy a local checkpoint to storage, its manifest last, so that a torn copy is never taken for a checkpoint."""
+    """Copy a local checkpoint to storage, its manifest last, so that an incomplete copy does not count."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST]
     for file in [*files, folder / MANIFEST]:
         target = f"{path}/{file.relative_to(folder).as_posix()}"
@@ -94,21 +93,19 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
 
 
 def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run whose state is whole, None where there is none. Its other files are
-    not read.
-    """
+    """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read."""
     for folder in _folders(filesystem, run):
         try:
             manifest = _manifest(filesystem, folder)
             state: dict[str, Any] = json.loads(_verified(filesystem, folder, _STATE, manifest[_STATE]))
         except CheckpointError:
-            continue  # whoever loads checkpoints tells of it
+            continue  # whoever loads checkpoints reports it
         return state
     return None
 
 
 def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
-    """The usable checkpoints of a run, newest first. A torn or altered one is passed over, with a warning."""
+    """The valid checkpoints of a run, newest first. Others are skipped with a warning."""
     for folder in _folders(filesystem, run):
         try:
             state = verify(filesystem, folder)
@@ -119,12 +116,12 @@ def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
 
 
 def latest(filesystem: pafs.FileSystem, run: str) -> Stored | None:
-    """The newest usable checkpoint of a run, or None."""
+    """The newest valid checkpoint of a run, or None."""
     return next(complete(filesystem, run), None)
 
 
 def best(filesystem: pafs.FileSystem, run: str) -> Stored:
-    """The usable checkpoint with the best ``selection`` (the later one of equals).
+    """The valid checkpoint with the best ``selection`` (the later one of equals).
 
     Raises:
         CheckpointError: the run has none.
@@ -137,7 +134,7 @@ def best(filesystem: pafs.FileSystem, run: str) -> Stored:
 
 @contextmanager
 def local_copy(stored: Stored) -> Iterator[Path]:
-    """The checkpoint as a local folder: in place where storage is local, else a temporary download."""
+    """The checkpoint as a local folder: in place if storage is local, else a temporary download."""
     if isinstance(stored.filesystem, pafs.LocalFileSystem):
         yield Path(stored.path)
         return
@@ -161,7 +158,7 @@ def open_storage(storage: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
-    """Folders of a run's checkpoints, whole or not, newest first."""
+    """Folders of a run's checkpoints, valid or not, newest first."""
     selector = pafs.FileSelector(run, allow_not_found=True)
     found = filesystem.get_file_info(selector)
     folders = [f for f in found if f.base_name.startswith(_PREFIX) and f.type == pafs.FileType.Directory]
@@ -183,12 +180,7 @@ def _manifest(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
 
 
 def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
-    """All that lies in a checkpoint and is no folder.
-
-    Raises:
-        CheckpointError: a link, which could point anywhere and change at any time, or another file without contents of
-            its own.
-    """
+    """Names of all files in a checkpoint. Refuses links, which could point anywhere and change at any time."""
     if isinstance(filesystem, pafs.LocalFileSystem):
         files = [file for file in Path(path).rglob("*") if file.is_symlink() or not file.is_dir()]
         if special := next((file for file in files if file.is_symlink() or not file.is_file()), None):
@@ -199,7 +191,7 @@ def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
 
 
 def _verified(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> bytes:
-    """A file of a checkpoint, which must be as its manifest has it."""
+    """The contents of a file, which must match the manifest."""
     try:
         data = _read(filesystem, f"{path}/{name}")
     except FileNotFoundError:

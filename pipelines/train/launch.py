@@ -1,4 +1,4 @@
-"""Starts the workers of a training through Ray Train and waits for them."""
+"""Starts the workers of a training by Ray Train and waits for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.config import LoggingConfig
 
-from pipelines.data.stream.plan import check_division
 from pipelines.train.entry import train_loop_per_worker
 from pipelines.train.errors import LostWorkerError
 from pipelines.train.progress import ProgressDisplay
@@ -28,7 +27,7 @@ from pipelines.train.worker import RunSpec
 log = logging.getLogger(__name__)
 
 _LOST = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
-# Ray keeps the newest besides the best. Of these it keeps two: where the newest is the best, one must lie behind it.
+# Ray keeps the newest checkpoint and the two best ones: if the newest is the best, there is still an earlier one.
 _CHECKPOINTS = CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="selection")
 
 
@@ -36,24 +35,22 @@ def launch(spec: RunSpec, *, label: str = "train") -> None:
     """Train to the end. A run of the same folder continues; a finished one returns at once.
 
     Args:
-        label: what the lines of progress begin with.
+        label: prefix of the lines of progress.
 
     Raises:
-        NonFiniteLossError: the loss stopped being a number; the last checkpoint is from before.
-        ValueError: the global batch does not divide over the workers.
-        LostWorkerError: workers died or stood still more than ``max_failures`` times.
+        NonFiniteLossError: loss or gradient is not finite; the last checkpoint is from before.
+        LostWorkerError: workers died or hung more than ``max_failures`` times.
         ray.train.TrainingFailedError: an error of the training itself.
     """
-    check_division(spec.train.batch, spec.train.workers, spec.train.accumulation)
     storage, _, name = spec.folder.rpartition("/")
     gpus = spec.train.gpus_per_worker
     set_aside_unusable_list(spec.folder)
-    # The controller looks at its workers at this interval, and a report waits for the look.
+    # The controller polls its workers at this interval, and each report waits for the next poll.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
     os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(spec.train.answer_timeout_s)
     trainer = _Trainer(
         train_loop_per_worker,
-        # By reference, so that the controller passes it on unread.
+        # By reference, so that the controller does not deserialize it.
         train_loop_config={"spec": ray.put(spec)},
         scaling_config=ScalingConfig(
             num_workers=spec.train.workers,
@@ -72,7 +69,7 @@ def launch(spec: RunSpec, *, label: str = "train") -> None:
         try:
             trainer.fit()
         except WorkerGroupError as error:
-            # What the others raise then is no cause: their collectives broke.
+            # Errors of the other workers follow from this: their collectives failed.
             lost = {rank: e for rank, e in error.worker_failures.items() if isinstance(e, _LOST)}
             if not lost:
                 raise
@@ -90,13 +87,13 @@ def _lost(workers: Mapping[int, Exception], max_failures: int) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """Without two things that Ray Train adds.
+    """TorchTrainer without two features.
 
-    The actor that frees a dead controller's resources asks the State API every second whether the controller lives. It
-    complains where no dashboard runs, and ends in a traceback where two clusters run on the machine. The resources are
-    freed when this driver ends, which it does when its controller is lost.
+    The actor that frees a dead controller's resources polls the State API every second. It logs errors if no dashboard
+    runs, and raises if two clusters run on the machine. The resources are freed when this driver ends, which it does
+    when its controller is lost.
 
-    The handler of Ctrl-C stays behind after the training, and then ends the driver only at the third Ctrl-C.
+    The handler of Ctrl-C stays installed after the training, and then ends the driver only at the third Ctrl-C.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -104,14 +101,13 @@ class _Trainer(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
     def _register_sigint_handler(self, controller: object) -> None:
-        """The driver's own handler stays."""
+        """Keep the driver's handler."""
 
 
 def set_aside_unusable_list(run: str) -> None:
-    """Rename Ray's own list of a run's checkpoints where Ray could not read it, and would refuse the run.
+    """Rename Ray's list of a run's checkpoints if Ray cannot read it and would refuse the run.
 
-    A crash can leave it half written, and it may name a checkpoint that is gone. Nothing here needs it: Ray alone goes
-    by it, to delete old checkpoints.
+    A crash can leave it half written, or naming a checkpoint that is gone. Only Ray uses it, to delete old checkpoints.
 
     Raises:
         OSError: the storage cannot be read.
@@ -122,7 +118,7 @@ def set_aside_unusable_list(run: str) -> None:
         CheckpointManager(_CHECKPOINTS, context)
     except OSError:
         raise
-    except Exception as error:  # whatever the contents lead Ray's reader to
+    except Exception as error:  # Ray's reader may raise anything
         path = context.checkpoint_manager_snapshot_path
         context.storage_filesystem.move(path, f"{path}.unusable")
         log.warning(

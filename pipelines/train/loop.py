@@ -1,4 +1,4 @@
-"""The training loop of one worker. It knows torch, the stream and the cursor; not Ray, not MLflow."""
+"""The training loop of one worker. It imports neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainConfig(Section):
-    """The training: how long, on what, and what is kept."""
+    """Training: its length, resources and checkpoints."""
 
     workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Workers (DDP ranks)."""
@@ -48,11 +48,11 @@ class TrainConfig(Section):
     accumulation: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Forward and backward passes that make one step."""
     window: int = Field(65536, ge=1)
-    """Samples that are shuffled among themselves, at least; shards are shuffled whole. As many as there are samples
-    shuffles all, which costs a read each."""
+    """Smallest number of samples that are shuffled together; a window consists of whole shards. A window of all samples
+    is a full shuffle, with a separate read for each sample."""
     shuffle_block: int = Field(1, ge=1)
-    """Neighbours of a tar that stay together when a window is shuffled; more means fewer reads, which object stores
-    charge for, and a poorer shuffle. See shuffle/ in the run's metrics."""
+    """Neighbouring samples of a tar that stay together when a window is shuffled; larger blocks need fewer reads, which
+    object stores charge for, and shuffle less. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
     """Images of one evaluation batch."""
     evaluation_cache_mb: int = Field(256, ge=0, json_schema_extra=MAY_CHANGE)
@@ -77,14 +77,15 @@ class TrainConfig(Section):
     ledger: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     init: str = ""
-    """Model to begin with: "champion", a version number or a model folder, of the same model settings; its tokenizer
-    and answers are kept, and `vocabulary` is not looked at. "" draws new weights."""
+    """Model to begin with: "champion", a version number or a model folder, with the same model settings; its tokenizer
+    and answers are used, and `vocabulary` is ignored. "" initializes new weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
-    def _a_gpu_for_each(self) -> Self:
+    def _division_over_workers(self) -> Self:
+        check_division(self.batch, self.workers, self.accumulation)
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: nccl joins no two workers "
@@ -95,12 +96,12 @@ class TrainConfig(Section):
 
 @dataclass
 class Progress:
-    """What is carried from step to step and into each checkpoint.
+    """The state of the loop, stored in each checkpoint.
 
     Attributes:
-        step: global steps done; the cursor.
-        epoch_sums: loss sum, count and correct of the epoch under way.
-        history: one entry for each finished epoch: step, epoch, train and validation figures.
+        step: number of global steps done.
+        epoch_sums: loss sum, count and correct of the current epoch.
+        history: an entry for each finished epoch: step, epoch, training and validation metrics.
     """
 
     step: int = 0
@@ -109,16 +110,16 @@ class Progress:
 
 
 class Hooks(Protocol):
-    """What the loop asks of its surroundings."""
+    """What the loop calls."""
 
-    def evaluate(self) -> Score | None:
-        """Score the validation split over all workers; None where there is none."""
+    def evaluate(self) -> ValidationResult | None:
+        """Evaluate the validation split over all workers; None if there is none."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics (called on every rank; only the first records)."""
 
     def checkpoint(self, progress: Progress, selection: float) -> None:
-        """Keep the state after ``progress.step`` steps. ``selection`` ranks it; -1 where nothing was scored."""
+        """Store the state after ``progress.step`` steps. ``selection`` ranks it; -1 without a validation."""
 
     def should_continue(self, progress: Progress, selection: float) -> bool:
         """Whether training continues after this epoch; the same on all ranks."""
@@ -131,13 +132,13 @@ def train(
     config: TrainConfig,
     progress: Progress,
     hooks: Hooks,
-    ledger: SampleLog | None = None,
+    sample_log: SampleLog | None = None,
     selection_metric: Literal["accuracy", "loss"] = "accuracy",
 ) -> Progress:
-    """Run all global steps from ``progress.step`` on, or fewer where the hooks end it after an epoch.
+    """Run all global steps from ``progress.step`` on, or fewer if the hooks stop it after an epoch.
 
     Args:
-        selects: the validation figure that ranks checkpoints.
+        selection_metric: the validation metric that ranks checkpoints.
 
     Raises:
         NonFiniteLossError: on all ranks, before any checkpoint of the failed state.
@@ -147,7 +148,7 @@ def train(
     meter = ThroughputMeter(schedule, prefetcher)
     while progress.step < schedule.steps:
         step = progress.step
-        result = trainer(step, _micro_batches(prefetcher, config.accumulation, step, ledger), config.accumulation)
+        result = trainer(step, _micro_batches(prefetcher, config.accumulation, step, sample_log), config.accumulation)
         meter.add(result, schedule.step_samples(step))
         progress.step = step + 1
 
@@ -177,7 +178,7 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_m
     for source, plan in schedule.plan.plans_by_source.items():
         figures = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
         prefix = f"shuffle/{source}/" if source else "shuffle/"
-        hooks.log({f"{prefix}{name}": value for name, value in figures.items()}, progress.step)
+        hooks.log({f"{prefix}{name}": value for name, value in metrics.items()}, progress.step)
     score = hooks.evaluate()
     (loss, count, correct), progress.epoch_sums = progress.epoch_sums, [0.0, 0.0, 0.0]
     entry = {
@@ -190,53 +191,53 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_m
         entry |= score.metrics("val")
         hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
-    # Without a validation split the newest checkpoint is the best there is to know of.
+    # Without a validation split, the newest checkpoint counts as the best.
     return float(epoch) if score is None else _selection(entry, selection_metric)
 
 
 def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int, selection_metric: str) -> bool:
-    """Whether the last ``patience`` evaluations were no better than the best before them.
+    """Whether the last ``patience`` validations were no better than the best before them.
 
-    It hangs on the history alone, which is the same on all ranks and in each checkpoint.
+    It depends only on the history, which is the same on all ranks and in each checkpoint.
     """
-    figures = [_selection(entry, selection_metric) for entry in history if "val/loss" in entry]
-    return 0 < patience < len(figures) and max(figures[-patience:]) <= max(figures[:-patience])
+    values = [_selection(entry, selection_metric) for entry in history if "val/loss" in entry]
+    return 0 < patience < len(values) and max(values[-patience:]) <= max(values[:-patience])
 
 
 def _selection(entry: Mapping[str, float], selection_metric: str) -> float:
-    """What ranks the checkpoint after an epoch."""
+    """The value that ranks the checkpoint after an epoch; higher is better."""
     return math.exp(-entry["val/loss"]) if selection_metric == "loss" else entry["val/accuracy"]
 
 
 def _micro_batches(
-    prefetcher: DevicePrefetcher, count: int, step: int, ledger: SampleLog | None
+    prefetcher: DevicePrefetcher, count: int, step: int, sample_log: SampleLog | None
 ) -> Iterator[dict[str, Any]]:
     for arrays, tensors in islice(prefetcher, count):
         if int(arrays["step"][0]) != step:
             raise RuntimeError(f"the stream delivered step {int(arrays['step'][0])} where {step} was due")
-        if ledger is not None:
-            ledger.write(arrays)
+        if sample_log is not None:
+            sample_log.write(arrays)
         yield tensors
 
 
 class SampleLog:
-    """Which samples this worker used, a JSON line for each part of a step; for audits and fault drills."""
+    """Records which samples this worker used, as a JSON line for each micro-batch; for audits and fault drills."""
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._worker = {"rank": rank, "world": world, "pid": os.getpid()}
-        # A file for each process: a restarted worker adds, and what the dead one wrote stays.
+        # A file for each process: a restarted worker does not overwrite what the dead one wrote.
         self._file = (folder / f"rank{rank}-{time.time_ns()}-{os.getpid()}.jsonl").open("a", buffering=1)
 
     def write(self, arrays: Arrays) -> None:
-        seen = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
-        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("source", "epoch", "shard", "row")}
+        used = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
+        columns = {name: arrays[f"{name}_B"][used].tolist() for name in ("source", "epoch", "shard", "row")}
         line = {"step": int(arrays["step"][0]), **self._worker, **columns}
         self._file.write(json.dumps(line) + "\n")
 
 
 class ThroughputMeter:
-    """Adds up step results on the device and turns them into figures when it is read."""
+    """Collects step results, which stay on the device until ``flush`` computes metrics of them."""
 
     def __init__(self, schedule: Schedule, prefetcher: DevicePrefetcher) -> None:
         self._schedule, self._prefetcher = schedule, prefetcher
@@ -246,7 +247,7 @@ class ThroughputMeter:
         self.restart()
 
     def restart(self) -> None:
-        """Start the clock anew, so that evaluation and checkpoints do not count as slow steps."""
+        """Restart the clock, so that validation and checkpoints do not count as slow steps."""
         self._last, self._waited = time.perf_counter(), self._prefetcher.waited_s
 
     def add(self, result: StepResult, images: int) -> None:
@@ -254,10 +255,10 @@ class ThroughputMeter:
         self._images += images
 
     def flush(self, step: int) -> tuple[dict[str, float], list[float]]:
-        """Means since the last flush, by the names that tracking shows, and their sums. Reads the device."""
+        """Metrics since the last flush, by their names in tracking, and their sums. Waits for the device."""
         sums = [sum(column) for column in zip(*(r.totals.tolist() for r in self._results), strict=True)]
         loss, count, correct, texts = sums
-        # The last step has fewer samples where the batch does not divide those of all epochs.
+        # The last step has fewer samples if the batch does not divide those of all epochs.
         samples = min(step * self._schedule.batch, self._schedule.plan.size * self._schedule.epochs)
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)

@@ -1,4 +1,4 @@
-"""Training progress, carried from the first worker to the terminal or the log of the job that waits for it."""
+"""Training progress: rank 0 posts it to an actor, and the job shows it on its terminal or in its log."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 
 class ProgressActor:
-    """Holds the newest figures, and why a training gave up. An actor: any worker can write and the job can read."""
+    """Holds the newest metrics, and why a training failed. Workers write, the job reads."""
 
     def __init__(self) -> None:
         self._latest: dict[str, float] = {}
         self._failure = ""
 
-    def post(self, figures: dict[str, float]) -> None:
-        self._latest |= figures
+    def post(self, metrics: dict[str, float]) -> None:
+        self._latest |= metrics
 
     def read(self) -> dict[str, float]:
         return self._latest
@@ -33,12 +33,12 @@ class ProgressActor:
 
 
 def create_progress_actor() -> ActorHandle[Any]:
-    """A board for one training; it dies with its handle."""
+    """An actor for one training; it ends with its handle."""
     return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(ProgressActor).remote())
 
 
 class ProgressDisplay:
-    """Shows a board until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
+    """Shows the progress until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
 
     def __init__(
         self, progress_actor: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0
@@ -67,14 +67,14 @@ class ProgressDisplay:
 
     def _show(self) -> None:
         try:
-            figures = cast("dict[str, float]", ray.get(self._progress_actor.read.remote(), timeout=5))
+            metrics = cast("dict[str, float]", ray.get(self._progress_actor.read.remote(), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
-            return  # the figures are a comfort; a training never fails for them
-        step = figures.get("step", 0.0)
-        if not figures or step == self._shown:
+            return  # a training does not fail because its progress cannot be shown
+        step = metrics.get("step", 0.0)
+        if not metrics or step == self._shown:
             return
         self._shown = step
-        text = format_progress(figures)
+        text = format_progress(metrics)
         if self._terminal:
             self._bar.n = int(step)
             self._bar.set_postfix_str(text, refresh=True)
@@ -82,17 +82,17 @@ class ProgressDisplay:
             print(f"{self._label}  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
 
 
-def format_progress(figures: Mapping[str, float]) -> str:
-    """One line of the figures that a person watches."""
-    minutes, seconds = divmod(int(figures.get("speed/left_s", 0)), 60)
+def format_progress(metrics: Mapping[str, float]) -> str:
+    """The metrics that a person watches, in one line."""
+    minutes, seconds = divmod(int(metrics.get("speed/left_s", 0)), 60)
     parts = [
-        f"epoch {figures.get('train/epoch', 0):.2f}",
-        f"loss {figures.get('train/loss', float('nan')):.4f}",
-        f"{figures.get('speed/images_per_s', 0):.0f} images/s",
-        f"{figures.get('speed/texts_per_s', 0):.0f} texts/s",
-        f"waiting for data {figures.get('speed/data_wait_share', 0):.0%}",
+        f"epoch {metrics.get('train/epoch', 0):.2f}",
+        f"loss {metrics.get('train/loss', float('nan')):.4f}",
+        f"{metrics.get('speed/images_per_s', 0):.0f} images/s",
+        f"{metrics.get('speed/texts_per_s', 0):.0f} texts/s",
+        f"waiting for data {metrics.get('speed/data_wait_share', 0):.0%}",
         f"left {minutes}:{seconds:02d}",
     ]
-    if "val/accuracy" in figures:
-        parts.insert(2, f"val accuracy {figures['val/accuracy']:.4f}")
+    if "val/accuracy" in metrics:
+        parts.insert(2, f"val accuracy {metrics['val/accuracy']:.4f}")
     return "  ".join(parts)

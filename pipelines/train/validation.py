@@ -1,4 +1,4 @@
-"""Evaluation inside a training: exact sums over all workers, each sample counted once."""
+"""Validation during training: exact sums over all workers, each sample counted once."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vlmodel.model import VLModel, VLOutput
 
 
 @dataclass(frozen=True)
-class Score:
-    """Figures of one evaluation. Units are what the task counts: texts, or tokens.
+class ValidationResult:
+    """Metrics of one validation. Units are what the task counts: texts, or tokens.
 
     Attributes:
-        loss: mean over the units whose target is known to the model.
-        accuracy: share of ALL units that came out right: an answer outside the vocabulary counts as wrong.
-        units, images: how many were evaluated.
-        tasks: (loss, accuracy) of each task, where there are several; the other figures are over all by their weights.
+        loss: mean over the units whose target is in the model's vocabulary.
+        accuracy: share of ALL units that are right: a target outside the vocabulary counts as wrong.
+        units, images: number of evaluated ones.
+        tasks: (loss, accuracy) of each task, if there are several; the other metrics are weighted over all tasks.
     """
 
     loss: float
@@ -33,18 +33,18 @@ class Score:
     tasks: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """Loss and accuracy by the names that tracking shows."""
-        named = {f"{task}/": figures for task, figures in self.tasks.items()} | {"": (self.loss, self.accuracy)}
+        """Loss and accuracy by their names in tracking."""
+        named = {f"{task}/": values for task, values in self.tasks.items()} | {"": (self.loss, self.accuracy)}
         return {
-            f"{prefix}/{task}{figure}": value
-            for task, figures in named.items()
-            for figure, value in zip(("loss", "accuracy"), figures, strict=True)
+            f"{prefix}/{task}{metric}": value
+            for task, values in named.items()
+            for metric, value in zip(("loss", "accuracy"), values, strict=True)
         }
 
 
 @torch.no_grad()
-def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContextManager[object]) -> Score:
-    """Score this worker's batches and add up over the workers (a collective where there are several)."""
+def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContextManager[object]) -> ValidationResult:
+    """Evaluate this worker's batches and sum over the workers (a collective)."""
     device = next(model.parameters()).device
     tasks = list(model.decoder.task_decoders())
     # A row for all tasks together and, where there are several, one for each: loss, count, correct, total.
@@ -61,20 +61,17 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
     if dist.is_initialized():
         dist.all_reduce(sums)
         dist.all_reduce(images)
-    loss, accuracy, units = zip(*map(_figures, sums.tolist()), strict=True)
-    by_task = dict(zip(tasks, zip(loss[1:], accuracy[1:], strict=True), strict=False))
-    return Score(loss[0], accuracy[0], units[0], int(images.item()), by_task if len(tasks) > 1 else {})
+    (loss, accuracy, units), *by_task = (
+        (mean(loss, count), mean(correct, total), total) for loss, count, correct, total in sums.tolist()
+    )
+    task_metrics = {task: values[:2] for task, values in zip(tasks, by_task, strict=False)}
+    return ValidationResult(loss, accuracy, units, int(images.item()), task_metrics)
 
 
 def _sums(out: VLOutput) -> Tensor:
     return torch.stack([getattr(out, name).double() for name in ("loss_sum", "count", "correct", "total")])
 
 
-def _figures(sums: list[float]) -> tuple[float, float, float]:
-    loss, count, correct, total = sums
-    return mean(loss, count), mean(correct, total), total
-
-
 def mean(total: float, count: float) -> float:
-    """``total / count``, whatever small weights they are sums of; 0 where nothing was counted."""
+    """``total / count``; 0 if nothing was counted. The count may be a sum of small weights."""
     return total / count if count else 0.0

@@ -1,7 +1,7 @@
-"""Beginning with the weights of a model that was trained before, with its tokenizer and its answers.
+"""Warm start: training begins with the weights, tokenizer and answers of a model that was trained before.
 
-The model is copied into the run's folder once. So every worker finds it on whatever node, and a training that continues
-before its first checkpoint begins with the same weights, whoever has become champion since.
+The model is copied into the run's folder once. So workers on every node can read it, and a training that is restarted
+before its first checkpoint begins with the same weights, even if the champion has changed since.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _FOLDER, _LAST = "init", "config.json"
 
 
 def find_model(run: str) -> str:
-    """Where in the folder of a run in storage its initial model lies; "" where there is none."""
+    """The folder of a run's initial model in storage; "" if there is none."""
     filesystem, folder = checkpoint.open_storage(run)
-    there = filesystem.get_file_info(f"{folder}/{_FOLDER}/{_LAST}").type != pafs.FileType.NotFound
-    return f"{run}/{_FOLDER}" if there else ""
+    exists = filesystem.get_file_info(f"{folder}/{_FOLDER}/{_LAST}").type != pafs.FileType.NotFound
+    return f"{run}/{_FOLDER}" if exists else ""
 
 
 def store_model(model: Path, run: str) -> str:
-    """Copy a model's folder into that of a run in storage. Returns where it lies."""
+    """Copy a model's folder into that of a run in storage. Returns the copy's folder."""
     filesystem, folder = checkpoint.open_storage(run)
     files = [file for file in sorted(model.rglob("*")) if file.is_file() and file.name != _LAST]
-    # The last one tells that all are there.
+    # The last file marks the copy as complete.
     for file in [*files, model / _LAST]:
         name = f"{folder}/{_FOLDER}/{file.relative_to(model).as_posix()}"
         filesystem.create_dir(name.rpartition("/")[0], recursive=True)
@@ -46,7 +46,7 @@ def store_model(model: Path, run: str) -> str:
 
 @contextmanager
 def local_folder(folder: str) -> Iterator[Path]:
-    """What ``store_model`` returned as a local folder: in place where storage is local, else a temporary download."""
+    """A folder that ``store_model`` returned, locally: in place if storage is local, else a temporary download."""
     filesystem, path = checkpoint.open_storage(folder)
     with checkpoint.local_copy(checkpoint.Stored(filesystem, path, 0, {})) as model:
         yield model

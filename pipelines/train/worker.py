@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: it builds the step, finds the newest checkpoint, and hands the loop its hooks."""
+"""The program of each Ray Train worker: it builds the step, loads the newest checkpoint, and runs the loop."""
 
 from __future__ import annotations
 
@@ -40,18 +40,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All that a worker needs; sent to it by Ray.
+    """Everything that a worker needs; Ray sends it.
 
     Attributes:
-        folder: the run's folder in storage, where its checkpoints lie.
-        seed: of the whole training.
+        folder: the run's folder in storage, which holds its checkpoints.
         schedule: the order of samples and the number of steps.
-        train_source, val_source: where samples come from; None where there is no validation split.
+        train_source, val_source: of the samples; None without a validation split.
         run: the tracked run.
-        board: where progress is posted.
-        config, data: the resolved configuration tree and the hash of the data's index, kept in each checkpoint.
-        init: where in storage the model lies that the training begins with; "" where it begins with new weights.
-        beside_model: files that are kept beside the model in each checkpoint.
+        progress_actor: receives the metrics that the job shows.
+        config, data: the resolved configuration tree and the hash of the data's index, stored in each checkpoint.
+        init: folder in storage of the initial model; "" for new weights.
+        beside_model: files that are stored beside the model in each checkpoint.
         trial_controller: told the result of each epoch; answers whether training continues. None outside a search.
     """
 
@@ -73,7 +72,7 @@ class RunSpec:
 
 
 def train_worker(spec: RunSpec) -> None:
-    """Train as one of the workers, from the newest usable checkpoint of the run on."""
+    """Train as one of the workers, from the newest valid checkpoint of the run on."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -106,18 +105,18 @@ def train_worker(spec: RunSpec) -> None:
                 _tell(_stopped(progress, patience, selects))
             feed.close()
     except NonFiniteLossError as error:
-        # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
+        # All workers are here together. They return, as Ray would retry after an exception.
         if rank == 0:
             ray.get(spec.progress_actor.fail.remote(str(error)))
 
 
-def _tell(line: str) -> None:
-    """Show a line on the driver's terminal. Ray Train replaces ``print``, and then each line is shown twice."""
+def _print_line(line: str) -> None:
+    """Show a line on the driver's terminal. Ray Train replaces ``print``, which shows each line twice."""
     sys.stdout.write(f"train  {line}\n")
     sys.stdout.flush()
 
 
-def _stopped(progress: Progress, patience: int, selection_metric: str) -> str:
+def _patience_message(progress: Progress, patience: int, selection_metric: str) -> str:
     best = (min if selection_metric == "loss" else max)(
         progress.history, key=lambda entry: entry[f"val/{selection_metric}"]
     )
@@ -128,10 +127,10 @@ def _stopped(progress: Progress, patience: int, selection_metric: str) -> str:
 
 
 def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:
-    """The model with which a training of this seed begins, the same in every process. Seeds torch.
+    """The initial model of a training, the same in every process. Seeds torch.
 
     Args:
-        init: where in storage a model of the same settings lies whose weights are taken; "" draws them.
+        init: folder in storage of a model with the same settings; "" for new weights.
 
     Raises:
         ConfigError: parts that do not fit each other or the processor.
@@ -146,7 +145,7 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str 
 
 
 def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
-    """Load the newest usable checkpoint. The first worker chooses, so that all load the same."""
+    """Load the newest valid checkpoint. Rank 0 chooses it, so that all ranks load the same."""
     filesystem, run = checkpoint.open_storage(spec.folder)
     newest = checkpoint.latest(filesystem, run) if rank == 0 else None
     path = broadcast_from_rank_zero(newest.path if newest is not None else None)
@@ -156,24 +155,24 @@ def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device)
     with checkpoint.local_copy(checkpoint.Stored(filesystem, path, int(state["step"]), state)) as folder:
         trainer.load_state(checkpoint.read_trainer(folder, device))
     if rank == 0:
-        _tell(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
+        _print_line(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
     return state
 
 
 class _Hooks:
-    """The loop's surroundings: Ray Train, storage, tracking."""
+    """Connects the loop with Ray Train, storage and tracking."""
 
     def __init__(
         self, spec: RunSpec, trainer: TrainStep, processor: VLProcessor, tracker: NullTracker, rank: int, world: int
     ) -> None:
         self._spec, self._trainer, self._processor, self._tracker = spec, trainer, processor, tracker
         self._rank = rank
-        self._validation: _Cached | None = None
+        self._validation: _CachedBatches | None = None
         if spec.val_source is not None:
             batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world)
-            self._validation = _Cached(batches, spec)
+            self._validation = _CachedBatches(batches, spec)
 
-    def evaluate(self) -> Score | None:
+    def evaluate(self) -> ValidationResult | None:
         if self._validation is None:
             return None
         self._trainer.broadcast_buffers()
@@ -191,7 +190,7 @@ class _Hooks:
         if self._rank:
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
-        # The record must reach as far as the checkpoint: what comes before it is never run again.
+        # Metrics must be stored before the checkpoint: the steps before it are never run again.
         self._tracker.persist()
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         try:
@@ -235,7 +234,7 @@ class _Hooks:
 
 
 def _upload(local: Checkpoint, name: str) -> Checkpoint:
-    """Copy with the manifest last (Ray's own copy has no order), in the background."""
+    """Copy in the background, with the manifest last (Ray's copy has no order)."""
     storage = ray.train.get_context().get_storage()
     target = storage.build_checkpoint_path_from_name(name)
     try:
@@ -248,23 +247,23 @@ def _upload(local: Checkpoint, name: str) -> Checkpoint:
     return Checkpoint(target, filesystem=storage.storage_filesystem)
 
 
-class _Cached(Iterable[Arrays]):
-    """The validation batches; made by Ray Data once and kept where they are small, else made anew each time."""
+class _CachedBatches(Iterable[Arrays]):
+    """The validation batches: made once and cached if they fit, else made again each time."""
 
     def __init__(self, batches: EvaluationBatches, spec: RunSpec) -> None:
         self._batches, self._config = batches, spec.stream
-        self._room = spec.train.evaluation_cache_mb << 20
-        self._kept: list[Arrays] | None = None
+        self._max_bytes = spec.train.evaluation_cache_mb << 20
+        self._cached: list[Arrays] | None = None
 
     def __iter__(self) -> Iterator[Arrays]:
-        if self._kept is not None:
-            yield from self._kept
+        if self._cached is not None:
+            yield from self._cached
             return
-        kept: list[Arrays] = []
-        room = self._room
+        copies: list[Arrays] = []
+        left = self._max_bytes
         for arrays in stream(self._batches, self._config):
-            room -= sum(array.nbytes for array in arrays.values())
-            if room >= 0:
-                kept.append({name: array.copy() for name, array in arrays.items()})
+            left -= sum(array.nbytes for array in arrays.values())
+            if left >= 0:
+                copies.append({name: array.copy() for name, array in arrays.items()})
             yield arrays
-        self._kept = kept if room >= 0 else None
+        self._cached = copies if left >= 0 else None

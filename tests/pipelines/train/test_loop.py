@@ -12,7 +12,7 @@ import torch
 
 from pipelines.train import loop
 from pipelines.train.loop import Progress, TrainConfig, patience_is_exhausted, restore_progress
-from pipelines.train.validation import Score
+from pipelines.train.validation import ValidationResult
 
 ACCURACY = [0.2, 0.5, 0.4, 0.5, 0.45, 0.9]
 """After each epoch; the best of the first five is the second, and the fourth is no better."""
@@ -51,9 +51,9 @@ class Hooks:
         self.evaluated: list[int] = []
         self.state: dict[str, Any] = {}
 
-    def evaluate(self) -> Score:
+    def evaluate(self) -> ValidationResult:
         self.evaluated.append(len(self.evaluated))
-        return Score(1.0, ACCURACY[self.epochs], 1.0, 1)
+        return ValidationResult(1.0, ACCURACY[self.epochs], 1.0, 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
