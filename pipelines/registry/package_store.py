@@ -99,7 +99,8 @@ class PackageStore:
 
     def _fetch(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
         """Download the stored files of a version to ``scratch`` and verify them."""
-        with mlflow_errors(f"download version {version.version} of model {version.name!r}"), package.no_progress_bar():
+        package.hide_progress_bar()
+        with mlflow_errors(f"download version {version.version} of model {version.name!r}"):
             uri = self._client.tracking_uri
             address = self._client.get_model_version_download_uri(version.name, version.version)
             fetched = Path(
