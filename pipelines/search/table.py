@@ -1,9 +1,7 @@
-"""The results of many trainings as one table: for the terminal and Markdown, and as CSV."""
+"""The results of many trainings as one table, for the terminal and Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
@@ -71,15 +69,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
     rule = [f"{'-' * (w - 1)}:" if right else "-" * w for w, right in zip(widths, numeric, strict=True)]
     return "\n".join([joined(lines[0]), joined(rule), *map(joined, lines[1:])])
-
-
-def comma_separated(rows: Sequence[Row]) -> str:
-    """The table as CSV, numbers in full."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
 
 
 def _settings(settings: Mapping[str, Any]) -> Row:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 _MAX_REASON = 500
 _OPENING_S = 300  # creating a database takes seconds, on a busy machine a minute
 _POLL_S = 2.0
+_LOG_LEVELS = {
+    "urllib3.connectionpool": logging.ERROR,
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.WARNING,
+}
 
 
 def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
@@ -58,13 +63,15 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         TrackingError: nothing answers there. This is noticed within seconds; MLflow itself would retry for minutes.
     """
-    # urllib3 logs each attempt. That the server is gone is logged once (metric_queue.py), or ends the job.
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with _database_lock(uri):
         check_reachable(uri)
         from mlflow import MlflowClient
 
-        with mlflow_errors(f"open the tracking store {redact(uri)}"), _without_migration_log():
+        # urllib3 logs each attempt; that the server is gone is logged once (metric_queue.py), or ends the job. Creating
+        # a sqlite database logs fifty migrations.
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        with mlflow_errors(f"open the tracking store {redact(uri)}"):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
@@ -133,17 +140,3 @@ def _database_lock(uri: str) -> Iterator[None]:
                 "written"
             ) from error
         yield
-
-
-@contextlib.contextmanager
-def _without_migration_log() -> Iterator[None]:
-    """Creating a sqlite database logs each of its fifty migrations."""
-    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow.store.db.utils")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -283,13 +283,8 @@ class Tracker(NullTracker):
             self._client.log_text(self.run_id, text, name)
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Store rows as a CSV file with a header, replacing one of the same name. Columns: those of the first row."""
-        table = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        self.log_text(table.getvalue(), name)
+        """Store rows as a CSV file, replacing one of the same name."""
+        self.log_text(to_csv(rows), name)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, replacing earlier values."""
@@ -361,6 +356,16 @@ class Tracker(NullTracker):
                 self.log_metrics(load, step)
 
         self._monitor = LoadMonitor(put, self.handle.started_ms)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV with a header. Columns: those of the first row."""
+    table = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return table.getvalue()
 
 
 def _refuse_changes(values: Mapping[str, tuple[str, str]]) -> None:

@@ -132,7 +132,7 @@ def publish(work: Workspace, tracker: Tracker, name: str, rows: list[Row], pictu
     folder.mkdir(parents=True, exist_ok=True)
     shown = markdown(rows)
     (folder / f"{name}.md").write_text(shown + "\n", encoding="utf-8")
-    (folder / f"{name}.csv").write_text(comma_separated(rows), encoding="utf-8")
+    (folder / f"{name}.csv").write_text(to_csv(rows), encoding="utf-8")
     file = folder / f"{name}.png"
     picture.savefig(file, dpi=150)
     for suffix in ("md", "csv"):

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.search.grid import Cell
 from pipelines.search.results import TrainingResult, Trial
-from pipelines.search.table import ablation_rows, comma_separated, markdown, tune_rows
+from pipelines.search.table import ablation_rows, markdown, tune_rows
+from pipelines.tracking.tracker import to_csv
 
 CELLS: list[Cell[Any]] = [
     Cell("a", {"model.fusion.kind": "concat"}, None),
@@ -51,7 +52,7 @@ def test_markdown_is_aligned_and_escaped() -> None:
 
 def test_csv_has_the_numbers_in_full() -> None:
     rows = ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")
-    read = list(csv.DictReader(io.StringIO(comma_separated(rows))))
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert float(read[0]["spread"]) == rows[0]["spread"]
     assert read[1]["val accuracy"] == ""
 
