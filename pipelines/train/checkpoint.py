@@ -14,13 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import torch
 
@@ -32,6 +34,7 @@ MANIFEST = "manifest.json"
 MODEL = "model"
 _STATE, _TRAINER = "state.json", "trainer.pt"
 _PREFIX = "step-"
+_CHUNK = 4 << 20
 
 
 class CheckpointError(ExpectedError):
@@ -63,7 +66,10 @@ def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) ->
     torch.save(dict(trainer), folder / _TRAINER)
     (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    manifest = {p.relative_to(folder).as_posix(): _fingerprint(p.read_bytes()) for p in files}
+    manifest = {}
+    for path in files:
+        with path.open("rb") as file:
+            manifest[path.relative_to(folder).as_posix()] = _fingerprint(file)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -73,8 +79,8 @@ def upload(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
     for file in [*files, folder / MANIFEST]:
         target = f"{path}/{file.relative_to(folder).as_posix()}"
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(target) as stream:
-            stream.write(file.read_bytes())
+        with file.open("rb") as source, filesystem.open_output_stream(target) as stream:
+            shutil.copyfileobj(source, stream, _CHUNK)
 
 
 def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
@@ -86,21 +92,18 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     manifest = _manifest(filesystem, path)
     if added := sorted(_names(filesystem, path) - manifest.keys() - {MANIFEST}):
         raise CheckpointError(f"{path}/{added[0]} is not in {MANIFEST}; delete it, or use an earlier checkpoint")
-    for name, expected in manifest.items():
-        _verified(filesystem, path, name, expected)
-    state: dict[str, Any] = json.loads(_verified(filesystem, path, _STATE, manifest[_STATE]))
-    return state
+    for name in manifest.keys() - {_STATE}:
+        _verify_file(filesystem, path, name, manifest[name])
+    return _verified_state(filesystem, path, manifest)
 
 
 def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None:
     """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read."""
     for folder in _folders(filesystem, run):
         try:
-            manifest = _manifest(filesystem, folder)
-            state: dict[str, Any] = json.loads(_verified(filesystem, folder, _STATE, manifest[_STATE]))
+            return _verified_state(filesystem, folder, _manifest(filesystem, folder))
         except CheckpointError:
             continue  # whoever loads checkpoints reports it
-        return state
     return None
 
 
@@ -160,8 +163,8 @@ def open_storage(storage: str) -> tuple[pafs.FileSystem, str]:
 def _folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
     """Folders of a run's checkpoints, valid or not, newest first."""
     selector = pafs.FileSelector(run, allow_not_found=True)
-    found = filesystem.get_file_info(selector)
-    folders = [f for f in found if f.base_name.startswith(_PREFIX) and f.type == pafs.FileType.Directory]
+    entries = filesystem.get_file_info(selector)
+    folders = [f for f in entries if f.base_name.startswith(_PREFIX) and f.type == pafs.FileType.Directory]
     return [str(folder.path) for folder in sorted(folders, key=lambda f: f.base_name, reverse=True)]
 
 
@@ -186,19 +189,24 @@ def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
         if special := next((file for file in files if file.is_symlink() or not file.is_file()), None):
             raise CheckpointError(f"{special} is a link or no file; put a file there, or use an earlier checkpoint")
         return {file.relative_to(path).as_posix() for file in files}
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    return {f.path.removeprefix(f"{path}/") for f in found if f.type != pafs.FileType.Directory}
+    entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    return {f.path.removeprefix(f"{path}/") for f in entries if f.type != pafs.FileType.Directory}
 
 
-def _verified(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> bytes:
-    """The contents of a file, which must match the manifest."""
+def _verified_state(filesystem: pafs.FileSystem, path: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    _verify_file(filesystem, path, _STATE, manifest[_STATE])
+    state: dict[str, Any] = json.loads(_read(filesystem, f"{path}/{_STATE}"))
+    return state
+
+
+def _verify_file(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> None:
     try:
-        data = _read(filesystem, f"{path}/{name}")
+        with filesystem.open_input_file(f"{path}/{name}") as file:
+            fingerprint = _fingerprint(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}/{name} is missing; use an earlier checkpoint") from None
-    if _fingerprint(data) != expected:
+    if fingerprint != expected:
         raise CheckpointError(f"{path}/{name} was altered after it was written; use an earlier checkpoint")
-    return data
 
 
 def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
@@ -207,5 +215,10 @@ def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
     return data
 
 
-def _fingerprint(data: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+def _fingerprint(file: IO[bytes] | pa.NativeFile) -> dict[str, Any]:
+    """Hash and size of a file, which may not fit into memory."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": size}
