@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 PATTERN = r"\d{8}T\d{4}Z"
-"""Pattern of ``Window.id``; ids sort like their windows."""
+"""Pattern of ``TimeWindow.id``; ids sort like their windows."""
 
 _FORMAT = "%Y%m%dT%H%MZ"
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """A period of time from ``start`` (in UTC) to ``end``, the start of the next one."""
 
     start: datetime
     end: datetime
 
     @classmethod
-    def at(cls, moment: datetime, minutes: int) -> Window:
+    def at(cls, moment: datetime, minutes: int) -> TimeWindow:
         """The window that contains ``moment``; windows of this length follow each other since 1970."""
         period = timedelta(minutes=minutes)
         epoch = datetime.fromtimestamp(0, UTC)

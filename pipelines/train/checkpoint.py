@@ -42,7 +42,7 @@ class CheckpointError(ExpectedError):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCheckpoint:
     """A complete checkpoint in storage.
 
     Attributes:
@@ -92,7 +92,7 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     manifest = _manifest(filesystem, path)
     if added := sorted(_names(filesystem, path) - manifest.keys() - {MANIFEST}):
         raise CheckpointError(f"{path}/{added[0]} is not in {MANIFEST}; delete it, or use an earlier checkpoint")
-    for name in manifest.keys() - {_STATE}:
+    for name in (name for name in manifest if name != _STATE):
         _verify_file(filesystem, path, name, manifest[name])
     return _verified_state(filesystem, path, manifest)
 
@@ -107,7 +107,7 @@ def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None
     return None
 
 
-def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
+def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[StoredCheckpoint]:
     """The valid checkpoints of a run, newest first. Others are skipped with a warning."""
     for folder in _folders(filesystem, run):
         try:
@@ -115,15 +115,15 @@ def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
         except CheckpointError as error:
             log.warning("checkpoint passed over: %s", error)
             continue
-        yield Stored(filesystem, folder, int(state["step"]), state)
+        yield StoredCheckpoint(filesystem, folder, int(state["step"]), state)
 
 
-def latest(filesystem: pafs.FileSystem, run: str) -> Stored | None:
+def latest(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint | None:
     """The newest valid checkpoint of a run, or None."""
     return next(complete(filesystem, run), None)
 
 
-def best(filesystem: pafs.FileSystem, run: str) -> Stored:
+def best(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint:
     """The valid checkpoint with the best ``selection`` (the later one of equals).
 
     Raises:
@@ -136,7 +136,7 @@ def best(filesystem: pafs.FileSystem, run: str) -> Stored:
 
 
 @contextmanager
-def local_copy(stored: Stored) -> Iterator[Path]:
+def local_copy(stored: StoredCheckpoint) -> Iterator[Path]:
     """The checkpoint as a local folder: in place if storage is local, else a temporary download."""
     if isinstance(stored.filesystem, pafs.LocalFileSystem):
         yield Path(stored.path)

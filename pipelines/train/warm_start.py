@@ -48,7 +48,7 @@ def store_model(model: Path, run: str) -> str:
 def local_folder(folder: str) -> Iterator[Path]:
     """A folder that ``store_model`` returned, locally: in place if storage is local, else a temporary download."""
     filesystem, path = checkpoint.open_storage(folder)
-    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, 0, {})) as model:
+    with checkpoint.local_copy(checkpoint.StoredCheckpoint(filesystem, path, 0, {})) as model:
         yield model
 
 

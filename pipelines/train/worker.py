@@ -152,7 +152,7 @@ def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device)
     if path is None:
         return None
     state = newest.state if newest is not None else checkpoint.verify(filesystem, path)
-    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, int(state["step"]), state)) as folder:
+    with checkpoint.local_copy(checkpoint.StoredCheckpoint(filesystem, path, int(state["step"]), state)) as folder:
         trainer.load_state(checkpoint.read_trainer(folder, device))
     if rank == 0:
         _print_line(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
