@@ -46,7 +46,7 @@ class VersionScore:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
-        """The score in the tags of a version, None where it is not complete."""
+        """The score in the tags of a version, None if it is incomplete."""
         if not all(name in tags for name in _TAGS):
             return None
         value, floor, count = float(tags["value"]), float(tags["floor"]), int(tags["count"])

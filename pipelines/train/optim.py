@@ -15,7 +15,7 @@ class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
 
     backbone_lr: float = Field(1e-3, ge=0)
-    """Peak learning rate of the encoders' backbones; far smaller (1e-5 to 1e-4) where they are pretrained."""
+    """Peak learning rate of the encoders' backbones; use far less (1e-5 to 1e-4) for pretrained ones."""
     head_lr: float = Field(1e-3, ge=0)
     """Peak learning rate of projections, fusion and decoder."""
     weight_decay: float = Field(0.01, ge=0)

@@ -34,8 +34,8 @@ def tokenize(caption: str) -> str:
     and the punctuation marks of other scripts are left out too.
     """
     # NLTK separates only the last full stop.
-    description = (word.rstrip(_STOPS) for word in _TREEBANK.tokenize(_PREPARE.normalize_str(caption)))
-    return " ".join(word for word in description if not _MARKS.issuperset(word))
+    words = (word.rstrip(_STOPS) for word in _TREEBANK.tokenize(_PREPARE.normalize_str(caption)))
+    return " ".join(word for word in words if not _MARKS.issuperset(word))
 
 
 def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -89,14 +89,14 @@ def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0
     if len(every) > limit:
         every = random.Random(seed).sample(every, limit)
     sample = sorted(every)  # of equally typical captions the alphabetically first
-    description = [tokenize(caption) for caption in sample]
-    if not any(description):
-        raise ValueError(f"none of the {len(description)} captions has a word; the training split needs at least one")
-    similarity_N = np.zeros(len(description))
+    words = [tokenize(caption) for caption in sample]
+    if not any(words):
+        raise ValueError(f"none of the {len(words)} captions has a word; the training split needs at least one")
+    similarity_N = np.zeros(len(words))
     for n in range(1, 5):
         options = {"ngram_range": (n, n), "lowercase": False, "token_pattern": None}
         counter = HashingVectorizer(tokenizer=str.split, norm=None, alternate_sign=False, **options)
-        vectors_NV = TfidfTransformer().fit_transform(counter.transform(description))
+        vectors_NV = TfidfTransformer().fit_transform(counter.transform(words))
         similarity_N += vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel()
     return sample[int(similarity_N.argmax())]
 

@@ -46,24 +46,24 @@ REFERENCES = [
         (" ... !? “” ", ""),
     ],
 )
-def test_words_are_those_of_the_coco_evaluation(caption: str, description: str) -> None:
-    assert tokenize(caption) == description
+def test_words_are_those_of_the_coco_evaluation(caption: str, words: str) -> None:
+    assert tokenize(caption) == words
 
 
 def test_bleu_is_that_of_other_libraries() -> None:
     scores = caption_scores(PREDICTED, REFERENCES)
-    description = [tokenize(caption) for caption in PREDICTED]
+    words = [tokenize(caption) for caption in PREDICTED]
     truths = [[tokenize(caption) for caption in captions] for captions in REFERENCES]
     assert 0.2 < scores["bleu_4"] < scores["bleu_1"] < 1
     for n in range(1, 5):
         by_nltk = corpus_bleu(
             [[truth.split() for truth in captions] for captions in truths],
-            [caption.split() for caption in description],
+            [caption.split() for caption in words],
             weights=[1 / n] * n,
             smoothing_function=SmoothingFunction().method0,
         )
         assert scores[f"bleu_{n}"] == pytest.approx(by_nltk, abs=1e-6)
-        assert scores[f"bleu_{n}"] == pytest.approx(bleu_score(description, truths, n_gram=n).item(), abs=1e-6)
+        assert scores[f"bleu_{n}"] == pytest.approx(bleu_score(words, truths, n_gram=n).item(), abs=1e-6)
 
 
 def test_bleu_is_shortened_for_short_captions() -> None:
