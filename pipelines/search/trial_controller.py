@@ -15,6 +15,8 @@ from ray.actor import ActorHandle
 
 
 class TrialController:
+    """Holds the newest report of a training, and the decision of the search."""
+
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
         self._allowed_epoch, self._reported_epoch, self._score = 0, 0, 0.0

@@ -152,7 +152,7 @@ def test_a_full_queue_loses_lines_and_says_how_many(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(metric_queue, "MAX_WAITING", 2)
+    monkeypatch.setattr(metric_queue, "MAX_UNSENT", 2)
     store.broken = OSError("no route to host")
     queue = make_queue()
     for step in range(5):
@@ -168,4 +168,4 @@ def test_a_full_queue_loses_lines_and_says_how_many(
     told = [record.message for record in caplog.records]
     assert len(told) == 2
     assert "wait; training goes on: no route to host" in told[0]
-    assert "3 values were too many to keep and are lost" in told[1]
+    assert "3 values were too many to hold and are lost" in told[1]

@@ -104,8 +104,8 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
     program = """
         import sys
         from pipelines.tracking.tracker import RunHandle, Tracker
-        from pipelines.tracking.unsent_metrics import WaitingLines
-        tracker = Tracker.attach(RunHandle(sys.argv[1], sys.argv[2], system_metrics=False), WaitingLines(sys.argv[3]))
+        from pipelines.tracking.unsent_metrics import UnsentMetrics
+        tracker = Tracker.attach(RunHandle(sys.argv[1], sys.argv[2], system_metrics=False), UnsentMetrics(sys.argv[3]))
         for step in range(10):
             tracker.log_metrics({"loss": step / 4}, step)
         tracker.flush()
@@ -452,7 +452,8 @@ def test_a_store_that_comes_back_is_waited_for(
 
 @pytest.mark.timeout(600)
 def test_two_that_make_the_database_at_once_both_have_it(tmp_path: Path) -> None:
-    program = "import sys; from pipelines.tracking.tracker import Tracker, TrackingConfig\n"
+    program = "import sys; from pipelines.tracking.address import TrackingConfig\n"
+    program += "from pipelines.tracking.tracker import Tracker\n"
     program += "print(Tracker.open(TrackingConfig(), sys.argv[1], sys.argv[2]).run_id)"
     jobs = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "runs"), name], cwd=REPOSITORY, text=True,
