@@ -167,5 +167,5 @@ def test_a_full_queue_loses_lines_and_says_how_many(
     assert [line.step for line in store.lines] == [0, 1]
     told = [record.message for record in caplog.records]
     assert len(told) == 2
-    assert "wait; training goes on: no route to host" in told[0]
+    assert "stay queued; training continues: no route to host" in told[0]
     assert "3 values were too many to hold and are lost" in told[1]
