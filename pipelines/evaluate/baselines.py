@@ -94,7 +94,7 @@ class Baselines:
                     captions.extend(sample.captions)
                 yield from ((q.question, q.answer) for q in sample.questions if q.answer is not None)
 
-        if any(map(_answers, specs)):
+        if any(map(_answers_questions, specs)):
             answers = AnswerPrior.learn(pairs(), normalizer)
         else:
             deque(pairs(), maxlen=0)  # only the captions are of use
@@ -158,7 +158,7 @@ def check_learnable(index: Index, tasks: Mapping[str, TaskSpec]) -> None:
             )
 
 
-def _answers(spec: TaskSpec) -> bool:
+def _answers_questions(spec: TaskSpec) -> bool:
     """Whether a task answers questions in words."""
     return spec.target == "answer" or (spec.target == "tokens" and spec.text)
 

@@ -15,8 +15,14 @@ import torch
 
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import AnswerPrior, Baselines
-from pipelines.evaluate.example_scores import ExampleScores, answers_match, chance, image_ids, score_examples
-from pipelines.evaluate.intervals import interval
+from pipelines.evaluate.example_scores import (
+    ExampleScores,
+    answers_match,
+    image_ids,
+    random_order_scores,
+    score_examples,
+)
+from pipelines.evaluate.intervals import confidence_interval
 from pipelines.evaluate.metrics.answers import vqa_accuracy
 from pipelines.evaluate.metrics.calibration import calibration_error
 from pipelines.evaluate.metrics.captions import caption_scores, with_words
@@ -224,8 +230,8 @@ def _report_on_retrieval(answers: pa.Table, split: str) -> Report:
         metric="mean_recall",
         metrics=metrics,
         baselines={"chance": expected},
-        interval=interval(scores),
-        comparisons=(compare("chance", "chance", scores, chance(answers, scores)),),
+        interval=confidence_interval(scores),
+        comparisons=(compare("chance", "chance", scores, random_order_scores(answers, scores)),),
     )
 
 
@@ -250,7 +256,7 @@ def _report(
         baselines=compared.baselines,
         notes=tuple(notes),
         by_answer=list(by_answer),
-        interval=interval(compared.scores),
+        interval=confidence_interval(compared.scores),
         comparisons=tuple(compared.comparisons),
         subset_metrics=compared.subset_metrics,
     )

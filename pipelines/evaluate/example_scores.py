@@ -88,7 +88,7 @@ def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: 
     ]
 
 
-def chance(answers: pa.Table, scores: ExampleScores) -> ExampleScores:
+def random_order_scores(answers: pa.Table, scores: ExampleScores) -> ExampleScores:
     """Expected scores of a random order of all images and of all texts, on the rows of a retrieval's scores."""
     image_R = image_ids(answers)
     _, image_R = np.unique(image_R, return_inverse=True)

@@ -17,7 +17,7 @@ _AT_ONCE = 1 << 20
 """Images drawn at a time, over all resamples."""
 
 
-def interval(scores: ExampleScores, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Interval of the metric: Wilson's (1927) for a share of right answers, the bootstrap's for any other metric."""
     if scores.binary and len(np.unique(scores.group_N)) == 1:
         right = int(scores.score_N.sum())

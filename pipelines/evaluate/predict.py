@@ -90,7 +90,7 @@ class _PredictActor:
         rows = json.loads(arrays["rows_json"].tobytes())
         if not rows:
             return SCHEMA.empty_table()
-        answered = self._answers(arrays)
+        answered = self._answers_questions(arrays)
         columns = dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=False))
         columns["answers"] = [[answer for answer, _ in answers] for answers in answered]
         columns["probabilities"] = [[value for _, value in answers] for answers in answered]
@@ -131,11 +131,11 @@ class _PredictActor:
         batch = self._predictor.processor.collate_rows({self._task: examples}) | {images: arrays[images][other]}
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
-        for row, best in zip(rows, self._answers(batch), strict=True):
+        for row, best in zip(rows, self._answers_questions(batch), strict=True):
             answer[row], probability[row] = best[0]
         return {"shuffled": answer, "shuffled_probability": probability}
 
-    def _answers(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
+    def _answers_questions(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
         return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
 
 

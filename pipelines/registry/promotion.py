@@ -54,7 +54,7 @@ class Holdout:
         return assess(str(model.folder), source, self.index, self.predict, self.stream, examples=0)
 
 
-def decide(
+def run_gate(
     registry: Registry,
     candidate: ModelVersion,
     champion: ModelVersion | None,
@@ -90,7 +90,7 @@ def decide(
         return GateDecision(*names, tuple(checks))
     tasks = VLProcessor.from_pretrained(candidate_model.folder).tasks
     champion_assessments = holdout.evaluate(champion_model, config.gate.split)
-    comparisons, differences = compare(assessments, champion_assessments, tasks, config.gate)
+    comparisons, differences = compare_on_holdout(assessments, champion_assessments, tasks, config.gate)
     if new is not None:
         new_check, new_differences = _compare_on_new_data(candidate_model, champion_model, new, tasks, config.gate)
         comparisons, differences = [*comparisons, new_check], [*differences, *new_differences]
@@ -98,7 +98,7 @@ def decide(
     return GateDecision(*names, (*checks, *comparisons, *live), (*differences, *live_differences))
 
 
-def compare(
+def compare_on_holdout(
     candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[list[Check], list[Difference]]:
     """Compare answers row by row. The first task must be better; the others are treated as slices.
@@ -120,7 +120,7 @@ def compare(
     first = candidate[0]
     candidate_scores, champion_scores = _score_both(first, champion[0], tasks)
     whole = comparison.difference("hold-out", candidate_scores, champion_scores, config)
-    masks = comparison.slices(first.answers, config.slices)
+    masks = comparison.slice_masks(first.answers, config.slices)
     sliced = comparison.slice_differences(candidate_scores, champion_scores, masks, config)
     for one, other in zip(candidate[1:], champion[1:], strict=True):
         on_task = comparison.difference(f"task={one.task}", *_score_both(one, other, tasks), config)
@@ -134,7 +134,7 @@ def compare(
     return checks, [whole, *sliced]
 
 
-def compare_new(
+def compare_on_new_data(
     candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
     """Compare answers about new data, row by row, for each task.
@@ -176,7 +176,7 @@ def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTrac
     Returns:
         The decision; if another promotion came first, with a failed check added.
     """
-    record(decision, tracker)
+    log_decision(decision, tracker)
     registry.set_challenger(decision.candidate, is_usable=decision.is_usable)
     if not decision.promote:
         return decision
@@ -185,11 +185,11 @@ def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTrac
     except ChampionChangedError as error:
         late = Check("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
         decision = replace(decision, checks=(*decision.checks, late))
-        record(decision, tracker)
+        log_decision(decision, tracker)
     return decision
 
 
-def record(decision: GateDecision, tracker: NullTracker) -> None:
+def log_decision(decision: GateDecision, tracker: NullTracker) -> None:
     """Store the decision in a run: as Markdown, HTML, a picture, and JSON for programs."""
     folder = f"gate/{decision.candidate}-against-{decision.champion or 'none'}"
     tracker.log_text(report.markdown(decision), f"{folder}/decision.md")
@@ -231,14 +231,14 @@ def _score_both(
 def _compare_on_new_data(
     candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
-    """``compare_new``; the check does not apply if the new tars have no right answers."""
+    """``compare_on_new_data``; the check does not apply if the new tars have no right answers."""
     try:
         candidate_assessments, champion_assessments = (
             new.evaluate(model, config.split) for model in (candidate, champion)
         )
     except DataError as error:
         return comparison.check_new_data([], config, str(error)), []
-    return compare_new(candidate_assessments, champion_assessments, tasks, config)
+    return compare_on_new_data(candidate_assessments, champion_assessments, tasks, config)
 
 
 def _behaviour_checks(

@@ -39,19 +39,19 @@ def curves(history: Sequence[Mapping[str, float]], baselines: Mapping[str, float
     """
     figure = Figure(figsize=(13, 3.9), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    _line(loss, history, "train/loss", "training", BLUE, smooth=True)
-    _line(loss, history, "val/loss", "validation", ORANGE, marker="o")
-    _line(accuracy, history, "train/accuracy", "training", BLUE, smooth=True)
-    _line(accuracy, history, "val/accuracy", "validation", ORANGE, marker="o")
+    _plot_metric(loss, history, "train/loss", "training", BLUE, smooth=True)
+    _plot_metric(loss, history, "val/loss", "validation", ORANGE, marker="o")
+    _plot_metric(accuracy, history, "train/accuracy", "training", BLUE, smooth=True)
+    _plot_metric(accuracy, history, "val/accuracy", "validation", ORANGE, marker="o")
     styles = ["--", ":", "-."]
     for index, (name, value) in enumerate(sorted((baselines or {}).items(), key=lambda baseline: -baseline[1])):
         label = f"{name} ({value:.1%})"
         accuracy.axhline(value, color=GREY, linewidth=1.2, linestyle=styles[index % len(styles)], label=label)
     rates = sorted({key for row in history for key in row if key.startswith("train/lr")})
     for key, colour in zip(rates, [BLUE, ORANGE, GREEN, PURPLE], strict=False):
-        _line(rate, history, key, key.removeprefix("train/lr").strip("/_ ") or "learning rate", colour)
+        _plot_metric(rate, history, key, key.removeprefix("train/lr").strip("/_ ") or "learning rate", colour)
     for axes, title in ((loss, "Loss"), (accuracy, "Accuracy"), (rate, "Learning rate")):
-        _finish(axes, title)
+        _finish_axes(axes, title)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set_ylim(top=1.01)
     loss.set_ylim(bottom=0)
@@ -145,7 +145,7 @@ def examples_page(cards: Sequence[Card]) -> Figure:
     for axes in cells:
         axes.set_axis_off()
     for axes, card in zip(figure.axes, cards, strict=False):
-        _draw(axes, card)
+        _draw_card(axes, card)
     return figure
 
 
@@ -170,7 +170,7 @@ def smoothed(values: Sequence[float], span: int) -> NDArray[np.float64]:
     return out
 
 
-def _line(
+def _plot_metric(
     axes: Axes,
     history: Sequence[Mapping[str, float]],
     key: str,
@@ -198,7 +198,7 @@ def style_axes(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _finish(axes: Axes, title: str) -> None:
+def _finish_axes(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -207,7 +207,7 @@ def _finish(axes: Axes, title: str) -> None:
         axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
 
 
-def _draw(axes: Axes, card: Card) -> None:
+def _draw_card(axes: Axes, card: Card) -> None:
     image = np.asarray(card.image)
     # Enlarged by whole factors: pixels stay square and sharp, and the attention over them is smooth.
     factor = max(1, _CARD_PIXELS // max(image.shape[:2]))
@@ -219,16 +219,16 @@ def _draw(axes: Axes, card: Card) -> None:
     axes.imshow(image, interpolation="antialiased")
     colour = GREY if card.right is None else RIGHT if card.right else WRONG
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3, clip_on=False))
-    axes.set_title("\n".join(_lines(card.title)), fontsize=11, parse_math=False)
+    axes.set_title("\n".join(_wrap(card.title)), fontsize=11, parse_math=False)
     mark = {None: "", True: "✓ ", False: "✗ "}[card.right]
-    lines = _lines(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")
+    lines = _wrap(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")
     if not card.right:
-        lines += _lines(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
+        lines += _wrap(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
     style: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": 11, "parse_math": False}
     axes.text(0.5, -0.03, "\n".join(lines), transform=axes.transAxes, **style)
 
 
-def _lines(text: str) -> list[str]:
+def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, 48, max_lines=2, placeholder=" …")
 
 

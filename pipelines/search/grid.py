@@ -44,7 +44,7 @@ def override_settings(config: S, settings: Mapping[str, Any]) -> S:
         ConfigError: a setting that does not exist, or an invalid value or combination.
     """
     tree = config.model_dump(mode="json", exclude_unset=True)
-    for key, value in sorted(settings.items(), key=lambda item: precedence(item[0])):
+    for key, value in sorted(settings.items(), key=lambda item: override_order(item[0])):
         *parents, leaf = key.split(".")
         node: Any = tree
         for step in parents:
@@ -81,11 +81,11 @@ def cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> list[Cell
     Raises:
         ConfigError: there is no grid; a key does not exist; a kind does not exist; or no combination is valid.
     """
-    check(config, grid, where)
+    check_grid(config, grid, where)
     return list(_cells(config, grid, where))
 
 
-def check(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
+def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
     """Raise as ``cells`` does. Stops at the first valid combination."""
     refused: dict[str, None] = {}
     for cell in _cells(config, grid, where):
@@ -106,7 +106,7 @@ def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str, 
         yield from itertools.islice((cell for cell in _cells(config, fixed, where) if cell.config is not None), 1)
 
 
-def precedence(key: str) -> tuple[bool, int]:
+def override_order(key: str) -> tuple[bool, int]:
     """Sort key: a part's kind comes before its other settings, an outer part's before an inner one's."""
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 

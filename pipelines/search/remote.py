@@ -11,7 +11,7 @@ from ray import ObjectRef
 T = TypeVar("T")
 
 
-def start(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any]:
+def run_remotely(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any]:
     """Call ``function`` in another process. Ray reuses that process, with its imports, for the next call."""
     # It reserves no CPU: it waits for workers, which reserve their own. DEFAULT schedules it outside the caller's
     # placement group: that of a Ray Tune trial has no free resources.
@@ -20,7 +20,7 @@ def start(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any]:
     return cast("ObjectRef[Any]", task.remote(function, *arguments))
 
 
-def each(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iterator[tuple[T, Any]]:
+def run_parallel(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iterator[tuple[T, Any]]:
     """``(item, function(item))`` in the order in which they finish, ``at_once`` of them at a time.
 
     Yields:
@@ -35,7 +35,7 @@ def each(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iter
     while waiting or running:
         while waiting and len(running) < at_once:
             item = waiting.pop(0)
-            running[start(function, item)] = item
+            running[run_remotely(function, item)] = item
         (ready,), _ = ray.wait(list(running), num_returns=1)
         item = running.pop(ready)
         try:

@@ -100,7 +100,7 @@ def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult
         CheckpointError: there is no usable checkpoint.
     """
     filesystem, folder = checkpoint.open_storage(run)
-    checkpoints = list(checkpoint.complete(filesystem, folder))
+    checkpoints = list(checkpoint.valid_checkpoints(filesystem, folder))
     best = checkpoint.best(filesystem, folder)
     trained = max((int(stored.state["epochs_done"]) for stored in checkpoints), default=0)
     rates = [row["speed/images_per_s"] for row in tracker.history() if "speed/images_per_s" in row]

@@ -20,7 +20,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 from pipelines.search.config import TuneConfig
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import format_value, short_name
-from pipelines.search.remote import start
+from pipelines.search.remote import run_remotely
 from pipelines.search.results import TrainingResult, Trial
 from pipelines.search.trial_controller import create_trial_controller
 
@@ -32,7 +32,7 @@ Train = Callable[[int, dict[str, Any], ActorHandle[Any]], TrainingResult]
 """Trains the trial of this number with these settings, reporting each epoch to the trial controller."""
 
 
-def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, metric: str) -> list[Trial]:
+def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, metric: str) -> list[Trial]:
     """Run all trials; a search of the same folder continues, and repeats those that failed.
 
     Ray Tune does not store the results that ASHA compared before an interruption: the trials of a continued search are
@@ -55,12 +55,12 @@ def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int
     # The trial's process only waits, and Tune requires that it reserves something.
     trainable = tune.with_resources(tune.with_parameters(_Trainable, train=train), {"CPU": 0.01})
     if tune.Tuner.can_restore(folder):
-        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=space(config))
+        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=tune_space(config))
     else:
         storage, _, name = folder.rpartition("/")
         tuner = tune.Tuner(
             trainable,
-            param_space=space(config),
+            param_space=tune_space(config),
             tune_config=tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
@@ -90,13 +90,13 @@ def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int
             "the trained models are stored beside it"
         )
     trials = [
-        Trial(int(PurePosixPath(result.path).name), plain(result.config or {}), str(result.error or ""))
+        Trial(int(PurePosixPath(result.path).name), plain_settings(result.config or {}), str(result.error or ""))
         for result in (results[n] for n in range(len(results)))
     ]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def space(config: TuneConfig) -> dict[str, Any]:
+def tune_space(config: TuneConfig) -> dict[str, Any]:
     """The search space as Tune's distributions."""
     return {
         key: tune.choice(values) if kind == "choice" else getattr(tune, kind)(*values)
@@ -105,7 +105,7 @@ def space(config: TuneConfig) -> dict[str, Any]:
     }
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Samples as settings: Python numbers, rounded so that they can be read and typed."""
     values = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     return {key: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for key, v in values.items()}
@@ -115,7 +115,7 @@ class _Trainable(tune.Trainable):
     """A trial of Tune. The training runs in another process, outside the trial's placement group."""
 
     def setup(self, config: dict[str, Any], train: Train) -> None:  # type: ignore[override]
-        self._train, self._settings = train, plain(config)
+        self._train, self._settings = train, plain_settings(config)
         self._epoch = 0
         self._training: ObjectRef[Any] | None = None
 
@@ -123,7 +123,7 @@ class _Trainable(tune.Trainable):
         """Wait until the next epoch or the training ends."""
         if self._training is None:
             self._trial_controller = create_trial_controller()
-            self._training = start(self._train, _number(self.trial_id), self._settings, self._trial_controller)
+            self._training = run_remotely(self._train, _number(self.trial_id), self._settings, self._trial_controller)
         next_epoch: ObjectRef[Any] = self._trial_controller.next_epoch.remote(self._epoch)
         (ready, *_), _ = ray.wait([next_epoch, self._training], num_returns=1)
         if ready == next_epoch:
@@ -150,7 +150,9 @@ class _EpochPrinter(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if result.get("done") and SCORE not in result:
             return
-        settings = "  ".join(f"{short_name(key)}={format_value(value)}" for key, value in plain(trial.config).items())
+        settings = "  ".join(
+            f"{short_name(key)}={format_value(value)}" for key, value in plain_settings(trial.config).items()
+        )
         print(
             f"tune  trial {_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
             f"{self._measure} {result[SCORE]:.4f}  {settings}",

@@ -47,7 +47,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def is_below(key: str, prefixes: Collection[str]) -> bool:
+def has_dotted_prefix(key: str, prefixes: Collection[str]) -> bool:
     """Whether a dotted key is one of ``prefixes`` or below one.
 
     >>> among("a.b.c", ["a.b"]), among("a.bc", ["a.b"])

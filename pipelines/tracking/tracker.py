@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.tracking.address import TrackingConfig, TrackingError, artifact_location, check_reachable, tracking_uri
 from pipelines.tracking.metric_writer import MetricWriter
-from pipelines.tracking.provenance import flatten, git_state, is_below, truncate_with_hash, without_secrets
+from pipelines.tracking.provenance import flatten, git_state, has_dotted_prefix, truncate_with_hash, without_secrets
 from pipelines.tracking.store import connect, mlflow_errors, open_store, redacted_stdout
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Tracker(NullTracker):
         params = {
             key: truncate_with_hash(value, MAX_PARAM)
             for key, value in flatten(safe).items()
-            if not is_below(key, volatile)
+            if not has_dotted_prefix(key, volatile)
         }
         if too_long := [key for key in params if len(key) > MAX_KEY]:
             raise TrackingError(f"setting {too_long[0]!r} has a name of more than {MAX_KEY} characters; shorten it")

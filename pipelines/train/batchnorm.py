@@ -109,7 +109,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(var_C, momentum)
 
 
-def share_batchnorm(model: nn.Module) -> None:
+def synchronize_batchnorm(model: nn.Module) -> None:
     """Synchronize the BatchNorm layers of ``model`` over all workers. A collective: all workers must call it."""
     SyncBatchNorm2d.group = cast(dist.ProcessGroup, dist.new_group())
     for module in model.modules():

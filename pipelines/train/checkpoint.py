@@ -56,7 +56,7 @@ class StoredCheckpoint:
     state: dict[str, Any]
 
 
-def name_of(step: int) -> str:
+def folder_name(step: int) -> str:
     """Folder name of the checkpoint after ``step`` global steps."""
     return f"{_PREFIX}{step:08d}"
 
@@ -107,7 +107,7 @@ def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None
     return None
 
 
-def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[StoredCheckpoint]:
+def valid_checkpoints(filesystem: pafs.FileSystem, run: str) -> Iterator[StoredCheckpoint]:
     """The valid checkpoints of a run, newest first. Others are skipped with a warning."""
     for folder in _folders(filesystem, run):
         try:
@@ -120,7 +120,7 @@ def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[StoredCheckpoint
 
 def latest(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint | None:
     """The newest valid checkpoint of a run, or None."""
-    return next(complete(filesystem, run), None)
+    return next(valid_checkpoints(filesystem, run), None)
 
 
 def best(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint:
@@ -129,7 +129,7 @@ def best(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint:
     Raises:
         CheckpointError: the run has none.
     """
-    candidates = list(complete(filesystem, run))
+    candidates = list(valid_checkpoints(filesystem, run))
     if not candidates:
         raise CheckpointError(f"no usable checkpoint under {run}; run the train job first")
     return max(candidates, key=lambda c: (c.state["selection"], c.step))

@@ -73,12 +73,12 @@ def launch(spec: RunSpec, *, label: str = "train") -> None:
             lost = {rank: e for rank, e in error.worker_failures.items() if isinstance(e, _LOST)}
             if not lost:
                 raise
-            raise LostWorkerError(_lost(lost, spec.train.max_failures)) from error
+            raise LostWorkerError(_lost_workers_message(lost, spec.train.max_failures)) from error
     if failure := cast(str, ray.get(spec.progress_actor.failure.remote())):
         raise NonFiniteLossError(failure)
 
 
-def _lost(workers: Mapping[int, Exception], max_failures: int) -> str:
+def _lost_workers_message(workers: Mapping[int, Exception], max_failures: int) -> str:
     reasons = [f"rank {rank}: " + str(error).partition("\n")[0] for rank, error in sorted(workers.items())]
     return (
         f"workers were lost ({'; '.join(reasons)}) with no restart left of train.max_failures = {max_failures}; look "

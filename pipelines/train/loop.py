@@ -192,7 +192,7 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_m
         hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
     # Without a validation split, the newest checkpoint counts as the best.
-    return float(epoch) if score is None else _selection(entry, selection_metric)
+    return float(epoch) if score is None else _selection_value(entry, selection_metric)
 
 
 def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int, selection_metric: str) -> bool:
@@ -200,11 +200,11 @@ def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int,
 
     It depends only on the history, which is the same on all ranks and in each checkpoint.
     """
-    values = [_selection(entry, selection_metric) for entry in history if "val/loss" in entry]
+    values = [_selection_value(entry, selection_metric) for entry in history if "val/loss" in entry]
     return 0 < patience < len(values) and max(values[-patience:]) <= max(values[:-patience])
 
 
-def _selection(entry: Mapping[str, float], selection_metric: str) -> float:
+def _selection_value(entry: Mapping[str, float], selection_metric: str) -> float:
     """The value that ranks the checkpoint after an epoch; higher is better."""
     return math.exp(-entry["val/loss"]) if selection_metric == "loss" else entry["val/accuracy"]
 
@@ -280,7 +280,7 @@ class ThroughputMeter:
         self._results, self._images, self._last = [], 0, now
         return metrics, [loss, count, correct]
 
-    def _left(self, step: int, step_s: float) -> float:
+    def _remaining_seconds(self, step: int, step_s: float) -> float:
         self._rate = step_s if self._rate is None else 0.8 * self._rate + 0.2 * step_s
         return self._rate * (self._schedule.steps - step)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.plan import derive_seed
-from pipelines.train.batchnorm import share_batchnorm
+from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.ema import EMA
 from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
@@ -74,7 +74,7 @@ class TrainStep:
         self.world = dist.get_world_size() if self.distributed else 1
         self.rank = dist.get_rank() if self.distributed else 0
         if config.sync_batchnorm and self.distributed:
-            share_batchnorm(model)
+            synchronize_batchnorm(model)
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.steps, self.seed = steps, seed

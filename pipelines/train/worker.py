@@ -185,7 +185,7 @@ class _Hooks:
         self._spec.progress_actor.post.remote({**metrics, "step": float(step)})
 
     def checkpoint(self, progress: Progress, selection: float) -> None:
-        name = checkpoint.name_of(progress.step)
+        name = checkpoint.folder_name(progress.step)
         metrics = {"selection": selection, "step": progress.step, **(progress.history[-1] if selection >= 0 else {})}
         if self._rank:
             ray.train.report(metrics, checkpoint_dir_name=name)

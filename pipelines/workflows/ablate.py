@@ -7,7 +7,7 @@ import functools
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import Cell, cells
 from pipelines.search.pictures import draw_ablation
-from pipelines.search.remote import each
+from pipelines.search.remote import run_parallel
 from pipelines.search.results import TrainingResult
 from pipelines.search.table import Row, ablation_rows, status
 from pipelines.tracking import run_folder

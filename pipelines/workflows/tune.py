@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import check, first_valid_cells, format_value, override_settings
+from pipelines.search.grid import check_grid, first_valid_cells, format_value, override_settings
 from pipelines.search.pictures import draw_trials as picture
 from pipelines.search.results import TrainingResult, TrainingResults
 from pipelines.search.table import Row, tune_rows

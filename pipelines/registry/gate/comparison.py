@@ -70,7 +70,7 @@ def check_mcnemar(candidate: ExampleScores, champion: ExampleScores, config: Gat
     )
 
 
-def slices(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+def slice_masks(answers: pa.Table, columns: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     """A mask of the rows of each slice, by "column=value", most frequent first. Rows without a value are in none."""
     masks: dict[str, NDArray[np.bool_]] = {}
     for column in columns:

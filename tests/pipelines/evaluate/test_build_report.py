@@ -237,8 +237,8 @@ def test_retrieval_ranks_both_ways() -> None:
     assert (report.samples, report.rows, report.unit) == (3, 6, "captions")
     assert report.metrics["text_to_image_recall_at_1"] == 0.5
     assert report.baselines["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
-    (chance,) = report.comparisons
-    assert chance.baseline == pytest.approx(report.baseline)
+    (random_order_scores,) = report.comparisons
+    assert random_order_scores.baseline == pytest.approx(report.baseline)
     assert "median_rank" not in "".join(report.baselines["chance"])
     assert report.value == pytest.approx((0.5 + 1 + 1 + report.metrics["image_to_text_recall_at_1"] + 1 + 1) / 6)
 

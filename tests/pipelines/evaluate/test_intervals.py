@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluate.example_scores import ExampleScores
-from pipelines.evaluate.intervals import difference_interval, interval
+from pipelines.evaluate.intervals import confidence_interval, difference_interval
 
 
 def credits(worth: list[float], images: list[int] | None = None, *, binary: bool = True) -> ExampleScores:
@@ -23,8 +23,8 @@ def test_a_share_of_right_answers_has_wilsons_interval() -> None:
     z, n, p = 1.959963984540054, 10, 0.8
     middle, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     expected = ((middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n))
-    assert interval(credits([1] * 8 + [0] * 2)) == pytest.approx(expected)
-    low, high = interval(credits([1] * 5))
+    assert confidence_interval(credits([1] * 8 + [0] * 2)) == pytest.approx(expected)
+    low, high = confidence_interval(credits([1] * 5))
     assert low < 0.6
     assert high == pytest.approx(1)
 
@@ -32,7 +32,7 @@ def test_a_share_of_right_answers_has_wilsons_interval() -> None:
 def test_other_figures_have_the_bootstraps_interval() -> None:
     rng = np.random.default_rng(0)
     worth = rng.normal(2, 1, 400)
-    low, high = interval(credits(worth.tolist(), binary=False))
+    low, high = confidence_interval(credits(worth.tolist(), binary=False))
     error = worth.std() / math.sqrt(400)
     assert low == pytest.approx(worth.mean() - 1.96 * error, abs=0.3 * error)
     assert high == pytest.approx(worth.mean() + 1.96 * error, abs=0.3 * error)

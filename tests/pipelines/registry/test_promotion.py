@@ -20,7 +20,13 @@ from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
 from pipelines.registry.gate.check import Check, GateDecision
-from pipelines.registry.promotion import apply_decision, check_baselines, compare, compare_new, roll_back
+from pipelines.registry.promotion import (
+    apply_decision,
+    check_baselines,
+    compare_on_holdout,
+    compare_on_new_data,
+    roll_back,
+)
 from pipelines.registry.registry import Registry
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import ModelVersion
@@ -63,7 +69,9 @@ def failed(checks: Sequence[Check]) -> list[str]:
     ],
 )
 def test_a_worse_candidate_or_an_equal_one_does_not_pass(candidate: float, champion: float, fails: list[str]) -> None:
-    checks, differences = compare([assessed(accuracy(candidate))], [assessed(accuracy(champion))], {"": ASKED}, CONFIG)
+    checks, differences = compare_on_holdout(
+        [assessed(accuracy(candidate))], [assessed(accuracy(champion))], {"": ASKED}, CONFIG
+    )
     assert failed(checks) == fails
     assert differences[0].name == "hold-out"
     assert {"question_type=what is", "target=cat"} <= {one.name for one in differences}
@@ -72,13 +80,13 @@ def test_a_worse_candidate_or_an_equal_one_does_not_pass(candidate: float, champ
 def test_a_better_candidate_that_gives_up_a_slice_does_not_pass() -> None:
     champion = accuracy(0.6, rows=900)
     candidate = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(champion)]  # all right, but for "cat"
-    checks, _ = compare([assessed(candidate)], [assessed(champion)], {"": ASKED}, CONFIG)
+    checks, _ = compare_on_holdout([assessed(candidate)], [assessed(champion)], {"": ASKED}, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "target=cat" in checks[-1].measured
 
 
 def test_answers_to_other_rows_are_not_compared() -> None:
-    checks, differences = compare(
+    checks, differences = compare_on_holdout(
         [assessed(accuracy(0.9))], [assessed(accuracy(0.1), asked="is it big?")], {"": ASKED}, CONFIG
     )
     assert failed(checks) == ["same hold-out"]
@@ -89,14 +97,14 @@ def test_of_several_tasks_the_others_may_not_be_worse() -> None:
     tasks = {"vqa": ASKED, "answer": ASKED}
     champion = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
     candidate = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
-    checks, _ = compare(candidate, champion, tasks, CONFIG)
+    checks, _ = compare_on_holdout(candidate, champion, tasks, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "task=answer" in checks[-1].measured
 
 
 @pytest.mark.parametrize(("candidate", "passes"), [(0.95, True), (0.9, True), (0.7, False)])
 def test_a_candidate_must_not_be_worse_on_new_data(candidate: float, passes: bool) -> None:
-    check, (one,) = compare_new([assessed(accuracy(candidate))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
+    check, (one,) = compare_on_new_data([assessed(accuracy(candidate))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
     assert (check.name, check.passed, check.compares) == ("no worse on new data", passes, True)
     assert (one.name, one.rows, one.tolerance, one.worse) == ("new data", 600, CONFIG.new_tolerance, not passes)
 
@@ -105,14 +113,14 @@ def test_each_task_counts_on_new_data() -> None:
     tasks = {"vqa": ASKED, "answer": ASKED}
     champion = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
     candidate = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
-    check, found = compare_new(candidate, champion, tasks, CONFIG)
+    check, found = compare_on_new_data(candidate, champion, tasks, CONFIG)
     assert check.passed is False
     assert {one.name: one.worse for one in found} == {"new data, task=vqa": False, "new data, task=answer": True}
 
 
 def test_little_new_data_is_not_held_against_a_candidate() -> None:
     rows = CONFIG.slice_rows - 1
-    check, found = compare_new([assessed([False] * rows)], [assessed([True] * rows)], {"": ASKED}, CONFIG)
+    check, found = compare_on_new_data([assessed([False] * rows)], [assessed([True] * rows)], {"": ASKED}, CONFIG)
     assert (check.passed, found) == (None, [])
     assert "fewer than 50 rows of split 'val'" in check.explanation
 

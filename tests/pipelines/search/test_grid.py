@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.search.grid import cells, check, first_valid_cells, override_settings, slug
+from pipelines.search.grid import cells, check_grid, first_valid_cells, override_settings, slug
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, load
 
@@ -59,7 +59,7 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
     assert refused.config is None
     assert "unknown key 'model.fusion.rounds'; valid keys of model.fusion" in refused.refused
     assert valid.config.model.fusion.rounds == 1
-    check(base, grid, "tune.space")
+    check_grid(base, grid, "tune.space")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
         ({"model.fusion.kind": ["concat", "magic"]}, "ablate.grid: model.fusion.kind: kind 'magic'.*choose one of"),
     ],
 )
-@pytest.mark.parametrize("look", [cells, check])
+@pytest.mark.parametrize("look", [cells, check_grid])
 def test_a_grid_that_cannot_be_run_is_refused(base: JobConfig, look, grid: dict[str, list[Any]], says: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){says}"):
         look(base, grid, "ablate.grid")
@@ -130,4 +130,4 @@ def test_the_searches_that_are_here_can_be_run() -> None:
     config = load(JobConfig, Path(__file__).parents[3] / "jobs" / "configs" / "easy_vqa.toml")
     assert len([cell.config for cell in cells(config, config.ablate.grid, "ablate.grid")]) == 12
     assert config.tune.space
-    check(config, {key: v for key, d in config.tune.space.items() for v in d.values()}, "tune.space")
+    check_grid(config, {key: v for key, d in config.tune.space.items() for v in d.values()}, "tune.space")

@@ -53,7 +53,7 @@ class _Tracked(NullTracker):
 
 
 def kept(run: Path, tiny_model, step: int, selection: float, epochs: int) -> None:
-    folder = run / checkpoint.name_of(step)
+    folder = run / checkpoint.folder_name(step)
     tiny_model().save_pretrained(folder / checkpoint.MODEL)
     checkpoint.write(folder, {}, {"step": step, "selection": selection, "epochs_done": epochs, "history": []})
 

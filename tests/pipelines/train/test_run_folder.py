@@ -114,7 +114,7 @@ def test_a_run_says_what_it_was_begun_with(tmp_path: Path) -> None:
     step = tmp_path / "local"
     step.mkdir()
     checkpoint.write(step, {}, {"step": 4, "config": {"seed": 2}, "data": "cd"})
-    checkpoint.upload(step, pafs.LocalFileSystem(), f"{folder}/{checkpoint.name_of(4)}")
+    checkpoint.upload(step, pafs.LocalFileSystem(), f"{folder}/{checkpoint.folder_name(4)}")
     assert run_folder.read_start(folder) == RunStart({"seed": 2}, "cd")
 
 

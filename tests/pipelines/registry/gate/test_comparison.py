@@ -15,7 +15,7 @@ from pipelines.registry.gate.comparison import (
     difference,
     same_rows,
     slice_differences,
-    slices,
+    slice_masks,
     with_tolerance,
 )
 from tests.pipelines.evaluate.test_build_report import answers
@@ -102,7 +102,7 @@ def test_mcnemar_does_not_apply_to_figures_of_other_kinds() -> None:
 
 
 def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
-    found = slices(
+    found = slice_masks(
         answers(("a", "Is it red?", "yes", "yes"), ("b", "is it big?", "no", "yes"), ("c", "", None, "no")),
         ["question_type", "target"],
     )
