@@ -85,7 +85,9 @@ class Baselines:
             DataError: a task needs answers or captions, and there are none.
         """
         specs = list(tasks)
-        answers, caption, captions = None, None, list[str]()
+        answers: AnswerPrior | None = None
+        caption: str | None = None
+        captions: list[str] = []
         writes_captions = any(map(_writes_captions, specs))
 
         def pairs() -> Iterator[tuple[str, str]]:

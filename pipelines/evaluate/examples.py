@@ -102,7 +102,8 @@ def _answered(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer) -> list
     rows = []
     columns = (answered[name].to_pylist() for name in ("key", "split", "text", "target", "predicted", "probability"))
     for key, split, text, target, predicted, probability in zip(*columns, strict=True):
-        title, right = text, None
+        title = text
+        right: bool | None = None
         if spec.target == "match":
             right = is_match(target) == (predicted == MATCH)
         elif spec.target == "tokens" and not spec.text:

@@ -98,9 +98,9 @@ def slice_differences(
     return differences
 
 
-def with_slice_tolerance(slice_: Difference, config: GateConfig) -> Difference:
+def with_slice_tolerance(measured: Difference, config: GateConfig) -> Difference:
     """``with_tolerance`` of this slice."""
-    return with_tolerance(slice_, config.slice_tolerances.get(slice_.name, config.slice_tolerance))
+    return with_tolerance(measured, config.slice_tolerances.get(measured.name, config.slice_tolerance))
 
 
 def with_tolerance(measured: Difference, tolerance: float) -> Difference:
