@@ -52,7 +52,7 @@ TRAINING = [
 BASELINES = Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none")
 
 
-def test_floors_are_the_most_frequent_answers() -> None:
+def test_baselines_are_the_most_frequent_answers() -> None:
     assert LEARNED.majority == "yes"
     assert LEARNED.by_question == {"is it red?": "yes", "how many?": "1", "?": "no"}  # of equals the first by name
 
@@ -87,7 +87,7 @@ def test_the_k_best_say_something_among_many_answers_only() -> None:
     assert report_on_answers(given, "val", LEARNED, many).metrics["top2_accuracy"] == 0.5
 
 
-def test_answers_about_other_images_are_a_floor() -> None:
+def test_answers_about_other_images_are_a_baseline() -> None:
     given = pa.concat_tables(
         [answers(("a", "q", "yes", "yes"), shuffled="no"), answers(("b", "q", "no", "no"), shuffled="no"),
          answers(("c", "q", "no", "no"))]
@@ -112,7 +112,7 @@ def test_answers_about_other_images_stand_beside_those_about_the_same_images() -
     assert report.baseline == 1  # always "yes"; a floor of a part of the rows is not one of all
 
 
-def test_a_model_below_its_floor_is_called_so() -> None:
+def test_a_model_below_its_baseline_is_called_so() -> None:
     """Always "yes" is right in 30 of 40 rows, the model in 10 others."""
     rows = answers(*((f"a{n}", "never asked", "yes" if n < 30 else "no", "no") for n in range(40)))
     report = report_on_answers(rows, "val", LEARNED)
@@ -141,7 +141,7 @@ def test_texts_that_were_cut_are_counted() -> None:
     assert "cut" not in str(build_report(rows.slice(1), "val", ASKED, BASELINES))
 
 
-def test_several_annotators_make_agreement_a_figure() -> None:
+def test_several_annotators_make_agreement_a_metric() -> None:
     given = answers(("a", "how many?", "2", "2"), references=["2"] * 3 + ["3"] * 7)
     report = build_report(given, "val", ASKED, BASELINES, ["2", "yes"])
     assert report.metrics["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
@@ -150,7 +150,7 @@ def test_several_annotators_make_agreement_a_figure() -> None:
     assert "image_shuffled" not in report.baselines
 
 
-def test_agreement_has_a_floor_of_other_images_too() -> None:
+def test_agreement_has_a_baseline_of_other_images_too() -> None:
     given = pa.concat_tables(
         [answers(("a", "q", "3", "3"), shuffled="2", references=["2"] * 3 + ["3"] * 7),
          answers(("b", "q", "2", "2"), shuffled="3", references=["2"] * 10),
@@ -197,7 +197,7 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
     assert report.baselines["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
 
 
-def test_matching_of_one_kind_is_judged_by_accuracy_and_says_why() -> None:
+def test_matching_of_one_kind_is_evaluated_by_accuracy_and_says_why() -> None:
     pairs = answers(("a", "t", "match", "match"), ("b", "t", "yes", "no match"), probability=0.6)
     report = build_report(pairs, "val", MATCHED, BASELINES)
     assert (report.metric, report.value, report.baseline) == ("accuracy", 0.5, 1.0)

@@ -58,7 +58,7 @@ CASES: Sequence[tuple[TaskSpec, pa.Table]] = [
 @pytest.mark.parametrize(
     ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
 )
-def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
+def test_the_mean_of_the_rows_is_the_metric_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
     report = build_report(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
     assert score_examples(found, fields).value == pytest.approx(report.value, abs=1e-12)
     for comparison in report.comparisons:
@@ -67,8 +67,8 @@ def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: TaskSpec, foun
 
 
 def test_rows_know_their_image_and_their_place_in_the_table() -> None:
-    credits = score_examples(CASES[0][1], ASKED)
-    assert credits.score_N.tolist() == [1, 0]
-    assert credits.image_N.tolist() == [0, 1]
-    assert credits.row_N.tolist() == [0, 2]
-    assert credits.select_rows(np.array([False, True, True])).score_N.tolist() == [0]
+    scores_of = score_examples(CASES[0][1], ASKED)
+    assert scores_of.score_N.tolist() == [1, 0]
+    assert scores_of.image_N.tolist() == [0, 1]
+    assert scores_of.row_N.tolist() == [0, 2]
+    assert scores_of.select_rows(np.array([False, True, True])).score_N.tolist() == [0]

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from pipelines.evaluate.verdict import compare, describe, overall_relation
-from tests.pipelines.evaluate.test_intervals import credits
+from tests.pipelines.evaluate.test_intervals import scores_of
 
 
 def rows(both: int, gained: int, lost: int, neither: int) -> tuple[list[float], list[float]]:
@@ -32,14 +32,14 @@ def test_a_model_is_better_or_worse_with_certainty_or_it_is_unclear(
     counts: tuple[int, int, int, int], relation: str, says: str
 ) -> None:
     model, baseline = rows(*counts)
-    found = compare("chance", "chance", credits(model), credits(baseline))
+    found = compare("chance", "chance", scores_of(model), scores_of(baseline))
     assert found.relation == relation
     assert re.search(says, describe([found]))
 
 
 def test_the_least_favourable_of_several_counts_and_comes_first() -> None:
     by = {
-        description: compare(description, description, *(credits(worth) for worth in rows(*counts)))
+        description: compare(description, description, *(scores_of(values) for values in rows(*counts)))
         for description, counts in (("above", (0, 60, 5, 35)), ("even", (20, 11, 10, 59)), ("below", (0, 5, 60, 35)))
     }
     assert overall_relation(list(by.values())) == "worse"

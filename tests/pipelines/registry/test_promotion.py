@@ -134,7 +134,7 @@ def test_the_first_model_must_be_above_what_needs_no_image() -> None:
     assert check_baselines(broken).passed is False
 
 
-def test_a_model_that_is_above_its_floor_by_chance_passes_and_the_check_says_so() -> None:
+def test_a_model_that_is_above_its_baseline_by_chance_passes_and_the_check_says_so() -> None:
     """A third is right by always the same answer, and 36 of 100 are right here."""
     check = check_baselines(assessed([n % 100 < 36 for n in range(600)]))
     assert check.passed

@@ -214,7 +214,7 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
         registry.rollback("once more", of="1")
 
 
-def test_a_damaged_former_champion_is_not_rolled_back_to(
+def test_a_damaged_previous_champion_is_not_rolled_back_to(
     registry: Registry,
     storage: str,
     run_id: str,

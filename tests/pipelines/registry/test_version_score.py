@@ -11,7 +11,7 @@ def test_a_score_survives_its_tags(score: VersionScore) -> None:
     assert VersionScore.from_tags({"value": "0.5"}) is None
 
 
-def test_what_a_figure_means_survives_too(score: VersionScore) -> None:
+def test_what_a_metric_means_survives_too(score: VersionScore) -> None:
     told = replace(score, low=0.1, high=0.9, relation="unclear", verdict="not distinguishable from chance")
     assert VersionScore.from_tags(told.to_tags()) == told
     assert "verdict" not in score.to_tags()  # as of versions that were registered earlier

@@ -137,7 +137,7 @@ def test_closing_with_a_dead_store_says_how_much_is_lost(store: Store) -> None:
         queue.put({"loss": 0.5}, 8)
 
 
-def test_lines_of_a_former_process_come_first(store: Store, make_queue: Callable[..., MetricQueue]) -> None:
+def test_lines_of_a_previous_process_come_first(store: Store, make_queue: Callable[..., MetricQueue]) -> None:
     queue = make_queue(unsent=[MetricPoint("loss", 0.5, 1, 10), MetricPoint("loss", 0.25, 2, 20)])
     queue.put({"loss": 0.75}, 2)
     queue.put({"loss": 0.125}, 3)

@@ -93,7 +93,7 @@ def test_the_folder_under_another_name_is_no_other_place(begun: Path, tracking: 
     assert addresses(begun, tracking) == before
 
 
-def test_a_folder_whose_name_begins_as_the_former_one_is_not_taken_for_it(
+def test_a_folder_whose_name_begins_as_the_previous_one_is_not_taken_for_it(
     begun: Path, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
     beside = tmp_path / "runs" / "mlartifacts2"

@@ -17,7 +17,7 @@ LINES = [
 ]
 
 
-def test_a_new_process_reads_what_former_ones_left_and_takes_it_over(tmp_path: Path) -> None:
+def test_a_new_process_reads_what_previous_ones_left_and_takes_it_over(tmp_path: Path) -> None:
     first = UnsentMetrics(str(tmp_path))
     assert first.read() == []
     first.write(LINES[:2])

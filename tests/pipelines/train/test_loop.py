@@ -40,7 +40,7 @@ def test_by_the_loss_less_is_better() -> None:
     assert ends([3.0, 2.0, 1.0, 1.5, 0.9], 2, "loss") is None
 
 
-def test_epochs_that_were_not_judged_end_nothing() -> None:
+def test_epochs_that_were_not_evaluated_end_nothing() -> None:
     assert not patience_is_exhausted([{"epoch": 1.0, "train/loss": 1.0}] * 9, 1, "accuracy")
 
 

@@ -144,7 +144,7 @@ def test_the_constant_caption_is_the_one_most_like_all() -> None:
     assert constant_caption(["zebra", "apple"]) == constant_caption(["apple", "zebra"]) == "apple"
 
 
-def test_the_constant_caption_is_a_better_floor_than_most() -> None:
+def test_the_constant_caption_is_a_better_baseline_than_most() -> None:
     rng = random.Random(0)
     kinds = (["a man", "a man", "a dog"], ["on", "on", "under"], ["a bench", "a bench", "a table", "the grass"])
     images = [[" ".join(map(rng.choice, kinds)) for _ in range(2)] for _ in range(30)]

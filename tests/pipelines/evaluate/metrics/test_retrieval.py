@@ -93,7 +93,7 @@ def test_an_image_without_a_text_is_there_to_choose_and_asks_nothing() -> None:
     assert scores["floor_image_to_text_recall_at_1"] == 0.5
 
 
-def test_floors_are_those_of_a_random_order(vectors: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_baselines_are_those_of_a_random_order(vectors: tuple[Tensor, Tensor, Tensor]) -> None:
     scores = retrieval_scores(*vectors)
     own = torch.bincount(vectors[2]).tolist()
     for k in RANKS:

@@ -96,7 +96,7 @@ def test_three_rows_that_differ_satisfy_the_bootstrap_and_not_mcnemar() -> None:
     assert check_mcnemar(candidate, champion, CONFIG).passed is False
 
 
-def test_mcnemar_does_not_apply_to_figures_of_other_kinds() -> None:
+def test_mcnemar_does_not_apply_to_metrics_of_other_kinds() -> None:
     graded = ExampleScores(np.array([0.3, 2.5]), np.zeros(2, np.int64), np.arange(2), np.arange(2), binary=False)
     assert check_mcnemar(graded, graded, CONFIG).passed is None
 
