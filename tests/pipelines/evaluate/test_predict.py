@@ -42,7 +42,7 @@ def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> Non
     pixels_BHWC = np.repeat(np.arange(8, dtype=np.uint8), 48).reshape(8, 4, 4, 3)
     arrays = {"pixels_BHWC": pixels_BHWC, "text_image_N": np.repeat(np.arange(8), 2)}
     columns = {"split": ["val"] * 16, "key": [k for k in keys for _ in "ab"], "text": ["what is it?", "is it?"] * 8}
-    found = answerer._about_other_images(arrays, columns)
+    found = answerer._answers_about_other_images(arrays, columns)
     drawn = [is_drawn("val", key, 0.5) for key in keys]
     expected = [str((n + 4) % 8) if drawn[n] else None for n in range(8) for _ in "ab"]
     assert 0 < sum(drawn) < 8

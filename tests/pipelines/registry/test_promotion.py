@@ -130,7 +130,7 @@ def test_the_first_model_must_be_above_what_needs_no_image() -> None:
     assert check_baselines(found).passed
     assert check_baselines(assessed(accuracy(0.1))).passed is False
     assert "better than always" in check_baselines(found).measured
-    broken = replace(found, report=replace(found.report, figures={"accuracy": float("nan")}))
+    broken = replace(found, report=replace(found.report, metrics={"accuracy": float("nan")}))
     assert check_baselines(broken).passed is False
 
 

@@ -275,7 +275,7 @@ def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, m
     ledger = seen(calm)
     assert set(ledger) == {(step, rank) for step in range(schedule.steps) for rank in (0, 1)}
     for (step, rank), samples in ledger.items():
-        due = schedule.micro_batch(step, rank, 2)
+        due = schedule.part(step, rank, 2)
         columns = (due.source, due.epoch, due.shard, due.row)
         assert samples == list(zip(*(column.tolist() for column in columns), strict=True))
     assert ended.state["step"] == schedule.steps
