@@ -55,6 +55,7 @@ ALLOWED_IMPORTS = {
         "pipelines/train/entry.py",
         "pipelines/train/launch.py",
         "pipelines/train/progress.py",
+        "pipelines/train/ray_private.py",
         "pipelines/train/worker.py",
     },
     "mlflow": {
