@@ -24,6 +24,7 @@ from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
+from pipelines.train.validation import ValidationResult, mean
 from vlmodel.config import MAY_CHANGE, Section
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class TrainConfig(Section):
     """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
     of one worker (`ablate.parallel`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
     cpus_per_worker: float = Field(1.0, gt=0, json_schema_extra=MAY_CHANGE)
-    """CPUs that each worker reserves in Ray's books."""
+    """CPUs that each worker reserves in Ray."""
     threads: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """Torch threads of each worker; 0 shares the node's cores among its workers."""
     epochs: int = Field(1, ge=1)
@@ -46,7 +47,7 @@ class TrainConfig(Section):
     batch: int = Field(64, ge=1)
     """Images of one optimizer step over all workers, each with all its texts."""
     accumulation: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
-    """Forward and backward passes that make one step."""
+    """Micro-batches (forward and backward passes) of each worker in one step."""
     window: int = Field(65536, ge=1)
     """Smallest number of samples that are shuffled together; a window consists of whole shards. A window of all samples
     is a full shuffle, with a separate read for each sample."""
@@ -54,26 +55,25 @@ class TrainConfig(Section):
     """Neighbouring samples of a tar that stay together when a window is shuffled; larger blocks need fewer reads, which
     object stores charge for, and shuffle less. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
-    """Images of one evaluation batch."""
+    """Images of one validation batch."""
     evaluation_cache_mb: int = Field(256, ge=0, json_schema_extra=MAY_CHANGE)
-    """Validation batches up to this size are kept in each worker instead of being made anew every epoch."""
+    """Validation batches up to this total size are cached in each worker instead of being made again every epoch."""
     checkpoint_steps: int = Field(0, ge=0)
-    """Steps between checkpoints, besides those at the ends of epochs; 0 makes only these."""
+    """Steps between checkpoints, in addition to those after each epoch; 0 makes only these."""
     log_steps: int = Field(10, ge=1, json_schema_extra=MAY_CHANGE)
-    """Steps between two lines of metrics. Reading them waits for the device."""
+    """Steps between two records of metrics. Each record waits for the device."""
     max_failures: int = Field(3, ge=-1, json_schema_extra=MAY_CHANGE)
-    """Worker failures after which the run gives up; -1 never does."""
+    """Worker failures after which the run fails; -1 restarts workers without limit."""
     answer_timeout_s: float = Field(45.0, gt=0, json_schema_extra=MAY_CHANGE)
-    """Seconds without an answer after which a worker is taken for dead, and all are started anew."""
+    """Seconds without an answer after which a worker counts as dead, and all workers are restarted."""
     patience: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
-    """End the training after so many evaluations in a row, one an epoch, without a better figure than the best before
-    them: the one that chooses the checkpoint to register. 0 runs all epochs. The learning rate still falls over all of
-    `epochs`."""
+    """Stop the training after this many validations in a row, one an epoch, without an improvement of the metric that
+    selects the checkpoint to register. 0 runs all epochs. The learning rate schedule still covers all `epochs`."""
     feature_cache: Literal["off", "float32", "float16"] = Field("off", json_schema_extra=MAY_CHANGE)
-    """Precision at which the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once
-    and kept, if not "off". It lies in <storage>/_features/, where every later job with the same encoder finds it,
-    evaluate and predict too. No epoch then runs the backbone of such an encoder, or decodes an image for it. Of texts
-    their pooled vectors are kept where nothing reads more, else all tokens."""
+    """If not "off", the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once and
+    stored with this precision in <storage>/_features/, for every later job with the same encoder, evaluate and predict
+    too. Then no epoch runs the backbone of such an encoder or decodes an image for it. Of texts the pooled vectors are
+    stored if nothing reads more, else all tokens."""
     ledger: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     init: str = ""

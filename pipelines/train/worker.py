@@ -99,11 +99,15 @@ def train_worker(spec: RunSpec) -> None:
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
-            selects, patience = spec.model.decoder.selection_metric(), spec.train.patience
-            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, selects)
-            if rank == 0 and progress.step < spec.schedule.steps and stops(progress.history, patience, selects):
-                _tell(_stopped(progress, patience, selects))
-            feed.close()
+            selection_metric, patience = spec.model.decoder.selection_metric(), spec.train.patience
+            train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
+            if (
+                rank == 0
+                and progress.step < spec.schedule.steps
+                and patience_is_exhausted(progress.history, patience, selection_metric)
+            ):
+                _print_line(_patience_message(progress, patience, selection_metric))
+            prefetcher.close()
     except NonFiniteLossError as error:
         # All workers are here together. They return, as Ray would retry after an exception.
         if rank == 0:

@@ -64,5 +64,5 @@ def in_window(work: Workspace, window: str) -> Outcome | None:
     return outcome
 
 
-def _now(work: Workspace) -> Window:
-    return Window.at(datetime.now(UTC), work.config.retrain.period_minutes)
+def _now(work: Workspace) -> TimeWindow:
+    return TimeWindow.at(datetime.now(UTC), work.config.retrain.period_minutes)

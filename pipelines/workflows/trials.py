@@ -15,8 +15,8 @@ from pipelines.errors import DataError, expected_cause
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.search.grid import Cell
 from pipelines.search.results import TrainingResult, TrainingResults, result_of_run
-from pipelines.search.table import Row, comma_separated, markdown
-from pipelines.tracking.tracker import Tracker
+from pipelines.search.table import Row, markdown
+from pipelines.tracking.tracker import Tracker, to_csv
 from pipelines.workflows import train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.fit import fit
@@ -94,9 +94,9 @@ def shared_metric(found: Iterable[Cell[JobConfig]], where: str) -> str:
     return named
 
 
-def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> Record:
+def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> TrainingResult:
     """Train to the end, unless a record says that this is done, and record it. An error becomes a record too."""
-    records = Records(context.folder)
+    records = TrainingResults(context.folder)
     if (before := records.read(config.name)) is not None and before.done:
         return before
     begun = time.perf_counter()
@@ -113,7 +113,7 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
             work.track(parent=context.parent) as tracker,
         ):
             fit(work, index, tracker, label=config.name, referee=referee)
-            found = outcome(work.run_folder, config.train.epochs, tracker)
+            found = result_of_run(work.run_folder, config.train.epochs, tracker)
             tracker.set_tags({"search.status": found.status})
     except Exception as error:
         known = expected_cause(error)
