@@ -48,7 +48,6 @@ def open_checked(work: Workspace) -> Index:
     """The index of the data that the model is evaluated on, once the data suit the tasks.
 
     Raises:
-        ConfigError: the batch does not divide over the workers.
         DataError: there is no index, or no sample that a task can be trained or evaluated on.
     """
     index = open_index(work)
@@ -61,7 +60,7 @@ def open_index(work: Workspace) -> Index:
     """The index of the data that models are evaluated on, whatever the tasks are.
 
     Raises:
-        ConfigError: the batch does not divide over the workers, or ``train.patience`` has no validation split.
+        ConfigError: ``train.patience`` has no validation split.
         DataError: there is no index, or models cannot be evaluated on it.
     """
     train = work.config.train
