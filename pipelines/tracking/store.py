@@ -6,10 +6,11 @@ import contextlib
 import io
 import logging
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pipelines.storage.lock import locked
 from pipelines.tracking.address import (
@@ -83,17 +84,19 @@ def wait_reachable(uri: str, limit_s: float) -> None:
     Raises:
         TrackingError: it does not within ``limit_s`` seconds.
     """
-    deadline, announced = time.monotonic() + limit_s, False
-    while True:
-        try:
-            return check_reachable(uri)
-        except TrackingError as error:
-            if time.monotonic() >= deadline:
-                raise
-            if not announced:
-                print(f"tracking  waits up to {limit_s:.0f} s: {error}", flush=True)
-            announced = True
-            time.sleep(min(_POLL_S, limit_s))
+
+    def announce(state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            print(f"tracking  waits up to {limit_s:.0f} s: {state.outcome.exception()}", flush=True)
+
+    retry = Retrying(
+        retry=retry_if_exception_type(TrackingError),
+        stop=stop_after_delay(limit_s),
+        wait=wait_fixed(min(_POLL_S, limit_s)),
+        before_sleep=announce,
+        reraise=True,
+    )
+    retry(check_reachable, uri)
 
 
 @contextlib.contextmanager
