@@ -68,7 +68,7 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
     VLProcessor(ProcessorConfig(image_size=16), train_tokenizer(["what is it ?"], 64), ["red"]).save_pretrained(model)
     source = Source(str(tmp_path), index.hash, "test", str(model))
     made = predict(str(model), source, PredictConfig(gpus_per_worker=0.25), StreamConfig())
-    assert "MapBatches(_Answerer)" in str(made)
+    assert "MapBatches(_PredictActor)" in str(made)
 
 
 def test_answers_to_texts_that_were_cut_are_counted_when_they_are_written(tmp_path: Path) -> None:
