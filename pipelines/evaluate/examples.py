@@ -65,17 +65,8 @@ def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task:
     for row in rows:
         image = images[row.split, row.key]
         ((prediction,),) = predictor.predict([Example(image, (row.text,))], 1, attention=True, task=task)
-        cards.append(
-            Card(
-                image=predictor.processor.decode(image),
-                title=row.title,
-                answer=row.answer,
-                predicted=row.predicted,
-                probability=row.probability,
-                right=row.right,
-                attention_HW=prediction.attention_HW,
-            )
-        )
+        shown = {name: getattr(row, name) for name in ("title", "answer", "predicted", "probability", "right")}
+        cards.append(Card(predictor.processor.decode(image), **shown, attention_HW=prediction.attention_HW))
     return cards
 
 
