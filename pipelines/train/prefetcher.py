@@ -53,12 +53,12 @@ class DevicePrefetcher:
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
-    """The model's inputs on ``device``, but for the arrays that stay numbers on the host (``stays_on_host``).
+    """The model's inputs on ``device``, except arrays that stay on the host as numbers (``stays_on_host``).
 
     Read-only arrays are copied: they are views of the object store, which torch must not write to.
     """
-    given = model_inputs(arrays)
-    numbers = {name: array.tolist() for name, array in given.items() if stays_on_host(name)}
+    named = model_inputs(arrays)
+    numbers = {name: array.tolist() for name, array in named.items() if stays_on_host(name)}
     inputs = {
         name: torch.from_numpy(array if array.flags.writeable else array.copy())
         for name, array in named.items()

@@ -47,7 +47,7 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
     """Evaluate this worker's batches and sum over the workers (a collective)."""
     device = next(model.parameters()).device
     tasks = list(model.decoder.task_decoders())
-    # A row for all tasks together and, where there are several, one for each: loss, count, correct, total.
+    # A row for all tasks together and, if there are several, one for each: loss, count, correct, total.
     sums = torch.zeros(1 + (len(tasks) if len(tasks) > 1 else 0), 4, dtype=torch.float64, device=device)
     images = torch.zeros((), dtype=torch.float64, device=device)
     training = model.training
