@@ -58,8 +58,8 @@ def check_evaluable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> 
             f"models are judged on images with texts, and {index.tars} holds {index.modality} alone; name such pairs "
             "in data.tars, and this in data.mix to train on it too"
         )
-    for task, fields in tasks.items():
-        if not index.count_with(fields.reads, split):
+    for task, spec in tasks.items():
+        if not index.count_with(spec.reads, split):
             raise DataError(
                 f"no {split or 'indexed'} sample of {index.tars} has {spec.reads}, by which "
                 f"{f'task {task!r}' if task else 'the model'} is judged; choose data or a split that has some"
@@ -102,8 +102,8 @@ def assess(
     for task, spec in processor.tasks.items():
         answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))
         split = source.split or "all"
-        report = judge(answers, split, fields, baselines, processor.labels, processor.normalizer)
-        if seen and index.count_with(fields.reads, "train"):
+        report = build_report(answers, split, spec, baselines, processor.labels, processor.normalizer)
+        if trained_on and index.count_with(spec.reads, "train"):
             sample = predict(
                 model, replace(source, split="train"), config.model_copy(update={"shuffled": 0}), stream, task,
                 sample=report.samples,

@@ -118,10 +118,10 @@ class Baselines:
             DataError: as ``learn``; also if a shard cannot be read.
         """
         sources = list(trained)
-        needed = {fields.reads for fields in tasks.values() if _answers(fields) or _writes_captions(fields)}
-        enough = all(judged.count_with(reads, "train") for reads in needed)
-        read = ([judged] if enough else sources) if needed else []
-        texts = (of_sample for index in read for of_sample in read_texts(index, "train"))
+        needed = {spec.reads for spec in tasks.values() if _answers_questions(spec) or _writes_captions(spec)}
+        enough = all(evaluated.count_with(reads, "train") for reads in needed)
+        read = ([evaluated] if enough else sources) if needed else []
+        texts = (sample for index in read for sample in read_texts(index, "train"))
         return cls.learn(texts, tasks.values(), normalizer, [index.hash for index in sources])
 
     def save(self, folder: str | Path) -> Path:
@@ -151,8 +151,8 @@ def check_learnable(index: Index, tasks: Mapping[str, TaskSpec]) -> None:
     Raises:
         DataError: no training sample has the texts of the task.
     """
-    for task, fields in tasks.items():
-        if (_answers(fields) or _writes_captions(fields)) and not index.count_with(fields.reads, "train"):
+    for task, spec in tasks.items():
+        if (_answers_questions(spec) or _writes_captions(spec)) and not index.count_with(spec.reads, "train"):
             raise DataError(
                 f"no train sample of {index.tars} has {spec.reads}, from which is learned what "
                 f"{f'task {task!r}' if task else 'the model'} is compared with, and the model has no {FILE}; train it "

@@ -163,16 +163,16 @@ def predict(
     task = next(iter(tasks)) if task is None else task
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
-    members, fields = Index.open(source.tars).modality, tasks[task]
-    if (members == "texts" and fields.needs_image) or (members == "images" and fields.text):
+    members, spec = Index.open(source.tars).modality, tasks[task]
+    if (members == "texts" and spec.needs_image) or (members == "images" and spec.text):
         missing = "images" if members == "texts" else "texts"
         raise DataError(
             f"{source.tars} holds {members} alone, and the model's task{f' {task!r}' if task else ''} is about "
             f"{missing}; name data that has some, or another task in evaluate.task"
         )
     batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
-    made = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
-    return made.map_batches(
+    dataset = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
+    return dataset.map_batches(
         _PredictActor,
         fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),
         batch_size=1,  # a row is a batch for the model

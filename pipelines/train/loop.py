@@ -17,10 +17,8 @@ from pydantic import Field, model_validator
 
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.plan import Schedule, check_division
 from pipelines.data.stream.shuffle_quality import shuffle_quality
-from pipelines.train.evaluate import Score, mean
-from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
@@ -176,7 +174,7 @@ def train(
 def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_metric: str) -> float:
     epoch = schedule.epochs_done(progress.step)
     for source, plan in schedule.plan.plans_by_source.items():
-        figures = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
+        metrics = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
         prefix = f"shuffle/{source}/" if source else "shuffle/"
         hooks.log({f"{prefix}{name}": value for name, value in metrics.items()}, progress.step)
     score = hooks.evaluate()
@@ -274,7 +272,7 @@ class ThroughputMeter:
             "speed/texts_per_s": texts / seconds,
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
-            "speed/left_s": self._left(step, seconds / steps),
+            "speed/left_s": self._remaining_seconds(step, seconds / steps),
             **self._schedule.plan.metrics(samples),
         }
         self._results, self._images, self._last = [], 0, now

@@ -89,11 +89,13 @@ def train_worker(spec: RunSpec) -> None:
     source = spec.train_source
     if spec.stream.decoder == "gpu" and device.type == "cuda":
         source = with_gpu_decoding(source, str(device))
-    elif spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
+    elif spec.stream.threads:  # Ray tasks run on any node, where the same image would hardly ever be cached
         source = with_pixel_cache(source, spec.stream.cache, spec.train.epochs)
-    parts = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
-    feed = DevicePrefetcher(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
-    ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
+    micro_batches = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
+    prefetcher = DevicePrefetcher(
+        stream(micro_batches, spec.stream, start=progress.step * spec.train.accumulation), device
+    )
+    ledger = SampleLog(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
     tracker = NullTracker()
     if rank == 0 and spec.run is not None:
         tracker = Tracker.attach(spec.run, UnsentMetrics(spec.folder))

@@ -15,7 +15,8 @@ from pipelines.data.texts.corpus import count_answers
 from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess
-from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import CHALLENGER, ModelVersion
 from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
@@ -67,7 +68,7 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
         DataError: the tars changed, too many samples are at fault, none has what the tasks read, or they have drifted.
     """
     incoming = _incoming(work)
-    take(incoming, cycle.tars, _taken(work, cycle))
+    copy_tars(incoming, cycle.tars, _taken(work, cycle))
     with Progress("index") as progress:
         new = build_index(_tars(work, cycle), work.config.data.index, report_progress=progress)
     print(new.report(), flush=True)

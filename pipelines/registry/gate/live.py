@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.records.comparisons import Comparison, InvalidLine, Task, read, text_hash
 from pipelines.records.corrections import Correction, read_corrections
 from pipelines.registry.config import GateConfig, LiveConfig
@@ -66,8 +66,10 @@ class LiveStatistics:
                 self.corrected.append((line.image, text.challenger == answer, text.champion == answer))
 
 
-def gather(lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: Right) -> Live:
-    """Count what was compared of exactly these two versions of a model.
+def collect_statistics(
+    lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: CorrectAnswers
+) -> LiveStatistics:
+    """Statistics of the requests that exactly these two versions of a model were asked.
 
     Args:
         right: see ``most_common_corrections``.

@@ -71,7 +71,7 @@ class Schedule:
     """An epoch is one step."""
 
     steps, batch, epochs = len(ACCURACY), 1, len(ACCURACY)
-    plan = SimpleNamespace(parts={}, size=1, figures=lambda samples: {})
+    plan = SimpleNamespace(plans_by_source={}, size=1, metrics=lambda samples: {})
 
     def epochs_done(self, step: int) -> int:
         return step

@@ -38,7 +38,7 @@ def failed(number: int, error: str = "late", **changes: Any) -> Comparison:
 
 
 def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, Check]:
-    checks, _ = judge(gather(lines, "vqa", "2", "1", right or {}), settings)
+    checks, _ = statistics_checks(collect_statistics(lines, "vqa", "2", "1", right or {}), settings)
     return {check.name: check for check in checks}
 
 
@@ -137,7 +137,7 @@ def test_corrected_answers_speak_against_a_candidate_alone(candidate: float, cha
     for row in range(rows):
         image = f"{row:064x}"
         right[image, text_hash("?")] = text_hash("red")
-        texts = (TextPair(asked=text_hash("?"), champion=said(theirs, row), challenger=said(ours, row)),)
+        texts = (TextPair(asked=text_hash("?"), champion=said(champion, row), challenger=said(candidate, row)),)
         lines.append(compared(row, image=image, texts=texts))
     lines.append(compared(rows, image="cd" * 32, texts=texts))
     live = collect_statistics(lines, "vqa", "2", "1", right)
