@@ -1,4 +1,1 @@
-"""Offline prediction and its figures: what a saved model answers over whole data sets, and what that is worth.
-
-A room of its own, as training, promotion and retraining all judge models by it.
-"""
+"""Offline evaluation: answers of a saved model over whole data sets, and their metrics beside baselines."""

@@ -1,4 +1,4 @@
-"""A whole assessment of a model on one split: its answers, their report beside the floors, examples and pictures."""
+"""The assessment of a model on one split: its answers, their report beside the baselines, examples and pictures."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
-from pipelines.evaluate.credit import credits_of
-from pipelines.evaluate.examples import choose, illustrate, image_of
-from pipelines.evaluate.judge import judge
+from pipelines.evaluate.build_report import build_report
+from pipelines.evaluate.example_scores import score_examples
+from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
 from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
 from pipelines.report import training_pictures
@@ -26,44 +26,42 @@ from vlmodel.task_spec import TaskSpec
 
 @dataclass(frozen=True)
 class Assessment:
-    """What an assessment of one task found.
+    """The assessment of one task.
 
     Attributes:
-        task: its name; "" where the model has only one.
-        report: the figures.
+        task: its name; "" if the model has only one.
         answers: a row for each row of the task (predict.SCHEMA).
-        page: cards for ``training_pictures.examples_page``.
-        example: an encoded image and the text that was asked of it, "" where the task is given none.
-        normalizer: by which answers in words are compared.
+        cards: for ``training_pictures.examples_page``.
+        example: an encoded image and the text of the request, "" if the task is given none.
+        normalizer: rules by which answers in words are compared.
     """
 
     task: str
     report: Report
     answers: pa.Table = field(repr=False)
-    page: list[training_pictures.Card] = field(repr=False)
+    cards: list[training_pictures.Card] = field(repr=False)
     example: tuple[bytes, str] = field(repr=False)
     normalizer: Normalizer = "none"
 
 
-def check_judgeable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> None:
-    """Refuse data that models cannot be judged by: the floors, the page and the served example are of images, and each
-    task is of texts.
+def check_evaluable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> None:
+    """Refuse data that models cannot be evaluated on: samples need images and the texts of each task.
 
     Args:
-        split: that is answered; "" for all samples.
+        split: the evaluated split; "" for all samples.
 
     Raises:
-        DataError: its samples have no images, or none of the split has the texts of a task.
+        DataError: the samples have no images, or none of the split has the texts of a task.
     """
     if index.modality != "pairs":
         raise DataError(
             f"models are judged on images with texts, and {index.tars} holds {index.modality} alone; name such pairs "
             "in data.tars, and this in data.mix to train on it too"
         )
-    for task, fields in tasks.items():
-        if not index.count_with(fields.reads, split):
+    for task, spec in tasks.items():
+        if not index.count_with(spec.reads, split):
             raise DataError(
-                f"no {split or 'indexed'} sample of {index.tars} has {fields.reads}, by which "
+                f"no {split or 'indexed'} sample of {index.tars} has {spec.reads}, by which "
                 f"{f'task {task!r}' if task else 'the model'} is judged; choose data or a split that has some"
                 f"{', or leave the task out' if task else ''}"
             )
@@ -79,64 +77,71 @@ def assess(
     *,
     training: bool = False,
 ) -> list[Assessment]:
-    """Let the model in folder ``model`` answer all rows of each of its tasks over ``source``, and judge the answers.
+    """Answer all rows of each task over ``source`` with the model in folder ``model``, and report on the answers.
 
-    What they are compared with is kept with the model; for one of an earlier version it is learned from the training
-    split of ``index``.
+    The baselines are stored with the model; for a model of an earlier version they are learned from the training split
+    of ``index``.
 
     Args:
-        training: also let it answer as many samples of the training split, drawn by hash, where ``index`` is known to
-            have been trained on.
+        examples: number of example cards.
+        training: also answer as many samples of the training split, drawn by hash, if the model is known to have been
+            trained on ``index``.
 
     Raises:
-        DataError: the split has nothing to judge by, or there is no training split that is needed.
+        DataError: the split has no right answers, or a training split is needed and missing.
     """
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
-    check_judgeable(index, processor.tasks, source.split)
+    check_evaluable(index, processor.tasks, source.split)
     baselines = Baselines.load(model)
     if baselines is None:
         check_learnable(index, processor.tasks)
         baselines = Baselines.of_training(index, [], processor.tasks, processor.normalizer)
-    seen = training and source.split != "train" and index.hash in baselines.trained_on
-    found = []
-    for task, fields in processor.tasks.items():
+    trained_on = training and source.split != "train" and index.hash in baselines.trained_on
+    assessments = []
+    for task, spec in processor.tasks.items():
         answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))
         split = source.split or "all"
-        report = judge(answers, split, fields, baselines, processor.labels, processor.normalizer)
-        if seen and index.count_with(fields.reads, "train"):
+        report = build_report(answers, split, spec, baselines, processor.labels, processor.normalizer)
+        if trained_on and index.count_with(spec.reads, "train"):
             sample = predict(
                 model, replace(source, split="train"), config.model_copy(update={"shuffled": 0}), stream, task,
                 sample=report.samples,
             )  # fmt: skip
-            credits = credits_of(pa.concat_tables(list(collect(sample))), fields, processor.normalizer)
-            if len(credits):
-                report = replace(report, training=(credits.figure, len(credits)))
-        page = illustrate(choose(answers, fields, examples, normalizer=processor.normalizer), index, predictor, task)
+            scores = score_examples(pa.concat_tables(list(collect(sample))), spec, processor.normalizer)
+            if len(scores):
+                report = replace(report, training=(scores.value, len(scores)))
+        rows = choose_examples(answers, spec, examples, normalizer=processor.normalizer)
+        cards = make_cards(rows, index, predictor, task)
         first = answers.slice(0, 1).to_pylist()[0]
-        example = (image_of(first["key"], index, first["split"]), first["text"])
-        found.append(Assessment(task, report, answers, page, example, processor.normalizer))
-    return found
+        example = (image_bytes(first["key"], index, first["split"]), first["text"])
+        assessments.append(Assessment(task, report, answers, cards, example, processor.normalizer))
+    return assessments
 
 
-def show(found: Assessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()) -> None:
-    """Record the pictures and tables with the run."""
-    report = found.report
-    name = f"{report.split}-{found.task}" if found.task else report.split
-    if history and not found.task:
-        accuracies = {n.replace("_", " "): f["accuracy"] for n, f in report.floors.items() if "accuracy" in f}
+def log_assessment(assessment: Assessment, tracker: NullTracker, history: Sequence[Mapping[str, float]] = ()) -> None:
+    """Store the report, pictures and tables in the tracked run.
+
+    Args:
+        history: of the training, for its curves.
+    """
+    report, task = assessment.report, assessment.task
+    name = f"{report.split}-{task}" if task else report.split
+    if history:
+        by_name = {} if task else report.baselines
+        accuracies = {n.replace("_", " "): m["accuracy"] for n, m in by_name.items() if "accuracy" in m}
         tracker.log_figure(training_pictures.curves(history, accuracies), "pictures/curves.png")
-    elif history:
-        tracker.log_figure(training_pictures.curves(history), "pictures/curves.png")
     if report.by_answer:
-        columns = (found.answers[c].to_pylist() for c in ("target", "predicted"))
+        targets, predicted = (assessment.answers[c].to_pylist() for c in ("target", "predicted"))
         pairs = [
-            tuple(normal_form(a, found.normalizer) for a in pair) for pair in zip(*columns, strict=True) if pair[0]
+            (normal_form(target, assessment.normalizer), normal_form(answer, assessment.normalizer))
+            for target, answer in zip(targets, predicted, strict=True)
+            if target
         ]
         confusion = training_pictures.confusion([t for t, _ in pairs], [p for _, p in pairs])
         tracker.log_figure(confusion, f"pictures/{name}-confusion.png")
         rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in report.by_answer]
         tracker.log_table(rows, f"tables/{name}-answers.csv")
-    if found.page:
-        tracker.log_figure(training_pictures.examples_page(found.page), f"pictures/{name}-examples.png")
+    if assessment.cards:
+        tracker.log_figure(training_pictures.examples_page(assessment.cards), f"pictures/{name}-examples.png")
     tracker.log_text(f"{report}\n", f"tables/{name}-report.txt")

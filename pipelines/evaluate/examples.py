@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.evaluate.credit import same_answers
+from pipelines.evaluate.example_scores import answers_match
 from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
 from vlmodel.inference import Predictor
@@ -20,19 +20,20 @@ from vlmodel.processor import Example
 from vlmodel.task_spec import MATCH, TaskSpec, is_match
 
 _HELD_OUT_FIRST = ("val", "test", "train")
+_MAX_CAPTIONS = 2000
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A row of a table of answers that goes on the page.
+class ExampleRow:
+    """A row of a table of answers that is chosen for the page.
 
     Attributes:
         key, split: of the sample.
-        text: what the model was given.
-        title: what stands over the picture.
-        answer: what is right; of captions one that was given by people.
+        text: of the request.
+        title: text above the picture.
+        answer: the right answer; for captions one that people gave.
         predicted, probability: the best answer.
-        right: whether it is the right one; None where there is no such thing, as with captions.
+        right: whether it is right; None for captions.
     """
 
     key: str
@@ -45,98 +46,79 @@ class Chosen:
     right: bool | None
 
 
-def choose(
-    answers: pa.Table, fields: TaskSpec, count: int, seed: int = 0, normalizer: Normalizer = "none"
-) -> list[Chosen]:
-    """Up to ``count`` rows, half of them wrong where there are so many; the same for the same table."""
-    if fields.target == "none":
-        candidates = _found(answers)
-    else:
-        answered = answers.filter(pc.is_valid(answers["target"]))
-        columns = ("key", "split", "text", "target", "predicted", "probability")
-        candidates = [
-            _answered(fields, normalizer, *row) for row in zip(*(answered[c].to_pylist() for c in columns), strict=True)
-        ]
+def choose_examples(
+    answers: pa.Table, spec: TaskSpec, count: int, seed: int = 0, normalizer: Normalizer = "none"
+) -> list[ExampleRow]:
+    """Up to ``count`` rows, half of them wrong if there are so many; the same for the same table."""
+    rows = _retrieved(answers) if spec.target == "none" else _answered(answers, spec, normalizer)
     rng = random.Random(seed)
-    wrong = [row for row in candidates if row.right is False]
-    others = [row for row in candidates if row.right is not False]
+    wrong = [row for row in rows if row.right is False]
+    others = [row for row in rows if row.right is not False]
     some_wrong = rng.sample(wrong, min(len(wrong), count // 2))
     return some_wrong + rng.sample(others, min(len(others), count - len(some_wrong)))
 
 
-def illustrate(rows: list[Chosen], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
-    """Cards for ``training_pictures.examples_page``: the image as the model sees it, with the attention on the way to
-    the answer.
-    """
+def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
+    """Cards for ``training_pictures.examples_page``: the decoded image with the attention for the answer."""
     images = _images({(row.split, row.key) for row in rows}, index)
-    page = []
+    cards = []
     for row in rows:
         image = images[row.split, row.key]
         ((prediction,),) = predictor.predict([Example(image, (row.text,))], 1, attention=True, task=task)
-        page.append(
-            Card(
-                image=predictor.processor.decode(image),
-                title=row.title,
-                answer=row.answer,
-                predicted=row.predicted,
-                probability=row.probability,
-                right=row.right,
-                attention_HW=prediction.attention_HW,
-            )
-        )
-    return page
+        shown = {name: getattr(row, name) for name in ("title", "answer", "predicted", "probability", "right")}
+        cards.append(Card(predictor.processor.decode(image), **shown, attention_HW=prediction.attention_HW))
+    return cards
 
 
-def image_of(key: str, index: Index, split: str = "") -> bytes:
+def image_bytes(key: str, index: Index, split: str = "") -> bytes:
     """The encoded image of a sample.
 
     Args:
-        split: of the sample; "" looks in the validation split first, then in the test split, and then in the training
-            split, as each of them may have a sample of this key.
+        split: of the sample; "" looks in the validation, test and training split, in this order, as samples of
+            different splits may have the same key.
 
     Raises:
         DataError: there is no such sample.
     """
-    wanted = {(name, key) for name in ((split,) if split else _HELD_OUT_FIRST)}
-    images = _images(wanted, index)
-    for name in (split,) if split else _HELD_OUT_FIRST:
+    splits = (split,) if split else _HELD_OUT_FIRST
+    images = _images({(name, key) for name in splits}, index)
+    for name in splits:
         if (name, key) in images:
             return images[name, key]
     raise DataError(f"the index of {index.tars} has no sample {key!r}{f' of split {split!r}' if split else ''}")
 
 
-def _answered(
-    fields: TaskSpec,
-    normalizer: Normalizer,
-    key: str,
-    split: str,
-    text: str,
-    target: str,
-    predicted: str,
-    probability: float,
-) -> Chosen:
-    row = Chosen(
-        key, split, text, text, target, predicted, probability, *same_answers([target], [predicted], normalizer)
-    )
-    if fields.target == "match":
-        return replace(row, right=is_match(target) == (predicted == MATCH))
-    if fields.target == "tokens" and not fields.text:
-        return replace(row, title="", right=None)
-    return row
+def _answered(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer) -> list[ExampleRow]:
+    answered = answers.filter(pc.is_valid(answers["target"]))
+    rows = []
+    columns = (answered[name].to_pylist() for name in ("key", "split", "text", "target", "predicted", "probability"))
+    for key, split, text, target, predicted, probability in zip(*columns, strict=True):
+        title = text
+        right: bool | None = None
+        if spec.target == "match":
+            right = is_match(target) == (predicted == MATCH)
+        elif spec.target == "tokens" and not spec.text:
+            title = ""
+        else:
+            (right,) = answers_match([target], [predicted], normalizer)
+        rows.append(ExampleRow(key, split, text, title, target, predicted, probability, right))
+    return rows
 
 
-def _found(answers: pa.Table, captions: int = 2000) -> list[Chosen]:
-    """For images the caption that is most similar among ``captions`` of them; right where it is one of the image's."""
-    some = answers.slice(0, captions)
+def _retrieved(answers: pa.Table) -> list[ExampleRow]:
+    """For each image the nearest of the first captions; right if it is one of the image's."""
+    some = answers.slice(0, _MAX_CAPTIONS)
     first = some.filter(pc.is_valid(some["image_embedding"]))
     image_BD, text_ND = (np.stack(t[c].to_pylist()) for t, c in ((first, "image_embedding"), (some, "text_embedding")))
-    similar_BN = image_BD @ text_ND.T
+    similarity_BN = image_BD @ text_ND.T
     samples, texts = _samples(some), some["text"].to_pylist()
-    rows = zip(_samples(first), first["text"].to_pylist(), similar_BN.argmax(1), similar_BN.max(1), strict=True)
+    nearest_B = zip(
+        _samples(first), first["text"].to_pylist(), similarity_BN.argmax(1), similarity_BN.max(1), strict=True
+    )
     title = f"of {len(texts)} captions the nearest"
     return [
-        Chosen(key, split, own, title, own, texts[n], float(value), samples[n] == (split, key))
-        for (split, key), own, n, value in rows
+        ExampleRow(key, split, own, title, own, texts[n], float(similarity), samples[n] == (split, key))
+        for (split, key), own, n, similarity in nearest_B
     ]
 
 
@@ -146,11 +128,11 @@ def _samples(answers: pa.Table) -> list[tuple[str, str]]:
 
 
 def _images(samples: set[tuple[str, str]], index: Index) -> dict[tuple[str, str], bytes]:
-    """The images of those of the (split, key) pairs that the index has."""
-    reader, found = ShardReader(index), dict[tuple[str, str], bytes]()
+    """The images of those (split, key) pairs that the index has."""
+    reader, images = ShardReader(index), dict[tuple[str, str], bytes]()
     for shard in index.shards:
-        if len(found) == len(samples):
+        if len(images) == len(samples):
             break
         rows = [row for row, sample in enumerate(_samples(index.rows(shard.name))) if sample in samples]
-        found |= {(record.split, record.key): record.image for record in reader.read(shard.name, rows, texts=False)}
-    return found
+        images |= {(record.split, record.key): record.image for record in reader.read(shard.name, rows, texts=False)}
+    return images

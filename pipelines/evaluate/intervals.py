@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals of a share, and of a difference on the same rows."""
+"""Confidence intervals of a metric, and of a difference on the same rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000
@@ -17,33 +17,33 @@ _AT_ONCE = 1 << 20
 """Images drawn at a time, over all resamples."""
 
 
-def interval(credits: Credits, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Of the figure: Wilson's of a share of right answers (Wilson 1927), the bootstrap's of any other."""
-    if credits.binary and len(np.unique(credits.group_N)) == 1:
-        right = int(credits.worth_N.sum())
-        low, high = stats.binomtest(right, len(credits)).proportion_ci(confidence, method="wilson")
+def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of the metric: Wilson's (1927) for a share of right answers, the bootstrap's for any other metric."""
+    if scores.binary and len(np.unique(scores.group_N)) == 1:
+        right = int(scores.score_N.sum())
+        low, high = stats.binomtest(right, len(scores)).proportion_ci(confidence, method="wilson")
         return float(low), float(high)
-    nothing = replace(credits, worth_N=np.zeros_like(credits.worth_N))
-    return difference_interval(credits, nothing, confidence)
+    zero = replace(scores, score_N=np.zeros_like(scores.score_N))
+    return difference_interval(scores, zero, confidence)
 
 
 def difference_interval(
-    one: Credits, other: Credits, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES, seed: int = 0
+    one: ExampleScores, other: ExampleScores, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Of the difference of two figures of the same rows: the paired bootstrap (percentiles) over images, whose rows are
-    not independent of each other. A single image has no bounds but infinity.
+    """Interval of the difference of two metrics on the same rows: the paired bootstrap (percentiles) over images, whose
+    rows are not independent of each other. The bounds of a single image are infinite.
     """
     image_N = np.unique(one.image_N, return_inverse=True)[1]
     group_N = np.unique(one.group_N, return_inverse=True)[1]
     images, groups = int(image_N.max()) + 1, int(group_N.max()) + 1
     if images == 1:
         return -np.inf, np.inf
-    place_N = image_N * groups + group_N
+    cell_N = image_N * groups + group_N
     gain_BG = (
-        np.bincount(place_N, one.worth_N - other.worth_N, images * groups).reshape(images, groups).astype(np.float64)
+        np.bincount(cell_N, one.score_N - other.score_N, images * groups).reshape(images, groups).astype(np.float64)
     )
-    count_BG = np.bincount(place_N, minlength=images * groups).reshape(images, groups)
-    found = stats.bootstrap(
+    count_BG = np.bincount(cell_N, minlength=images * groups).reshape(images, groups)
+    bootstrap = stats.bootstrap(
         (np.arange(images),),
         _mean_gain(gain_BG, count_BG),
         n_resamples=resamples,
@@ -53,7 +53,7 @@ def difference_interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    low, high = found.confidence_interval
+    low, high = bootstrap.confidence_interval
     return float(low), float(high)
 
 
@@ -61,7 +61,7 @@ def _mean_gain(gain_BG: NDArray[np.float64], count_BG: NDArray[np.int64]) -> Cal
     def mean_gain(image_SB: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
         drawn_SB = image_SB.astype(np.int64)
         gain_SG, count_SG = gain_BG[drawn_SB].sum(axis=-2), count_BG[drawn_SB].sum(axis=-2)
-        # A resample may hold no row of a group; that group then says nothing.
+        # A resample may have no row of a group; that group then does not count.
         gains: NDArray[np.float64] = (gain_SG / np.maximum(count_SG, 1)).sum(axis=-1) / (count_SG > 0).sum(axis=-1)
         return gains
 

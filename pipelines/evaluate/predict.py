@@ -1,6 +1,6 @@
-"""Answers of a saved model to every row of a task over a data set, through Ray Data, in the order of the index.
+"""Answers of a saved model to every row of a task over a data set, by Ray Data, in the order of the index.
 
-Batches are made by tasks and answered by ``workers`` actors that hold the model. A batch holds the same samples at any
+Ray tasks make batches, and ``workers`` actors that hold the model answer them. A batch holds the same samples with any
 number of workers, so the answers and their probabilities are the same too.
 """
 
@@ -49,57 +49,54 @@ SCHEMA = pa.schema(
         pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each row of the task (``pipelines.data.stream.rows.Row``): of which sample (each split may have one of the
-same key), what was asked, what is right (null where unknown), whether the text was cut (``processor.max_tokens``), the
-best answer, and the ``top_k`` best. ``shuffled`` is
-the best answer about the image of another sample (null where that was not asked for); a task that compares gives its
-embeddings, the image's in the first row of each sample."""
+"""A row for each row of the task (``pipelines.data.stream.rows.Row``): the sample (samples of different splits may have
+the same key), the request, the right answer (null if unknown), whether the text was cut (``processor.max_tokens``),
+the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample (null if the
+model was not asked). A contrastive task has its embeddings, the image's in the first row of each sample."""
 
 
 class PredictConfig(Section):
-    """How a data set is answered."""
+    """How a model answers a data set."""
 
     workers: int = Field(1, ge=1)
     """Copies of the model."""
     cpus_per_worker: float = Field(1.0, gt=0)
-    """CPUs that each reserves."""
+    """CPUs that each copy reserves."""
     gpus_per_worker: float = Field(0.0, ge=0)
-    """GPUs, or the share of one, that each reserves; above 0 the model runs there."""
+    """GPUs, or the share of one, that each copy reserves; above 0 the model runs there."""
     threads: int = Field(0, ge=0)
-    """Torch threads of each; 0 for one per reserved CPU."""
+    """Torch threads of each copy; 0 for one per reserved CPU."""
     batch: int = Field(64, ge=1)
     """Images of a batch. Results may differ in the last bits between batch sizes, never between numbers of workers."""
     top_k: int = Field(5, ge=1)
-    """Answers kept for each row."""
+    """Answers stored for each row."""
     shuffled: int = Field(512, ge=0)
-    """About so many images, drawn by hash, are also exchanged for others of their batch, to see how far the answers
-    come from looking."""
+    """About this many images, drawn by hash, are also replaced by others of their batch, to measure how far the answers
+    depend on the image."""
     generation: dict[str, bool | int | float] = {}
     """For tasks that write texts: settings of transformers' GenerationConfig, such as num_beams or max_new_tokens."""
 
 
-class _Answerer:
-    """An actor's model."""
-
-    def __init__(self, model: str, task: str, config: PredictConfig, exchanged: float) -> None:
+class _PredictActor:
+    def __init__(self, model: str, task: str, config: PredictConfig, shuffled_share: float) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(
             model, device, config.threads or max(1, int(config.cpus_per_worker))
         )
-        self._task, self._config, self._exchanged = task, config, exchanged
+        self._task, self._config, self._exchanged = task, config, shuffled_share
 
     def __call__(self, row: pa.Table) -> pa.Table:
         arrays = {name: array.copy() for name, array in unpack(row).items()}
         rows = json.loads(arrays["rows_json"].tobytes())
         if not rows:
             return SCHEMA.empty_table()
-        answered = self._answers(arrays)
+        answered = self._answers_questions(arrays)
         columns = dict(zip(SCHEMA.names, zip(*rows, strict=True), strict=False))
         columns["answers"] = [[answer for answer, _ in answers] for answers in answered]
         columns["probabilities"] = [[value for _, value in answers] for answers in answered]
         columns["predicted"] = [answers[0] for answers in columns["answers"]]
         columns["probability"] = [values[0] for values in columns["probabilities"]]
-        columns |= self._about_other_images(arrays, columns)
+        columns |= self._answers_about_other_images(arrays, columns)
         embedded = self._predictor.embed_collated(arrays, self._task)
         if embedded is not None:
             image_BD, text_ND = embedded
@@ -113,11 +110,11 @@ class _Answerer:
             [pa.array(columns.get(field.name, none), field.type) for field in SCHEMA], schema=SCHEMA
         )
 
-    def _about_other_images(
+    def _answers_about_other_images(
         self, arrays: dict[str, np.ndarray], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """The answers to the rows of some images when they are shown the image that is half a batch away: neighbours
-        may be of one scene.
+        """The answers to the rows of the drawn images about the image that is half a batch away: neighbours may show
+        the same scene.
         """
         images = "features_BF" if "features_BF" in arrays else "pixels_BHWC"
         size = len(arrays[images])
@@ -129,21 +126,21 @@ class _Answerer:
         texts: dict[int, list[str]] = {}
         for row, image in zip(rows, image_N.tolist(), strict=True):
             texts.setdefault(image, []).append(columns["text"][row])
-        examples = [Example(b"", tuple(of_image)) for of_image in texts.values()]
+        examples = [Example(b"", tuple(image_texts)) for image_texts in texts.values()]
         other = (np.array(list(texts)) + size // 2) % size
         batch = self._predictor.processor.collate_rows({self._task: examples}) | {images: arrays[images][other]}
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
-        for row, best in zip(rows, self._answers(batch), strict=True):
+        for row, best in zip(rows, self._answers_questions(batch), strict=True):
             answer[row], probability[row] = best[0]
         return {"shuffled": answer, "shuffled_probability": probability}
 
-    def _answers(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
+    def _answers_questions(self, arrays: dict[str, np.ndarray]) -> list[Answers]:
         return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
 
 
 def is_drawn(split: str, key: str, share: float) -> bool:
-    """Whether a sample is among a share of all, the same ones in every run."""
+    """Whether a sample belongs to a share of all samples, which is the same in every run."""
     digest = hashlib.sha256(f"exchanged|{split}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -155,30 +152,30 @@ def predict(
 
     Args:
         model: folder of the saved model, readable from every node.
-        task: of a model with several; its first one if not given.
-        sample: answer only so many samples, drawn by hash; 0 answers all.
+        task: by default the model's first one.
+        sample: answer only this many samples, drawn by hash; 0 answers all.
 
     Raises:
         ConfigError: the model has no such task.
-        DataError: the task is about images, and the data set has none; or it is about texts, and there are none.
+        DataError: the task needs images or texts, and the data set has none.
     """
     tasks = VLProcessor.from_pretrained(model).tasks
     task = next(iter(tasks)) if task is None else task
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
-    members, fields = Index.open(source.tars).modality, tasks[task]
-    if (members == "texts" and fields.needs_image) or (members == "images" and fields.text):
+    members, spec = Index.open(source.tars).modality, tasks[task]
+    if (members == "texts" and spec.needs_image) or (members == "images" and spec.text):
         missing = "images" if members == "texts" else "texts"
         raise DataError(
             f"{source.tars} holds {members} alone, and the model's task{f' {task!r}' if task else ''} is about "
             f"{missing}; name data that has some, or another task in evaluate.task"
         )
     batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
-    made = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
-    return made.map_batches(
-        _Answerer,
+    dataset = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
+    return dataset.map_batches(
+        _PredictActor,
         fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),
-        batch_size=1,  # a row is a batch of the model's
+        batch_size=1,  # a row is a batch for the model
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(size=config.workers),
@@ -188,7 +185,7 @@ def predict(
 
 
 def collect(dataset: Dataset) -> Iterator[pa.Table]:
-    """The rows as tables, batch by batch, while the others are still being made."""
+    """The rows as tables, batch by batch, while later batches are still being answered."""
     for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
         assert isinstance(table, pa.Table)
         if table.num_rows:
@@ -196,8 +193,8 @@ def collect(dataset: Dataset) -> Iterator[pa.Table]:
 
 
 def write(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:
-    """Write tables into one Parquet file, whole or not at all; returns the number of rows, and of those whose text was
-    cut.
+    """Write tables into one Parquet file, as a whole or not at all. Returns the number of rows, and of those whose text
+    was cut.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".partial")

@@ -1,10 +1,10 @@
-"""What an evaluation says: the figures of a model on a split, always beside what is reached without looking."""
+"""The result of an evaluation: a model's metrics on a split, beside the baselines."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipelines.evaluate.verdict import Comparison, Relation, describe, overall
+from pipelines.evaluate.verdict import BaselineComparison, Relation, describe, overall_relation
 
 
 @dataclass(frozen=True)
@@ -12,20 +12,18 @@ class Report:
     """How good a model is at one task on one split.
 
     Attributes:
-        split: what was evaluated.
-        samples: images.
-        rows: rows of the task that counted, called ``unit``.
+        samples: number of images.
+        rows: number of rows of the task that counted, called ``unit``.
         unit: questions, images, pairs or captions.
-        metric: the figure by which models are compared; the higher, the better.
-        figures: all figures of the model.
-        floors: the same figures, or some of them, of those that do not look, by their names.
-        notes: what a reader should know beside the figures.
-        by_answer: for each right answer its number of rows and its accuracy, most frequent first; where there are
-            answers.
-        interval: 95 % interval of the figure by which models are compared.
-        comparisons: that figure beside each floor, on the rows of the floor.
-        part: figures of the model on the rows of those floors that are of a part of the rows, by the floors' names.
-        training: the same figure, on a sample of the training split, and of how many rows; None where it is unknown.
+        metric: name of the metric by which models are compared; higher is better.
+        metrics: all metrics of the model.
+        baselines: the same metrics, or some of them, of each baseline.
+        notes: remarks for the reader.
+        by_answer: for each right answer its number of rows and its accuracy, most frequent first; empty for captions.
+        interval: 95 % interval of the metric by which models are compared.
+        comparisons: that metric beside each baseline, on the baseline's rows.
+        subset_metrics: for each baseline that covers only a part of the rows, the model's metrics on those rows.
+        training: that metric on a sample of the training split, and the number of rows; None if unknown.
     """
 
     split: str
@@ -33,45 +31,45 @@ class Report:
     rows: int
     unit: str
     metric: str
-    figures: dict[str, float]
-    floors: dict[str, dict[str, float]]
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]]
     notes: tuple[str, ...] = ()
     by_answer: list[tuple[str, int, float]] = field(default_factory=list, repr=False)
     interval: tuple[float, float] | None = None
-    comparisons: tuple[Comparison, ...] = ()
-    part: dict[str, dict[str, float]] = field(default_factory=dict)
+    comparisons: tuple[BaselineComparison, ...] = ()
+    subset_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     training: tuple[float, int] | None = None
 
     @property
     def value(self) -> float:
-        """The figure by which models are compared."""
-        return self.figures[self.metric]
+        """The metric by which models are compared."""
+        return self.metrics[self.metric]
 
     @property
-    def floor(self) -> float:
-        """The highest floor of that figure, of those that are of all rows."""
-        of_all = [figures for name, figures in self.floors.items() if name not in self.part]
-        return max((figures[self.metric] for figures in of_all if self.metric in figures), default=0.0)
+    def baseline(self) -> float:
+        """The highest value of that metric among the baselines that cover all rows."""
+        values = [metrics for name, metrics in self.baselines.items() if name not in self.subset_metrics]
+        return max((metrics[self.metric] for metrics in values if self.metric in metrics), default=0.0)
 
     @property
     def relation(self) -> Relation:
-        """Whether the model is better or worse than what is reached without looking, or not distinguishable."""
-        return overall(self.comparisons)
+        """Whether the model is significantly better or worse than the baselines, or neither."""
+        return overall_relation(self.comparisons)
 
     @property
     def verdict(self) -> str:
-        """What the figure means, in one line; "" where there is nothing beside it."""
+        """The comparison with the baselines in one line; "" without baselines."""
         return describe(self.comparisons)
 
-    def metrics(self, task: str = "") -> dict[str, float]:
-        """As metrics of a tracked run, named by the split and, where there are several, the task."""
+    def tracked_metrics(self, task: str = "") -> dict[str, float]:
+        """The metrics of a tracked run, named by the split and, if there are several, the task."""
         prefix = f"{self.split}/{task}/" if task else f"{self.split}/"
-        named = dict(self.figures)
-        for name, figures in self.floors.items():
-            for figure, value in figures.items():
-                named[f"floor_{name}" if figure == self.metric else f"floor_{name}_{figure}"] = value
-        for name, figures in self.part.items():
-            named[f"beside_{name}"] = figures[self.metric]
+        named = dict(self.metrics)
+        for name, metrics in self.baselines.items():
+            for metric, value in metrics.items():
+                named[f"floor_{name}" if metric == self.metric else f"floor_{name}_{metric}"] = value
+        for name, metrics in self.subset_metrics.items():
+            named[f"beside_{name}"] = metrics[self.metric]
         if self.interval is not None:
             named |= {f"{self.metric}_low": self.interval[0], f"{self.metric}_high": self.interval[1]}
         if self.training is not None:
@@ -86,18 +84,18 @@ class Report:
         if self.training is not None:
             value, rows = self.training
             lines.append(f"  on {rows} {self.unit} of a sample of the training split: {self.metric} {value:.4f}")
-        columns = {"model": self.figures}
-        for name, figures in self.floors.items():
-            columns[name] = figures
-            if name in self.part:
-                columns["model, those rows"] = self.part[name]
-        width = max(map(len, self.figures)) + 2
+        columns = {"model": self.metrics}
+        for name, metrics in self.baselines.items():
+            columns[name] = metrics
+            if name in self.subset_metrics:
+                columns["model, those rows"] = self.subset_metrics[name]
+        width = max(map(len, self.metrics)) + 2
         heads = [name.replace("_", " ") for name in columns]
         lines.append(" " * width + "".join(f"  {head:>9}" for head in heads))
-        for figure in self.figures:
+        for metric in self.metrics:
             cells = (
-                f"  {f'{figures[figure]:.4f}' if figure in figures else '':>{max(9, len(head))}}"
-                for head, figures in zip(heads, columns.values(), strict=True)
+                f"  {f'{metrics[metric]:.4f}' if metric in metrics else '':>{max(9, len(head))}}"
+                for head, metrics in zip(heads, columns.values(), strict=True)
             )
-            lines.append(f"  {figure:<{width - 2}}" + "".join(cells).rstrip())
+            lines.append(f"  {metric:<{width - 2}}" + "".join(cells).rstrip())
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])

@@ -1,4 +1,4 @@
-"""What a figure means beside what is reached without looking, in words."""
+"""Comparison of a model's metric with the baselines, and its summary in words."""
 
 from __future__ import annotations
 
@@ -8,28 +8,27 @@ from typing import Literal
 
 from scipy import stats
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import CONFIDENCE, difference_interval
 
 Relation = Literal["better", "unclear", "worse"]
-"""Of a model to a baseline: with certainty, or not distinguishable."""
+"""Of a model to a baseline: significantly better or worse, or neither."""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BaselineComparison:
     """A model beside one baseline, on the same rows.
 
     Attributes:
-        name: of the baseline among the report's floors.
-        words: what the baseline is.
-        model, baseline: the figure of each.
+        name: of the baseline in the report.
+        description: of the baseline.
+        model, baseline: the metric of each.
         low, high: 95 % interval of the difference.
-        relation: the model is better or worse than the baseline with this certainty, or it is not distinguishable.
-        rows: that both are figures of.
+        rows: number of rows.
     """
 
     name: str
-    words: str
+    description: str
     model: float
     baseline: float
     low: float
@@ -38,38 +37,37 @@ class Comparison:
     rows: int
 
 
-def compare(name: str, words: str, model: Credits, baseline: Credits) -> Comparison:
-    """A model beside a baseline on the same rows: the paired bootstrap over images and, for right and wrong answers,
-    McNemar's exact test, as the bootstrap makes too much of a handful of rows.
+def compare(name: str, description: str, model: ExampleScores, baseline: ExampleScores) -> BaselineComparison:
+    """By the paired bootstrap over images and, for right and wrong answers, McNemar's exact test, as the bootstrap
+    overestimates a handful of differing rows.
     """
     low, high = difference_interval(model, baseline)
     relation: Relation = "better" if low > 0 else "worse" if high < 0 else "unclear"
     if model.binary and relation != "unclear":
-        gained, lost = (
-            int((gain > 0).sum()) for gain in (model.worth_N - baseline.worth_N, baseline.worth_N - model.worth_N)
-        )
+        gained = int((model.score_N > baseline.score_N).sum())
+        lost = int((model.score_N < baseline.score_N).sum())
         if stats.binomtest(gained, gained + lost).pvalue > 1 - CONFIDENCE:
             relation = "unclear"
-    return Comparison(name, words, model.figure, baseline.figure, low, high, relation, len(model))
+    return BaselineComparison(name, description, model.value, baseline.value, low, high, relation, len(model))
 
 
-def overall(comparisons: Sequence[Comparison]) -> Relation:
-    """The least favourable of them."""
+def overall_relation(comparisons: Sequence[BaselineComparison]) -> Relation:
+    """The least favourable relation."""
     relations = {comparison.relation for comparison in comparisons}
     return "worse" if "worse" in relations else "unclear" if "unclear" in relations or not relations else "better"
 
 
-def describe(comparisons: Sequence[Comparison]) -> str:
-    """In one line, the least favourable first."""
-    named: Mapping[Relation, str] = {
-        "worse": "worse than {words} ({baseline:.4f}) by {less:.4f} (95 % interval {least:.4f} to {most:.4f})",
-        "unclear": "not distinguishable from {words} ({baseline:.4f}; difference {low:+.4f} to {high:+.4f})",
-        "better": "better than {words} ({baseline:.4f}) by {more:.4f} (95 % interval {low:.4f} to {high:.4f})",
+def describe(comparisons: Sequence[BaselineComparison]) -> str:
+    """The comparisons in one line, the least favourable first."""
+    templates: Mapping[Relation, str] = {
+        "worse": "worse than {description} ({baseline:.4f}) by {less:.4f} (95 % interval {least:.4f} to {most:.4f})",
+        "unclear": "not distinguishable from {description} ({baseline:.4f}; difference {low:+.4f} to {high:+.4f})",
+        "better": "better than {description} ({baseline:.4f}) by {more:.4f} (95 % interval {low:.4f} to {high:.4f})",
     }
     parts = []
-    for relation, text in named.items():
+    for relation, template in templates.items():
         for one in comparisons:
             if one.relation == relation:
                 more = one.model - one.baseline
-                parts.append(text.format(**vars(one), more=more, less=-more, least=-one.high, most=-one.low))
+                parts.append(template.format(**vars(one), more=more, less=-more, least=-one.high, most=-one.low))
     return "; ".join(parts)

@@ -1,6 +1,6 @@
-"""The program of the smoke test: loads one stored model and answers rows of standard input.
+"""The program of the smoke test: loads a stored model and answers rows from standard input.
 
-It runs where this repository cannot be imported, so it imports nothing of it.
+It runs where this repository cannot be imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import mlflow.pyfunc
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-# What the stored code imports. These are imported first, by their own bytecode, as what comes later uses none.
+# The stored code imports these. They are imported first, with their bytecode, as it is disabled for the stored code.
 import torchvision
 import transformers
 
@@ -21,8 +21,8 @@ __all__ = ["torchvision", "transformers"]
 
 
 def main(package: str) -> None:
-    """Print the answers to the rows as the last line, or end with what is wrong with an image."""
-    # Bytecode is neither written nor found anywhere from here on.
+    """Print the answers to the rows as the last line, or exit with the error of an image."""
+    # From here on bytecode is neither written nor found anywhere.
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
     rows = [(base64.b64decode(image), question) for image, question in json.load(sys.stdin)]
     predicted = mlflow.pyfunc.load_model(package).predict(pd.DataFrame(rows, columns=["image", "question"]))

@@ -1,4 +1,4 @@
-"""What can go wrong with registered models."""
+"""Errors of registered models."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class RegistryError(ExpectedError, RuntimeError):
 
 
 class ChampionChangedError(RegistryError):
-    """The champion is no longer the one that a candidate was judged against. Another promotion was faster."""
+    """The champion is no longer the one that a candidate was compared with: another promotion came first."""
 
 
 class ArtifactError(ExpectedError, RuntimeError):
-    """A stored model whose files are not those that were stored. The message names them and the remedy."""
+    """A stored model whose files have changed. The message names them and the remedy."""
 
 
 class SmokeError(ExpectedError, RuntimeError):
-    """A stored model that does not load or does not answer by itself."""
+    """A stored model that does not load or answer in a fresh process."""

@@ -1,14 +1,14 @@
-"""Golden answers: what a version said about a few pictures when it was registered, stored with it.
+"""Golden answers: a version's answers about a few images at its registration, stored with it.
 
-A file's hash says that a model is the same, and nothing about what makes answers of it: the versions of libraries, a
-decoder of images, kernels, a GPU. Who loads the model elsewhere asks it the same again (serve/answerer.py).
+File hashes show that a model is unchanged, but not that it gives the same answers elsewhere, with other versions of
+libraries, image decoders, kernels or a GPU. A service that loads the model compares its answers with these.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -26,12 +26,12 @@ Answers = list[tuple[str, float]]
 
 
 class GoldenAnswer(BaseModel):
-    """One request of one of the model's tasks, and its answer.
+    """One request, and its answer.
 
     Attributes:
-        task: "" where the model has only one.
+        task: "" if the model has only one.
         image: encoded, in base64.
-        answers: the first few with their probabilities or scores, the best first; one where texts are written.
+        answers: the best few with their probabilities or scores, the best first; one if texts are generated.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -45,28 +45,28 @@ class GoldenAnswer(BaseModel):
 _GOLDEN = TypeAdapter(list[GoldenAnswer])
 
 
-def make(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
-    """Ask the model about each task's example: as it is, and turned and stored in other formats.
+def create(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
+    """Answer each task's example: as it is, and transposed and stored in other formats.
 
-    Texts that are written come out of many choices, of which a near tie falls by rounding. So only those are kept that
-    are the same when the pictures are asked about one by one and all at once.
+    Generated texts are the result of many choices, and rounding decides near ties. So only those are stored that are
+    the same if the images are processed one by one and in one batch.
 
     Args:
-        examples: (encoded image, text) of each of the model's tasks that is to be asked.
+        examples: (encoded image, text) by task.
 
     Raises:
         ImageError: an example cannot be decoded.
     """
-    found = []
+    golden = []
     for task, (image, text) in examples.items():
         images = [image, *_variants(image)]
-        alone = [_ask(predictor, task, text, [one])[0] for one in images]
-        together = _ask(predictor, task, text, images)
-        for shown, one, other in zip(images, alone, together, strict=True):
-            if not _writes(predictor, task) or one[0][0] == other[0][0]:
+        in_batch = _predict(predictor, task, text, images)
+        for shown, batched in zip(images, in_batch, strict=True):
+            (alone,) = _predict(predictor, task, text, [shown])
+            if not _generates_text(predictor, task) or alone[0][0] == batched[0][0]:
                 encoded = base64.b64encode(shown).decode()
-                found.append(GoldenAnswer(task=task, image=encoded, text=text, answers=one))
-    return found
+                golden.append(GoldenAnswer(task=task, image=encoded, text=text, answers=alone))
+    return golden
 
 
 def write(golden: Sequence[GoldenAnswer], folder: Path) -> None:
@@ -91,67 +91,67 @@ def read(file: Path) -> list[GoldenAnswer]:
 
 
 def differences(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance: float) -> list[str]:
-    """What the model answers otherwise here, a line for each request.
+    """A line for each request to which the model's answers differ from the golden ones.
 
     Args:
-        tolerance: by how much a probability or cosine may differ. A chosen answer that changes places with another
-            within it is the same; a text that is written is another if a letter is.
+        tolerance: largest difference of a probability or cosine. Chosen answers within it may change places; generated
+            texts must be equal.
     """
     lines = []
     for number, one in enumerate(golden):
         try:
-            here = _ask(predictor, one.task, one.text, [base64.b64decode(one.image)])[0]
+            (answers,) = _predict(predictor, one.task, one.text, [base64.b64decode(one.image)])
         except (ValueError, RuntimeError) as error:
             lines.append(f"request {number} about {one.text!r} fails here: {error}")
             continue
-        exact = _writes(predictor, one.task)
-        if any(True for _ in _unlike(one.answers, here, tolerance, exact)):
-            lines.append(f"request {number} about {one.text!r}: {_told(here)}, expected {_told(one.answers)}")
+        exact = _generates_text(predictor, one.task)
+        if _differ(one.answers, answers, tolerance, exact) or _differ(answers, one.answers, tolerance, exact):
+            reported, expected = _format_answers(answers), _format_answers(one.answers)
+            lines.append(f"request {number} about {one.text!r}: {reported}, expected {expected}")
     return lines
 
 
-def _ask(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
-    top_k = 1 if _writes(predictor, task) else _TOP_K
+def _predict(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
+    top_k = 1 if _generates_text(predictor, task) else _TOP_K
     predicted = predictor.predict([Example(image, (text,)) for image in images], top_k=top_k, task=task)
     return [[(answer, float(score)) for answer, score in one.answers] for (one,) in predicted]
 
 
-def _writes(predictor: Predictor, task: str) -> bool:
+def _generates_text(predictor: Predictor, task: str) -> bool:
     return predictor.processor.tasks[task].target == "tokens"
 
 
-def _unlike(expected: Answers, found: Answers, tolerance: float, exact: bool) -> Iterator[str]:
-    """Answers whose score is another. One that is missing from a list of the best has at most the score of the last."""
-    for ours, theirs in ((expected, found), (found, expected)):
-        others = dict(theirs)
-        lowest = min(others.values())
-        for answer, score in ours:
-            if answer in others:
-                unlike = not abs(score - others[answer]) <= tolerance  # also where it is no number
-            else:
-                unlike = exact or not score <= lowest + tolerance
-            if unlike:
-                yield answer
+def _differ(answers: Answers, others: Answers, tolerance: float, exact: bool) -> bool:
+    """Whether an answer has another score in ``others``. If it is missing there, its score is at most the last one."""
+    score_of = dict(others)
+    lowest = min(score_of.values())
+    for answer, score in answers:
+        if answer in score_of:
+            if not abs(score - score_of[answer]) <= tolerance:  # also true of NaN
+                return True
+        elif exact or not score <= lowest + tolerance:
+            return True
+    return False
 
 
-def _told(answers: Answers) -> str:
+def _format_answers(answers: Answers) -> str:
     return ", ".join(f"{answer!r} {score:.4f}" for answer, score in answers[:2])
 
 
-def _variants(image: bytes) -> list[bytes]:
-    """The picture smaller and turned, in the formats that have decoders of their own."""
-    with open_image(image) as opened:
+def _variants(encoded: bytes) -> list[bytes]:
+    """The image, smaller and transposed, in each format with a separate decoder."""
+    with open_image(encoded) as opened:
         picture = opened.upright()
     picture.thumbnail((_SIDE, _SIDE))
-    turned = {
+    transposed = {
         "JPEG": picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         "PNG": picture.transpose(Image.Transpose.ROTATE_90),
         "WEBP": picture.transpose(Image.Transpose.ROTATE_180),
     }
-    return [_encoded(one, kind) for kind, one in turned.items()]
+    return [_encode(image, kind) for kind, image in transposed.items()]
 
 
-def _encoded(picture: Image.Image, kind: str) -> bytes:
+def _encode(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind)
     return file.getvalue()

@@ -1,9 +1,9 @@
-"""The manifest of a model's folder: the sha256 of each file, as MLflow keeps no checksums of artifacts.
+"""The manifest of a model's folder: the sha256 of each file, as MLflow stores no checksums of artifacts.
 
-Every file counts, whatever its name: Python runs bytecode in place of the source beside it, so that a file which a
-manifest passes over can replace all that it covers.
+It covers every file, whatever its name: Python runs bytecode in place of the source beside it, so a file that a
+manifest skips could replace all that it covers.
 
-This file is stored with each model, which checks itself with it. So it imports nothing but the standard library and
+This file is stored with each model, which verifies itself with it. So it imports only the standard library and
 errors.py, which is stored too.
 """
 
@@ -17,8 +17,7 @@ from pathlib import Path
 from pipelines.registry.errors import ArtifactError
 
 MANIFEST = "manifest.json"
-# MLflow writes this into a model that it loads as models:/NAME/VERSION. Only a file of just these two lines is passed
-# over.
+# MLflow writes this into a model that it loads as models:/NAME/VERSION. A file of just these two lines is skipped.
 _ORIGIN = "registered_model_meta"
 _ORIGIN_LINES = re.compile(r"model_name: [^\n]*\nmodel_version: [^\n]*\n")
 
@@ -27,9 +26,9 @@ def digests(folder: Path) -> dict[str, str]:
     """The sha256 of each file in ``folder`` by its relative path, without the manifest itself.
 
     Raises:
-        ArtifactError: a link in it, which could point anywhere, or what is neither a file nor a folder.
+        ArtifactError: a link, which could point anywhere, or what is neither a file nor a folder.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
@@ -39,8 +38,8 @@ def digests(folder: Path) -> dict[str, str]:
         if not path.is_file():
             raise ArtifactError(f"model folder {str(folder)!r}: {name!r} is neither a file nor a folder; delete it")
         with path.open("rb") as file:
-            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def digest(folder: Path) -> str:
@@ -49,19 +48,18 @@ def digest(folder: Path) -> str:
 
 
 def write(folder: Path) -> str:
-    """Write the manifest of ``folder`` into it and return the manifest's own sha256."""
+    """Write the manifest of ``folder`` into it and return the manifest's sha256."""
     text = _text(digests(folder))
     (folder / MANIFEST).write_bytes(text)
     return hashlib.sha256(text).hexdigest()
 
 
 def verify(folder: Path, expected: str | None = None) -> None:
-    """Check that each file of ``folder`` is as in its manifest, that none is missing and none was added.
+    """Check that each file of ``folder`` matches its manifest, and that none is missing or added.
 
     Args:
-        folder: the model.
-        expected: sha256 of the manifest, from a place that whoever can write to ``folder`` cannot write to. Without
-            it, damage is found, but not a manifest that was rewritten with the files.
+        expected: sha256 of the manifest, stored where those who can write to ``folder`` cannot write. Without it,
+            damage is detected, but not a manifest that was rewritten together with the files.
 
     Raises:
         ArtifactError: something differs; the message names up to five files.
@@ -76,8 +74,8 @@ def verify(folder: Path, expected: str | None = None) -> None:
         listed = None
     if not isinstance(listed, dict):
         raise ArtifactError(f"{MANIFEST} of model folder {str(folder)!r} is damaged; {remedy}")
-    found = digests(folder)
-    different = sorted(name for name in listed.keys() | found.keys() if listed.get(name) != found.get(name))
+    actual = digests(folder)
+    different = sorted(name for name in listed.keys() | actual.keys() if listed.get(name) != actual.get(name))
     if expected is not None and hashlib.sha256(text).hexdigest() != expected:
         different.insert(0, MANIFEST)
     if different:
@@ -92,5 +90,5 @@ def _is_origin(file: Path) -> bool:
     return file.is_file() and _ORIGIN_LINES.fullmatch(file.read_bytes().decode(errors="replace")) is not None
 
 
-def _text(found: dict[str, str]) -> bytes:
-    return json.dumps(found, indent=1, sort_keys=True).encode()
+def _text(hashes: dict[str, str]) -> bytes:
+    return json.dumps(hashes, indent=1, sort_keys=True).encode()

@@ -1,11 +1,10 @@
-"""From the inference part of a checkpoint to a folder that MLflow can load anywhere."""
+"""Builds the package of a model: a folder that MLflow can load anywhere, from a checkpoint's inference part."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,19 +18,9 @@ import vlmodel.config
 from pipelines.registry import errors, golden, manifest
 
 _REQUIREMENTS = (
-    "mlflow",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pydantic",
-    "safetensors",
-    "simplejpeg",
-    "tokenizers",
-    "torch",
-    "torchmetrics",
-    "torchvision",
-    "transformers",
-)
+    "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg", "tokenizers", "torch",
+    "torchmetrics", "torchvision", "transformers",
+)  # fmt: skip
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.string, "question")]),
     outputs=Schema(
@@ -53,35 +42,31 @@ def build(
     origin: Model,
     answers: Sequence[golden.GoldenAnswer] = (),
 ) -> str:
-    """Write an MLflow model into a folder that does not exist yet.
+    """Write an MLflow model into a folder that does not exist yet. Returns the sha256 of its manifest.
 
     Args:
-        checkpoint: folder with what ``VLModel`` and ``VLProcessor`` saved.
-        package: the folder to write.
+        checkpoint: folder that ``VLModel`` and ``VLProcessor`` saved.
         example: (encoded image, question), the input example.
-        origin: the MLflow model description to fill, with the ids of its run and logged model.
-        answers: to be stored with it.
-
-    Returns:
-        sha256 of the package's manifest.
+        origin: the MLflow model description to complete, with the ids of its run and logged model.
+        answers: golden answers to store.
     """
     with TemporaryDirectory() as scratch:
-        # Only these files of the package, at the place where the stored code imports them from.
+        # Only these files of the pipeline, where the stored code imports them from.
         code = Path(scratch) / "pipelines" / "registry"
         code.mkdir(parents=True)
         for module in (manifest, errors):
             shutil.copy(str(module.__file__), code)
-        with no_progress_bar():
-            pyfunc.save_model(
-                str(package),
-                python_model=str(Path(__file__).with_name("pyfunc.py")),
-                artifacts={"model": str(checkpoint.absolute())},
-                code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
-                signature=SIGNATURE,
-                input_example=pd.DataFrame([example], columns=["image", "question"]),
-                pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _installed(name)],
-                mlflow_model=origin,
-            )
+        hide_progress_bar()
+        pyfunc.save_model(
+            str(package),
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"model": str(checkpoint.absolute())},
+            code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
+            signature=SIGNATURE,
+            input_example=pd.DataFrame([example], columns=["image", "question"]),
+            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _installed(name)],
+            mlflow_model=origin,
+        )
     for cache in list(package.rglob("__pycache__")):
         shutil.rmtree(cache)
     golden.write(answers, package)
@@ -90,27 +75,19 @@ def build(
 
 def inference_folder(package: Path) -> Path:
     """The folder within an MLflow model that ``from_pretrained`` loads."""
-    flavour = Model.load(str(package)).flavors["python_function"]
-    return package / flavour["artifacts"]["model"]["path"]
+    flavor = Model.load(str(package)).flavors["python_function"]
+    return package / flavor["artifacts"]["model"]["path"]
 
 
 def signature(package: Path) -> dict[str, str] | None:
-    """Inputs, outputs and parameters of an MLflow model; None for one that does not tell them."""
+    """Inputs, outputs and parameters of an MLflow model; None if it has no signature."""
     stored = Model.load(str(package)).signature
     return None if stored is None else stored.to_dict()
 
 
-@contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """MLflow draws one for each copy of a folder unless the environment says otherwise."""
-    setting = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
-    chosen = os.environ.get(setting)
-    os.environ.setdefault(setting, "false")
-    try:
-        yield
-    finally:
-        if chosen is None:
-            os.environ.pop(setting, None)
+def hide_progress_bar() -> None:
+    """MLflow draws a progress bar for each copy of a folder unless the environment says otherwise."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 def _installed(name: str) -> bool:

@@ -1,6 +1,6 @@
-"""From a candidate to the champion: judge it beside the champion on the same hold-out, record, exchange.
+"""From a candidate to the champion: compare both on the same hold-out, record the decision, change the aliases.
 
-A failure anywhere before the exchange leaves every alias as it was.
+A failure before the change leaves every alias as it was.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.reader import Record
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
-from pipelines.evaluate.credit import credits_of
+from pipelines.evaluate.example_scores import ExampleScores, score_examples
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
-from pipelines.registry.gate.behaviour import behaviour_checks, observe, probe_records
-from pipelines.registry.gate.check import Check, Decision, Difference
+from pipelines.registry.gate.behaviour import behaviour_checks, probe_records, run_probe
+from pipelines.registry.gate.check import Check, Difference, GateDecision
 from pipelines.registry.gate.live import live_checks
-from pipelines.registry.registry import LocalModel, ModelVersion, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.inference import Predictor
 from vlmodel.processor import VLProcessor
@@ -35,8 +36,8 @@ class Holdout:
     """The data that both models answer, and how.
 
     Attributes:
-        index: the frozen data.
-        predict, stream: how it is answered; the same for both models.
+        index: of the data.
+        predict, stream: settings for both models.
     """
 
     index: Index
@@ -44,159 +45,152 @@ class Holdout:
     stream: StreamConfig
 
     def evaluate(self, model: LocalModel, split: str) -> list[Assessment]:
-        """Let a model answer the split: its tasks with a row for each answer. Ray must be connected.
+        """Assess each task of a model on the split. Ray must be connected.
 
         Raises:
-            DataError: the split has nothing to judge by.
+            DataError: the split has no right answers.
         """
         source = Source(self.index.tars, self.index.hash, split, str(model.folder))
         return assess(str(model.folder), source, self.index, self.predict, self.stream, examples=0)
 
 
-def decide(
+def run_gate(
     registry: Registry,
     candidate: ModelVersion,
     champion: ModelVersion | None,
     holdout: Holdout,
     config: RegistryConfig,
     new: Holdout | None = None,
-) -> Decision:
-    """Judge a candidate; nothing is changed. A candidate whose files are not whole is not loaded.
+) -> GateDecision:
+    """Run the checks of the gate; nothing is changed. A candidate whose files were altered is not loaded.
 
     Args:
-        champion: what it would take the place of; None where there is none, and nothing to compare it with.
+        champion: the version that it would replace; None for none.
         new: data that have come in since, on which the candidate must not be worse either.
 
     Raises:
         ArtifactError: the champion's files are not those that were registered.
-        DataError: the hold-out has nothing to judge by.
+        DataError: the hold-out has no right answers.
     """
     names = (candidate.name, candidate.version, champion.version if champion else None)
-    entry = [stored.not_given_up(candidate), stored.files_are_whole(registry, candidate)]
-    if not all(check.passed for check in entry):
-        return Decision(*names, tuple(entry))
-    ours = registry.download(candidate)
-    theirs = registry.download(champion) if champion else None
-    entry.append(stored.same_schema(ours, theirs))
-    if not entry[-1].passed:
-        return Decision(*names, tuple(entry))
-    found = holdout.evaluate(ours, config.gate.split)
-    entry.append(stored.answers_by_itself(ours, found[0].example, wanted=config.smoke_test))
+    checks = [stored.check_not_rolled_back(candidate), stored.check_stored_files(registry, candidate)]
+    if not all(check.passed for check in checks):
+        return GateDecision(*names, tuple(checks))
+    candidate_model = registry.download(candidate)
+    champion_model = registry.download(champion) if champion else None
+    checks.append(stored.check_schema(candidate_model, champion_model))
+    if not checks[-1].passed:
+        return GateDecision(*names, tuple(checks))
+    assessments = holdout.evaluate(candidate_model, config.gate.split)
+    checks.append(stored.check_smoke_test(candidate_model, assessments[0].example, enabled=config.smoke_test))
     records = probe_records(holdout.index, config.gate.split, config.gate)
-    behaviours = _behave(ours, theirs, records, config.gate)
-    decision = Decision(*names, (*entry, *behaviours, above_floor(found[0])))
-    if theirs is None:
-        return decision
-    tasks = VLProcessor.from_pretrained(ours.folder).tasks
-    checks, differences = compare(found, holdout.evaluate(theirs, config.gate.split), tasks, config.gate)
+    checks += [*_behaviour_checks(candidate_model, champion_model, records, config.gate)]
+    checks.append(check_baselines(assessments[0]))
+    if champion_model is None:
+        return GateDecision(*names, tuple(checks))
+    tasks = VLProcessor.from_pretrained(candidate_model.folder).tasks
+    champion_assessments = holdout.evaluate(champion_model, config.gate.split)
+    comparisons, differences = compare_on_holdout(assessments, champion_assessments, tasks, config.gate)
     if new is not None:
-        check, on_new = _on_new(ours, theirs, new, tasks, config.gate)
-        checks, differences = [*checks, check], [*differences, *on_new]
-    live, of_live = live_checks(ours.name, ours.version, theirs.version, config.gate)
-    return replace(decision.with_checks([*checks, *live]), differences=(*differences, *of_live))
+        new_check, new_differences = _compare_on_new_data(candidate_model, champion_model, new, tasks, config.gate)
+        comparisons, differences = [*comparisons, new_check], [*differences, *new_differences]
+    live, live_differences = live_checks(candidate.name, candidate.version, champion_model.version, config.gate)
+    return GateDecision(*names, (*checks, *comparisons, *live), (*differences, *live_differences))
 
 
-def compare(
-    candidate: Sequence[Assessment],
-    champion: Sequence[Assessment],
-    tasks: Mapping[str, TaskSpec],
-    config: GateConfig,
+def compare_on_holdout(
+    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[list[Check], list[Difference]]:
-    """Compare answers row by row. Of several tasks the first must be better; the others are treated as slices.
+    """Compare answers row by row. The first task must be better; the others are treated as slices.
 
     Args:
         candidate, champion: an assessment of each task, in the same order.
-        tasks: what each reads.
     """
     same = all(comparison.same_rows(a.answers, b.answers) for a, b in zip(candidate, champion, strict=True))
-    frozen = Check(
+    same_rows = Check(
         name="same hold-out",
         passed=same,
         measured=f"{candidate[0].answers.num_rows} rows{'' if same else ', which differ'}",
         required="the same rows in the same order",
-        explanation="figures of different rows are not compared",
+        explanation="metrics of different rows are not compared",
         compares=True,
     )
     if not same:
-        return [frozen], []
-    first, *others = candidate
-    # Both by the candidate's rules, so that it is not the rules that differ.
-    ours, theirs = (credits_of(one.answers, tasks[first.task], first.normalizer) for one in (first, champion[0]))
-    whole = comparison.difference("hold-out", ours, theirs, config)
-    sliced = comparison.slice_differences(ours, theirs, comparison.slices(first.answers, config.slices), config)
-    for one, other in zip(others, champion[1:], strict=True):
-        pair = [credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers)]
-        of_task = comparison.difference(f"task={one.task}", pair[0], pair[1], config)
-        sliced.append(comparison.slice_tolerated(of_task, config))
+        return [same_rows], []
+    first = candidate[0]
+    candidate_scores, champion_scores = _score_both(first, champion[0], tasks)
+    whole = comparison.difference("hold-out", candidate_scores, champion_scores, config)
+    masks = comparison.slice_masks(first.answers, config.slices)
+    sliced = comparison.slice_differences(candidate_scores, champion_scores, masks, config)
+    for one, other in zip(candidate[1:], champion[1:], strict=True):
+        on_task = comparison.difference(f"task={one.task}", *_score_both(one, other, tasks), config)
+        sliced.append(comparison.with_slice_tolerance(on_task, config))
     checks = [
-        frozen,
-        comparison.better(whole, first.report.metric, config),
-        comparison.mcnemar(ours, theirs, config),
-        comparison.nowhere_worse(sliced, config),
+        same_rows,
+        comparison.check_better(whole, first.report.metric, config),
+        comparison.check_mcnemar(candidate_scores, champion_scores, config),
+        comparison.check_slices(sliced, config),
     ]
     return checks, [whole, *sliced]
 
 
-def compare_new(
-    candidate: Sequence[Assessment],
-    champion: Sequence[Assessment],
-    tasks: Mapping[str, TaskSpec],
-    config: GateConfig,
+def compare_on_new_data(
+    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
-    """Compare answers about new data, row by row; each task for itself.
+    """Compare answers about new data, row by row, for each task.
 
     Args:
         candidate, champion: an assessment of each task, in the same order.
-        tasks: what each reads.
     """
-    found = []
+    differences = []
     for one, other in zip(candidate, champion, strict=True):
         assert comparison.same_rows(one.answers, other.answers)
-        ours, theirs = (credits_of(table, tasks[one.task], one.normalizer) for table in (one.answers, other.answers))
-        if len(ours) >= config.slice_rows:
+        candidate_scores, champion_scores = _score_both(one, other, tasks)
+        if len(candidate_scores) >= config.slice_rows:
             name = f"new data, task={one.task}" if one.task else "new data"
-            found.append(comparison.tolerated(comparison.difference(name, ours, theirs, config), config.new_tolerance))
+            measured = comparison.difference(name, candidate_scores, champion_scores, config)
+            differences.append(comparison.with_tolerance(measured, config.new_tolerance))
     too_few = f"the new tars have fewer than {config.slice_rows} rows of split {config.split!r}"
-    return comparison.no_worse_on_new(found, config, too_few), found
+    return comparison.check_new_data(differences, config, too_few), differences
 
 
-def above_floor(found: Assessment) -> Check:
-    """Whether the candidate is above what is reached without looking; it counts without a champion too. Where it is
-    above by no more than chance it passes, and the check says so.
+def check_baselines(assessment: Assessment) -> Check:
+    """Whether the candidate is above the baselines, which do not look at the image. It passes if the difference may be
+    chance, and the check says so.
     """
-    one = found.report
-    above = bool(one.value > one.floor)  # not a number is not above
-    verdict = f", {one.verdict}" if one.comparisons else ""
+    report = assessment.report
+    above = bool(report.value > report.baseline)  # NaN is not above
+    verdict = f", {report.verdict}" if report.comparisons else ""
     return Check(
         name="better than without looking",
-        passed=above and one.relation != "worse",
-        measured=f"{one.metric} {one.value:.4f} on {one.rows} {one.unit} of {one.split}{verdict}",
-        required=f"above {one.floor:.4f}",
-        explanation="the highest of what is reached by the question alone, by one answer for all, or by chance",
+        passed=above and report.relation != "worse",
+        measured=f"{report.metric} {report.value:.4f} on {report.rows} {report.unit} of {report.split}{verdict}",
+        required=f"above {report.baseline:.4f}",
+        explanation="the best baseline: the question alone, one answer for all, or chance",
     )
 
 
-def apply_decision(registry: Registry, decision: Decision, tracker: NullTracker) -> Decision:
-    """Record the decision with the candidate's run, and exchange the champion if it says so.
+def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTracker) -> GateDecision:
+    """Record the decision in the candidate's run, and make it the champion if it passed.
 
     Returns:
-        The decision; where another promotion was faster, with a check that failed.
+        The decision; if another promotion came first, with a failed check added.
     """
-    record(decision, tracker)
-    registry.challenge(decision.candidate, fit=decision.fit)
+    log_decision(decision, tracker)
+    registry.set_challenger(decision.candidate, is_usable=decision.is_usable)
     if not decision.promote:
         return decision
     try:
         registry.promote(decision.candidate, decision.reason, over=decision.champion)
     except ChampionChangedError as error:
-        lost = Check("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
-        decision = decision.with_checks([lost])
-        record(decision, tracker)
+        late = Check("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
+        decision = replace(decision, checks=(*decision.checks, late))
+        log_decision(decision, tracker)
     return decision
 
 
-def record(decision: Decision, tracker: NullTracker) -> None:
-    """Store the decision with a run: a table as Markdown and as a page, a picture, and JSON for programs."""
+def log_decision(decision: GateDecision, tracker: NullTracker) -> None:
+    """Store the decision in a run: as Markdown, HTML, a picture, and JSON for programs."""
     folder = f"gate/{decision.candidate}-against-{decision.champion or 'none'}"
     tracker.log_text(report.markdown(decision), f"{folder}/decision.md")
     tracker.log_text(report.page(decision), f"{folder}/decision.html")
@@ -206,45 +200,54 @@ def record(decision: Decision, tracker: NullTracker) -> None:
 
 
 def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersion], NullTracker]) -> LocalModel:
-    """Give up the champion for the one before it.
+    """Replace the champion by the one before it.
 
     Args:
-        tracker_of: opens the run of a version, in which it is recorded.
+        tracker_of: opens the run of a version, in which this is recorded.
 
     Raises:
         RegistryError: there is no champion, or none before it.
-        ArtifactError: the former champion's files are not those that were registered; the champion stays.
+        ArtifactError: the previous champion's files are not those that were registered; the champion stays.
     """
-    rollback_reason = registry.find()
-    if rollback_reason is None:
+    champion = registry.find()
+    if champion is None:
         raise RegistryError(
             f"model {registry.name!r} has no champion to roll back; promote one (python -m jobs.promote)"
         )
-    former = registry.rollback(reason, of=rollback_reason.version)
-    with tracker_of(rollback_reason) as tracker:
-        tracker.set_tags({"gate.rolled_back": f"to version {former.version}: {reason}"})
-    return former
+    previous = registry.rollback(reason, of=champion.version)
+    with tracker_of(champion) as tracker:
+        tracker.set_tags({"gate.rolled_back": f"to version {previous.version}: {reason}"})
+    return previous
 
 
-def _on_new(
+def _score_both(
+    candidate: Assessment, champion: Assessment, tasks: Mapping[str, TaskSpec]
+) -> tuple[ExampleScores, ExampleScores]:
+    """Per-example scores of both models, by the candidate's rules for normalizing answers."""
+    spec, normalizer = tasks[candidate.task], candidate.normalizer
+    return score_examples(candidate.answers, spec, normalizer), score_examples(champion.answers, spec, normalizer)
+
+
+def _compare_on_new_data(
     candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, TaskSpec], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
-    """As ``compare_new``; new tars with nothing to judge by are no reason to stop."""
+    """``compare_on_new_data``; the check does not apply if the new tars have no right answers."""
     try:
-        ours, theirs = (new.evaluate(model, config.split) for model in (candidate, champion))
+        candidate_assessments, champion_assessments = (
+            new.evaluate(model, config.split) for model in (candidate, champion)
+        )
     except DataError as error:
-        return comparison.no_worse_on_new([], config, str(error)), []
-    return compare_new(ours, theirs, tasks, config)
+        return comparison.check_new_data([], config, str(error)), []
+    return compare_on_new_data(candidate_assessments, champion_assessments, tasks, config)
 
 
-def _behave(
+def _behaviour_checks(
     candidate: LocalModel, champion: LocalModel | None, records: Sequence[Record], config: GateConfig
 ) -> list[Check]:
-    """The behavioural checks of every task."""
-    ours = Predictor.from_pretrained(candidate.folder)
-    theirs = Predictor.from_pretrained(champion.folder) if champion else None
+    candidate_predictor = Predictor.from_pretrained(candidate.folder)
+    champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None
     checks = []
-    for task in ours.processor.tasks:
-        before = observe(theirs, records, task) if theirs else None
-        checks += behaviour_checks(observe(ours, records, task), before, config, task)
+    for task in candidate_predictor.processor.tasks:
+        champion_result = run_probe(champion_predictor, records, task) if champion_predictor else None
+        checks += behaviour_checks(run_probe(candidate_predictor, records, task), champion_result, config, task)
     return checks

@@ -1,11 +1,10 @@
-"""The MLflow form of a visual question answering model, stored as this source file ("models from code").
+"""A visual question answering model as an MLflow model, stored as this source file ("models from code").
 
-Nothing of the model is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored
-with ``vlmodel`` and the modules of the manifest, and imports nothing else of this repository.
+Nothing is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored with
+``vlmodel`` and the modules of the manifest, and imports nothing else of this repository. MLflow loads it by importing
+it, which calls ``set_model``; no other module imports it.
 
-Importing it declares the model to MLflow, which is how MLflow loads such files; nothing here imports it.
-
-Only the stored sources are run, which the manifest covers, and no bytecode beside them. Nor is any left there: MLflow
+Only the stored sources are run, which the manifest covers, and no bytecode beside them. None is written either: MLflow
 loads a model of a local store in place.
 """
 
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped, unused-ignore]
-import torchvision  # noqa: F401 - libraries first, by their own bytecode
+import torchvision  # noqa: F401 - libraries first, with their bytecode
 import transformers  # noqa: F401
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-if Path(__file__).with_name("manifest.json").is_file():  # as it is stored
+if Path(__file__).with_name("manifest.json").is_file():  # in a stored model
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
 from pipelines.registry.manifest import verify
@@ -39,7 +38,7 @@ _Row = tuple[str | None, float | None, str | None, str | None]
 
 
 class VisualQuestionAnswering(PythonModel):
-    """Answers a question about a picture, row by row of a table."""
+    """Answers a question about an image in each row of a table."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the files against their manifest and load the model.
@@ -58,14 +57,13 @@ class VisualQuestionAnswering(PythonModel):
         """Answer each row.
 
         Args:
-            context: of MLflow.
             model_input: columns ``image`` (encoded image, as bytes or in base64) and ``question`` (string).
-            params: ``top_k``, how many answers are ranked.
+            params: ``top_k``, the number of ranked answers.
 
         Returns:
             Columns ``answer`` (the most probable), ``probability``, ``answers`` (JSON: [[answer, probability], ...])
-            and ``error`` (why there is no answer: a cell that is missing, or an image that cannot be read; the other
-            three are then empty), with the index of ``model_input``.
+            and ``error`` (why there is no answer: a missing cell, or an image that cannot be read; the other three are
+            then empty), with the index of ``model_input``.
         """
         top_k = int((params or {}).get("top_k", 5))
         results: list[_Row] = [(None, None, None, None)] * len(model_input)
@@ -86,7 +84,7 @@ class VisualQuestionAnswering(PythonModel):
             for image, answered in zip(some, self._answer(examples, top_k), strict=True):
                 for row, result in zip(rows_of[image], answered, strict=True):
                     results[row] = result
-        # As objects, so that what is missing is null in JSON and not NaN, which is no JSON.
+        # As objects, so that missing values are null in JSON and not NaN, which is invalid JSON.
         columns = ["answer", "probability", "answers", "error"]
         table = pd.DataFrame(results, index=model_input.index, columns=columns, dtype=object)
         return table if table["probability"].isna().any() else table.astype({"probability": float})
@@ -98,7 +96,7 @@ class VisualQuestionAnswering(PythonModel):
             if len(examples) == 1:
                 yield [(None, None, None, str(error)) for _ in examples[0].texts]
                 return
-            # One bad image must not cost its neighbours their answers.
+            # The other images of the batch must get their answers.
             for example in examples:
                 yield from self._answer([example], top_k)
             return
@@ -107,7 +105,7 @@ class VisualQuestionAnswering(PythonModel):
 
 
 def _remove_own_bytecode() -> None:
-    """Python writes that of this file before it runs it."""
+    """Remove the bytecode of this file, which Python writes before it runs it."""
     if own := globals().get("__cached__"):
         with contextlib.suppress(OSError):
             os.remove(own)
@@ -115,11 +113,6 @@ def _remove_own_bytecode() -> None:
 
 
 def _image(cell: Any) -> bytes:
-    """The encoded image of a cell.
-
-    Raises:
-        ValueError: there is none.
-    """
     if _is_missing(cell):
         raise ValueError("the image is missing")
     if isinstance(cell, bytes | bytearray | memoryview):
@@ -133,11 +126,6 @@ def _image(cell: Any) -> bytes:
 
 
 def _question(cell: Any) -> str:
-    """The question of a cell.
-
-    Raises:
-        ValueError: there is none.
-    """
     if _is_missing(cell) or not str(cell).strip():
         raise ValueError("the question is missing")
     question = str(cell)

@@ -1,8 +1,7 @@
-"""The smoke test of a stored model: does it answer in a fresh process that has nothing of this repository?
+"""The smoke test of a stored model: does it answer in a fresh process that cannot import this repository?
 
-That process is started in isolated mode, where neither the working directory nor PYTHONPATH can lend the model code
-that is not stored with it. Of the stored code it runs the sources, which the manifest covers; it neither reads nor
-writes bytecode there.
+That process runs in isolated mode: neither the working directory nor PYTHONPATH can provide code that is not stored
+with the model. It runs the stored sources, which the manifest covers, and neither reads nor writes bytecode there.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ def answers_in_fresh_process(package: Path, rows: Sequence[tuple[bytes, str]], t
     """Load the MLflow model in ``package`` with unpickling forbidden and answer ``rows`` of (encoded image, question).
 
     Raises:
-        SmokeError: it fails or takes longer than ``timeout_s`` seconds; the message ends with what it printed last.
+        SmokeError: it fails or takes longer than ``timeout_s`` seconds; the message ends with its last output.
     """
     request = json.dumps([[base64.b64encode(image).decode(), question] for image, question in rows])
     environment = {**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     with TemporaryDirectory() as nowhere:
-        # In isolated mode Python obeys none of its environment variables, PYTHONDONTWRITEBYTECODE among them.
+        # Isolated mode ignores Python's environment variables, PYTHONDONTWRITEBYTECODE among them.
         command = [sys.executable, "-I", "-B", str(PROGRAM), str(package.absolute())]
         try:
             done = subprocess.run(

@@ -1,7 +1,7 @@
-"""Pictures of a training run, drawn without a display and without pyplot's global state; a function for each.
+"""Pictures of a training run, drawn without a display and without pyplot's global state.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and perceptually uniform maps, which readers with
-any colour vision can tell apart; what a colour says is also said by a word, a mark or a line style.
+any colour vision can distinguish. A word, mark or line style repeats what a colour means.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -29,29 +29,29 @@ _CARD_PIXELS = 256
 _BLUES = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#9ECAE1", BLUE, "#08306B"])
 
 
-def curves(history: Sequence[Mapping[str, float]], floors: Mapping[str, float] | None = None) -> Figure:
+def curves(history: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None) -> Figure:
     """Loss, accuracy and learning rate against the step, side by side.
 
     Args:
         history: one mapping a step, with ``step`` and any of ``train/loss``, ``val/loss``, ``train/accuracy``,
             ``val/accuracy`` and names that begin with ``train/lr``; a metric may be absent at any step.
-        floors: accuracies to beat, drawn as labelled horizontal lines, as {"question only": 0.67}.
+        baselines: accuracies to beat, drawn as labelled horizontal lines, as {"question only": 0.67}.
     """
     figure = Figure(figsize=(13, 3.9), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    _line(loss, history, "train/loss", "training", BLUE, smooth=True)
-    _line(loss, history, "val/loss", "validation", ORANGE, marker="o")
-    _line(accuracy, history, "train/accuracy", "training", BLUE, smooth=True)
-    _line(accuracy, history, "val/accuracy", "validation", ORANGE, marker="o")
+    _plot_metric(loss, history, "train/loss", "training", BLUE, smooth=True)
+    _plot_metric(loss, history, "val/loss", "validation", ORANGE, marker="o")
+    _plot_metric(accuracy, history, "train/accuracy", "training", BLUE, smooth=True)
+    _plot_metric(accuracy, history, "val/accuracy", "validation", ORANGE, marker="o")
     styles = ["--", ":", "-."]
-    for index, (name, value) in enumerate(sorted((floors or {}).items(), key=lambda floor: -floor[1])):
+    for index, (name, value) in enumerate(sorted((baselines or {}).items(), key=lambda baseline: -baseline[1])):
         label = f"{name} ({value:.1%})"
         accuracy.axhline(value, color=GREY, linewidth=1.2, linestyle=styles[index % len(styles)], label=label)
     rates = sorted({key for row in history for key in row if key.startswith("train/lr")})
     for key, colour in zip(rates, [BLUE, ORANGE, GREEN, PURPLE], strict=False):
-        _line(rate, history, key, key.removeprefix("train/lr").strip("/_ ") or "learning rate", colour)
+        _plot_metric(rate, history, key, key.removeprefix("train/lr").strip("/_ ") or "learning rate", colour)
     for axes, title in ((loss, "Loss"), (accuracy, "Accuracy"), (rate, "Learning rate")):
-        _finish(axes, title)
+        _finish_axes(axes, title)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
     accuracy.set_ylim(top=1.01)
     loss.set_ylim(bottom=0)
@@ -60,15 +60,14 @@ def curves(history: Sequence[Mapping[str, float]], floors: Mapping[str, float] |
 
 
 def confusion(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
-    """Which answer was given (columns) for which right answer (rows).
+    """Confusion matrix: right answers (rows) against given answers (columns).
 
     Shades are shares of the row, numbers are counts. The ``max_classes`` most frequent right answers have a row each,
-    in order of their frequency; all others share the last row and column, where right and wrong are not told apart.
+    in order of their frequency; all others share the last row and column, which does not distinguish right and wrong.
 
     Args:
         true: right answers.
         predicted: given answers, one for each of ``true``.
-        max_classes: rows before the others are put together.
     """
     frequent = [answer for answer, _ in sorted(Counter(true).items(), key=lambda item: (-item[1], item[0]))]
     shown = frequent[:max_classes]
@@ -114,11 +113,11 @@ class Card:
 
     Attributes:
         image: (height, width, 3) uint8.
-        title: what was asked; "" for nothing.
-        answer: what is right.
+        title: the question; "" for none.
+        answer: the right answer.
         predicted, probability: the model's answer and its probability, 0 to 1.
-        right: whether it is the right one; None where there is no such thing, as with captions.
-        attention_HW: a grid of weights over the image, of any size.
+        right: whether it is right; None for captions.
+        attention_HW: attention weights over the image, at any resolution.
     """
 
     image: NDArray[np.uint8]
@@ -131,10 +130,10 @@ class Card:
 
 
 def examples_page(cards: Sequence[Card]) -> Figure:
-    """A page of pictures with what the model said of them, wrong answers first.
+    """A page of pictures with the model's answers, wrong ones first.
 
-    Where there is attention, the picture is shown twice: as it is, and in grey under the attention, which shines
-    through from purple (some) to yellow (most).
+    With attention, the picture is shown twice: as it is, and in grey with the attention over it, from purple (some) to
+    yellow (most).
     """
     cards = sorted(cards, key=lambda card: card.right is not False)
     lines = max(1, -(-len(cards) // _COLUMNS))
@@ -146,20 +145,18 @@ def examples_page(cards: Sequence[Card]) -> Figure:
     for axes in cells:
         axes.set_axis_off()
     for axes, card in zip(figure.axes, cards, strict=False):
-        _draw(axes, card)
+        _draw_card(axes, card)
     return figure
 
 
 def attention_over(attention_HW: NDArray[np.floating[Any]], height: int, width: int) -> NDArray[np.float32]:
-    """The grid of weights upsampled to (``height``, ``width``) and scaled to 0 at its minimum and 1 at its maximum;
-    all 0 where the weights are equal, as they then point nowhere.
-    """
+    """The weights upsampled to (``height``, ``width``) and scaled to [0, 1]; all 0 if the weights are equal."""
     grid = np.asarray(attention_HW, dtype=np.float32)
     low, high = float(grid.min()), float(grid.max())
     if not np.isfinite(grid).all() or high - low < 1e-9:
         return np.zeros((height, width), dtype=np.float32)
     scaled = Image.fromarray((grid - low) / (high - low))
-    # Not bicubic, whose overshoot shows as attention where there is none.
+    # Bicubic interpolation would overshoot, and show attention where there is none.
     return np.asarray(scaled.resize((width, height), Image.Resampling.BILINEAR))
 
 
@@ -173,7 +170,7 @@ def smoothed(values: Sequence[float], span: int) -> NDArray[np.float64]:
     return out
 
 
-def _line(
+def _plot_metric(
     axes: Axes,
     history: Sequence[Mapping[str, float]],
     key: str,
@@ -194,20 +191,25 @@ def _line(
         axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label)
 
 
-def _finish(axes: Axes, title: str) -> None:
+def style_axes(axes: Axes, grid: Literal["both", "x", "y"] = "both") -> None:
+    """Draw a light grid behind the data, and no frame at the top and the right."""
+    axes.grid(axis=grid, color="#E5E5E5", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _finish_axes(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.grid(color="#E5E5E5", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=9, framealpha=0.85, edgecolor="none")
 
 
-def _draw(axes: Axes, card: Card) -> None:
+def _draw_card(axes: Axes, card: Card) -> None:
     image = np.asarray(card.image)
-    # Enlarged by whole factors: pixels stay square and sharp, and the attention over them smooth.
+    # Enlarged by whole factors: pixels stay square and sharp, and the attention over them is smooth.
     factor = max(1, _CARD_PIXELS // max(image.shape[:2]))
     image = image.repeat(factor, axis=0).repeat(factor, axis=1)
     if card.attention_HW is not None:
@@ -217,16 +219,16 @@ def _draw(axes: Axes, card: Card) -> None:
     axes.imshow(image, interpolation="antialiased")
     colour = GREY if card.right is None else RIGHT if card.right else WRONG
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3, clip_on=False))
-    axes.set_title("\n".join(_lines(card.title)), fontsize=11, parse_math=False)
+    axes.set_title("\n".join(_wrap(card.title)), fontsize=11, parse_math=False)
     mark = {None: "", True: "✓ ", False: "✗ "}[card.right]
-    said = [*_lines(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")]
+    lines = _wrap(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")
     if not card.right:
-        said += _lines(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
+        lines += _wrap(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
     style: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": 11, "parse_math": False}
-    axes.text(0.5, -0.03, "\n".join(said), transform=axes.transAxes, **style)
+    axes.text(0.5, -0.03, "\n".join(lines), transform=axes.transAxes, **style)
 
 
-def _lines(text: str) -> list[str]:
+def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, 48, max_lines=2, placeholder=" …")
 
 

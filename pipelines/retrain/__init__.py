@@ -1,1 +1,1 @@
-"""One cycle of retraining: which tars are new, whether they are fit, and how far a cycle has come."""
+"""Retraining cycles: which tars are new, how far their data have drifted, and which steps are done."""

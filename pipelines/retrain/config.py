@@ -12,8 +12,8 @@ from vlmodel.locations import Location
 
 
 class DriftConfig(Section):
-    """How far new data may be from those of the cycle before: Jensen-Shannon divergence in bits, from 0 (alike) to 1
-    (nothing in common), less what chance gives. 1 allows all.
+    """Largest divergence of new data from those of the cycle before: Jensen-Shannon divergence in bits, from 0 (equal)
+    to 1 (disjoint), minus its expectation by chance. 1 allows all.
     """
 
     questions: float = Field(0.2, ge=0, le=1)
@@ -35,38 +35,39 @@ class RetrainConfig(Section):
 
     incoming: Location = ""
     """Folder or URI into which finished tars are moved; "" is the folder incoming within data.tars. They are never
-    changed or deleted. A name that begins with a dot is not looked at, so a tar can be written here under such a name
-    and then renamed."""
+    changed or deleted. Names that begin with a dot are ignored, so a tar can be written here under such a name and then
+    renamed."""
     ledger: Location = ""
-    """Local or shared folder that tells which cycle consumed which tars; "" is _retrain/NAME in the storage folder."""
+    """Local or shared folder that records which cycle consumed which tars; "" is _retrain/NAME in the storage
+    folder."""
     period_minutes: int = Field(1440, ge=1)
-    """Length of a window. Windows are counted from 1970 in UTC, so that each of a day begins at midnight."""
+    """Length of a window. Windows are counted from 1970 in UTC, so that a window of a day begins at midnight."""
     window: str = Field("", pattern=rf"^({PATTERN})?$")
-    """The window to retrain in, by its beginning (20260131T0000Z); "" is the one that it is now."""
+    """The window to retrain in, by its beginning (20260131T0000Z); "" is the current one."""
     watch: bool = False
-    """Go on with each later window until Ctrl-C."""
+    """Continue with each later window until Ctrl-C."""
     wait_s: float = Field(0.0, ge=0)
-    """Seconds to wait for another cycle that is at work; after them this one leaves, which is no failure."""
+    """Seconds to wait while another process runs a cycle; then this one ends, which is no failure."""
     abandon: bool = False
-    """First give up the cycle that was begun and not finished; its tars are new again."""
+    """First abandon the unfinished cycle; its tars are new again."""
     min_tars: int = Field(1, ge=1)
-    """Fewer new tars than these wait for a later window."""
+    """Smallest number of new tars for a cycle; fewer wait for a later window."""
     start: Literal["champion", "scratch"] = "champion"
-    """Begin with the champion's weights, tokenizer and answers, or with new ones. Without a champion, or where it knows
-    too few of the new answers, a cycle begins with new ones."""
+    """Begin with the champion's weights, tokenizer and answers, or with new ones. Without a champion, or if it has too
+    few of the new answers in its vocabulary, a cycle begins with new ones."""
     answer_coverage: float = Field(0.98, ge=0, le=1)
-    """Share of the new tars' answers that the champion must know for a cycle to begin with it."""
+    """Share of the new tars' answers that the champion's vocabulary must have for a cycle to begin with it."""
     new_share: float = Field(0.5, gt=0, le=1)
-    """Share of the new tars in what is trained on. The rest is of data.tars (or data.mix) and of the tars of earlier
-    cycles, by their sizes."""
+    """Share of the new tars in the training data. The rest comes from data.tars (or data.mix) and from the tars of
+    earlier cycles, by their sizes."""
     epochs: int = Field(0, ge=0)
     """Epochs of a cycle, each as long as all old and new data together; 0 is train.epochs."""
     swap: bool = True
-    """Update the service that runs on the cluster when the cycle has made a new champion."""
+    """Update the service that runs on the cluster if the cycle has made a new champion."""
     drift: DriftConfig = DriftConfig()
 
     @model_validator(mode="after")
-    def _watches_from_now_on(self) -> RetrainConfig:
+    def _watch_has_no_window(self) -> RetrainConfig:
         if self.watch and self.window:
             raise ValueError(f"watch goes on from now, not in window {self.window!r}; leave one of the two out")
         return self

@@ -1,4 +1,4 @@
-"""The order of a cycle's steps, and what a start in a window does: continue, begin, or nothing."""
+"""The steps of a cycle, and what a start in a window does: continue a cycle, begin one, or nothing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
 
 Step = Callable[[Cycle], Facts]
-"""Does one step of a cycle and returns what it found. It is done again where it was killed, or its record not written,
-and must then come to the same."""
+"""Does one step of a cycle and returns its results. It is repeated if the process was killed before its record was
+written, and must then return the same."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a start in a window came to.
+    """The result of a start in a window.
 
     Attributes:
-        finished: the cycles that it committed: one that an earlier start had begun, its own, both or neither.
-        reason: why it began none of its own, "" where it did.
+        finished: the cycles that it committed: one that an earlier start began, its own, both or neither.
+        reason: why it began none of its own, "" if it did.
     """
 
     finished: tuple[Cycle, ...]
@@ -36,29 +36,29 @@ def run_window(
     dropped: Callable[[Cycle], None] = lambda cycle: None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Finish the cycle that an earlier start began, then, unless this window has had its cycle, consume what is new.
+    """Finish the cycle that an earlier start began; then, unless this window has had its cycle, consume the new tars.
 
-    A cycle whose data have not passed their check is planned anew: nothing was made of them, and they may have been
-    mended.
+    A cycle whose data have not passed their check is planned again: nothing was made of them, and they may have been
+    corrected.
 
     Args:
-        find: the tars that no cycle has consumed.
-        steps: what each of the ``STEPS`` after "planned" does.
-        min_tars: fewer new tars are left to a later window.
-        abandon: give an unfinished cycle up instead of continuing it.
-        dropped: called with a cycle that was forgotten or given up.
-        report: told what happens.
+        find: returns the tars that no cycle has consumed.
+        steps: one for each of the ``STEPS`` after "planned".
+        min_tars: fewer new tars are left for a later window.
+        abandon: abandon an unfinished cycle instead of continuing it.
+        dropped: called with a cycle that was discarded or abandoned.
+        report: called with lines that say what happens.
     """
     finished = []
-    if (before := ledger.unfinished()) is not None:
-        if abandon or before.done == "planned":
-            (ledger.discard if before.done == "planned" else ledger.abandon)(before)
-            dropped(before)
+    if (unfinished := ledger.unfinished()) is not None:
+        if abandon or unfinished.done == "planned":
+            (ledger.discard if unfinished.done == "planned" else ledger.abandon)(unfinished)
+            dropped(unfinished)
         else:
-            report(f"continues cycle {before.id}, which is {before.done}")
-            finished.append(_advance(ledger, before, steps, report))
-    if own := [cycle for cycle in ledger.committed() if cycle.window == window]:
-        return Outcome(tuple(finished), f"window {window} has had its cycle ({own[-1].id})")
+            report(f"continues cycle {unfinished.id}, which is {unfinished.done}")
+            finished.append(_advance(ledger, unfinished, steps, report))
+    if finished_here := [cycle for cycle in ledger.committed() if cycle.window == window]:
+        return Outcome(tuple(finished), f"window {window} has had its cycle ({finished_here[-1].id})")
     new = find()
     if len(new) < min_tars:
         return Outcome(tuple(finished), f"{len(new)} new tars, and a cycle begins with {min_tars}")

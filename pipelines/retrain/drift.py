@@ -1,4 +1,4 @@
-"""Simple statistics of a data set, and how far those of two data sets are apart."""
+"""Statistics of a data set, and the divergence between those of two data sets."""
 
 from __future__ import annotations
 
@@ -19,60 +19,55 @@ from pipelines.retrain.config import DriftConfig
 from vlmodel.config import dump
 
 Statistics = dict[str, dict[str, int]]
-"""For each of the fields of ``DriftConfig`` how often each value, or range of values, occurs."""
+"""For each field of ``DriftConfig`` a histogram of its values, or ranges of values."""
 
-_KEPT = 1000
-"""So many values of a statistic are kept, the most frequent; the others count as one."""
-_EXPECTED = 5
-"""Values that are expected less often than this in the smaller of two data sets count as one, as for a chi-squared
-test: of such values two samples share few by chance."""
+_MAX_VALUES = 1000
+"""Number of the most frequent values in a histogram; the others count as one value."""
+_MIN_EXPECTED = 5
+"""Values with a smaller expected count in the smaller data set are merged, as in a chi-squared test: two samples share
+few of them by chance."""
 _OTHERS = "…"
 
 
-def collect(index: Index, split: str = "train") -> Statistics:
-    """The statistics of a split, counted by Ray Data, a task a shard; of the tars only texts are read."""
+def collect_statistics(index: Index, split: str = "train") -> Statistics:
+    """The statistics of a split, counted by Ray Data, a task a shard; only the texts of the tars are read."""
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
         table = index.rows(row["item"])
         rows = [sample for sample in table.to_pylist() if sample["split"] == split]
-        # As JSON: a column of Ray Data takes its type from the first rows.
+        # As JSON: Ray Data infers the type of a column from its first rows.
         return {"counts": json.dumps(count_samples(rows, read_texts(index, split, [row["item"]])))}
 
     total: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
     for row in map_shards([shard.name for shard in index.shards if split in shard.samples], count):
         for name, counts in json.loads(row["counts"]).items():
             total[name].update(counts)
-    return {name: _cut(counts, _KEPT) for name, counts in total.items()}
+    return {name: _keep_most_frequent(counts, _MAX_VALUES) for name, counts in total.items()}
 
 
 def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
-    """The statistics of samples.
-
-    Args:
-        rows: as of ``Index.rows``.
-        texts: of the same samples.
-    """
-    found: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
+    """The statistics of samples, given by their rows of ``Index.rows`` and their texts."""
+    total: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
     for row in rows:
         for name in ("questions", "captions"):
-            found[name][_octave(row[name])] += 1
-        found["image_size"][_octave(row["width"] * row["height"])] += 1
-        found["image_shape"][f"2^{round(2 * math.log2(row['width'] / row['height'])) / 2:g}"] += 1
-    for of_image in texts:
-        for text in (*of_image.captions, *(question.question for question in of_image.questions)):
-            found["text_length"][_octave(len(text))] += 1
-        found["answers"].update(q.answer for q in of_image.questions if q.answer is not None)
-    return {name: dict(counts) for name, counts in found.items()}
+            total[name][_power_of_two(row[name])] += 1
+        total["image_size"][_power_of_two(row["width"] * row["height"])] += 1
+        total["image_shape"][f"2^{round(2 * math.log2(row['width'] / row['height'])) / 2:g}"] += 1
+    for sample in texts:
+        for text in (*sample.captions, *(question.question for question in sample.questions)):
+            total["text_length"][_power_of_two(len(text))] += 1
+        total["answers"].update(q.answer for q in sample.questions if q.answer is not None)
+    return {name: dict(counts) for name, counts in total.items()}
 
 
 def divergences(before: Statistics, now: Statistics) -> dict[str, float]:
-    """How far each statistic has moved, as limited by ``DriftConfig``."""
+    """The divergence of each statistic."""
     return {name: divergence(before.get(name, {}), now.get(name, {})) for name in DriftConfig.model_fields}
 
 
 def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
-    """Jensen-Shannon divergence (Lin 1991) in bits of two histograms, less what two samples of one distribution have
-    on average; 0 at the least. Two that are empty are alike, an empty one has nothing in common with another.
+    """Jensen-Shannon divergence (Lin 1991) in bits of two histograms, minus its average for two samples of the same
+    distribution, at least 0. It is 0 of two empty histograms, and 1 of an empty and another one.
 
     For K values and n and m observations that average is (K - 1)(1/n + 1/m) / (8 ln 2): near its minimum the
     divergence is a chi-squared statistic (Grosse et al. 2002, https://doi.org/10.1103/PhysRevE.65.041905).
@@ -81,7 +76,7 @@ def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
         return float(bool(before) != bool(now))
     sizes = [sum(side.values()) for side in (before, now)]
     pooled = Counter(before) + Counter(now)
-    frequent = [value for value, count in pooled.items() if count * min(sizes) >= _EXPECTED * sum(sizes)]
+    frequent = [value for value, count in pooled.items() if count * min(sizes) >= _MIN_EXPECTED * sum(sizes)]
     counts = [[side.get(value, 0) for value in frequent] for side in (before, now)]
     counts_2K = np.array([[*of, size - sum(of)] for of, size in zip(counts, sizes, strict=True)], np.float64)
     counts_2K = counts_2K[:, counts_2K.any(axis=0)]
@@ -93,20 +88,19 @@ def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     return float(max(0.0, terms_2K.sum() / 2 - by_chance))
 
 
-def check(found: Mapping[str, float], limits: DriftConfig, before: str, now: str) -> None:
-    """Refuse data that have moved too far.
+def check_limits(measured: Mapping[str, float], limits: DriftConfig, before: str, now: str) -> None:
+    """Refuse data whose ``divergences`` are above the limits.
 
     Args:
-        found: as of ``divergences``.
-        before, now: what was compared, for the message.
+        before, now: names of the data, for the message.
 
     Raises:
         DataError: naming each statistic that is above its limit.
     """
     above = [
-        f"retrain.drift.{name} = {limit} (found {found[name]:.3f})"
+        f"retrain.drift.{name} = {limit} (found {measured[name]:.3f})"
         for name, limit in dump(limits).items()
-        if found[name] > limit
+        if measured[name] > limit
     ]
     if above:
         raise DataError(
@@ -115,12 +109,12 @@ def check(found: Mapping[str, float], limits: DriftConfig, before: str, now: str
         )
 
 
-def _octave(number: int) -> str:
-    """The power of two at or below a whole number, which is what changes matter by."""
+def _power_of_two(number: int) -> str:
+    """The power of two at or below a number, as relative changes matter."""
     return str(1 << (number.bit_length() - 1)) if number > 0 else "0"
 
 
-def _cut(counts: Mapping[str, int], size: int) -> dict[str, int]:
+def _keep_most_frequent(counts: Mapping[str, int], size: int) -> dict[str, int]:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = sum(count for _, count in ranked[size:])
     return dict(ranked[:size]) | ({_OTHERS: rest} if rest else {})

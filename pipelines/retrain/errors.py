@@ -1,4 +1,4 @@
-"""Errors of this room."""
+"""Errors of retraining."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from vlmodel.errors import ExpectedError
 
 
 class RetrainError(ExpectedError):
-    """A cycle that cannot begin or go on; the message says why and what to do."""
+    """A cycle cannot begin or continue. The message says why, and the remedy."""
 
 
 class BusyError(RetrainError):
-    """Another cycle is at work."""
+    """Another process runs a cycle."""

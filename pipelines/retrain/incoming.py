@@ -1,8 +1,8 @@
-"""The folder into which new tars are moved: which of them are new, and how a cycle takes them.
+"""The folder into which new tars are moved: which of them are new, and how a cycle copies them.
 
-A cycle takes a tar by a copy of its own, in ``_taken/``; on a disk that can, the copy shares the tar's blocks and takes
-no room. So what arrives, changes or goes later, also into the same file, does not change what a cycle has seen, later
-cycles can train on it again, and nothing that was dropped is ever moved or deleted.
+A cycle copies its tars to ``_taken/``; on file systems that support it, a copy shares the blocks of its tar. So files
+that arrive, change or go later do not change the data of a cycle, later cycles can train on them again, and incoming
+files are never moved or deleted.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from pipelines.retrain.ledger import Tar
 from pipelines.storage.folder import CHUNK, FileStamp, Folder
 
 
-def new_tars(
+def find_new_tars(
     incoming: Folder, consumed: Mapping[Tar, str], known: Mapping[str, str], report: Callable[[str], None]
 ) -> list[Tar]:
-    """The tars of content that nobody has seen, by name; of several of one content the first.
+    """The tars with new content, by name; of several with the same content the first.
 
     Args:
-        consumed: tars of committed cycles, and which cycle that was.
-        known: sha256 of other content that is trained on anyway, and where it is.
-        report: told of each that is left out.
+        consumed: the committed cycle of each consumed tar.
+        known: the place of other training data, by sha256.
+        report: called with a line for each tar that is left out.
     """
-    read = {(tar.name, tar.size, tar.stamp): tar.sha256 for tar in consumed if tar.stamp}
+    already_read = {(tar.name, tar.size, tar.stamp) for tar in consumed if tar.stamp}
     places = {**known, **{tar.sha256: f"cycle {cycle}" for tar, cycle in consumed.items()}}
-    found = []
+    tars = []
     for file in incoming.files():
         if not file.name.endswith(".tar") or file.name.startswith("."):
             continue
-        if (file.name, file.size, file.stamp) in read:
+        if (file.name, file.size, file.stamp) in already_read:
             continue
         try:
             digest = _sha256(incoming, file)
@@ -45,21 +45,21 @@ def new_tars(
             report(f"{file.name} is left out: its content is that of {places[digest]}")
             continue
         places[digest] = file.name
-        found.append(Tar(file.name, file.size, file.stamp, digest))
-    return found
+        tars.append(Tar(file.name, file.size, file.stamp, digest))
+    return tars
 
 
-def take(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
+def copy_tars(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
     """Copy each tar into the subfolder ``taken``, which then holds nothing else. May be repeated.
 
     Raises:
         DataError: a tar is gone.
     """
-    there = {file.name: file.size for file in incoming.files(taken)}
-    for name in there.keys() - {tar.name for tar in tars}:
+    copied = {file.name: file.size for file in incoming.files(taken)}
+    for name in copied.keys() - {tar.name for tar in tars}:
         incoming.remove(f"{taken}/{name}")
     for tar in tars:
-        if there.get(tar.name) == tar.size:
+        if copied.get(tar.name) == tar.size:
             continue
         try:
             incoming.duplicate(tar.name, f"{taken}/{tar.name}")
@@ -67,11 +67,11 @@ def take(incoming: Folder, tars: Sequence[Tar], taken: str) -> None:
             raise DataError(f"{tar.name} is gone from {incoming.uri!r}; start again to go on without it") from None
 
 
-def check_taken(index: Index, tars: Sequence[Tar]) -> None:
-    """Refuse tars that have changed since they were found new.
+def check_copies(index: Index, tars: Sequence[Tar]) -> None:
+    """Refuse tars that changed before they were copied.
 
     Args:
-        index: of the folder into which they were taken.
+        index: of the folder with the copies.
 
     Raises:
         DataError: naming the first of them.
@@ -85,12 +85,11 @@ def check_taken(index: Index, tars: Sequence[Tar]) -> None:
             )
 
 
-def images_in_common(new: Index, judged: Index, split: str) -> int:
-    """Training samples of ``new`` whose image is also one of a split of ``judged``, by which models are compared.
-
-    Holds the hashes of that split's images in memory.
+def count_shared_images(new: Index, evaluated: Index, split: str) -> int:
+    """Number of training samples of ``new`` whose image is also in a split of ``evaluated``. Holds the hashes of that
+    split's images in memory.
     """
-    held_out = {sha256 for shard in judged.shards for sha256 in _images(judged, shard.name, split)}
+    held_out = {sha256 for shard in evaluated.shards for sha256 in _images(evaluated, shard.name, split)}
     return sum(sha256 in held_out for shard in new.shards for sha256 in _images(new, shard.name, "train"))
 
 

@@ -1,16 +1,16 @@
-"""The ledger of retraining: which tars each cycle took, how far it came, and what each of its steps found.
+"""The ledger of retraining: the tars of each cycle, its finished steps, and their results.
 
     LEDGER/
         20260131T0000Z/         a cycle, named by its window
             0-planned.json      the tars that it consumes: name, size, sha256 ...
-            1-checked.json      ... then one file a step, written whole when the step is done, never changed
+            1-checked.json      ... then one file a step, written as a whole when the step is done, never changed
             6-committed.json    the cycle is over, and its tars are consumed
-        _abandoned/             cycles that were given up
+        _abandoned/             cycles that were abandoned
 
-A tar is known by its content. A cycle takes only tars that no committed cycle has, and there is never more than one
-that is not committed: so each tar is consumed by exactly one, whatever is killed whenever. The watermark, a digest of
-all that is consumed, is written into a plan and compared at its commit: a second writer, which a file system without
-working locks may let in, is found out before it consumes anything.
+A tar is identified by its content. A cycle takes only tars that no committed cycle has, and there is never more than
+one uncommitted cycle: so exactly one cycle consumes each tar, whichever process is killed at any time. The watermark, a
+digest of all consumed tars, is written into a plan and compared at its commit. This detects a second writer, which is
+possible on a file system without working locks, before it consumes anything.
 """
 
 from __future__ import annotations
@@ -41,13 +41,11 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Tar:
-    """A tar by its content.
+    """A tar, identified by its content.
 
     Attributes:
         name: in the folder of incoming tars.
-        size: in bytes.
-        stamp: as of ``FileStamp``; with the same name, size and stamp a file is not read again.
-        sha256: of its bytes, in hexadecimal.
+        stamp: see ``FileStamp``; a file with the same name, size and stamp is not read again.
     """
 
     name: str
@@ -58,11 +56,11 @@ class Tar:
 
 @dataclass(frozen=True)
 class Cycle:
-    """A cycle as far as it came.
+    """A cycle with its finished steps.
 
     Attributes:
-        id: its window, with ``-2`` and so on where earlier ones of that window were abandoned.
-        records: what each step that is done has found, in the order of the steps.
+        id: its window, with ``-2`` and so on if earlier cycles of that window were abandoned.
+        records: the results of each finished step, in the order of the steps.
     """
 
     id: str
@@ -74,12 +72,12 @@ class Cycle:
 
     @property
     def done(self) -> str:
-        """The last step that is done."""
+        """The last finished step."""
         return STEPS[len(self.records) - 1]
 
     @property
     def next(self) -> str:
-        """The step that comes now; of a cycle that is not committed."""
+        """The next step of an uncommitted cycle."""
         return STEPS[len(self.records)]
 
     @property
@@ -92,11 +90,7 @@ class Cycle:
 
 
 class Ledger:
-    """The cycles in a folder. All but ``locked`` is for the one who holds the lock.
-
-    Attributes:
-        path: of the folder.
-    """
+    """The cycles in a folder. All methods but ``locked`` require the lock."""
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder).absolute()
@@ -104,17 +98,17 @@ class Ledger:
 
     @contextmanager
     def locked(self, wait_s: float = 0.0) -> Iterator[None]:
-        """Be the only one while the block runs. The system frees the lock of a process that dies.
+        """Hold the lock while the block runs. The system frees the lock of a process that dies.
 
         Raises:
-            BusyError: another process holds it, and still did after ``wait_s`` seconds.
+            BusyError: another process still holds it after ``wait_s`` seconds.
         """
         busy = BusyError(f"another cycle is at work with the ledger {self.path}")
         with locked(self.path / ".lock", busy, wait_s):
             yield
 
     def cycles(self) -> list[Cycle]:
-        """All that were not abandoned, in the order of their windows.
+        """All cycles that were not abandoned, in the order of their windows.
 
         Raises:
             RetrainError: a record is missing or cannot be read.
@@ -122,15 +116,15 @@ class Ledger:
         if not self.path.is_dir():
             return []
         folders = [path for path in self.path.iterdir() if path.is_dir() and re.match(PATTERN, path.name)]
-        found = [self._read(folder) for folder in folders]
-        return sorted((cycle for cycle in found if cycle.records), key=lambda cycle: _order(cycle.id))
+        cycles = [self._read(folder) for folder in folders]
+        return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _order(cycle.id))
 
     def unfinished(self) -> Cycle | None:
-        """The cycle that was begun and not committed; there is never more than one."""
+        """The uncommitted cycle; there is never more than one."""
         return next((cycle for cycle in self.cycles() if not cycle.committed), None)
 
     def committed(self) -> list[Cycle]:
-        """The cycles that are over, in the order of their windows."""
+        """The committed cycles, in the order of their windows."""
         return [cycle for cycle in self.cycles() if cycle.committed]
 
     def consumed(self) -> dict[Tar, str]:
@@ -138,7 +132,7 @@ class Ledger:
         return {tar: cycle.id for cycle in self.committed() for tar in cycle.tars}
 
     def watermark(self) -> str:
-        """Digest of the content of all that is consumed."""
+        """Digest of the contents of all consumed tars."""
         return hashlib.sha256("\n".join(sorted(tar.sha256 for tar in self.consumed())).encode()).hexdigest()
 
     def plan(self, window: str, tars: Sequence[Tar]) -> Cycle:
@@ -150,10 +144,10 @@ class Ledger:
         return self.record(cycle, facts)
 
     def record(self, cycle: Cycle, facts: Facts) -> Cycle:
-        """The next step of a cycle is done, and found these facts (plain JSON values).
+        """Record the results (plain JSON values) of the next step of a cycle.
 
         Raises:
-            RetrainError: the cycle was to be committed, and another one was since it was planned.
+            RetrainError: at the commit, if another cycle was committed since this one was planned.
         """
         step = cycle.next
         if step == "committed" and cycle.records["planned"]["watermark"] != self.watermark():
@@ -162,17 +156,17 @@ class Ledger:
                 f"{self.path} at one time, so its file system has no locks: set retrain.ledger to a folder on one "
                 "that has, and give this cycle up with --abandon"
             )
-        whole = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-        self._folder.write(f"{cycle.id}/{_file(step)}", json.dumps(whole, indent=1, sort_keys=True).encode())
-        return Cycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(whole))})
+        record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+        self._folder.write(f"{cycle.id}/{_file(step)}", json.dumps(record, indent=1, sort_keys=True).encode())
+        return Cycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(record))})
 
     def discard(self, cycle: Cycle) -> None:
-        """Forget a plan of which nothing was made."""
+        """Delete a cycle that was only planned."""
         assert cycle.done == "planned"
         shutil.rmtree(self.path / cycle.id)
 
     def abandon(self, cycle: Cycle) -> None:
-        """Give a cycle up, and keep its records aside; its tars are new again."""
+        """Move the records of an unfinished cycle aside; its tars are new again."""
         assert not cycle.committed
         aside = self.path / _ABANDONED
         aside.mkdir(exist_ok=True)
@@ -180,9 +174,9 @@ class Ledger:
 
     def _read(self, folder: Path) -> Cycle:
         records: dict[str, Facts] = {}
-        there = {file.name for file in folder.iterdir() if file.suffix == ".json"}
+        names = {file.name for file in folder.iterdir() if file.suffix == ".json"}
         for step in STEPS:
-            if _file(step) not in there:
+            if _file(step) not in names:
                 break
             try:
                 records[step] = json.loads((folder / _file(step)).read_bytes())
@@ -191,7 +185,7 @@ class Ledger:
                     f"{folder / _file(step)} cannot be read ({error}); restore it, or, to have that step done again, "
                     "delete it and the records of later steps"
                 ) from None
-        if later := sorted(there - {_file(step) for step in records}):
+        if later := sorted(names - {_file(step) for step in records}):
             missing = _file(STEPS[len(records)])
             raise RetrainError(f"{folder} has {later[0]} and no {missing}; restore that, or delete what comes after it")
         return Cycle(folder.name, records)

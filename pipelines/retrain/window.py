@@ -1,4 +1,4 @@
-"""Windows of a schedule: two starts within one window are the same cycle."""
+"""Windows of a schedule: two starts within one window belong to the same cycle."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 PATTERN = r"\d{8}T\d{4}Z"
-"""What ``Window.id`` looks like; ids sort as their windows do."""
+"""Pattern of ``TimeWindow.id``; ids sort like their windows."""
 
 _FORMAT = "%Y%m%dT%H%MZ"
 
 
 @dataclass(frozen=True)
-class Window:
-    """A stretch of time.
-
-    Attributes:
-        start: its first moment, in UTC.
-        end: the first moment of the next one.
-    """
+class TimeWindow:
+    """A period of time from ``start`` (in UTC) to ``end``, the start of the next one."""
 
     start: datetime
     end: datetime
 
     @classmethod
-    def at(cls, moment: datetime, minutes: int) -> Window:
-        """The window that holds ``moment``, of those of this length that follow each other since 1970."""
+    def at(cls, moment: datetime, minutes: int) -> TimeWindow:
+        """The window that contains ``moment``; windows of this length follow each other since 1970."""
         period = timedelta(minutes=minutes)
         epoch = datetime.fromtimestamp(0, UTC)
         start = epoch + (moment - epoch) // period * period

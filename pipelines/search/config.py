@@ -1,7 +1,8 @@
-"""Settings of the jobs that train many times: what varies, and how much runs at one time."""
+"""Settings of the jobs that train many times: which settings vary, and how many trainings run at one time."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -9,6 +10,13 @@ from pydantic import Field, field_validator
 from vlmodel.config import Section
 
 RANGES = ("uniform", "loguniform", "randint")
+SHARED = frozenset(
+    {
+        "name", "seed", "storage", "cluster", "source", "data", "tracking", "registry", "serve", "predict", "evaluate",
+        "ablate", "tune", "retrain",
+    }
+)  # fmt: skip
+"""Settings that all trainings of a search share; seeds are named beside the grid."""
 
 
 class AblateConfig(Section):
@@ -24,6 +32,7 @@ class AblateConfig(Section):
     @field_validator("grid")
     @classmethod
     def _distinct_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        _refuse_shared(grid)
         for key, values in grid.items():
             if not values or any(value in values[:n] for n, value in enumerate(values)):
                 raise ValueError(f"{key!r} = {values!r}: name at least one value, and none of them twice")
@@ -38,7 +47,7 @@ class AblateConfig(Section):
 
 
 class TuneConfig(Section):
-    """A search for good settings: random samples, of which the weak are stopped early (ASHA)."""
+    """A search for good settings: random samples, of which the worst are stopped early (ASHA)."""
 
     space: dict[str, dict[str, list[Any]]] = {}
     """Dotted setting -> its distribution: {loguniform = [1e-4, 1e-2]}, {uniform = [low, high]}, {randint = [low, high]}
@@ -48,17 +57,27 @@ class TuneConfig(Section):
     concurrent: int = Field(1, ge=1)
     """Trials at one time. The cluster needs the CPUs (GPUs) of their workers and of their streams together."""
     grace_epochs: int = Field(1, ge=1)
-    """Epochs that every trial gets before it can be stopped."""
+    """Epochs after which a trial can be stopped at the earliest."""
     reduction: int = Field(3, ge=2)
-    """At each of ASHA's looks (after grace_epochs times 1, r, r^2, ... epochs) the best 1/r of the trials go on."""
+    """At each of ASHA's comparisons (after grace_epochs times 1, r, r^2, ... epochs) the best 1/r of the trials
+    continue."""
 
     @field_validator("space")
     @classmethod
     def _known_distributions(cls, space: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+        _refuse_shared(space)
+        if "train.epochs" in space:
+            raise ValueError("'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
         for key, distribution in space.items():
             if problem := _problem(distribution):
                 raise ValueError(f"{key!r} = {distribution!r}: {problem}")
         return space
+
+
+def _refuse_shared(settings: Iterable[str]) -> None:
+    for key in settings:
+        if key.partition(".")[0] in SHARED:
+            raise ValueError(f"{key!r} is the same for all trainings of a search; vary other settings")
 
 
 def _problem(distribution: dict[str, list[Any]]) -> str:

@@ -14,11 +14,6 @@ from vlmodel.config import ConfigError, Part, Section, parse, part_config
 
 S = TypeVar("S", bound=Section)
 
-FIXED = (
-    "name", "seed", "storage", "cluster", "source", "data", "tracking", "registry", "serve", "predict", "evaluate",
-    "ablate", "tune", "retrain",
-)  # fmt: skip
-"""Settings that all trainings of a search share; seeds are named beside the grid."""
 _MAX_SLUG = 120
 
 
@@ -27,10 +22,10 @@ class Cell(Generic[S]):
     """One combination of a grid.
 
     Attributes:
-        slug: readable name that follows from the settings alone, so that a repeated grid finds its cells again.
+        slug: readable name, a function of the settings alone, so that a repeated grid finds its cells again.
         settings: what differs from the base.
-        config: the whole configuration; None where the combination is refused.
-        refused: why, in the words of the configuration.
+        config: the whole configuration; None if the combination is invalid.
+        refused: the message of the ConfigError, if it is invalid.
     """
 
     slug: str
@@ -39,17 +34,17 @@ class Cell(Generic[S]):
     refused: str = ""
 
 
-def changed(config: S, settings: Mapping[str, Any]) -> S:
+def override_settings(config: S, settings: Mapping[str, Any]) -> S:
     """``config`` with other values for some dotted settings.
 
     A part that changes its ``kind`` keeps those explicit settings (from the file or the command line) that the new
     kind has as well, such as a width: cells of a grid then differ in the kind and not in their sizes.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value or combination that is refused.
+        ConfigError: a setting that does not exist, or an invalid value or combination.
     """
     tree = config.model_dump(mode="json", exclude_unset=True)
-    for key, value in sorted(settings.items(), key=lambda item: precedence(item[0])):
+    for key, value in sorted(settings.items(), key=lambda item: override_order(item[0])):
         *parents, leaf = key.split(".")
         node: Any = tree
         for step in parents:
@@ -64,7 +59,7 @@ def changed(config: S, settings: Mapping[str, Any]) -> S:
 
 
 def new_part(config: Section, key: str, kind: str) -> type[Part] | None:
-    """The part that ``key = kind`` would choose, where ``key`` is the kind of a part.
+    """The settings class of the part that ``key = kind`` would choose; None if ``key`` is not the kind of a part.
 
     Raises:
         ConfigError: there is no part of this kind.
@@ -84,18 +79,14 @@ def cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> list[Cell
         where: the setting that holds the grid, for messages.
 
     Raises:
-        ConfigError: there is no grid; a key does not exist or is not for a grid; a kind does not exist; or no
-            combination at all is accepted.
+        ConfigError: there is no grid; a key does not exist; a kind does not exist; or no combination is valid.
     """
-    found = list(_cells(config, grid, where))
-    if all(cell.config is None for cell in found):
-        reasons = dict.fromkeys(cell.refused for cell in found)
-        raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(reasons))
-    return found
+    check_grid(config, grid, where)
+    return list(_cells(config, grid, where))
 
 
-def check(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
-    """Raise as ``cells`` does. Looks no further than the first combination that is accepted."""
+def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
+    """Raise as ``cells`` does. Stops at the first valid combination."""
     refused: dict[str, None] = {}
     for cell in _cells(config, grid, where):
         if cell.config is not None:
@@ -104,24 +95,24 @@ def check(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> Non
     raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(refused))
 
 
-def accepted(config: S, grid: Mapping[str, Sequence[Any]], where: str, section: str) -> Iterator[Cell[S]]:
-    """For each combination of the settings of ``section`` the first of the whole grid that is accepted, if any is.
+def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str, section: str) -> Iterator[Cell[S]]:
+    """For each combination of the settings of ``section`` the first valid cell of the whole grid, if any is valid.
 
-    So all that ``section`` can be is found without looking at every combination with the other settings.
+    This finds all values of ``section`` without trying every combination with the other settings.
     """
-    within = {key: values for key, values in grid.items() if f"{key}.".startswith(f"{section}.")}
-    for values in itertools.product(*within.values()):
-        some = {**grid, **{key: [value] for key, value in zip(within, values, strict=True)}}
-        yield from itertools.islice((cell for cell in _cells(config, some, where) if cell.config is not None), 1)
+    varied = {key: values for key, values in grid.items() if f"{key}.".startswith(f"{section}.")}
+    for values in itertools.product(*varied.values()):
+        fixed = {**grid, **{key: [value] for key, value in zip(varied, values, strict=True)}}
+        yield from itertools.islice((cell for cell in _cells(config, fixed, where) if cell.config is not None), 1)
 
 
-def precedence(key: str) -> tuple[bool, int]:
-    """Sorts a part's kind first, an outer part's before an inner one's: it decides what other settings mean."""
+def override_order(key: str) -> tuple[bool, int]:
+    """Sort key: a part's kind comes before its other settings, an outer part's before an inner one's."""
     return not key.endswith(".kind"), key.count(".") if key.endswith(".kind") else 0
 
 
-def short(key: str) -> str:
-    """The setting as tables name it.
+def short_name(key: str) -> str:
+    """The setting's name in tables.
 
     >>> short("model.fusion.kind"), short("train.optimizer.head_lr"), short("seed")
     ('fusion', 'optimizer.head_lr', 'seed')
@@ -129,18 +120,18 @@ def short(key: str) -> str:
     return ".".join(key.removesuffix(".kind").split(".")[-1 if key.endswith(".kind") else -2 :])
 
 
-def text(value: Any) -> str:
-    """The value as tables, names and the command line show it."""
+def format_value(value: Any) -> str:
+    """The value as text in tables, names and command lines."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def slug(settings: Mapping[str, Any]) -> str:
-    """Readable name of a combination, safe for file names; with a hash where something had to be left out.
+    """Readable name of a combination, safe for file names; ends with a hash if characters had to be replaced or cut.
 
     >>> slug({"model.topology.kind": "dual", "model.fusion.width": 64})
     'fusion.width-64-topology-dual'
     """
-    whole = "-".join(f"{short(key)}-{text(value)}" for key, value in sorted(settings.items()))
+    whole = "-".join(f"{short_name(key)}-{format_value(value)}" for key, value in sorted(settings.items()))
     safe = re.sub(r"[^A-Za-z0-9_.\-]+", "_", whole)[:_MAX_SLUG]
     if safe == whole:
         return safe
@@ -151,8 +142,6 @@ def _cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator
     if not grid:
         raise ConfigError(f'{where} is empty; name what varies, as in {where}={{"model.fusion.kind"=["concat"]}}')
     for key, values in grid.items():
-        if key.split(".")[0] in FIXED:
-            raise ConfigError(f"{where}: {key!r} is the same for all trainings of a search; vary other settings")
         for value in values if key.endswith(".kind") else []:
             try:
                 new_part(config, key, value)
@@ -161,6 +150,6 @@ def _cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         try:
-            yield Cell(slug(settings), settings, changed(config, settings))
+            yield Cell(slug(settings), settings, override_settings(config, settings))
         except ConfigError as error:
             yield Cell(slug(settings), settings, None, str(error))

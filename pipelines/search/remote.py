@@ -1,4 +1,4 @@
-"""Functions that run in processes of their own on the cluster, while this one only waits."""
+"""Run functions in other processes of the cluster, and wait for them."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from ray import ObjectRef
 T = TypeVar("T")
 
 
-def start(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any]:
-    """Call ``function`` in another process. Ray keeps that process for the next call, with all that it imported."""
-    # It reserves nothing: it waits for workers, which reserve for themselves. DEFAULT: outside the caller's placement
-    # group, which a trial of Ray Tune has and in which nothing else would find room.
+def run_remotely(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any]:
+    """Call ``function`` in another process. Ray reuses that process, with its imports, for the next call."""
+    # It reserves no CPU: it waits for workers, which reserve their own. DEFAULT schedules it outside the caller's
+    # placement group: that of a Ray Tune trial has no free resources.
     task: Any = ray.remote(_call)
     task = task.options(num_cpus=0, max_retries=0, name="training", scheduling_strategy="DEFAULT")
     return cast("ObjectRef[Any]", task.remote(function, *arguments))
 
 
-def each(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iterator[tuple[T, Any]]:
-    """``(item, function(item))`` in the order in which they are done, ``at_once`` of them at a time.
+def run_parallel(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iterator[tuple[T, Any]]:
+    """``(item, function(item))`` in the order in which they finish, ``at_once`` of them at a time.
 
     Yields:
-        the exception, in place of a result, of a process that died.
+        the exception in place of a result, if the process died.
     """
     if at_once == 1:
         for item in items:
@@ -35,7 +35,7 @@ def each(function: Callable[[T], Any], items: Sequence[T], at_once: int) -> Iter
     while waiting or running:
         while waiting and len(running) < at_once:
             item = waiting.pop(0)
-            running[start(function, item)] = item
+            running[run_remotely(function, item)] = item
         (ready,), _ = ray.wait(list(running), num_returns=1)
         item = running.pop(ready)
         try:

@@ -1,23 +1,21 @@
-"""The results of many trainings as one table: for the terminal and Markdown, and as CSV."""
+"""The results of many trainings as one table, for the terminal and Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-from pipelines.search.grid import Cell, short, text
-from pipelines.search.record import Record, Trial, spread
+from pipelines.search.grid import Cell, format_value, short_name
+from pipelines.search.results import TrainingResult, Trial, sample_deviation
 
 Row = dict[str, Any]
-_LONGEST = 60
+_MAX_CELL = 60
 
 
 def ablation_rows(
-    cells: Sequence[Cell[Any]], seeds: Sequence[int], records: Mapping[tuple[str, int], Record], measure: str
+    cells: Sequence[Cell[Any]], seeds: Sequence[int], results: Mapping[tuple[str, int], TrainingResult], metric: str
 ) -> list[Row]:
     """A row for each cell, in the order of the grid: mean and spread (sample standard deviation) over its seeds.
 
@@ -26,36 +24,36 @@ def ablation_rows(
     """
     rows = []
     for cell in cells:
-        of_seed = {seed: records[cell.slug, seed] for seed in seeds}
-        scored = [record for record in of_seed.values() if record.score is not None]
-        scores = [record.score for record in scored if record.score is not None]
+        by_seed = {seed: results[cell.slug, seed] for seed in seeds}
+        scored = [result for result in by_seed.values() if result.score is not None]
+        scores = [result.score for result in scored if result.score is not None]
         row: Row = _settings(cell.settings)
-        row[measure] = statistics.fmean(scores) if scores else None
-        row["spread"] = spread(scores)
-        row |= {f"seed {seed}": record.score for seed, record in of_seed.items()}
+        row[metric] = statistics.fmean(scores) if scores else None
+        row["spread"] = sample_deviation(scores)
+        row |= {f"seed {seed}": result.score for seed, result in by_seed.items()}
         for name in ("parameters", "seconds", "images_per_s"):
             row[name.replace("_per_", "/")] = statistics.fmean(getattr(r, name) for r in scored) if scored else None
-        row["status"] = "; ".join(dict.fromkeys(map(status, of_seed.values())))
+        row["status"] = "; ".join(dict.fromkeys(map(status, by_seed.values())))
         rows.append(row)
     return rows
 
 
-def tune_rows(trials: Sequence[Trial], records: Mapping[int, Record], measure: str) -> list[Row]:
+def tune_rows(trials: Sequence[Trial], results: Mapping[int, TrainingResult], metric: str) -> list[Row]:
     """A row for each trial, the best first."""
     rows = []
     for trial in trials:
-        record = records[trial.number]
+        result = results[trial.number]
         row: Row = {"trial": trial.number + 1}
         row |= _settings(trial.settings)
-        row |= {measure: record.score, "best epoch": record.best_epoch, "epochs": record.epochs}
-        row |= {"parameters": record.parameters, "seconds": record.seconds, "images/s": record.images_per_s}
-        rows.append(row | {"status": status(record)})
-    return sorted(rows, key=lambda row: (row[measure] is None, -(row[measure] or 0.0)))
+        row |= {metric: result.score, "best epoch": result.best_epoch, "epochs": result.epochs}
+        row |= {"parameters": result.parameters, "seconds": result.seconds, "images/s": result.images_per_s}
+        rows.append(row | {"status": status(result)})
+    return sorted(rows, key=lambda row: (row[metric] is None, -(row[metric] or 0.0)))
 
 
-def status(record: Record) -> str:
+def status(result: TrainingResult) -> str:
     """The status, with the first line of its reason."""
-    return f"{record.status}: {record.reason.splitlines()[0]}" if record.reason else record.status
+    return f"{result.status}: {result.reason.splitlines()[0]}" if result.reason else result.status
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -73,18 +71,11 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([joined(lines[0]), joined(rule), *map(joined, lines[1:])])
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
-    """The table as CSV, numbers in full."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return table.getvalue()
-
-
 def _settings(settings: Mapping[str, Any]) -> Row:
-    # A fraction as it was typed; the other columns have four decimals.
-    return {short(key): value if isinstance(value, int) else text(value) for key, value in settings.items()}
+    # Fractions as they were typed; the other columns have four decimals.
+    return {
+        short_name(key): value if isinstance(value, int) else format_value(value) for key, value in settings.items()
+    }
 
 
 def _shown(column: str, value: Any) -> str:
@@ -96,4 +87,4 @@ def _shown(column: str, value: Any) -> str:
         return f"{value:.1f}"
     if isinstance(value, float):
         return f"{value:.4f}"
-    return shorten(str(value), _LONGEST, placeholder=" …").replace("|", "\\|")
+    return shorten(str(value), _MAX_CELL, placeholder=" …").replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""A search by Ray Tune: it samples settings, runs trials side by side, and ends the weak ones early (ASHA).
+"""A search by Ray Tune: it samples settings, runs trials side by side, and stops the worst early (ASHA).
 
 ASHA is of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2018, arxiv.org/abs/1810.05934).
 """
@@ -19,48 +19,48 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from pipelines.search.config import TuneConfig
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import short, text
-from pipelines.search.record import Record, Trial
-from pipelines.search.referee import create_referee
-from pipelines.search.remote import start
+from pipelines.search.grid import format_value, short_name
+from pipelines.search.remote import run_remotely
+from pipelines.search.results import TrainingResult, Trial
+from pipelines.search.trial_controller import create_trial_controller
 
 SCORE = "score"
 _DIGITS = 4
 _STOP_S = 600.0
 
-Train = Callable[[int, dict[str, Any], ActorHandle[Any]], Record]
-"""Trains the trial of a number with the given settings to its end, asking the referee after each epoch."""
+Train = Callable[[int, dict[str, Any], ActorHandle[Any]], TrainingResult]
+"""Trains the trial of this number with these settings, reporting each epoch to the trial controller."""
 
 
-def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, measure: str) -> list[Trial]:
+def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int, metric: str) -> list[Trial]:
     """Run all trials; a search of the same folder continues, and repeats those that failed.
 
-    What ASHA compared before an interruption is not kept by Ray Tune: trials of the continued search are compared
-    among themselves.
+    Ray Tune does not store the results that ASHA compared before an interruption: the trials of a continued search are
+    compared with each other only.
 
     Args:
-        folder: for Tune's own state, in storage.
+        folder: for Tune's state, in storage.
         epochs: of a trial that is not stopped.
-        measure: what the score is, for the lines that are printed.
+        measure: name of the score, for the printed lines.
 
     Raises:
         SearchError: the state in ``folder`` cannot be continued.
     """
-    # Tune's own tables and files: what it finds is printed and kept by the job.
+    # No tables and files of Tune: the job prints and stores the results.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    # Ctrl-C ends the job at once and the next one continues; Tune would take it for the end of the search.
+    # Ctrl-C ends the job at once, and the next job continues; Tune would end the search.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    # The trial itself only waits: a hundredth of a CPU, as Tune wants it to reserve something.
+    # The trial's process only waits, and Tune requires that it reserves something.
     trainable = tune.with_resources(tune.with_parameters(_Trainable, train=train), {"CPU": 0.01})
     if tune.Tuner.can_restore(folder):
-        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=space(config))
+        tuner = tune.Tuner.restore(folder, trainable, resume_errored=True, param_space=tune_space(config))
     else:
         storage, _, name = folder.rpartition("/")
         tuner = tune.Tuner(
             trainable,
-            param_space=space(config),
+            param_space=tune_space(config),
             tune_config=tune.TuneConfig(
                 metric=SCORE,
                 mode="max",
@@ -78,8 +78,8 @@ def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int
                 name=name,
                 storage_path=storage,
                 verbose=0,
-                callbacks=[_Lines(config.samples, measure)],
-                # The trainings keep their own.
+                callbacks=[_EpochPrinter(config.samples, metric)],
+                # The trainings write their own checkpoints.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
@@ -87,76 +87,72 @@ def search(train: Train, config: TuneConfig, folder: str, seed: int, epochs: int
     if len(results) < config.samples:
         raise SearchError(
             f"Ray Tune found {len(results)} of {config.samples} trials in {folder}; remove that folder and run again: "
-            "what was trained is kept beside it"
+            "the trained models are stored beside it"
         )
     trials = [
-        Trial(int(PurePosixPath(found.path).name), plain(found.config or {}), str(found.error or ""))
-        for found in (results[n] for n in range(len(results)))
+        Trial(int(PurePosixPath(result.path).name), plain_settings(result.config or {}), str(result.error or ""))
+        for result in (results[n] for n in range(len(results)))
     ]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def space(config: TuneConfig) -> dict[str, Any]:
-    """The search space in Tune's terms."""
-    make: dict[str, Any] = {
-        "choice": tune.choice,
-        "uniform": tune.uniform,
-        "loguniform": tune.loguniform,
-        "randint": tune.randint,
-    }
+def tune_space(config: TuneConfig) -> dict[str, Any]:
+    """The search space as Tune's distributions."""
     return {
-        key: make[kind](values) if kind == "choice" else make[kind](*values)
+        key: tune.choice(values) if kind == "choice" else getattr(tune, kind)(*values)
         for key, distribution in config.space.items()
         for kind, values in distribution.items()
     }
 
 
-def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Samples as settings: plain numbers, rounded so that they can be read and typed."""
+def plain_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Samples as settings: Python numbers, rounded so that they can be read and typed."""
     values = {key: value.item() if isinstance(value, np.generic) else value for key, value in settings.items()}
     return {key: float(f"{v:.{_DIGITS}g}") if isinstance(v, float) else v for key, v in values.items()}
 
 
 class _Trainable(tune.Trainable):
-    """A trial as Tune sees it. The training runs in a process of its own, outside the trial's placement group."""
+    """A trial of Tune. The training runs in another process, outside the trial's placement group."""
 
     def setup(self, config: dict[str, Any], train: Train) -> None:  # type: ignore[override]
-        self._train, self._settings = train, plain(config)
+        self._train, self._settings = train, plain_settings(config)
         self._epoch = 0
         self._training: ObjectRef[Any] | None = None
 
     def step(self) -> dict[str, Any]:
-        """Wait for the end of the next epoch, or of the training."""
+        """Wait until the next epoch or the training ends."""
         if self._training is None:
-            self._referee = create_referee()
-            self._training = start(self._train, _number(self.trial_id), self._settings, self._referee)
-        asking: ObjectRef[Any] = self._referee.after.remote(self._epoch)
-        (ready, *_), _ = ray.wait([asking, self._training], num_returns=1)
-        if ready == asking:
-            self._epoch, score = ray.get(asking)
+            self._trial_controller = create_trial_controller()
+            self._training = run_remotely(self._train, _number(self.trial_id), self._settings, self._trial_controller)
+        next_epoch: ObjectRef[Any] = self._trial_controller.next_epoch.remote(self._epoch)
+        (ready, *_), _ = ray.wait([next_epoch, self._training], num_returns=1)
+        if ready == next_epoch:
+            self._epoch, score = ray.get(next_epoch)
             return {"epoch": self._epoch, SCORE: score}
-        record: Record = ray.get(self._training)
-        if record.status == "failed":
-            raise RuntimeError(record.reason)
-        return {"epoch": record.epochs, SCORE: record.score or 0.0, "done": True}
+        result: TrainingResult = ray.get(self._training)
+        if result.status == "failed":
+            raise RuntimeError(result.reason)
+        return {"epoch": result.epochs, SCORE: result.score or 0.0, "done": True}
 
     def cleanup(self) -> None:
-        """Let the training end at the epoch where it waits."""
+        """End the training at the epoch where it waits."""
         if self._training is not None:
-            ray.get(self._referee.stop.remote())
+            ray.get(self._trial_controller.stop.remote())
             ray.wait([self._training], timeout=_STOP_S)
 
 
-class _Lines(tune.Callback):
-    """A line for each epoch of each trial."""
+class _EpochPrinter(tune.Callback):
+    """Prints a line for each epoch of each trial."""
 
-    def __init__(self, samples: int, measure: str) -> None:
-        self._samples, self._measure = samples, measure
+    def __init__(self, samples: int, metric: str) -> None:
+        self._samples, self._measure = samples, metric
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         if result.get("done") and SCORE not in result:
             return
-        settings = "  ".join(f"{short(key)}={text(value)}" for key, value in plain(trial.config).items())
+        settings = "  ".join(
+            f"{short_name(key)}={format_value(value)}" for key, value in plain_settings(trial.config).items()
+        )
         print(
             f"tune  trial {_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
             f"{self._measure} {result[SCORE]:.4f}  {settings}",

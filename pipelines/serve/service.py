@@ -127,3 +127,19 @@ class Metrics:
 
     def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
         """One forward pass over ``size`` requests of a task."""
+
+
+class ChallengerMetrics:
+    """Counts what became of requests to the challenger. This base counts nothing."""
+
+    def called(self, task: Task, outcome: str, version: str) -> None:
+        """One request to the challenger; ``outcome`` is "ok" or why it has no result."""
+
+    def compared(self, task: Task, agreement: float, version: str) -> None:
+        """Two results of one request."""
+
+    def fell_back(self, task: Task, reason: str) -> None:
+        """The champion answered in the challenger's place."""
+
+    def dropped(self, reason: str) -> None:
+        """A request that was not compared ("busy", "paused"), or a comparison that was not written ("record")."""

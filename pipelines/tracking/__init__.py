@@ -1,1 +1,1 @@
-"""Tracking of runs in MLflow: parameters, metrics, pictures, and what waits while the server is away."""
+"""Tracking of runs in MLflow: parameters, metrics, pictures, and the metrics of an outage."""

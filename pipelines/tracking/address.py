@@ -1,4 +1,4 @@
-"""Where runs are recorded: the address of the tracking server, and whether anything answers there."""
+"""The address of the tracking store, and whether it can be reached."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "oracle": 152
 
 
 class TrackingError(ExpectedError, RuntimeError):
-    """The tracking server or its record of a run cannot be used. The message names the remedy."""
+    """The tracking store or a run in it cannot be used. The message names the remedy."""
 
 
 class TrackingConfig(Section):
     uri: str = ""
-    """MLflow tracking URI; empty: the environment's MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
+    """MLflow tracking URI; "" uses the environment's MLFLOW_TRACKING_URI, else sqlite in the storage folder."""
     experiment: str = "vlmodel"
     """Name of the MLflow experiment."""
     model_name: str = "vlmodel"
     """Name of the registered model."""
     system_metrics: bool = True
-    """Record processor, memory, disk, network and GPU load of the machine of rank 0."""
+    """Record CPU, memory, disk, network and GPU load of the machine of rank 0."""
     page_port: int = Field(5000, ge=1, le=65535)
-    """Port of the MLflow page that the pipeline job shows (loopback only)."""
+    """Port of the MLflow page that the pipeline job serves (loopback only)."""
     wait_s: float = Field(120.0, ge=0)
-    """Seconds for which a job that has trained waits for a tracking store that is gone. Then it ends, and the same
-    command records and registers the trained model. Training itself never waits: its metrics are kept in the run's
-    folder meanwhile."""
+    """Seconds for which a job, after training, waits for a tracking store that cannot be reached. Then it fails, and
+    the same command records and registers the trained model. Training itself never waits: its metrics are saved in the
+    run's folder meanwhile."""
 
     @field_validator("uri")
     @classmethod
@@ -90,17 +90,15 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def page_command(uri: str, port: int = 5000) -> list[str]:
-    """Command line of a server that shows the runs under a database ``uri`` as a page at http://127.0.0.1:``port``."""
-    # Without its job execution: seven processes for features of language models, which take minutes of two cores to
-    # start and outlive a server that is killed.
+    """Command line of a server that shows the runs in the database ``uri`` at http://127.0.0.1:``port``."""
+    # Job execution is off: it starts seven processes for features of language models, which take minutes of two cores
+    # and outlive a server that is killed.
     server = ["env", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false", sys.executable, "-m", "mlflow", "server"]
     return [*server, "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
 
 
 def artifact_location(uri: str, storage: str) -> str | None:
-    """Where a new experiment keeps its files; None leaves it to the server. A storage folder that is moved takes them
-    with it (see relocation.py).
-    """
+    """Where a new experiment stores its files: in the storage folder, or None if a server decides it."""
     if urlsplit(uri).scheme in {"http", "https"} or uri.startswith("databricks"):
         return None
     if "://" in storage:
@@ -109,10 +107,10 @@ def artifact_location(uri: str, storage: str) -> str | None:
 
 
 def check_reachable(uri: str) -> None:
-    """Return when something answers at ``uri``, which for sqlite means that the file can be made and written.
+    """Return if something answers at ``uri``; for sqlite, if the file can be created and written.
 
     Raises:
-        TrackingError: nothing does.
+        TrackingError: it cannot be reached.
     """
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]
@@ -120,8 +118,8 @@ def check_reachable(uri: str) -> None:
         if scheme == "sqlite":
             _check_sqlite(Path(uri.removeprefix("sqlite:///").partition("?")[0]))
         elif scheme in {"http", "https"}:
-            with contextlib.suppress(urllib.error.HTTPError):  # any answer is an answer
-                # With its user and password, urllib would take them for a part of the host's name, and tell them.
+            with contextlib.suppress(urllib.error.HTTPError):  # an error status is an answer, too
+                # urllib would treat a user and password as a part of the host's name, and print them.
                 server = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
                 urllib.request.urlopen(f"{server.rstrip('/')}/health", timeout=10).close()
         elif scheme in DEFAULT_PORTS and parts.hostname:

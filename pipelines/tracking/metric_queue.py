@@ -1,4 +1,4 @@
-"""A queue between the training step and a store of metrics: never blocks the step, writes each line exactly once."""
+"""A queue between the training step and the metric store: never blocks the step, writes each value exactly once."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from itertools import islice
 
 log = logging.getLogger(__name__)
 
-MAX_WAITING = 1_000_000
-"""Lines kept while the store cannot be reached; an hour of outage at 250 lines/s, some 100 MB. Later ones are lost."""
+MAX_UNSENT = 1_000_000
+"""Values held while the store cannot be reached: an hour at 250 values/s, about 100 MB. Later ones are lost."""
 
 
 class QueueError(RuntimeError):
-    """Lines that could not be written. The message says how many and why."""
+    """Values could not be written. The message says how many and why."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One value of one metric. The time stamp is fixed here, so that writing a line again changes nothing."""
+class MetricPoint:
+    """One value of one metric. The time stamp is fixed here, so that writing the value again changes nothing."""
 
     key: str
     value: float
@@ -31,31 +31,31 @@ class Line:
 
 
 class MetricQueue:
-    """Writes lines from a thread of its own, in order, at most one line for each (key, step).
+    """Writes values in a separate thread, in order, at most one for each (key, step).
 
-    A line is a replay when the store already has its (key, step): the steps that a restarted process does again.
-    A write that fails is tried again with the same time stamps until it succeeds or the queue is closed. It is told
-    once when the store is lost, and once when it is back.
+    A (key, step) that the store already has is skipped: restarted processes repeat steps. A failed write is retried
+    with the same time stamps until it succeeds or the queue is closed. It is logged once that the store is lost, and
+    once that it is back.
 
     Args:
-        write: stores lines in one transaction; raises when it did not (or may not) succeed.
-        written_steps: the steps that the store has of a key, asked once a key.
-        interval_s: a line waits at most this long; what a killed process can lose.
-        batch: most lines in one ``write``.
-        waiting: lines of a former process that are still to be written.
+        write: stores points in one transaction; raises if it did not (or may not) succeed.
+        written_steps: the steps of a key that the store has; called once for each key.
+        interval_s: longest time until a point is written, which a killed process can lose.
+        batch: most points in one ``write``.
+        unsent: points of an earlier process that are still to be written.
     """
 
     def __init__(
         self,
-        write: Callable[[Sequence[Line]], None],
+        write: Callable[[Sequence[MetricPoint]], None],
         written_steps: Callable[[str], set[int]],
         interval_s: float = 0.5,
         batch: int = 1000,
-        waiting: Iterable[Line] = (),
+        unsent: Iterable[MetricPoint] = (),
     ) -> None:
         self._write, self._written_steps = write, written_steps
         self._interval_s, self._batch = interval_s, batch
-        self._lines = deque(waiting)  # the thread alone takes lines out
+        self._points = deque(unsent)  # only the thread removes points
         self._lost = 0
         self._steps: dict[str, set[int]] = {}
         self._failure: Exception | None = None
@@ -70,8 +70,7 @@ class MetricQueue:
         return self._failure is not None
 
     def put(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue one line for each metric. Where the store has been failing for so long that the queue is full, they are
-        lost, which is told when it is back.
+        """Queue a point for each metric. If the queue is full, they are lost, which is logged when the store is back.
 
         Raises:
             QueueError: the queue is closed.
@@ -80,33 +79,33 @@ class MetricQueue:
             raise QueueError("metrics were logged after the tracker was closed")
         now = time.time_ns() // 1_000_000
         with self._idle:
-            if len(self._lines) + len(metrics) > MAX_WAITING:
+            if len(self._points) + len(metrics) > MAX_UNSENT:
                 self._lost += len(metrics)
                 return
-            self._lines.extend(Line(key, value, step, now) for key, value in metrics.items())
+            self._points.extend(MetricPoint(key, value, step, now) for key, value in metrics.items())
 
-    def waiting(self) -> list[Line]:
-        """The lines that are not written, or not known to be."""
+    def unsent(self) -> list[MetricPoint]:
+        """The points that are not written, or not known to be."""
         with self._idle:
-            return list(self._lines)
+            return list(self._points)
 
     def flush(self, timeout_s: float = 30.0) -> None:
-        """Wait until every queued line is written.
+        """Wait until every queued point is written.
 
         Raises:
-            QueueError: it is not within ``timeout_s`` seconds.
+            QueueError: some are not within ``timeout_s`` seconds.
         """
         self._wake.set()
         with self._idle:
-            if not self._idle.wait_for(lambda: not self._lines, timeout_s):
+            if not self._idle.wait_for(lambda: not self._points, timeout_s):
                 reason = self._failure or f"no answer within {timeout_s:g} s"
-                raise QueueError(f"{len(self._lines)} metric values are not written: {reason}")
+                raise QueueError(f"{len(self._points)} metric values are not written: {reason}")
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Write what is queued and end the thread; a second call does nothing.
 
         Raises:
-            QueueError: some lines could not be written within ``timeout_s`` seconds; ``waiting`` still has them.
+            QueueError: some points could not be written within ``timeout_s`` seconds; ``unsent`` still has them.
         """
         if self._closed.is_set():
             return
@@ -118,45 +117,45 @@ class MetricQueue:
             self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
-        failures, begun = 0, 0.0
+        failures, lost_at = 0, 0.0
         while not self._closed.is_set():
             self._wake.wait(self._interval_s * min(2**failures, 16))
             self._wake.clear()
             try:
                 self._send()
-            except Exception as error:  # whatever the store raises, training goes on and the lines stay queued
+            except Exception as error:  # whatever the store raises, training continues and the points stay queued
                 self._failure = error
                 if not failures:
-                    begun = time.monotonic()
-                    log.warning("metrics are not recorded for now, and wait; training goes on: %s", error)
+                    lost_at = time.monotonic()
+                    log.warning("metrics are not recorded for now, and stay queued; training continues: %s", error)
                 failures += 1
                 continue
             if failures:
                 lost, self._lost = self._lost, 0
                 log.warning(
-                    "metrics are recorded again, after %.0f s; %s", time.monotonic() - begun,
-                    f"{lost} values were too many to keep and are lost" if lost else "none were lost",
+                    "metrics are recorded again, after %.0f s; %s", time.monotonic() - lost_at,
+                    f"{lost} values were too many to hold and are lost" if lost else "none were lost",
                 )  # fmt: skip
             failures, self._failure = 0, None
 
     def _send(self) -> None:
         while True:
             with self._idle:
-                lines = list(islice(self._lines, self._batch))
-            if not lines:
+                points = list(islice(self._points, self._batch))
+            if not points:
                 return
-            new: dict[tuple[str, int], Line] = {}
-            for line in lines:
-                if line.key not in self._steps:
-                    self._steps[line.key] = self._written_steps(line.key)
-                if line.step not in self._steps[line.key]:
-                    new.setdefault((line.key, line.step), line)
+            new: dict[tuple[str, int], MetricPoint] = {}
+            for point in points:
+                if point.key not in self._steps:
+                    self._steps[point.key] = self._written_steps(point.key)
+                if point.step not in self._steps[point.key]:
+                    new.setdefault((point.key, point.step), point)
             if new:
                 self._write(list(new.values()))
             for key, step in new:
                 self._steps[key].add(step)
             with self._idle:
-                for _ in lines:
-                    self._lines.popleft()
-                if not self._lines:
+                for _ in points:
+                    self._points.popleft()
+                if not self._points:
                     self._idle.notify_all()

@@ -1,4 +1,4 @@
-"""What a record of a run says about where it came from: flat settings without secrets, and the commit of the code."""
+"""The provenance of a run: flat settings without secrets, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SECRET_WORDS = frozenset({"password", "passwd", "secret", "token", "apikey", "c
 
 
 def without_secrets(tree: Any, key: str = "") -> Any:
-    """The plain tree with redacted addresses and with ``***`` under each key that names a secret.
+    """The tree with redacted addresses and with ``***`` under each key that names a secret.
 
-    Settings hold no secrets (they come from the environment); this is the net under that rule.
+    Settings should hold no secrets (they come from the environment); this is a second line of defence.
     """
     if isinstance(tree, Mapping):
         return {str(name): without_secrets(value, str(name)) for name, value in tree.items()}
@@ -47,8 +47,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def among(key: str, prefixes: Collection[str]) -> bool:
-    """Whether a dotted key is one of ``prefixes`` or stands below one.
+def has_dotted_prefix(key: str, prefixes: Collection[str]) -> bool:
+    """Whether a dotted key is one of ``prefixes`` or below one.
 
     >>> among("a.b.c", ["a.b"]), among("a.bc", ["a.b"])
     (True, False)
@@ -56,10 +56,8 @@ def among(key: str, prefixes: Collection[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def shorten(text: str, limit: int) -> str:
-    """At most ``limit`` characters; a longer text keeps its beginning and the hash of all of it, so that two texts
-    are equal only if their shortened forms are.
-    """
+def truncate_with_hash(text: str, limit: int) -> str:
+    """At most ``limit`` characters; a longer text ends with its hash, so that different texts stay different."""
     if len(text) <= limit:
         return text
     mark = f" ... sha256:{hashlib.sha256(text.encode()).hexdigest()}"
@@ -67,10 +65,10 @@ def shorten(text: str, limit: int) -> str:
 
 
 def git_state(folder: Path) -> dict[str, str]:
-    """Tags ``mlflow.source.git.commit`` (hash) and ``git.dirty`` (true when tracked files differ from the commit).
+    """Tags ``mlflow.source.git.commit`` (hash) and ``git.dirty`` (true if tracked files differ from the commit).
 
-    Empty where there is no git or no commit, as in the working directory of a submitted job, and where git ignores
-    the folder, as for a package installed in a virtual environment inside some repository.
+    Empty without git or a commit, as in the working directory of a submitted job, and if git ignores the folder, as for
+    a package installed in a virtual environment inside some repository.
     """
     if _git(folder, "check-ignore", "-q", ".") is not None:
         return {}
@@ -82,8 +80,8 @@ def git_state(folder: Path) -> dict[str, str]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Standard output of git in ``folder``; None when it fails or is not installed."""
-    # The variables of a calling hook (GIT_DIR, ...) would name another repository than the folder's.
+    """Standard output of git in ``folder``; None if it fails or is not installed."""
+    # Without the variables of a calling hook (GIT_DIR, ...), which would name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *arguments]
     try:

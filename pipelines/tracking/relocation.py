@@ -1,4 +1,4 @@
-"""A storage folder that was moved, restored or copied: its tracking database holds absolute addresses of its files."""
+"""Repairs the tracking database of a storage folder that was moved, restored or copied: it has absolute addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 log = logging.getLogger(__name__)
 
 FILES = "mlartifacts"
-"""Where in a storage folder MLflow keeps the files of runs and models."""
+"""The folder in a storage folder where MLflow stores the files of runs and models."""
 
 _ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -25,52 +25,52 @@ _PARTS = re.compile(rf"(file:.*/{FILES})(/.*)?")
 
 
 def relocate(database: Path) -> None:
-    """Let the addresses in a storage folder's database lead to the files beside it, and say so.
+    """Make the addresses in a storage folder's database point to the files beside it, and log it.
 
-    An address is changed only where it began with a place whose files lie beside the database now: other addresses in
-    it, of experiments that were begun with another storage folder, are right. The folder under another name, by a link
-    or a mount, is no other place.
+    An address is changed only if its files are beside the database now. Other addresses, of experiments that were
+    created with another storage folder, are valid. The same folder under another path, by a link or mount, counts as
+    unmoved.
 
     Raises:
-        sqlite3.Error: the database cannot be read or written; it is as it was.
+        sqlite3.Error: the database cannot be read or written; it is unchanged.
     """
-    here = (database.parent / FILES).as_uri()
+    current = (database.parent / FILES).as_uri()
     with contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
-        places = _places(connection)
-        moved = [place for place in places if place != here and _lies_in(database, place, places[place])]
+        roots = _roots(connection)
+        moved = [root for root in roots if root != current and _was_moved(database, root, roots[root])]
         if not moved:
             return
         connection.execute("BEGIN IMMEDIATE")
         changed = 0
-        for place in moved:
+        for root in moved:
             for table, column in _ADDRESSES:
-                after = len(place) + 1
+                after = len(root) + 1
                 changed += connection.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                     f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
-                    (here, after, place, after, f"{place}/"),
+                    (current, after, root, after, f"{root}/"),
                 ).rowcount
         connection.execute("COMMIT")
     log.warning(
         "the files that %s tells of lay in %s and are in %s now: %d addresses in it were changed",
-        database, ", ".join(moved), here, changed,
+        database, ", ".join(moved), current, changed,
     )  # fmt: skip
 
 
-def _places(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """Places of files that the database names, and what it names below each."""
-    places: dict[str, set[str]] = {}
+def _roots(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    """Folders of files that the database names, and the paths that it names below each."""
+    roots: dict[str, set[str]] = {}
     for table, column in _ADDRESSES:
         for (address,) in connection.execute(f"SELECT DISTINCT {column} FROM {table}"):
             if parts := _PARTS.fullmatch(address or ""):
-                places.setdefault(parts[1], set()).add((parts[2] or "").strip("/"))
-    return places
+                roots.setdefault(parts[1], set()).add((parts[2] or "").strip("/"))
+    return roots
 
 
-def _lies_in(database: Path, place: str, rests: set[str]) -> bool:
-    """Whether files of a place that was elsewhere lie beside the database."""
-    files, former = database.parent / FILES, Path(unquote(urlsplit(place).path))
+def _was_moved(database: Path, root: str, paths: set[str]) -> bool:
+    """Whether files of another root are beside the database now."""
+    files, old = database.parent / FILES, Path(unquote(urlsplit(root).path))
     with contextlib.suppress(OSError):
-        if former.samefile(files):
+        if old.samefile(files):
             return False
-    return any(rest and (files / rest).exists() for rest in rests)
+    return any(path and (files / path).exists() for path in paths)

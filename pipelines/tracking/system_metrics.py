@@ -1,6 +1,6 @@
-"""The load of a machine as metrics: MLflow's own measurements, handed to a queue instead of to the server.
+"""The load of a machine as metrics: measured by MLflow, and put into a queue instead of sent to the server.
 
-MLflow's monitor asks the server before each sample, and ends with a warning when that does not answer.
+MLflow's own monitor calls the server before each sample, and stops if that does not answer.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 
 
 class LoadMonitor:
-    """Measures in a thread of its own until it is closed. Names and units are MLflow's (``system/...``).
+    """Measures in a separate thread until it is closed. Names and units are MLflow's (``system/...``).
 
     Args:
-        put: takes the values of one step.
-        started_ms: when the run began; steps count intervals since then, so that they go on after a restart.
+        put: receives the values of one step.
+        started_ms: start of the run; steps count intervals since then, so that they continue after a restart.
     """
 
     def __init__(self, put: Callable[[Mapping[str, float], int], None], started_ms: int) -> None:
@@ -32,7 +32,7 @@ class LoadMonitor:
                 self._monitors.append(of_gpu())
                 break
             except Exception:
-                continue  # there is none of this make, or nothing installed that measures it
+                continue  # no GPU of this make, or its library is not installed
         self._put, self._started_ms = put, started_ms
         self._interval_s = float(environment.MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get() or 10)
         self._samples = int(environment.MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING.get() or 1)

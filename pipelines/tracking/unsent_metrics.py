@@ -1,8 +1,8 @@
-"""Metric values that tracking has not taken, in the run's folder: they outlive the process that logged them.
+"""Metric values that the tracking store has not taken, saved in the run's folder so that they outlive their process.
 
     <run>/waiting/<time>-<process>.jsonl    [key, value, step, timestamp in ms] a line
 
-A process writes one file, as a whole each time, and takes over those of the processes before it.
+A process writes one file, replaces it as a whole, and takes over the files of earlier processes.
 """
 
 from __future__ import annotations
@@ -12,58 +12,51 @@ import os
 import time
 from collections.abc import Iterable
 
-import pyarrow.fs as pafs
-
-from pipelines.tracking.metric_queue import Line
-from pipelines.tracking.run_folder import write_whole
-from pipelines.train import checkpoint
-
-_FOLDER = "waiting"
+from pipelines.storage.folder import Folder
+from pipelines.tracking.metric_queue import MetricPoint
 
 
-class WaitingLines:
-    """The lines that wait in the folder of a run.
+class UnsentMetrics:
+    """The unsent metrics in a run's folder.
 
     Args:
         run: the run's folder in storage.
     """
 
     def __init__(self, run: str) -> None:
-        self._filesystem, path = checkpoint.open_storage(run)
-        self._folder = f"{path}/{_FOLDER}"
-        self._own = f"{self._folder}/{time.time_ns()}-{os.getpid()}.jsonl"
-        self._stored: set[str] = set()
+        self._folder = Folder(f"{run}/waiting")
+        self._own = f"{time.time_ns()}-{os.getpid()}.jsonl"
+        self._replaced: set[str] = set()
 
-    def read(self) -> list[Line]:
-        """What former processes have left, in the order in which it was logged. A damaged line is passed over.
+    def read(self) -> list[MetricPoint]:
+        """What earlier processes have left, in the order in which it was logged. A damaged line is skipped.
 
         Raises:
             OSError: the storage cannot be read.
         """
-        selector = pafs.FileSelector(self._folder, allow_not_found=True)
-        found = [f.path for f in self._filesystem.get_file_info(selector) if f.path.endswith(".jsonl")]
-        lines: dict[tuple[str, int], Line] = {}
-        for path in sorted(found):
-            with self._filesystem.open_input_file(path) as stream:
-                text = stream.read().decode(errors="replace")
-            for row in text.splitlines():
+        names = [file.name for file in self._folder.files() if file.name.endswith(".jsonl")]
+        points: dict[tuple[str, int], MetricPoint] = {}
+        for name in names:
+            for row in self._folder.read(name).decode(errors="replace").splitlines():
                 try:
                     key, value, step, timestamp_ms = json.loads(row)
-                    lines.setdefault((str(key), int(step)), Line(str(key), float(value), int(step), int(timestamp_ms)))
+                    point = MetricPoint(str(key), float(value), int(step), int(timestamp_ms))
                 except (ValueError, TypeError):
                     continue
-        self._stored.update(found)
-        return list(lines.values())
+                points.setdefault((point.key, point.step), point)
+        self._replaced.update(names)
+        return list(points.values())
 
-    def keep(self, lines: Iterable[Line]) -> None:
-        """Make these the lines that wait, in place of those that this process has read or kept before.
+    def write(self, points: Iterable[MetricPoint]) -> None:
+        """Replace what this process has read or written before by these points.
 
         Raises:
-            OSError: the storage cannot be written; what was kept before is still there.
+            OSError: the storage cannot be written; what was written before is still there.
         """
-        rows = [json.dumps([line.key, line.value, line.step, line.timestamp_ms]) for line in lines]
+        rows = [json.dumps([point.key, point.value, point.step, point.timestamp_ms]) for point in points]
+        own = {self._own} if rows else set[str]()
         if rows:
-            write_whole(self._filesystem, self._own, ("\n".join(rows) + "\n").encode())
-        for path in self._stored - ({self._own} if rows else set()):
-            self._filesystem.delete_file(path)
-        self._stored = {self._own} if rows else set()
+            self._folder.write(self._own, ("\n".join(rows) + "\n").encode())
+        for name in self._replaced - own:
+            self._folder.remove(name)
+        self._replaced = own

@@ -1,1 +1,1 @@
-"""Training: the loop, one step, checkpoints, evaluation within it, tracking."""
+"""Training: the loop, one step, checkpoints, validation, the run's folder."""

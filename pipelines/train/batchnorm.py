@@ -1,7 +1,8 @@
-"""BatchNorm over the whole step's images, whichever worker they are on, on any device.
+"""BatchNorm with statistics over the images of all workers, on any device.
 
-torch's SyncBatchNorm needs a GPU. Small batches a worker make the statistics noisy: easy-VQA with 16 images a worker
-learned far more slowly than with the same 32 on one. Shared, they also do not depend on the number of workers.
+torch's SyncBatchNorm needs a GPU. Statistics of small per-worker batches are noisy: easy-VQA with 16 images on each of
+two workers learned far more slowly than with 32 images on one. Synchronized statistics also do not depend on the number
+of workers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalisation by the mean and variance over all workers, with torch's fused kernels for what is local."""
+    """Normalization by the mean and variance over all workers, with torch's fused kernels for the local part."""
 
     @staticmethod
     def forward(
@@ -32,26 +33,27 @@ class _Normalize(torch.autograd.Function):
         x_BCHW, weight_C = ctx.saved_tensors
         mean_C, var_C, n = ctx.moments
         if not x_BCHW.numel():
-            nothing_C = torch.zeros_like(weight_C)
-            dist.all_reduce(torch.cat([nothing_C, nothing_C]), group=ctx.group)
-            return gradient_BCHW, nothing_C, nothing_C.clone(), None, None, None
-        # As if mean and variance were constants ...
+            zero_C = torch.zeros_like(weight_C)
+            dist.all_reduce(torch.cat([zero_C, zero_C]), group=ctx.group)
+            return gradient_BCHW, zero_C, zero_C.clone(), None, None, None
+        # The gradient with mean and variance as constants ...
         direct_BCHW, weight_gradient_C, bias_gradient_C = torch.ops.aten.native_batch_norm_backward(
             gradient_BCHW, x_BCHW, weight_C, mean_C, var_C, None, None, False, ctx.eps, [True, True, True]
         )
-        # ... and what they take away, which depends on the losses of all workers (Ioffe and Szegedy, 2015, section 3).
+        # ... minus the part through mean and variance, which depends on the losses of all workers (Ioffe and Szegedy,
+        # 2015, section 3).
         sums = torch.cat([bias_gradient_C, weight_gradient_C])
         dist.all_reduce(sums, group=ctx.group)
         of_mean_C, of_deviation_C = (sums / n).chunk(2)
         inverse_C = torch.rsqrt(var_C + ctx.eps)
         slope_C = weight_C * inverse_C.square() * of_deviation_C
         offset_C = weight_C * inverse_C * of_mean_C - mean_C * slope_C
-        taken_BCHW = torch.addcmul(offset_C[:, None, None], x_BCHW, slope_C[:, None, None])
-        return direct_BCHW.sub_(taken_BCHW), weight_gradient_C, bias_gradient_C, None, None, None
+        through_moments_BCHW = torch.addcmul(offset_C[:, None, None], x_BCHW, slope_C[:, None, None])
+        return direct_BCHW.sub_(through_moments_BCHW), weight_gradient_C, bias_gradient_C, None, None, None
 
 
 class _Moments(NamedTuple):
-    """Mean and (biased) variance of each channel, and of how many values, over all workers."""
+    """Mean and (biased) variance of each channel and the number of values, over all workers."""
 
     mean_C: Tensor
     var_C: Tensor
@@ -59,19 +61,19 @@ class _Moments(NamedTuple):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers; parameters and buffers are the same.
+    """BatchNorm2d (Ioffe and Szegedy, 2015) with sums over all workers and the same parameters and buffers.
 
-    A worker whose samples have no image takes part with an empty batch: it adds nothing, and learns what others saw.
+    A worker whose samples have no image takes part with an empty batch: it adds nothing to the sums.
     """
 
-    # Of its own, so that its collectives cannot come between those of DDP, which run at the same time.
+    # A separate group, so that its collectives cannot mix with those of DDP, which run at the same time.
     group: ClassVar[dist.ProcessGroup | None] = None
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training or self.group is None:
             return super().forward(x_BCHW)
         moments = self._moments(x_BCHW.detach())
-        self._remember(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
+        self._update_running(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
         normalized_BCHW: Tensor = _Normalize.apply(x_BCHW, self.weight, self.bias, moments, self.eps, self.group)
         return normalized_BCHW
 
@@ -79,8 +81,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not x_BCHW.numel():
             return self._moments_of_others(x_BCHW)
         var_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)
-        mine = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
-        sums = torch.cat([mean_C * mine, (var_C + mean_C.square()) * mine, mine])
+        local_n = mean_C.new_full((1,), x_BCHW.numel() / x_BCHW.shape[1])
+        sums = torch.cat([mean_C * local_n, (var_C + mean_C.square()) * local_n, local_n])
         dist.all_reduce(sums, group=self.group)
         n = sums[-1]
         mean_C, square_C = (sums[:-1] / n).chunk(2)
@@ -89,16 +91,16 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def _moments_of_others(self, x_BCHW: Tensor) -> _Moments:
         sums = torch.zeros(2 * x_BCHW.shape[1] + 1, device=x_BCHW.device)
         dist.all_reduce(sums, group=self.group)
-        seen, n = sums[-1] > 0, sums[-1].clamp_min(1)
+        any_image, n = sums[-1] > 0, sums[-1].clamp_min(1)
         mean_C, square_C = (sums[:-1] / n).chunk(2)
         var_C = (square_C - mean_C.square()).clamp_min(0)
         if self.running_mean is None or self.running_var is None:
             return _Moments(mean_C, var_C, n)
-        # Where no worker has an image there is nothing to remember but what is remembered already; of n = 1 the
-        # unbiased variance is taken to be the same.
-        return _Moments(torch.where(seen, mean_C, self.running_mean), torch.where(seen, var_C, self.running_var), n)
+        # If no worker has an image, the running statistics stay as they are (n = 1 does not change the variance).
+        mean_C = torch.where(any_image, mean_C, self.running_mean)
+        return _Moments(mean_C, torch.where(any_image, var_C, self.running_var), n)
 
-    def _remember(self, mean_C: Tensor, var_C: Tensor) -> None:
+    def _update_running(self, mean_C: Tensor, var_C: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -107,10 +109,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(var_C, momentum)
 
 
-def share_batchnorm(model: nn.Module) -> None:
-    """Let the BatchNorm layers of ``model`` share their statistics. A collective: all workers must call it."""
+def synchronize_batchnorm(model: nn.Module) -> None:
+    """Synchronize the BatchNorm layers of ``model`` over all workers. A collective: all workers must call it."""
     SyncBatchNorm2d.group = cast(dist.ProcessGroup, dist.new_group())
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
-            # The class alone differs, so names, weights and checkpoints stay as they are.
+            # Only the class changes, so names, weights and checkpoints stay the same.
             module.__class__ = SyncBatchNorm2d

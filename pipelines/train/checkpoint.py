@@ -1,9 +1,9 @@
-"""Checkpoints: a folder that exists only when its manifest does, and is loaded only when every hash in it is right.
+"""Checkpoints: a folder counts only with its manifest, and is loaded only if every hash in it is right.
 
     step-00000120/
-        model/          what inference needs, by from_pretrained alone: config.json, model.safetensors, tokenizer, ...
-        trainer.pt      weights as trained, optimizer (tensors and plain containers; loaded with weights_only)
-        state.json      cursor, metrics, configuration
+        model/          for inference, loaded by from_pretrained: config.json, model.safetensors, tokenizer, ...
+        trainer.pt      trained weights, optimizer (tensors and plain containers; loaded with weights_only)
+        state.json      number of steps, metrics, configuration
         manifest.json   sha256 and size of every other file, uploaded last
 
 Random states are not stored: every step seeds its generators from (seed, step, rank), see step.py.
@@ -14,13 +14,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import torch
 
@@ -32,19 +34,19 @@ MANIFEST = "manifest.json"
 MODEL = "model"
 _STATE, _TRAINER = "state.json", "trainer.pt"
 _PREFIX = "step-"
+_CHUNK = 4 << 20
 
 
 class CheckpointError(ExpectedError):
-    """A checkpoint that is absent, torn or altered; the message names it and what to do."""
+    """A checkpoint is missing, incomplete or altered. The message names it and the remedy."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCheckpoint:
     """A complete checkpoint in storage.
 
     Attributes:
-        filesystem, path: where it lies.
-        step: global steps done, the cursor of the data.
+        step: number of global steps done.
         state: the contents of state.json.
     """
 
@@ -54,7 +56,7 @@ class Stored:
     state: dict[str, Any]
 
 
-def name_of(step: int) -> str:
+def folder_name(step: int) -> str:
     """Folder name of the checkpoint after ``step`` global steps."""
     return f"{_PREFIX}{step:08d}"
 
@@ -64,18 +66,21 @@ def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) ->
     torch.save(dict(trainer), folder / _TRAINER)
     (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    manifest = {p.relative_to(folder).as_posix(): _fingerprint(p.read_bytes()) for p in files}
+    manifest = {}
+    for path in files:
+        with path.open("rb") as file:
+            manifest[path.relative_to(folder).as_posix()] = _fingerprint(file)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
 def upload(folder: Path, filesystem: pafs.FileSystem, path: str) -> None:
-    """Copy a local checkpoint to storage, its manifest last, so that a torn copy is never taken for a checkpoint."""
+    """Copy a local checkpoint to storage, its manifest last, so that an incomplete copy does not count."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p != folder / MANIFEST]
     for file in [*files, folder / MANIFEST]:
         target = f"{path}/{file.relative_to(folder).as_posix()}"
         filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(target) as stream:
-            stream.write(file.read_bytes())
+        with file.open("rb") as source, filesystem.open_output_stream(target) as stream:
+            shutil.copyfileobj(source, stream, _CHUNK)
 
 
 def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
@@ -87,57 +92,52 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     manifest = _manifest(filesystem, path)
     if added := sorted(_names(filesystem, path) - manifest.keys() - {MANIFEST}):
         raise CheckpointError(f"{path}/{added[0]} is not in {MANIFEST}; delete it, or use an earlier checkpoint")
-    for name, expected in manifest.items():
-        _verified(filesystem, path, name, expected)
-    state: dict[str, Any] = json.loads(_verified(filesystem, path, _STATE, manifest[_STATE]))
-    return state
+    for name in (name for name in manifest if name != _STATE):
+        _verify_file(filesystem, path, name, manifest[name])
+    return _verified_state(filesystem, path, manifest)
 
 
 def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run whose state is whole, None where there is none. Its other files are
-    not read.
-    """
+    """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read."""
     for folder in _folders(filesystem, run):
         try:
-            manifest = _manifest(filesystem, folder)
-            state: dict[str, Any] = json.loads(_verified(filesystem, folder, _STATE, manifest[_STATE]))
+            return _verified_state(filesystem, folder, _manifest(filesystem, folder))
         except CheckpointError:
-            continue  # whoever loads checkpoints tells of it
-        return state
+            continue  # whoever loads checkpoints reports it
     return None
 
 
-def complete(filesystem: pafs.FileSystem, run: str) -> Iterator[Stored]:
-    """The usable checkpoints of a run, newest first. A torn or altered one is passed over, with a warning."""
+def valid_checkpoints(filesystem: pafs.FileSystem, run: str) -> Iterator[StoredCheckpoint]:
+    """The valid checkpoints of a run, newest first. Others are skipped with a warning."""
     for folder in _folders(filesystem, run):
         try:
             state = verify(filesystem, folder)
         except CheckpointError as error:
             log.warning("checkpoint passed over: %s", error)
             continue
-        yield Stored(filesystem, folder, int(state["step"]), state)
+        yield StoredCheckpoint(filesystem, folder, int(state["step"]), state)
 
 
-def latest(filesystem: pafs.FileSystem, run: str) -> Stored | None:
-    """The newest usable checkpoint of a run, or None."""
-    return next(complete(filesystem, run), None)
+def latest(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint | None:
+    """The newest valid checkpoint of a run, or None."""
+    return next(valid_checkpoints(filesystem, run), None)
 
 
-def best(filesystem: pafs.FileSystem, run: str) -> Stored:
-    """The usable checkpoint with the best ``selection`` (the later one of equals).
+def best(filesystem: pafs.FileSystem, run: str) -> StoredCheckpoint:
+    """The valid checkpoint with the best ``selection`` (the later one of equals).
 
     Raises:
         CheckpointError: the run has none.
     """
-    candidates = list(complete(filesystem, run))
+    candidates = list(valid_checkpoints(filesystem, run))
     if not candidates:
         raise CheckpointError(f"no usable checkpoint under {run}; run the train job first")
     return max(candidates, key=lambda c: (c.state["selection"], c.step))
 
 
 @contextmanager
-def local_copy(stored: Stored) -> Iterator[Path]:
-    """The checkpoint as a local folder: in place where storage is local, else a temporary download."""
+def local_copy(stored: StoredCheckpoint) -> Iterator[Path]:
+    """The checkpoint as a local folder: in place if storage is local, else a temporary download."""
     if isinstance(stored.filesystem, pafs.LocalFileSystem):
         yield Path(stored.path)
         return
@@ -161,10 +161,10 @@ def open_storage(storage: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
-    """Folders of a run's checkpoints, whole or not, newest first."""
+    """Folders of a run's checkpoints, valid or not, newest first."""
     selector = pafs.FileSelector(run, allow_not_found=True)
-    found = filesystem.get_file_info(selector)
-    folders = [f for f in found if f.base_name.startswith(_PREFIX) and f.type == pafs.FileType.Directory]
+    entries = filesystem.get_file_info(selector)
+    folders = [f for f in entries if f.base_name.startswith(_PREFIX) and f.type == pafs.FileType.Directory]
     return [str(folder.path) for folder in sorted(folders, key=lambda f: f.base_name, reverse=True)]
 
 
@@ -183,30 +183,30 @@ def _manifest(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
 
 
 def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
-    """All that lies in a checkpoint and is no folder.
-
-    Raises:
-        CheckpointError: a link, which could point anywhere and change at any time, or another file without contents of
-            its own.
-    """
+    """Names of all files in a checkpoint. Refuses links, which could point anywhere and change at any time."""
     if isinstance(filesystem, pafs.LocalFileSystem):
         files = [file for file in Path(path).rglob("*") if file.is_symlink() or not file.is_dir()]
         if special := next((file for file in files if file.is_symlink() or not file.is_file()), None):
             raise CheckpointError(f"{special} is a link or no file; put a file there, or use an earlier checkpoint")
         return {file.relative_to(path).as_posix() for file in files}
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    return {f.path.removeprefix(f"{path}/") for f in found if f.type != pafs.FileType.Directory}
+    entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    return {f.path.removeprefix(f"{path}/") for f in entries if f.type != pafs.FileType.Directory}
 
 
-def _verified(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> bytes:
-    """A file of a checkpoint, which must be as its manifest has it."""
+def _verified_state(filesystem: pafs.FileSystem, path: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    _verify_file(filesystem, path, _STATE, manifest[_STATE])
+    state: dict[str, Any] = json.loads(_read(filesystem, f"{path}/{_STATE}"))
+    return state
+
+
+def _verify_file(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> None:
     try:
-        data = _read(filesystem, f"{path}/{name}")
+        with filesystem.open_input_file(f"{path}/{name}") as file:
+            fingerprint = _fingerprint(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}/{name} is missing; use an earlier checkpoint") from None
-    if _fingerprint(data) != expected:
+    if fingerprint != expected:
         raise CheckpointError(f"{path}/{name} was altered after it was written; use an earlier checkpoint")
-    return data
 
 
 def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
@@ -215,5 +215,10 @@ def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
     return data
 
 
-def _fingerprint(data: bytes) -> dict[str, Any]:
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+def _fingerprint(file: IO[bytes] | pa.NativeFile) -> dict[str, Any]:
+    """Hash and size of a file, which may not fit into memory."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return {"sha256": digest.hexdigest(), "bytes": size}

@@ -1,4 +1,4 @@
-"""The function that Ray Train calls, in a module of its own: Ray's controller imports it too, and needs no torch."""
+"""The function that Ray Train calls, in a separate module: Ray's controller imports it too, and needs no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def train_loop_per_worker(arguments: Mapping[str, Any]) -> None:
 
     from pipelines.train.worker import train_worker
 
-    # Ray names this logger after its file, not its module, and so LoggingConfig's level does not reach it.
+    # Ray names this logger after its file, not its module, so LoggingConfig's level does not apply to it.
     context.logger.setLevel(logging.WARNING)
     train_worker(ray.get(arguments["spec"]))

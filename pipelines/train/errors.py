@@ -1,4 +1,4 @@
-"""What keeps a training from beginning, or ends it from outside."""
+"""Errors of a training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from vlmodel.errors import ExpectedError
 
 
 class RunInUseError(ExpectedError, RuntimeError):
-    """Another job writes into the run's folder; the message says which, and what to do."""
+    """Another job writes into the run's folder. The message says which, and the remedy."""
 
 
 class LostWorkerError(ExpectedError, RuntimeError):
-    """Workers died, or answered no more, more often than the run may start anew; the message says what to do."""
+    """Workers died or stopped answering more often than they may be restarted. The message says the remedy."""

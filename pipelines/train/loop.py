@@ -1,4 +1,4 @@
-"""The training loop of one worker. It knows torch, the stream and the cursor; not Ray, not MLflow."""
+"""The training loop of one worker. It imports neither Ray nor MLflow."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pydantic import Field, model_validator
 
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Arrays
-from pipelines.data.stream.plan import Schedule
+from pipelines.data.stream.plan import Schedule, check_division
 from pipelines.data.stream.shuffle_quality import shuffle_quality
-from pipelines.train.evaluate import Score, mean
-from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
+from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, StepResult, TrainStep
+from pipelines.train.validation import ValidationResult, mean
 from vlmodel.config import MAY_CHANGE, Section
 
 log = logging.getLogger(__name__)
 
 
 class TrainConfig(Section):
-    """The training: how long, on what, and what is kept."""
+    """Training: its length, resources and checkpoints."""
 
     workers: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
     """Workers (DDP ranks)."""
@@ -37,7 +37,7 @@ class TrainConfig(Section):
     """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
     of one worker (`ablate.parallel`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
     cpus_per_worker: float = Field(1.0, gt=0, json_schema_extra=MAY_CHANGE)
-    """CPUs that each worker reserves in Ray's books."""
+    """CPUs that each worker reserves in Ray."""
     threads: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """Torch threads of each worker; 0 shares the node's cores among its workers."""
     epochs: int = Field(1, ge=1)
@@ -45,45 +45,45 @@ class TrainConfig(Section):
     batch: int = Field(64, ge=1)
     """Images of one optimizer step over all workers, each with all its texts."""
     accumulation: int = Field(1, ge=1, json_schema_extra=MAY_CHANGE)
-    """Forward and backward passes that make one step."""
+    """Micro-batches (forward and backward passes) of each worker in one step."""
     window: int = Field(65536, ge=1)
-    """Samples that are shuffled among themselves, at least; shards are shuffled whole. As many as there are samples
-    shuffles all, which costs a read each."""
+    """Smallest number of samples that are shuffled together; a window consists of whole shards. A window of all samples
+    is a full shuffle, with a separate read for each sample."""
     shuffle_block: int = Field(1, ge=1)
-    """Neighbours of a tar that stay together when a window is shuffled; more means fewer reads, which object stores
-    charge for, and a poorer shuffle. See shuffle/ in the run's metrics."""
+    """Neighbouring samples of a tar that stay together when a window is shuffled; larger blocks need fewer reads, which
+    object stores charge for, and shuffle less. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
-    """Images of one evaluation batch."""
+    """Images of one validation batch."""
     evaluation_cache_mb: int = Field(256, ge=0, json_schema_extra=MAY_CHANGE)
-    """Validation batches up to this size are kept in each worker instead of being made anew every epoch."""
+    """Validation batches up to this total size are cached in each worker instead of being made again every epoch."""
     checkpoint_steps: int = Field(0, ge=0)
-    """Steps between checkpoints, besides those at the ends of epochs; 0 makes only these."""
+    """Steps between checkpoints, in addition to those after each epoch; 0 makes only these."""
     log_steps: int = Field(10, ge=1, json_schema_extra=MAY_CHANGE)
-    """Steps between two lines of metrics. Reading them waits for the device."""
+    """Steps between two records of metrics. Each record waits for the device."""
     max_failures: int = Field(3, ge=-1, json_schema_extra=MAY_CHANGE)
-    """Worker failures after which the run gives up; -1 never does."""
+    """Worker failures after which the run fails; -1 restarts workers without limit."""
     answer_timeout_s: float = Field(45.0, gt=0, json_schema_extra=MAY_CHANGE)
-    """Seconds without an answer after which a worker is taken for dead, and all are started anew."""
+    """Seconds without an answer after which a worker counts as dead, and all workers are restarted."""
     patience: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
-    """End the training after so many evaluations in a row, one an epoch, without a better figure than the best before
-    them: the one that chooses the checkpoint to register. 0 runs all epochs. The learning rate still falls over all of
-    `epochs`."""
+    """Stop the training after this many validations in a row, one an epoch, without an improvement of the metric that
+    selects the checkpoint to register. 0 runs all epochs. The learning rate schedule still covers all `epochs`."""
     feature_cache: Literal["off", "float32", "float16"] = Field("off", json_schema_extra=MAY_CHANGE)
-    """Precision at which the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once
-    and kept, if not "off". It lies in <storage>/_features/, where every later job with the same encoder finds it,
-    evaluate and predict too. No epoch then runs the backbone of such an encoder, or decodes an image for it. Of texts
-    their pooled vectors are kept where nothing reads more, else all tokens."""
+    """If not "off", the output of frozen encoders (model.vision.frozen, model.language.frozen) is computed once and
+    stored with this precision in <storage>/_features/, for every later job with the same encoder, evaluate and predict
+    too. Then no epoch runs the backbone of such an encoder or decodes an image for it. Of texts the pooled vectors are
+    stored if nothing reads more, else all tokens."""
     ledger: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Write which worker saw which sample in which step, to <storage>/<name>/ledger/."""
     init: str = ""
-    """Model to begin with: "champion", a version number or a model folder, of the same model settings; its tokenizer
-    and answers are kept, and `vocabulary` is not looked at. "" draws new weights."""
+    """Model to begin with: "champion", a version number or a model folder, with the same model settings; its tokenizer
+    and answers are used, and `vocabulary` is ignored. "" initializes new weights."""
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
-    def _a_gpu_for_each(self) -> Self:
+    def _division_over_workers(self) -> Self:
+        check_division(self.batch, self.workers, self.accumulation)
         if self.workers > 1 and 0 < self.gpus_per_worker < 1:
             raise ValueError(
                 f"gpus_per_worker = {self.gpus_per_worker:g} with workers = {self.workers}: nccl joins no two workers "
@@ -94,12 +94,12 @@ class TrainConfig(Section):
 
 @dataclass
 class Progress:
-    """What is carried from step to step and into each checkpoint.
+    """The state of the loop, stored in each checkpoint.
 
     Attributes:
-        step: global steps done; the cursor.
-        epoch_sums: loss sum, count and correct of the epoch under way.
-        history: one entry for each finished epoch: step, epoch, train and validation figures.
+        step: number of global steps done.
+        epoch_sums: loss sum, count and correct of the current epoch.
+        history: an entry for each finished epoch: step, epoch, training and validation metrics.
     """
 
     step: int = 0
@@ -108,16 +108,16 @@ class Progress:
 
 
 class Hooks(Protocol):
-    """What the loop asks of its surroundings."""
+    """What the loop calls."""
 
-    def evaluate(self) -> Score | None:
-        """Score the validation split over all workers; None where there is none."""
+    def evaluate(self) -> ValidationResult | None:
+        """Evaluate the validation split over all workers; None if there is none."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics (called on every rank; only the first records)."""
 
     def checkpoint(self, progress: Progress, selection: float) -> None:
-        """Keep the state after ``progress.step`` steps. ``selection`` ranks it; -1 where nothing was scored."""
+        """Store the state after ``progress.step`` steps. ``selection`` ranks it; -1 without a validation."""
 
     def should_continue(self, progress: Progress, selection: float) -> bool:
         """Whether training continues after this epoch; the same on all ranks."""
@@ -126,27 +126,27 @@ class Hooks(Protocol):
 def train(
     trainer: TrainStep,
     schedule: Schedule,
-    feed: DevicePrefetcher,
+    prefetcher: DevicePrefetcher,
     config: TrainConfig,
     progress: Progress,
     hooks: Hooks,
-    ledger: Ledger | None = None,
-    selects: Literal["accuracy", "loss"] = "accuracy",
+    sample_log: SampleLog | None = None,
+    selection_metric: Literal["accuracy", "loss"] = "accuracy",
 ) -> Progress:
-    """Run all global steps from ``progress.step`` on, or fewer where the hooks end it after an epoch.
+    """Run all global steps from ``progress.step`` on, or fewer if the hooks stop it after an epoch.
 
     Args:
-        selects: the validation figure that ranks checkpoints.
+        selection_metric: the validation metric that ranks checkpoints.
 
     Raises:
         NonFiniteLossError: on all ranks, before any checkpoint of the failed state.
     """
-    if stops(progress.history, config.patience, selects):
+    if patience_is_exhausted(progress.history, config.patience, selection_metric):
         return progress
-    meter = Meter(schedule, feed)
+    meter = ThroughputMeter(schedule, prefetcher)
     while progress.step < schedule.steps:
         step = progress.step
-        result = trainer(step, _parts(feed, config.accumulation, step, ledger), config.accumulation)
+        result = trainer(step, _micro_batches(prefetcher, config.accumulation, step, sample_log), config.accumulation)
         meter.add(result, schedule.step_samples(step))
         progress.step = step + 1
 
@@ -158,9 +158,11 @@ def train(
             progress.epoch_sums = [a + b for a, b in zip(progress.epoch_sums, sums, strict=True)]
             hooks.log(metrics, progress.step)
         if epoch_ended:
-            selection = _end_epoch(schedule, progress, hooks, selects)
+            selection = _end_epoch(schedule, progress, hooks, selection_metric)
             hooks.checkpoint(progress, selection)
-            if not hooks.should_continue(progress, selection) or stops(progress.history, config.patience, selects):
+            if not hooks.should_continue(progress, selection) or patience_is_exhausted(
+                progress.history, config.patience, selection_metric
+            ):
                 break
         elif checkpoint_due:
             hooks.checkpoint(progress, -1.0)
@@ -169,12 +171,12 @@ def train(
     return progress
 
 
-def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: str) -> float:
+def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selection_metric: str) -> float:
     epoch = schedule.epochs_done(progress.step)
     for source, plan in schedule.plan.plans_by_source.items():
-        figures = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
+        metrics = shuffle_quality(plan, epoch - 1, schedule.batch)._asdict()
         prefix = f"shuffle/{source}/" if source else "shuffle/"
-        hooks.log({f"{prefix}{name}": value for name, value in figures.items()}, progress.step)
+        hooks.log({f"{prefix}{name}": value for name, value in metrics.items()}, progress.step)
     score = hooks.evaluate()
     (loss, count, correct), progress.epoch_sums = progress.epoch_sums, [0.0, 0.0, 0.0]
     entry = {
@@ -187,76 +189,78 @@ def _end_epoch(schedule: Schedule, progress: Progress, hooks: Hooks, selects: st
         entry |= score.metrics("val")
         hooks.log(score.metrics("val"), progress.step)
     progress.history.append(entry)
-    # Without a validation split the newest checkpoint is the best there is to know of.
-    return float(epoch) if score is None else _selection(entry, selects)
+    # Without a validation split, the newest checkpoint counts as the best.
+    return float(epoch) if score is None else _selection_value(entry, selection_metric)
 
 
-def stops(history: Sequence[Mapping[str, float]], patience: int, selects: str) -> bool:
-    """Whether the last ``patience`` evaluations were no better than the best before them.
+def patience_is_exhausted(history: Sequence[Mapping[str, float]], patience: int, selection_metric: str) -> bool:
+    """Whether the last ``patience`` validations were no better than the best before them.
 
-    It hangs on the history alone, which is the same on all ranks and in each checkpoint.
+    It depends only on the history, which is the same on all ranks and in each checkpoint.
     """
-    figures = [_selection(entry, selects) for entry in history if "val/loss" in entry]
-    return 0 < patience < len(figures) and max(figures[-patience:]) <= max(figures[:-patience])
+    values = [_selection_value(entry, selection_metric) for entry in history if "val/loss" in entry]
+    return 0 < patience < len(values) and max(values[-patience:]) <= max(values[:-patience])
 
 
-def _selection(entry: Mapping[str, float], selects: str) -> float:
-    """What ranks the checkpoint after an epoch."""
-    return math.exp(-entry["val/loss"]) if selects == "loss" else entry["val/accuracy"]
+def _selection_value(entry: Mapping[str, float], selection_metric: str) -> float:
+    """The value that ranks the checkpoint after an epoch; higher is better."""
+    return math.exp(-entry["val/loss"]) if selection_metric == "loss" else entry["val/accuracy"]
 
 
-def _parts(feed: DevicePrefetcher, count: int, step: int, ledger: Ledger | None) -> Iterator[dict[str, Any]]:
-    for arrays, tensors in islice(feed, count):
+def _micro_batches(
+    prefetcher: DevicePrefetcher, count: int, step: int, sample_log: SampleLog | None
+) -> Iterator[dict[str, Any]]:
+    for arrays, tensors in islice(prefetcher, count):
         if int(arrays["step"][0]) != step:
             raise RuntimeError(f"the stream delivered step {int(arrays['step'][0])} where {step} was due")
-        if ledger is not None:
-            ledger.write(arrays)
+        if sample_log is not None:
+            sample_log.write(arrays)
         yield tensors
 
 
-class Ledger:
-    """Which samples this worker used, a JSON line for each part of a step; for audits and fault drills."""
+class SampleLog:
+    """Records which samples this worker used, as a JSON line for each micro-batch; for audits and fault drills."""
 
     def __init__(self, folder: Path, rank: int, world: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._worker = {"rank": rank, "world": world, "pid": os.getpid()}
-        # A file for each process: a restarted worker adds, and what the dead one wrote stays.
+        # A file for each process: a restarted worker does not overwrite what the dead one wrote.
         self._file = (folder / f"rank{rank}-{time.time_ns()}-{os.getpid()}.jsonl").open("a", buffering=1)
 
     def write(self, arrays: Arrays) -> None:
-        seen = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
-        columns = {name: arrays[f"{name}_B"][seen].tolist() for name in ("source", "epoch", "shard", "row")}
+        used = [n for n, counts in enumerate(arrays["counts_B"].tolist()) if counts]
+        columns = {name: arrays[f"{name}_B"][used].tolist() for name in ("source", "epoch", "shard", "row")}
         line = {"step": int(arrays["step"][0]), **self._worker, **columns}
         self._file.write(json.dumps(line) + "\n")
 
 
-class Meter:
-    """Adds up step results on the device and turns them into figures when it is read."""
+class ThroughputMeter:
+    """Collects step results, which stay on the device until ``flush`` computes metrics of them."""
 
-    def __init__(self, schedule: Schedule, feed: DevicePrefetcher) -> None:
-        self._schedule, self._feed = schedule, feed
+    def __init__(self, schedule: Schedule, prefetcher: DevicePrefetcher) -> None:
+        self._schedule, self._prefetcher = schedule, prefetcher
         self._results: list[StepResult] = []
         self._images = 0
         self._rate: float | None = None
         self.restart()
 
     def restart(self) -> None:
-        """Start the clock anew, so that evaluation and checkpoints do not count as slow steps."""
-        self._last, self._waited = time.perf_counter(), self._feed.waited_s
+        """Restart the clock, so that validation and checkpoints do not count as slow steps."""
+        self._last, self._waited = time.perf_counter(), self._prefetcher.waited_s
 
     def add(self, result: StepResult, images: int) -> None:
         self._results.append(result)
         self._images += images
 
     def flush(self, step: int) -> tuple[dict[str, float], list[float]]:
-        """Means since the last flush, by the names that tracking shows, and their sums. Reads the device."""
+        """Metrics since the last flush, by their names in tracking, and their sums. Waits for the device."""
         sums = [sum(column) for column in zip(*(r.totals.tolist() for r in self._results), strict=True)]
         loss, count, correct, texts = sums
-        # The last step has fewer samples where the batch does not divide those of all epochs.
+        # The last step has fewer samples if the batch does not divide those of all epochs.
         samples = min(step * self._schedule.batch, self._schedule.plan.size * self._schedule.epochs)
         now = time.perf_counter()
         seconds = max(now - self._last, 1e-9)
-        waited, self._waited = self._feed.waited_s - self._waited, self._feed.waited_s
+        waited, self._waited = self._prefetcher.waited_s - self._waited, self._prefetcher.waited_s
         steps = len(self._results)
         metrics = {
             "train/loss": mean(loss, count),
@@ -268,18 +272,18 @@ class Meter:
             "speed/texts_per_s": texts / seconds,
             "speed/step_s": seconds / steps,
             "speed/data_wait_share": waited / seconds,
-            "speed/left_s": self._left(step, seconds / steps),
+            "speed/left_s": self._remaining_seconds(step, seconds / steps),
             **self._schedule.plan.metrics(samples),
         }
         self._results, self._images, self._last = [], 0, now
         return metrics, [loss, count, correct]
 
-    def _left(self, step: int, step_s: float) -> float:
+    def _remaining_seconds(self, step: int, step_s: float) -> float:
         self._rate = step_s if self._rate is None else 0.8 * self._rate + 0.2 * step_s
         return self._rate * (self._schedule.steps - step)
 
 
-def resumed(state: Mapping[str, Any] | None) -> Progress:
+def restore_progress(state: Mapping[str, Any] | None) -> Progress:
     """The progress that a checkpoint's state holds, or a new one."""
     return (
         Progress() if state is None else Progress(int(state["step"]), list(state["epoch_sums"]), list(state["history"]))

@@ -1,50 +1,41 @@
-"""The optimizer and its schedule: AdamW with one learning rate for the backbones and one for the rest."""
+"""The optimizer and its schedule: AdamW with one learning rate for the backbones and another for the rest."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Protocol
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from vlmodel.config import Section
+from vlmodel.model import VLModel
 
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov and Hutter, 2019) with linear warm-up and cosine decay."""
 
     backbone_lr: float = Field(1e-3, ge=0)
-    """Peak learning rate of the encoders' backbones; far smaller (1e-5 to 1e-4) where they are pretrained."""
+    """Peak learning rate of the encoders' backbones; use far less (1e-5 to 1e-4) for pretrained ones."""
     head_lr: float = Field(1e-3, ge=0)
     """Peak learning rate of projections, fusion and decoder."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay of all weights of two or more dimensions: matrices, kernels and embeddings, those of
-    positions included. Vectors, such as biases and the weights of norms, have none."""
+    """Decoupled weight decay of all weights of two or more dimensions: matrices, kernels and embeddings, including
+    those of positions. Vectors, such as biases and the weights of norms, have none."""
     betas: list[float] = Field([0.9, 0.98], min_length=2, max_length=2)
     """Decay of the two moments."""
     warmup: float = Field(0.1, ge=0, le=1)
     """Share of all steps over which the rate rises linearly from zero."""
     final: float = Field(0.0, ge=0, le=1)
-    """Share of the peak rate that is left at the end of the cosine."""
+    """Share of the peak rate at the end of the cosine."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of the whole gradient."""
 
 
-class HasGroups(Protocol):
-    """A model that tells its backbones' parameters from the rest."""
-
-    def backbone_parameters(self) -> Iterable[nn.Parameter]: ...
-    def head_parameters(self) -> Iterable[nn.Parameter]: ...
-
-
-def build_optimizer(model: HasGroups, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the parameters that are trained. Each group carries its ``peak_lr``."""
+def build_optimizer(model: VLModel, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable parameters. Each parameter group has its ``peak_lr``."""
     groups = []
-    parts = ((model.backbone_parameters(), config.backbone_lr), (model.head_parameters(), config.head_lr))
-    for parameters, peak_lr in parts:
+    peaks = ((model.backbone_parameters(), config.backbone_lr), (model.head_parameters(), config.head_lr))
+    for parameters, peak_lr in peaks:
         trained = [p for p in parameters if p.requires_grad]
         for decayed in (True, False):
             members = [p for p in trained if (p.ndim >= 2) == decayed]
@@ -55,7 +46,7 @@ def build_optimizer(model: HasGroups, config: OptimizerConfig) -> torch.optim.Ad
 
 
 def lr_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak rate for the update that follows ``step`` finished ones; nothing to save."""
+    """Share of the peak rate for the update after ``step`` finished ones. A pure function: it has no state to store."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""Training progress, carried from the first worker to the terminal or the log of the job that waits for it."""
+"""Training progress: rank 0 posts it to an actor, and the job shows it on its terminal or in its log."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 
 class ProgressActor:
-    """Holds the newest figures, and why a training gave up. An actor: any worker can write and the job can read."""
+    """Holds the newest metrics, and why a training failed. Workers write, the job reads."""
 
     def __init__(self) -> None:
         self._latest: dict[str, float] = {}
         self._failure = ""
 
-    def post(self, figures: dict[str, float]) -> None:
-        self._latest |= figures
+    def post(self, metrics: dict[str, float]) -> None:
+        self._latest |= metrics
 
     def read(self) -> dict[str, float]:
         return self._latest
@@ -32,16 +32,18 @@ class ProgressActor:
         return self._failure
 
 
-def create_board() -> ActorHandle[Any]:
-    """A board for one training; it dies with its handle."""
+def create_progress_actor() -> ActorHandle[Any]:
+    """An actor for one training; it ends with its handle."""
     return cast("ActorHandle[Any]", ray.remote(num_cpus=0)(ProgressActor).remote())
 
 
-class Display:
-    """Shows a board until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
+class ProgressDisplay:
+    """Shows the progress until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
 
-    def __init__(self, board: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0) -> None:
-        self._board, self._steps, self._label = board, steps, label
+    def __init__(
+        self, progress_actor: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0
+    ) -> None:
+        self._progress_actor, self._steps, self._label = progress_actor, steps, label
         self._terminal = sys.stderr.isatty()
         self._interval_s = 0.5 if self._terminal else interval_s
         self._bar = tqdm(total=steps, unit="step", desc=label, disable=not self._terminal, dynamic_ncols=True)
@@ -49,7 +51,7 @@ class Display:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> ProgressDisplay:
         self._thread.start()
         return self
 
@@ -65,14 +67,14 @@ class Display:
 
     def _show(self) -> None:
         try:
-            figures = cast("dict[str, float]", ray.get(self._board.read.remote(), timeout=5))
+            metrics = cast("dict[str, float]", ray.get(self._progress_actor.read.remote(), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
-            return  # the figures are a comfort; a training never fails for them
-        step = figures.get("step", 0.0)
-        if not figures or step == self._shown:
+            return  # a training does not fail because its progress cannot be shown
+        step = metrics.get("step", 0.0)
+        if not metrics or step == self._shown:
             return
         self._shown = step
-        text = describe(figures)
+        text = format_progress(metrics)
         if self._terminal:
             self._bar.n = int(step)
             self._bar.set_postfix_str(text, refresh=True)
@@ -80,17 +82,17 @@ class Display:
             print(f"{self._label}  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
 
 
-def describe(figures: Mapping[str, float]) -> str:
-    """One line of the figures that a person watches."""
-    minutes, seconds = divmod(int(figures.get("speed/left_s", 0)), 60)
+def format_progress(metrics: Mapping[str, float]) -> str:
+    """The metrics that a person watches, in one line."""
+    minutes, seconds = divmod(int(metrics.get("speed/left_s", 0)), 60)
     parts = [
-        f"epoch {figures.get('train/epoch', 0):.2f}",
-        f"loss {figures.get('train/loss', float('nan')):.4f}",
-        f"{figures.get('speed/images_per_s', 0):.0f} images/s",
-        f"{figures.get('speed/texts_per_s', 0):.0f} texts/s",
-        f"waiting for data {figures.get('speed/data_wait_share', 0):.0%}",
+        f"epoch {metrics.get('train/epoch', 0):.2f}",
+        f"loss {metrics.get('train/loss', float('nan')):.4f}",
+        f"{metrics.get('speed/images_per_s', 0):.0f} images/s",
+        f"{metrics.get('speed/texts_per_s', 0):.0f} texts/s",
+        f"waiting for data {metrics.get('speed/data_wait_share', 0):.0%}",
         f"left {minutes}:{seconds:02d}",
     ]
-    if "val/accuracy" in figures:
-        parts.insert(2, f"val accuracy {figures['val/accuracy']:.4f}")
+    if "val/accuracy" in metrics:
+        parts.insert(2, f"val accuracy {metrics['val/accuracy']:.4f}")
     return "  ".join(parts)

@@ -1,8 +1,8 @@
-"""One optimizer step: forward and backward over the rank's parts of the global batch, then one update.
+"""One optimizer step: forward and backward over the rank's micro-batches, then one update.
 
-The loss of a step is the mean over all counted texts of the global batch, whichever rank they are on: each part's
-backward pass runs on the sum of its losses, and the summed gradient is divided once by the global count. So neither
-the number of workers nor accumulation changes what is optimised, however unevenly texts are spread over images.
+The loss of a step is the mean over all counted texts of the global batch: each backward pass runs on the sum of its
+micro-batch's losses, and the summed gradient is divided once by the global count. So neither the number of workers nor
+accumulation changes the objective, however unevenly texts are distributed over images.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.stream.plan import derive_seed
-from pipelines.train.average import EMA
-from pipelines.train.batchnorm import share_batchnorm
-from pipelines.train.optim import HasGroups, OptimizerConfig, build_optimizer, lr_factor
+from pipelines.train.batchnorm import synchronize_batchnorm
+from pipelines.train.ema import EMA
+from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
 from vlmodel.config import Section
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
 
 
 class StepConfig(Section):
-    """How a step is computed."""
+    """Computation of a step."""
 
     precision: str = Field("fp32", pattern="^(fp32|bf16)$")
     """fp32, or bf16 autocast."""
     compile: bool = False
     """Compile the model with torch.compile."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Decay of the exponential moving average of the weights that is evaluated and served; 0 keeps none."""
+    """Decay of the exponential moving average of the weights, which is then evaluated and served; 0 for none."""
     sync_batchnorm: bool = False
-    """Share BatchNorm statistics among workers, which small batches a worker need."""
+    """Synchronize BatchNorm statistics over the workers; needed for small batches per worker."""
 
 
 class NonFiniteLossError(ExpectedError, RuntimeError):
-    """The loss or gradient stopped being a number. No rank made the update."""
+    """The loss or gradient is not finite. No rank made the update."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over the global batch, still on the device: reading them is what synchronises.
+    """Sums over the global batch, still on the device.
 
     Attributes:
-        totals: loss sum, count, correct, texts that count; float64 scalars in one tensor.
+        totals: loss sum, count, correct, number of counted texts; float64 scalars in one tensor.
         grad_norm: norm of the mean gradient before clipping.
         lr: learning rate of the last group (the head's).
     """
@@ -60,13 +60,11 @@ class StepResult:
 
 
 class TrainStep:
-    """The model, its optimizer and its average, advanced one global step at a time. Needs torch alone, not Ray.
+    """The model, its optimizer and its EMA. Each call makes one global step. Independent of Ray.
 
     Args:
-        model: on its device already.
-        optimizer, config: settings.
+        model: already on its device.
         steps: global steps of the whole training, for the schedule.
-        seed: of the whole training.
     """
 
     def __init__(
@@ -76,44 +74,48 @@ class TrainStep:
         self.world = dist.get_world_size() if self.distributed else 1
         self.rank = dist.get_rank() if self.distributed else 0
         if config.sync_batchnorm and self.distributed:
-            share_batchnorm(model)
+            synchronize_batchnorm(model)
         self.model = model.train()
         self.device = next(model.parameters()).device
         self.steps, self.seed = steps, seed
         self.config, self.schedule = config, optimizer
-        grouped: HasGroups = model
-        self.optimizer = build_optimizer(grouped, optimizer)
+        self.optimizer = build_optimizer(model, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.average = EMA(model, config.ema) if config.ema else None
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
-        # Buffers are made the first worker's where they are read (share_buffers), not in each forward pass.
+        # Buffers are broadcast from rank 0 before they are read (broadcast_buffers), not in each forward pass.
         self.forward = (
             DistributedDataParallel(forward, gradient_as_bucket_view=True, forward_sync_buffers=False)
             if self.distributed
             else forward
         )
-        # Once set it stays set, so that no later update can run before the host has looked.
+        # Once set it stays set, so that no later update runs before the host reads it.
         self._failed = torch.zeros((), device=self.device)
 
     @property
     def evaluated(self) -> VLModel:
-        """The weights that are evaluated, kept and served: the average where there is one."""
+        """The weights that are evaluated, stored and served: the EMA if there is one."""
         return cast(VLModel, self.average.module) if self.average is not None else self.model
 
-    def __call__(self, step: int, parts: Iterable[Mapping[str, Any]], n_parts: int) -> StepResult:
-        """Run global step ``step`` over this rank's ``n_parts`` parts (collated batches on the device).
+    def __call__(self, step: int, micro_batches: Iterable[Mapping[str, Any]], n_micro_batches: int) -> StepResult:
+        """Run global step ``step`` over this rank's ``n_micro_batches`` micro-batches (collated, on the device).
 
-        Every rank must call this for the same step with as many parts.
+        Every rank must call this for the same step with the same number.
         """
-        # Dropout is a function of (seed, step, rank): a restart needs no saved random state.
+        # Dropout depends only on (seed, step, rank): a restart needs no stored random state.
         torch.manual_seed(derive_seed(self.seed, step, self.rank, "step") % 2**63)
         totals = torch.zeros(4, dtype=torch.float64, device=self.device)
-        for number, part in enumerate(parts, start=1):
-            with self._sync(number == n_parts):
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            with self._gradient_sync(number == n_micro_batches):
                 with self.autocast():
-                    out = self.forward(**part)
+                    out = self.forward(**micro_batch)
                 out.loss_sum.backward()
-            sums = [out.loss_sum.detach().double(), out.count.double(), out.correct.double(), _texts(part, self.device)]
+            sums = [
+                out.loss_sum.detach().double(),
+                out.count.double(),
+                out.correct.double(),
+                _count_texts(micro_batch, self.device),
+            ]
             totals += torch.stack(sums)
         if self.distributed:
             dist.all_reduce(totals)
@@ -124,11 +126,7 @@ class TrainStep:
         return StepResult(totals, grad_norm, self.optimizer.param_groups[-1]["lr"])
 
     def raise_if_failed(self, step: int) -> None:
-        """Read the failure flag (a device synchronisation).
-
-        Raises:
-            NonFiniteLossError: on every rank alike, since the flag comes from reduced values.
-        """
+        """Raise NonFiniteLossError on all ranks if the failure flag is set. Waits for the device."""
         if self._failed.item():
             raise NonFiniteLossError(
                 f"loss or gradient is not finite at or before step {step}; no update was made from there on. Lower "
@@ -136,18 +134,17 @@ class TrainStep:
             )
 
     def broadcast_buffers(self) -> None:
-        """Give all workers the first one's BatchNorm statistics, which are those that a checkpoint keeps."""
+        """Broadcast rank 0's BatchNorm statistics, which are those in a checkpoint, to all workers."""
         if self.distributed:
             for buffer in self.evaluated.buffers():
                 dist.broadcast(buffer, 0)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Autocast as configured."""
         if self.config.precision == "bf16":
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
-    def _sync(self, last: bool) -> AbstractContextManager[object]:
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[object]:
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
@@ -155,14 +152,14 @@ class TrainStep:
     @torch.no_grad()
     def _update(self, totals: Tensor) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        # DDP has averaged the ranks' sums; the mean over the global batch's texts is wanted.
-        # Where nothing is counted there is no gradient, and zero is not to be multiplied by infinity.
+        # DDP averages the gradients of all ranks; this rescales them to the mean over the global batch's texts.
+        # If nothing is counted the gradient is zero, and must not be multiplied by infinity.
         scale = torch.where(totals[1] > 0, self.world / totals[1], 0.0).float()
         grad_norm = nn.utils.get_total_norm(gradients) * scale
         finite = torch.isfinite(grad_norm) & torch.isfinite(totals[0])
         self._failed = torch.maximum(self._failed, (~finite).float())
         torch._foreach_mul_(gradients, scale * (self.schedule.clip / (grad_norm + 1e-6)).clamp(max=1.0))
-        # Fused AdamW skips the update on the device when found_inf is set: no wait for the host (as GradScaler does).
+        # Fused AdamW skips the update on the device if found_inf is set, without waiting for the host (as GradScaler).
         self.optimizer.found_inf = self._failed  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=not self.distributed)
@@ -171,19 +168,19 @@ class TrainStep:
         return grad_norm
 
     def state(self) -> dict[str, object]:
-        """What continues the training bit for bit, besides ``evaluated`` itself: tensors and plain containers."""
+        """What continues the training bit for bit, as tensors and plain containers."""
         average = self.average.state_dict() if self.average is not None else None
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average}
 
     def load_state(self, state: Mapping[str, object]) -> None:
-        """Continue from ``state``; the model must be of the same configuration."""
+        """Continue from ``state``; the model must have the same configuration."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
         if self.average is not None:
             self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
 
 
-def _texts(part: Mapping[str, Any], device: torch.device) -> Tensor:
-    """How many texts of a part count, over all tasks. What is counted otherwise may be their tokens."""
-    weights = [tensor for name, tensor in part.items() if name.rpartition(".")[2] == "weights_N"]
+def _count_texts(micro_batch: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Number of counted texts of a micro-batch over all tasks; ``VLOutput.count`` may count their tokens instead."""
+    weights = [tensor for name, tensor in micro_batch.items() if name.rpartition(".")[2] == "weights_N"]
     return sum(((weights_N > 0).sum().double() for weights_N in weights), torch.zeros((), device=device).double())

@@ -1,4 +1,4 @@
-"""What each Ray Train worker runs: it builds the step, finds the newest checkpoint, and hands the loop its hooks."""
+"""The program of each Ray Train worker: it builds the step, loads the newest checkpoint, and runs the loop."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
-from pipelines.tracking.unsent_metrics import WaitingLines
-from pipelines.train import checkpoint, initial
-from pipelines.train.evaluate import Score, evaluate
-from pipelines.train.feed import DevicePrefetcher
-from pipelines.train.loop import Ledger, Progress, TrainConfig, resumed, stops, train
+from pipelines.tracking.unsent_metrics import UnsentMetrics
+from pipelines.train import checkpoint, warm_start
+from pipelines.train.loop import Progress, SampleLog, TrainConfig, patience_is_exhausted, restore_progress, train
+from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
+from pipelines.train.validation import ValidationResult, evaluate
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
@@ -41,19 +41,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSpec:
-    """All that a worker needs; sent to it by Ray.
+    """Everything that a worker needs; Ray sends it.
 
     Attributes:
-        folder: the run's folder in storage, where its checkpoints lie.
-        seed: of the whole training.
+        folder: the run's folder in storage, which holds its checkpoints.
         schedule: the order of samples and the number of steps.
-        train_source, val_source: where samples come from; None where there is no validation split.
+        train_source, val_source: of the samples; None without a validation split.
         run: the tracked run.
-        board: where progress is posted.
-        config, data: the resolved configuration tree and the hash of the data's index, kept in each checkpoint.
-        init: where in storage the model lies that the training begins with; "" where it begins with new weights.
-        beside_model: files that are kept beside the model in each checkpoint.
-        referee: asked after each epoch whether to go on (pipelines/search/referee.py); None where nobody ends it early.
+        progress_actor: receives the metrics that the job shows.
+        config, data: the resolved configuration tree and the hash of the data's index, stored in each checkpoint.
+        init: folder in storage of the initial model; "" for new weights.
+        beside_model: files that are stored beside the model in each checkpoint.
+        trial_controller: told the result of each epoch; answers whether training continues. None outside a search.
     """
 
     folder: str
@@ -65,16 +64,16 @@ class RunSpec:
     train_source: Source | Mixture
     val_source: Source | None
     run: RunHandle | None
-    board: ActorHandle[Any]
+    progress_actor: ActorHandle[Any]
     config: dict[str, Any]
     data: str
     init: str = ""
-    referee: ActorHandle[Any] | None = None
+    trial_controller: ActorHandle[Any] | None = None
     beside_model: tuple[str, ...] = ()
 
 
 def train_worker(spec: RunSpec) -> None:
-    """Train as one of the workers, from the newest usable checkpoint of the run on."""
+    """Train as one of the workers, from the newest valid checkpoint of the run on."""
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -84,53 +83,61 @@ def train_worker(spec: RunSpec) -> None:
     model = new_model(spec.model, processor, spec.seed, spec.init)
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
-    progress = resumed(_restore(spec, trainer, rank, device))
+    progress = restore_progress(_restore(spec, trainer, rank, device))
     check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
     if spec.stream.decoder == "gpu" and device.type == "cuda":
         source = with_gpu_decoding(source, str(device))
-    elif spec.stream.threads:  # tasks run on any node, and would hardly ever meet an image again where it was kept
+    elif spec.stream.threads:  # Ray tasks run on any node, where the same image would hardly ever be cached
         source = with_pixel_cache(source, spec.stream.cache, spec.train.epochs)
-    parts = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
-    feed = DevicePrefetcher(stream(parts, spec.stream, start=progress.step * spec.train.accumulation), device)
-    ledger = Ledger(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
+    micro_batches = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
+    prefetcher = DevicePrefetcher(
+        stream(micro_batches, spec.stream, start=progress.step * spec.train.accumulation), device
+    )
+    ledger = SampleLog(Path(spec.folder) / "ledger", rank, world) if spec.train.ledger else None
     tracker = NullTracker()
     if rank == 0 and spec.run is not None:
-        tracker = Tracker.attach(spec.run, WaitingLines(spec.folder))
+        tracker = Tracker.attach(spec.run, UnsentMetrics(spec.folder))
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
-            selects, patience = spec.model.decoder.selection_metric(), spec.train.patience
-            train(trainer, spec.schedule, feed, spec.train, progress, hooks, ledger, selects)
-            if rank == 0 and progress.step < spec.schedule.steps and stops(progress.history, patience, selects):
-                _tell(_stopped(progress, patience, selects))
-            feed.close()
+            selection_metric, patience = spec.model.decoder.selection_metric(), spec.train.patience
+            train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
+            if (
+                rank == 0
+                and progress.step < spec.schedule.steps
+                and patience_is_exhausted(progress.history, patience, selection_metric)
+            ):
+                _print_line(_patience_message(progress, patience, selection_metric))
+            prefetcher.close()
     except NonFiniteLossError as error:
-        # All workers are here together. To return is to end: Ray would take an exception for a reason to try again.
+        # All workers are here together. They return, as Ray would retry after an exception.
         if rank == 0:
-            ray.get(spec.board.fail.remote(str(error)))
+            ray.get(spec.progress_actor.fail.remote(str(error)))
 
 
-def _tell(line: str) -> None:
-    """Show a line on the driver's terminal. Ray Train replaces ``print``, and then each line is shown twice."""
+def _print_line(line: str) -> None:
+    """Show a line on the driver's terminal. Ray Train replaces ``print``, which shows each line twice."""
     sys.stdout.write(f"train  {line}\n")
     sys.stdout.flush()
 
 
-def _stopped(progress: Progress, patience: int, selects: str) -> str:
-    best = (min if selects == "loss" else max)(progress.history, key=lambda entry: entry[f"val/{selects}"])
+def _patience_message(progress: Progress, patience: int, selection_metric: str) -> str:
+    best = (min if selection_metric == "loss" else max)(
+        progress.history, key=lambda entry: entry[f"val/{selection_metric}"]
+    )
     return (
-        f"ends after epoch {progress.history[-1]['epoch']:.0f}: in {patience} evaluations no better val {selects} than "
-        f"{best[f'val/{selects}']:.4f}, of epoch {best['epoch']:.0f} (train.patience)"
+        f"ends after epoch {progress.history[-1]['epoch']:.0f}: in {patience} evaluations no better val "
+        f"{selection_metric} than {best[f'val/{selection_metric}']:.4f}, of epoch {best['epoch']:.0f} (train.patience)"
     )
 
 
 def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str = "") -> VLModel:
-    """The model with which a training of this seed begins, the same in every process. Seeds torch.
+    """The initial model of a training, the same in every process. Seeds torch.
 
     Args:
-        init: where in storage a model of the same settings lies whose weights are taken; "" draws them.
+        init: folder in storage of a model with the same settings; "" for new weights.
 
     Raises:
         ConfigError: parts that do not fit each other or the processor.
@@ -138,41 +145,41 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str 
     """
     torch.manual_seed(derive_seed(seed, "weights") % 2**63)
     if init:
-        with initial.local(init) as folder:
+        with warm_start.local_folder(init) as folder:
             model: VLModel = VLModel.from_pretrained(str(folder), local_files_only=True)
         return model
     return VLModel.from_tree(config, processor)
 
 
 def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
-    """Load the newest usable checkpoint. The first worker chooses, so that all load the same."""
+    """Load the newest valid checkpoint. Rank 0 chooses it, so that all ranks load the same."""
     filesystem, run = checkpoint.open_storage(spec.folder)
     newest = checkpoint.latest(filesystem, run) if rank == 0 else None
     path = broadcast_from_rank_zero(newest.path if newest is not None else None)
     if path is None:
         return None
     state = newest.state if newest is not None else checkpoint.verify(filesystem, path)
-    with checkpoint.local_copy(checkpoint.Stored(filesystem, path, int(state["step"]), state)) as folder:
+    with checkpoint.local_copy(checkpoint.StoredCheckpoint(filesystem, path, int(state["step"]), state)) as folder:
         trainer.load_state(checkpoint.read_trainer(folder, device))
     if rank == 0:
-        _tell(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
+        _print_line(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
     return state
 
 
 class _Hooks:
-    """The loop's surroundings: Ray Train, storage, tracking."""
+    """Connects the loop with Ray Train, storage and tracking."""
 
     def __init__(
         self, spec: RunSpec, trainer: TrainStep, processor: VLProcessor, tracker: NullTracker, rank: int, world: int
     ) -> None:
         self._spec, self._trainer, self._processor, self._tracker = spec, trainer, processor, tracker
         self._rank = rank
-        self._validation: _Cached | None = None
+        self._validation: _CachedBatches | None = None
         if spec.val_source is not None:
             batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world)
-            self._validation = _Cached(batches, spec)
+            self._validation = _CachedBatches(batches, spec)
 
-    def evaluate(self) -> Score | None:
+    def evaluate(self) -> ValidationResult | None:
         if self._validation is None:
             return None
         self._trainer.broadcast_buffers()
@@ -182,15 +189,15 @@ class _Hooks:
         if self._rank:
             return
         self._tracker.log_metrics(dict(metrics), step)
-        self._spec.board.post.remote({**metrics, "step": float(step)})
+        self._spec.progress_actor.post.remote({**metrics, "step": float(step)})
 
     def checkpoint(self, progress: Progress, selection: float) -> None:
-        name = checkpoint.name_of(progress.step)
+        name = checkpoint.folder_name(progress.step)
         metrics = {"selection": selection, "step": progress.step, **(progress.history[-1] if selection >= 0 else {})}
         if self._rank:
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
-        # The record must reach as far as the checkpoint: what comes before it is never run again.
+        # Metrics must be stored before the checkpoint: the steps before it are never run again.
         self._tracker.persist()
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         try:
@@ -207,10 +214,12 @@ class _Hooks:
             raise
 
     def should_continue(self, progress: Progress, selection: float) -> bool:
-        if self._spec.referee is None:
+        if self._spec.trial_controller is None:
             return True
         epoch = int(progress.history[-1]["epoch"])
-        answer: Any = ray.get(self._spec.referee.ask.remote(epoch, selection)) if self._rank == 0 else None
+        answer: Any = (
+            ray.get(self._spec.trial_controller.report_epoch.remote(epoch, selection)) if self._rank == 0 else None
+        )
         return bool(broadcast_from_rank_zero(answer))
 
     def _write(self, folder: Path, progress: Progress, selection: float) -> None:
@@ -232,7 +241,7 @@ class _Hooks:
 
 
 def _upload(local: Checkpoint, name: str) -> Checkpoint:
-    """Copy with the manifest last (Ray's own copy has no order), in the background."""
+    """Copy in the background, with the manifest last (Ray's copy has no order)."""
     storage = ray.train.get_context().get_storage()
     target = storage.build_checkpoint_path_from_name(name)
     try:
@@ -245,23 +254,23 @@ def _upload(local: Checkpoint, name: str) -> Checkpoint:
     return Checkpoint(target, filesystem=storage.storage_filesystem)
 
 
-class _Cached(Iterable[Arrays]):
-    """The validation batches; made by Ray Data once and kept where they are small, else made anew each time."""
+class _CachedBatches(Iterable[Arrays]):
+    """The validation batches: made once and cached if they fit, else made again each time."""
 
     def __init__(self, batches: EvaluationBatches, spec: RunSpec) -> None:
         self._batches, self._config = batches, spec.stream
-        self._room = spec.train.evaluation_cache_mb << 20
-        self._kept: list[Arrays] | None = None
+        self._max_bytes = spec.train.evaluation_cache_mb << 20
+        self._cached: list[Arrays] | None = None
 
     def __iter__(self) -> Iterator[Arrays]:
-        if self._kept is not None:
-            yield from self._kept
+        if self._cached is not None:
+            yield from self._cached
             return
-        kept: list[Arrays] = []
-        room = self._room
+        copies: list[Arrays] = []
+        left = self._max_bytes
         for arrays in stream(self._batches, self._config):
-            room -= sum(array.nbytes for array in arrays.values())
-            if room >= 0:
-                kept.append({name: array.copy() for name, array in arrays.items()})
+            left -= sum(array.nbytes for array in arrays.values())
+            if left >= 0:
+                copies.append({name: array.copy() for name, array in arrays.items()})
             yield arrays
-        self._kept = kept if room >= 0 else None
+        self._cached = copies if left >= 0 else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 
-from pipelines.report.search_pictures import ablation
 from pipelines.search.errors import SearchError
 from pipelines.search.grid import Cell, cells
-from pipelines.search.record import Record
-from pipelines.search.remote import each
+from pipelines.search.pictures import draw_ablation
+from pipelines.search.remote import run_parallel
+from pipelines.search.results import TrainingResult
 from pipelines.search.table import Row, ablation_rows, status
-from pipelines.tracking import run_folder
+from pipelines.train import run_folder
 from pipelines.workflows import training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
@@ -26,7 +26,7 @@ from pipelines.workflows.trials import (
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import dump
 
-Records = dict[tuple[str, int], Record]
+Records = dict[tuple[str, int], TrainingResult]
 
 
 def run(work: Workspace) -> list[Row]:
@@ -40,7 +40,7 @@ def run(work: Workspace) -> list[Row]:
     metric = shared_metric(grid_cells, "ablate.grid")
     index = index_with_validation(work)
     records: Records = {
-        (cell.slug, seed): Record("refused", cell.refused)
+        (cell.slug, seed): TrainingResult("refused", cell.refused)
         for cell in grid_cells
         if cell.config is None
         for seed in seeds
@@ -58,7 +58,7 @@ def run(work: Workspace) -> list[Row]:
         context = SearchContext(work.run_folder, tracker.run_id, work.index_versions())
         records |= _train_all(work, grid_cells, context)
         rows = ablation_rows(grid_cells, seeds, records, metric)
-        publish(work, tracker, "ablation", rows, ablation(grid, grid_cells, seeds, records, metric))
+        publish(work, tracker, "ablation", rows, draw_ablation(grid, grid_cells, seeds, records, metric))
     if failed := [f"{slug} seed {seed}: {r.reason}" for (slug, seed), r in records.items() if r.status == "failed"]:
         raise SearchError(
             f"{len(failed)} of {len(records)} trainings failed; the same command tries them again:\n"
@@ -82,8 +82,8 @@ def _train_all(work: Workspace, grid_cells: list[Cell[JobConfig]], context: Sear
     print(f"ablate {work.config.name}: {len(items)} trainings, {work.config.ablate.parallel} at one time", flush=True)
     function = functools.partial(train_one, context=context)
     records: Records = {}
-    for item, result in each(function, items, work.config.ablate.parallel):
-        record = result if isinstance(result, Record) else Record("failed", str(result))
+    for item, result in run_parallel(function, items, work.config.ablate.parallel):
+        record = result if isinstance(result, TrainingResult) else TrainingResult("failed", str(result))
         cell, seed = keys[item.name]
         records[cell.slug, seed] = record
         print(
@@ -92,7 +92,7 @@ def _train_all(work: Workspace, grid_cells: list[Cell[JobConfig]], context: Sear
     return records
 
 
-def _described(record: Record, metric: str) -> str:
+def _described(record: TrainingResult, metric: str) -> str:
     if record.score is None:
         return status(record)
     return f"{metric} {record.score:.4f}  {record.images_per_s:.0f} images/s  {record.seconds:.0f} s"

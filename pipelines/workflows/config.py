@@ -19,7 +19,7 @@ from pipelines.registry.config import RegistryConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.serve.config import ServeConfig
-from pipelines.tracking.tracker import TrackingConfig
+from pipelines.tracking.address import TrackingConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.workflows.cluster import ClusterConfig
 from vlmodel.config import MAY_CHANGE, ConfigError, Section, may_change, part

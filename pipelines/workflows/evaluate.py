@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipelines.evaluate.assess import assess, show
+from pipelines.evaluate.assess import assess, log_assessment
 from pipelines.evaluate.report import Report
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected
@@ -33,7 +33,7 @@ def run(work: Workspace) -> list[Report]:
     for assessment in assessments:
         file = out.with_stem(f"{out.stem}-{assessment.task}") if assessment.task else out
         pq.write_table(assessment.answers, file)
-        metrics |= assessment.report.metrics(assessment.task)
+        metrics |= assessment.report.tracked_metrics(assessment.task)
         name = f"{chosen.name} version {chosen.version}{f', {assessment.task}' if assessment.task else ''}"
         print(f"{name}, {assessment.report}\nanswers: {file}", flush=True)
     _write_json(out.with_suffix(".json"), metrics | {"model": f"{chosen.name}/{chosen.version}"})
@@ -41,7 +41,7 @@ def run(work: Workspace) -> list[Report]:
         with work.track_again(chosen.run_id) as tracker:
             tracker.log_metrics(metrics, 0)
             for assessment in assessments:
-                show(assessment, tracker)
+                log_assessment(assessment, tracker)
     return [assessment.report for assessment in assessments]
 
 

@@ -17,12 +17,13 @@ from pipelines.data.stream.plan import Order, Schedule
 from pipelines.data.texts.corpus import read_texts
 from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
 from pipelines.evaluate.baselines import FILE, Baselines
-from pipelines.tracking import run_folder
-from pipelines.tracking.tracker import Tracker, TrackingError, wait_reachable
-from pipelines.tracking.unsent_metrics import WaitingLines
-from pipelines.train import checkpoint, initial
+from pipelines.tracking.address import TrackingError
+from pipelines.tracking.store import wait_reachable
+from pipelines.tracking.tracker import Tracker
+from pipelines.tracking.unsent_metrics import UnsentMetrics
+from pipelines.train import checkpoint, run_folder, warm_start
 from pipelines.train.launch import launch
-from pipelines.train.progress import create_board
+from pipelines.train.progress import create_progress_actor
 from pipelines.train.worker import RunSpec, new_model
 from pipelines.workflows import feature_cache, training_data
 from pipelines.workflows.models import choose_model
@@ -68,7 +69,7 @@ def fit(
     launch(_spec(work, index, source, order, features, tracker, init, referee), label=label)
     with repeatable():
         wait_reachable(tracker.handle.uri, work.config.tracking.wait_s)
-        tracker.record_waiting(WaitingLines(work.run_folder))
+        tracker.log_unsent(UnsentMetrics(work.run_folder))
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def repeatable() -> Iterator[None]:
 
 def _check_processor(work: Workspace, processor: VLProcessor, folder: Path) -> None:
     work.config.model.check_processor(processor.config)
-    configured = initial.with_limits_of(work.config.processor, processor.config)
+    configured = warm_start.with_inferred_limits(work.config.processor, processor.config)
     if processor.config != configured:
         changes = run_folder.differences(dump(processor.config), dump(configured), lambda _: False)
         raise ConfigError(
@@ -136,12 +137,12 @@ def _initial_model(work: Workspace) -> str:
     config = work.config
     if not config.train.init:
         return ""
-    if copy := initial.kept(work.run_folder):
+    if copy := warm_start.find_model(work.run_folder):
         return copy
     chosen = choose_model(work.changed(evaluate=config.evaluate.model_copy(update={"model": config.train.init})))
-    initial.check(chosen.folder, config.model, config.processor, config.model.decoder.tasks())
+    warm_start.load_matching_processor(chosen.folder, config.model, config.processor, config.model.decoder.tasks())
     print(f"train {config.name}: begins with {chosen.name} version {chosen.version}", flush=True)
-    return initial.keep(chosen.folder, work.run_folder)
+    return warm_start.store_model(chosen.folder, work.run_folder)
 
 
 def _processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
@@ -152,7 +153,7 @@ def _processor(work: Workspace, indexes: list[Index], folder: Path, init: str, l
         with checkpoint.local_copy(newest) as local:
             return save_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
     if init:
-        with initial.local(init) as model:
+        with warm_start.local_folder(init) as model:
             return save_processor(VLProcessor.from_pretrained(model), str(folder))
     config = work.config
     return build_processor(
@@ -208,10 +209,10 @@ def _spec(
         train_source=training,
         val_source=validation if has_validation else None,
         run=tracker.handle,
-        board=create_board(),
+        progress_actor=create_progress_actor(),
         config=dump(config),
         data=str(training_data.facts(work, index)["hash"]),
         init=init,
-        referee=referee,
+        trial_controller=referee,
         beside_model=(str(Path(training.processor) / FILE),),
     )

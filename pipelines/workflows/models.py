@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pipelines.data.index.index import Index
 from pipelines.evaluate.report import Report
-from pipelines.registry.registry import CHAMPION, LocalModel
-from pipelines.registry.score import Score
+from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.workflows.workspace import Workspace
 
@@ -52,11 +52,11 @@ def choose_model(work: Workspace) -> ChosenModel:
     return _chosen(work.registry.download(version))
 
 
-def score_of(report: Report, index: Index) -> Score:
+def score_of(report: Report, index: Index) -> VersionScore:
     """What the gate compares."""
     low, high = report.interval or (None, None)
-    return Score(
-        report.metric, report.value, report.floor, index.hash, report.split, report.rows, low, high, report.relation,
+    return VersionScore(
+        report.metric, report.value, report.baseline, index.hash, report.split, report.rows, low, high, report.relation,
         report.verdict,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.serve import tls
 from pipelines.serve.client import Client
 from pipelines.serve.deployment.address import check_port_free
-from pipelines.tracking.tracker import TrackingError, page_command, tracking_uri
+from pipelines.tracking.address import TrackingError, page_command, tracking_uri
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pipelines.data.index.index import Index
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.promotion import Holdout, apply_decision, decide, roll_back
-from pipelines.registry.registry import ModelVersion
+from pipelines.registry.gate.check import Check, GateDecision
+from pipelines.registry.promotion import Holdout, apply_decision, roll_back, run_gate
+from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
@@ -15,7 +15,7 @@ from pipelines.workflows.workspace import Workspace
 _ALREADY = Check("already the champion", True, "it is", "nothing", "repeating a promotion changes nothing")
 
 
-def run(work: Workspace, new: Index | None = None) -> Decision | None:
+def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
     """Judge the version that ``evaluate.model`` means ("" is the run's newest) and make it the champion if it passes.
 
     Args:
@@ -38,11 +38,11 @@ def run(work: Workspace, new: Index | None = None) -> Decision | None:
         # This completes what a promotion that was killed after its exchange has left undone.
         registry.promote(candidate.version, "again", over=candidate.version)
         print(f"{candidate.name} version {candidate.version} is the champion already", flush=True)
-        return Decision(candidate.name, candidate.version, champion.version, (_ALREADY,))
+        return GateDecision(candidate.name, candidate.version, champion.version, (_ALREADY,))
     holdout = Holdout(work.newest_index(), work.config.predict, work.config.stream)
     new_data = Holdout(new, work.config.predict, work.config.stream) if new else None
     with connected(work.config.cluster), _tracker(work, candidate) as tracker:
-        decision = decide(registry, candidate, champion, holdout, work.config.registry, new_data)
+        decision = run_gate(registry, candidate, champion, holdout, work.config.registry, new_data)
         decision = apply_decision(registry, decision, tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(

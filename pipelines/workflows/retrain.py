@@ -12,7 +12,7 @@ from pipelines.errors import expected_cause
 from pipelines.retrain.cycle import Outcome, Step, run_window
 from pipelines.retrain.errors import BusyError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
-from pipelines.retrain.window import Window
+from pipelines.retrain.window import TimeWindow
 from pipelines.workflows import retrain_steps
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
@@ -64,5 +64,5 @@ def in_window(work: Workspace, window: str) -> Outcome | None:
     return outcome
 
 
-def _now(work: Workspace) -> Window:
-    return Window.at(datetime.now(UTC), work.config.retrain.period_minutes)
+def _now(work: Workspace) -> TimeWindow:
+    return TimeWindow.at(datetime.now(UTC), work.config.retrain.period_minutes)

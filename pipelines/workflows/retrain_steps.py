@@ -15,15 +15,16 @@ from pipelines.data.texts.corpus import count_answers
 from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess
-from pipelines.registry.registry import CHALLENGER, ModelVersion, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import CHALLENGER, ModelVersion
 from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
-from pipelines.retrain.incoming import check_taken, images_in_common, new_tars, take
+from pipelines.retrain.incoming import check_copies, copy_tars, count_shared_images, find_new_tars
 from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
 from pipelines.serve.deployment import deploy
 from pipelines.storage.folder import Folder
-from pipelines.train import initial
+from pipelines.train import warm_start
 from pipelines.workflows import feature_cache, promote, serve, train, training_data
 from pipelines.workflows.workspace import Workspace, absolute
 
@@ -51,7 +52,7 @@ def find(work: Workspace) -> list[Tar]:
         for index in (evaluation_index, *training_data.indexes(work, evaluation_index, newest=True).values())
     }
     known = {shard.sha256: f"{shard.name} of {index.tars}" for index in old.values() for shard in index.shards}
-    return new_tars(_incoming(work), ledger(work).consumed(), known, say)
+    return find_new_tars(_incoming(work), ledger(work).consumed(), known, say)
 
 
 def forget(work: Workspace, cycle: Cycle) -> None:
@@ -67,11 +68,11 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
         DataError: the tars changed, too many samples are at fault, none has what the tasks read, or they have drifted.
     """
     incoming = _incoming(work)
-    take(incoming, cycle.tars, _taken(work, cycle))
+    copy_tars(incoming, cycle.tars, _taken(work, cycle))
     with Progress("index") as progress:
         new = build_index(_tars(work, cycle), work.config.data.index, report_progress=progress)
     print(new.report(), flush=True)
-    check_taken(new, cycle.tars)
+    check_copies(new, cycle.tars)
     evaluation_index = work.newest_index()
     if not evaluation_index.counts()[HOLD_OUT]:
         raise DataError(
@@ -82,11 +83,11 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
             name = f" of task {task!r}" if task else ""
             raise DataError(f"no training sample of {new.tars} has {fields.reads}, which the model{name} reads")
 
-    statistics = drift.collect(new)
+    statistics = drift.collect_statistics(new)
     before, compared_with = _statistics_before(work, evaluation_index)
     divergence = drift.divergences(before, statistics)
-    drift.check(divergence, work.config.retrain.drift, compared_with, f"cycle {cycle.id}")
-    if shared_images := images_in_common(new, evaluation_index, HOLD_OUT):
+    drift.check_limits(divergence, work.config.retrain.drift, compared_with, f"cycle {cycle.id}")
+    if shared_images := count_shared_images(new, evaluation_index, HOLD_OUT):
         say(f"{shared_images} new training samples have an image of the hold-out, which flatters the candidate there")
     init, reason = _init(work, new)
     say(f"begins with {f'version {init}' if init else 'new weights'}: {reason}")
@@ -212,7 +213,7 @@ def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.
     """The statistics that new data are compared with: of the last cycle, else of the old data."""
     if before := ledger(work).committed():
         return before[-1].records["checked"]["statistics"], f"cycle {before[-1].id}"
-    return drift.collect(evaluation_index), evaluation_index.tars
+    return drift.collect_statistics(evaluation_index), evaluation_index.tars
 
 
 def _init(work: Workspace, new: Index) -> tuple[str, str]:
@@ -224,7 +225,9 @@ def _init(work: Workspace, new: Index) -> tuple[str, str]:
     if champion is None:
         return "", "there is no champion"
     tasks = work.config.model.decoder.tasks()
-    processor = initial.check(registry.download(champion).folder, work.config.model, work.config.processor, tasks)
+    processor = warm_start.load_matching_processor(
+        registry.download(champion).folder, work.config.model, work.config.processor, tasks
+    )
     if not any(fields.target == "answer" for fields in tasks.values()):
         return champion.version, "it is the champion"
     share = known_answer_share(count_answers(new), processor)
@@ -287,8 +290,8 @@ def _scores(
     results = assess(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {
-            "metric": one.report.metric, "value": one.report.value, "floor": one.report.floor, "rows": one.report.rows,
-            "index": index.hash,
+            "metric": one.report.metric, "value": one.report.value, "floor": one.report.baseline,
+            "rows": one.report.rows, "index": index.hash,
         }
         for one in results
     }  # fmt: skip

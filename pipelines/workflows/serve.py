@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from pipelines.registry.errors import RegistryError
-from pipelines.registry.gate.stored import same_schema
-from pipelines.registry.registry import LocalModel, Registry
+from pipelines.registry.gate.stored import check_schema
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import LocalModel
 from pipelines.serve.deployment import application, deploy
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
@@ -43,7 +44,7 @@ def start(work: Workspace) -> str:
 def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
     """The challenger, that can be asked what the champion is asked."""
     found = registry.challenger()
-    schema = same_schema(found, champion)
+    schema = check_schema(found, champion)
     if not schema.passed:
         raise RegistryError(
             f"challenger (version {found.version}) and champion (version {champion.version}) of {found.name!r} cannot "

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.plan import check_division
-from pipelines.evaluate.assess import assess, check_judgeable, show
-from pipelines.registry.registry import ModelVersion
-from pipelines.tracking import run_folder
-from pipelines.tracking.provenance import among, flatten
+from pipelines.evaluate.assess import assess, check_evaluable, log_assessment
+from pipelines.registry.versions import ModelVersion
+from pipelines.tracking.provenance import flatten, has_dotted_prefix
 from pipelines.tracking.tracker import Tracker
-from pipelines.train import checkpoint
+from pipelines.train import checkpoint, run_folder
 from pipelines.workflows import feature_cache, models, training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
@@ -50,12 +48,11 @@ def open_checked(work: Workspace) -> Index:
     """The index of the data that the model is evaluated on, once the data suit the tasks.
 
     Raises:
-        ConfigError: the batch does not divide over the workers.
         DataError: there is no index, or no sample that a task can be trained or evaluated on.
     """
     index = open_index(work)
     training_data.check_learnable(work, training_data.indexes(work, index))
-    check_judgeable(index, work.config.model.decoder.tasks(), _evaluation_split(index))
+    check_evaluable(index, work.config.model.decoder.tasks(), _evaluation_split(index))
     return index
 
 
@@ -63,30 +60,26 @@ def open_index(work: Workspace) -> Index:
     """The index of the data that models are evaluated on, whatever the tasks are.
 
     Raises:
-        ConfigError: the batch does not divide over the workers, or ``train.patience`` has no validation split.
+        ConfigError: ``train.patience`` has no validation split.
         DataError: there is no index, or models cannot be evaluated on it.
     """
     train = work.config.train
-    try:
-        check_division(train.batch, train.workers, train.accumulation)
-    except ValueError as error:
-        raise ConfigError(f"train.batch: {error}") from None
     index = work.index()
     if train.patience and not index.counts().get("val", 0):
         raise ConfigError(
             f"train.patience={train.patience} ends a training by its validation figures, and {index.tars} has "
             "no validation split; set data.index.validation_fraction and index again, or patience=0"
         )
-    check_judgeable(index, {}, "")
+    check_evaluable(index, {}, "")
     return index
 
 
 def _check_same_settings(work: Workspace, index: Index) -> None:
     """Record what a new run begins with; compare a run that exists with what it began with."""
     settings, data = dump(work.config), str(training_data.facts(work, index)["hash"])
-    beginning = run_folder.beginning(work.run_folder)
+    beginning = run_folder.read_start(work.run_folder)
     if beginning is None:
-        run_folder.begin(work.run_folder, run_folder.Beginning(settings, data))
+        run_folder.write_start(work.run_folder, run_folder.RunStart(settings, data))
         return
     volatile = ("name", *work.config.volatile())
     earlier = beginning.config
@@ -97,7 +90,9 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
         known |= set(flatten(earlier)) | set(flatten(settings))
     except ConfigError:
         pass  # it was begun by another version of this program: compare the settings that both versions have
-    changes = run_folder.differences(earlier, settings, lambda key: key not in known or among(key, volatile))
+    changes = run_folder.differences(
+        earlier, settings, lambda key: key not in known or has_dotted_prefix(key, volatile)
+    )
     if beginning.data and beginning.data != data:
         changes.append(f"data (hash of the index): {beginning.data} -> {data}")
     if changes:
@@ -124,8 +119,8 @@ def _register(work: Workspace, index: Index, tracker: Tracker) -> ModelVersion:
         for assessment in assessments:
             task = assessment.task
             print(f"{task}{': ' if task else ''}{assessment.report}", flush=True)
-            tracker.log_metrics(assessment.report.metrics(task), best.step)
-            show(assessment, tracker, tracker.history())
+            tracker.log_metrics(assessment.report.tracked_metrics(task), best.step)
+            log_assessment(assessment, tracker, tracker.history())
         # The first of several tasks is the one by which models are compared.
         first = assessments[0]
         score = models.score_of(first.report, index)

@@ -14,9 +14,9 @@ from pipelines.data.index.index import Index
 from pipelines.errors import DataError, expected_cause
 from pipelines.search.config import AblateConfig, TuneConfig
 from pipelines.search.grid import Cell
-from pipelines.search.record import Record, Records, outcome
-from pipelines.search.table import Row, comma_separated, markdown
-from pipelines.tracking.tracker import Tracker
+from pipelines.search.results import TrainingResult, TrainingResults, result_of_run
+from pipelines.search.table import Row, markdown
+from pipelines.tracking.tracker import Tracker, to_csv
 from pipelines.workflows import train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.fit import fit
@@ -94,16 +94,16 @@ def shared_metric(found: Iterable[Cell[JobConfig]], where: str) -> str:
     return named
 
 
-def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> Record:
+def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> TrainingResult:
     """Train to the end, unless a record says that this is done, and record it. An error becomes a record too."""
-    records = Records(context.folder)
+    records = TrainingResults(context.folder)
     if (before := records.read(config.name)) is not None and before.done:
         return before
     begun = time.perf_counter()
 
-    def record(found: Record) -> Record:
+    def record(found: TrainingResult) -> TrainingResult:
         seconds = time.perf_counter() - begun
-        return records.add(config.name, Record(**{**vars(found), "seconds": seconds}))
+        return records.add(config.name, TrainingResult(**{**vars(found), "seconds": seconds}))
 
     try:
         work = Workspace(config)
@@ -113,15 +113,15 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
             work.track(parent=context.parent) as tracker,
         ):
             fit(work, index, tracker, label=config.name, referee=referee)
-            found = outcome(work.run_folder, config.train.epochs, tracker)
+            found = result_of_run(work.run_folder, config.train.epochs, tracker)
             tracker.set_tags({"search.status": found.status})
     except Exception as error:
         known = expected_cause(error)
         refused = isinstance(known, ConfigError)
         reason = str(known) if known is not None else f"{type(error).__name__}: {error}"
-        return record(Record("refused" if refused else "failed", reason))
+        return record(TrainingResult("refused" if refused else "failed", reason))
     except BaseException:
-        record(Record("interrupted"))
+        record(TrainingResult("interrupted"))
         raise
     return record(found)
 
@@ -132,7 +132,7 @@ def publish(work: Workspace, tracker: Tracker, name: str, rows: list[Row], pictu
     folder.mkdir(parents=True, exist_ok=True)
     shown = markdown(rows)
     (folder / f"{name}.md").write_text(shown + "\n", encoding="utf-8")
-    (folder / f"{name}.csv").write_text(comma_separated(rows), encoding="utf-8")
+    (folder / f"{name}.csv").write_text(to_csv(rows), encoding="utf-8")
     file = folder / f"{name}.png"
     picture.savefig(file, dpi=150)
     for suffix in ("md", "csv"):

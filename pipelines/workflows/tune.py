@@ -7,13 +7,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.report.search_pictures import trials as picture
 from pipelines.search.errors import SearchError
-from pipelines.search.grid import accepted, changed, check, text
-from pipelines.search.record import Record, Records
+from pipelines.search.grid import check_grid, first_valid_cells, format_value, override_settings
+from pipelines.search.pictures import draw_trials as picture
+from pipelines.search.results import TrainingResult, TrainingResults
 from pipelines.search.table import Row, tune_rows
-from pipelines.search.tuning import search
-from pipelines.tracking import run_folder
+from pipelines.search.tuning import run_search
+from pipelines.train import run_folder
 from pipelines.workflows import training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
@@ -31,10 +31,8 @@ def run(work: Workspace) -> list[Row]:
     shared = base(work)
     # Whole choices and the ends of ranges: what these accept is left to the trials.
     ends = {key: values for key, d in work.config.tune.space.items() for values in d.values()}
-    check(shared, ends, "tune.space")
-    metric = shared_metric(accepted(shared, ends, "tune.space", "model.decoder"), "tune.space")
-    if "train.epochs" in work.config.tune.space:
-        raise ConfigError("tune.space: 'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
+    check_grid(shared, ends, "tune.space")
+    metric = shared_metric(first_valid_cells(shared, ends, "tune.space", "model.decoder"), "tune.space")
     index, folder = index_with_validation(work), work.run_folder
     with (
         run_folder.exclusive(work.run_folder),
@@ -45,12 +43,12 @@ def run(work: Workspace) -> list[Row]:
         training_data.record(work, index, tracker)
         context = SearchContext(folder, tracker.run_id, work.index_versions())
         train = functools.partial(train_trial, shared, context)
-        completed = search(
+        completed = run_search(
             train, work.config.tune, f"{folder}/tune", work.config.seed, work.config.train.epochs, metric
         )
-        saved = Records(folder)
+        saved = TrainingResults(folder)
         records = {
-            trial.number: saved.read(trial_name(work.config, trial.number)) or Record("failed", trial.error)
+            trial.number: saved.read(trial_name(work.config, trial.number)) or TrainingResult("failed", trial.error)
             for trial in completed
         }
         rows = tune_rows(completed, records, metric)
@@ -73,13 +71,13 @@ def volatile_settings(config: JobConfig) -> tuple[str, ...]:
 
 def train_trial(
     shared: JobConfig, context: SearchContext, number: int, settings: Mapping[str, Any], referee: Any
-) -> Record:
+) -> TrainingResult:
     """Train one trial; a combination that the configuration refuses is recorded as such."""
     name = trial_name(shared, number)
     try:
-        config = changed(shared, settings)
+        config = override_settings(shared, settings)
     except ConfigError as error:
-        return Records(context.folder).add(name, Record("refused", str(error)))
+        return TrainingResults(context.folder).add(name, TrainingResult("refused", str(error)))
     return train_one(config.model_copy(update={"name": name}), context, referee)
 
 
@@ -90,4 +88,4 @@ def trial_name(config: JobConfig, number: int) -> str:
 
 def overrides(settings: Mapping[str, Any]) -> str:
     """The settings as arguments for the command line of any job."""
-    return " ".join(shlex.quote(f"{key}={text(value)}") for key, value in settings.items())
+    return " ".join(shlex.quote(f"{key}={format_value(value)}") for key, value in settings.items())

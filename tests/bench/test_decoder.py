@@ -27,8 +27,8 @@ from pipelines.data.importing.importer import SourceSample
 from pipelines.data.stream.augment import AugmentConfig, augment
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.evaluate.metrics.retrieval import retrieval_scores
-from pipelines.train.feed import to_tensors
 from pipelines.train.optim import OptimizerConfig
+from pipelines.train.prefetcher import to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from vlmodel.config import parse

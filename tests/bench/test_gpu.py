@@ -22,8 +22,8 @@ from pipelines.data.stream.dataset import with_gpu_decoding
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from pipelines.train.feed import DevicePrefetcher
 from pipelines.train.optim import OptimizerConfig
+from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import Batch, Direct, batch_of, new_model

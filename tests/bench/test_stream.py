@@ -38,7 +38,7 @@ from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from pipelines.train.feed import to_tensors
+from pipelines.train.prefetcher import to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.photographs import Data, write
 from vlmodel.processor import Example, VLProcessor

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.train.feed import to_tensors
+from pipelines.train.prefetcher import to_tensors
 from tests.bench.conftest import Figure
 from tests.bench.model_steps import WORDS, new_model
 from vlmodel.config import parse

@@ -12,8 +12,9 @@ import psutil
 import ray
 from ray import serve as ray_serve
 
-from pipelines.registry.registry import LocalModel, Registry
-from pipelines.registry.score import Score
+from pipelines.registry.registry import Registry
+from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import LocalModel
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
 from pipelines.serve.deployment.address import address_of
@@ -26,7 +27,7 @@ from tests.pipelines.registry.conftest import QUESTION, picture, save_model
 from tests.pipelines.serve.deployment.test_deploy import free_port
 from vlmodel.config import parse
 
-SCORE = Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
+SCORE = VersionScore(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
 
 
 @contextmanager

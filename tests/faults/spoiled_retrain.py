@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from jobs.job import main
 from pipelines.retrain.ledger import Cycle, Facts
-from pipelines.tracking.tracker import Tracker, TrackingError
+from pipelines.tracking.address import TrackingError
+from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import retrain, retrain_steps
 from pipelines.workflows.workspace import Workspace
 

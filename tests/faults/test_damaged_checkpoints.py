@@ -21,7 +21,7 @@ def flip_a_byte(file: Path) -> None:
 
 def whole(run: Path) -> list[int]:
     """Steps of a run's usable checkpoints, oldest first."""
-    return sorted(stored.step for stored in checkpoint.complete(LocalFileSystem(), str(run)))
+    return sorted(stored.step for stored in checkpoint.valid_checkpoints(LocalFileSystem(), str(run)))
 
 
 def test_a_worker_killed_in_an_upload_leaves_no_checkpoint(uninterrupted: Path) -> None:
@@ -30,7 +30,7 @@ def test_a_worker_killed_in_an_upload_leaves_no_checkpoint(uninterrupted: Path) 
     training = start(name, folder)
     worker_at(training, ledger, 0, 2)
     # Opening a pipe that nobody reads stands still, as writing to a stuck disk does.
-    torn = run / checkpoint.name_of(20)
+    torn = run / checkpoint.folder_name(20)
     torn.mkdir()
     os.mkfifo(torn / "trainer.pt")
     process = worker_at(training, ledger, 0, 23)
@@ -41,7 +41,7 @@ def test_a_worker_killed_in_an_upload_leaves_no_checkpoint(uninterrupted: Path) 
     finish(training, folder, name)
     printed = said(folder, name)
     assert f"{torn} has no manifest.json: it was never completed" in printed
-    assert f"continues from {run / checkpoint.name_of(16)}" in printed
+    assert f"continues from {run / checkpoint.folder_name(16)}" in printed
     assert_as_calm(folder, name)
 
 
@@ -55,18 +55,18 @@ def test_what_is_torn_altered_or_gone_is_passed_over(uninterrupted: Path) -> Non
     snapshot = run / "checkpoint_manager_snapshot.json"
     snapshot.write_bytes(snapshot.read_bytes()[:100])
     *_, before, newest = whole(run)
-    flip_a_byte(run / checkpoint.name_of(newest) / "trainer.pt")
+    flip_a_byte(run / checkpoint.folder_name(newest) / "trainer.pt")
 
     training = start(name, folder)
     worker_at(training, ledger, 0, 33)
     stop(training)
     printed = said(folder, name)
     assert f"{snapshot} cannot be used and was set aside" in printed
-    assert f"{run / checkpoint.name_of(newest)}/trainer.pt was altered after it was written" in printed
-    assert f"continues from {run / checkpoint.name_of(before)} " in printed
+    assert f"{run / checkpoint.folder_name(newest)}/trainer.pt was altered after it was written" in printed
+    assert f"continues from {run / checkpoint.folder_name(before)} " in printed
 
     *_, before, newest = whole(run)
-    shutil.rmtree(run / checkpoint.name_of(newest))
+    shutil.rmtree(run / checkpoint.folder_name(newest))
     finish(start(name, folder), folder, name)
-    assert f"continues from {run / checkpoint.name_of(before)} " in said(folder, name)
+    assert f"continues from {run / checkpoint.folder_name(before)} " in said(folder, name)
     assert_as_calm(folder, name)

@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 from pyarrow.fs import LocalFileSystem
 
-from pipelines.registry.registry import PREVIOUS, PROMOTION_TAG, Registry
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import PREVIOUS, PROMOTION_TAG
 from pipelines.retrain.ledger import STEPS, Ledger
 from pipelines.serve.client import Client
-from pipelines.tracking.tracker import connect
+from pipelines.tracking.store import connect
 from pipelines.train import checkpoint
 from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port
@@ -183,7 +184,7 @@ def test_a_retraining_that_is_killed_at_every_boundary_happens_once(retraining: 
     assert cycle.records["trained"]["version"] == retraining.champion == retraining.served == "2"
     # Of three trainings that were begun or done again there is one version, and it was promoted once, over the first.
     assert retraining.promotions() == {"1": True, "2": True}
-    assert retraining.registry.version("2").former == "1"
+    assert retraining.registry.version("2").previous_champion == "1"
     assert retraining.registry.find(PREVIOUS).version == "1"
     assert sorted(file.name for file in retraining.incoming.glob("*.tar")) == ["a.tar", "b.tar"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.tracker import page_command
+from pipelines.tracking.address import page_command
 from pipelines.train import checkpoint
 from tests.faults.ledger import audit
 from tests.faults.test_full_disk import Disk, disk, fill  # noqa: F401 - a fixture

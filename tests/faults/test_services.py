@@ -16,8 +16,10 @@ import pytest
 
 from pipelines.data.index.index import Index
 from pipelines.registry.config import RegistryConfig
-from pipelines.registry.registry import LocalModel, Registry
-from pipelines.tracking.tracker import Tracker, TrackingError
+from pipelines.registry.registry import Registry
+from pipelines.registry.versions import LocalModel
+from pipelines.tracking.address import TrackingError
+from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace

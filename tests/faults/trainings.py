@@ -99,13 +99,13 @@ def ledger_of(folder: Path, name: str) -> Path:
     return folder / "runs" / name / "ledger"
 
 
-def final(folder: Path, name: str) -> checkpoint.Stored:
+def final(folder: Path, name: str) -> checkpoint.StoredCheckpoint:
     newest = checkpoint.latest(LocalFileSystem(), str(folder / "runs" / name))
     assert newest is not None
     return newest
 
 
-def assert_equal_weights(one: checkpoint.Stored, other: checkpoint.Stored) -> None:
+def assert_equal_weights(one: checkpoint.StoredCheckpoint, other: checkpoint.StoredCheckpoint) -> None:
     files = [load_file(f"{stored.path}/model/model.safetensors") for stored in (one, other)]
     assert files[0].keys() == files[1].keys()
     for key, value in files[0].items():

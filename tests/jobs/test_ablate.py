@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 from pipelines.search.errors import SearchError
-from pipelines.search.record import Record
+from pipelines.search.results import TrainingResult
 from pipelines.tracking.tracker import NullTracker
 from pipelines.workflows import ablate, train, trials
 from pipelines.workflows.config import JobConfig
@@ -52,7 +52,9 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pretended:
     monkeypatch.setattr(train, "open_index", lambda _: index)
     monkeypatch.setattr(train, "open_checked", lambda _: index)
     monkeypatch.setattr(trials, "fit", these.fit)
-    monkeypatch.setattr(trials, "outcome", lambda run, *_: Record("finished", score=0.5, epochs=1, parameters=9))
+    monkeypatch.setattr(
+        trials, "result_of_run", lambda run, *_: TrainingResult("finished", score=0.5, epochs=1, parameters=9)
+    )
     return these
 
 

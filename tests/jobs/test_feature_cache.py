@@ -26,7 +26,7 @@ KEPT = "train.feature_cache=float32"
 
 def history(small: list[str], name: str) -> list[dict[str, float]]:
     filesystem, folder = checkpoint.open_storage(f"{setting(small, 'storage')}/{name}")
-    found: list[dict[str, float]] = next(iter(checkpoint.complete(filesystem, folder))).state["history"]
+    found: list[dict[str, float]] = next(iter(checkpoint.valid_checkpoints(filesystem, folder))).state["history"]
     return found
 
 

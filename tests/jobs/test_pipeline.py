@@ -83,7 +83,7 @@ def test_one_finished_run_holds_settings_data_curves_and_pictures(run: mlflow.en
 
 def test_best_and_last_checkpoints_are_kept(run: mlflow.entities.Run, small: list[str]) -> None:
     filesystem, folder = checkpoint.open_storage(f"{setting(small, 'storage')}/demo")
-    kept = list(checkpoint.complete(filesystem, folder))
+    kept = list(checkpoint.valid_checkpoints(filesystem, folder))
     assert kept[0].step == 12
     assert len(kept) <= 2
     scores = [entry["val/accuracy"] for entry in kept[0].state["history"]]

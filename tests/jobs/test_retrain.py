@@ -20,7 +20,7 @@ from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
-from pipelines.tracking.tracker import connect
+from pipelines.tracking.store import connect
 from pipelines.workflows import import_data, index, promote, retrain, retrain_steps, train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace

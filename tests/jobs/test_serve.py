@@ -36,7 +36,7 @@ def test_the_challenger_is_deployed_beside_the_champion(tmp_path: Path, deployed
     service.promote(service.register(seed=1))
     with pytest.raises(RegistryError, match=r"has no challenger; .*serve\.challenger\.mode=off"):
         serve.start(Workspace(service.config))
-    service.registry.challenge(service.register(seed=2), fit=True)
+    service.registry.set_challenger(service.register(seed=2), is_usable=True)
     serve.start(Workspace(service.config))
     [one] = deployed
     challenger = one["challenger"]
@@ -53,7 +53,7 @@ def test_a_challenger_of_another_kind_is_refused(tmp_path: Path, deployed: list[
     run_id = service.registry.version("1").run_id
     other = save_model(tmp_path / "other", DECODERS["caption"])
     version = service.registry.log_model(run_id, other, (picture(0), ""), SCORE)
-    service.registry.challenge(version.version, fit=True)
+    service.registry.set_challenger(version.version, is_usable=True)
     with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'tokens'"):
         serve.start(Workspace(service.config))
     assert deployed == []
@@ -67,7 +67,7 @@ def test_a_cycle_whose_candidate_was_promoted_serves_it_alone(
     monkeypatch.setattr(deploy, "is_running", lambda: True)
     cycle = Cycle("1", {"gated": {"promoted": True}})
     assert retrain_steps.swapped(Workspace(service.config), cycle)["swapped"]
-    service.registry.challenge(service.register(seed=2), fit=True)
+    service.registry.set_challenger(service.register(seed=2), is_usable=True)
     retrain_steps.swapped(Workspace(service.config), cycle)
     assert [one["mode"] for one in deployed] == ["off", "shadow"]
 

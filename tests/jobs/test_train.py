@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.tracking.tracker import TrackingError
+from pipelines.tracking.address import TrackingError
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
 from pipelines.workflows import fit, train, training_data
@@ -38,7 +38,7 @@ def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> 
     local.mkdir(exist_ok=True)
     history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
     checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state})
-    checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.run_folder}/{checkpoint.name_of(step)}")
+    checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.run_folder}/{checkpoint.folder_name(step)}")
 
 
 def claim(work: Workspace) -> None:

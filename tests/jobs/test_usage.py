@@ -42,7 +42,7 @@ def test_help_fits_the_terminal_and_has_all_of_a_settings_text(
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     # The end of a text of three lines in the source.
-    assert "rate still falls over all of `epochs`" in " ".join(" ".join(lines).split())
+    assert "learning rate schedule still covers all `epochs`" in " ".join(" ".join(lines).split())
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
@@ -171,7 +171,7 @@ def test_data_that_was_not_indexed_names_the_job(tmp_path: Path, capsys: pytest.
 
 def test_a_batch_that_does_not_divide_names_those_that_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train.batch=10", "train.workers=4", f"storage={tmp_path}", f"data.tars={tmp_path}"]
-    assert main(train.run, "train", arguments) == 1
+    assert main(train.run, "train", arguments) == 2
     assert "use 8 or 12" in capsys.readouterr().err
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.tracker import TrackingConfig, connect
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.store import connect
 
 
 @pytest.fixture(scope="session")

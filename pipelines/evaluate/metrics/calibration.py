@@ -1,4 +1,4 @@
-"""How far stated probabilities are from what happens."""
+"""How far predicted probabilities are from observed frequencies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
-
-from pipelines.evaluate.metrics.check import same_length
 
 
 def calibration_error(probabilities: Sequence[float], happened: Sequence[bool], bins: int = 15) -> dict[str, float]:
@@ -19,11 +17,10 @@ def calibration_error(probabilities: Sequence[float], happened: Sequence[bool], 
         bins: of equal width; within each the mean probability is compared with the share that happened.
 
     Raises:
-        ValueError: empty, of different lengths, or a number that is no probability.
+        ValueError: a number that is not a probability.
     """
-    same_length(probabilities=probabilities, happened=happened)
     probability_N = torch.as_tensor(probabilities, dtype=torch.float64)
-    # torchmetrics takes numbers outside [0, 1] for logits; a softmax in single precision may exceed 1 by a rounding.
+    # torchmetrics treats numbers outside [0, 1] as logits; a softmax in single precision may exceed 1 by rounding.
     wrong_N = ~((probability_N >= 0) & (probability_N <= 1 + 1e-6))
     if wrong_N.any():
         raise ValueError(f"probabilities holds {probability_N[wrong_N][0]:g}; give numbers between 0 and 1, not logits")

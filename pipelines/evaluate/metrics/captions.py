@@ -1,4 +1,4 @@
-"""Captions against the captions that people gave: the figures of the COCO caption evaluation (arXiv 1504.00325)."""
+"""Captions against the captions that people gave: the metrics of the COCO caption evaluation (arXiv 1504.00325)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from pycocoevalcap.rouge.rouge import Rouge
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from tokenizers import normalizers
 
-from pipelines.evaluate.metrics.check import same_length
-
 _PREPARE = normalizers.Sequence(
     [
         normalizers.NFC(),
@@ -27,15 +25,15 @@ _MARKS = frozenset(_STOPS + "`'\"()[]{},:;-–—‘’“”«»、，：；（
 
 
 def tokenize(caption: str) -> str:
-    """The words of a caption as its figures count them: lower case, without punctuation, a blank between two.
+    """The words of a caption as the metrics count them: lower case, without punctuation, separated by blanks.
 
-    The COCO evaluation takes the Penn Treebank tokens of a Java program and leaves out quotes, brackets, stops, commas,
-    colons and dashes. Here NLTK makes the same tokens: "isn't" is two, "t-shirt" is one, "$", "&" and "%" stay. They
-    differ at abbreviations ("U.S.") and slashes ("w/"), so figures differ slightly from those of the Java program; on
-    captions of plain words they are equal. Unlike there, each Chinese character is a word, since such captions have no
-    blanks, and the marks of other scripts are punctuation too.
+    The COCO evaluation uses the Penn Treebank tokens of a Java program without quotes, brackets, stops, commas, colons
+    and dashes. NLTK makes the same tokens: "isn't" is two, "t-shirt" is one, "$", "&" and "%" stay. They differ for
+    abbreviations ("U.S.") and slashes ("w/"), so metrics differ slightly from those of the Java program; for captions
+    of plain words they are equal. Unlike there, each Chinese character is a word, since such captions have no blanks,
+    and the punctuation marks of other scripts are left out too.
     """
-    # To NLTK only the last full stop is one.
+    # NLTK separates only the last full stop.
     words = (word.rstrip(_STOPS) for word in _TREEBANK.tokenize(_PREPARE.normalize_str(caption)))
     return " ".join(word for word in words if not _MARKS.issuperset(word))
 
@@ -44,16 +42,16 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
     """``bleu_1`` to ``bleu_4``, ``rouge_l`` and ``cider`` of one caption for each image, over the whole corpus.
 
     BLEU (Papineni et al. 2002), ROUGE-L (Lin 2004) and CIDEr-D (Vedantam et al. 2015, arXiv 1411.5726) are those of
-    pycocoevalcap; all but CIDEr, which goes to 10, are from 0 to 1. CIDEr weighs words by how few images have them
-    in their references: figures of different sets of images are not comparable, and that of a single image is 0. A
-    caption without words counts 0.
+    pycocoevalcap, from 0 to 1, CIDEr from 0 to 10. CIDEr weighs words by how few images have them in their references:
+    values of different sets of images are not comparable, and that of a single image is 0. A caption without words
+    scores 0.
 
     Args:
         predicted: a caption for each image, in any script.
         references: the captions that people gave, at least one for each image. Those without words are left out.
 
     Raises:
-        ValueError: empty, of different lengths, or an image without a reference that has words.
+        ValueError: an image without a reference that has words.
     """
     results, truths = _words(predicted, references)
     bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
@@ -64,32 +62,25 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def with_words(references: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The references of each image that have a word, by which alone a caption can be judged; [] where none has."""
+    """The references of each image that have a word; a caption cannot be scored against others."""
     return [[caption for caption in captions if tokenize(caption)] for captions in references]
 
 
 def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """The CIDEr-D of each image, whose mean is the ``cider`` of ``caption_scores``; float64.
-
-    Raises:
-        ValueError: as there.
-    """
+    """The CIDEr-D of each image; their mean is the ``cider`` of ``caption_scores``."""
     results, truths = _words(predicted, references)
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
 def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
-    """The training caption that is most like all others, to be given for every image: the floor of captioning.
+    """The training caption that is most similar to all others: the baseline that gives one caption for all images.
 
-    Likeness is CIDEr's, the cosine of n-grams of one to four words weighted by their rarity; the consensus caption of
-    Devlin et al. 2015 (arXiv 1505.04467), here of the whole training split. The mean cosine with all captions is the
-    product with their mean, so that time and memory grow with ``limit`` alone and linearly.
+    Similarity is CIDEr's, the cosine of n-grams of one to four words weighted by their rarity. It is the consensus
+    caption of Devlin et al. 2015 (arXiv 1505.04467) of the whole training split. The mean cosine with all captions is
+    the product with their mean, so time and memory grow linearly with ``limit``.
 
     Args:
-        limit: captions that are looked at, drawn with ``seed`` where there are more.
-
-    Returns:
-        One of ``captions``, the same for the same captions in the same order.
+        limit: most captions to compare, drawn with ``seed`` if there are more.
 
     Raises:
         ValueError: no caption has a word.
@@ -101,20 +92,19 @@ def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0
     words = [tokenize(caption) for caption in sample]
     if not any(words):
         raise ValueError(f"none of the {len(words)} captions has a word; the training split needs at least one")
-    likeness_N = np.zeros(len(words))
+    similarity_N = np.zeros(len(words))
     for n in range(1, 5):
         options = {"ngram_range": (n, n), "lowercase": False, "token_pattern": None}
         counter = HashingVectorizer(tokenizer=str.split, norm=None, alternate_sign=False, **options)
         vectors_NV = TfidfTransformer().fit_transform(counter.transform(words))
-        likeness_N += vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel()
-    return sample[int(likeness_N.argmax())]
+        similarity_N += vectors_NV @ np.asarray(vectors_NV.mean(axis=0)).ravel()
+    return sample[int(similarity_N.argmax())]
 
 
 def _words(
     predicted: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """What pycocoevalcap takes: the tokenized captions and references of each image."""
-    same_length(predicted=predicted, references=references)
+    """The input of pycocoevalcap: the tokenized captions and references of each image."""
     results = {image: [tokenize(caption)] for image, caption in enumerate(predicted)}
     truths = {image: list(filter(None, map(tokenize, captions))) for image, captions in enumerate(references)}
     if empty := [image for image, captions in truths.items() if not captions]:

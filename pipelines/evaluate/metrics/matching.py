@@ -8,37 +8,34 @@ import numpy as np
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
 from pipelines.evaluate.metrics.calibration import calibration_error
-from pipelines.evaluate.metrics.check import same_length
 
 
 def matching_scores(
     probabilities: Sequence[float], matches: Sequence[bool], threshold: float = 0.5
 ) -> dict[str, float]:
-    """``accuracy``, ``balanced_accuracy``, ``roc_auc`` and ``ece``, beside what a constant answer reaches.
+    """``accuracy``, ``balanced_accuracy``, ``roc_auc`` and ``ece``, beside those of a constant answer (``floor_...``).
 
-    Of pairs of one kind only there is neither ``balanced_accuracy`` nor ``roc_auc``.
-
-    ``floor_accuracy`` is that of the answer that is right most often for these very pairs; no constant does better.
+    Pairs of one class only have no ``balanced_accuracy`` and no ``roc_auc``. ``floor_accuracy`` is that of the more
+    frequent class of these very pairs; no constant answer does better.
 
     Args:
         probabilities: that each pair is a match.
         matches: whether it is.
-        threshold: a pair is called a match from this probability on.
+        threshold: from this probability on a pair counts as predicted match.
 
     Raises:
-        ValueError: empty, of different lengths, or a number that is no probability.
+        ValueError: a number that is not a probability.
     """
-    same_length(probabilities=probabilities, matches=matches)
     calibration = calibration_error(probabilities, matches)
     truth_N, probability_N = np.asarray(matches, dtype=bool), np.asarray(probabilities, dtype=np.float64)
     share = truth_N.mean().item()
-    called_N = probability_N >= threshold
-    accuracy = float(accuracy_score(truth_N, called_N))
+    predicted_N = probability_N >= threshold
+    accuracy = float(accuracy_score(truth_N, predicted_N))
     if share in (0, 1):
         return {"accuracy": accuracy, **calibration, "floor_accuracy": 1.0}
     return {
         "accuracy": accuracy,
-        "balanced_accuracy": float(balanced_accuracy_score(truth_N, called_N)),
+        "balanced_accuracy": float(balanced_accuracy_score(truth_N, predicted_N)),
         "roc_auc": float(roc_auc_score(truth_N, probability_N)),
         **calibration,
         "floor_accuracy": max(share, 1 - share),

@@ -6,21 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.evaluate.metrics.check import same_length
-
 RANKS = (1, 5, 10)
 
 _BLOCK = 2**24
-"""Similarities that exist at a time: 64 MiB of them."""
+"""Similarities in memory at a time: 64 MiB."""
 
 
 def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> dict[str, float]:
-    """Recall at 1, 5 and 10 and the median rank, each way, beside the recall of a random order.
+    """Recall at 1, 5 and 10 and the median rank, in each direction, beside the recall of a random order.
 
-    Similarity is the dot product; give vectors of length one for the cosine. A text finds its image, an image finds any
-    one of its texts: its rank is that of the best of them among the texts of other images. Ties count against the
-    model: whatever is as similar as the right one is ranked before it, so that equal vectors for all score nothing. An
-    image without a text is among those to choose from, and asks nothing itself.
+    Similarity is the dot product; give vectors of length one for the cosine. A text must find its image; an image must
+    find any one of its texts: its rank is that of the best of them among the texts of other images. Ties count against
+    the model: what is as similar as the right one is ranked before it, so equal vectors for all score nothing. An image
+    without a text is a candidate, and no query.
 
     Args:
         image_BD: images, float.
@@ -32,8 +30,7 @@ def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
         ``floor_text_to_image_recall_at_1`` and so on; the same for ``image_to_text``.
 
     Raises:
-        ValueError: no image or text, different lengths or widths, an index that is no row of ``image_BD``, or numbers
-            that are not finite.
+        ValueError: numbers that are not finite.
     """
     scores: dict[str, float] = {}
     for way, rank_N in retrieval_ranks(image_BD, text_ND, text_image_N).items():
@@ -47,15 +44,16 @@ def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
 
 
 def retrieval_ranks(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> dict[str, Tensor]:
-    """The ranks behind ``retrieval_scores``, from 1: ``text_to_image`` for each text that of its image, and
-    ``image_to_text`` for each image that has texts that of the best of them.
+    """The ranks behind ``retrieval_scores``, from 1: ``text_to_image`` of each text's image, and ``image_to_text`` of
+    the best text of each image that has texts.
 
     Raises:
-        ValueError: as there.
+        ValueError: numbers that are not finite.
     """
-    same_length(text_ND=text_ND, text_image_N=text_image_N)
-    same_length(image_BD=image_BD)
-    _check(image_BD, text_ND, text_image_N)
+    for name, vectors in (("image_BD", image_BD), ("text_ND", text_ND)):
+        # Every comparison with NaN is false, which would give a broken model the best ranks.
+        if not vectors.isfinite().all():
+            raise ValueError(f"{name} holds numbers that are not finite; the model that made them is broken")
     text_image_N = text_image_N.to(text_ND.device)
     image_BD, text_ND = image_BD.detach().float(), text_ND.detach().float()
     texts_B = torch.bincount(text_image_N, minlength=len(image_BD))
@@ -63,21 +61,6 @@ def retrieval_ranks(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
         "text_to_image": _ranks_of_images(image_BD, text_ND, text_image_N),
         "image_to_text": _ranks_of_texts(image_BD, text_ND, text_image_N)[texts_B > 0],
     }
-
-
-def _check(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> None:
-    if image_BD.shape[1:] != text_ND.shape[1:]:
-        raise ValueError(
-            f"image_BD has the shape {tuple(image_BD.shape)} and text_ND {tuple(text_ND.shape)}; their vectors must be "
-            "of one width"
-        )
-    for name, vectors in (("image_BD", image_BD), ("text_ND", text_ND)):
-        # Every comparison with NaN is false, which would rank a broken model first everywhere.
-        if not vectors.isfinite().all():
-            raise ValueError(f"{name} holds numbers that are not finite; the model that made them is broken")
-    lowest, highest = text_image_N.min().item(), text_image_N.max().item()
-    if lowest < 0 or highest >= len(image_BD):
-        raise ValueError(f"text_image_N goes from {lowest} to {highest}; it must name rows of {len(image_BD)} images")
 
 
 def _ranks_of_images(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> Tensor:
@@ -102,7 +85,7 @@ def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
 
 def chance_of_images(texts_B: Tensor, k: int) -> Tensor:
     """For each image, by its number of texts, the probability that one of them is among ``k`` drawn from all without
-    putting back.
+    replacement.
     """
     texts_B = texts_B.double()
     total = texts_B.sum()

@@ -1,7 +1,7 @@
-"""How a model behaves when texts are reworded, and when it is shown another image or none.
+"""Behavioural checks: reworded texts, another image, a blank image.
 
-Behavioural tests after Ribeiro et al. 2020 (CheckList, arXiv 2005.04118): a rewording must not change answers
-(invariance), an image that is not the one asked about must (direction). They need no right answers.
+After Ribeiro et al. 2020 (CheckList, arXiv 2005.04118): a rewording must not change answers (invariance); showing an
+image that the question is not about must change them (direction). They need no right answers.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from vlmodel.processor import Example
 from vlmodel.task_spec import TaskSpec
 
 _IMAGES_AT_ONCE = 16
-_LOSS = 0.1
-"""A confidence that falls by so much counts as a changed answer."""
+_CONFIDENCE_LOSS = 0.1
+"""A confidence that falls by more than this counts as a changed answer."""
 
 Answer = tuple[str, float]
 
@@ -49,20 +49,19 @@ REWORDINGS: Mapping[Rewording, Callable[[str], str]] = {
     "punctuation": _other_punctuation,
     "politeness": _polite,
 }
-"""Ways to say the same: in other letters, without the mark at the end (or with one), with a politeness before it."""
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """What a model did with some rows of one task.
+class ProbeResult:
+    """How a model answered some rows of one task.
 
     Attributes:
-        rows: that were asked.
-        agreement: share of equal answers to each rewording; none where the task is given no question.
-        image_use: share of answers that changed or lost confidence about another image; None where there is no other.
+        rows: number of rows.
+        agreement: share of equal answers to each rewording; empty if the task is given no text.
+        image_use: share of answers that changed or lost confidence about another image; None if all images are equal.
         confidence, blank_confidence: mean confidence about the true image and about a blank one.
-        finite: whether all confidences are numbers.
-        blank_error: what a blank image broke, "" for nothing.
+        finite: whether all confidences are finite.
+        blank_error: the error that a blank image raised, "" for none.
     """
 
     rows: int
@@ -75,145 +74,146 @@ class Behaviour:
 
 
 def probe_records(index: Index, split: str, config: GateConfig) -> list[Record]:
-    """``config.probe_images`` samples of the split, drawn with the seed; all where there are no more.
+    """``config.probe_images`` samples of the split, drawn with the seed; all if there are no more.
 
     Raises:
         DataError: the split is empty.
     """
-    places = []
-    for shard in index.shards:
-        splits = index.rows(shard.name)["split"].to_pylist()
-        places += [(shard.name, row) for row, of_row in enumerate(splits) if of_row == split]
-    if not places:
+    rows = [
+        (shard.name, row)
+        for shard in index.shards
+        for row, row_split in enumerate(index.rows(shard.name)["split"].to_pylist())
+        if row_split == split
+    ]
+    if not rows:
         raise DataError(f"split {split!r} of {index.tars!r} has no samples to judge by; choose registry.gate.split")
-    chosen = sorted(random.Random(config.seed).sample(places, min(config.probe_images, len(places))))
+    drawn = sorted(random.Random(config.seed).sample(rows, min(config.probe_images, len(rows))))
     reader, records = ShardReader(index), list[Record]()
-    for name in dict.fromkeys(shard for shard, _ in chosen):
-        records += reader.read(name, [row for shard, row in chosen if shard == name])
+    for name in dict.fromkeys(shard for shard, _ in drawn):
+        records += reader.read(name, [row for shard, row in drawn if shard == name])
     return records
 
 
-def observe(predictor: Predictor, records: Sequence[Record], task: str) -> Behaviour:
-    """Ask the model about the records as they are, reworded, about each other's images, and about a blank one."""
-    fields = predictor.processor.tasks[task]
-    texts = [[row.text for row in rows] for rows in rows_to_answer(records, fields)]
+def run_probe(predictor: Predictor, records: Sequence[Record], task: str) -> ProbeResult:
+    """Ask the model about the records as they are, reworded, about each other's images, and about a blank image."""
+    spec = predictor.processor.tasks[task]
+    texts = [[row.text for row in rows] for rows in rows_to_answer(records, spec)]
     images = [record.image for record in records]
-    asked = [number for number, of_image in enumerate(texts) for _ in of_image]
-    if not asked:
-        return Behaviour(0)
+    if not any(texts):
+        return ProbeResult(0)
 
-    def answers(shown: Sequence[bytes], reworded: Callable[[str], str] = str) -> list[Answer]:
-        examples = [
-            Example(image, tuple(map(reworded, of_image))) for image, of_image in zip(shown, texts, strict=True)
-        ]
-        found: list[Answer] = []
+    def answers(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
+        examples = [Example(image, tuple(map(reword, asked))) for image, asked in zip(shown, texts, strict=True)]
+        best: list[Answer] = []
         for start in range(0, len(examples), _IMAGES_AT_ONCE):
             predicted = predictor.predict(examples[start : start + _IMAGES_AT_ONCE], top_k=1, task=task)
-            found += [prediction.answers[0] for of_image in predicted for prediction in of_image]
-        return found
+            best += [prediction.answers[0] for of_image in predicted for prediction in of_image]
+        return best
 
-    plain = answers(images)
-    agreement = {kind: _agreement(plain, answers(images, REWORDINGS[kind])) for kind in _kinds(fields)}
-    # Of a table that asks about one picture many times, the next image may be the same one.
+    original = answers(images)
+    agreement = {kind: _agreement(original, answers(images, REWORDINGS[kind])) for kind in _rewordings(spec)}
+    # A table may ask about one picture in many samples, so the next image may be the same one.
     others = [
         next((image for image in (*images[n:], *images[:n]) if image != images[n]), None) for n in range(len(images))
     ]
-    used = None
+    image_use = None
     if all(image is not None for image in others):
-        shown = answers([image for image in others if image is not None])
-        used = sum(_lost(one, other) for one, other in zip(plain, shown, strict=True)) / len(plain)
+        exchanged = answers([image for image in others if image is not None])
+        image_use = sum(map(_differs, original, exchanged)) / len(original)
     try:
-        blank, error = answers([_blank()] * len(images)), ""
-    except Exception as broken:  # whatever the model raises, it is the candidate that fails and not the gate
-        blank, error = [], f"{type(broken).__name__}: {broken}"
-    return Behaviour(
-        rows=len(plain),
+        blank, error = answers([_blank_image()] * len(images)), ""
+    except Exception as raised:  # whatever the model raises, the candidate fails and not the gate
+        blank, error = [], f"{type(raised).__name__}: {raised}"
+    return ProbeResult(
+        rows=len(original),
         agreement=agreement,
-        image_use=used,
-        confidence=_mean(plain),
-        blank_confidence=_mean(blank),
-        finite=all(math.isfinite(confidence) for _, confidence in (*plain, *blank)),
+        image_use=image_use,
+        confidence=_mean_confidence(original),
+        blank_confidence=_mean_confidence(blank),
+        finite=all(math.isfinite(confidence) for _, confidence in (*original, *blank)),
         blank_error=error,
     )
 
 
 def behaviour_checks(
-    candidate: Behaviour, champion: Behaviour | None, config: GateConfig, task: str = ""
+    candidate: ProbeResult, champion: ProbeResult | None, config: GateConfig, task: str = ""
 ) -> list[Check]:
     """A check for each rewording, for another image, and for a blank one.
 
     Args:
-        champion: of the same rows; None without a champion.
-        task: told in the checks' names where the model has several.
+        champion: on the same rows; None without a champion.
+        task: appended to the checks' names if the model has several.
     """
-    of_task = f" ({task})" if task else ""
+    suffix = f" ({task})" if task else ""
     if not candidate.rows:
-        return [Check(f"behaviour{of_task}", None, "", "", "the drawn images have no text to ask")]
+        return [Check(f"behaviour{suffix}", None, "", "", "the drawn images have no text to ask")]
     checks = []
     for kind, least in config.agreement.items():
-        name, why = f"paraphrase: {kind}{of_task}", "answers must not depend on how a question is put"
-        if kind not in candidate.agreement:
-            checks.append(Check(name, None, "", "", "the task is not one that this rewording leaves as it is"))
-            continue
-        theirs = champion.agreement.get(kind) if champion else None
-        checks.append(_at_least(name, candidate.agreement[kind], least, theirs, config, "of the answers stay", why))
-    name, why = f"irrelevant image{of_task}", "answers must come from looking"
+        name = f"paraphrase: {kind}{suffix}"
+        if kind in candidate.agreement:
+            shares = candidate.agreement[kind], champion.agreement.get(kind) if champion else None
+            reason = "answers must not depend on how a question is put"
+            checks.append(_check_share(name, *shares, least, config, "of the answers stay", reason))
+        else:
+            reason = "for this task, such a rewording may change the right answer"
+            checks.append(Check(name, None, "", "", reason))
+    name = f"irrelevant image{suffix}"
     if candidate.image_use is None:
         checks.append(Check(name, None, "", "", "the drawn images are all the same"))
     else:
-        theirs = champion.image_use if champion else None
-        said = "of the answers change or lose confidence"
-        checks.append(_at_least(name, candidate.image_use, config.image_use, theirs, config, said, why))
-    return [*checks, _blank_check(f"blank image{of_task}", candidate, config)]
+        unit, reason = "of the answers change or lose confidence", "answers must depend on the image"
+        champion_share = champion.image_use if champion else None
+        checks.append(_check_share(name, candidate.image_use, champion_share, config.image_use, config, unit, reason))
+    return [*checks, _check_blank(f"blank image{suffix}", candidate, config)]
 
 
-def _blank_check(name: str, found: Behaviour, config: GateConfig) -> Check:
-    measured = f"confidence {found.blank_confidence:.3f}, about true images {found.confidence:.3f}"
-    if found.blank_error:
-        measured = found.blank_error
-    elif not found.finite:
-        measured = "a confidence is no number"
-    highest = found.confidence + config.blank_confidence
+def _check_share(
+    name: str, candidate: float, champion: float | None, least: float, config: GateConfig, unit: str, reason: str
+) -> Check:
+    if champion is not None:
+        least = max(least, champion - config.behaviour_tolerance)
+        reason = f"{reason}; the champion has {champion:.1%}"
+    return Check(name, candidate >= least, f"{candidate:.1%} {unit}", f"at least {least:.1%}", reason)
+
+
+def _check_blank(name: str, candidate: ProbeResult, config: GateConfig) -> Check:
+    measured = f"confidence {candidate.blank_confidence:.3f}, about true images {candidate.confidence:.3f}"
+    if candidate.blank_error:
+        measured = candidate.blank_error
+    elif not candidate.finite:
+        measured = "a confidence is not finite"
+    highest = candidate.confidence + config.blank_confidence
     return Check(
         name=name,
-        passed=not found.blank_error and found.finite and found.blank_confidence <= highest,
+        passed=not candidate.blank_error and candidate.finite and candidate.blank_confidence <= highest,
         measured=measured,
         required=f"an answer, with a confidence of at most {highest:.3f}",
-        explanation="of nothing a model should not be surer than of something",
+        explanation="a model should not be surer about a blank image than about a true one",
     )
 
 
-def _at_least(
-    name: str, ours: float, least: float, theirs: float | None, config: GateConfig, said: str, why: str
-) -> Check:
-    if theirs is not None:
-        least = max(least, theirs - config.behaviour_tolerance)
-        why = f"{why}; the champion has {theirs:.1%}"
-    return Check(name, ours >= least, f"{ours:.1%} {said}", f"at least {least:.1%}", why)
-
-
-def _kinds(fields: TaskSpec) -> list[Rewording]:
-    """Rewordings under which the right answer stays: a politeness belongs to questions, and a likeness is no answer."""
-    if not fields.text or fields.target == "none":
+def _rewordings(spec: TaskSpec) -> list[Rewording]:
+    """Rewordings that do not change the right answer: polite phrases fit questions only, and a contrastive task gives
+    no answer.
+    """
+    if not spec.text or spec.target == "none":
         return []
-    return [
-        kind for kind in REWORDINGS if kind != "politeness" or (fields.reads, fields.target) != ("captions", "match")
-    ]
+    return [kind for kind in REWORDINGS if kind != "politeness" or (spec.reads, spec.target) != ("captions", "match")]
 
 
-def _agreement(one: Sequence[Answer], other: Sequence[Answer]) -> float:
-    return sum(a == b for (a, _), (b, _) in zip(one, other, strict=True)) / len(one)
+def _agreement(original: Sequence[Answer], reworded: Sequence[Answer]) -> float:
+    return sum(a == b for (a, _), (b, _) in zip(original, reworded, strict=True)) / len(original)
 
 
-def _lost(one: Answer, other: Answer) -> bool:
-    return one[0] != other[0] or other[1] < one[1] - _LOSS
+def _differs(original: Answer, exchanged: Answer) -> bool:
+    return original[0] != exchanged[0] or exchanged[1] < original[1] - _CONFIDENCE_LOSS
 
 
-def _mean(answers: Sequence[Answer]) -> float:
+def _mean_confidence(answers: Sequence[Answer]) -> float:
     return sum(confidence for _, confidence in answers) / len(answers) if answers else math.nan
 
 
-def _blank() -> bytes:
+def _blank_image() -> bytes:
     png = io.BytesIO()
     Image.new("RGB", (224, 224), (128, 128, 128)).save(png, "PNG")
     return png.getvalue()

@@ -1,22 +1,20 @@
-"""What the gate finds: checks, and the decision that follows from them."""
+"""The results of the gate: checks, and the decision that follows from them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a candidate was asked for.
+    """One requirement for a candidate, and whether it is met.
 
     Attributes:
-        name: of the check.
-        passed: None where it does not apply; the explanation says why.
-        measured, required: what was found, and what was asked for, as a reader wants to see it.
-        explanation: what the check is for, or what failed.
-        compares: whether it compares the candidate with the champion. The others say whether it is fit to be used.
+        passed: None if the check does not apply; the explanation says why.
+        measured, required: as text for readers.
+        explanation: the purpose of the check, or what failed.
+        compares: whether it compares the candidate with the champion. The other checks say whether it is usable.
     """
 
     name: str
@@ -29,15 +27,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much the candidate's figure is above the champion's, on the hold-out, a slice of it, or new data.
+    """The candidate's metric minus the champion's, on the hold-out, a slice of it, or new data.
 
     Attributes:
         name: "hold-out", "target=yes", "task=caption", "new data".
-        rows: that it is the figure of.
-        candidate, champion: the figure of each.
-        low, high: bounds of the difference, each of which it passes with probability ``alpha`` only.
+        rows: number of rows.
+        candidate, champion: the metric of each.
+        low, high: bounds of the difference; it lies beyond each with probability ``alpha``.
         tolerance: by how much it may be below zero; None for the hold-out itself.
-        worse: whether the candidate is refused for it.
+        worse: whether the candidate fails the gate because of it.
     """
 
     name: str
@@ -56,14 +54,14 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """Whether a candidate is promoted, and why.
 
     Attributes:
         model: the registered model's name.
         candidate, champion: versions; None without a champion.
         checks: in the order in which they were made.
-        differences: the figures behind those that compare.
+        differences: the measurements behind the checks that compare.
     """
 
     model: str
@@ -74,12 +72,12 @@ class Decision:
 
     @property
     def promote(self) -> bool:
-        """Whether something was checked, and nothing failed."""
+        """Whether there are checks, and none failed."""
         return bool(self.checks) and not self.failed
 
     @property
-    def fit(self) -> bool:
-        """Whether the candidate could be used, better than the champion or not."""
+    def is_usable(self) -> bool:
+        """Whether the candidate could serve, be it better than the champion or not."""
         return bool(self.checks) and all(check.compares for check in self.failed)
 
     @property
@@ -89,17 +87,13 @@ class Decision:
 
     @property
     def reason(self) -> str:
-        """In one line."""
+        """Why, in one line."""
         if failed := self.failed:
             return "; ".join(f"{check.name}: {check.measured}, required {check.required}" for check in failed)
         passed = sum(check.passed is True for check in self.checks)
         first = next((check for check in self.checks if check.compares and check.passed), None)
         return f"all {passed} checks passed" + (f"; {first.name}: {first.measured}" if first else "")
 
-    def with_checks(self, more: Sequence[Check]) -> Decision:
-        """The decision after further checks."""
-        return replace(self, checks=(*self.checks, *more))
-
     def to_tree(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"promote": self.promote, "fit": self.fit, "reason": self.reason, **asdict(self)}
+        return {"promote": self.promote, "fit": self.is_usable, "reason": self.reason, **asdict(self)}

@@ -1,9 +1,9 @@
-"""What real requests show of a candidate that a service asked beside the champion (serve/challenger.py).
+"""Checks of a candidate on real requests that a service asked both it and the champion.
 
-No right answers are known of most of them, so this does not show that a candidate is better: it shows that it works
-under load, is as fast as the champion, and does not say something else altogether. Where people corrected answers, both
-models are held against what is right. They correct what they were shown and saw to be wrong, which in a shadow is the
-champion's alone; so that comparison can only speak against a candidate, never for it.
+The right answers to most requests are unknown, so these checks do not show that a candidate is better: they show that
+it works under load, is as fast as the champion, and gives similar answers. On requests whose answers people corrected,
+both models are compared with the right answer. People correct the wrong answers that they are shown, which in shadow
+mode are the champion's only; so this comparison can only count against a candidate.
 """
 
 from __future__ import annotations
@@ -13,29 +13,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.records.comparisons import Comparison, InvalidLine, Task, read, text_hash
 from pipelines.records.corrections import Correction, read_corrections
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import comparison
 from pipelines.registry.gate.check import Check, Difference
 
-_REQUESTS = "live traffic"
-
-Right = Mapping[tuple[str, str], str]
-"""What is right, hashed, by image and hashed question."""
+CorrectAnswers = Mapping[tuple[str, str], str]
+"""Hash of the right answer, by image and hash of the question."""
 
 
 @dataclass
-class Live:
-    """What the records say of one candidate beside one champion.
+class LiveStatistics:
+    """Statistics of the requests that one candidate and one champion were asked.
 
     Attributes:
-        modes: requests by mode.
+        modes: number of requests by mode.
         damaged: lines that could not be read.
-        candidate_errors, champion_errors: requests that one of them failed to answer, by reason.
+        candidate_errors, champion_errors: number of failed requests, by reason.
         seconds: (candidate, champion) of each request that both answered.
         agreements: of each such request, by task.
         corrected: (image, candidate is right, champion is right) of each answer that was corrected.
@@ -51,38 +48,54 @@ class Live:
 
     @property
     def requests(self) -> int:
-        """That both were asked."""
+        """Number of requests that both were asked."""
         return self.modes.total()
 
+    def add(self, line: Comparison, right: CorrectAnswers) -> None:
+        """Count one request."""
+        self.modes[line.mode] += 1
+        for side, errors in ((line.challenger, self.candidate_errors), (line.champion, self.champion_errors)):
+            if side.error:
+                errors[side.error] += 1
+        if line.challenger.seconds is not None and line.champion.seconds is not None:
+            self.seconds.append((line.challenger.seconds, line.champion.seconds))
+        if line.agreement is not None:
+            self.agreements[line.task].append(line.agreement)
+        for text in line.texts:
+            if (answer := right.get((line.image, text.asked))) is not None:
+                self.corrected.append((line.image, text.challenger == answer, text.champion == answer))
 
-def gather(lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: Right) -> Live:
-    """Count what was compared of exactly these two versions of a model.
+
+def collect_statistics(
+    lines: Iterable[Comparison | InvalidLine], model: str, candidate: str, champion: str, right: CorrectAnswers
+) -> LiveStatistics:
+    """Statistics of the requests that exactly these two versions of a model were asked.
 
     Args:
-        right: ``right_answers`` of the corrections.
+        right: see ``most_common_corrections``.
     """
-    live = Live()
+    live = LiveStatistics()
     for line in lines:
         if isinstance(line, InvalidLine):
             live.damaged += 1
         elif (line.model, line.challenger.version, line.champion.version) == (model, candidate, champion):
-            _count(live, line, right)
+            live.add(line, right)
     return live
 
 
-def right_answers(corrections: Iterable[Correction]) -> Right:
-    """Of what one sender says of one question the last counts, and of several senders the most common."""
-    said: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for one in sorted(corrections, key=lambda one: one.time_ns):
-        answer = one.answer if one.caption is None else one.caption
+def most_common_corrections(corrections: Iterable[Correction]) -> CorrectAnswers:
+    """The answer that most senders gave to each question; only the last answer of each sender counts."""
+    answers: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for correction in sorted(corrections, key=lambda correction: correction.time_ns):
+        answer = correction.answer if correction.caption is None else correction.caption
         assert answer is not None  # it is one or the other
-        image = one.image.partition(".")[0]
-        said[image, text_hash(one.question or "")][one.sender] = text_hash(answer)
-    return {asked: Counter(by_sender.values()).most_common(1)[0][0] for asked, by_sender in said.items()}
+        image = correction.image.partition(".")[0]
+        answers[image, text_hash(correction.question or "")][correction.sender] = text_hash(answer)
+    return {asked: Counter(by_sender.values()).most_common(1)[0][0] for asked, by_sender in answers.items()}
 
 
 def live_checks(model: str, candidate: str, champion: str, config: GateConfig) -> tuple[list[Check], list[Difference]]:
-    """The checks on live traffic; none where no folder is configured.
+    """The checks on live traffic; none if no folder is configured.
 
     Raises:
         DataError: the file system of a folder is unknown.
@@ -91,45 +104,31 @@ def live_checks(model: str, candidate: str, champion: str, config: GateConfig) -
     settings = config.live
     if not settings.folder:
         return [], []
-    right = right_answers(read_corrections(settings.feedback)) if settings.feedback else {}
-    return judge(gather(read(settings.folder), model, candidate, champion, right), config)
+    right = most_common_corrections(read_corrections(settings.feedback)) if settings.feedback else {}
+    return statistics_checks(collect_statistics(read(settings.folder), model, candidate, champion, right), config)
 
 
-def judge(live: Live, config: GateConfig) -> tuple[list[Check], list[Difference]]:
-    """A check for the number of requests, and, where there are enough, for errors, agreement, latencies, and answers
-    that were corrected; with the difference on those.
+def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[Check], list[Difference]]:
+    """A check of the number of requests and, if there are enough, checks of errors, agreement, latencies and corrected
+    answers; with the difference on corrected answers.
     """
     settings = config.live
-    enough = _enough(live, settings)
+    number = _check_number(live, settings)
     if live.requests < settings.requests:
-        return [enough], []
-    checks = [enough, _errors(live, settings)]
-    checks += [_agreement(task, live.agreements[task], least) for task, least in settings.agreement.items()]
-    checks += [_latency(live, 50, settings.latency_p50), _latency(live, 95, settings.latency_p95)]
-    corrected, differences = _corrected(live.corrected, config)
-    return [*checks, corrected], differences
+        return [number], []
+    checks = [number, _check_errors(live, settings)]
+    checks += [_check_agreement(task, live.agreements[task], least) for task, least in settings.agreement.items()]
+    checks += [_check_latency(live, 50, settings.latency_p50), _check_latency(live, 95, settings.latency_p95)]
+    corrections, differences = _check_corrections(live.corrected, config)
+    return [*checks, corrections], differences
 
 
-def _count(live: Live, line: Comparison, right: Right) -> None:
-    live.modes[line.mode] += 1
-    for side, errors in ((line.challenger, live.candidate_errors), (line.champion, live.champion_errors)):
-        if side.error:
-            errors[side.error] += 1
-    if line.challenger.seconds is not None and line.champion.seconds is not None:
-        live.seconds.append((line.challenger.seconds, line.champion.seconds))
-    if line.agreement is not None:
-        live.agreements[line.task].append(line.agreement)
-    for text in line.texts:
-        if (answer := right.get((line.image, text.asked))) is not None:
-            live.corrected.append((line.image, text.challenger == answer, text.champion == answer))
-
-
-def _enough(live: Live, settings: LiveConfig) -> Check:
+def _check_number(live: LiveStatistics, settings: LiveConfig) -> Check:
     by_mode = ", ".join(f"{number} as a {mode}" for mode, number in sorted(live.modes.items())) or "none"
     damaged = f"; damaged lines of the records: {live.damaged}" if live.damaged else ""
     few = live.requests < settings.requests
     return Check(
-        name=_REQUESTS,
+        name="live traffic",
         passed=True if not few else (False if settings.few == "fail" else None),
         measured=f"{live.requests} requests compared ({by_mode}){damaged}",
         required=f"at least {settings.requests}",
@@ -138,76 +137,68 @@ def _enough(live: Live, settings: LiveConfig) -> Check:
     )
 
 
-def _errors(live: Live, settings: LiveConfig) -> Check:
-    ours, theirs = (errors.total() / live.requests for errors in (live.candidate_errors, live.champion_errors))
+def _check_errors(live: LiveStatistics, settings: LiveConfig) -> Check:
+    candidate, champion = (errors.total() / live.requests for errors in (live.candidate_errors, live.champion_errors))
     reasons = ", ".join(f"{reason} {number}" for reason, number in live.candidate_errors.most_common(5))
     return Check(
         name="live errors",
-        passed=ours <= theirs + settings.errors,
-        measured=f"{ours:.2%} of its requests failed{f' ({reasons})' if reasons else ''}",
-        required=f"at most {theirs + settings.errors:.2%}",
-        explanation=f"the champion failed {theirs:.2%} of the same requests; late answers count as failed",
+        passed=candidate <= champion + settings.errors,
+        measured=f"{candidate:.2%} of its requests failed{f' ({reasons})' if reasons else ''}",
+        required=f"at most {champion + settings.errors:.2%}",
+        explanation=f"the champion failed {champion:.2%} of the same requests; late answers count as failed",
         compares=True,
     )
 
 
-def _agreement(task: Task, found: Sequence[float], least: float) -> Check:
+def _check_agreement(task: Task, agreements: Sequence[float], least: float) -> Check:
     name = f"live agreement ({task})"
-    if not found:
+    if not agreements:
         return Check(name, None, "", f"at least {least:.1%}", "no request of this task was compared", True)
-    mean = float(np.mean(found))
+    mean = float(np.mean(agreements))
     return Check(
         name=name,
         passed=mean >= least,
-        measured=f"{mean:.1%} like the champion's ({len(found)} requests)",
+        measured=f"{mean:.1%} like the champion's ({len(agreements)} requests)",
         required=f"at least {least:.1%}",
         explanation="a better model differs where the champion is wrong, and hardly elsewhere",
         compares=True,
     )
 
 
-def _latency(live: Live, percent: int, most: float) -> Check:
+def _check_latency(live: LiveStatistics, percent: int, most: float) -> Check:
     name, required = f"live latency p{percent}", f"at most {most:g} times the champion's"
     if not live.seconds:
         return Check(name, False, "no request was answered by both", required, "there is nothing to compare", True)
-    ours, theirs = np.percentile(np.array(live.seconds), percent, axis=0)
+    candidate, champion = np.percentile(np.array(live.seconds), percent, axis=0)
     return Check(
         name=name,
-        passed=bool(ours <= most * theirs),
-        measured=f"{ours * 1000:.1f} ms against {theirs * 1000:.1f} ms",
+        passed=bool(candidate <= most * champion),
+        measured=f"{candidate * 1000:.1f} ms against {champion * 1000:.1f} ms",
         required=required,
-        explanation="decoding, queue and model of the same requests, each in its own process",
+        explanation="decoding, queue and model, for the same requests, each in its own process",
         compares=True,
     )
 
 
-def _corrected(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tuple[Check, list[Difference]]:
+def _check_corrections(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tuple[Check, list[Difference]]:
     name = "live corrections"
     required = f"not worse by more than {config.live.corrections:g} and chance"
     if not rows:
         return Check(name, None, "", required, "no answer that both gave was corrected", True), []
-    images = np.unique([image for image, _, _ in rows], return_inverse=True)[1].astype(np.int64)
-    found = comparison.difference(
-        name, _credits(images, [r[1] for r in rows]), _credits(images, [r[2] for r in rows]), config
+    image_N = np.unique([image for image, _, _ in rows], return_inverse=True)[1].astype(np.int64)
+    right_2N = np.array([right for _, *right in rows], np.float64).T
+    candidate, champion = (
+        ExampleScores(right_N, np.zeros_like(image_N), image_N, np.arange(len(rows)), binary=True)
+        for right_N in right_2N
     )
-    found = comparison.tolerated(found, config.live.corrections)
+    measured = comparison.difference(name, candidate, champion, config)
+    measured = comparison.with_tolerance(measured, config.live.corrections)
     check = Check(
         name=name,
-        passed=not found.worse,
-        measured=f"{found.candidate:.4f} against {found.champion:.4f} right of {found.rows} corrected answers",
+        passed=not measured.worse,
+        measured=f"{measured.candidate:.4f} against {measured.champion:.4f} right of {measured.rows} corrected answers",
         required=required,
-        explanation="people correct what they were shown, so this speaks against a candidate alone",
+        explanation="people correct what they were shown, so this can only count against a candidate",
         compares=True,
     )
-    return check, [found]
-
-
-def _credits(image_N: NDArray[np.int64], right: Sequence[bool]) -> Credits:
-    rows = len(right)
-    return Credits(
-        worth_N=np.array(right, np.float64),
-        group_N=np.zeros(rows, np.int64),
-        image_N=image_N,
-        row_N=np.arange(rows),
-        binary=True,
-    )
+    return check, [measured]

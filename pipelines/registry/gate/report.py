@@ -1,4 +1,4 @@
-"""A decision for people: a table as Markdown and as a page, and a picture."""
+"""A gate decision for people: as Markdown, HTML, a picture, and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -11,65 +11,56 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipelines.registry.gate.check import Check, Decision, Difference
-from pipelines.report.training_pictures import GREY, RIGHT, WRONG
+from pipelines.registry.gate.check import Check, Difference, GateDecision
+from pipelines.report.html import render
+from pipelines.report.training_pictures import GREY, RIGHT, WRONG, style_axes
 
 _MARKS = {True: "✓ passed", False: "✗ failed", None: "– does not apply"}
+_CLASSES = {True: "passed", False: "failed", None: "none"}
 _COLOURS = {True: RIGHT, False: WRONG, None: GREY}
-_COLUMNS = ("check", "result", "measured", "required", "why")
-_SLICES = 24
-"""Differences shown, those that count against the candidate first; the rest is counted."""
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1c2126; background: #fff; margin: 2rem auto; max-width: 72rem;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } table { border-collapse: collapse; }
-td, th { text-align: left; padding: .35rem 1rem .35rem 0; vertical-align: top; border-bottom: 1px solid #d8dee4;
-  overflow-wrap: anywhere; } th { color: #5a6570; font-weight: 500; } td:nth-child(2) { white-space: nowrap; }
-tr.failed td:nth-child(2) { color: #b34700; font-weight: 600; } tr.passed td:nth-child(2) { color: #0072b2; }
-@media (prefers-color-scheme: dark) { body { background: #14181c; color: #e4e8ec; } td, th { border-color: #333b43; }
-  th { color: #9aa5b0; } tr.failed td:nth-child(2) { color: #ff9d5c; } tr.passed td:nth-child(2) { color: #7db8f0; } }
-"""
+_CHECK_COLUMNS = ("check", "result", "measured", "required", "why")
+_DIFFERENCE_COLUMNS = ("of", "rows", "candidate", "champion", "difference", "from", "to", "tolerance", "")
+_MAX_DRAWN = 24
+"""Differences in the picture, those that fail the gate first; the title counts the others."""
 
 
-def title(decision: Decision) -> str:
-    """What was decided, in one line."""
+def title(decision: GateDecision) -> str:
+    """The decision in one line."""
     verdict = "may be promoted" if decision.promote else "is not promoted"
     against = f"version {decision.champion}" if decision.champion is not None else "no champion"
     return f"{decision.model} version {decision.candidate} against {against}: {verdict}"
 
 
-def markdown(decision: Decision) -> str:
+def markdown(decision: GateDecision) -> str:
     """The tables of checks and of differences."""
     parts = [
         f"# {title(decision)}",
         _markdown_cell(decision.reason),
-        _markdown_table(_COLUMNS, _check_rows(decision.checks)),
+        _markdown_table(_CHECK_COLUMNS, [_check_cells(check) for check in decision.checks]),
     ]
     if decision.differences:
-        parts += ["## Differences", _markdown_table(_difference_columns(), _difference_rows(decision.differences))]
+        rows = [_difference_cells(difference) for difference in _ranked(decision.differences)]
+        parts += ["## Differences", _markdown_table(_DIFFERENCE_COLUMNS, rows)]
     return "\n\n".join(parts) + "\n"
 
 
-def page(decision: Decision) -> str:
-    """The same as an HTML page that needs no other file. What the data say stands in it as escaped text only."""
-    kinds = [{True: "passed", False: "failed", None: "none"}[check.passed] for check in decision.checks]
-    body = f"<h1>{escape(title(decision))}</h1><p>{escape(decision.reason)}</p>"
-    body += _html_table(_COLUMNS, _check_rows(decision.checks), kinds)
-    if decision.differences:
-        shown = _ranked(decision.differences)
-        kinds = ["failed" if one.worse else "none" for one in shown]
-        body += f"<h2>Differences</h2>{_html_table(_difference_columns(), _difference_rows(shown), kinds)}"
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title(decision))}</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY)}">'
-        f"<style>{_STYLE}</style></head><body>{body}</body></html>\n"
+def page(decision: GateDecision) -> str:
+    """The same tables as an HTML page that needs no other file."""
+    return render(
+        "gate.html",
+        title=title(decision),
+        reason=decision.reason,
+        check_columns=_CHECK_COLUMNS,
+        checks=[(_CLASSES[check.passed], _check_cells(check)) for check in decision.checks],
+        difference_columns=_DIFFERENCE_COLUMNS,
+        differences=[
+            ("failed" if difference.worse else "none", _difference_cells(difference))
+            for difference in _ranked(decision.differences)
+        ],
     )
 
 
-def table(decision: Decision) -> str:
+def table(decision: GateDecision) -> str:
     """The checks as lines for a terminal."""
     width = max(len(check.name) for check in decision.checks)
     return "\n".join(
@@ -79,16 +70,16 @@ def table(decision: Decision) -> str:
     )
 
 
-def picture(decision: Decision) -> Figure:
-    """The checks with their results, and the differences with their intervals against zero and their tolerances."""
-    shown = _ranked(decision.differences)[:_SLICES]
-    lines = max(len(decision.checks) * 1.15, len(shown), 4)
-    figure = Figure(figsize=(15 if shown else 9, 0.36 * lines + 1.4), layout="constrained")
+def picture(decision: GateDecision) -> Figure:
+    """The checks with their results, and the differences with their intervals and tolerances."""
+    drawn = _ranked(decision.differences)[:_MAX_DRAWN]
+    lines = max(len(decision.checks) * 1.15, len(drawn), 4)
+    figure = Figure(figsize=(15 if drawn else 9, 0.36 * lines + 1.4), layout="constrained")
     figure.suptitle(title(decision), fontsize=13, color=_COLOURS[decision.promote])
-    axes = figure.subplots(1, 2 if shown else 1, squeeze=False)[0]
+    axes = figure.subplots(1, 2 if drawn else 1, squeeze=False)[0]
     _draw_checks(axes[0], decision.checks)
-    if shown:
-        _draw_differences(axes[1], shown, len(decision.differences) - len(shown))
+    if drawn:
+        _draw_differences(axes[1], drawn, len(decision.differences) - len(drawn))
     return figure
 
 
@@ -99,51 +90,48 @@ def _draw_checks(axes: Axes, checks: Sequence[Check]) -> None:
     for line, check in enumerate(checks):
         style: dict[str, Any] = {"va": "center", "fontsize": 9, "parse_math": False}
         axes.text(0, line + 0.5, f"{_MARKS[check.passed][0]} {check.name}", color=_COLOURS[check.passed], **style)
-        said = textwrap.wrap(check.measured or check.explanation, 66, max_lines=2, placeholder=" …")
-        axes.text(0.34, line + 0.5, "\n".join(said), color="#333333", **{**style, "fontsize": 8})
+        text = textwrap.wrap(check.measured or check.explanation, 66, max_lines=2, placeholder=" …")
+        axes.text(0.34, line + 0.5, "\n".join(text), color="#333333", **{**style, "fontsize": 8})
 
 
-def _draw_differences(axes: Axes, shown: Sequence[Difference], left_out: int) -> None:
-    for line, one in enumerate(shown):
-        colour = WRONG if one.worse else RIGHT if one.low > 0 else GREY
-        bounds = [bound for bound in (one.low, one.high) if isfinite(bound)]
+def _draw_differences(axes: Axes, differences: Sequence[Difference], left_out: int) -> None:
+    for line, difference in enumerate(differences):
+        colour = WRONG if difference.worse else RIGHT if difference.low > 0 else GREY
+        bounds = [bound for bound in (difference.low, difference.high) if isfinite(bound)]
         axes.plot(bounds, [line] * len(bounds), color=colour, linewidth=2)
-        axes.plot([one.value], [line], marker="x" if one.worse else "o", color=colour, markersize=6)
-        if one.tolerance is not None:
-            axes.plot([-one.tolerance], [line], marker="|", color="black", markersize=9)
+        axes.plot([difference.value], [line], marker="x" if difference.worse else "o", color=colour, markersize=6)
+        if difference.tolerance is not None:
+            axes.plot([-difference.tolerance], [line], marker="|", color="black", markersize=9)
     axes.axvline(0, color="black", linewidth=0.8)
-    names = [textwrap.shorten(f"{one.name} ({one.rows:,})", 40, placeholder="…") for one in shown]
-    axes.set_yticks(range(len(shown)), names, fontsize=8, parse_math=False)
+    names = [textwrap.shorten(f"{one.name} ({one.rows:,})", 40, placeholder="…") for one in differences]
+    axes.set_yticks(range(len(differences)), names, fontsize=8, parse_math=False)
     axes.invert_yaxis()
-    axes.set_xlabel("candidate − champion, with its interval; | the tolerance; × counts against the candidate")
+    axes.set_xlabel("candidate − champion, with its interval; | the tolerance; × fails the gate")
     axes.set_title(f"Differences{f' ({left_out} more are not shown)' if left_out else ''}", fontsize=11, loc="left")
-    axes.grid(axis="x", color="#E5E5E5", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes, grid="x")
 
 
 def _ranked(differences: Sequence[Difference]) -> list[Difference]:
-    """The hold-out first, then what counts against the candidate, then by size."""
+    """The hold-out first, then those that fail the gate, then by number of rows."""
     return sorted(differences, key=lambda one: (one.tolerance is not None, not one.worse, -one.rows))
 
 
-def _check_rows(checks: Sequence[Check]) -> list[tuple[str, ...]]:
-    return [(c.name, _MARKS[c.passed], c.measured, c.required, c.explanation) for c in checks]
+def _check_cells(check: Check) -> tuple[str, ...]:
+    return check.name, _MARKS[check.passed], check.measured, check.required, check.explanation
 
 
-def _difference_columns() -> tuple[str, ...]:
-    return ("of", "rows", "candidate", "champion", "difference", "from", "to", "tolerance", "")
-
-
-def _difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
-    return [
-        (
-            one.name, f"{one.rows:,}", f"{one.candidate:.4f}", f"{one.champion:.4f}", f"{one.value:+.4f}",
-            f"{one.low:+.4f}", f"{one.high:+.4f}", "" if one.tolerance is None else f"{one.tolerance:g}",
-            "✗ worse" if one.worse else "",
-        )
-        for one in _ranked(differences)
-    ]  # fmt: skip
+def _difference_cells(difference: Difference) -> tuple[str, ...]:
+    return (
+        difference.name,
+        f"{difference.rows:,}",
+        f"{difference.candidate:.4f}",
+        f"{difference.champion:.4f}",
+        f"{difference.value:+.4f}",
+        f"{difference.low:+.4f}",
+        f"{difference.high:+.4f}",
+        "" if difference.tolerance is None else f"{difference.tolerance:g}",
+        "✗ worse" if difference.worse else "",
+    )
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -153,12 +141,3 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
 def _markdown_cell(text: str) -> str:
     return escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
-
-
-def _html_table(columns: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        f'<tr class="{kind}">{"".join(f"<td>{escape(cell)}</td>" for cell in row)}</tr>'
-        for kind, row in zip(kinds, rows, strict=True)
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"

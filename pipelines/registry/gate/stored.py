@@ -1,75 +1,84 @@
-"""Is what the registry holds of a candidate whole, of the champion's kind, and does it answer by itself?"""
+"""Checks of a candidate's stored package: unchanged files, the champion's schema, an answer in a fresh process."""
 
 from __future__ import annotations
 
 from pipelines.registry import package
 from pipelines.registry.errors import ArtifactError, SmokeError
 from pipelines.registry.gate.check import Check
-from pipelines.registry.registry import ROLLBACK_TAG, LocalModel, ModelVersion, Registry
+from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.versions import ROLLBACK_TAG, LocalModel, ModelVersion
 from vlmodel.config import dump
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
 
 
-def files_are_whole(registry: Registry, version: ModelVersion) -> Check:
+def check_stored_files(registry: Registry, version: ModelVersion) -> Check:
     """Whether the stored files, not those of a local copy, have the hashes of their registration."""
     name, required = "stored files", "the sha256 of each file as registered"
-    why = "a model that was changed after its evaluation is not the one that was evaluated"
+    reason = "a model that was changed after its evaluation is not the one that was evaluated"
     try:
         registry.verify_stored(version)
     except ArtifactError as error:
-        return Check(name, False, str(error), required, why)
-    return Check(name, True, "all as registered", required, why)
+        return Check(name, False, str(error), required, reason)
+    return Check(name, True, "all as registered", required, reason)
 
 
-def not_given_up(version: ModelVersion) -> Check:
-    """Whether the version was never rolled back: a job that is started again must not bring it back."""
+def check_not_rolled_back(version: ModelVersion) -> Check:
+    """Whether the version was never rolled back: a repeated job must not promote it again."""
     return Check(
         name="not rolled back",
         passed=not version.rollback_reason,
         measured=f"rolled back: {version.rollback_reason}" if version.rollback_reason else "never",
         required=f"never; to allow it again delete its tag {ROLLBACK_TAG!r} in MLflow",
-        explanation="people, or a server, gave it up for a reason that the hold-out may not show",
+        explanation="it was rolled back for a reason that the hold-out may not show",
     )
 
 
-def same_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
-    """Whether inputs, outputs, and the tasks with what each reads are the champion's; without one, the program's."""
+def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
+    """Whether inputs, outputs and tasks are those of the champion; without a champion, those of this program."""
     name = "schema"
-    why = "clients of the champion must be able to ask the candidate; register another kind of model under another name"
-    ours = _schema(candidate)
+    reason = (
+        "clients of the champion must be able to ask the candidate; register another kind of model under another name"
+    )
+    candidate_schema = _schema(candidate)
     if champion is None:
-        wanted = {**ours, "signature": package.SIGNATURE.to_dict()}
+        expected = {**candidate_schema, "signature": package.SIGNATURE.to_dict()}
     else:
-        wanted = _schema(champion)
-    different = [key for key in sorted(ours.keys() | wanted.keys()) if ours.get(key) != wanted.get(key)]
-    whose = "this program's" if champion is None else f"version {champion.version}'s"
-    measured = "; ".join(f"{key} {ours.get(key)} instead of {wanted.get(key)}" for key in different) or "equal"
-    return Check(name, not different, measured, f"equal to {whose}", why)
+        expected = _schema(champion)
+    different = [
+        key
+        for key in sorted(candidate_schema.keys() | expected.keys())
+        if candidate_schema.get(key) != expected.get(key)
+    ]
+    source = "this program's" if champion is None else f"version {champion.version}'s"
+    measured = (
+        "; ".join(f"{key} {candidate_schema.get(key)} instead of {expected.get(key)}" for key in different) or "equal"
+    )
+    return Check(name, not different, measured, f"equal to {source}", reason)
 
 
-def answers_by_itself(candidate: LocalModel, example: tuple[bytes, str], *, wanted: bool = True) -> Check:
-    """Whether a fresh process, which has the stored files alone, gives the answer that this process gives.
+def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabled: bool = True) -> Check:
+    """Whether a fresh process, with only the stored files, gives the answer that this process gives.
 
     Args:
         example: (encoded image, text).
         wanted: False leaves it out.
     """
     name, required = "smoke test", "the same answer in a fresh process, from the stored files alone"
-    why = "what a server loads is what was evaluated"
-    if not wanted:
+    reason = "what a server loads is what was evaluated"
+    if not enabled:
         return Check(name, None, "", required, "registry.smoke_test is false")
     image, text = example
-    ((here,),) = Predictor.from_pretrained(candidate.folder).predict([Example(image, (text,))], top_k=1)
+    ((prediction,),) = Predictor.from_pretrained(candidate.folder).predict([Example(image, (text,))], top_k=1)
     try:
-        (there,) = answers_in_fresh_process(candidate.package, [example])
+        (answer,) = answers_in_fresh_process(candidate.package, [example])
     except SmokeError as error:
-        return Check(name, False, str(error), required, why)
-    expected = here.answers[0][0]
-    return Check(name, there == expected, f"{there!r}, here {expected!r}", required, why)
+        return Check(name, False, str(error), required, reason)
+    expected = prediction.answers[0][0]
+    return Check(name, answer == expected, f"{answer!r}, here {expected!r}", required, reason)
 
 
 def _schema(model: LocalModel) -> dict[str, object]:
-    tasks = {task: dump(fields) for task, fields in VLProcessor.from_pretrained(model.folder).tasks.items()}
+    tasks = {task: dump(spec) for task, spec in VLProcessor.from_pretrained(model.folder).tasks.items()}
     return {"signature": package.signature(model.package), "tasks": tasks}

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pipelines.serve.config import ChallengerConfig
 from pipelines.serve.errors import ApiError, internal
-from pipelines.serve.service import ServiceRequest, ServiceResult, Task
+from pipelines.serve.service import ChallengerMetrics, ServiceRequest, ServiceResult
 
 log = logging.getLogger(__name__)
 
@@ -35,22 +35,6 @@ class ChallengerClient(Protocol):
             ApiError: it refuses the request.
             Exception: it cannot be reached, or failed.
         """
-
-
-class ChallengerMetrics:
-    """Counts what became of requests to the challenger. This base counts nothing."""
-
-    def called(self, task: Task, outcome: str, version: str) -> None:
-        """One request to the challenger; ``outcome`` is "ok" or why it has no result."""
-
-    def compared(self, task: Task, agreement: float, version: str) -> None:
-        """Two results of one request."""
-
-    def fell_back(self, task: Task, reason: str) -> None:
-        """The champion answered in the challenger's place."""
-
-    def dropped(self, reason: str) -> None:
-        """A request that was not compared ("busy", "paused"), or a comparison that was not written ("record")."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.deployment.ray_private import bind_grpc_to_loopback
 from pipelines.serve.errors import ApiError
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.metrics import RayMetrics
+from pipelines.serve.ray_private import bind_grpc_to_loopback
 from pipelines.serve.service import ServiceRequest, ServiceResult
 from vlmodel.config import parse
 

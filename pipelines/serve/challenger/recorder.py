@@ -10,9 +10,9 @@ from typing import Any
 from pipelines.records.comparisons import Comparison, ComparisonWriter, ModelResult, TextPair, text_hash
 from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
 from pipelines.serve.challenger.background import BackgroundTasks
-from pipelines.serve.challenger.calls import ChallengerMetrics, Outcome
+from pipelines.serve.challenger.calls import Outcome
 from pipelines.serve.config import ChallengerConfig
-from pipelines.serve.service import ModelInfo, ServiceRequest, Task
+from pipelines.serve.service import ChallengerMetrics, ModelInfo, ServiceRequest, Task
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,10 @@ from dataclasses import replace
 
 from pipelines.records.comparisons import ComparisonWriter
 from pipelines.serve.challenger.background import BackgroundTasks
-from pipelines.serve.challenger.calls import ChallengerCaller, ChallengerClient, ChallengerMetrics, Outcome, outcome_of
+from pipelines.serve.challenger.calls import ChallengerCaller, ChallengerClient, Outcome, outcome_of
 from pipelines.serve.challenger.recorder import ComparisonRecorder
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.service import CaptionStream, ModelInfo, Service, ServiceRequest, ServiceResult
+from pipelines.serve.service import CaptionStream, ChallengerMetrics, ModelInfo, Service, ServiceRequest, ServiceResult
 
 # The beginning of an image tells it from others; hashing all of a large one would block the event loop.
 _HASHED_BYTES = 1 << 16

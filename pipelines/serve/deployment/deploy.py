@@ -14,11 +14,11 @@ from ray import serve
 from ray.serve.config import ControllerOptions, HTTPOptions, ProxyLocation
 from ray.serve.schema import LoggingConfig
 
-from pipelines.serve import tls
+from pipelines.serve import ray_private, tls
 from pipelines.serve.challenger.deployment import APP_NAME as CHALLENGER_APP
 from pipelines.serve.client import is_reachable
 from pipelines.serve.config import ServeConfig, is_loopback
-from pipelines.serve.deployment import ingress, ray_private
+from pipelines.serve.deployment import ingress
 from pipelines.serve.deployment.address import address_of, check_port_free, host_and_port
 from pipelines.serve.deployment.application import (
     challenger_application,

@@ -32,8 +32,8 @@ import ray
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import haproxy
 from pipelines.serve.deployment.haproxy import Options
-from pipelines.serve.deployment.ray_private import LOOPBACK, head_address, is_behind_haproxy
 from pipelines.serve.errors import ServeError
+from pipelines.serve.ray_private import LOOPBACK, head_address, is_behind_haproxy
 
 # A Unix socket's path has at most 107 characters, of which Serve uses 56: Ray's own session folder is too long.
 _PARENT_FOLDER, _PREFIX = Path("/tmp"), "vlserve-"

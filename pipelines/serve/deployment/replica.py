@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ray import serve
 
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.deployment.ray_private import bind_grpc_to_loopback
 from pipelines.serve.inference.priority import run_at_low_priority
+from pipelines.serve.ray_private import bind_grpc_to_loopback
 from vlmodel.config import dump, parse
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
-from pipelines.evaluate.floors import Floors
+from pipelines.evaluate.baselines import FILE, AnswerPrior, Baselines, check_learnable
 from tests.pipelines.data.tar_maker import photo
-from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED
+from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
 
 TEXTS = [
     Texts(("a dog runs", "a dog"), (Question("is it red?", "Yes."), Question("how many?", "two"))),
@@ -26,22 +25,22 @@ QUESTIONS = pa.chunked_array([["is it red?", "how many?", "never asked"]])
 
 
 def test_answers_in_other_spellings_count_together() -> None:
-    found = Floors.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "yes."), ("q", "no")], "vqa")
+    found = AnswerPrior.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "yes."), ("q", "no")], "vqa")
     assert found.majority == "Yes"  # of equally frequent spellings the first
-    assert Floors.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "no")]).majority == "no"
+    assert AnswerPrior.learn([("q", "no"), ("q", "Yes"), ("q", "yes"), ("q", "no")]).majority == "no"
 
 
 def test_they_are_the_same_once_they_were_kept(tmp_path: Path) -> None:
     learned = Baselines.learn(iter(TEXTS), [ASKED, CAPTIONED], "vqa", ["ab12"])
     assert learned.answers is not None
-    assert learned.answers.answers(QUESTIONS) == ["yes", "2", "yes"]
+    assert learned.answers.predict(QUESTIONS) == ["yes", "2", "yes"]
     assert learned.caption in ("a dog runs", "a dog", "a dog runs fast")
     learned.save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {FILE}
     kept = Baselines.load(tmp_path)
     assert kept is not None
     assert kept.answers is not None
-    assert kept.answers.answers(QUESTIONS) == ["yes", "2", "yes"]
+    assert kept.answers.predict(QUESTIONS) == ["yes", "2", "yes"]
     assert (kept.answers.normalizer, kept.caption, kept.trained_on) == ("vqa", learned.caption, ("ab12",))
     assert Baselines.load(tmp_path / "nowhere") is None
 
@@ -68,6 +67,6 @@ def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_hav
     ):
         check_learnable(judged, {"": ASKED})
     found = Baselines.of_training(judged, [trained], {"": ASKED}, "none")
-    assert found.answers == Floors.learn([("is it red?", "Yes."), ("how many?", "two")])
+    assert found.answers == AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")])
     assert found.trained_on == (trained.hash,)
     check_learnable(judged, {"": COMPARED})

@@ -15,10 +15,10 @@ from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.credit import credits_of, images_of
-from pipelines.evaluate.examples import choose, illustrate, image_of
-from pipelines.evaluate.judge import judge
-from tests.pipelines.evaluate.test_judge import ASKED, COMPARED, table
+from pipelines.evaluate.build_report import build_report
+from pipelines.evaluate.example_scores import image_ids, score_examples
+from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
+from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
 
@@ -44,11 +44,11 @@ def colour(image: bytes) -> object:
 
 def test_the_picture_of_a_key_is_that_of_the_split(index: Index) -> None:
     for split, expected in COLOURS.items():
-        assert colour(image_of("0", index, split)) == expected
-    assert colour(image_of("0", index)) == COLOURS["val"]
-    assert colour(image_of("alone", index)) == COLOURS["train"]
+        assert colour(image_bytes("0", index, split)) == expected
+    assert colour(image_bytes("0", index)) == COLOURS["val"]
+    assert colour(image_bytes("alone", index)) == COLOURS["train"]
     with pytest.raises(DataError, match="no sample 'alone' of split 'val'"):
-        image_of("alone", index, "val")
+        image_bytes("alone", index, "val")
 
 
 class _Shows:
@@ -71,14 +71,14 @@ def test_the_page_shows_the_picture_that_was_asked_about(index: Index) -> None:
         {"key": key, "split": split, "text": "what colour?", "target": split, "predicted": "x", "probability": 0.5}
         for split in COLOURS for key in ("0", "1")
     ]  # fmt: skip
-    cards = illustrate(choose(table(*rows), ASKED, 12), index, _Shows())  # type: ignore[arg-type]
+    cards = make_cards(choose_examples(table(*rows), ASKED, 12), index, _Shows())  # type: ignore[arg-type]
     assert len(cards) == 6
     assert all(card.image == COLOURS[card.answer] for card in cards)
 
 
 def test_one_key_in_two_splits_is_two_images() -> None:
     rows = [{"key": "0", "split": split, "predicted": "x"} for split in ("train", "val", "val")]
-    found = images_of(table(*rows))
+    found = image_ids(table(*rows))
     assert (found[0] != found[1], found[1] == found[2]) == (True, True)
 
 
@@ -90,8 +90,11 @@ def test_what_belongs_to_an_image_of_the_same_key_is_found_wrong() -> None:
          "probability": 1.0, "image_embedding": basis[image], "text_embedding": basis[0] + 0.1 * basis[image]}
         for image, split in enumerate(("train", "val"))
     ]  # fmt: skip
-    report = judge(table(*rows), "all", COMPARED, Baselines())
+    report = build_report(table(*rows), "all", COMPARED, Baselines())
     assert report.samples == 2
-    assert report.figures["text_to_image_recall_at_1"] == 0.5
-    assert credits_of(table(*rows), COMPARED).figure == pytest.approx(report.value)
-    assert {chosen.split: chosen.right for chosen in choose(table(*rows), COMPARED, 4)} == {"train": True, "val": True}
+    assert report.metrics["text_to_image_recall_at_1"] == 0.5
+    assert score_examples(table(*rows), COMPARED).value == pytest.approx(report.value)
+    assert {chosen.split: chosen.right for chosen in choose_examples(table(*rows), COMPARED, 4)} == {
+        "train": True,
+        "val": True,
+    }

@@ -17,8 +17,8 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.predict import PredictConfig, _Answerer, is_drawn, predict, write
-from tests.pipelines.evaluate.test_judge import table
+from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_drawn, predict, write
+from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 
@@ -35,14 +35,14 @@ class _Colours:
 def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> None:
     """Eight images with two questions each, of which a half is drawn, the same ones in every run."""
     processor = VLProcessor(ProcessorConfig(image_size=4), train_tokenizer(["what is it ?"], 64), ["red"])
-    answerer = _Answerer.__new__(_Answerer)
+    answerer = _PredictActor.__new__(_PredictActor)
     answerer._predictor, answerer._task = _Colours(processor), ""  # type: ignore[assignment]
     answerer._config, answerer._exchanged = PredictConfig(), 0.5
     keys = [str(n) for n in range(8)]
     pixels_BHWC = np.repeat(np.arange(8, dtype=np.uint8), 48).reshape(8, 4, 4, 3)
     arrays = {"pixels_BHWC": pixels_BHWC, "text_image_N": np.repeat(np.arange(8), 2)}
     columns = {"split": ["val"] * 16, "key": [k for k in keys for _ in "ab"], "text": ["what is it?", "is it?"] * 8}
-    found = answerer._about_other_images(arrays, columns)
+    found = answerer._answers_about_other_images(arrays, columns)
     drawn = [is_drawn("val", key, 0.5) for key in keys]
     expected = [str((n + 4) % 8) if drawn[n] else None for n in range(8) for _ in "ab"]
     assert 0 < sum(drawn) < 8
@@ -68,7 +68,7 @@ def test_a_share_of_a_gpu_can_be_asked_for(tmp_path: Path, ray_local: None) -> N
     VLProcessor(ProcessorConfig(image_size=16), train_tokenizer(["what is it ?"], 64), ["red"]).save_pretrained(model)
     source = Source(str(tmp_path), index.hash, "test", str(model))
     made = predict(str(model), source, PredictConfig(gpus_per_worker=0.25), StreamConfig())
-    assert "MapBatches(_Answerer)" in str(made)
+    assert "MapBatches(_PredictActor)" in str(made)
 
 
 def test_answers_to_texts_that_were_cut_are_counted_when_they_are_written(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.registry import Registry
-from pipelines.registry.score import Score
-from pipelines.tracking.tracker import Tracker, TrackingConfig
+from pipelines.registry.version_score import VersionScore
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.tracker import Tracker
 from vlmodel.config import parse
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -78,8 +79,8 @@ def pictures() -> list[bytes]:
 
 
 @pytest.fixture
-def score() -> Score:
-    return Score(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
+def score() -> VersionScore:
+    return VersionScore(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
 
 
 @pytest.fixture

@@ -14,21 +14,30 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipelines.evaluate.assess import Assessment
-from pipelines.evaluate.floors import Floors
-from pipelines.evaluate.judge import judge_answers
+from pipelines.evaluate.baselines import AnswerPrior
+from pipelines.evaluate.build_report import report_on_answers
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import stored
-from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.promotion import above_floor, apply_decision, compare, compare_new, roll_back
-from pipelines.registry.registry import ModelVersion, Registry
-from pipelines.registry.score import Score
-from pipelines.tracking.tracker import NullTracker, Tracker, TrackingConfig, TrackingError, connect
-from tests.pipelines.evaluate.test_judge import ASKED, answers
+from pipelines.registry.gate.check import Check, GateDecision
+from pipelines.registry.promotion import (
+    apply_decision,
+    check_baselines,
+    compare_on_holdout,
+    compare_on_new_data,
+    roll_back,
+)
+from pipelines.registry.registry import Registry
+from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import ModelVersion
+from pipelines.tracking.address import TrackingConfig, TrackingError
+from pipelines.tracking.store import connect
+from pipelines.tracking.tracker import NullTracker, Tracker
+from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 
 CONFIG = GateConfig(resamples=500)
-FLOORS = Floors.learn([("is it red?", "yes"), ("what is it?", "cat")])
+PRIOR = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
 
 
 def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -> Assessment:
@@ -40,7 +49,7 @@ def assessed(right: Sequence[bool], task: str = "", asked: str = "is it red?") -
             for n, ok in enumerate(right)
         )
     )
-    return Assessment(task, judge_answers(table, "val", FLOORS), table, [], (b"", ""))
+    return Assessment(task, report_on_answers(table, "val", PRIOR), table, [], (b"", ""))
 
 
 def accuracy(share: float, rows: int = 600, seed: int = 0) -> list[bool]:
@@ -52,30 +61,32 @@ def failed(checks: Sequence[Check]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "fails"),
+    ("candidate", "champion", "fails"),
     [
         (0.9, 0.8, []),
         (0.8, 0.9, ["better on the hold-out", "not by chance", "no slice worse"]),
         (0.8, 0.8, ["better on the hold-out", "not by chance"]),
     ],
 )
-def test_a_worse_candidate_or_an_equal_one_does_not_pass(ours: float, theirs: float, fails: list[str]) -> None:
-    checks, differences = compare([assessed(accuracy(ours))], [assessed(accuracy(theirs))], {"": ASKED}, CONFIG)
+def test_a_worse_candidate_or_an_equal_one_does_not_pass(candidate: float, champion: float, fails: list[str]) -> None:
+    checks, differences = compare_on_holdout(
+        [assessed(accuracy(candidate))], [assessed(accuracy(champion))], {"": ASKED}, CONFIG
+    )
     assert failed(checks) == fails
     assert differences[0].name == "hold-out"
     assert {"question_type=what is", "target=cat"} <= {one.name for one in differences}
 
 
 def test_a_better_candidate_that_gives_up_a_slice_does_not_pass() -> None:
-    theirs = accuracy(0.6, rows=900)
-    ours = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(theirs)]  # all right, but for "cat"
-    checks, _ = compare([assessed(ours)], [assessed(theirs)], {"": ASKED}, CONFIG)
+    champion = accuracy(0.6, rows=900)
+    candidate = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(champion)]  # all right, but for "cat"
+    checks, _ = compare_on_holdout([assessed(candidate)], [assessed(champion)], {"": ASKED}, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "target=cat" in checks[-1].measured
 
 
 def test_answers_to_other_rows_are_not_compared() -> None:
-    checks, differences = compare(
+    checks, differences = compare_on_holdout(
         [assessed(accuracy(0.9))], [assessed(accuracy(0.1), asked="is it big?")], {"": ASKED}, CONFIG
     )
     assert failed(checks) == ["same hold-out"]
@@ -84,55 +95,55 @@ def test_answers_to_other_rows_are_not_compared() -> None:
 
 def test_of_several_tasks_the_others_may_not_be_worse() -> None:
     tasks = {"vqa": ASKED, "answer": ASKED}
-    theirs = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
-    ours = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
-    checks, _ = compare(ours, theirs, tasks, CONFIG)
+    champion = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
+    candidate = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
+    checks, _ = compare_on_holdout(candidate, champion, tasks, CONFIG)
     assert failed(checks) == ["no slice worse"]
     assert "task=answer" in checks[-1].measured
 
 
-@pytest.mark.parametrize(("ours", "passes"), [(0.95, True), (0.9, True), (0.7, False)])
-def test_a_candidate_must_not_be_worse_on_new_data(ours: float, passes: bool) -> None:
-    check, (one,) = compare_new([assessed(accuracy(ours))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
+@pytest.mark.parametrize(("candidate", "passes"), [(0.95, True), (0.9, True), (0.7, False)])
+def test_a_candidate_must_not_be_worse_on_new_data(candidate: float, passes: bool) -> None:
+    check, (one,) = compare_on_new_data([assessed(accuracy(candidate))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
     assert (check.name, check.passed, check.compares) == ("no worse on new data", passes, True)
     assert (one.name, one.rows, one.tolerance, one.worse) == ("new data", 600, CONFIG.new_tolerance, not passes)
 
 
 def test_each_task_counts_on_new_data() -> None:
     tasks = {"vqa": ASKED, "answer": ASKED}
-    theirs = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
-    ours = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
-    check, found = compare_new(ours, theirs, tasks, CONFIG)
+    champion = [assessed(accuracy(0.7, seed=3), task) for task in tasks]
+    candidate = [assessed(accuracy(0.9, seed=4), "vqa"), assessed(accuracy(0.4, seed=4), "answer")]
+    check, found = compare_on_new_data(candidate, champion, tasks, CONFIG)
     assert check.passed is False
     assert {one.name: one.worse for one in found} == {"new data, task=vqa": False, "new data, task=answer": True}
 
 
 def test_little_new_data_is_not_held_against_a_candidate() -> None:
     rows = CONFIG.slice_rows - 1
-    check, found = compare_new([assessed([False] * rows)], [assessed([True] * rows)], {"": ASKED}, CONFIG)
+    check, found = compare_on_new_data([assessed([False] * rows)], [assessed([True] * rows)], {"": ASKED}, CONFIG)
     assert (check.passed, found) == (None, [])
     assert "fewer than 50 rows of split 'val'" in check.explanation
 
 
 def test_the_first_model_must_be_above_what_needs_no_image() -> None:
     found = assessed(accuracy(0.9))
-    assert above_floor(found).passed
-    assert above_floor(assessed(accuracy(0.1))).passed is False
-    assert "better than always" in above_floor(found).measured
-    broken = replace(found, report=replace(found.report, figures={"accuracy": float("nan")}))
-    assert above_floor(broken).passed is False
+    assert check_baselines(found).passed
+    assert check_baselines(assessed(accuracy(0.1))).passed is False
+    assert "better than always" in check_baselines(found).measured
+    broken = replace(found, report=replace(found.report, metrics={"accuracy": float("nan")}))
+    assert check_baselines(broken).passed is False
 
 
-def test_a_model_that_is_above_its_floor_by_chance_passes_and_the_check_says_so() -> None:
+def test_a_model_that_is_above_its_baseline_by_chance_passes_and_the_check_says_so() -> None:
     """A third is right by always the same answer, and 36 of 100 are right here."""
-    check = above_floor(assessed([n % 100 < 36 for n in range(600)]))
+    check = check_baselines(assessed([n % 100 < 36 for n in range(600)]))
     assert check.passed
     assert "not distinguishable from the question alone" in check.measured
 
 
 @pytest.fixture
 def versions(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
 ) -> list[ModelVersion]:
     """Two versions of the same files."""
     first = registry.log_model(run_id, checkpoint, example, score)
@@ -147,8 +158,8 @@ def tracker(tracking: TrackingConfig, storage: str, run_id: str) -> Tracker:
     return Tracker.of_run(tracking, storage, run_id)
 
 
-def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> Decision:
-    return Decision("vqa", version, over, (Check("better", passed, "0.9", "0.8", "", compares=compares),))
+def decision(version: str, over: str | None, *, passed: bool = True, compares: bool = True) -> GateDecision:
+    return GateDecision("vqa", version, over, (Check("better", passed, "0.9", "0.8", "", compares=compares),))
 
 
 def alias(registry: Registry, name: str) -> str | None:
@@ -171,7 +182,7 @@ def test_each_decision_is_recorded_with_the_run(
 
 @pytest.mark.usefixtures("versions")
 def test_a_candidate_that_is_not_fit_is_no_challenger(registry: Registry) -> None:
-    registry.challenge("2", fit=True)
+    registry.set_challenger("2", is_usable=True)
     apply_decision(registry, decision("2", None, passed=False, compares=False), NullTracker())
     assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
 
@@ -200,23 +211,23 @@ def test_stored_files_are_checked_where_they_are_stored(
     registry: Registry, storage: str, versions: list[ModelVersion]
 ) -> None:
     registry.download(versions[0])
-    assert stored.files_are_whole(registry, versions[0]).passed
+    assert stored.check_stored_files(registry, versions[0]).passed
     file = stored_file(storage, "model.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    check = stored.files_are_whole(registry, versions[0])
+    check = stored.check_stored_files(registry, versions[0])
     assert check.passed is False, "the local copy is good and does not count"
     assert "model.safetensors" in check.measured
 
 
 def test_another_kind_of_model_is_not_of_the_schema(registry: Registry, versions: list[ModelVersion]) -> None:
-    ours, theirs = (registry.download(version) for version in versions)
-    assert stored.same_schema(ours, theirs).passed
-    assert stored.same_schema(ours, None).passed
-    file = theirs.folder / "processor.json"
+    candidate, champion = (registry.download(version) for version in versions)
+    assert stored.check_schema(candidate, champion).passed
+    assert stored.check_schema(candidate, None).passed
+    file = champion.folder / "processor.json"
     tree = json.loads(file.read_text())
     tree["tasks"] = {"": {"reads": "questions", "text": True, "target": "match"}}
     file.write_text(json.dumps(tree))
-    check = stored.same_schema(ours, theirs)
+    check = stored.check_schema(candidate, champion)
     assert check.passed is False
     assert "'target': 'answer'" in check.measured
     assert "'target': 'match'" in check.measured
@@ -232,8 +243,8 @@ def test_a_rollback_is_recorded_with_the_run_of_what_is_given_up(
     tags = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags
     assert tags["gate.rolled_back"] == "to version 1: slow"
     assert alias(registry, "champion") == "1"
-    assert stored.not_given_up(registry.version("1")).passed
-    rollback_reason = stored.not_given_up(registry.version("2"))
+    assert stored.check_not_rolled_back(registry.version("1")).passed
+    rollback_reason = stored.check_not_rolled_back(registry.version("2"))
     assert (rollback_reason.passed, rollback_reason.measured) == (False, "rolled back: slow")
 
 

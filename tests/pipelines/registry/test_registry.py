@@ -20,14 +20,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from pipelines.registry import manifest, smoke
-from pipelines.registry import registry as registry_module
+from pipelines.registry import manifest, package_store, smoke
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.package import build
-from pipelines.registry.registry import LocalModel, Registry
-from pipelines.registry.score import Score
+from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
-from pipelines.tracking.tracker import TrackingConfig, connect
+from pipelines.registry.version_score import VersionScore
+from pipelines.registry.versions import LocalModel
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.store import connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -39,7 +40,7 @@ def test_a_model_is_registered_with_its_score_once(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -53,8 +54,8 @@ def test_a_model_is_registered_with_its_score_once(
 
     local = registry.download(version)
     image, question = example
-    ours = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
-    assert ours == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
+    predictions = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
+    assert predictions == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
     run = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
@@ -77,7 +78,7 @@ def test_the_stored_model_answers_by_itself(
     run_id: str,
     checkpoint: Path,
     pictures: list[bytes],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,7 +88,7 @@ def test_the_stored_model_answers_by_itself(
     def recorded(package: Path, rows: Sequence[tuple[bytes, str]]) -> None:
         smoke_answers.extend(answers_in_fresh_process(package, rows))
 
-    monkeypatch.setattr(registry_module, "answers_in_fresh_process", recorded)
+    monkeypatch.setattr(package_store, "answers_in_fresh_process", recorded)
     registry = Registry.open(tracking, storage)
     local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
     predictor = Predictor.from_pretrained(checkpoint)
@@ -124,7 +125,7 @@ def test_a_model_that_fails_the_smoke_test_is_not_registered(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -152,7 +153,7 @@ def test_promotion_moves_the_aliases_and_repeating_it_changes_nothing(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
 ) -> None:
     with pytest.raises(RegistryError, match=r"'vlmodel' has no champion; train one .*jobs\.promote"):
         registry.champion()
@@ -188,7 +189,7 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
@@ -213,14 +214,14 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
         registry.rollback("once more", of="1")
 
 
-def test_a_damaged_former_champion_is_not_rolled_back_to(
+def test_a_damaged_previous_champion_is_not_rolled_back_to(
     registry: Registry,
     storage: str,
     run_id: str,
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     file = stored_file(storage, "model.safetensors")
@@ -242,7 +243,7 @@ def test_a_promotion_that_is_killed_has_happened_or_not(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     killed_at: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -274,7 +275,7 @@ def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
     checkpoint: Path,
     other_checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     registry.log_model(run_id, other_checkpoint, example, score)
@@ -282,16 +283,16 @@ def test_the_challenger_is_one_that_is_fit_and_not_the_champion(
     def challenger() -> str | None:
         return found.version if (found := registry.find("challenger")) else None
 
-    registry.challenge("1", fit=True)
+    registry.set_challenger("1", is_usable=True)
     assert challenger() == "1"
-    registry.challenge("2", fit=False)
+    registry.set_challenger("2", is_usable=False)
     assert challenger() == "1", "of another one it says nothing"
     registry.promote("1", "first", over=None)
     assert challenger() is None
-    registry.challenge("1", fit=True)
+    registry.set_challenger("1", is_usable=True)
     assert challenger() is None
-    registry.challenge("2", fit=True)
-    registry.challenge("2", fit=False)
+    registry.set_challenger("2", is_usable=True)
+    registry.set_challenger("2", is_usable=False)
     assert challenger() is None
 
 
@@ -311,7 +312,7 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     tmp_path: Path,
     source: str,
 ) -> None:
@@ -331,7 +332,7 @@ def test_bytecode_that_was_added_to_a_stored_model_is_refused(
 
 
 def test_a_model_that_is_loaded_where_it_is_stored_stays_what_was_registered(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
 ) -> None:
     """MLflow, told to take a model of a local store, uses it in place, and notes there what it loaded."""
     version = registry.log_model(run_id, checkpoint, example, score)
@@ -365,7 +366,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
     run_id: str,
     checkpoint: Path,
     example: tuple[bytes, str],
-    score: Score,
+    score: VersionScore,
     name: str,
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
@@ -380,7 +381,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
 
 
 def test_a_damaged_copy_is_downloaded_again_and_only_then(
-    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: Score
+    registry: Registry, storage: str, run_id: str, checkpoint: Path, example: tuple[bytes, str], score: VersionScore
 ) -> None:
     registry.log_model(run_id, checkpoint, example, score)
     first = registry.promote("1", "first", over=None)

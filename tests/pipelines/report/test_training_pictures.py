@@ -54,7 +54,7 @@ def history(steps: int) -> list[dict[str, float]]:
     return rows
 
 
-def test_curves_show_each_metric_at_its_steps_and_the_floors() -> None:
+def test_curves_show_each_metric_at_its_steps_and_the_baselines() -> None:
     figure = curves(history(40), {"majority": 0.373, "question only": 0.67})
     loss, accuracy, rate = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Learning rate"]

@@ -15,7 +15,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
 from pipelines.retrain.config import DriftConfig
-from pipelines.retrain.drift import check, collect, divergence, divergences
+from pipelines.retrain.drift import check_limits, collect_statistics, divergence, divergences
 from tests.pipelines.data.tar_maker import photo, write_tar
 
 HISTOGRAMS = st.tuples(*[st.integers(100, 500)] * 4, st.integers(0, 4)).map(
@@ -33,7 +33,7 @@ def test_the_statistics_of_a_split(ray_local: None, tmp_path: Path) -> None:
     write_tar(tmp_path, "train-000000.tar", sample("a", (40, 40), ["four"], ("is it?", "yes"), ("why is it so?", None)))
     write_tar(tmp_path, "train-000001.tar", sample("b", (64, 32), [], ("is it?", "yes"), ("is it?", "no"), ("x", "no")))
     write_tar(tmp_path, "test-000000.tar", sample("c", (9, 9), ["not counted"]))
-    statistics = collect(build_index(str(tmp_path), IndexConfig(validation_fraction=0.0)))
+    statistics = collect_statistics(build_index(str(tmp_path), IndexConfig(validation_fraction=0.0)))
     assert statistics == {
         "questions": {"2": 2},  # two and three: the power of two at or below
         "captions": {"1": 1, "0": 1},
@@ -83,9 +83,9 @@ def test_rare_values_count_as_one() -> None:
 def test_data_above_a_limit_are_refused_with_all_that_moved() -> None:
     same = {name: {"1": 100} for name in DriftConfig.model_fields}
     moved = divergences(same, same | {"answers": {"2": 100}, "captions": {"0": 50, "1": 50}})
-    check(moved, DriftConfig(answers=1.0, captions=1.0), "cycle A", "cycle B")
+    check_limits(moved, DriftConfig(answers=1.0, captions=1.0), "cycle A", "cycle B")
     with pytest.raises(DataError) as refused:
-        check(moved, DriftConfig(), "cycle A", "cycle B")
+        check_limits(moved, DriftConfig(), "cycle A", "cycle B")
     assert "retrain.drift.answers = 0.2 (found 0.99" in str(refused.value)
     assert "retrain.drift.captions = 0.2" in str(refused.value)
     assert "image_size" not in str(refused.value)

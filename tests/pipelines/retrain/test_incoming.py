@@ -13,7 +13,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
 from pipelines.retrain import incoming
-from pipelines.retrain.incoming import images_in_common, new_tars, take
+from pipelines.retrain.incoming import copy_tars, count_shared_images, find_new_tars
 from pipelines.retrain.ledger import Tar
 from pipelines.storage.folder import FileStamp, Folder
 from tests.pipelines.data.tar_maker import samples, write_tar
@@ -25,7 +25,7 @@ def sha(data: bytes) -> str:
 
 def found(folder: Folder, consumed: dict[Tar, str] | None = None, known: dict[str, str] | None = None):
     said: list[str] = []
-    return new_tars(folder, consumed or {}, known or {}, said.append), said
+    return find_new_tars(folder, consumed or {}, known or {}, said.append), said
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -96,14 +96,14 @@ def test_taking_repeats_and_keeps_what_was_there(folder: Folder) -> None:
     folder.write("b.tar", b"two")
     tars, _ = found(folder)
     for _ in range(2):
-        take(folder, tars, "_taken/x")
+        copy_tars(folder, tars, "_taken/x")
         assert [file.name for file in folder.files("_taken/x")] == ["a.tar", "b.tar"]
     folder.remove("a.tar")
     folder.write("b.tar", b"three")
-    take(folder, tars, "_taken/x")
+    copy_tars(folder, tars, "_taken/x")
     assert folder.read("_taken/x/a.tar") == b"one"
     assert folder.read("_taken/x/b.tar") == b"two"
-    take(folder, tars[:1], "_taken/x")
+    copy_tars(folder, tars[:1], "_taken/x")
     assert [file.name for file in folder.files("_taken/x")] == ["a.tar"]
 
 
@@ -114,7 +114,7 @@ def test_what_was_taken_stays_when_the_same_file_is_written_again(tmp_path: Path
     (tmp_path / "b.tar").symlink_to("a.tar")
     folder.write("c.tar", b"")
     tars = [Tar(name, size, "", sha(data)) for name, size, data in (("a.tar", 3, b"one"), ("b.tar", 3, b"one"))]
-    take(folder, [*tars, Tar("c.tar", 0, "", sha(b""))], "_taken/x")
+    copy_tars(folder, [*tars, Tar("c.tar", 0, "", sha(b""))], "_taken/x")
     with (tmp_path / "a.tar").open("r+b") as file:  # As cp and rsync --inplace do.
         file.write(b"two, and longer")
     assert [folder.read(f"_taken/x/{name}.tar") for name in "abc"] == [b"one", b"one", b""]
@@ -145,7 +145,7 @@ def test_a_disk_that_cannot_copy_by_itself(tmp_path: Path, monkeypatch: pytest.M
 def test_a_tar_that_is_gone_is_named(folder: Folder) -> None:
     folder.write("b.tar", b"two")
     with pytest.raises(DataError, match=r"a.tar is gone from .*; start again to go on without it"):
-        take(folder, [Tar("a.tar", 3, "", sha(b"one"))], "_taken/x")
+        copy_tars(folder, [Tar("a.tar", 3, "", sha(b"one"))], "_taken/x")
 
 
 def test_images_of_the_hold_out_are_counted(ray_local: None, tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_images_of_the_hold_out_are_counted(ray_local: None, tmp_path: Path) -> 
     write_tar(new, "train-000000.tar", samples([1, 3, 5]))
     write_tar(new, "val-000000.tar", samples([4]))
     judged, came = (build_index(str(folder), IndexConfig()) for folder in (old, new))
-    assert images_in_common(came, judged, "val") == 1
+    assert count_shared_images(came, judged, "val") == 1

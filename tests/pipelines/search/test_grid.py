@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.search.grid import accepted, cells, changed, check, slug
+from pipelines.search.grid import cells, check_grid, first_valid_cells, override_settings, slug
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, load
 
@@ -36,30 +36,30 @@ def test_every_combination_is_a_cell_that_differs_in_nothing_else(base: JobConfi
     ]  # fmt: skip
     for cell in found:
         assert cell.config is not None
-        assert changed(cell.config, {"train.epochs": 2, "train.optimizer.head_lr": 1e-3}) == changed(
-            base, {"train.optimizer.head_lr": 1e-3}
-        )
+        assert override_settings(
+            cell.config, {"train.epochs": 2, "train.optimizer.head_lr": 1e-3}
+        ) == override_settings(base, {"train.optimizer.head_lr": 1e-3})
 
 
 def test_another_kind_keeps_the_settings_that_it_has_too(base: JobConfig) -> None:
-    concat = changed(base, {"model.fusion.kind": "concat"}).model.fusion
+    concat = override_settings(base, {"model.fusion.kind": "concat"}).model.fusion
     assert (concat.kind, concat.width) == ("concat", 48)
-    transformer = changed(base, {"model.fusion.kind": "transformer"}).model.fusion
+    transformer = override_settings(base, {"model.fusion.kind": "transformer"}).model.fusion
     assert (transformer.width, transformer.rounds) == (48, 3)
 
 
 def test_a_setting_of_the_new_kind_may_stand_before_the_kind(base: JobConfig) -> None:
-    fusion = changed(base, {"model.fusion.rounds": 7, "model.fusion.kind": "transformer"}).model.fusion
+    fusion = override_settings(base, {"model.fusion.rounds": 7, "model.fusion.kind": "transformer"}).model.fusion
     assert (fusion.kind, fusion.rounds) == ("transformer", 7)
 
 
 def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -> None:
     grid = {"model.fusion.kind": ["concat", "transformer"], "model.fusion.rounds": [1]}
-    refused, accepted = cells(base, grid, "ablate.grid")
+    refused, valid = cells(base, grid, "ablate.grid")
     assert refused.config is None
     assert "unknown key 'model.fusion.rounds'; valid keys of model.fusion" in refused.refused
-    assert accepted.config.model.fusion.rounds == 1
-    check(base, grid, "tune.space")
+    assert valid.config.model.fusion.rounds == 1
+    check_grid(base, grid, "tune.space")
 
 
 @pytest.mark.parametrize(
@@ -72,11 +72,9 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
         ({"train.epochs.x": [1]}, "'epochs' is a value, not a section"),
         ({"train.epochs": ["many"]}, "train.epochs = 'many'"),
         ({"model.fusion.kind": ["concat", "magic"]}, "ablate.grid: model.fusion.kind: kind 'magic'.*choose one of"),
-        ({"seed": [1]}, "'seed' is the same for all"),
-        ({"storage": ["x"]}, "'storage' is the same for all"),
     ],
 )
-@pytest.mark.parametrize("look", [cells, check])
+@pytest.mark.parametrize("look", [cells, check_grid])
 def test_a_grid_that_cannot_be_run_is_refused(base: JobConfig, look, grid: dict[str, list[Any]], says: str) -> None:
     with pytest.raises(ConfigError, match=f"(?s){says}"):
         look(base, grid, "ablate.grid")
@@ -88,7 +86,7 @@ def test_what_a_section_can_be_is_found_with_the_first_settings_that_accept_it(b
         "model.topology.kind": ["single", "dual"],
         "model.decoder.kind": ["vqa", "contrastive", "answer"],
     }
-    found = [cell.settings for cell in accepted(base, grid, "tune.space", "model.decoder")]
+    found = [cell.settings for cell in first_valid_cells(base, grid, "tune.space", "model.decoder")]
     assert [(s["model.decoder.kind"], s["model.topology.kind"]) for s in found] == [
         ("vqa", "single"), ("contrastive", "dual"), ("answer", "single")
     ]  # fmt: skip
@@ -109,6 +107,10 @@ def test_names_are_readable_safe_and_distinct() -> None:
     [
         ('ablate.grid={"train.epochs"=[]}', "at least one value"),
         ('ablate.grid={"train.epochs"=[1, 1]}', "none of them twice"),
+        ('ablate.grid={"seed"=[1]}', "ablate.grid: 'seed' is the same for all"),
+        ('ablate.grid={"storage"=["x"]}', "'storage' is the same for all"),
+        ('tune.space={"data.tars"={choice=["x"]}}', "tune.space: 'data.tars' is the same for all"),
+        ('tune.space={"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last"),
         ("ablate.seeds=[]", "at least one seed"),
         ("ablate.seeds=[1, 1]", "none twice"),
         ('tune.space={"a.b"={}}', "name one distribution"),
@@ -128,4 +130,4 @@ def test_the_searches_that_are_here_can_be_run() -> None:
     config = load(JobConfig, Path(__file__).parents[3] / "jobs" / "configs" / "easy_vqa.toml")
     assert len([cell.config for cell in cells(config, config.ablate.grid, "ablate.grid")]) == 12
     assert config.tune.space
-    check(config, {key: v for key, d in config.tune.space.items() for v in d.values()}, "tune.space")
+    check_grid(config, {key: v for key, d in config.tune.space.items() for v in d.values()}, "tune.space")

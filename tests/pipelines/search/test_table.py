@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from pipelines.search.grid import Cell
-from pipelines.search.record import Record, Trial
-from pipelines.search.table import ablation_rows, comma_separated, markdown, tune_rows
+from pipelines.search.results import TrainingResult, Trial
+from pipelines.search.table import ablation_rows, markdown, tune_rows
+from pipelines.tracking.tracker import to_csv
 
 CELLS: list[Cell[Any]] = [
     Cell("a", {"model.fusion.kind": "concat"}, None),
@@ -18,12 +19,12 @@ CELLS: list[Cell[Any]] = [
     Cell("c", {"model.fusion.kind": "transformer"}, None),
 ]
 RECORDS = {
-    ("a", 0): Record("finished", score=0.5, parameters=1000, images_per_s=10.0, seconds=2.0),
-    ("a", 1): Record("finished", score=0.7, parameters=1000, images_per_s=30.0, seconds=4.0),
-    ("b", 0): Record("refused", "no|way\nsecond line"),
-    ("b", 1): Record("refused", "no|way\nsecond line"),
-    ("c", 0): Record("finished", score=0.9, parameters=2000, images_per_s=5.0, seconds=8.0),
-    ("c", 1): Record("failed", "boom"),
+    ("a", 0): TrainingResult("finished", score=0.5, parameters=1000, images_per_s=10.0, seconds=2.0),
+    ("a", 1): TrainingResult("finished", score=0.7, parameters=1000, images_per_s=30.0, seconds=4.0),
+    ("b", 0): TrainingResult("refused", "no|way\nsecond line"),
+    ("b", 1): TrainingResult("refused", "no|way\nsecond line"),
+    ("c", 0): TrainingResult("finished", score=0.9, parameters=2000, images_per_s=5.0, seconds=8.0),
+    ("c", 1): TrainingResult("failed", "boom"),
 }
 
 
@@ -51,14 +52,18 @@ def test_markdown_is_aligned_and_escaped() -> None:
 
 def test_csv_has_the_numbers_in_full() -> None:
     rows = ablation_rows(CELLS, [0, 1], RECORDS, "val accuracy")
-    read = list(csv.DictReader(io.StringIO(comma_separated(rows))))
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert float(read[0]["spread"]) == rows[0]["spread"]
     assert read[1]["val accuracy"] == ""
 
 
 def test_the_best_trial_comes_first() -> None:
     trials = [Trial(n, {"train.optimizer.head_lr": 0.1 * n}, "") for n in range(3)]
-    records = {0: Record("stopped", score=0.2), 1: Record("failed", "boom"), 2: Record("finished", score=0.8)}
+    records = {
+        0: TrainingResult("stopped", score=0.2),
+        1: TrainingResult("failed", "boom"),
+        2: TrainingResult("finished", score=0.8),
+    }
     rows = tune_rows(trials, records, "val accuracy")
     assert [row["trial"] for row in rows] == [3, 1, 2]
     assert rows[0]["optimizer.head_lr"] == "0.2"

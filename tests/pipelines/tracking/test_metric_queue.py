@@ -7,21 +7,21 @@ from typing import Any
 import pytest
 
 from pipelines.tracking import metric_queue
-from pipelines.tracking.metric_queue import Line, MetricQueue, QueueError
+from pipelines.tracking.metric_queue import MetricPoint, MetricQueue, QueueError
 
 
 class Store:
     """Keeps lines in memory; ``broken`` makes it fail, ``gate`` makes it wait."""
 
     def __init__(self) -> None:
-        self.lines: list[Line] = []
+        self.lines: list[MetricPoint] = []
         self.calls: list[int] = []
         self.broken: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
 
-    def write(self, lines: Sequence[Line]) -> None:
+    def write(self, lines: Sequence[MetricPoint]) -> None:
         self.entered.set()
         assert self.gate.wait(60)
         self.calls.append(len(lines))
@@ -81,7 +81,7 @@ def test_lines_are_written_in_order_and_a_replay_is_left_out(
 def test_a_step_before_the_last_one_is_written_if_the_store_lacks_it(
     store: Store, make_queue: Callable[..., MetricQueue]
 ) -> None:
-    store.lines = [Line("test/accuracy", 0.9, 500, 1)]
+    store.lines = [MetricPoint("test/accuracy", 0.9, 500, 1)]
     queue = make_queue()
     queue.put({"test/accuracy": 0.8}, 400)
     queue.put({"test/accuracy": 0.7}, 500)
@@ -132,18 +132,18 @@ def test_closing_with_a_dead_store_says_how_much_is_lost(store: Store) -> None:
     with pytest.raises(QueueError, match="2 metric values are not written: no route to host"):
         queue.close(timeout_s=0.3)
     queue.close()
-    assert [(line.key, line.step) for line in queue.waiting()] == [("loss", 7), ("accuracy", 7)]
+    assert [(line.key, line.step) for line in queue.unsent()] == [("loss", 7), ("accuracy", 7)]
     with pytest.raises(QueueError, match="after the tracker was closed"):
         queue.put({"loss": 0.5}, 8)
 
 
-def test_lines_of_a_former_process_come_first(store: Store, make_queue: Callable[..., MetricQueue]) -> None:
-    queue = make_queue(waiting=[Line("loss", 0.5, 1, 10), Line("loss", 0.25, 2, 20)])
+def test_lines_of_a_previous_process_come_first(store: Store, make_queue: Callable[..., MetricQueue]) -> None:
+    queue = make_queue(unsent=[MetricPoint("loss", 0.5, 1, 10), MetricPoint("loss", 0.25, 2, 20)])
     queue.put({"loss": 0.75}, 2)
     queue.put({"loss": 0.125}, 3)
     queue.flush()
     assert store.content == [("loss", 1, 0.5), ("loss", 2, 0.25), ("loss", 3, 0.125)]
-    assert queue.waiting() == []
+    assert queue.unsent() == []
 
 
 def test_a_full_queue_loses_lines_and_says_how_many(
@@ -152,7 +152,7 @@ def test_a_full_queue_loses_lines_and_says_how_many(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(metric_queue, "MAX_WAITING", 2)
+    monkeypatch.setattr(metric_queue, "MAX_UNSENT", 2)
     store.broken = OSError("no route to host")
     queue = make_queue()
     for step in range(5):
@@ -167,5 +167,5 @@ def test_a_full_queue_loses_lines_and_says_how_many(
     assert [line.step for line in store.lines] == [0, 1]
     told = [record.message for record in caplog.records]
     assert len(told) == 2
-    assert "wait; training goes on: no route to host" in told[0]
-    assert "3 values were too many to keep and are lost" in told[1]
+    assert "stay queued; training continues: no route to host" in told[0]
+    assert "3 values were too many to hold and are lost" in told[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tracking.provenance import flatten, git_state, shorten, without_secrets
+from pipelines.tracking.provenance import flatten, git_state, truncate_with_hash, without_secrets
 from vlmodel.locations import redact
 
 
@@ -87,7 +87,7 @@ def test_flatten_tells_texts_from_other_values_only_where_they_differ() -> None:
 
 
 def test_shortened_texts_differ_where_the_texts_differ() -> None:
-    assert shorten("abc", 100) == "abc"
-    one, other = shorten("x" * 200 + "1", 100), shorten("x" * 200 + "2", 100)
+    assert truncate_with_hash("abc", 100) == "abc"
+    one, other = truncate_with_hash("x" * 200 + "1", 100), truncate_with_hash("x" * 200 + "2", 100)
     assert len(one) == len(other) == 100
     assert one != other

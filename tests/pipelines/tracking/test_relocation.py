@@ -11,11 +11,13 @@ import pytest
 from mlflow.tracking._tracking_service import utils as mlflow_utils
 
 from pipelines.registry.registry import Registry
-from pipelines.registry.score import Score
-from pipelines.tracking.tracker import Tracker, TrackingConfig, open_store
+from pipelines.registry.version_score import VersionScore
+from pipelines.tracking.address import TrackingConfig
+from pipelines.tracking.store import open_store
+from pipelines.tracking.tracker import Tracker
 from tests.pipelines.registry.conftest import FAST, QUESTION, picture, save_model
 
-SCORE = Score("accuracy", 0.9, 0.5, "ab" * 32, "val", 100)
+SCORE = VersionScore("accuracy", 0.9, 0.5, "ab" * 32, "val", 100)
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_the_folder_under_another_name_is_no_other_place(begun: Path, tracking: 
     assert addresses(begun, tracking) == before
 
 
-def test_a_folder_whose_name_begins_as_the_former_one_is_not_taken_for_it(
+def test_a_folder_whose_name_begins_as_the_previous_one_is_not_taken_for_it(
     begun: Path, tracking: TrackingConfig, tmp_path: Path
 ) -> None:
     beside = tmp_path / "runs" / "mlartifacts2"

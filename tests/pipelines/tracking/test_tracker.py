@@ -22,19 +22,13 @@ from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from pipelines.tracking import address as tracking_address
-from pipelines.tracking import tracker as tracking_module
-from pipelines.tracking.address import check_reachable
+from pipelines.tracking import metric_writer, store
+from pipelines.tracking import tracker as tracker_module
+from pipelines.tracking.address import TrackingConfig, TrackingError, check_reachable, tracking_uri
 from pipelines.tracking.metric_queue import MetricQueue
-from pipelines.tracking.tracker import (
-    NullTracker,
-    Tracker,
-    TrackingConfig,
-    TrackingError,
-    connect,
-    tracking_uri,
-    wait_reachable,
-)
-from pipelines.tracking.unsent_metrics import WaitingLines
+from pipelines.tracking.store import connect, wait_reachable
+from pipelines.tracking.tracker import NullTracker, Tracker
+from pipelines.tracking.unsent_metrics import UnsentMetrics
 from vlmodel.config import ConfigError, parse
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -57,7 +51,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     storage: str, tracking: TrackingConfig
 ) -> None:
     driver = Tracker.open(tracking, storage, "run-1", tags={"seed": "3"})
-    worker = Tracker.attach(driver.handle, WaitingLines(storage))
+    worker = Tracker.attach(driver.handle, UnsentMetrics(storage))
     for step in range(1, 6):
         worker.log_metrics({"train/loss": 1 / step, "train/accuracy": step / 10}, step)
     worker.close()
@@ -65,7 +59,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     # Both processes die; the new ones start from the checkpoint of step 2.
     again = Tracker.open(tracking, storage, "run-1")
     assert again.run_id == driver.run_id
-    worker = Tracker.attach(pickle.loads(pickle.dumps(again.handle)), WaitingLines(storage))  # noqa: S301
+    worker = Tracker.attach(pickle.loads(pickle.dumps(again.handle)), UnsentMetrics(storage))  # noqa: S301
     for step in range(3, 9):
         worker.log_metrics({"train/loss": 1 / step, "train/accuracy": step / 10}, step)
     worker.log_metrics({"val/loss": 0.25}, 4)
@@ -81,7 +75,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
 
 def test_what_another_process_recorded_meanwhile_is_not_recorded_again(storage: str, tracking: TrackingConfig) -> None:
     driver = Tracker.open(tracking, storage, "handover")
-    with Tracker.attach(driver.handle, WaitingLines(storage)) as worker:
+    with Tracker.attach(driver.handle, UnsentMetrics(storage)) as worker:
         worker.log_metrics({"val/accuracy": 0.5}, 10)
     driver.log_metrics({"val/accuracy": 0.5, "val/floor": 0.25}, 10)
     assert driver.history() == [{"step": 10, "val/accuracy": 0.5, "val/floor": 0.25}]
@@ -110,8 +104,8 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
     program = """
         import sys
         from pipelines.tracking.tracker import RunHandle, Tracker
-        from pipelines.tracking.unsent_metrics import WaitingLines
-        tracker = Tracker.attach(RunHandle(sys.argv[1], sys.argv[2], system_metrics=False), WaitingLines(sys.argv[3]))
+        from pipelines.tracking.unsent_metrics import UnsentMetrics
+        tracker = Tracker.attach(RunHandle(sys.argv[1], sys.argv[2], system_metrics=False), UnsentMetrics(sys.argv[3]))
         for step in range(10):
             tracker.log_metrics({"loss": step / 4}, step)
         tracker.flush()
@@ -122,7 +116,7 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
     command = [sys.executable, "-c", textwrap.dedent(program), driver.handle.uri, driver.run_id, storage]
     done = subprocess.run(command, cwd=REPOSITORY, timeout=200, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    with Tracker.attach(driver.handle, WaitingLines(storage)) as worker:
+    with Tracker.attach(driver.handle, UnsentMetrics(storage)) as worker:
         for step in range(6, 14):
             worker.log_metrics({"loss": step / 4}, step)
     assert [line for line in lines_of(driver, "loss") if line[0] < 10_000] == [(s, s / 4) for s in range(14)]
@@ -131,7 +125,7 @@ def test_metrics_written_before_a_kill_are_kept_and_replayed_ones_not_doubled(
 
 def test_the_end_of_a_run_is_recorded(storage: str, tracking: TrackingConfig) -> None:
     with Tracker.open(tracking, storage, "good") as good:
-        with Tracker.attach(good.handle, WaitingLines(storage)):
+        with Tracker.attach(good.handle, UnsentMetrics(storage)):
             pass
         assert status_of(good) == "RUNNING", "a worker does not end the run"
     assert status_of(good) == "FINISHED"
@@ -285,10 +279,10 @@ def test_the_load_of_the_machine_is_recorded_and_continued(storage: str, monkeyp
             time.sleep(0.1)
         raise AssertionError(f"{count} lines of {key} were not written")
 
-    with Tracker.attach(driver.handle, WaitingLines(storage)):
+    with Tracker.attach(driver.handle, UnsentMetrics(storage)):
         wait_for(2)
     before = len(lines_of(driver, key))
-    with Tracker.attach(driver.handle, WaitingLines(storage)):
+    with Tracker.attach(driver.handle, UnsentMetrics(storage)):
         steps = wait_for(before + 2)
     assert len(set(steps)) == len(steps)
     assert driver.history() == []
@@ -335,7 +329,8 @@ class Outage:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.error: Exception | None = None
         self._check = check_reachable
-        monkeypatch.setattr(tracking_module, "check_reachable", self)
+        for module in (metric_writer, store, tracker_module):
+            monkeypatch.setattr(module, "check_reachable", self)
 
     def __call__(self, uri: str) -> None:
         if self.error is not None:
@@ -352,7 +347,7 @@ def test_metrics_of_an_outage_wait_and_are_recorded_when_the_store_is_back(
     storage: str, tracking: TrackingConfig, outage: Outage, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = Tracker.open(tracking, storage, "outage")
-    worker = Tracker.attach(driver.handle, WaitingLines(f"{storage}/outage"))
+    worker = Tracker.attach(driver.handle, UnsentMetrics(f"{storage}/outage"))
     worker.log_metrics({"loss": 1.0}, 1)
     worker.flush()
     outage.error = TrackingError("nobody answers")
@@ -364,7 +359,7 @@ def test_metrics_of_an_outage_wait_and_are_recorded_when_the_store_is_back(
     worker.flush()
     worker.persist()
     worker.close()
-    worker._queue._thread.join(60)
+    worker._writer._queue._thread.join(60)
     assert lines_of(driver, "loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert list(Path(storage, "outage", "waiting").iterdir()) == []
     told = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
@@ -380,25 +375,25 @@ def test_metrics_of_an_outage_outlive_the_worker_and_the_training(
 ) -> None:
     driver = Tracker.open(tracking, storage, "killed")
     outage.error = TrackingError("nobody answers")
-    worker = Tracker.attach(driver.handle, WaitingLines(f"{storage}/killed"))
+    worker = Tracker.attach(driver.handle, UnsentMetrics(f"{storage}/killed"))
     worker.log_metrics({"loss": 1.0}, 1)
     worker.persist()
     worker.log_metrics({"loss": 0.5}, 2)  # never persisted: a killed worker's step 2 is run again
 
-    again = Tracker.attach(driver.handle, WaitingLines(f"{storage}/killed"))
+    again = Tracker.attach(driver.handle, UnsentMetrics(f"{storage}/killed"))
     again.log_metrics({"loss": 0.5}, 2)
     again.close()
-    patient = driver._new_queue
-    driver._new_queue = lambda lines: Impatient(patient(lines))  # type: ignore[assignment, method-assign, misc]
+    patient = driver._writer._new_queue
+    driver._writer._new_queue = lambda points: Impatient(patient(points))  # type: ignore[assignment, method-assign, misc]
     with pytest.raises(TrackingError, match="2 metric values are not written"):
-        driver.record_waiting(WaitingLines(f"{storage}/killed"))
+        driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
     outage.error = None
-    driver._new_queue = patient  # type: ignore[method-assign]
-    driver.record_waiting(WaitingLines(f"{storage}/killed"))
+    driver._writer._new_queue = patient  # type: ignore[method-assign]
+    driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
     assert lines_of(driver, "loss") == [(1, 1.0), (2, 0.5)]
-    driver.record_waiting(WaitingLines(f"{storage}/killed"))
+    driver.log_unsent(UnsentMetrics(f"{storage}/killed"))
     assert list(Path(storage, "killed", "waiting").iterdir()) == []
-    worker._queue.close()
+    worker._writer._queue.close()
     driver.close()
 
 
@@ -416,14 +411,14 @@ def test_a_worker_begins_and_ends_while_the_database_is_locked(storage: str, tra
     driver = Tracker.open(tracking, storage, "locked")
     database = sqlite3.connect(f"{storage}/mlflow.db", isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
-    worker = Tracker.attach(driver.handle, WaitingLines(f"{storage}/locked"))
+    worker = Tracker.attach(driver.handle, UnsentMetrics(f"{storage}/locked"))
     worker.log_metrics({"loss": 1.0}, 1)
     worker.persist()
     assert len(list(Path(storage, "locked", "waiting").iterdir())) == 1
     database.execute("ROLLBACK")
     database.close()
     worker.close()
-    driver.record_waiting(WaitingLines(f"{storage}/locked"))
+    driver.log_unsent(UnsentMetrics(f"{storage}/locked"))
     assert lines_of(driver, "loss") == [(1, 1.0)]
     driver.close()
 
@@ -439,7 +434,7 @@ def test_a_locked_database_is_not_taken_for_a_damaged_one(monkeypatch: pytest.Mo
 
 def test_an_error_of_a_database_is_told_without_its_statement() -> None:
     text = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]\n[parameters: [(1, 2)" * 99
-    with pytest.raises(TrackingError) as failed, tracking_module.explained("write metrics"):
+    with pytest.raises(TrackingError) as failed, store.mlflow_errors("write metrics"):
         raise MlflowException(text)
     assert str(failed.value) == "could not write metrics: (sqlite3.OperationalError) database or disk is full"
 
@@ -457,7 +452,8 @@ def test_a_store_that_comes_back_is_waited_for(
 
 @pytest.mark.timeout(600)
 def test_two_that_make_the_database_at_once_both_have_it(tmp_path: Path) -> None:
-    program = "import sys; from pipelines.tracking.tracker import Tracker, TrackingConfig\n"
+    program = "import sys; from pipelines.tracking.address import TrackingConfig\n"
+    program += "from pipelines.tracking.tracker import Tracker\n"
     program += "print(Tracker.open(TrackingConfig(), sys.argv[1], sys.argv[2]).run_id)"
     jobs = [
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "runs"), name], cwd=REPOSITORY, text=True,

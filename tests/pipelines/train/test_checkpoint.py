@@ -37,7 +37,7 @@ def store(
         trainer.evaluated.save_pretrained(local / checkpoint.MODEL)
         tiny_processor.save_pretrained(local / checkpoint.MODEL)
         checkpoint.write(local, trainer.state(), {"step": step, "selection": selection, "history": []})
-        target = tmp_path / "run" / checkpoint.name_of(step)
+        target = tmp_path / "run" / checkpoint.folder_name(step)
         checkpoint.upload(local, FS, str(target))
         return target
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipelines.train import loop
-from pipelines.train.evaluate import Score
-from pipelines.train.loop import Progress, TrainConfig, resumed, stops
+from pipelines.train.loop import Progress, TrainConfig, patience_is_exhausted, restore_progress
+from pipelines.train.validation import ValidationResult
 
 ACCURACY = [0.2, 0.5, 0.4, 0.5, 0.45, 0.9]
 """After each epoch; the best of the first five is the second, and the fourth is no better."""
@@ -22,10 +22,12 @@ def history(figures: list[float], name: str = "val/accuracy") -> list[dict[str, 
     return [{"epoch": n, "val/loss": 1.0, "val/accuracy": 0.0, name: value} for n, value in enumerate(figures, 1)]
 
 
-def ends(figures: list[float], patience: int, selects: str = "accuracy") -> int | None:
+def ends(figures: list[float], patience: int, selection_metric: str = "accuracy") -> int | None:
     """The epoch after which a training ends early."""
-    made = history(figures, f"val/{selects}")
-    return next((n for n in range(1, len(made) + 1) if stops(made[:n], patience, selects)), None)
+    made = history(figures, f"val/{selection_metric}")
+    return next(
+        (n for n in range(1, len(made) + 1) if patience_is_exhausted(made[:n], patience, selection_metric)), None
+    )
 
 
 @pytest.mark.parametrize(("patience", "expected"), [(0, None), (1, 3), (2, 4), (3, 5), (4, None), (99, None)])
@@ -38,8 +40,8 @@ def test_by_the_loss_less_is_better() -> None:
     assert ends([3.0, 2.0, 1.0, 1.5, 0.9], 2, "loss") is None
 
 
-def test_epochs_that_were_not_judged_end_nothing() -> None:
-    assert not stops([{"epoch": 1.0, "train/loss": 1.0}] * 9, 1, "accuracy")
+def test_epochs_that_were_not_evaluated_end_nothing() -> None:
+    assert not patience_is_exhausted([{"epoch": 1.0, "train/loss": 1.0}] * 9, 1, "accuracy")
 
 
 class Hooks:
@@ -49,9 +51,9 @@ class Hooks:
         self.evaluated: list[int] = []
         self.state: dict[str, Any] = {}
 
-    def evaluate(self) -> Score:
+    def evaluate(self) -> ValidationResult:
         self.evaluated.append(len(self.evaluated))
-        return Score(1.0, ACCURACY[self.epochs], 1.0, 1)
+        return ValidationResult(1.0, ACCURACY[self.epochs], 1.0, 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -69,7 +71,7 @@ class Schedule:
     """An epoch is one step."""
 
     steps, batch, epochs = len(ACCURACY), 1, len(ACCURACY)
-    plan = SimpleNamespace(parts={}, size=1, figures=lambda samples: {})
+    plan = SimpleNamespace(plans_by_source={}, size=1, metrics=lambda samples: {})
 
     def epochs_done(self, step: int) -> int:
         return step
@@ -81,8 +83,8 @@ class Schedule:
 class Step:
     """Takes a step and learns nothing."""
 
-    def __call__(self, step: int, parts: Any, n_parts: int) -> Any:
-        assert len(list(parts)) == n_parts
+    def __call__(self, step: int, micro_batches: Any, n_micro_batches: int) -> Any:
+        assert len(list(micro_batches)) == n_micro_batches
         return SimpleNamespace(totals=torch.ones(4), grad_norm=torch.ones(()), lr=0.0)
 
     def raise_if_failed(self, step: int) -> None: ...
@@ -105,7 +107,7 @@ class DevicePrefetcher:
 
 
 def run(state: Mapping[str, Any] | None, hooks: Hooks, patience: int) -> Progress:
-    progress = resumed(state)
+    progress = restore_progress(state)
     hooks.epochs = len(progress.history)
     given: Any = Step(), Schedule(), DevicePrefetcher(progress.step), TrainConfig(patience=patience), progress, hooks
     return loop.train(*given)

@@ -51,7 +51,7 @@ def step_of(model: VLModel, steps: int = 10, **config: object) -> TrainStep:
     return TrainStep(model, optimizer, StepConfig(**config), steps=steps, seed=0)  # type: ignore[arg-type]
 
 
-def part(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
     """Images ``first`` to ``last`` of a batch with their texts."""
     texts = (batch["text_image_N"] >= first) & (batch["text_image_N"] < last)
     cut = {name: t[texts] for name, t in batch.items() if name.endswith(("N", "NT"))}
@@ -71,7 +71,7 @@ def test_accumulation_makes_the_same_update(tiny_model: Callable[[], VLModel]) -
     batch = images_and_texts(4, TEXTS)
     whole, cut = step_of(without_noise(tiny_model())), step_of(without_noise(tiny_model()))
     one = whole(0, [batch], 1)
-    two = cut(0, [part(batch, 0, 1), part(batch, 1, 4)], 2)
+    two = cut(0, [micro_batch(batch, 0, 1), micro_batch(batch, 1, 4)], 2)
     torch.testing.assert_close(one.totals, two.totals)
     torch.testing.assert_close(one.grad_norm, two.grad_norm, rtol=1e-4, atol=1e-6)
     for name, value in gradients(whole).items():
@@ -139,7 +139,7 @@ def _worker(
     torch.set_num_threads(1)
     model = copy.deepcopy(model)  # spawn had moved its memory to where both processes share it
     trainer = step_of(without_dropout(model), sync_batchnorm=True) if shared else step_of(without_noise(model))
-    mine = part(batch, 0, 1) if rank == 0 else part(batch, 1, 4)
+    mine = micro_batch(batch, 0, 1) if rank == 0 else micro_batch(batch, 1, 4)
     if rank in blind:
         mine = without_images(mine)
     if poison and rank == 1:

@@ -27,7 +27,7 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
 from pipelines.evaluate.predict import collect, predict
-from pipelines.search.referee import create_referee
+from pipelines.search.trial_controller import create_trial_controller
 from pipelines.train import checkpoint
 from pipelines.workflows import index, train, training_data
 from pipelines.workflows.config import JobConfig
@@ -254,7 +254,7 @@ def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
     return dict(found)
 
 
-def fit(work: Workspace, referee: Any = None) -> checkpoint.Stored:
+def fit(work: Workspace, referee: Any = None) -> checkpoint.StoredCheckpoint:
     with work.track() as tracker:
         fit_model(work, train.open_index(work), tracker, referee=referee)
     newest = checkpoint.latest(*checkpoint.open_storage(work.run_folder))
@@ -281,7 +281,7 @@ def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, m
     assert ended.state["step"] == schedule.steps
 
     stopped = workspace(data, *more, "name=stopped")
-    referee = create_referee()
+    referee = create_trial_controller()
     ray.get(referee.stop.remote())
     assert 0 < fit(stopped, referee).step < schedule.steps
     again = fit(stopped)

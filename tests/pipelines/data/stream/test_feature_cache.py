@@ -40,7 +40,7 @@ from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
-from pipelines.train.feed import to_tensors
+from pipelines.train.prefetcher import to_tensors
 from vlmodel.config import parse
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel

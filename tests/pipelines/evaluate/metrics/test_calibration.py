@@ -26,10 +26,3 @@ def test_a_rounding_above_one_is_a_probability() -> None:
 def test_what_is_no_probability_is_refused(number: float) -> None:
     with pytest.raises(ValueError, match=f"holds {number:g}; give numbers between 0 and 1"):
         calibration_error([0.5, number], [True, False])
-
-
-def test_input_that_cannot_be_scored() -> None:
-    with pytest.raises(ValueError, match="probabilities has 0, happened has 0"):
-        calibration_error([], [])
-    with pytest.raises(ValueError, match="probabilities has 1, happened has 2"):
-        calibration_error([0.5], [True, False])

@@ -125,8 +125,6 @@ def test_references_without_words_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("predicted", "references", "message"),
     [
-        ([], [], "predicted has 0, references has 0"),
-        (["a"], [["a"], ["b"]], "predicted has 1, references has 2"),
         (["a", "b"], [["a"], []], r"references\[1\] is \[\]; 1 of 2 images"),
         (["a"], [["?!"]], r"references\[0\] is \['\?!'\]"),
     ],
@@ -146,7 +144,7 @@ def test_the_constant_caption_is_the_one_most_like_all() -> None:
     assert constant_caption(["zebra", "apple"]) == constant_caption(["apple", "zebra"]) == "apple"
 
 
-def test_the_constant_caption_is_a_better_floor_than_most() -> None:
+def test_the_constant_caption_is_a_better_baseline_than_most() -> None:
     rng = random.Random(0)
     kinds = (["a man", "a man", "a dog"], ["on", "on", "under"], ["a bench", "a bench", "a table", "the grass"])
     images = [[" ".join(map(rng.choice, kinds)) for _ in range(2)] for _ in range(30)]

@@ -11,13 +11,13 @@ import pytest
 from pipelines.data.tars.reader import Record
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.registry.config import GateConfig
-from pipelines.registry.gate.behaviour import REWORDINGS, Behaviour, behaviour_checks, observe
+from pipelines.registry.gate.behaviour import REWORDINGS, ProbeResult, behaviour_checks, run_probe
 from pipelines.registry.gate.check import Check
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
 
 CONFIG = GateConfig()
-GOOD = Behaviour(
+GOOD = ProbeResult(
     rows=10,
     agreement={"case": 1.0, "punctuation": 0.9, "politeness": 0.6},
     image_use=0.4,
@@ -26,7 +26,7 @@ GOOD = Behaviour(
 )
 
 
-def failed(found: Behaviour, champion: Behaviour | None = None) -> list[str]:
+def failed(found: ProbeResult, champion: ProbeResult | None = None) -> list[str]:
     return [check.name for check in behaviour_checks(found, champion, CONFIG) if check.passed is False]
 
 
@@ -66,7 +66,7 @@ def test_what_does_not_apply_says_so() -> None:
     checks = behaviour_checks(replace(GOOD, agreement={}, image_use=None), None, CONFIG, "caption")
     assert [check.passed for check in checks] == [None, None, None, None, True]
     assert all(check.name.endswith("(caption)") for check in checks)
-    (nothing,) = behaviour_checks(Behaviour(0), None, CONFIG)
+    (nothing,) = behaviour_checks(ProbeResult(0), None, CONFIG)
     assert nothing.passed is None
 
 
@@ -76,7 +76,7 @@ def records(pictures: Sequence[bytes]) -> list[Record]:
 
 
 def test_a_model_is_observed(checkpoint: Path, pictures: list[bytes]) -> None:
-    found = observe(Predictor.from_pretrained(checkpoint), records(pictures), "")
+    found = run_probe(Predictor.from_pretrained(checkpoint), records(pictures), "")
     assert found.rows == 6
     assert set(found.agreement) == {"case", "punctuation", "politeness"}
     assert found.finite
@@ -95,8 +95,8 @@ class Recorded:
         return [[Prediction([self._answer(e.image, text)]) for text in e.texts] for e in examples]
 
 
-def observed(checkpoint: Path, shown: list[Record], answer: Any) -> Behaviour:
-    return observe(Recorded(Predictor.from_pretrained(checkpoint).processor, answer), shown, "")  # type: ignore[arg-type]
+def observed(checkpoint: Path, shown: list[Record], answer: Any) -> ProbeResult:
+    return run_probe(Recorded(Predictor.from_pretrained(checkpoint).processor, answer), shown, "")  # type: ignore[arg-type]
 
 
 def place(pictures: Sequence[bytes], image: bytes) -> str:
@@ -104,7 +104,7 @@ def place(pictures: Sequence[bytes], image: bytes) -> str:
     return str(pictures.index(image)) if image in pictures else "none"
 
 
-def checks_of(found: Behaviour) -> dict[str, Check]:
+def checks_of(found: ProbeResult) -> dict[str, Check]:
     return {check.name: check for check in behaviour_checks(found, None, CONFIG)}
 
 
@@ -138,7 +138,7 @@ def test_a_model_that_is_surest_of_nothing_is_found_out(checkpoint: Path, pictur
     found = observed(checkpoint, records(pictures), lambda image, text: ("yes", 0.6 if image in pictures else 0.99))
     assert checks_of(found)["blank image"].passed is False
     found = observed(checkpoint, records(pictures), lambda image, text: ("yes", math.nan))
-    assert checks_of(found)["blank image"].measured == "a confidence is no number"
+    assert checks_of(found)["blank image"].measured == "a confidence is not finite"
 
 
 def test_another_image_is_another_one(checkpoint: Path, pictures: list[bytes]) -> None:

@@ -5,31 +5,31 @@ import pyarrow as pa
 import pytest
 from numpy.typing import ArrayLike
 
-from pipelines.evaluate.credit import Credits
+from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.comparison import (
-    better,
+    check_better,
+    check_mcnemar,
+    check_new_data,
+    check_slices,
     difference,
-    mcnemar,
-    no_worse_on_new,
-    nowhere_worse,
     same_rows,
     slice_differences,
-    slices,
-    tolerated,
+    slice_masks,
+    with_tolerance,
 )
-from tests.pipelines.evaluate.test_judge import answers
-from vlmodel.config import ConfigError
+from tests.pipelines.evaluate.test_build_report import answers
+from vlmodel.config import ConfigError, parse
 
 CONFIG = GateConfig(resamples=1000)
 
 
-def right(worth: ArrayLike, images: ArrayLike | None = None, groups: ArrayLike | None = None) -> Credits:
-    worth_N = np.asarray(worth, np.float64)
-    rows = np.arange(len(worth_N))
+def right(score: ArrayLike, images: ArrayLike | None = None, groups: ArrayLike | None = None) -> ExampleScores:
+    score_N = np.asarray(score, np.float64)
+    rows = np.arange(len(score_N))
     image_N = rows if images is None else np.asarray(images)
     group_N = np.zeros(len(rows), np.int64) if groups is None else np.asarray(groups)
-    return Credits(worth_N, group_N, image_N, rows, binary=True)
+    return ExampleScores(score_N, group_N, image_N, rows, binary=True)
 
 
 def ones(count: int, of: int) -> list[int]:
@@ -38,9 +38,9 @@ def ones(count: int, of: int) -> list[int]:
 
 def test_the_bounds_are_those_of_the_normal_distribution_where_rows_are_many_and_independent() -> None:
     rng = np.random.default_rng(1)
-    ours, theirs = rng.random(4000) < 0.8, rng.random(4000) < 0.75
-    found = difference("hold-out", right(ours), right(theirs), CONFIG)
-    gain = ours.astype(float) - theirs
+    candidate, champion = rng.random(4000) < 0.8, rng.random(4000) < 0.75
+    found = difference("hold-out", right(candidate), right(champion), CONFIG)
+    gain = candidate.astype(float) - champion
     half = 1.645 * gain.std() / np.sqrt(len(gain))
     assert found.value == pytest.approx(gain.mean())
     assert found.low == pytest.approx(gain.mean() - half, abs=0.1 * half)
@@ -50,10 +50,10 @@ def test_the_bounds_are_those_of_the_normal_distribution_where_rows_are_many_and
 def test_rows_of_one_image_are_drawn_together() -> None:
     """Sixteen equal rows of each of 100 images say no more than the images do."""
     rng = np.random.default_rng(2)
-    ours, theirs = (rng.random(100) < share for share in (0.7, 0.6))
-    alone = difference("images", right(ours), right(theirs), CONFIG)
+    candidate, champion = (rng.random(100) < share for share in (0.7, 0.6))
+    alone = difference("images", right(candidate), right(champion), CONFIG)
     image_N = np.repeat(np.arange(100), 16)
-    rows = difference("rows", right(ours[image_N], image_N), right(theirs[image_N], image_N), CONFIG)
+    rows = difference("rows", right(candidate[image_N], image_N), right(champion[image_N], image_N), CONFIG)
     assert (rows.low, rows.high) == pytest.approx((alone.low, alone.high))
 
 
@@ -66,7 +66,7 @@ def test_each_group_has_the_same_weight() -> None:
 
 def test_a_single_image_says_nothing() -> None:
     found = difference("", right([1, 1], [0, 0]), right([0, 0], [0, 0]), CONFIG)
-    assert not better(found, "accuracy", CONFIG).passed
+    assert not check_better(found, "accuracy", CONFIG).passed
 
 
 @pytest.mark.parametrize(
@@ -74,35 +74,35 @@ def test_a_single_image_says_nothing() -> None:
     [(60, 20, 0.0, True), (60, 20, 0.035, False), (42, 38, 0.0, False), (20, 60, 0.0, False), (0, 0, 0.0, False)],
 )
 def test_better_is_above_the_margin_with_certainty(gained: int, lost: int, margin: float, passes: bool) -> None:
-    ours = [1] * gained + [0] * lost + [1] * (1000 - gained - lost)
-    theirs = [0] * gained + [1] * lost + [1] * (1000 - gained - lost)
+    candidate = [1] * gained + [0] * lost + [1] * (1000 - gained - lost)
+    champion = [0] * gained + [1] * lost + [1] * (1000 - gained - lost)
     config = GateConfig(resamples=1000, margin=margin)
-    check = better(difference("hold-out", right(ours), right(theirs), config), "accuracy", config)
+    check = check_better(difference("hold-out", right(candidate), right(champion), config), "accuracy", config)
     assert check.passed is passes
     assert f"{(gained - lost) / 1000:+.4f}" in check.measured
 
 
 @pytest.mark.parametrize(("gained", "lost", "p"), [(5, 0, 1 / 32), (4, 0, 1 / 16), (7, 1, 9 / 256), (0, 0, 1.0)])
 def test_mcnemar_counts_the_rows_that_one_of_them_has_right(gained: int, lost: int, p: float) -> None:
-    ours = [1] * gained + [0] * lost + [1] * 30
-    theirs = [0] * gained + [1] * lost + [1] * 30
-    check = mcnemar(right(ours), right(theirs), CONFIG)
+    candidate = [1] * gained + [0] * lost + [1] * 30
+    champion = [0] * gained + [1] * lost + [1] * 30
+    check = check_mcnemar(right(candidate), right(champion), CONFIG)
     assert f"p = {p:.3g}:" in check.measured
     assert check.passed is (p <= 0.05)
 
 
 def test_three_rows_that_differ_satisfy_the_bootstrap_and_not_mcnemar() -> None:
-    ours, theirs = right([1] * 1000), right(ones(997, 1000))
-    assert mcnemar(ours, theirs, CONFIG).passed is False
+    candidate, champion = right([1] * 1000), right(ones(997, 1000))
+    assert check_mcnemar(candidate, champion, CONFIG).passed is False
 
 
-def test_mcnemar_does_not_apply_to_figures_of_other_kinds() -> None:
-    graded = Credits(np.array([0.3, 2.5]), np.zeros(2, np.int64), np.arange(2), np.arange(2), binary=False)
-    assert mcnemar(graded, graded, CONFIG).passed is None
+def test_mcnemar_does_not_apply_to_metrics_of_other_kinds() -> None:
+    graded = ExampleScores(np.array([0.3, 2.5]), np.zeros(2, np.int64), np.arange(2), np.arange(2), binary=False)
+    assert check_mcnemar(graded, graded, CONFIG).passed is None
 
 
 def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
-    found = slices(
+    found = slice_masks(
         answers(("a", "Is it red?", "yes", "yes"), ("b", "is it big?", "no", "yes"), ("c", "", None, "no")),
         ["question_type", "target"],
     )
@@ -111,8 +111,8 @@ def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
         "target=no": [False, True, False],
         "target=yes": [True, False, False],
     }
-    with pytest.raises(ConfigError, match=r"registry\.gate\.slices: 'colour' is no text column.*question_type, key"):
-        slices(answers(("a", "", None, "")), ["colour"])
+    with pytest.raises(ConfigError, match=r"slices: 'colour' is no text column.*question_type, key"):
+        parse(GateConfig, {"slices": ["target", "colour"]})
 
 
 def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_and_no_chance() -> None:
@@ -120,39 +120,39 @@ def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_a
     rows = {name: np.repeat(np.arange(5) == n, 100) for n, name in enumerate(("of=much", "of=lenient", "of=little"))}
     rows["of=chance"] = np.arange(500) // 40 == 10  # 40 rows from 400 on
     rows["of=few"] = np.arange(500) >= 480
-    theirs = right([1] * 500)
-    worth = np.ones(500)
-    worth[:20] = worth[100:120] = worth[200:203] = worth[480:] = 0
-    worth[400:403] = 0
-    found = {one.name: one for one in slice_differences(right(worth), theirs, rows, config)}
+    champion = right([1] * 500)
+    score = np.ones(500)
+    score[:20] = score[100:120] = score[200:203] = score[480:] = 0
+    score[400:403] = 0
+    found = {one.name: one for one in slice_differences(right(score), champion, rows, config)}
     assert set(found) == {"of=much", "of=lenient", "of=little", "of=chance"}, "slices of few rows are not judged"
     assert {name for name, one in found.items() if one.worse} == {"of=much", "of=chance"}
-    check = nowhere_worse(list(found.values()), config)
+    check = check_slices(list(found.values()), config)
     assert check.passed is False
     assert check.measured.startswith("2 of 4 worse; of=much 1.0000 → 0.8000 (100 rows), of=chance")
-    assert nowhere_worse([found["of=little"]], config).passed
-    assert nowhere_worse([], config).passed is None
+    assert check_slices([found["of=little"]], config).passed
+    assert check_slices([], config).passed is None
 
 
 def test_a_loss_that_may_be_chance_is_no_regression() -> None:
     """Of 50 rows five were lost and two gained: six per cent, and not significant."""
-    ours, theirs = right([0] * 5 + [1] * 45), right([1] * 5 + [0] * 2 + [1] * 43)
-    assert not tolerated(difference("x=y", ours, theirs, CONFIG), 0.02).worse
+    candidate, champion = right([0] * 5 + [1] * 45), right([1] * 5 + [0] * 2 + [1] * 43)
+    assert not with_tolerance(difference("x=y", candidate, champion, CONFIG), 0.02).worse
 
 
 @pytest.mark.parametrize(("tolerance", "passes"), [(0.02, False), (0.06, True)])
 def test_on_new_data_a_candidate_may_be_worse_by_the_tolerance(tolerance: float, passes: bool) -> None:
     config = GateConfig(resamples=1000, new_tolerance=tolerance)
-    ours, theirs = right(ones(850, 1000)), right(ones(900, 1000))
-    found = tolerated(difference("new data", ours, theirs, config), config.new_tolerance)
-    check = no_worse_on_new([found], config)
+    candidate, champion = right(ones(850, 1000)), right(ones(900, 1000))
+    found = with_tolerance(difference("new data", candidate, champion, config), config.new_tolerance)
+    check = check_new_data([found], config)
     assert check.passed is passes
     assert check.measured == "new data 0.9000 → 0.8500 (1000 rows)"
     assert f"({tolerance:g})" in check.required
 
 
 def test_without_enough_new_data_there_is_nothing_to_hold_against_a_candidate() -> None:
-    check = no_worse_on_new([], CONFIG, "too few rows")
+    check = check_new_data([], CONFIG, "too few rows")
     assert (check.passed, check.explanation) == (None, "too few rows")
 
 

@@ -12,8 +12,8 @@ from pipelines.records.comparisons import Comparison, ComparisonWriter, InvalidL
 from pipelines.records.corrections import Correction, Spool
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, Decision
-from pipelines.registry.gate.live import gather, judge, live_checks, right_answers
+from pipelines.registry.gate.check import Check, GateDecision
+from pipelines.registry.gate.live import collect_statistics, live_checks, most_common_corrections, statistics_checks
 from tests.pipelines.registry.conftest import picture
 
 IMAGE = "ab" * 32
@@ -38,7 +38,7 @@ def failed(number: int, error: str = "late", **changes: Any) -> Comparison:
 
 
 def judged(lines: list[Comparison | InvalidLine], settings: GateConfig, right: Any = None) -> dict[str, Check]:
-    checks, _ = judge(gather(lines, "vqa", "2", "1", right or {}), settings)
+    checks, _ = statistics_checks(collect_statistics(lines, "vqa", "2", "1", right or {}), settings)
     return {check.name: check for check in checks}
 
 
@@ -119,12 +119,14 @@ def correction(sender: str, time_ns: int, answer: str, question: str | None = "W
 
 def test_the_last_word_of_each_sender_counts_and_the_most_common_wins() -> None:
     answers = [("b", 5, "Red"), ("a", 9, "red"), ("a", 1, "blue"), ("c", 2, "blue")]
-    right = right_answers([*(correction(*one) for one in answers), correction("a", 3, "a disc", question=None)])
+    right = most_common_corrections(
+        [*(correction(*one) for one in answers), correction("a", 3, "a disc", question=None)]
+    )
     assert right == {(IMAGE, text_hash("what is it?")): text_hash("red"), (IMAGE, text_hash("")): text_hash("a disc")}
 
 
-@pytest.mark.parametrize(("ours", "theirs", "passed"), [(0.9, 0.5, True), (0.5, 0.5, True), (0.3, 0.9, False)])
-def test_corrected_answers_speak_against_a_candidate_alone(ours: float, theirs: float, passed: bool) -> None:
+@pytest.mark.parametrize(("candidate", "champion", "passed"), [(0.9, 0.5, True), (0.5, 0.5, True), (0.3, 0.9, False)])
+def test_corrected_answers_speak_against_a_candidate_alone(candidate: float, champion: float, passed: bool) -> None:
     rows = 60
 
     def said(share: float, row: int) -> str:
@@ -135,15 +137,15 @@ def test_corrected_answers_speak_against_a_candidate_alone(ours: float, theirs: 
     for row in range(rows):
         image = f"{row:064x}"
         right[image, text_hash("?")] = text_hash("red")
-        texts = (TextPair(asked=text_hash("?"), champion=said(theirs, row), challenger=said(ours, row)),)
+        texts = (TextPair(asked=text_hash("?"), champion=said(champion, row), challenger=said(candidate, row)),)
         lines.append(compared(row, image=image, texts=texts))
     lines.append(compared(rows, image="cd" * 32, texts=texts))
-    live = gather(lines, "vqa", "2", "1", right)
+    live = collect_statistics(lines, "vqa", "2", "1", right)
     assert len(live.corrected) == rows
-    checks, [found] = judge(live, config())
+    checks, [found] = statistics_checks(live, config())
     assert checks[-1].name == found.name == "live corrections"
     assert (checks[-1].passed, found.worse) == (passed, not passed)
-    assert [found.candidate, found.champion] == pytest.approx([ours, theirs])
+    assert [found.candidate, found.champion] == pytest.approx([candidate, champion])
 
 
 def test_from_folders_to_the_report(tmp_path: Path) -> None:
@@ -158,9 +160,9 @@ def test_from_folders_to_the_report(tmp_path: Path) -> None:
     checks, differences = live_checks("vqa", "2", "1", settings)
     assert results({check.name: check for check in checks})["live corrections"]
     assert (differences[0].rows, differences[0].candidate, differences[0].champion) == (12, 1.0, 0.0)
-    decision = Decision("vqa", "2", "1", tuple(checks), tuple(differences))
+    decision = GateDecision("vqa", "2", "1", tuple(checks), tuple(differences))
     assert not decision.promote
-    assert decision.fit
+    assert decision.is_usable
     assert "live agreement (vqa): 0.0% like the champion's" in decision.reason
     assert "live corrections" in report.page(decision)
     assert report.picture(decision).axes

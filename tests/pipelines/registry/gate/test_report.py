@@ -6,7 +6,7 @@ import json
 import pytest
 
 from pipelines.registry.gate import report
-from pipelines.registry.gate.check import Check, Decision, Difference
+from pipelines.registry.gate.check import Check, Difference, GateDecision
 
 BETTER = Check("better on the hold-out", True, "0.9 against 0.8", "above 0", "bootstrap", compares=True)
 WORSE = Check("no slice worse", False, "target=<b>|x", "none worse", "slices", compares=True)
@@ -20,12 +20,12 @@ DIFFERENCES = (
 )
 
 
-def decision(*checks: Check, differences: tuple[Difference, ...] = ()) -> Decision:
-    return Decision("vqa", "7", "3", checks, differences)
+def decision(*checks: Check, differences: tuple[Difference, ...] = ()) -> GateDecision:
+    return GateDecision("vqa", "7", "3", checks, differences)
 
 
 @pytest.mark.parametrize(
-    ("checks", "promote", "fit"),
+    ("checks", "promote", "is_usable"),
     [
         ((WHOLE, BETTER), True, True),
         ((WHOLE, LEFT_OUT, BETTER), True, True),
@@ -34,9 +34,9 @@ def decision(*checks: Check, differences: tuple[Difference, ...] = ()) -> Decisi
         ((), False, False),
     ],
 )
-def test_every_check_must_pass_and_one_must_be_made(checks: tuple[Check, ...], promote: bool, fit: bool) -> None:
+def test_every_check_must_pass_and_one_must_be_made(checks: tuple[Check, ...], promote: bool, is_usable: bool) -> None:
     found = decision(*checks)
-    assert (found.promote, found.fit) == (promote, fit)
+    assert (found.promote, found.is_usable) == (promote, is_usable)
 
 
 def test_the_reason_names_what_failed_or_what_was_better() -> None:
@@ -59,7 +59,7 @@ def test_the_tables_hold_every_check_and_nothing_of_the_data_unescaped() -> None
     assert "<b>" not in text
     assert "<b>" not in page
     assert page.count('<tr class="failed">') == 2
-    assert "default-src &#x27;none&#x27;" in page
+    assert "default-src 'none'" in page
     lines = report.table(found).splitlines()
     assert [line.split()[0] for line in lines] == ["✓", "–", "✓", "✗"]
 

@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, read, text_hash
-from pipelines.serve.challenger.calls import ChallengerMetrics
 from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import Embeddings, Metrics, ServiceRequest, ServiceResult
+from pipelines.serve.service import ChallengerMetrics, Embeddings, Metrics, ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService, ask
 from tests.pipelines.serve.http_client import TEXT, events, send
 from vlmodel.inference import Prediction

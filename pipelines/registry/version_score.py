@@ -1,4 +1,4 @@
-"""What an evaluation says about a version, as it stands in the version's tags."""
+"""The evaluation result of a model version, stored in the version's tags."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ _LONGEST = 4000
 
 
 @dataclass(frozen=True)
-class Score:
-    """What an evaluation says about a model.
+class VersionScore:
+    """An evaluation result. The names of the fields are those of the tags.
 
     Attributes:
-        metric: the figure, such as "accuracy"; the higher, the better.
+        metric: its name, such as "accuracy"; higher is better.
         value: of the model.
-        floor: what is reached without looking, on the same data: by the question alone, by one caption for all.
+        floor: the best baseline that does not look at the image, on the same data: the question alone, one caption for
+            all.
         index_hash: of the data.
-        split: the part of the data, "val" as a rule; the test split is for reports, not for choices.
-        count: rows (questions, images, pairs) that it is the figure of.
-        low, high: 95 % interval of the value; None where it is unknown, as of versions that were registered earlier.
-        relation: of the value to what is reached without looking: "better" or "worse" with certainty, or "unclear".
-        verdict: the same in words, with the figures.
+        split: usually "val"; the test split is for reports, not for choices.
+        count: number of rows (questions, images, pairs).
+        low, high: 95 % interval of the value; None if unknown, as in versions that were registered earlier.
+        relation: of the value to the baselines: significantly "better" or "worse", or "unclear".
+        verdict: the same in words, with the values.
     """
 
     metric: str
@@ -45,7 +46,7 @@ class Score:
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
-        """The score in the tags of a version, None where it is not complete."""
+        """The score in the tags of a version, None if it is incomplete."""
         if not all(name in tags for name in _TAGS):
             return None
         value, floor, count = float(tags["value"]), float(tags["floor"]), int(tags["count"])

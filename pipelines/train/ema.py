@@ -1,4 +1,4 @@
-"""The moving average of the weights, kept up to date without waiting for the device."""
+"""Exponential moving average (EMA) of the weights, updated without a device synchronization."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class EMA(AveragedModel):
-    """Exponential moving average of parameters and buffers; what is counted in whole numbers is taken as it is.
+    """EMA of parameters and buffers; integer buffers are copied.
 
-    torch's own update copies its counter to the device in each step, and the host waits for that.
+    torch's own update copies its counter to the device in each step, and the host waits for it.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,16 +22,16 @@ class EMA(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the weights of ``model`` in; the first ones as they are."""
-        # The counter lies in the host's memory.
+        """Update the average with the weights of ``model``; the first call copies them."""
+        # The counter is in host memory.
         weight = 1.0 if self.n_averaged == 0 else 1.0 - self.decay
         averaged, current = [], []
-        for ours, theirs in zip(_tensors(self.module), _tensors(model), strict=True):
-            if ours.is_floating_point():
-                averaged.append(ours)
-                current.append(theirs)
+        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+            if average.is_floating_point():
+                averaged.append(average)
+                current.append(value)
             else:
-                ours.copy_(theirs)
+                average.copy_(value)
         torch._foreach_lerp_(averaged, current, weight)
         self.n_averaged += 1
 

@@ -1,4 +1,4 @@
-"""What is remembered of each training of a search: a small JSON file, by which a repeated job knows what is done."""
+"""The result of each training of a search: a small JSON file, by which a repeated job knows what is done."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
 from vlmodel.model import VLModel
@@ -19,18 +20,18 @@ Status = Literal["finished", "stopped", "refused", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Record:
-    """How a training went.
+class TrainingResult:
+    """How a training ended.
 
     Attributes:
         status: "stopped" is a training that was ended early because others did better.
-        reason: of what was refused or failed.
-        score: the best epoch's validation figure by which checkpoints are chosen (accuracy, for tasks that have it).
+        reason: why it was refused or failed.
+        score: the best epoch's validation metric by which checkpoints are chosen (accuracy, for tasks that have it).
         best_epoch: that epoch.
         epochs: epochs trained.
         parameters: of the model, frozen ones included.
         images_per_s: median over the training; 0 if unknown.
-        seconds: wall time, over all attempts that could still write it down.
+        seconds: wall time of all attempts that could still record it.
     """
 
     status: Status
@@ -44,18 +45,18 @@ class Record:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do for it."""
+        """Whether a repeated job can skip this training."""
         return self.status in ("finished", "stopped", "refused")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One sample of the space.
+    """One sample of the search space.
 
     Attributes:
         number: from 0; the same in a repeated search.
         settings: dotted setting -> value.
-        error: of a trial that did not end well, else "".
+        error: of a trial that failed, else "".
     """
 
     number: int
@@ -63,53 +64,49 @@ class Trial:
     error: str
 
 
-class Records:
-    """The records of one search, in its folder in storage."""
+class TrainingResults:
+    """The results of one search, in its folder in storage."""
 
     def __init__(self, folder: str) -> None:
-        self._filesystem, path = checkpoint.open_storage(folder)
-        self._folder = f"{path}/records"
+        self._folder = Folder(f"{folder}/records")
 
-    def read(self, name: str) -> Record | None:
-        """The record of the training of this name; None where there is none, or only half of one."""
+    def read(self, name: str) -> TrainingResult | None:
+        """The result of the training of this name; None if there is no complete one."""
         try:
-            with self._filesystem.open_input_file(f"{self._folder}/{name}.json") as file:
-                return Record(**json.loads(file.read()))
+            return TrainingResult(**json.loads(self._folder.read(f"{name}.json")))
         except (FileNotFoundError, ValueError):
             return None
 
-    def write(self, name: str, record: Record) -> None:
-        """Keep it, in place of an earlier one."""
-        self._filesystem.create_dir(self._folder, recursive=True)
-        with self._filesystem.open_output_stream(f"{self._folder}/{name}.json") as file:
-            file.write(json.dumps(asdict(record), indent=1).encode())
+    def write(self, name: str, result: TrainingResult) -> None:
+        """Store a result, in place of an earlier one."""
+        self._folder.write(f"{name}.json", json.dumps(asdict(result), indent=1).encode())
 
-    def add(self, name: str, record: Record) -> Record:
-        """Keep it, with the seconds of earlier attempts added."""
+    def add(self, name: str, result: TrainingResult) -> TrainingResult:
+        """Store a result, with the seconds of earlier attempts added."""
         before = self.read(name)
-        whole = replace(record, seconds=record.seconds + (before.seconds if before else 0.0))
-        self.write(name, whole)
-        return whole
+        total = replace(result, seconds=result.seconds + (before.seconds if before else 0.0))
+        self.write(name, total)
+        return total
 
 
-def outcome(run: str, epochs: int, tracker: NullTracker) -> Record:
-    """The record of a training that has ended, from its checkpoints and its tracked figures.
+def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult:
+    """The result of a training that has ended, from its checkpoints and its tracked metrics.
 
     Args:
         run: its folder in storage.
-        epochs: how many it was meant to have; with fewer it was stopped.
+        epochs: how many were configured; with fewer it was stopped.
 
     Raises:
         CheckpointError: there is no usable checkpoint.
     """
     filesystem, folder = checkpoint.open_storage(run)
-    kept = list(checkpoint.complete(filesystem, folder))
+    checkpoints = list(checkpoint.valid_checkpoints(filesystem, folder))
     best = checkpoint.best(filesystem, folder)
-    trained = max((int(stored.state["epochs_done"]) for stored in kept), default=0)
+    trained = max((int(stored.state["epochs_done"]) for stored in checkpoints), default=0)
     rates = [row["speed/images_per_s"] for row in tracker.history() if "speed/images_per_s" in row]
     with checkpoint.local_copy(best) as local:
         parameters = count_parameters(str(local / checkpoint.MODEL))
-    return Record(
+    return TrainingResult(
         "finished" if trained >= epochs else "stopped",
         score=float(best.state["selection"]),
         best_epoch=int(best.state["epochs_done"]),
@@ -120,11 +117,11 @@ def outcome(run: str, epochs: int, tracker: NullTracker) -> Record:
 
 
 def count_parameters(model: str) -> int:
-    """Parameters of the model in a folder; its weights are not read."""
+    """Number of parameters of the model in a folder; its weights are not read."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in VLModel(VLConfig.from_pretrained(model)).parameters())
 
 
-def spread(scores: Sequence[float]) -> float | None:
+def sample_deviation(scores: Sequence[float]) -> float | None:
     """Sample standard deviation; None of fewer than two."""
     return statistics.stdev(scores) if len(scores) > 1 else None

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.credit import credits_of
-from pipelines.evaluate.judge import judge
-from tests.pipelines.evaluate.test_judge import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
+from pipelines.evaluate.build_report import build_report
+from pipelines.evaluate.example_scores import score_examples
+from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
 from vlmodel.task_spec import TaskSpec
 
 TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]
@@ -58,17 +58,17 @@ CASES: Sequence[tuple[TaskSpec, pa.Table]] = [
 @pytest.mark.parametrize(
     ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
 )
-def test_the_mean_of_the_rows_is_the_figure_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
-    report = judge(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
-    assert credits_of(found, fields).figure == pytest.approx(report.value, abs=1e-12)
+def test_the_mean_of_the_rows_is_the_metric_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
+    report = build_report(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
+    assert score_examples(found, fields).value == pytest.approx(report.value, abs=1e-12)
     for comparison in report.comparisons:
         assert comparison.model == pytest.approx(report.value, abs=1e-12)
-        assert comparison.baseline == pytest.approx(report.floors[comparison.name][report.metric], abs=1e-12)
+        assert comparison.baseline == pytest.approx(report.baselines[comparison.name][report.metric], abs=1e-12)
 
 
 def test_rows_know_their_image_and_their_place_in_the_table() -> None:
-    credits = credits_of(CASES[0][1], ASKED)
-    assert credits.worth_N.tolist() == [1, 0]
-    assert credits.image_N.tolist() == [0, 1]
-    assert credits.row_N.tolist() == [0, 2]
-    assert credits.of_rows(np.array([False, True, True])).worth_N.tolist() == [0]
+    scores_of = score_examples(CASES[0][1], ASKED)
+    assert scores_of.score_N.tolist() == [1, 0]
+    assert scores_of.image_N.tolist() == [0, 1]
+    assert scores_of.row_N.tolist() == [0, 2]
+    assert scores_of.select_rows(np.array([False, True, True])).score_N.tolist() == [0]

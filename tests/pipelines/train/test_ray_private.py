@@ -10,10 +10,11 @@ import pytest
 import ray
 from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
 
-from pipelines.train.launch import set_aside_unusable_list
+from pipelines.train.launch import _CHECKPOINTS
+from pipelines.train.ray_private import set_aside_unusable_list
 
 CHECKPOINT = {"version": 0, "checkpoint_dir_name": "step-00000004", "metrics": {"selection": -1.0, "step": 4}}
-SOUND = json.dumps(
+VALID = json.dumps(
     {
         "ray_version": ray.__version__,
         "checkpoint_results": [CHECKPOINT],
@@ -38,30 +39,30 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("uri", ["", "file://"])
-def test_a_sound_list_and_none_are_left_alone(run: Path, uri: str) -> None:
-    set_aside_unusable_list(f"{uri}{run}")
-    (run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_text(SOUND)
-    set_aside_unusable_list(f"{uri}{run}")
+def test_a_valid_list_and_none_are_left_alone(run: Path, uri: str) -> None:
+    set_aside_unusable_list(f"{uri}{run}", _CHECKPOINTS)
+    (run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).write_text(VALID)
+    set_aside_unusable_list(f"{uri}{run}", _CHECKPOINTS)
     assert {file.name for file in run.iterdir()} == {"step-00000004", CHECKPOINT_MANAGER_SNAPSHOT_FILENAME}
 
 
 @pytest.mark.parametrize(
     "contents",
-    [b"", SOUND[:200].encode(), b"\xff\xfe", b"{}", b"[]", SOUND.replace(ray.__version__, "1.0", 1).encode()[:-1],
-     SOUND.replace("step-00000004", "step-00000008").encode(), SOUND.replace("[0]", "[]").encode()],
+    [b"", VALID[:200].encode(), b"\xff\xfe", b"{}", b"[]", VALID.replace(ray.__version__, "1.0", 1).encode()[:-1],
+     VALID.replace("step-00000004", "step-00000008").encode(), VALID.replace("[0]", "[]").encode()],
     ids=["empty", "torn", "no text", "no fields", "no object", "of another version", "names a lost one", "uneven"],
 )  # fmt: skip
 def test_an_unusable_list_is_set_aside(contents: bytes, run: Path, caplog: pytest.LogCaptureFixture) -> None:
     snapshot = run / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
     snapshot.write_bytes(contents)
     with caplog.at_level(logging.WARNING):
-        set_aside_unusable_list(str(run))
+        set_aside_unusable_list(str(run), _CHECKPOINTS)
     assert not snapshot.exists()
     assert snapshot.with_name(f"{snapshot.name}.unusable").read_bytes() == contents
     assert f"{snapshot} cannot be used and was set aside" in caplog.text
-    set_aside_unusable_list(str(run))
+    set_aside_unusable_list(str(run), _CHECKPOINTS)
 
 
 def test_a_new_run_has_no_list(tmp_path: Path) -> None:
-    set_aside_unusable_list(str(tmp_path / "none" / "yet"))
+    set_aside_unusable_list(str(tmp_path / "none" / "yet"), _CHECKPOINTS)
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""From arrays of the stream to tensors on the device, one batch ahead of the step, with the time spent waiting."""
+"""From arrays of the stream to tensors on the device, one batch ahead of the training step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vlmodel.task_spec import stays_on_host
 class DevicePrefetcher:
     """Iterates over (arrays, tensors of the model's inputs).
 
-    On a GPU the next batch is copied, from pinned memory and without blocking, while the step runs on this one.
+    On a GPU the next batch is copied, from pinned memory and without blocking, while the step runs on the current one.
 
     Attributes:
-        waited_s: seconds that the consumer has spent waiting for the stream.
+        waited_s: seconds spent waiting for the stream.
     """
 
     def __init__(self, batches: Iterator[Arrays], device: torch.device) -> None:
@@ -41,7 +41,7 @@ class DevicePrefetcher:
         return fetched
 
     def close(self) -> None:
-        """End the stream. One that is dropped instead holds its share of the cluster until Ray Data forgets it."""
+        """End the stream. If it is only dropped, it holds its resources until Ray Data collects it."""
         if isinstance(self._batches, Generator):
             self._batches.close()
 
@@ -53,15 +53,15 @@ class DevicePrefetcher:
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], device: torch.device) -> dict[str, Any]:
-    """The model's inputs on ``device``, but for the arrays that stay numbers on the host (``stays_on_host``).
+    """The model's inputs on ``device``, except arrays that stay on the host as numbers (``stays_on_host``).
 
-    Those that are read-only are copied: they are views of the object store, which torch must not write to.
+    Read-only arrays are copied: they are views of the object store, which torch must not write to.
     """
-    given = model_inputs(arrays)
-    numbers = {name: array.tolist() for name, array in given.items() if stays_on_host(name)}
+    named = model_inputs(arrays)
+    numbers = {name: array.tolist() for name, array in named.items() if stays_on_host(name)}
     inputs = {
         name: torch.from_numpy(array if array.flags.writeable else array.copy())
-        for name, array in given.items()
+        for name, array in named.items()
         if name not in numbers
     }
     if device.type == "cuda":

@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedTokenizerFast
 
-from pipelines.train.average import EMA
-from pipelines.train.feed import to_tensors
+from pipelines.train.ema import EMA
 from pipelines.train.optim import OptimizerConfig
+from pipelines.train.prefetcher import to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.vlmodel.tiny import as_rows, for_tasks, tiny_tree
 from vlmodel import lengths

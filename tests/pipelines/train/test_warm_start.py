@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.train import initial
+from pipelines.train import warm_start
 from pipelines.train.worker import new_model
 from tests.pipelines.train.conftest import TINY
 from vlmodel.config import ConfigError, load
@@ -33,9 +33,9 @@ def saved(tmp_path: Path, tiny_model: Callable[[], VLModel], tiny_processor: VLP
 
 def test_the_weights_are_those_of_the_model(saved: Path, tmp_path: Path, tiny_processor: VLProcessor) -> None:
     run = str(tmp_path / "runs" / "one")
-    assert initial.kept(run) == ""
-    init = initial.keep(saved, run)
-    assert initial.kept(run) == init
+    assert warm_start.find_model(run) == ""
+    init = warm_start.store_model(saved, run)
+    assert warm_start.find_model(run) == init
     config = load(ModelConfig, None, TINY)
     expected = VLModel.from_pretrained(str(saved)).state_dict()
     made = new_model(config, tiny_processor, 3, init)
@@ -49,18 +49,18 @@ def test_the_weights_are_those_of_the_model(saved: Path, tmp_path: Path, tiny_pr
 
 def test_a_copy_that_was_cut_off_is_made_again(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
-    initial.keep(saved, str(run))
+    warm_start.store_model(saved, str(run))
     (run / "init" / "config.json").unlink()
     (run / "init" / "model.safetensors").write_bytes(b"half")
-    assert initial.kept(str(run)) == ""
-    initial.keep(saved, str(run))
+    assert warm_start.find_model(str(run)) == ""
+    warm_start.store_model(saved, str(run))
     assert (run / "init" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
 
 
 def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor) -> None:
     config = load(ModelConfig, None, TINY)
-    found = initial.check(saved, config, tiny_processor.config, config.decoder.tasks())
-    assert found.labels == tiny_processor.labels
+    processor = warm_start.load_matching_processor(saved, config, tiny_processor.config, config.decoder.tasks())
+    assert processor.labels == tiny_processor.labels
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,15 @@ def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor
 def test_other_settings_are_refused_by_name(
     saved: Path, tiny_processor: VLProcessor, model: list[str], processor: dict[str, int], says: str
 ) -> None:
-    kept = [s for s in TINY if not (model and s.startswith("fusion.") and "kind" in model[0])]
-    config = load(ModelConfig, None, [*kept, *model])
+    find_model = [s for s in TINY if not (model and s.startswith("fusion.") and "kind" in model[0])]
+    config = load(ModelConfig, None, [*find_model, *model])
     settings = ProcessorConfig(**{"image_size": 32, "max_tokens": 8, **processor})
     with pytest.raises(ConfigError, match=r"train\.init names a model of other settings") as refused:
-        initial.check(saved, config, settings, config.decoder.tasks())
+        warm_start.load_matching_processor(saved, config, settings, config.decoder.tasks())
     assert says in str(refused.value)
 
 
 def test_another_task_is_refused(saved: Path, tiny_processor: VLProcessor) -> None:
     config = load(ModelConfig, None, TINY)
     with pytest.raises(ConfigError, match=r"tasks\.\.reads: questions there, captions here"):
-        initial.check(saved, config, tiny_processor.config, {"": TaskSpec(reads="captions")})
+        warm_start.load_matching_processor(saved, config, tiny_processor.config, {"": TaskSpec(reads="captions")})

@@ -10,10 +10,9 @@ import pytest
 
 from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.examples import choose
-from pipelines.evaluate.floors import Floors
-from pipelines.evaluate.judge import judge, judge_answers
+from pipelines.evaluate.baselines import AnswerPrior, Baselines
+from pipelines.evaluate.build_report import build_report, report_on_answers
+from pipelines.evaluate.examples import choose_examples
 from pipelines.evaluate.predict import SCHEMA
 from vlmodel.task_spec import TaskSpec
 
@@ -41,7 +40,7 @@ def answers(*rows: tuple[str, str, str | None, str], **more: Any) -> pa.Table:
     )  # fmt: skip
 
 
-LEARNED = Floors.learn(
+LEARNED = AnswerPrior.learn(
     [("is it red?", "yes"), ("is it red?", "yes"), ("how many?", "2"), ("how many?", "1"), ("?", "no")]
 )
 
@@ -53,7 +52,7 @@ TRAINING = [
 BASELINES = Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none")
 
 
-def test_floors_are_the_most_frequent_answers() -> None:
+def test_baselines_are_the_most_frequent_answers() -> None:
     assert LEARNED.majority == "yes"
     assert LEARNED.by_question == {"is it red?": "yes", "how many?": "1", "?": "no"}  # of equals the first by name
 
@@ -67,101 +66,101 @@ def test_every_answered_question_counts_and_unknown_ones_do_not() -> None:
         ("c", "is it red?", "no", "yes"),
         ("c", "is it blue?", None, "yes"),
     )
-    report = judge_answers(given, "val", LEARNED, ["yes", "no", "1", "2"])
+    report = report_on_answers(given, "val", LEARNED, ["yes", "no", "1", "2"])
     assert (report.samples, report.rows, report.metric) == (3, 5, "accuracy")
-    assert report.value == report.figures["accuracy"] == pytest.approx(2 / 5)
-    assert report.floors["majority"] == {"accuracy": pytest.approx(1 / 5)}
-    assert report.floors["question_only"] == {"accuracy": pytest.approx(2 / 5)}
-    assert report.floor == pytest.approx(2 / 5)
-    assert "image_shuffled" not in report.floors
+    assert report.value == report.metrics["accuracy"] == pytest.approx(2 / 5)
+    assert report.baselines["majority"] == {"accuracy": pytest.approx(1 / 5)}
+    assert report.baselines["question_only"] == {"accuracy": pytest.approx(2 / 5)}
+    assert report.baseline == pytest.approx(2 / 5)
+    assert "image_shuffled" not in report.baselines
     assert report.by_answer == [("1", 1, 1.0), ("2", 1, 0.0), ("no", 1, 0.0), ("yes", 1, 1.0), ("zebra", 1, 0.0)]
-    assert report.metrics()["val/floor_question_only"] == pytest.approx(2 / 5)
-    assert report.metrics("vqa")["val/vqa/accuracy"] == pytest.approx(2 / 5)
+    assert report.tracked_metrics()["val/floor_question_only"] == pytest.approx(2 / 5)
+    assert report.tracked_metrics("vqa")["val/vqa/accuracy"] == pytest.approx(2 / 5)
     assert "accuracy 0.4000  (5 questions, 3 images)" in str(report)
     assert "1 right answers are outside" in str(report)
 
 
 def test_the_k_best_say_something_among_many_answers_only() -> None:
     given = answers(("a", "q", "no", "yes"), ("b", "q", "maybe", "yes"))
-    assert "top2_accuracy" not in judge_answers(given, "val", LEARNED, ["yes", "no"]).figures
+    assert "top2_accuracy" not in report_on_answers(given, "val", LEARNED, ["yes", "no"]).metrics
     many = [str(n) for n in range(21)]
-    assert judge_answers(given, "val", LEARNED, many).figures["top2_accuracy"] == 0.5
+    assert report_on_answers(given, "val", LEARNED, many).metrics["top2_accuracy"] == 0.5
 
 
-def test_answers_about_other_images_are_a_floor() -> None:
+def test_answers_about_other_images_are_a_baseline() -> None:
     given = pa.concat_tables(
         [answers(("a", "q", "yes", "yes"), shuffled="no"), answers(("b", "q", "no", "no"), shuffled="no"),
          answers(("c", "q", "no", "no"))]
     )  # fmt: skip
-    report = judge_answers(given, "val", LEARNED)
-    assert report.floors["image_shuffled"] == {"accuracy": 0.5}
-    assert report.figures["accuracy"] == 1
+    report = report_on_answers(given, "val", LEARNED)
+    assert report.baselines["image_shuffled"] == {"accuracy": 0.5}
+    assert report.metrics["accuracy"] == 1
 
 
 def test_answers_about_other_images_stand_beside_those_about_the_same_images() -> None:
     """A quarter of 40 rows was asked of another image: those rows are all right, the others are wrong."""
     asked = answers(*((f"a{n}", "q", "yes", "yes") for n in range(10)), shuffled="no")
     others = answers(*((f"b{n}", "q", "yes", "no") for n in range(30)))
-    report = judge_answers(pa.concat_tables([asked, others]), "val", LEARNED)
+    report = report_on_answers(pa.concat_tables([asked, others]), "val", LEARNED)
     assert report.value == 0.25
-    assert report.floors["image_shuffled"] == {"accuracy": 0}
-    assert report.part == {"image_shuffled": {"accuracy": 1}}
+    assert report.baselines["image_shuffled"] == {"accuracy": 0}
+    assert report.subset_metrics == {"image_shuffled": {"accuracy": 1}}
     (found,) = (one for one in report.comparisons if one.name == "image_shuffled")
     assert (found.model, found.baseline, found.relation, found.rows) == (1, 0, "better", 10)
     assert "model, those rows" in str(report)
-    assert report.metrics()["val/beside_image_shuffled"] == 1
-    assert report.floor == 1  # always "yes"; a floor of a part of the rows is not one of all
+    assert report.tracked_metrics()["val/beside_image_shuffled"] == 1
+    assert report.baseline == 1  # always "yes"; a floor of a part of the rows is not one of all
 
 
-def test_a_model_below_its_floor_is_called_so() -> None:
+def test_a_model_below_its_baseline_is_called_so() -> None:
     """Always "yes" is right in 30 of 40 rows, the model in 10 others."""
     rows = answers(*((f"a{n}", "never asked", "yes" if n < 30 else "no", "no") for n in range(40)))
-    report = judge_answers(rows, "val", LEARNED)
+    report = report_on_answers(rows, "val", LEARNED)
     assert report.relation == "worse"
     assert 'accuracy is worse than always "yes" (0.7500) by 0.5000' in str(report)
     assert "accuracy 0.2500  (40 questions, 40 images)  95 % interval 0.1419 to 0.4019" in str(report)
-    low, high = report.metrics()["val/accuracy_low"], report.metrics()["val/accuracy_high"]
+    low, high = report.tracked_metrics()["val/accuracy_low"], report.tracked_metrics()["val/accuracy_high"]
     assert (round(low, 4), round(high, 4)) == (0.1419, 0.4019)
 
 
 def test_answers_in_other_spellings_are_right_by_the_rules() -> None:
     rows = answers(("a", "q", "Two dogs.", "2 dogs"), ("b", "q", "Yes", "yes"), ("c", "q", "yes", "no"))
-    report = judge(rows, "val", ASKED, BASELINES, ["yes", "no", "2 dogs"], "vqa")
+    report = build_report(rows, "val", ASKED, BASELINES, ["yes", "no", "2 dogs"], "vqa")
     assert report.value == pytest.approx(2 / 3)
     assert report.by_answer == [("yes", 2, 0.5), ("2 dogs", 1, 1.0)]
     assert "outside the model's vocabulary" not in str(report)
-    assert judge(rows, "val", ASKED, BASELINES, ["yes", "no"]).value == 0
-    assert [row.right for row in choose(rows, ASKED, 3, normalizer="vqa")].count(True) == 2
+    assert build_report(rows, "val", ASKED, BASELINES, ["yes", "no"]).value == 0
+    assert [row.right for row in choose_examples(rows, ASKED, 3, normalizer="vqa")].count(True) == 2
 
 
 def test_texts_that_were_cut_are_counted() -> None:
     rows = pa.concat_tables(
         [answers(("a", "q", "yes", "yes"), truncated=True), answers(("b", "q", "yes", "yes"), truncated=False)]
     )
-    assert "1 of 2 texts were cut" in str(judge(rows, "val", ASKED, BASELINES))
-    assert "cut" not in str(judge(rows.slice(1), "val", ASKED, BASELINES))
+    assert "1 of 2 texts were cut" in str(build_report(rows, "val", ASKED, BASELINES))
+    assert "cut" not in str(build_report(rows.slice(1), "val", ASKED, BASELINES))
 
 
-def test_several_annotators_make_agreement_a_figure() -> None:
+def test_several_annotators_make_agreement_a_metric() -> None:
     given = answers(("a", "how many?", "2", "2"), references=["2"] * 3 + ["3"] * 7)
-    report = judge(given, "val", ASKED, BASELINES, ["2", "yes"])
-    assert report.figures["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
-    assert report.floors["question_only"]["vqa_accuracy"] == report.figures["vqa_accuracy"]
-    assert report.floors["majority"]["vqa_accuracy"] == 0
-    assert "image_shuffled" not in report.floors
+    report = build_report(given, "val", ASKED, BASELINES, ["2", "yes"])
+    assert report.metrics["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
+    assert report.baselines["question_only"]["vqa_accuracy"] == report.metrics["vqa_accuracy"]
+    assert report.baselines["majority"]["vqa_accuracy"] == 0
+    assert "image_shuffled" not in report.baselines
 
 
-def test_agreement_has_a_floor_of_other_images_too() -> None:
+def test_agreement_has_a_baseline_of_other_images_too() -> None:
     given = pa.concat_tables(
         [answers(("a", "q", "3", "3"), shuffled="2", references=["2"] * 3 + ["3"] * 7),
          answers(("b", "q", "2", "2"), shuffled="3", references=["2"] * 10),
          answers(("c", "q", "2", "2"), references=["2"] * 10)]
     )  # fmt: skip
-    report = judge_answers(given, "val", LEARNED)
+    report = report_on_answers(given, "val", LEARNED)
     # Of the two that were asked of another image: "2" of three annotators among ten, and "3" of none.
     agreed = pytest.approx((3 * 2 / 3 + 7) / 10 / 2)
-    assert report.floors["image_shuffled"] == {"accuracy": 0, "vqa_accuracy": agreed}
-    assert report.figures["vqa_accuracy"] == 1
+    assert report.baselines["image_shuffled"] == {"accuracy": 0, "vqa_accuracy": agreed}
+    assert report.metrics["vqa_accuracy"] == 1
 
 
 def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> None:
@@ -173,12 +172,12 @@ def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> Non
             ("b", ["two men sit on a bench", "men sitting"], "two men sit on a bench", "a dog runs on grass"),
         )
     ]  # fmt: skip
-    report = judge(table(*rows), "val", CAPTIONED, BASELINES)
+    report = build_report(table(*rows), "val", CAPTIONED, BASELINES)
     assert (report.metric, report.unit, report.rows) == ("cider", "images", 2)
-    assert report.figures["bleu_4"] == pytest.approx(1, abs=1e-6)
-    assert report.value > report.floor
-    assert set(report.floors) == {"constant_caption", "image_shuffled"}
-    assert report.floors["image_shuffled"]["cider"] < report.value
+    assert report.metrics["bleu_4"] == pytest.approx(1, abs=1e-6)
+    assert report.value > report.baseline
+    assert set(report.baselines) == {"constant_caption", "image_shuffled"}
+    assert report.baselines["image_shuffled"]["cider"] < report.value
     assert 'constant caption: "a dog runs' in str(report)
 
 
@@ -192,17 +191,17 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
             ("d", "no", "no match", 0.7),
         )
     ]
-    report = judge(table(*rows), "val", MATCHED, BASELINES)
+    report = build_report(table(*rows), "val", MATCHED, BASELINES)
     assert report.value == pytest.approx(0.75)
-    assert report.figures["roc_auc"] == 1
-    assert report.floors["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
+    assert report.metrics["roc_auc"] == 1
+    assert report.baselines["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
 
 
-def test_matching_of_one_kind_is_judged_by_accuracy_and_says_why() -> None:
+def test_matching_of_one_kind_is_evaluated_by_accuracy_and_says_why() -> None:
     pairs = answers(("a", "t", "match", "match"), ("b", "t", "yes", "no match"), probability=0.6)
-    report = judge(pairs, "val", MATCHED, BASELINES)
-    assert (report.metric, report.value, report.floor) == ("accuracy", 0.5, 1.0)
-    assert report.figures.keys() == {"accuracy", "ece"}
+    report = build_report(pairs, "val", MATCHED, BASELINES)
+    assert (report.metric, report.value, report.baseline) == ("accuracy", 0.5, 1.0)
+    assert report.metrics.keys() == {"accuracy", "ece"}
     assert "every pair is a match, so only accuracy can be said" in str(report)
     assert "raise predict.batch above 1" in str(report)
 
@@ -214,14 +213,14 @@ def test_captions_without_a_word_are_no_references() -> None:
         {"key": "b", "references": ["...", "?!"], **said},
         {"key": "c", "references": ["two men"], **said},
     ]
-    report = judge(table(*rows), "val", CAPTIONED, BASELINES)
+    report = build_report(table(*rows), "val", CAPTIONED, BASELINES)
     assert (report.rows, report.samples) == (2, 3)
     assert (
-        report.figures
-        == judge(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED, BASELINES).figures
+        report.metrics
+        == build_report(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED, BASELINES).metrics
     )
     with pytest.raises(DataError, match="no image of split 'val' has a caption with a word"):
-        judge(table(rows[1]), "val", CAPTIONED, BASELINES)
+        build_report(table(rows[1]), "val", CAPTIONED, BASELINES)
     with pytest.raises(DataError, match="none of the 1 captions has a word; the training split needs at least one"):
         Baselines.learn([Texts(("...",))], [CAPTIONED], "none")
 
@@ -234,47 +233,47 @@ def test_retrieval_ranks_both_ways() -> None:
          "text_embedding": basis[(image + n) % 3]}
         for image in range(3) for n in range(2)
     ]  # fmt: skip
-    report = judge(table(*rows), "val", COMPARED, BASELINES)
+    report = build_report(table(*rows), "val", COMPARED, BASELINES)
     assert (report.samples, report.rows, report.unit) == (3, 6, "captions")
-    assert report.figures["text_to_image_recall_at_1"] == 0.5
-    assert report.floors["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
-    (chance,) = report.comparisons
-    assert chance.baseline == pytest.approx(report.floor)
-    assert "median_rank" not in "".join(report.floors["chance"])
-    assert report.value == pytest.approx((0.5 + 1 + 1 + report.figures["image_to_text_recall_at_1"] + 1 + 1) / 6)
+    assert report.metrics["text_to_image_recall_at_1"] == 0.5
+    assert report.baselines["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
+    (random_order_scores,) = report.comparisons
+    assert random_order_scores.baseline == pytest.approx(report.baseline)
+    assert "median_rank" not in "".join(report.baselines["chance"])
+    assert report.value == pytest.approx((0.5 + 1 + 1 + report.metrics["image_to_text_recall_at_1"] + 1 + 1) / 6)
 
 
 def test_nothing_to_score_is_said() -> None:
     with pytest.raises(DataError, match="no question of split 'test' has a right answer"):
-        judge(answers(("a", "q", None, "yes")), "test", ASKED, BASELINES, ["yes"])
+        build_report(answers(("a", "q", None, "yes")), "test", ASKED, BASELINES, ["yes"])
     with pytest.raises(DataError, match="no answered question"):
-        Floors.learn([])
+        AnswerPrior.learn([])
     captions = table({"key": "a", "text": "", "references": [], "predicted": "x", "probability": 1.0})
     with pytest.raises(DataError, match="no image of split 'test' has a caption"):
-        judge(captions, "test", CAPTIONED, BASELINES)
+        build_report(captions, "test", CAPTIONED, BASELINES)
 
 
 def test_examples_are_half_wrong_where_there_are_enough() -> None:
     right = [(f"r{n}", "q", "yes", "yes") for n in range(9)]
     wrong = [(f"w{n}", "q", "no", "yes") for n in range(9)]
-    chosen = choose(answers(*right, *wrong), ASKED, 6)
+    chosen = choose_examples(answers(*right, *wrong), ASKED, 6)
     assert sorted(row.key[0] for row in chosen) == ["r"] * 3 + ["w"] * 3
-    assert chosen == choose(answers(*right, *wrong), ASKED, 6)
-    assert [row.key[0] for row in choose(answers(*right, wrong[0]), ASKED, 6)] == ["w"] + ["r"] * 5
+    assert chosen == choose_examples(answers(*right, *wrong), ASKED, 6)
+    assert [row.key[0] for row in choose_examples(answers(*right, wrong[0]), ASKED, 6)] == ["w"] + ["r"] * 5
 
 
 def test_captions_and_retrieved_texts_make_examples_too() -> None:
     captions = table({"key": "a", "text": "", "target": "t", "references": ["t"], "predicted": "x", "probability": 1.0})
-    (chosen,) = choose(captions, CAPTIONED, 4)
+    (chosen,) = choose_examples(captions, CAPTIONED, 4)
     assert (chosen.title, chosen.right, chosen.answer, chosen.predicted) == ("", None, "t", "x")
     rows = [
-        {"key": key, "text": text, "probability": 1.0, "image_embedding": image, "text_embedding": words}
-        for key, text, image, words in (
+        {"key": key, "text": text, "probability": 1.0, "image_embedding": image, "text_embedding": description}
+        for key, text, image, description in (
             ("a", "of a", [1.0, 0.0], [1.0, 0.0]),
             ("a", "also of a", None, [0.9, 0.0]),
             ("b", "of b", [0.5, 0.1], [0.0, 1.0]),
         )
     ]  # fmt: skip
-    found = {row.key: row for row in choose(table(*rows), COMPARED, 4)}
+    found = {row.key: row for row in choose_examples(table(*rows), COMPARED, 4)}
     assert (found["a"].predicted, found["a"].right) == ("of a", True)
     assert (found["b"].predicted, found["b"].right, found["b"].answer) == ("of a", False, "of b")

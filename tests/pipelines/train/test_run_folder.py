@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines.tracking import run_folder
-from pipelines.tracking.run_folder import Beginning, LeaseTimes
-from pipelines.train import checkpoint
+from pipelines.storage.folder import Folder
+from pipelines.train import checkpoint, run_folder
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.errors import RunInUseError
+from pipelines.train.run_folder import LeaseTimes, RunStart
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICK = LeaseTimes(beat_s=0.5, dead_s=60.0, settle_s=0.0)
@@ -29,11 +28,9 @@ HOLD += "    print('held', flush=True)\n    time.sleep(600)\n"
 
 
 @pytest.fixture
-def remote(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Storage that is taken for an object store: any URI leads to a folder here."""
-    files = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(checkpoint, "open_storage", lambda folder: (files, folder.partition("://")[2]))
-    return tmp_path
+def remote() -> Folder:
+    """The folder of a run in an object store."""
+    return Folder(f"memory://{secrets.token_hex(8)}/run")
 
 
 def test_a_second_job_is_told_who_the_first_is_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
@@ -61,21 +58,19 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Path) -> None:
-    lease = remote / "bucket" / "run" / "lease.json"
-    with run_folder.exclusive("s3://bucket/run", QUICK):
-        first = json.loads(lease.read_text())
+def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Folder) -> None:
+    with run_folder.exclusive(remote.uri, QUICK):
+        first = json.loads(remote.read("lease.json"))
         assert str(os.getpid()) in first["holder"]
-        with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), run_folder.exclusive("s3://bucket/run"):
+        with pytest.raises(RunInUseError, match=f"process {os.getpid()} on"), run_folder.exclusive(remote.uri):
             pass
         for _ in range(600):
-            with contextlib.suppress(ValueError):  # a put is whole on an object store, and in this stand-in not
-                if json.loads(lease.read_text())["beat"] > first["beat"]:
-                    break
+            if json.loads(remote.read("lease.json"))["beat"] > first["beat"]:
+                break
             time.sleep(0.05)
         else:
             raise AssertionError("the lease was not renewed")
-    assert not lease.exists()
+    assert not remote.exists("lease.json")
 
 
 @pytest.mark.parametrize(
@@ -88,46 +83,45 @@ def test_on_an_object_store_a_lease_is_renewed_and_given_back(remote: Path) -> N
     ],
     ids=["alive elsewhere", "silent", "dead here", "alive here"],
 )
-def test_a_lease_of_a_dead_holder_does_not_block(remote: Path, change: dict[str, Any], blocks: bool) -> None:
+def test_a_lease_of_a_dead_holder_does_not_block(remote: Folder, change: dict[str, Any], blocks: bool) -> None:
     lease = {"token": "a", "holder": "process 1 on far", "host": "far", "pid": 1, "beat": time.time(), **change}
-    (remote / "run").mkdir()
-    (remote / "run" / "lease.json").write_text(json.dumps(lease))
+    remote.write("lease.json", json.dumps(lease).encode())
     if blocks:
-        with pytest.raises(RunInUseError, match="process 1 on far"), run_folder.exclusive("s3://run", QUICK):
+        with pytest.raises(RunInUseError, match="process 1 on far"), run_folder.exclusive(remote.uri, QUICK):
             pass
     else:
-        with run_folder.exclusive("s3://run", QUICK):
+        with run_folder.exclusive(remote.uri, QUICK):
             pass
 
 
-def test_of_two_that_write_a_lease_at_once_the_last_has_it(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_write_a_lease_at_once_the_last_has_it(remote: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     def other(_: float) -> None:
-        mine = json.loads((remote / "run" / "lease.json").read_text())
-        (remote / "run" / "lease.json").write_text(json.dumps({**mine, "token": "b", "holder": "the faster"}))
+        lease = {**json.loads(remote.read("lease.json")), "token": "b", "holder": "the faster"}
+        remote.write("lease.json", json.dumps(lease).encode())
 
     monkeypatch.setattr(time, "sleep", other)
-    with pytest.raises(RunInUseError, match="the faster writes there"), run_folder.exclusive("s3://run", QUICK):
+    with pytest.raises(RunInUseError, match="the faster writes there"), run_folder.exclusive(remote.uri, QUICK):
         pass
-    assert json.loads((remote / "run" / "lease.json").read_text())["token"] == "b"
+    assert json.loads(remote.read("lease.json"))["token"] == "b"
 
 
 def test_a_run_says_what_it_was_begun_with(tmp_path: Path) -> None:
     folder = str(tmp_path / "run")
-    assert run_folder.beginning(folder) is None
-    run_folder.begin(folder, Beginning({"seed": 1, "data": {"tars": "http://me:pw@host/x"}}, "ab"))
-    assert run_folder.beginning(folder) == Beginning({"seed": 1, "data": {"tars": "http://***@host/x"}}, "ab")
+    assert run_folder.read_start(folder) is None
+    run_folder.write_start(folder, RunStart({"seed": 1, "data": {"tars": "http://me:pw@host/x"}}, "ab"))
+    assert run_folder.read_start(folder) == RunStart({"seed": 1, "data": {"tars": "http://***@host/x"}}, "ab")
     # A checkpoint is the weights themselves, so what it says counts.
     step = tmp_path / "local"
     step.mkdir()
     checkpoint.write(step, {}, {"step": 4, "config": {"seed": 2}, "data": "cd"})
-    checkpoint.upload(step, pafs.LocalFileSystem(), f"{folder}/{checkpoint.name_of(4)}")
-    assert run_folder.beginning(folder) == Beginning({"seed": 2}, "cd")
+    checkpoint.upload(step, pafs.LocalFileSystem(), f"{folder}/{checkpoint.folder_name(4)}")
+    assert run_folder.read_start(folder) == RunStart({"seed": 2}, "cd")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"config": 1}'])
 def test_a_damaged_note_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
-    assert run_folder.beginning(str(tmp_path)) is None
+    assert run_folder.read_start(str(tmp_path)) is None
 
 
 def test_differences_are_named_with_both_values() -> None:
@@ -136,11 +130,3 @@ def test_differences_are_named_with_both_values() -> None:
     assert run_folder.differences(old, new, lambda key: key == "train.threads") == [
         "mix: {} -> nothing", "mix.a.weight: nothing -> 1.0", "seed: 0 -> 7",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("make", [lambda f, p: run_folder.write_whole(f, p, b"new")])
-def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path, make: Callable[[Any, str], None]) -> None:
-    (tmp_path / "a.json").mkdir()
-    with pytest.raises(OSError):
-        make(pafs.LocalFileSystem(), str(tmp_path / "a.json"))
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]

@@ -10,41 +10,43 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pipelines.report.search_pictures import ablation, trials
 from pipelines.search.config import TuneConfig
 from pipelines.search.grid import Cell
-from pipelines.search.record import Record, Trial
+from pipelines.search.pictures import draw_ablation, draw_trials
+from pipelines.search.results import TrainingResult, Trial
 
 TOPOLOGY, FUSION = "model.topology.kind", "model.fusion.kind"
 
 
-def grid_of(grid: dict[str, list[Any]], seeds: list[int]) -> tuple[list[Cell[Any]], dict[tuple[str, int], Record]]:
+def grid_of(
+    grid: dict[str, list[Any]], seeds: list[int]
+) -> tuple[list[Cell[Any]], dict[tuple[str, int], TrainingResult]]:
     found: list[Cell[Any]] = []
     for n, values in enumerate(itertools.product(*grid.values())):
         found.append(Cell(str(n), dict(zip(grid, values, strict=True)), None))
     return found, {
-        (cell.slug, seed): Record("finished", score=0.6 + 0.03 * n + 0.004 * seed)
+        (cell.slug, seed): TrainingResult("finished", score=0.6 + 0.03 * n + 0.004 * seed)
         for n, cell in enumerate(found)
         for seed in seeds
     }
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+    return [format_value.get_text() for axes in figure.axes for format_value in axes.texts]
 
 
 def test_a_grid_of_two_settings_is_a_heat_map_with_its_values(tmp_path: Path) -> None:
     grid = {TOPOLOGY: ["dual", "single"], FUSION: ["concat", "gated", "transformer"], "train.epochs": [4]}
     found, records = grid_of(grid, [0, 1])
-    records["5", 0] = records["5", 1] = Record("refused", "does not fit")
-    figure = ablation(grid, found, [0, 1], records, "val accuracy")
+    records["5", 0] = records["5", 1] = TrainingResult("refused", "does not fit")
+    figure = draw_ablation(grid, found, [0, 1], records, "val accuracy")
     figure.savefig(tmp_path / "grid.png")
     axes = figure.axes[0]
     means = axes.images[0].get_array()
     assert means.shape == (2, 3)
     assert means[0, 1] == pytest.approx(0.632)
     assert np.ma.is_masked(means[1, 2])
-    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    shown = {format_value.get_position(): format_value.get_text() for format_value in axes.texts}
     assert shown[1, 0] == "0.6320\n± 0.0028"
     assert shown[2, 1] == "refused"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["dual", "single"]
@@ -54,8 +56,8 @@ def test_any_other_grid_is_a_row_of_dots_for_each_cell(tmp_path: Path) -> None:
     grid = {FUSION: ["concat", "gated", "transformer"]}
     found, records = grid_of(grid, [0, 1, 2])
     for seed in range(3):
-        records["0", seed] = Record("failed", "boom")
-    figure = ablation(grid, found, [0, 1, 2], records, "val accuracy")
+        records["0", seed] = TrainingResult("failed", "boom")
+    figure = draw_ablation(grid, found, [0, 1, 2], records, "val accuracy")
     figure.savefig(tmp_path / "dots.png")
     (axes,) = figure.axes
     points = np.concatenate([c.get_offsets() for c in axes.collections])
@@ -75,9 +77,9 @@ def test_trials_have_a_panel_for_each_setting(tmp_path: Path) -> None:
     found = [
         Trial(n, {"train.optimizer.head_lr": 10.0 ** (n - 4), FUSION: ["concat", "gated"][n % 2]}, "") for n in range(4)
     ]
-    records = {n: Record("stopped" if n < 2 else "finished", score=0.5 + 0.1 * n) for n in range(3)}
-    records[3] = Record("failed", "boom")
-    figure = trials(config, found, records, "val accuracy")
+    records = {n: TrainingResult("stopped" if n < 2 else "finished", score=0.5 + 0.1 * n) for n in range(3)}
+    records[3] = TrainingResult("failed", "boom")
+    figure = draw_trials(config, found, records, "val accuracy")
     figure.savefig(tmp_path / "trials.png")
     rate, fusion = figure.axes
     assert rate.get_xscale() == "log"
@@ -89,8 +91,10 @@ def test_trials_have_a_panel_for_each_setting(tmp_path: Path) -> None:
 
 def test_a_search_without_any_score_has_a_picture_too() -> None:
     config = TuneConfig(space={"train.batch": {"randint": [1, 9]}})
-    figure = trials(config, [Trial(0, {"train.batch": 4}, "boom")], {0: Record("failed", "boom")}, "val accuracy")
+    figure = draw_trials(
+        config, [Trial(0, {"train.batch": 4}, "boom")], {0: TrainingResult("failed", "boom")}, "val accuracy"
+    )
     assert figure.axes
     grid = {FUSION: ["concat", "gated"]}
     cells, _ = grid_of(grid, [0])
-    assert ablation(grid, cells, [0], {(c.slug, 0): Record("failed") for c in cells}, "val accuracy").axes
+    assert draw_ablation(grid, cells, [0], {(c.slug, 0): TrainingResult("failed") for c in cells}, "val accuracy").axes

@@ -1,4 +1,4 @@
-"""Pictures of a grid and of a search, in the manner of pipelines/report/training_pictures.py."""
+"""Pictures of a grid and of a search."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from pipelines.report.training_pictures import BLUE, GREY, VERMILLION
+from pipelines.report.training_pictures import BLUE, GREY, VERMILLION, style_axes
 from pipelines.search.config import TuneConfig
-from pipelines.search.grid import Cell, short, text
-from pipelines.search.record import Record, Trial, spread
+from pipelines.search.grid import Cell, format_value, short_name
+from pipelines.search.results import TrainingResult, Trial, sample_deviation
 
 _BLUES = LinearSegmentedColormap.from_list("scores", ["#EAF3FA", "#9ECAE1", BLUE, "#08306B"])
 
 
-def ablation(
+def draw_ablation(
     grid: Mapping[str, Sequence[Any]],
     cells: Sequence[Cell[Any]],
     seeds: Sequence[int],
-    records: Mapping[tuple[str, int], Record],
-    measure: str,
+    results: Mapping[tuple[str, int], TrainingResult],
+    metric: str,
 ) -> Figure:
-    """The grid: a heat map where it has two dimensions (of more than one value), else a row of dots for each cell.
+    """A heat map if two settings of the grid have more than one value, else a row of dots for each cell.
 
     Args:
         records: by the cell's slug and the seed.
     """
     varied = [key for key, values in grid.items() if len(values) > 1]
     scores = {
-        cell.slug: [s for s in (records[cell.slug, seed].score for seed in seeds) if s is not None] for cell in cells
+        cell.slug: [s for s in (results[cell.slug, seed].score for seed in seeds) if s is not None] for cell in cells
     }
-    verdicts = {cell.slug: records[cell.slug, seeds[-1]].status for cell in cells}
-    title = f"{measure.capitalize()}, mean" + (f" of {len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "")
+    statuses = {cell.slug: results[cell.slug, seeds[-1]].status for cell in cells}
+    title = f"{metric.capitalize()}, mean" + (f" of {len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "")
     if len(varied) == 2:
-        return _heat_map(grid, varied[0], varied[1], cells, scores, verdicts, title)
-    return _dots(varied or list(grid), cells, scores, verdicts, measure)
+        return _heat_map(grid, varied[0], varied[1], cells, scores, statuses, title)
+    return _dots(varied or list(grid), cells, scores, statuses, metric)
 
 
-def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Record], measure: str) -> Figure:
-    """The score against each setting of the space: full dots went to the end, hollow ones were stopped early."""
-    shown = [(trial, record) for trial in found if (record := records[trial.number]).score is not None]
+def draw_trials(
+    config: TuneConfig, trials: Sequence[Trial], results: Mapping[int, TrainingResult], metric: str
+) -> Figure:
+    """The score against each setting of the space. Full dots were trained to the end, hollow ones stopped early."""
+    shown = [(trial, result) for trial in trials if (result := results[trial.number]).score is not None]
     columns = min(3, len(config.space))
     lines = -(-len(config.space) // columns)
     figure = Figure(figsize=(max(6.4, 4.4 * columns + 0.4), 3.5 * lines + 0.7), layout="constrained")
@@ -52,34 +53,34 @@ def trials(config: TuneConfig, found: Sequence[Trial], records: Mapping[int, Rec
     best = max(shown, key=lambda pair: pair[1].score or 0.0, default=None)
     for axes, (key, distribution) in zip(panels, config.space.items(), strict=False):
         (kind,) = distribution
-        names = [text(value) for value in distribution[kind]]
+        names = [format_value(value) for value in distribution[kind]]
         if kind == "choice":
             axes.set_xticks(range(len(names)), names)
             axes.set_xlim(-0.6, len(names) - 0.4)
         elif kind == "loguniform":
             axes.set_xscale("log")
 
-        def place(trial: Trial, key: str = key, kind: str = kind, names: list[str] = names) -> float:
+        def x_position(trial: Trial, key: str = key, kind: str = kind, names: list[str] = names) -> float:
             value = trial.settings[key]
-            return float(names.index(text(value))) if kind == "choice" else float(value)
+            return float(names.index(format_value(value))) if kind == "choice" else float(value)
 
         for ended, label in ((True, "trained to the end"), (False, "stopped early")):
             pairs = [(t, r) for t, r in shown if (r.status != "stopped") == ended]
             axes.scatter(
-                [place(t) for t, _ in pairs], [r.score or 0.0 for _, r in pairs], s=46, linewidths=1.5,
+                [x_position(t) for t, _ in pairs], [r.score or 0.0 for _, r in pairs], s=46, linewidths=1.5,
                 facecolors=BLUE if ended else "none", edgecolors=BLUE, alpha=0.85, label=label, zorder=2,
             )  # fmt: skip
         if best is not None:
             axes.scatter(
-                [place(best[0])], [best[1].score or 0.0], s=190, facecolors="none", edgecolors=VERMILLION,
+                [x_position(best[0])], [best[1].score or 0.0], s=190, facecolors="none", edgecolors=VERMILLION,
                 linewidths=2, label=f"best: trial {best[0].number + 1}, {best[1].score:.4f}", zorder=3,
             )  # fmt: skip
-        axes.set_xlabel(short(key))
-        _plain(axes)
+        axes.set_xlabel(short_name(key))
+        style_axes(axes)
     for axes in list(figure.axes)[len(config.space) :]:
         axes.set_axis_off()
     for row in range(lines):
-        figure.axes[row * columns].set_ylabel(measure)
+        figure.axes[row * columns].set_ylabel(metric)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=10)
     return figure
@@ -91,25 +92,25 @@ def _heat_map(
     across: str,
     cells: Sequence[Cell[Any]],
     scores: Mapping[str, Sequence[float]],
-    verdicts: Mapping[str, str],
+    statuses: Mapping[str, str],
     title: str,
 ) -> Figure:
     rows, columns = list(grid[down]), list(grid[across])
     means = np.full((len(rows), len(columns)), np.nan)
     notes: dict[tuple[int, int], str] = {}
     for cell in cells:
-        place = rows.index(cell.settings[down]), columns.index(cell.settings[across])
+        x_position = rows.index(cell.settings[down]), columns.index(cell.settings[across])
         if values := scores[cell.slug]:
-            means[place] = np.mean(values)
-            deviation = spread(values)
-            notes[place] = f"{means[place]:.4f}" + ("" if deviation is None else f"\n± {deviation:.4f}")
+            means[x_position] = np.mean(values)
+            deviation = sample_deviation(values)
+            notes[x_position] = f"{means[x_position]:.4f}" + ("" if deviation is None else f"\n± {deviation:.4f}")
         else:
-            notes[place] = verdicts[cell.slug]
+            notes[x_position] = statuses[cell.slug]
     figure = Figure(figsize=(1.6 * len(columns) + 2.6, 0.85 * len(rows) + 1.9), layout="constrained")
     axes = figure.add_subplot()
     known = means[np.isfinite(means)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-    # Cells that differ by less than a hundredth look alike, as they should.
+    # The colour scale spans at least 0.01, so that cells which hardly differ have the same colour.
     middle, half = (low + high) / 2, max((high - low) / 2, 0.005)
     image = axes.imshow(means, cmap=_BLUES, vmin=middle - half, vmax=middle + half, aspect="auto")
     for (row, column), note in notes.items():
@@ -124,10 +125,10 @@ def _heat_map(
             column, row, note, ha="center", va="center", fontsize=11, color="white" if dark else "black", bbox=box,
             weight="bold" if value == high else "normal",
         )  # fmt: skip
-    axes.set_xticks(range(len(columns)), [text(value) for value in columns])
-    axes.set_yticks(range(len(rows)), [text(value) for value in rows])
-    axes.set_xlabel(short(across))
-    axes.set_ylabel(short(down))
+    axes.set_xticks(range(len(columns)), [format_value(value) for value in columns])
+    axes.set_yticks(range(len(rows)), [format_value(value) for value in rows])
+    axes.set_xlabel(short_name(across))
+    axes.set_ylabel(short_name(down))
     axes.set_title(title, fontsize=11, loc="left")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -143,8 +144,8 @@ def _dots(
     keys: Sequence[str],
     cells: Sequence[Cell[Any]],
     scores: Mapping[str, Sequence[float]],
-    verdicts: Mapping[str, str],
-    measure: str,
+    statuses: Mapping[str, str],
+    metric: str,
 ) -> Figure:
     figure = Figure(figsize=(8.5, 0.42 * len(cells) + 1.5), layout="constrained")
     axes = figure.add_subplot()
@@ -164,18 +165,12 @@ def _dots(
             axes.text(1.01, row, f"{mean:.4f}", transform=axes.get_yaxis_transform(), va="center", fontsize=9)
         elif known:
             style: dict[str, Any] = {"va": "center", "color": GREY, "fontsize": 9, "style": "italic"}
-            axes.text(0.5, row, verdicts[cell.slug], transform=axes.get_yaxis_transform(), ha="center", **style)
-    names = ["  ".join(f"{short(key)} {text(cell.settings[key])}" for key in keys) for cell in ordered]
+            axes.text(0.5, row, statuses[cell.slug], transform=axes.get_yaxis_transform(), ha="center", **style)
+    names = ["  ".join(f"{short_name(key)} {format_value(cell.settings[key])}" for key in keys) for cell in ordered]
     axes.set_yticks(range(len(ordered)), names)
     axes.set_ylim(-0.6, len(ordered) - 0.4)
-    axes.set_xlabel(measure)
+    axes.set_xlabel(metric)
     if several:
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, frameon=False, fontsize=9)
-    _plain(axes)
+    style_axes(axes)
     return figure
-
-
-def _plain(axes: Axes) -> None:
-    axes.grid(color="#E5E5E5", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)

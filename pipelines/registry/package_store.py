@@ -1,0 +1,122 @@
+"""Model packages in MLflow's artifact store, and their verified copies in a local cache."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+
+from mlflow import MlflowClient, artifacts
+from mlflow.models import Model
+
+from pipelines.registry import golden, manifest, package
+from pipelines.registry.errors import ArtifactError
+from pipelines.registry.smoke import answers_in_fresh_process
+from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
+from pipelines.tracking.store import mlflow_errors
+from vlmodel.inference import Predictor
+
+log = logging.getLogger(__name__)
+
+
+class PackageStore:
+    """Stores and downloads packages.
+
+    Args:
+        cache: local folder of downloaded packages.
+        smoke_test: whether each package must answer in a fresh process before it is stored.
+    """
+
+    def __init__(self, client: MlflowClient, cache: Path, *, smoke_test: bool = True) -> None:
+        self._client, self._cache, self._smoke_test = client, cache, smoke_test
+
+    def store(
+        self,
+        model_id: str,
+        run_id: str,
+        checkpoint: Path,
+        example: tuple[bytes, str],
+        examples: Mapping[str, tuple[bytes, str]] | None,
+    ) -> str:
+        """Build and store the package of a checkpoint's inference part. Returns the sha256 of its manifest.
+
+        Raises:
+            SmokeError: it does not load or answer in a fresh process; nothing is stored.
+        """
+        predictor = Predictor.from_pretrained(checkpoint)
+        answers = golden.create(predictor, examples or {next(iter(predictor.processor.tasks)): example})
+        with TemporaryDirectory() as scratch:
+            built = Path(scratch) / "model"
+            origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
+            manifest_hash = package.build(checkpoint, built, example, origin, answers)
+            if self._smoke_test:
+                answers_in_fresh_process(built, [example])
+            self._client.log_model_artifacts(model_id, str(built))
+        return manifest_hash
+
+    def download(self, version: ModelVersion) -> LocalModel:
+        """The files of a version in the local cache, verified each time; a damaged copy is downloaded again.
+
+        Raises:
+            ArtifactError: the stored files are not those that were registered.
+        """
+        expected = _manifest_hash(version)
+        local = self._cache / version.name / f"{version.version}-{expected[:16]}"
+        if local.is_dir():
+            try:
+                manifest.verify(local, expected)
+            except ArtifactError:
+                log.warning("the local copy of %s version %s is damaged; downloading", version.name, version.version)
+                shutil.rmtree(local)
+        if not local.is_dir():
+            self._download(version, local, expected)
+        folder = package.inference_folder(local)
+        return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
+
+    def verify_stored(self, version: ModelVersion) -> None:
+        """Compare the stored files, not the local copy, with what was registered.
+
+        Raises:
+            ArtifactError: they differ.
+        """
+        with TemporaryDirectory() as scratch:
+            self._fetch(version, Path(scratch), _manifest_hash(version))
+
+    def _download(self, version: ModelVersion, local: Path, expected: str) -> None:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(mkdtemp(prefix=".download-", dir=local.parent))
+        try:
+            fetched = self._fetch(version, scratch, expected)
+            try:
+                fetched.rename(local)
+            except OSError:
+                # Another process may have downloaded it; its copy must be valid.
+                manifest.verify(local, expected)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _fetch(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
+        """Download the stored files of a version to ``scratch`` and verify them."""
+        package.hide_progress_bar()
+        with mlflow_errors(f"download version {version.version} of model {version.name!r}"):
+            uri = self._client.tracking_uri
+            address = self._client.get_model_version_download_uri(version.name, version.version)
+            fetched = Path(
+                artifacts.download_artifacts(
+                    artifact_uri=address, dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
+                )
+            )
+        manifest.verify(fetched, expected)
+        return fetched
+
+
+def _manifest_hash(version: ModelVersion) -> str:
+    expected = version.tags.get(MANIFEST_TAG)
+    if expected is None:
+        raise ArtifactError(
+            f"version {version.version} of model {version.name!r} has no tag {MANIFEST_TAG}, so its files cannot be "
+            "verified; register the model again with this program"
+        )
+    return expected

@@ -1,0 +1,145 @@
+"""Connections to MLflow's tracking store and model registry. MLflow is imported when one is opened, in seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from pipelines.storage.lock import locked
+from pipelines.tracking.address import (
+    DATABASE,
+    TrackingConfig,
+    TrackingError,
+    check_reachable,
+    sqlite_file,
+    tracking_uri,
+)
+from vlmodel.locations import redact
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_MAX_REASON = 500
+_OPENING_S = 300  # creating a database takes seconds, on a busy machine a minute
+_POLL_S = 2.0
+_LOG_LEVELS = {
+    "urllib3.connectionpool": logging.ERROR,
+    "alembic": logging.WARNING,
+    "mlflow.store.db.utils": logging.WARNING,
+}
+
+
+def open_store(config: TrackingConfig, storage: str) -> MlflowClient:
+    """Client of the tracking store and model registry that jobs with this storage folder use.
+
+    If the storage folder was moved or copied with its database, the file addresses in the database are updated.
+
+    Raises:
+        TrackingError: nothing answers there, or another process holds the store.
+    """
+    uri = tracking_uri(config, storage)
+    client = connect(uri)
+    database = sqlite_file(uri)
+    if "://" not in storage and database == Path(storage).absolute() / DATABASE:
+        from pipelines.tracking.relocation import relocate
+
+        with _database_lock(uri):
+            try:
+                relocate(database)
+            except sqlite3.Error as error:
+                raise TrackingError(f"the file addresses in {database} cannot be checked: {error}") from error
+    return client
+
+
+def connect(uri: str) -> MlflowClient:
+    """Client of the tracking server and model registry at ``uri``; creates a sqlite database that does not exist.
+
+    Raises:
+        TrackingError: nothing answers there. This is noticed within seconds; MLflow itself would retry for minutes.
+    """
+    with _database_lock(uri):
+        check_reachable(uri)
+        from mlflow import MlflowClient
+
+        # urllib3 logs each attempt; that the server is gone is logged once (metric_queue.py), or ends the job. Creating
+        # a sqlite database logs fifty migrations.
+        for name, level in _LOG_LEVELS.items():
+            logging.getLogger(name).setLevel(level)
+        with mlflow_errors(f"open the tracking store {redact(uri)}"):
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    return client
+
+
+def wait_reachable(uri: str, limit_s: float) -> None:
+    """Return when the store at ``uri`` answers.
+
+    Raises:
+        TrackingError: it does not within ``limit_s`` seconds.
+    """
+
+    def announce(state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            print(f"tracking  waits up to {limit_s:.0f} s: {state.outcome.exception()}", flush=True)
+
+    retry = Retrying(
+        retry=retry_if_exception_type(TrackingError),
+        stop=stop_after_delay(limit_s),
+        wait=wait_fixed(min(_POLL_S, limit_s)),
+        before_sleep=announce,
+        reraise=True,
+    )
+    retry(check_reachable, uri)
+
+
+@contextlib.contextmanager
+def mlflow_errors(action: str) -> Iterator[None]:
+    """Convert MLflow's errors within the block to ``TrackingError("could not <action>: ...")``."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        # After the first line, a database's error repeats the SQL statement and all its values.
+        reason = redact(str(error)).strip().partition("\n")[0][:_MAX_REASON]
+        raise TrackingError(f"could not {action}: {reason}") from error
+
+
+@contextlib.contextmanager
+def redacted_stdout() -> Iterator[None]:
+    """Print what MLflow prints, without the password that a run's address may contain."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        print(redact(printed.getvalue()), end="", flush=True)
+
+
+@contextlib.contextmanager
+def _database_lock(uri: str) -> Iterator[None]:
+    """Lock a sqlite database: MLflow migrates it in many steps, and two processes that do so at once both fail."""
+    database = sqlite_file(uri)
+    if database is None:
+        yield
+        return
+
+    def busy(holder: str) -> TrackingError:
+        return TrackingError(f"{holder} has been opening {database} for {_OPENING_S} s; end it, and try again")
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(database.with_name(f".{database.name}.lock"), busy, _OPENING_S))
+        except OSError as error:
+            raise TrackingError(
+                f"the tracking store {redact(uri)} cannot be reached: {error}; choose a storage folder that can be "
+                "written"
+            ) from error
+        yield

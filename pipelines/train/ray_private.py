@@ -1,0 +1,68 @@
+"""All that training uses of Ray Train's private modules and names. A new version of Ray is checked here."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from ray.train import CheckpointConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR, WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import CheckpointManager
+from ray.train.v2._internal.execution.storage import StorageContext
+from ray.train.v2.api.callback import RayTrainCallback
+
+log = logging.getLogger(__name__)
+
+LOST_WORKER = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
+"""Errors of a worker that died or hung."""
+
+
+class Trainer(TorchTrainer):
+    """TorchTrainer without two features.
+
+    The actor that frees a dead controller's resources polls the State API every second. It logs errors if no dashboard
+    runs, and raises if two clusters run on the machine. The resources are freed when this driver ends, which it does
+    when its controller is lost.
+
+    The handler of Ctrl-C stays installed after the training, and then ends the driver only at the third Ctrl-C.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Keep the driver's handler."""
+
+
+def set_health_checks(answer_timeout_s: float) -> None:
+    """Set after how many seconds without an answer a worker counts as hung, for trainers that start afterwards."""
+    # The controller polls its workers at this interval, and each report waits for the next poll.
+    os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
+    os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(answer_timeout_s)
+
+
+def set_aside_unusable_list(run: str, config: CheckpointConfig) -> None:
+    """Rename Ray's list of a run's checkpoints if Ray cannot read it and would refuse the run.
+
+    A crash can leave it half written, or naming a checkpoint that is gone. Only Ray uses it, to delete old checkpoints.
+
+    Raises:
+        OSError: the storage cannot be read.
+    """
+    storage, _, name = run.rpartition("/")
+    context = StorageContext(storage, name, read_only=True)
+    try:
+        CheckpointManager(config, context)
+    except OSError:
+        raise
+    except Exception as error:  # Ray's reader may raise anything
+        path = context.checkpoint_manager_snapshot_path
+        context.storage_filesystem.move(path, f"{path}.unusable")
+        log.warning(
+            "Ray's list of checkpoints %s cannot be used and was set aside (%s: %s); the checkpoints themselves are "
+            "checked one by one", path, type(error).__name__, str(error).partition("\n")[0],
+        )  # fmt: skip
