@@ -215,12 +215,12 @@ def state():
 
 before = state()
 problems = []
-for room in ("vlmodel", "pipelines", "jobs"):
-    package = importlib.import_module(room)
-    for module in pkgutil.walk_packages(package.__path__, f"{room}."):
+for package_name in ("vlmodel", "pipelines", "jobs"):
+    package = importlib.import_module(package_name)
+    for module in pkgutil.walk_packages(package.__path__, f"{package_name}."):
         if module.name != "pipelines.registry.pyfunc":  # a script of MLflow's, see above
             importlib.import_module(module.name)
-    if room == "vlmodel":
+    if package_name == "vlmodel":
         above = ("ray", "mlflow", "fastapi", "pipelines")
         problems += [f"vlmodel imports {name}" for name in above if name in sys.modules]
 after = state()
