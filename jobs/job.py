@@ -34,7 +34,7 @@ def main(
         doc: what the job does, for ``--help``.
     """
     _print_everything()
-    arguments = _parser(name, doc or "", flags or {}).parse_args(argv)
+    arguments = _argument_parser(name, doc or "", flags or {}).parse_args(argv)
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
@@ -86,7 +86,7 @@ class _Help(argparse.Action):
         try:
             parser.print_help()
             print("\nsettings (key, default, meaning):")
-            width = _width()
+            width = _help_width()
             for key, default, doc in explain_keys(JobConfig):
                 shown = default if len(default) <= 40 else f"{default[:37]}..."
                 print(textwrap.fill(f"{key} = {shown}  {doc}", width, initial_indent="  ", subsequent_indent="      "))
@@ -96,16 +96,16 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-def _width() -> int:
+def _help_width() -> int:
     """Of help, in letters: the terminal's, up to what reads well."""
     return min(118, shutil.get_terminal_size().columns - 2)
 
 
-def _parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
+def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
         description="\n\n".join(
-            textwrap.fill(" ".join(paragraph.split()), _width()) for paragraph in doc.split("\n\n")
+            textwrap.fill(" ".join(paragraph.split()), _help_width()) for paragraph in doc.split("\n\n")
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

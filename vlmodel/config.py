@@ -113,7 +113,7 @@ def parse(section: type[S], tree: Mapping[str, Any]) -> S:
     try:
         return section.model_validate(dict(tree))
     except ValidationError as error:
-        lines = [_explain(section, tree, detail) for detail in error.errors()]
+        lines = [_explain_error(section, tree, detail) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -138,20 +138,20 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
             raise ConfigError(f"configuration file {str(file)!r} does not exist; name one with --config") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"configuration file {str(file)!r} is not valid TOML: {error}") from None
-    for override in sorted(overrides, key=_precedence):
-        _override(section, tree, override)
+    for override in sorted(overrides, key=_override_precedence):
+        _apply_override(section, tree, override)
     return parse(section, tree)
 
 
 def explain_keys(section: type[Section]) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, documentation) of every setting, for ``--help``."""
-    yield from _walk(section, "")
+    yield from _walk_settings(section, "")
 
 
 def explain_parts(section: type[Section], prefix: str = "") -> Iterator[tuple[str, PartOf]]:
     """(dotted key, marker) of every field that holds a part, those of sections within included."""
     for name, field in section.model_fields.items():
-        marker, of_values = _markers(field)
+        marker, of_values = _part_markers(field)
         if marker is not None:
             yield f"{prefix}{name}", marker
         elif isinstance(of_values, PartOf):
@@ -160,7 +160,7 @@ def explain_parts(section: type[Section], prefix: str = "") -> Iterator[tuple[st
             yield from explain_parts(inner, f"{prefix}{name}.")
 
 
-def _override(section: type[Section], tree: dict[str, Any], override: str) -> None:
+def _apply_override(section: type[Section], tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise ConfigError(f"override {override!r} is not of the form a.b.c=value")
@@ -174,7 +174,7 @@ def _override(section: type[Section], tree: dict[str, Any], override: str) -> No
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    holder, _ = _locate(section, tree, parents)
+    holder, _ = _locate_setting(section, tree, parents)
     if leaf == "kind" and isinstance(holder, PartOf) and node.get("kind", holder.default) != value:
         node.clear()
     owner = _class_of(holder, node)
@@ -184,16 +184,16 @@ def _override(section: type[Section], tree: dict[str, Any], override: str) -> No
     node[leaf] = value
 
 
-def _precedence(override: str) -> tuple[bool, int]:
+def _override_precedence(override: str) -> tuple[bool, int]:
     """Kinds of parts first, outer ones before inner ones, as they decide what the other overrides mean."""
     path = override.partition("=")[0]
     return (False, path.count(".")) if path.endswith(".kind") else (True, 0)
 
 
-def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
+def _walk_settings(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
-        marker, item = _markers(field)
+        marker, item = _part_markers(field)
         inner_section = _section_of(field.annotation)
         if item is not None:
             key = f"{key}.NAME"
@@ -201,17 +201,17 @@ def _walk(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]
         if marker is not None:
             yield f"{key}.kind", marker.default, f"{doc} One of {', '.join(kinds(marker.package))}."
             # Settings of the default kind; those of others are listed when an unknown one is refused.
-            for inner in _walk(part_config(marker.package, marker.default), f"{key}."):
+            for inner in _walk_settings(part_config(marker.package, marker.default), f"{key}."):
                 if inner[0] != f"{key}.kind":
                     yield inner
         elif inner_section is not None:
-            yield from _walk(inner_section, f"{key}.")
+            yield from _walk_settings(inner_section, f"{key}.")
         else:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
             yield key, default, doc
 
 
-def _markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
+def _part_markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
     """The marker of a field that holds a part; what the values of a field that is a dictionary hold."""
     own = _marker_in(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
@@ -232,11 +232,11 @@ def _section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetails) -> str:
+def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetails) -> str:
     location = [str(step) for step in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        owner = _class_of(*_locate(section, tree, location[:-1]))
+        owner = _class_of(*_locate_setting(section, tree, location[:-1]))
         known = ", ".join(sorted(owner.model_fields)) if owner else "?"
         where = ".".join(location[:-1]) or "the top level"
         return f"unknown key {key!r}; valid keys of {where}: {known}"
@@ -248,7 +248,7 @@ def _explain(section: type[Section], tree: Mapping[str, Any], detail: ErrorDetai
     return f"{key} = {detail['input']!r}: {reason}"
 
 
-def _locate(
+def _locate_setting(
     section: type[Section], tree: Mapping[str, Any], location: Sequence[str]
 ) -> tuple[type[Section] | PartOf | None, Any]:
     """The section or part at ``location``, by the kinds that ``tree`` names, and its node in ``tree``; of an unknown
@@ -265,12 +265,12 @@ def _locate(
             field = owner.model_fields.get(step) if owner else None
             if field is None:
                 return owner, node
-            marker, item = _markers(field)
+            marker, item = _part_markers(field)
             current = marker or _section_of(field.annotation)
         node = node.get(step, {}) if isinstance(node, Mapping) else {}
     return current, node
 
 
 def _class_of(holder: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
-    """The section class of what ``_locate`` returns."""
+    """The section class of what ``_locate_setting`` returns."""
     return part_config(holder.package, node.get("kind", holder.default)) if isinstance(holder, PartOf) else holder

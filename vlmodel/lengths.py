@@ -33,7 +33,7 @@ def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArra
     order_U = np.argsort(length_U, kind="stable").astype(np.int64, copy=False)
     groups: list[tuple[int, int, int]] = []
     first = 0
-    for stop in _stops(length_U, max_groups):
+    for stop in _group_ends(length_U, max_groups):
         columns = np.flatnonzero(mask_UT[order_U[first:stop]].any(0))
         # A sequence has at least one column, even if its texts have no token.
         start, end = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 1)
@@ -42,7 +42,7 @@ def group_by_length(mask_UT: NDArray[np.bool_], max_groups: int) -> tuple[NDArra
     return order_U, np.array(groups, np.int64).reshape(-1, 3)
 
 
-def _stops(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
+def _group_ends(length_U: NDArray[np.int64], max_groups: int) -> list[int]:
     """Where each group ends among the texts from short to long."""
     if not len(length_U):
         return []

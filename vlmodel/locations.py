@@ -30,7 +30,7 @@ def redact(text: str) -> str:
     return _SECRET_PARAMETER.sub(r"\1=***", _USERINFO.sub("***", text))
 
 
-def _location(value: str) -> str:
+def _checked_location(value: str) -> str:
     if (shown := redact(value)) != value:
         raise ValueError(
             f"{shown!r} holds credentials, and settings are stored and shown; leave them out of the address and give "
@@ -39,6 +39,6 @@ def _location(value: str) -> str:
     return os.path.expanduser(value) if value.startswith("~") else value
 
 
-Location = Annotated[str, AfterValidator(_location)]
+Location = Annotated[str, AfterValidator(_checked_location)]
 """Type of a setting that is a path or a URI: ``~`` is the home folder (a shell does not expand it after an equals
 sign), and an address with a user, a password or a signature is refused."""

@@ -180,7 +180,9 @@ class VLModel(PreTrainedModel):
             count=result.count,
             correct=result.correct,
             total=result.total,
-            tasks={task: _sums(d) for task, d in decoded.items()} if len(decoded) > 1 and loss is not None else None,
+            tasks={task: _loss_sums(d) for task, d in decoded.items()}
+            if len(decoded) > 1 and loss is not None
+            else None,
             logits_NK=result.logits_NK,
             attention_LNQS=joint.attention_LBQS if joint is not None else None,
             spans=joint.spans if joint is not None and output_attention else None,
@@ -275,7 +277,7 @@ class VLModel(PreTrainedModel):
         """Nothing: each part draws its weights when it is built, and ``from_pretrained`` refuses missing ones."""
 
 
-def _sums(decoded: parts.DecoderOutput) -> Tensor:
+def _loss_sums(decoded: parts.DecoderOutput) -> Tensor:
     sums = [decoded.loss_sum, decoded.count, decoded.correct, decoded.total]
     return torch.stack([value.detach().double() for value in sums if value is not None])
 

@@ -201,10 +201,10 @@ class VLProcessor:
 
     def _rows(self, spec: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         counts = [len(example.texts) for example in examples]
-        targets = list(chain.from_iterable(map(_targets, examples)))
+        targets = list(chain.from_iterable(map(_targets_of, examples)))
         rows: dict[str, NDArray[np.generic]] = {
             "text_image_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
-            "weights_N": np.array(list(chain.from_iterable(map(_weights, examples))), dtype=np.float32),
+            "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
         }
         if spec.text:
             rows |= self.tokenize([text for example in examples for text in example.texts])
@@ -215,7 +215,7 @@ class VLProcessor:
         elif spec.target == "tokens":
             rows |= self.tokenize_targets(targets)
         elif spec.text:
-            rows["text_key_N"] = _hashes(rows["input_ids_NT"], rows["text_mask_NT"])
+            rows["text_key_N"] = _token_hashes(rows["input_ids_NT"], rows["text_mask_NT"])
         return rows
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
@@ -315,15 +315,15 @@ class VLProcessor:
         }
 
 
-def _targets(example: Example) -> Sequence[str | None]:
-    return _each(example, "targets", example.targets or None, None)
+def _targets_of(example: Example) -> Sequence[str | None]:
+    return _value_per_text(example, "targets", example.targets or None, None)
 
 
-def _weights(example: Example) -> Sequence[float]:
-    return _each(example, "weights", example.weights, 1.0)
+def _weights_of(example: Example) -> Sequence[float]:
+    return _value_per_text(example, "weights", example.weights, 1.0)
 
 
-def _each(example: Example, name: str, values: Sequence[V] | None, default: V) -> Sequence[V]:
+def _value_per_text(example: Example, name: str, values: Sequence[V] | None, default: V) -> Sequence[V]:
     """A value for each text: the given ones, or the default."""
     if values is None:
         return [default] * len(example.texts)
@@ -332,7 +332,7 @@ def _each(example: Example, name: str, values: Sequence[V] | None, default: V) -
     return values
 
 
-def _hashes(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
+def _token_hashes(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
     """A multilinear hash of each text's tokens (Lemire & Kaser 2014), independent of process, padding and its side."""
     position_NT = np.cumsum(mask_NT, axis=1) - 1
     factors_T = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, (ids_NT.shape[1],), np.uint64)

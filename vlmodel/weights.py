@@ -34,7 +34,7 @@ def open_config(
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_from(source))
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_loading_options(source))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{setting}={source!r} cannot be opened: {error}") from error
     if reason := unsupported_reason(config.model_type):
@@ -61,7 +61,7 @@ def open_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple
             use_safetensors=True,
             dtype="float32",
             output_loading_info=True,
-            **_from(source),
+            **_loading_options(source),
         )
     except Exception as error:  # broken files raise anything
         raise WeightsError(f"{setting}={source!r} has no weights that can be loaded: {error}") from error
@@ -118,6 +118,6 @@ def from_plain(values: Mapping[str, Any]) -> Any:
     return AutoConfig.for_model(values["model_type"], **settings)
 
 
-def _from(source: str) -> dict[str, bool]:
+def _loading_options(source: str) -> dict[str, bool]:
     """A folder is read without asking the hub."""
     return {"local_files_only": True} if Path(source).is_dir() else {}

@@ -130,7 +130,7 @@ def log_assessment(assessment: Assessment, tracker: NullTracker, history: Sequen
     if history:
         by_name = {} if task else report.baselines
         accuracies = {n.replace("_", " "): m["accuracy"] for n, m in by_name.items() if "accuracy" in m}
-        tracker.log_figure(training_pictures.curves(history, accuracies), "pictures/curves.png")
+        tracker.log_figure(training_pictures.training_curves(history, accuracies), "pictures/curves.png")
     if report.by_answer:
         targets, predicted = (assessment.answers[c].to_pylist() for c in ("target", "predicted"))
         pairs = [
@@ -138,7 +138,7 @@ def log_assessment(assessment: Assessment, tracker: NullTracker, history: Sequen
             for target, answer in zip(targets, predicted, strict=True)
             if target
         ]
-        confusion = training_pictures.confusion([t for t, _ in pairs], [p for _, p in pairs])
+        confusion = training_pictures.confusion_matrix([t for t, _ in pairs], [p for _, p in pairs])
         tracker.log_figure(confusion, f"pictures/{name}-confusion.png")
         rows = [{"answer": a, "questions": n, "accuracy": round(hit, 6)} for a, n, hit in report.by_answer]
         tracker.log_table(rows, f"tables/{name}-answers.csv")

@@ -98,7 +98,7 @@ class _Comparisons:
 
     def add(self, name: str, description: str, predicted: Sequence[str], metrics: Metrics | None = None) -> None:
         """Compare with a baseline's answers to all rows."""
-        table = _with(self.answers, predicted=predicted)
+        table = _with_columns(self.answers, predicted=predicted)
         self.baselines[name] = self.metrics_of(table) if metrics is None else metrics
         self.comparisons.append(compare(name, description, self.scores, self._score(table)))
 
@@ -107,7 +107,7 @@ class _Comparisons:
         same = self.answers.filter(pc.is_valid(self.answers["shuffled"]))
         if not same.num_rows:
             return
-        shuffled = _with(same, predicted=same["shuffled"], probability=same["shuffled_probability"])
+        shuffled = _with_columns(same, predicted=same["shuffled"], probability=same["shuffled_probability"])
         name, description = "image_shuffled", "its own answers about other images"
         self.baselines[name] = self.metrics_of(shuffled)
         if same.num_rows < self.answers.num_rows:
@@ -154,13 +154,13 @@ def report_on_answers(
     if unknown:
         notes.append(f"{unknown} right answers are outside the model's vocabulary and count as wrong")
     by_answer = [(a, n, hit[a] / n) for a, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]
-    return _report(
+    return _make_report(
         split, answers, compared, unit="questions", metric="accuracy", metrics=metrics, notes=notes, by_answer=by_answer
     )
 
 
 def _report_on_captions(answers: pa.Table, split: str, constant: str) -> Report:
-    answers = _with(answers, references=with_words(answers["references"].to_pylist()))
+    answers = _with_columns(answers, references=with_words(answers["references"].to_pylist()))
     captioned = answers.filter(pc.greater(pc.list_value_length(answers["references"]), 0))
     if not captioned.num_rows:
         raise DataError(f"no image of split {split!r} has a caption with a word to compare with; choose another split")
@@ -175,7 +175,9 @@ def _report_on_captions(answers: pa.Table, split: str, constant: str) -> Report:
         f'constant caption: "{constant}"',
         f"{pc.count_distinct(captioned['predicted']).as_py()} different captions",
     ]
-    return _report(split, answers, compared, unit="images", metric="cider", metrics=metrics_of(captioned), notes=notes)
+    return _make_report(
+        split, answers, compared, unit="images", metric="cider", metrics=metrics_of(captioned), notes=notes
+    )
 
 
 def _report_on_matching(answers: pa.Table, split: str) -> Report:
@@ -183,7 +185,7 @@ def _report_on_matching(answers: pa.Table, split: str) -> Report:
 
     def scores_of(table: pa.Table) -> _Split:
         matches = [is_match(target) for target in table["target"].to_pylist()]
-        return _split(matching_scores(_match_probabilities(table["predicted"], table["probability"]), matches))
+        return _split_scores(matching_scores(_match_probabilities(table["predicted"], table["probability"]), matches))
 
     metrics, constant = scores_of(pairs)
     both = "balanced_accuracy" in metrics
@@ -200,7 +202,7 @@ def _report_on_matching(answers: pa.Table, split: str) -> Report:
     )
     metric = "balanced_accuracy" if both else "accuracy"
     notes = [] if both else [one_class]
-    return _report(split, answers, compared, unit="pairs", metric=metric, metrics=metrics, notes=notes)
+    return _make_report(split, answers, compared, unit="pairs", metric=metric, metrics=metrics, notes=notes)
 
 
 def _report_on_retrieval(answers: pa.Table, split: str) -> Report:
@@ -210,10 +212,10 @@ def _report_on_retrieval(answers: pa.Table, split: str) -> Report:
         raise DataError(f"no image of split {split!r} has a caption to be found by; choose another split")
     image_N = image_ids(answers)
     row_of = {image: row for row, image in enumerate(image_N[has_image.to_numpy()])}
-    metrics, expected = _split(
+    metrics, expected = _split_scores(
         retrieval_scores(
-            _vectors(first["image_embedding"]),
-            _vectors(answers["text_embedding"]),
+            _vectors_of_column(first["image_embedding"]),
+            _vectors_of_column(answers["text_embedding"]),
             torch.tensor([row_of[image] for image in image_N]),
         )
     )
@@ -235,7 +237,7 @@ def _report_on_retrieval(answers: pa.Table, split: str) -> Report:
     )
 
 
-def _report(
+def _make_report(
     split: str,
     answers: pa.Table,
     compared: _Comparisons,
@@ -262,7 +264,7 @@ def _report(
     )
 
 
-def _with(answers: pa.Table, **columns: object) -> pa.Table:
+def _with_columns(answers: pa.Table, **columns: object) -> pa.Table:
     """The table with other values in some columns."""
     for name, values in columns.items():
         place = answers.schema.get_field_index(name)
@@ -289,12 +291,12 @@ class _Split(NamedTuple):
     baseline: Metrics
 
 
-def _split(scores: Mapping[str, float]) -> _Split:
+def _split_scores(scores: Mapping[str, float]) -> _Split:
     """The model's metrics, and those of the baseline, whose names begin with ``floor_``."""
     baseline = {name.removeprefix("floor_"): v for name, v in scores.items() if name.startswith("floor_")}
     return _Split({name: v for name, v in scores.items() if not name.startswith("floor_")}, baseline)
 
 
-def _vectors(column: pa.ChunkedArray) -> torch.Tensor:
+def _vectors_of_column(column: pa.ChunkedArray) -> torch.Tensor:
     flat = column.combine_chunks()
     return torch.from_numpy(np.array(flat.flatten())).view(len(flat), -1)

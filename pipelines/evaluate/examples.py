@@ -50,7 +50,7 @@ def choose_examples(
     answers: pa.Table, spec: TaskSpec, count: int, seed: int = 0, normalizer: Normalizer = "none"
 ) -> list[ExampleRow]:
     """Up to ``count`` rows, half of them wrong if there are so many; the same for the same table."""
-    rows = _retrieved(answers) if spec.target == "none" else _answered(answers, spec, normalizer)
+    rows = _retrieved_rows(answers) if spec.target == "none" else _answered_rows(answers, spec, normalizer)
     rng = random.Random(seed)
     wrong = [row for row in rows if row.right is False]
     others = [row for row in rows if row.right is not False]
@@ -60,7 +60,7 @@ def choose_examples(
 
 def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
     """Cards for ``training_pictures.examples_page``: the decoded image with the attention for the answer."""
-    images = _images({(row.split, row.key) for row in rows}, index)
+    images = _read_images({(row.split, row.key) for row in rows}, index)
     cards = []
     for row in rows:
         image = images[row.split, row.key]
@@ -81,14 +81,14 @@ def image_bytes(key: str, index: Index, split: str = "") -> bytes:
         DataError: there is no such sample.
     """
     splits = (split,) if split else _HELD_OUT_FIRST
-    images = _images({(name, key) for name in splits}, index)
+    images = _read_images({(name, key) for name in splits}, index)
     for name in splits:
         if (name, key) in images:
             return images[name, key]
     raise DataError(f"the index of {index.tars} has no sample {key!r}{f' of split {split!r}' if split else ''}")
 
 
-def _answered(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer) -> list[ExampleRow]:
+def _answered_rows(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer) -> list[ExampleRow]:
     answered = answers.filter(pc.is_valid(answers["target"]))
     rows = []
     columns = (answered[name].to_pylist() for name in ("key", "split", "text", "target", "predicted", "probability"))
@@ -105,15 +105,15 @@ def _answered(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer) -> list
     return rows
 
 
-def _retrieved(answers: pa.Table) -> list[ExampleRow]:
+def _retrieved_rows(answers: pa.Table) -> list[ExampleRow]:
     """For each image the nearest of the first captions; right if it is one of the image's."""
     some = answers.slice(0, _MAX_CAPTIONS)
     first = some.filter(pc.is_valid(some["image_embedding"]))
     image_BD, text_ND = (np.stack(t[c].to_pylist()) for t, c in ((first, "image_embedding"), (some, "text_embedding")))
     similarity_BN = image_BD @ text_ND.T
-    samples, texts = _samples(some), some["text"].to_pylist()
+    samples, texts = _sample_ids(some), some["text"].to_pylist()
     nearest_B = zip(
-        _samples(first), first["text"].to_pylist(), similarity_BN.argmax(1), similarity_BN.max(1), strict=True
+        _sample_ids(first), first["text"].to_pylist(), similarity_BN.argmax(1), similarity_BN.max(1), strict=True
     )
     title = f"of {len(texts)} captions the nearest"
     return [
@@ -122,17 +122,17 @@ def _retrieved(answers: pa.Table) -> list[ExampleRow]:
     ]
 
 
-def _samples(answers: pa.Table) -> list[tuple[str, str]]:
+def _sample_ids(answers: pa.Table) -> list[tuple[str, str]]:
     """The (split, key) of each row."""
     return list(zip(answers["split"].to_pylist(), answers["key"].to_pylist(), strict=True))
 
 
-def _images(samples: set[tuple[str, str]], index: Index) -> dict[tuple[str, str], bytes]:
+def _read_images(samples: set[tuple[str, str]], index: Index) -> dict[tuple[str, str], bytes]:
     """The images of those (split, key) pairs that the index has."""
     reader, images = ShardReader(index), dict[tuple[str, str], bytes]()
     for shard in index.shards:
         if len(images) == len(samples):
             break
-        rows = [row for row, sample in enumerate(_samples(index.rows(shard.name))) if sample in samples]
+        rows = [row for row, sample in enumerate(_sample_ids(index.rows(shard.name))) if sample in samples]
         images |= {(record.split, record.key): record.image for record in reader.read(shard.name, rows, texts=False)}
     return images

@@ -53,7 +53,7 @@ class ModelResult(_Line):
 
 
 class TextPair(_Line):
-    """A question ("" for a caption) and both models' first answers, hashed by ``text_hash``."""
+    """The hashes (``text_hash``) of a question ("" for a caption) and of the best answer of each model to it."""
 
     asked: _Hash
     champion: _Hash

@@ -65,7 +65,7 @@ class AliasChanges:
             if champion not in (version, over):
                 raise ChampionChangedError(
                     f"version {version} of model {self._name!r} was judged against "
-                    f"{_describe(over)}, and now {_describe(champion)} is the champion; judge it again"
+                    f"{_describe_version(over)}, and now {_describe_version(champion)} is the champion; judge it again"
                 )
             if champion != version:
                 self._tag(version, PROMOTION_TAG, {"reason": reason, "former": champion})
@@ -98,8 +98,8 @@ class AliasChanges:
             champion = aliases.get(CHAMPION)
             if champion not in (previous, of):
                 raise ChampionChangedError(
-                    f"version {of} of model {self._name!r} was to be rolled back, and now {_describe(champion)} is "
-                    "the champion; look at it first"
+                    f"version {of} of model {self._name!r} was to be rolled back, and now "
+                    f"{_describe_version(champion)} is the champion; look at it first"
                 )
             if champion == of:
                 self._tag(of, ROLLBACK_TAG, {"reason": reason, "to": previous})
@@ -139,5 +139,5 @@ class AliasChanges:
         self._client.set_model_version_tag(self._name, version, tag, json.dumps(record))
 
 
-def _describe(version: str | None) -> str:
+def _describe_version(version: str | None) -> str:
     return f"version {version}" if version is not None else "no version"

@@ -59,10 +59,10 @@ def create(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> l
     """
     golden = []
     for task, (image, text) in examples.items():
-        images = [image, *_variants(image)]
-        in_batch = _predict(predictor, task, text, images)
+        images = [image, *_image_variants(image)]
+        in_batch = _predict_image_variants(predictor, task, text, images)
         for shown, batched in zip(images, in_batch, strict=True):
-            (alone,) = _predict(predictor, task, text, [shown])
+            (alone,) = _predict_image_variants(predictor, task, text, [shown])
             if not _generates_text(predictor, task) or alone[0][0] == batched[0][0]:
                 encoded = base64.b64encode(shown).decode()
                 golden.append(GoldenAnswer(task=task, image=encoded, text=text, answers=alone))
@@ -100,18 +100,20 @@ def differences(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance:
     lines = []
     for number, one in enumerate(golden):
         try:
-            (answers,) = _predict(predictor, one.task, one.text, [base64.b64decode(one.image)])
+            (answers,) = _predict_image_variants(predictor, one.task, one.text, [base64.b64decode(one.image)])
         except (ValueError, RuntimeError) as error:
             lines.append(f"request {number} about {one.text!r} fails here: {error}")
             continue
         exact = _generates_text(predictor, one.task)
-        if _differ(one.answers, answers, tolerance, exact) or _differ(answers, one.answers, tolerance, exact):
+        if _scores_differ(one.answers, answers, tolerance, exact) or _scores_differ(
+            answers, one.answers, tolerance, exact
+        ):
             reported, expected = _format_answers(answers), _format_answers(one.answers)
             lines.append(f"request {number} about {one.text!r}: {reported}, expected {expected}")
     return lines
 
 
-def _predict(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
+def _predict_image_variants(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
     top_k = 1 if _generates_text(predictor, task) else _TOP_K
     predicted = predictor.predict([Example(image, (text,)) for image in images], top_k=top_k, task=task)
     return [[(answer, float(score)) for answer, score in one.answers] for (one,) in predicted]
@@ -121,7 +123,7 @@ def _generates_text(predictor: Predictor, task: str) -> bool:
     return predictor.processor.tasks[task].target == "tokens"
 
 
-def _differ(answers: Answers, others: Answers, tolerance: float, exact: bool) -> bool:
+def _scores_differ(answers: Answers, others: Answers, tolerance: float, exact: bool) -> bool:
     """Whether an answer has another score in ``others``. If it is missing there, its score is at most the last one."""
     score_of = dict(others)
     lowest = min(score_of.values())
@@ -138,7 +140,7 @@ def _format_answers(answers: Answers) -> str:
     return ", ".join(f"{answer!r} {score:.4f}" for answer, score in answers[:2])
 
 
-def _variants(encoded: bytes) -> list[bytes]:
+def _image_variants(encoded: bytes) -> list[bytes]:
     """The image, smaller and transposed, in each format with a separate decoder."""
     with open_image(encoded) as opened:
         picture = opened.upright()
@@ -148,10 +150,10 @@ def _variants(encoded: bytes) -> list[bytes]:
         "PNG": picture.transpose(Image.Transpose.ROTATE_90),
         "WEBP": picture.transpose(Image.Transpose.ROTATE_180),
     }
-    return [_encode(image, kind) for kind, image in transposed.items()]
+    return [_encode_picture(image, kind) for kind, image in transposed.items()]
 
 
-def _encode(picture: Image.Image, kind: str) -> bytes:
+def _encode_picture(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind)
     return file.getvalue()

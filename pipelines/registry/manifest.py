@@ -44,12 +44,12 @@ def digests(folder: Path) -> dict[str, str]:
 
 def digest(folder: Path) -> str:
     """One hash of the names and contents of all files in ``folder``."""
-    return hashlib.sha256(_text(digests(folder))).hexdigest()
+    return hashlib.sha256(_manifest_text(digests(folder))).hexdigest()
 
 
 def write(folder: Path) -> str:
     """Write the manifest of ``folder`` into it and return the manifest's sha256."""
-    text = _text(digests(folder))
+    text = _manifest_text(digests(folder))
     (folder / MANIFEST).write_bytes(text)
     return hashlib.sha256(text).hexdigest()
 
@@ -90,5 +90,5 @@ def _is_origin(file: Path) -> bool:
     return file.is_file() and _ORIGIN_LINES.fullmatch(file.read_bytes().decode(errors="replace")) is not None
 
 
-def _text(hashes: dict[str, str]) -> bytes:
+def _manifest_text(hashes: dict[str, str]) -> bytes:
     return json.dumps(hashes, indent=1, sort_keys=True).encode()

@@ -64,7 +64,7 @@ def build(
             code_paths=[str(Path(vlmodel.config.__file__).parent), str(code.parent)],
             signature=SIGNATURE,
             input_example=pd.DataFrame([example], columns=["image", "question"]),
-            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _installed(name)],
+            pip_requirements=[f"{name}=={version(name)}" for name in _REQUIREMENTS if _is_installed(name)],
             mlflow_model=origin,
         )
     for cache in list(package.rglob("__pycache__")):
@@ -90,7 +90,7 @@ def hide_progress_bar() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
-def _installed(name: str) -> bool:
+def _is_installed(name: str) -> bool:
     try:
         version(name)
     except PackageNotFoundError:

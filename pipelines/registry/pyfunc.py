@@ -72,7 +72,7 @@ class VisualQuestionAnswering(PythonModel):
         rows_of: dict[bytes, list[int]] = {}
         for row, (cell, question) in enumerate(zip(model_input["image"], model_input["question"], strict=True)):
             try:
-                image, questions[row] = _image(cell), _question(question)
+                image, questions[row] = _image_bytes(cell), _question_text(question)
             except ValueError as error:
                 results[row] = (None, None, None, str(error))
             else:
@@ -101,7 +101,7 @@ class VisualQuestionAnswering(PythonModel):
                 yield from self._answer([example], top_k)
             return
         for predictions in predicted:
-            yield [_row(prediction) for prediction in predictions]
+            yield [_prediction_row(prediction) for prediction in predictions]
 
 
 def _remove_own_bytecode() -> None:
@@ -112,7 +112,7 @@ def _remove_own_bytecode() -> None:
             os.rmdir(os.path.dirname(own))
 
 
-def _image(cell: Any) -> bytes:
+def _image_bytes(cell: Any) -> bytes:
     if _is_missing(cell):
         raise ValueError("the image is missing")
     if isinstance(cell, bytes | bytearray | memoryview):
@@ -125,7 +125,7 @@ def _image(cell: Any) -> bytes:
     raise ValueError(f"the image is of type {type(cell).__name__}; give an image file's bytes, or these in base64")
 
 
-def _question(cell: Any) -> str:
+def _question_text(cell: Any) -> str:
     if _is_missing(cell) or not str(cell).strip():
         raise ValueError("the question is missing")
     question = str(cell)
@@ -140,7 +140,7 @@ def _is_missing(cell: Any) -> bool:
     return bool(pd.api.types.is_scalar(cell) and pd.isna(cell))
 
 
-def _row(prediction: Prediction) -> _Row:
+def _prediction_row(prediction: Prediction) -> _Row:
     answer, probability = prediction.answers[0]
     return answer, probability, json.dumps(prediction.answers), None
 

@@ -15,11 +15,11 @@ def render(template: str, **values: object) -> str:
         template: name of a file in ``templates/``. Beside Jinja2's filters it has ``thousands`` (12,345) and
             ``jpeg_url`` (bytes of a JPEG as an address for ``<img src>``).
     """
-    return _environment().get_template(template).render(**values)
+    return _jinja_environment().get_template(template).render(**values)
 
 
 @cache
-def _environment() -> Environment:
+def _jinja_environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pipelines.report"),
         autoescape=True,

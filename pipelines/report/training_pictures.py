@@ -29,7 +29,7 @@ _CARD_PIXELS = 256
 _BLUES = LinearSegmentedColormap.from_list("counts", ["#FFFFFF", "#9ECAE1", BLUE, "#08306B"])
 
 
-def curves(history: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None) -> Figure:
+def training_curves(history: Sequence[Mapping[str, float]], baselines: Mapping[str, float] | None = None) -> Figure:
     """Loss, accuracy and learning rate against the step, side by side.
 
     Args:
@@ -59,7 +59,7 @@ def curves(history: Sequence[Mapping[str, float]], baselines: Mapping[str, float
     return figure
 
 
-def confusion(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
+def confusion_matrix(true: Sequence[str], predicted: Sequence[str], max_classes: int = 20) -> Figure:
     """Confusion matrix: right answers (rows) against given answers (columns).
 
     Shades are shares of the row, numbers are counts. The ``max_classes`` most frequent right answers have a row each,
@@ -219,16 +219,16 @@ def _draw_card(axes: Axes, card: Card) -> None:
     axes.imshow(image, interpolation="antialiased")
     colour = GREY if card.right is None else RIGHT if card.right else WRONG
     axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colour, linewidth=3, clip_on=False))
-    axes.set_title("\n".join(_wrap(card.title)), fontsize=11, parse_math=False)
+    axes.set_title("\n".join(_wrap_label(card.title)), fontsize=11, parse_math=False)
     mark = {None: "", True: "✓ ", False: "✗ "}[card.right]
-    lines = _wrap(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")
+    lines = _wrap_label(f"{mark}{card.predicted or '(nothing)'} ({card.probability:.0%})")
     if not card.right:
-        lines += _wrap(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
+        lines += _wrap_label(f"{'people: ' if card.right is None else 'right: '}{card.answer or '(nothing)'}")
     style: dict[str, Any] = {"ha": "center", "va": "top", "color": colour, "fontsize": 11, "parse_math": False}
     axes.text(0.5, -0.03, "\n".join(lines), transform=axes.transAxes, **style)
 
 
-def _wrap(text: str) -> list[str]:
+def _wrap_label(text: str) -> list[str]:
     return textwrap.wrap(text, 48, max_lines=2, placeholder=" …")
 
 

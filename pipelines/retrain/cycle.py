@@ -56,7 +56,7 @@ def run_window(
             dropped(unfinished)
         else:
             report(f"continues cycle {unfinished.id}, which is {unfinished.done}")
-            finished.append(_advance(ledger, unfinished, steps, report))
+            finished.append(_run_remaining_steps(ledger, unfinished, steps, report))
     if finished_here := [cycle for cycle in ledger.committed() if cycle.window == window]:
         return Outcome(tuple(finished), f"window {window} has had its cycle ({finished_here[-1].id})")
     new = find()
@@ -64,10 +64,12 @@ def run_window(
         return Outcome(tuple(finished), f"{len(new)} new tars, and a cycle begins with {min_tars}")
     cycle = ledger.plan(window, new)
     report(f"begins cycle {cycle.id} with {len(new)} new tars")
-    return Outcome((*finished, _advance(ledger, cycle, steps, report)), "")
+    return Outcome((*finished, _run_remaining_steps(ledger, cycle, steps, report)), "")
 
 
-def _advance(ledger: Ledger, cycle: Cycle, steps: Mapping[str, Step], report: Callable[[str], None]) -> Cycle:
+def _run_remaining_steps(
+    ledger: Ledger, cycle: Cycle, steps: Mapping[str, Step], report: Callable[[str], None]
+) -> Cycle:
     while not cycle.committed:
         cycle = ledger.record(cycle, steps[cycle.next](cycle))
         report(f"cycle {cycle.id} is {cycle.done}")

@@ -37,7 +37,7 @@ def find_new_tars(
         if (file.name, file.size, file.stamp) in already_read:
             continue
         try:
-            digest = _sha256(incoming, file)
+            digest = _file_sha256(incoming, file)
         except OSError as error:
             report(f"{file.name} cannot be read and waits for a later window: {error}")
             continue
@@ -89,17 +89,17 @@ def count_shared_images(new: Index, evaluated: Index, split: str) -> int:
     """Number of training samples of ``new`` whose image is also in a split of ``evaluated``. Holds the hashes of that
     split's images in memory.
     """
-    held_out = {sha256 for shard in evaluated.shards for sha256 in _images(evaluated, shard.name, split)}
-    return sum(sha256 in held_out for shard in new.shards for sha256 in _images(new, shard.name, "train"))
+    held_out = {sha256 for shard in evaluated.shards for sha256 in _image_hashes(evaluated, shard.name, split)}
+    return sum(sha256 in held_out for shard in new.shards for sha256 in _image_hashes(new, shard.name, "train"))
 
 
-def _images(index: Index, shard: str, split: str) -> list[str]:
+def _image_hashes(index: Index, shard: str, split: str) -> list[str]:
     table = index.rows(shard)
     hashes: list[str] = table.filter(pc.equal(table["split"], split))["sha256"].to_pylist()
     return hashes
 
 
-def _sha256(folder: Folder, file: FileStamp) -> str:
+def _file_sha256(folder: Folder, file: FileStamp) -> str:
     digest = hashlib.sha256()
     with folder.stream(file.name, file.size) as stream:
         while data := stream.read(CHUNK):

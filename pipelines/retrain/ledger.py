@@ -117,7 +117,7 @@ class Ledger:
             return []
         folders = [path for path in self.path.iterdir() if path.is_dir() and re.match(PATTERN, path.name)]
         cycles = [self._read(folder) for folder in folders]
-        return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _order(cycle.id))
+        return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _cycle_order(cycle.id))
 
     def unfinished(self) -> Cycle | None:
         """The uncommitted cycle; there is never more than one."""
@@ -157,7 +157,7 @@ class Ledger:
                 "that has, and give this cycle up with --abandon"
             )
         record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
-        self._folder.write(f"{cycle.id}/{_file(step)}", json.dumps(record, indent=1, sort_keys=True).encode())
+        self._folder.write(f"{cycle.id}/{_step_file(step)}", json.dumps(record, indent=1, sort_keys=True).encode())
         return Cycle(cycle.id, {**cycle.records, step: json.loads(json.dumps(record))})
 
     def discard(self, cycle: Cycle) -> None:
@@ -176,25 +176,25 @@ class Ledger:
         records: dict[str, Facts] = {}
         names = {file.name for file in folder.iterdir() if file.suffix == ".json"}
         for step in STEPS:
-            if _file(step) not in names:
+            if _step_file(step) not in names:
                 break
             try:
-                records[step] = json.loads((folder / _file(step)).read_bytes())
+                records[step] = json.loads((folder / _step_file(step)).read_bytes())
             except ValueError as error:
                 raise RetrainError(
-                    f"{folder / _file(step)} cannot be read ({error}); restore it, or, to have that step done again, "
-                    "delete it and the records of later steps"
+                    f"{folder / _step_file(step)} cannot be read ({error}); restore it, or, to have that step done "
+                    "again, delete it and the records of later steps"
                 ) from None
-        if later := sorted(names - {_file(step) for step in records}):
-            missing = _file(STEPS[len(records)])
+        if later := sorted(names - {_step_file(step) for step in records}):
+            missing = _step_file(STEPS[len(records)])
             raise RetrainError(f"{folder} has {later[0]} and no {missing}; restore that, or delete what comes after it")
         return Cycle(folder.name, records)
 
 
-def _file(step: str) -> str:
+def _step_file(step: str) -> str:
     return f"{STEPS.index(step)}-{step}.json"
 
 
-def _order(cycle: str) -> tuple[str, int]:
+def _cycle_order(cycle: str) -> tuple[str, int]:
     window, _, attempt = cycle.partition("-")
     return window, int(attempt or 1)

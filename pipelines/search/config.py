@@ -69,7 +69,7 @@ class TuneConfig(Section):
         if "train.epochs" in space:
             raise ValueError("'train.epochs' is how long a trial may last; ASHA chooses among equal ones")
         for key, distribution in space.items():
-            if problem := _problem(distribution):
+            if problem := _distribution_problem(distribution):
                 raise ValueError(f"{key!r} = {distribution!r}: {problem}")
         return space
 
@@ -80,7 +80,7 @@ def _refuse_shared(settings: Iterable[str]) -> None:
             raise ValueError(f"{key!r} is the same for all trainings of a search; vary other settings")
 
 
-def _problem(distribution: dict[str, list[Any]]) -> str:
+def _distribution_problem(distribution: dict[str, list[Any]]) -> str:
     if len(distribution) != 1:
         return f"name one distribution: choice, {', '.join(RANGES)}"
     ((kind, values),) = distribution.items()

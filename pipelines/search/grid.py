@@ -82,13 +82,13 @@ def cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> list[Cell
         ConfigError: there is no grid; a key does not exist; a kind does not exist; or no combination is valid.
     """
     check_grid(config, grid, where)
-    return list(_cells(config, grid, where))
+    return list(_grid_cells(config, grid, where))
 
 
 def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
     """Raise as ``cells`` does. Stops at the first valid combination."""
     refused: dict[str, None] = {}
-    for cell in _cells(config, grid, where):
+    for cell in _grid_cells(config, grid, where):
         if cell.config is not None:
             return
         refused[cell.refused] = None
@@ -103,7 +103,7 @@ def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str, 
     varied = {key: values for key, values in grid.items() if f"{key}.".startswith(f"{section}.")}
     for values in itertools.product(*varied.values()):
         fixed = {**grid, **{key: [value] for key, value in zip(varied, values, strict=True)}}
-        yield from itertools.islice((cell for cell in _cells(config, fixed, where) if cell.config is not None), 1)
+        yield from itertools.islice((cell for cell in _grid_cells(config, fixed, where) if cell.config is not None), 1)
 
 
 def override_order(key: str) -> tuple[bool, int]:
@@ -138,7 +138,7 @@ def slug(settings: Mapping[str, Any]) -> str:
     return f"{safe}-{hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def _cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator[Cell[S]]:
+def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator[Cell[S]]:
     if not grid:
         raise ConfigError(f'{where} is empty; name what varies, as in {where}={{"model.fusion.kind"=["concat"]}}')
     for key, values in grid.items():

@@ -38,7 +38,7 @@ def draw_ablation(
     title = f"{metric.capitalize()}, mean" + (f" of {len(seeds)} seeds ± standard deviation" if len(seeds) > 1 else "")
     if len(varied) == 2:
         return _heat_map(grid, varied[0], varied[1], cells, scores, statuses, title)
-    return _dots(varied or list(grid), cells, scores, statuses, metric)
+    return _dot_plot(varied or list(grid), cells, scores, statuses, metric)
 
 
 def draw_trials(
@@ -140,7 +140,7 @@ def _heat_map(
     return figure
 
 
-def _dots(
+def _dot_plot(
     keys: Sequence[str],
     cells: Sequence[Cell[Any]],
     scores: Mapping[str, Sequence[float]],

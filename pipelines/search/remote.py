@@ -15,7 +15,7 @@ def run_remotely(function: Callable[..., Any], *arguments: Any) -> ObjectRef[Any
     """Call ``function`` in another process. Ray reuses that process, with its imports, for the next call."""
     # It reserves no CPU: it waits for workers, which reserve their own. DEFAULT schedules it outside the caller's
     # placement group: that of a Ray Tune trial has no free resources.
-    task: Any = ray.remote(_call)
+    task: Any = ray.remote(_call_remote)
     task = task.options(num_cpus=0, max_retries=0, name="training", scheduling_strategy="DEFAULT")
     return cast("ObjectRef[Any]", task.remote(function, *arguments))
 
@@ -44,5 +44,5 @@ def run_parallel(function: Callable[[T], Any], items: Sequence[T], at_once: int)
             yield item, error
 
 
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+def _call_remote(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)

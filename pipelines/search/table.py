@@ -27,7 +27,7 @@ def ablation_rows(
         by_seed = {seed: results[cell.slug, seed] for seed in seeds}
         scored = [result for result in by_seed.values() if result.score is not None]
         scores = [result.score for result in scored if result.score is not None]
-        row: Row = _settings(cell.settings)
+        row: Row = _settings_columns(cell.settings)
         row[metric] = statistics.fmean(scores) if scores else None
         row["spread"] = sample_deviation(scores)
         row |= {f"seed {seed}": result.score for seed, result in by_seed.items()}
@@ -44,7 +44,7 @@ def tune_rows(trials: Sequence[Trial], results: Mapping[int, TrainingResult], me
     for trial in trials:
         result = results[trial.number]
         row: Row = {"trial": trial.number + 1}
-        row |= _settings(trial.settings)
+        row |= _settings_columns(trial.settings)
         row |= {metric: result.score, "best epoch": result.best_epoch, "epochs": result.epochs}
         row |= {"parameters": result.parameters, "seconds": result.seconds, "images/s": result.images_per_s}
         rows.append(row | {"status": status(result)})
@@ -59,7 +59,7 @@ def status(result: TrainingResult) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """The table with aligned columns, which Markdown and a terminal both show. Long reasons are shortened."""
     columns = list(rows[0])
-    lines = [columns, *([_shown(column, row[column]) for column in columns] for row in rows)]
+    lines = [columns, *([_formatted_value(column, row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
     numeric = [all(isinstance(row[column], int | float | None) for row in rows) for column in columns]
 
@@ -71,14 +71,14 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([joined(lines[0]), joined(rule), *map(joined, lines[1:])])
 
 
-def _settings(settings: Mapping[str, Any]) -> Row:
+def _settings_columns(settings: Mapping[str, Any]) -> Row:
     # Fractions as they were typed; the other columns have four decimals.
     return {
         short_name(key): value if isinstance(value, int) else format_value(value) for key, value in settings.items()
     }
 
 
-def _shown(column: str, value: Any) -> str:
+def _formatted_value(column: str, value: Any) -> str:
     if value is None:
         return ""
     if column == "parameters":

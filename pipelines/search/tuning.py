@@ -123,7 +123,9 @@ class _Trainable(tune.Trainable):
         """Wait until the next epoch or the training ends."""
         if self._training is None:
             self._trial_controller = create_trial_controller()
-            self._training = run_remotely(self._train, _number(self.trial_id), self._settings, self._trial_controller)
+            self._training = run_remotely(
+                self._train, _trial_number(self.trial_id), self._settings, self._trial_controller
+            )
         next_epoch: ObjectRef[Any] = self._trial_controller.next_epoch.remote(self._epoch)
         (ready, *_), _ = ray.wait([next_epoch, self._training], num_returns=1)
         if ready == next_epoch:
@@ -154,16 +156,16 @@ class _EpochPrinter(tune.Callback):
             f"{short_name(key)}={format_value(value)}" for key, value in plain_settings(trial.config).items()
         )
         print(
-            f"tune  trial {_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
+            f"tune  trial {_trial_number(trial.trial_id) + 1} of {self._samples}  epoch {result['epoch']}  "
             f"{self._measure} {result[SCORE]:.4f}  {settings}",
             flush=True,
         )
 
 
-def _number(trial_id: str) -> int:
+def _trial_number(trial_id: str) -> int:
     """Tune's ids are of the form 1f3ab_00007."""
     return int(trial_id.rpartition("_")[2])
 
 
 def _folder_of(trial: Any) -> str:
-    return str(_number(trial.trial_id))
+    return str(_trial_number(trial.trial_id))

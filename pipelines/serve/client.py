@@ -104,7 +104,7 @@ class Client:
                 f"no answer from {self.address} ({error or type(error).__name__}); is the service running?"
             ) from None
         if response.status_code != 200:
-            raise ServeError(f"{self.address} answered {response.status_code}: {_reason(response)}")
+            raise ServeError(f"{self.address} answered {response.status_code}: {_error_message(response)}")
         return response_type.model_validate_json(response.content)
 
 
@@ -126,7 +126,7 @@ def _get(url: str, ssl_context: ssl.SSLContext | None, timeout_s: float) -> http
         return None
 
 
-def _reason(response: httpx.Response) -> str:
+def _error_message(response: httpx.Response) -> str:
     try:
         error = response.json()["error"]
         return f"{error['code']}: {error['message']}"

@@ -65,7 +65,7 @@ def check(config: TLSConfig) -> None:
             f"the certificate in '{certificate}' is valid from {own.not_valid_before_utc} on; set this machine's "
             "clock, or take another"
         )
-    _read(key, "serve.tls.key")
+    _read_file(key, "serve.tls.key")
 
     def no_passphrase() -> NoReturn:
         raise ServeError(
@@ -119,7 +119,7 @@ def unverified_context() -> ssl.SSLContext:
 
 
 def _own_certificate(file: Path) -> x509.Certificate:
-    data = _read(file, "serve.tls.certificate")
+    data = _read_file(file, "serve.tls.certificate")
     try:
         return x509.load_pem_x509_certificates(data)[0]
     except ValueError as error:
@@ -129,7 +129,7 @@ def _own_certificate(file: Path) -> x509.Certificate:
         ) from None
 
 
-def _read(file: Path, setting: str) -> bytes:
+def _read_file(file: Path, setting: str) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:

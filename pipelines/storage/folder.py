@@ -152,7 +152,7 @@ class Folder:
         Raises:
             OSError: after several attempts; also where the file ends before a range does.
         """
-        merged = _merge(ranges, _LOCAL_GAP if self.is_local else _REMOTE_GAP)
+        merged = _merge_ranges(ranges, _LOCAL_GAP if self.is_local else _REMOTE_GAP)
         pieces: dict[tuple[int, int], bytes] = {}
 
         def read_missing() -> None:
@@ -186,7 +186,7 @@ class Folder:
         if self.is_local:
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                return [_pread(descriptor, start, stop) for start, stop in spans]
+                return [_read_range(descriptor, start, stop) for start, stop in spans]
             finally:
                 os.close(descriptor)
         starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
@@ -202,7 +202,7 @@ class Folder:
 
         def open_file() -> Any:
             if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
-                raise RefusedError(f"{name!r} is no file, but a {_kind(os.stat(path).st_mode)}")
+                raise RefusedError(f"{name!r} is no file, but a {_file_kind(os.stat(path).st_mode)}")
             return fs.open(path, "rb", block_size=CHUNK)
 
         return ResumingStream(open_file, name, size, self._retrying)
@@ -230,7 +230,7 @@ class Folder:
                 staged.flush()
                 self._retrying(lambda: fs.put_file(staged.name, path))
             return
-        with _replacing(Path(path)) as file:
+        with _replace_when_complete(Path(path)) as file:
             yield file
 
     def duplicate(self, name: str, second: str) -> None:
@@ -246,8 +246,8 @@ class Folder:
         if not self.is_local:
             self._retrying(lambda: fs.cp_file(path, target))
             return
-        with open(path, "rb") as source, _replacing(Path(target), _open_private) as copy:
-            _copy(source, copy)
+        with open(path, "rb") as source, _replace_when_complete(Path(target), _open_private) as copy:
+            _copy_file(source, copy)
             os.fchmod(copy.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
 
     def remove(self, name: str) -> None:
@@ -329,7 +329,7 @@ class ResumingStream:
 
 
 @contextmanager
-def _replacing(target: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[BinaryIO]:
+def _replace_when_complete(target: Path, opener: Callable[[str, int], int] | None = None) -> Iterator[BinaryIO]:
     """A file that takes the place of ``target`` once the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
@@ -347,7 +347,7 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _copy(source: BinaryIO, copy: BinaryIO) -> None:
+def _copy_file(source: BinaryIO, copy: BinaryIO) -> None:
     """Copy a local file, by shared blocks where the file system has them."""
     try:
         while os.copy_file_range(source.fileno(), copy.fileno(), _COPY_CHUNK):
@@ -363,10 +363,10 @@ def _copy(source: BinaryIO, copy: BinaryIO) -> None:
 
 
 def _file_stamp(entry: dict[str, Any]) -> FileStamp:
-    return FileStamp(str(entry["name"]).rsplit("/", 1)[-1], int(entry["size"] or 0), _stamp(entry))
+    return FileStamp(str(entry["name"]).rsplit("/", 1)[-1], int(entry["size"] or 0), _change_stamp(entry))
 
 
-def _stamp(entry: dict[str, Any]) -> str:
+def _change_stamp(entry: dict[str, Any]) -> str:
     for name in ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "last_modified", "updated", "created"):
         if entry.get(name):
             value = entry[name]
@@ -374,12 +374,12 @@ def _stamp(entry: dict[str, Any]) -> str:
     return ""
 
 
-def _kind(mode: int) -> str:
+def _file_kind(mode: int) -> str:
     kinds = {"p": "named pipe", "d": "folder", "c": "device", "b": "device", "s": "socket"}
     return kinds.get(stat.filemode(mode)[0], "special file")
 
 
-def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[int]]]:
+def _merge_ranges(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, list[int]]]:
     merged: list[tuple[int, int, list[int]]] = []
     for number in sorted(range(len(ranges)), key=ranges.__getitem__):
         offset, size = ranges[number]
@@ -392,7 +392,7 @@ def _merge(ranges: Sequence[tuple[int, int]], gap: int) -> list[tuple[int, int, 
     return merged
 
 
-def _pread(descriptor: int, start: int, stop: int) -> bytes:
+def _read_range(descriptor: int, start: int, stop: int) -> bytes:
     data = os.pread(descriptor, stop - start, start)
     while len(data) < stop - start:  # one call gives at most 2 GiB, and less when a signal comes
         more = os.pread(descriptor, stop - start - len(data), start + len(data))

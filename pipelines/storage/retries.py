@@ -56,12 +56,12 @@ def retrying(operation: Callable[[], T]) -> T:
 def to_os_error(error: Exception) -> OSError | None:
     """The error as an OSError; None where it is not one of reading or writing."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client(cause) == "aiohttp":
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _client_library(cause) == "aiohttp":
         # fsspec's HTTP client raises FileNotFoundError whatever the reason that it could not get a file's size.
         return error if getattr(cause, "status", None) in (404, 410) else to_os_error(cause)
     if isinstance(error, OSError):
         return error
-    if _client(error) is None:
+    if _client_library(error) is None:
         return None
     message = f"{type(error).__name__}: {error}"
     status = getattr(error, "status", None)  # of an HTTP response
@@ -72,7 +72,7 @@ def to_os_error(error: Exception) -> OSError | None:
     return OSError(message)
 
 
-def _client(error: Exception) -> str | None:
+def _client_library(error: Exception) -> str | None:
     package = type(error).__module__.partition(".")[0]
     return package if package in _CLIENTS else None
 

@@ -36,7 +36,7 @@ def relocate(database: Path) -> None:
     """
     current = (database.parent / FILES).as_uri()
     with contextlib.closing(sqlite3.connect(database, timeout=60, isolation_level=None)) as connection:
-        roots = _roots(connection)
+        roots = _artifact_roots(connection)
         moved = [root for root in roots if root != current and _was_moved(database, root, roots[root])]
         if not moved:
             return
@@ -57,7 +57,7 @@ def relocate(database: Path) -> None:
     )  # fmt: skip
 
 
-def _roots(connection: sqlite3.Connection) -> dict[str, set[str]]:
+def _artifact_roots(connection: sqlite3.Connection) -> dict[str, set[str]]:
     """Folders of files that the database names, and the paths that it names below each."""
     roots: dict[str, set[str]] = {}
     for table, column in _ADDRESSES:

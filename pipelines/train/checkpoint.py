@@ -69,7 +69,7 @@ def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) ->
     manifest = {}
     for path in files:
         with path.open("rb") as file:
-            manifest[path.relative_to(folder).as_posix()] = _fingerprint(file)
+            manifest[path.relative_to(folder).as_posix()] = _file_fingerprint(file)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
 
@@ -89,8 +89,8 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: no manifest, a file missing or added, or a hash that differs.
     """
-    manifest = _manifest(filesystem, path)
-    if added := sorted(_names(filesystem, path) - manifest.keys() - {MANIFEST}):
+    manifest = _read_manifest(filesystem, path)
+    if added := sorted(_file_names(filesystem, path) - manifest.keys() - {MANIFEST}):
         raise CheckpointError(f"{path}/{added[0]} is not in {MANIFEST}; delete it, or use an earlier checkpoint")
     for name in (name for name in manifest if name != _STATE):
         _verify_file(filesystem, path, name, manifest[name])
@@ -99,9 +99,9 @@ def verify(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
 
 def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None:
     """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read."""
-    for folder in _folders(filesystem, run):
+    for folder in _checkpoint_folders(filesystem, run):
         try:
-            return _verified_state(filesystem, folder, _manifest(filesystem, folder))
+            return _verified_state(filesystem, folder, _read_manifest(filesystem, folder))
         except CheckpointError:
             continue  # whoever loads checkpoints reports it
     return None
@@ -109,7 +109,7 @@ def newest_state(filesystem: pafs.FileSystem, run: str) -> dict[str, Any] | None
 
 def valid_checkpoints(filesystem: pafs.FileSystem, run: str) -> Iterator[StoredCheckpoint]:
     """The valid checkpoints of a run, newest first. Others are skipped with a warning."""
-    for folder in _folders(filesystem, run):
+    for folder in _checkpoint_folders(filesystem, run):
         try:
             state = verify(filesystem, folder)
         except CheckpointError as error:
@@ -160,7 +160,7 @@ def open_storage(storage: str) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), str(Path(storage).resolve())
 
 
-def _folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
+def _checkpoint_folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
     """Folders of a run's checkpoints, valid or not, newest first."""
     selector = pafs.FileSelector(run, allow_not_found=True)
     entries = filesystem.get_file_info(selector)
@@ -168,9 +168,9 @@ def _folders(filesystem: pafs.FileSystem, run: str) -> list[str]:
     return [str(folder.path) for folder in sorted(folders, key=lambda f: f.base_name, reverse=True)]
 
 
-def _manifest(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
+def _read_manifest(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     try:
-        manifest = json.loads(_read(filesystem, f"{path}/{MANIFEST}"))
+        manifest = json.loads(_read_bytes(filesystem, f"{path}/{MANIFEST}"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} has no {MANIFEST}: it was never completed; use an earlier checkpoint") from None
     except ValueError as error:
@@ -182,7 +182,7 @@ def _manifest(filesystem: pafs.FileSystem, path: str) -> dict[str, Any]:
     return manifest
 
 
-def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
+def _file_names(filesystem: pafs.FileSystem, path: str) -> set[str]:
     """Names of all files in a checkpoint. Refuses links, which could point anywhere and change at any time."""
     if isinstance(filesystem, pafs.LocalFileSystem):
         files = [file for file in Path(path).rglob("*") if file.is_symlink() or not file.is_dir()]
@@ -195,27 +195,27 @@ def _names(filesystem: pafs.FileSystem, path: str) -> set[str]:
 
 def _verified_state(filesystem: pafs.FileSystem, path: str, manifest: Mapping[str, Any]) -> dict[str, Any]:
     _verify_file(filesystem, path, _STATE, manifest[_STATE])
-    state: dict[str, Any] = json.loads(_read(filesystem, f"{path}/{_STATE}"))
+    state: dict[str, Any] = json.loads(_read_bytes(filesystem, f"{path}/{_STATE}"))
     return state
 
 
 def _verify_file(filesystem: pafs.FileSystem, path: str, name: str, expected: object) -> None:
     try:
         with filesystem.open_input_file(f"{path}/{name}") as file:
-            fingerprint = _fingerprint(file)
+            fingerprint = _file_fingerprint(file)
     except FileNotFoundError:
         raise CheckpointError(f"{path}/{name} is missing; use an earlier checkpoint") from None
     if fingerprint != expected:
         raise CheckpointError(f"{path}/{name} was altered after it was written; use an earlier checkpoint")
 
 
-def _read(filesystem: pafs.FileSystem, path: str) -> bytes:
+def _read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
     with filesystem.open_input_file(path) as stream:
         data: bytes = stream.read()
     return data
 
 
-def _fingerprint(file: IO[bytes] | pa.NativeFile) -> dict[str, Any]:
+def _file_fingerprint(file: IO[bytes] | pa.NativeFile) -> dict[str, Any]:
     """Hash and size of a file, which may not fit into memory."""
     digest, size = hashlib.sha256(), 0
     while chunk := file.read(_CHUNK):

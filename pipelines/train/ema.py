@@ -26,7 +26,7 @@ class EMA(AveragedModel):
         # The counter is in host memory.
         weight = 1.0 if self.n_averaged == 0 else 1.0 - self.decay
         averaged, current = [], []
-        for average, value in zip(_tensors(self.module), _tensors(model), strict=True):
+        for average, value in zip(_averaged_tensors(self.module), _averaged_tensors(model), strict=True):
             if average.is_floating_point():
                 averaged.append(average)
                 current.append(value)
@@ -36,5 +36,5 @@ class EMA(AveragedModel):
         self.n_averaged += 1
 
 
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
+def _averaged_tensors(model: nn.Module) -> Iterator[Tensor]:
     return chain(model.parameters(), model.buffers())

@@ -88,7 +88,7 @@ def exclusive(folder: str, times: LeaseTimes = LeaseTimes()) -> Iterator[None]:
             if run.is_local:
                 stack.enter_context(locked(Path(run.path(_LOCK)), lambda holder: _in_use(folder, holder)))
             else:
-                stack.enter_context(_leased(run, times))
+                stack.enter_context(_hold_lease(run, times))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -105,7 +105,7 @@ def read_start(folder: str) -> RunStart | None:
     state = checkpoint.newest_state(*checkpoint.open_storage(folder))
     if state is not None:
         return RunStart(state.get("config", {}), state.get("data", ""))
-    return _read(Folder(folder), _START, _RUN_START)
+    return _read_json(Folder(folder), _START, _RUN_START)
 
 
 def write_start(folder: str, start: RunStart) -> None:
@@ -129,19 +129,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], may_change: Call
 
 
 @contextmanager
-def _leased(run: Folder, times: LeaseTimes) -> Iterator[None]:
+def _hold_lease(run: Folder, times: LeaseTimes) -> Iterator[None]:
     token, described = secrets.token_hex(16), holder()
 
     def renew() -> None:
         lease = _Lease(token, described, socket.gethostname(), os.getpid(), time.time())
         run.write(_LEASE, _LEASE_FILE.dump_json(lease))
 
-    current = _read(run, _LEASE, _LEASE_FILE)
+    current = _read_json(run, _LEASE, _LEASE_FILE)
     if current is not None and not _is_dead(current, times):
         raise _in_use(run.uri, current.holder)
     renew()
     time.sleep(times.settle_s)
-    current = _read(run, _LEASE, _LEASE_FILE)
+    current = _read_json(run, _LEASE, _LEASE_FILE)
     if current is None or current.token != token:
         raise _in_use(run.uri, current.holder if current else "another process")
     ended = threading.Event()
@@ -149,7 +149,7 @@ def _leased(run: Folder, times: LeaseTimes) -> Iterator[None]:
     def keep_renewing() -> None:
         while not ended.wait(times.beat_s):
             try:
-                current = _read(run, _LEASE, _LEASE_FILE)
+                current = _read_json(run, _LEASE, _LEASE_FILE)
                 if current is not None and current.token != token:
                     log.error("the lease of run %s was taken by %s: end one of both", run.uri, current.holder)
                     return
@@ -164,7 +164,7 @@ def _leased(run: Folder, times: LeaseTimes) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        current = _read(run, _LEASE, _LEASE_FILE)
+        current = _read_json(run, _LEASE, _LEASE_FILE)
         if current is not None and current.token == token:
             run.remove(_LEASE)
 
@@ -191,7 +191,7 @@ def _in_use(folder: str, described: str) -> RunInUseError:
     )
 
 
-def _read(run: Folder, name: str, form: TypeAdapter[T]) -> T | None:
+def _read_json(run: Folder, name: str, form: TypeAdapter[T]) -> T | None:
     """A JSON file of the run's folder; None if it is missing or damaged."""
     try:
         return form.validate_json(run.read(name))

@@ -55,7 +55,7 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
     with autocast:
         for arrays in batches:
             out = model(**to_tensors(arrays, device))
-            sums += torch.stack([_sums(out), *(out.tasks or {}).values()])
+            sums += torch.stack([_loss_sums(out), *(out.tasks or {}).values()])
             images += len(arrays["row_B"])
     model.train(training)
     if dist.is_initialized():
@@ -68,7 +68,7 @@ def evaluate(model: VLModel, batches: Iterable[Arrays], autocast: AbstractContex
     return ValidationResult(loss, accuracy, units, int(images.item()), task_metrics)
 
 
-def _sums(out: VLOutput) -> Tensor:
+def _loss_sums(out: VLOutput) -> Tensor:
     return torch.stack([getattr(out, name).double() for name in ("loss_sum", "count", "correct", "total")])
 
 

@@ -67,9 +67,9 @@ def load_matching_processor(
     if stored is None:
         raise WeightsError(f"{str(model / _LAST)!r} describes no parts; train that model anew with this version")
     changes = [
-        *_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, stored))),
-        *_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
-        *_differences("tasks", _as_trees(tasks), _as_trees(loaded.tasks)),
+        *_setting_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, stored))),
+        *_setting_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
+        *_setting_differences("tasks", _as_trees(tasks), _as_trees(loaded.tasks)),
     ]
     if changes:
         raise ConfigError(
@@ -89,7 +89,7 @@ def _as_trees(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
     return {task: dump(spec) for task, spec in tasks.items()}
 
 
-def _differences(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
+def _setting_differences(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:
     here, there = flatten({prefix: configured}), flatten({prefix: stored})
     return [
         f"{key}: {there.get(key, 'nothing')} there, {here.get(key, 'nothing')} here"

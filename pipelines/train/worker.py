@@ -83,7 +83,7 @@ def train_worker(spec: RunSpec) -> None:
     model = new_model(spec.model, processor, spec.seed, spec.init)
     model.to(device)  # type: ignore[arg-type]
     trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
-    progress = restore_progress(_restore(spec, trainer, rank, device))
+    progress = restore_progress(_restore_newest_checkpoint(spec, trainer, rank, device))
     check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
@@ -151,7 +151,9 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str 
     return VLModel.from_tree(config, processor)
 
 
-def _restore(spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device) -> dict[str, Any] | None:
+def _restore_newest_checkpoint(
+    spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device
+) -> dict[str, Any] | None:
     """Load the newest valid checkpoint. Rank 0 chooses it, so that all ranks load the same."""
     filesystem, run = checkpoint.open_storage(spec.folder)
     newest = checkpoint.latest(filesystem, run) if rank == 0 else None
@@ -207,7 +209,7 @@ class _Hooks:
                 checkpoint=Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name,
                 checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=_upload,
+                checkpoint_upload_fn=_upload_checkpoint,
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -240,7 +242,7 @@ class _Hooks:
         checkpoint.write(folder, self._trainer.state(), state)
 
 
-def _upload(local: Checkpoint, name: str) -> Checkpoint:
+def _upload_checkpoint(local: Checkpoint, name: str) -> Checkpoint:
     """Copy in the background, with the manifest last (Ray's copy has no order)."""
     storage = ray.train.get_context().get_storage()
     target = storage.build_checkpoint_path_from_name(name)

@@ -87,12 +87,13 @@ def _train_all(work: Workspace, grid_cells: list[Cell[JobConfig]], context: Sear
         cell, seed = keys[item.name]
         records[cell.slug, seed] = record
         print(
-            f"ablate  {len(records)} of {len(items)}  {item.name}  {_described(record, metric_name(item))}", flush=True
+            f"ablate  {len(records)} of {len(items)}  {item.name}  {_describe_result(record, metric_name(item))}",
+            flush=True,
         )
     return records
 
 
-def _described(record: TrainingResult, metric: str) -> str:
+def _describe_result(record: TrainingResult, metric: str) -> str:
     if record.score is None:
         return status(record)
     return f"{metric} {record.score:.4f}  {record.images_per_s:.0f} images/s  {record.seconds:.0f} s"

@@ -89,9 +89,9 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
     _own = not address or address == "local"
     with signals.kept():
         if _own:
-            _start(config)
+            _start_cluster(config)
         else:
-            _join(address)
+            _join_cluster(address)
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         print(
             "warning: this Ray cluster asks nobody for a token: whoever reaches its ports can run code as you; unset "
@@ -107,7 +107,7 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         ray.shutdown()
 
 
-def _start(config: ClusterConfig) -> None:
+def _start_cluster(config: ClusterConfig) -> None:
     """A cluster that listens on loopback only, asks for a token that this process alone knows, and whose sockets, logs
     and spilled objects no other user of the machine can reach.
     """
@@ -167,7 +167,7 @@ def _private_folder() -> Path:
     return folder / "ray"
 
 
-def _join(address: str) -> None:
+def _join_cluster(address: str) -> None:
     _require_answer(address)
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

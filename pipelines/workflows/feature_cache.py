@@ -36,7 +36,7 @@ def features(
     resources = Resources(
         train.workers, train.cpus_per_worker, train.gpus_per_worker, train.threads, train.evaluation_batch
     )
-    tree, precision = _tree(model.config), train.feature_cache
+    tree, precision = _model_config(model.config), train.feature_cache
     assert precision != "off"
     cached = []
     for stream in streams:
@@ -60,7 +60,7 @@ def features_of_saved(
     if work.config.train.feature_cache == "off":
         return ()
     saved: VLConfig = VLConfig.from_pretrained(str(folder), local_files_only=True)
-    streams = _tree(saved).frozen_streams() if saved.model is not None else ()
+    streams = _model_config(saved).frozen_streams() if saved.model is not None else ()
     if not streams:
         return ()
     model = VLModel.from_pretrained(str(folder), local_files_only=True)
@@ -68,5 +68,5 @@ def features_of_saved(
     return features(work, [index], streams, model, VLProcessor.from_pretrained(folder), label, named)
 
 
-def _tree(config: Any) -> ModelConfig:
+def _model_config(config: Any) -> ModelConfig:
     return parse(ModelConfig, config.model)

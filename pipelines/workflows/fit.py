@@ -51,11 +51,11 @@ def fit(
         referee: asked after each epoch whether to continue.
     """
     folder = work.local_folder / "processor"
-    indexes = training_data.indexes(work, index)
+    indexes = training_data.open_indexes(work, index)
     training = list(indexes.values())
     _warn_of_mirrored_sides(work, training)
     init = _initial_model(work)
-    processor = _processor(work, training, folder, init, label)
+    processor = _get_processor(work, training, folder, init, label)
     _check_processor(work, processor, folder)
     if line := text_lengths(training, processor, str(folder)).describe(processor.config, work.config.processor):
         print(f"{label}  {line}", flush=True)
@@ -64,9 +64,9 @@ def fit(
     _restore_record(work, tracker)
     tracker.log_params(dump(work.config), volatile=work.config.volatile())
     training_data.record(work, index, tracker)
-    features = _features(work, [index, *training], processor, init, label)
+    features = _cached_features(work, [index, *training], processor, init, label)
     source, order = training_data.training(work, indexes, folder, features)
-    launch(_spec(work, index, source, order, features, tracker, init, referee), label=label)
+    launch(_make_run_spec(work, index, source, order, features, tracker, init, referee), label=label)
     with repeatable():
         wait_reachable(tracker.handle.uri, work.config.tracking.wait_s)
         tracker.log_unsent(UnsentMetrics(work.run_folder))
@@ -145,7 +145,7 @@ def _initial_model(work: Workspace) -> str:
     return warm_start.store_model(chosen.folder, work.run_folder)
 
 
-def _processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
+def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: str, label: str) -> VLProcessor:
     """The run's processor: the one in ``folder``, else that of the run's checkpoints or of the model that it begins
     with, else a new one. It is saved in ``folder``.
     """
@@ -162,7 +162,7 @@ def _processor(work: Workspace, indexes: list[Index], folder: Path, init: str, l
     )  # fmt: skip
 
 
-def _features(
+def _cached_features(
     work: Workspace, indexes: list[Index], processor: VLProcessor, init: str, label: str
 ) -> tuple[FeatureCache, ...]:
     """The cached features of the frozen encoders; none if ``train.feature_cache`` is off."""
@@ -180,7 +180,7 @@ def _features(
     return feature_cache.features(work, indexes, streams, model, processor, label)
 
 
-def _spec(
+def _make_run_spec(
     work: Workspace,
     index: Index,
     training: Source | Mixture,

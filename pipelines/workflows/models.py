@@ -42,14 +42,14 @@ def choose_model(work: Workspace) -> ChosenModel:
             raise CheckpointError(f"{name!r} holds no model; name the `model` folder of a checkpoint")
         return ChosenModel(Path(name).absolute(), work.config.tracking.model_name, "0", "")
     if name == CHAMPION:
-        return _chosen(work.registry.champion())
+        return _as_chosen_model(work.registry.champion())
     version = work.registry.version(name) if name else work.registry.newest(work.config.name)
     if version is None:
         raise CheckpointError(
             f"run {work.config.name!r} has registered no model; run the train job first, or set evaluate.model to "
             '"champion", a version number or a model folder'
         )
-    return _chosen(work.registry.download(version))
+    return _as_chosen_model(work.registry.download(version))
 
 
 def score_of(report: Report, index: Index) -> VersionScore:
@@ -61,5 +61,5 @@ def score_of(report: Report, index: Index) -> VersionScore:
     )  # fmt: skip
 
 
-def _chosen(model: LocalModel) -> ChosenModel:
+def _as_chosen_model(model: LocalModel) -> ChosenModel:
     return ChosenModel(model.folder, model.name, model.version, model.run_id)

@@ -26,7 +26,7 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
     """
     registry = work.registry
     if work.config.registry.rollback:
-        former = roll_back(registry, "python -m jobs.promote --rollback", lambda version: _tracker(work, version))
+        former = roll_back(registry, "python -m jobs.promote --rollback", lambda version: _track_version(work, version))
         print(f"{former.name} version {former.version} is the champion again", flush=True)
         return None
     wanted = work.config.evaluate.model
@@ -41,7 +41,7 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
         return GateDecision(candidate.name, candidate.version, champion.version, (_ALREADY,))
     holdout = Holdout(work.newest_index(), work.config.predict, work.config.stream)
     new_data = Holdout(new, work.config.predict, work.config.stream) if new else None
-    with connected(work.config.cluster), _tracker(work, candidate) as tracker:
+    with connected(work.config.cluster), _track_version(work, candidate) as tracker:
         decision = run_gate(registry, candidate, champion, holdout, work.config.registry, new_data)
         decision = apply_decision(registry, decision, tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
@@ -52,5 +52,5 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
     return decision
 
 
-def _tracker(work: Workspace, version: ModelVersion) -> Tracker:
+def _track_version(work: Workspace, version: ModelVersion) -> Tracker:
     return work.track_again(version.run_id)

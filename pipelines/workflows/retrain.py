@@ -21,9 +21,9 @@ from pipelines.workflows.workspace import Workspace
 def run(work: Workspace) -> Outcome | None:
     """Retrain in one window, or in one after the other. Returns what came of it, None where another was at work."""
     if not work.config.retrain.watch:
-        return in_window(work, work.config.retrain.window or _now(work).id)
+        return in_window(work, work.config.retrain.window or _current_window(work).id)
     while True:
-        window = _now(work)
+        window = _current_window(work)
         try:
             in_window(work, window.id)
         except Exception as error:
@@ -64,5 +64,5 @@ def in_window(work: Workspace, window: str) -> Outcome | None:
     return outcome
 
 
-def _now(work: Workspace) -> TimeWindow:
+def _current_window(work: Workspace) -> TimeWindow:
     return TimeWindow.at(datetime.now(UTC), work.config.retrain.period_minutes)

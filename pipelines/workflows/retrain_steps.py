@@ -49,15 +49,15 @@ def find(work: Workspace) -> list[Tar]:
     evaluation_index = work.newest_index()
     old = {
         index.tars: index
-        for index in (evaluation_index, *training_data.indexes(work, evaluation_index, newest=True).values())
+        for index in (evaluation_index, *training_data.open_indexes(work, evaluation_index, newest=True).values())
     }
     known = {shard.sha256: f"{shard.name} of {index.tars}" for index in old.values() for shard in index.shards}
-    return find_new_tars(_incoming(work), ledger(work).consumed(), known, say)
+    return find_new_tars(_incoming_folder(work), ledger(work).consumed(), known, say)
 
 
 def forget(work: Workspace, cycle: Cycle) -> None:
     """Delete what a cycle has taken that will not be finished; the tars are still where they came in."""
-    _incoming(work).remove_folder(_taken(work, cycle))
+    _incoming_folder(work).remove_folder(_copied_tars_subfolder(work, cycle))
 
 
 def checked(work: Workspace, cycle: Cycle) -> Facts:
@@ -67,10 +67,10 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
         ConfigError: the champion is of other settings than are configured.
         DataError: the tars changed, too many samples are at fault, none has what the tasks read, or they have drifted.
     """
-    incoming = _incoming(work)
-    copy_tars(incoming, cycle.tars, _taken(work, cycle))
+    incoming = _incoming_folder(work)
+    copy_tars(incoming, cycle.tars, _copied_tars_subfolder(work, cycle))
     with Progress("index") as progress:
-        new = build_index(_tars(work, cycle), work.config.data.index, report_progress=progress)
+        new = build_index(_copied_tars_folder(work, cycle), work.config.data.index, report_progress=progress)
     print(new.report(), flush=True)
     check_copies(new, cycle.tars)
     evaluation_index = work.newest_index()
@@ -89,7 +89,7 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
     drift.check_limits(divergence, work.config.retrain.drift, compared_with, f"cycle {cycle.id}")
     if shared_images := count_shared_images(new, evaluation_index, HOLD_OUT):
         say(f"{shared_images} new training samples have an image of the hold-out, which flatters the candidate there")
-    init, reason = _init(work, new)
+    init, reason = _choose_initial_model(work, new)
     say(f"begins with {f'version {init}' if init else 'new weights'}: {reason}")
     return {
         "index": new.hash,
@@ -103,15 +103,15 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
         "init": init,
         "init_because": reason,
         "tars": new.tars,
-        "mix": _mix(work, evaluation_index, cycle, new),
+        "mix": _choose_training_mix(work, evaluation_index, cycle, new),
     }
 
 
 def trained(work: Workspace, cycle: Cycle) -> Facts:
     """Train, judge on the hold-out, register."""
-    training = _training(work, cycle)
+    training = _training_workspace(work, cycle)
     facts = cycle.records["checked"]
-    training.keep_index_versions({"": facts["hold_out"], _source(cycle): facts["index"]})
+    training.keep_index_versions({"": facts["hold_out"], _source_name(cycle): facts["index"]})
     version = train.run(training)
     return {"version": version.version, "run_id": version.run_id}
 
@@ -132,7 +132,7 @@ def evaluated(work: Workspace, cycle: Cycle) -> Facts:
             results[role] = None
             continue
         scores = {
-            "hold_out": _scores(work, registry, version, evaluation_index),
+            "hold_out": _holdout_scores(work, registry, version, evaluation_index),
             "new": _new_scores(work, registry, version, new),
         }
         results[role] = {"version": version.version, **scores}
@@ -152,7 +152,7 @@ def gated(work: Workspace, cycle: Cycle) -> Facts:
     version = cycle.records["trained"]["version"]
     candidate = work.config.evaluate.model_copy(update={"model": version})
     new = Index.open(cycle.records["checked"]["tars"])
-    decision = promote.run(_training(work, cycle).changed(evaluate=candidate), new)
+    decision = promote.run(_training_workspace(work, cycle).changed(evaluate=candidate), new)
     champion = work.registry.find()
     promoted = champion is not None and champion.version == version
     assert decision is not None  # which only a rollback is
@@ -195,18 +195,18 @@ def say(line: str) -> None:
     print(f"retrain  {line}", flush=True)
 
 
-def _incoming(work: Workspace) -> Folder:
+def _incoming_folder(work: Workspace) -> Folder:
     return Folder(absolute(work.config.retrain.incoming or f"{work.config.data.tars.rstrip('/')}/incoming"))
 
 
-def _taken(work: Workspace, cycle: Cycle) -> str:
+def _copied_tars_subfolder(work: Workspace, cycle: Cycle) -> str:
     """Subfolder of the incoming tars that is this ledger's alone, as several models may learn from what comes in."""
     ledger_hash = hashlib.sha256(str(ledger(work).path).encode()).hexdigest()
     return f"_taken/{work.config.name}-{ledger_hash[:8]}/{cycle.id}"
 
 
-def _tars(work: Workspace, cycle: Cycle) -> str:
-    return f"{_incoming(work).uri.rstrip('/')}/{_taken(work, cycle)}"
+def _copied_tars_folder(work: Workspace, cycle: Cycle) -> str:
+    return f"{_incoming_folder(work).uri.rstrip('/')}/{_copied_tars_subfolder(work, cycle)}"
 
 
 def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.Statistics, str]:
@@ -216,7 +216,7 @@ def _statistics_before(work: Workspace, evaluation_index: Index) -> tuple[drift.
     return drift.collect_statistics(evaluation_index), evaluation_index.tars
 
 
-def _init(work: Workspace, new: Index) -> tuple[str, str]:
+def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
     """The version to begin with, "" for new weights, and why."""
     if work.config.retrain.start == "scratch":
         return "", "retrain.start is scratch"
@@ -237,27 +237,31 @@ def _init(work: Workspace, new: Index) -> tuple[str, str]:
     return champion.version, knows
 
 
-def _mix(work: Workspace, evaluation_index: Index, cycle: Cycle, new: Index) -> dict[str, dict[str, Any]]:
+def _choose_training_mix(
+    work: Workspace, evaluation_index: Index, cycle: Cycle, new: Index
+) -> dict[str, dict[str, Any]]:
     """What to train on: the new tars with their share; old data and earlier cycles share the rest by their sizes."""
     share = work.config.retrain.new_share
-    old = {name or "old": index for name, index in training_data.indexes(work, evaluation_index, newest=True).items()}
+    old = {
+        name or "old": index for name, index in training_data.open_indexes(work, evaluation_index, newest=True).items()
+    }
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
     if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
     places = {name: {"tars": index.tars, "members": index.modality} for name, index in old.items()}
     for past in ledger(work).committed():
-        sizes[_source(past)] = float(past.records["checked"]["counts"]["train"])
-        places[_source(past)] = {"tars": past.records["checked"]["tars"]}
+        sizes[_source_name(past)] = float(past.records["checked"]["counts"]["train"])
+        places[_source_name(past)] = {"tars": past.records["checked"]["tars"]}
     total = sum(sizes.values())
     rest = {n: {**places[n], "weight": (1 - share) * size / total} for n, size in sizes.items() if size}
-    return {_source(cycle): {"tars": new.tars, "weight": share}, **(rest if share < 1 else {})}
+    return {_source_name(cycle): {"tars": new.tars, "weight": share}, **(rest if share < 1 else {})}
 
 
-def _source(cycle: Cycle) -> str:
+def _source_name(cycle: Cycle) -> str:
     return f"cycle-{cycle.id}"
 
 
-def _training(work: Workspace, cycle: Cycle) -> Workspace:
+def _training_workspace(work: Workspace, cycle: Cycle) -> Workspace:
     """The workspace of a cycle's training, which is a run of its own."""
     facts = cycle.records["checked"]
     mix = {name: MixedSource(**source) for name, source in facts["mix"].items()}
@@ -272,15 +276,15 @@ def _training(work: Workspace, cycle: Cycle) -> Workspace:
 def _new_scores(
     work: Workspace, registry: Registry, version: ModelVersion, new: Index
 ) -> Mapping[str, Mapping[str, Any]]:
-    """As ``_scores``; {} where the new tars have too little held out to compare by, which is no reason to stop."""
+    """As ``_holdout_scores``; {} if too few samples of the new tars are held out, which does not end the cycle."""
     try:
-        return _scores(work, registry, version, new)
+        return _holdout_scores(work, registry, version, new)
     except DataError as error:
         say(f"nothing of the new tars to compare by: {error}")
         return {}
 
 
-def _scores(
+def _holdout_scores(
     work: Workspace, registry: Registry, version: ModelVersion, index: Index
 ) -> Mapping[str, Mapping[str, Any]]:
     """How good a version is on the hold-out of an index, for each of its tasks."""

@@ -36,12 +36,12 @@ def start(work: Workspace) -> str:
     model = registry.champion()
     return deploy.start(
         work.config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
-        golden=_golden(model),
-        challenger=None if work.config.serve.challenger.mode == "off" else _challenger(registry, model),
+        golden=_golden_answers_file(model),
+        challenger=None if work.config.serve.challenger.mode == "off" else _compatible_challenger(registry, model),
     )  # fmt: skip
 
 
-def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
+def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
     """The challenger, that can be asked what the champion is asked."""
     found = registry.challenger()
     schema = check_schema(found, champion)
@@ -51,10 +51,10 @@ def _challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
             f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
             "serve.challenger.mode=off"
         )
-    return application.model_spec(found.folder, found.name, found.version, found.digest, _golden(found))
+    return application.model_spec(found.folder, found.name, found.version, found.digest, _golden_answers_file(found))
 
 
-def _golden(model: LocalModel) -> str:
+def _golden_answers_file(model: LocalModel) -> str:
     return str(model.golden or "")
 
 

@@ -18,7 +18,7 @@ def handle() -> None:
     SIGINT too: a shell that starts a job in the background has it ignored, and what the job started would outlive it.
     """
     for number in _ENDING:
-        signal.signal(number, _interrupt)
+        signal.signal(number, _raise_keyboard_interrupt)
 
 
 def received() -> signal.Signals:
@@ -38,7 +38,7 @@ def kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _interrupt(number: int, _: FrameType | None) -> None:
+def _raise_keyboard_interrupt(number: int, _: FrameType | None) -> None:
     global _received
     _received = signal.Signals(number)
     raise KeyboardInterrupt

@@ -24,7 +24,7 @@ def run(work: Workspace) -> ModelVersion:
     with exclusive(work) as index, connected(work.config.cluster), work.track() as tracker:
         fit(work, index, tracker)
         with repeatable():
-            return _register(work, index, tracker)
+            return _evaluate_and_register(work, index, tracker)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def open_checked(work: Workspace) -> Index:
         DataError: there is no index, or no sample that a task can be trained or evaluated on.
     """
     index = open_index(work)
-    training_data.check_learnable(work, training_data.indexes(work, index))
+    training_data.check_learnable(work, training_data.open_indexes(work, index))
     check_evaluable(index, work.config.model.decoder.tasks(), _evaluation_split(index))
     return index
 
@@ -102,7 +102,7 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
         )
 
 
-def _register(work: Workspace, index: Index, tracker: Tracker) -> ModelVersion:
+def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> ModelVersion:
     """Evaluate the best checkpoint by its answers, record pictures of them, register it."""
     config = work.config
     best = checkpoint.best(*checkpoint.open_storage(work.run_folder))

@@ -17,7 +17,7 @@ from pipelines.workflows.workspace import Workspace, absolute
 from vlmodel.config import ConfigError
 
 
-def indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -> dict[str, Index]:
+def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -> dict[str, Index]:
     """The indexes of what is trained on, by the names in ``data.mix`` and in their order; "" is the one of
     ``data.tars`` where nothing is mixed.
 
@@ -55,7 +55,7 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
     """Refuse data of which a task learns nothing.
 
     Args:
-        trained: as of ``indexes``.
+        trained: as of ``open_indexes``.
 
     Raises:
         DataError: no source has training samples with the texts of a task.
@@ -76,7 +76,7 @@ def facts(work: Workspace, evaluation_index: Index) -> dict[str, object]:
     by_name = index_facts(evaluation_index, work.tars)
     if not work.config.data.mix:
         return by_name
-    mix = {name: index_facts(index, index.tars) for name, index in indexes(work, evaluation_index).items()}
+    mix = {name: index_facts(index, index.tars) for name, index in open_indexes(work, evaluation_index).items()}
     hashes = [evaluation_index.hash, *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
     return by_name | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
 
@@ -88,7 +88,7 @@ def record(work: Workspace, evaluation_index: Index, tracker: Tracker) -> None:
         TrackingError: the run used other data before.
     """
     tracker.log_data(facts(work, evaluation_index))
-    hashes = {name: index.hash for name, index in indexes(work, evaluation_index).items()}
+    hashes = {name: index.hash for name, index in open_indexes(work, evaluation_index).items()}
     work.keep_index_versions({**hashes, "": evaluation_index.hash})
 
 
@@ -98,7 +98,7 @@ def training(
     """Where the training's samples come from, and their order.
 
     Args:
-        trained: as of ``indexes``.
+        trained: as of ``open_indexes``.
         features: what is kept of what frozen encoders give.
 
     Raises:

@@ -38,7 +38,7 @@ class Workspace:
 
     def __init__(self, config: JobConfig) -> None:
         self.config = config
-        self.storage = _checked(absolute(config.storage))
+        self.storage = _checked_storage(absolute(config.storage))
         self.run_folder = f"{self.storage}/{config.name}"
         self.tars = absolute(config.data.tars)
 
@@ -133,7 +133,7 @@ def absolute(folder: str) -> str:
     return folder if "://" in folder else str(Path(folder).absolute())
 
 
-def _checked(storage: str) -> str:
+def _checked_storage(storage: str) -> str:
     if letters := "".join(letter for letter in "%?#" if "://" not in storage and letter in storage):
         raise ConfigError(
             f"storage {storage!r}: {' and '.join(letters)} mean something else in the addresses that MLflow "

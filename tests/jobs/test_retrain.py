@@ -84,7 +84,7 @@ def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None
     mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', members='texts'}}"]
     work = workspace(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
     judged, new = (Index.open(str(tmp_path / name)) for name in ("pairs", "new"))
-    found = retrain_steps._mix(work, judged, Cycle(MONDAY, {}), new)
+    found = retrain_steps._choose_training_mix(work, judged, Cycle(MONDAY, {}), new)
     assert {name: MixedSource(**source).members for name, source in found.items()} == {
         f"cycle-{MONDAY}": "pairs", "pairs": "pairs", "said": "texts",
     }  # fmt: skip

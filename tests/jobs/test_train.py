@@ -115,7 +115,7 @@ def test_the_processor_is_that_of_the_checkpoints(config: Begun, tmp_path: Path)
     save_model(tmp_path / "local-8" / "model", seed=0)
     store_checkpoint(config(), tmp_path, 8)
     folder = config().local_folder / "processor"
-    assert fit._processor(config(), [], folder, "", "train").labels == ["yes", "no", "red", "blue"]
+    assert fit._get_processor(config(), [], folder, "", "train").labels == ["yes", "no", "red", "blue"]
     assert (folder / "processor.json").is_file()
 
 

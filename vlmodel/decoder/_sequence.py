@@ -186,7 +186,7 @@ class SequenceDecoder(parts.Decoder):
             loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _up_to_end(ids_NT[:, 1:], self.end)
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
             ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
-        return [_unique(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
+        return [_unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
 
     def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
         """See ``Decoder``: the mean of ``token_attention`` over the text's tokens, without the one that ends it."""
@@ -202,7 +202,7 @@ class SequenceDecoder(parts.Decoder):
     def token_attention(
         self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
     ) -> tuple[list[list[str]], Tensor]:
-        """Cross-attention to the joint stream with which each token of N ``texts`` is predicted.
+        """Cross-attention weights over the fused stream with which each token of N ``texts`` is predicted.
 
         Returns:
             The tokens of each text with the one that ends it, and the attention (N, L, T), averaged over layers and
@@ -312,7 +312,7 @@ def _up_to_end(ids_NT: Tensor, end: int) -> Tensor:
     return (ends_NT.cumsum(1) - ends_NT.long()) == 0
 
 
-def _unique(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
+def _unique_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
     """Each text once, in their order or by probability."""
     ordered = sorted(texts, key=lambda answer: -answer[1]) if by_probability else texts
     answers: dict[str, float] = {}

@@ -130,7 +130,7 @@ class ContrastiveDecoder(parts.Decoder):
         """
         image_BD, text_ND = self.embed(encoded)
         image_N, row_N = encoded.rows["vision"], encoded.rows["language"]
-        present_N = _present(encoded, "vision")[image_N] & _present(encoded, "language")[row_N]
+        present_N = _is_present(encoded, "vision")[image_N] & _is_present(encoded, "language")[row_N]
         weights_N = present_N.float() if weights_N is None else weights_N.float() * present_N
         gathers = self.gather and self.training and is_distributed()
         if gathers and text_key_N is None:
@@ -168,7 +168,7 @@ class ContrastiveDecoder(parts.Decoder):
         image_BD, text_UD = (
             F.normalize(
                 linear(
-                    self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_present(encoded, name)[:, None], 0))
+                    self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_is_present(encoded, name)[:, None], 0))
                 ).float()
             )
             for name, linear in (("vision", self.image), ("language", self.text))
@@ -208,5 +208,5 @@ def _one_direction(scores_QC: Tensor, positive_QC: Tensor, counted_C: Tensor) ->
     return torch.stack([(log_sum_Q - mean_Q) * counted_Q, counted_Q.float(), correct_Q.float()])
 
 
-def _present(encoded: DecoderInput, name: str) -> Tensor:
+def _is_present(encoded: DecoderInput, name: str) -> Tensor:
     return encoded.streams[name].mask_BT.any(1)

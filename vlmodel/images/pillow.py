@@ -82,7 +82,7 @@ class OpenedImage(NamedTuple):
 
     def upright(self) -> Image.Image:
         """The decoded image as RGB, upright, on white where it is transparent."""
-        rgb = _rgb(self.image)
+        rgb = _to_rgb(self.image)
         if self._orientation == 1:
             return rgb
         return Image.fromarray(np.ascontiguousarray(oriented(np.asarray(rgb), self._orientation)))
@@ -132,7 +132,7 @@ def extension_of(data: bytes) -> str | None:
     return None if header is None else EXTENSIONS[header.format]
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     transparent = "transparency" in image.info
     if image.mode == "RGB" and not transparent:
         image.load()

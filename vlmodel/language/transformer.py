@@ -214,7 +214,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         return self._project(*self.features(input_ids_NT, mask_NT))
 
     def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
-        order_NT = _order(mask_NT, self._architecture.cls)
+        order_NT = _cls_first_order(mask_NT, self._architecture.cls)
         ordered_NT = mask_NT.take_along_dim(order_NT, 1)
         if self._architecture.cls == "first":
             return self._encode(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
@@ -243,7 +243,7 @@ class TransformerEncoder(parts.LanguageEncoder):
     def _encode(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         options: dict[str, Any] = {}
         if self._name == "xlnet":
-            segments_NT = _XLNET_CLS_SEGMENT * _last(mask_NT).to(input_ids_NT.dtype)
+            segments_NT = _XLNET_CLS_SEGMENT * _last_token_mask(mask_NT).to(input_ids_NT.dtype)
             options = {"token_type_ids": segments_NT, "use_mems": False}
         # Attention over nothing is NaN: a text without tokens attends to its padding, and is masked afterwards.
         attended_NT = mask_NT | ~mask_NT.any(1, keepdim=True)
@@ -290,14 +290,14 @@ class TransformerEncoder(parts.LanguageEncoder):
             yield from (parameter for parameter in self.encoder.parameters() if parameter.requires_grad)
 
 
-def _order(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
+def _cls_first_order(mask_NT: Tensor, cls: Literal["first", "last"]) -> Tensor:
     """Indices of the tokens (N, T): first the classification token, then the other real ones, then the padding."""
     rank_NT = mask_NT.int()
     if cls == "last":
-        rank_NT = rank_NT + _last(mask_NT)
+        rank_NT = rank_NT + _last_token_mask(mask_NT)
     return rank_NT.argsort(dim=1, descending=True, stable=True)
 
 
-def _last(mask_NT: Tensor) -> Tensor:
+def _last_token_mask(mask_NT: Tensor) -> Tensor:
     """True at the last real token of each row (N, T)."""
     return mask_NT & (mask_NT.flip(1).cumsum(1).flip(1) == 1)

@@ -61,7 +61,7 @@ class InteractiveStreams(parts.Topology):
         for i, (own, cross) in enumerate(zip(self.own, self.cross, strict=True)):
             x, weights = own(x, mask, output_attention)
             if i == 0:
-                x, mask, weights = _select(x, rows), _select(mask, rows), _select(weights, rows)
+                x, mask, weights = _select_rows(x, rows), _select_rows(mask, rows), _select_rows(weights, rows)
             if weights:
                 attention.append(block_diagonal(weights))
             x, weights_BQS = cross(x, mask, None, output_attention)
@@ -101,5 +101,5 @@ class SelfAttention(nn.Module):
         return result, weights
 
 
-def _select(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+def _select_rows(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
     return {name: t.index_select(0, rows[name]) if name in rows else t for name, t in tensors.items()}

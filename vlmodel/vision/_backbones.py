@@ -123,7 +123,7 @@ def layout(name: str, stem: Stem) -> Layout:
     with torch.device("meta"), torch.no_grad():
         model = create(name, stem).eval()
         block_names = tuple(block_name for block_name, _ in blocks(model))
-        shapes = _shapes(model, probe, len(block_names))
+        shapes = _output_shapes(model, probe, len(block_names))
     channels_last = name.startswith("swin_")
     sizes = [shape[2] for shape in shapes]
     widths = [shape[-1 if channels_last else 1] for shape in shapes]
@@ -151,7 +151,7 @@ def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...
         model = create(name, stem).eval()
 
         def sides_of(size: int) -> tuple[int, ...]:
-            shapes = _shapes(model, size, ends[-1])
+            shapes = _output_shapes(model, size, ends[-1])
             return tuple(shapes[end - 1][2] for end in ends)
 
         def numbers_of(size: int) -> int:
@@ -173,13 +173,13 @@ def accepts_size(name: str, stem: Stem, stages: int, size: int) -> bool:
     """Whether the first ``stages`` can process square images of ``size`` pixels a side."""
     with torch.device("meta"), torch.no_grad():
         try:
-            _shapes(create(name, stem).eval(), size, layout(name, stem).stages[stages - 1])
+            _output_shapes(create(name, stem).eval(), size, layout(name, stem).stages[stages - 1])
         except RuntimeError:  # a kernel is larger than its input
             return False
     return True
 
 
-def _shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
+def _output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
     """Output shapes of the first ``count`` blocks for a square image: (B, C, H, W), or of a Swin (B, H, W, C)."""
     x, shapes = torch.zeros(1, 3, size, size), []
     for _, block in itertools.islice(blocks(model), count):

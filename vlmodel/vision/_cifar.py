@@ -25,9 +25,9 @@ class CIFARResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = _stage(16, 16, blocks)
-        self.layer2 = _stage(16, 32, blocks)
-        self.layer3 = _stage(32, 64, blocks)
+        self.layer1 = _residual_stage(16, 16, blocks)
+        self.layer2 = _residual_stage(16, 32, blocks)
+        self.layer3 = _residual_stage(32, 64, blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.linear = nn.Linear(64, 10)
         for module in self.modules():
@@ -52,7 +52,7 @@ class PaddedShortcut(nn.Module):
         return functional.pad(x_BCHW[:, :, ::2, ::2], (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
 
 
-def _stage(channels: int, width: int, blocks: int) -> nn.Sequential:
+def _residual_stage(channels: int, width: int, blocks: int) -> nn.Sequential:
     from torchvision.models.resnet import BasicBlock
 
     wider = width > channels

@@ -69,7 +69,7 @@ class BackboneConfig(parts.VisionPart):
 
 class BackboneEncoder(parts.VisionEncoder):
     """Normalisation, ``backbone``, projection. Subclasses make ``backbone`` and ``projection``, and define the two
-    halves of ``forward``: ``grids`` and ``assemble``.
+    halves of ``forward``: ``feature_grids`` and ``tokens_from_grids``.
 
     In a frozen part BatchNorm keeps its statistics; in a trained part it uses those of the batch, as torch does.
 
@@ -103,25 +103,23 @@ class BackboneEncoder(parts.VisionEncoder):
         """Context in which the backbone runs: a frozen one keeps no activations, even of inputs with a gradient."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen)
 
-    def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+    def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
         """All of the backbone's output that is used: grids of cells (B, H, W, C), averaged to the configured size."""
         raise NotImplementedError
 
-    def assemble(self, grids: Sequence[Tensor]) -> Tokens:
-        """The tokens, given what ``grids`` returns."""
+    def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
+        """The tokens, given what ``feature_grids`` returns."""
         raise NotImplementedError
 
     def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
-        """(side, channels) of each of the square ``grids`` that together have so many ``numbers`` an image, as far as
-        there are such grids.
-        """
+        """(side, channels) of each of the ``feature_grids``, which together hold ``numbers`` values of an image."""
         raise NotImplementedError
 
     def forward(self, pixels_BHWC: Tensor) -> Tokens:
-        return self.assemble(self.grids(pixels_BHWC))
+        return self.tokens_from_grids(self.feature_grids(pixels_BHWC))
 
     def features(self, pixels_BHWC: Tensor) -> Tensor:
-        return torch.cat([grid_BHWC.flatten(1) for grid_BHWC in self.grids(pixels_BHWC)], 1)
+        return torch.cat([grid_BHWC.flatten(1) for grid_BHWC in self.feature_grids(pixels_BHWC)], 1)
 
     def from_features(self, features_BF: Tensor) -> Tokens:
         numbers = features_BF.shape[1]
@@ -131,7 +129,7 @@ class BackboneEncoder(parts.VisionEncoder):
             raise ValueError(f"features of {numbers} numbers an image are none of this encoder with this grid")
         # Cached features may have less precision than the weights.
         pieces = features_BF.to(self.mean_C.dtype).split(sizes, 1)
-        return self.assemble(
+        return self.tokens_from_grids(
             [piece.unflatten(1, (side, side, channels)) for piece, (side, channels) in zip(pieces, layout, strict=True)]
         )
 

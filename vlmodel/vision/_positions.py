@@ -16,13 +16,13 @@ def sine_positions(height: int, width: int, dimensions: int, device: torch.devic
     the grid, so the center of an image has the same position at every resolution.
     """
     half = (dimensions + 1) // 2
-    rows = _sines((torch.arange(height, device=device) + 0.5) / height, half)
-    columns = _sines((torch.arange(width, device=device) + 0.5) / width, dimensions - half)
+    rows = _sine_table((torch.arange(height, device=device) + 0.5) / height, half)
+    columns = _sine_table((torch.arange(width, device=device) + 0.5) / width, dimensions - half)
     grid = torch.cat([rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)], dim=-1)
     return grid.flatten(0, 1)
 
 
-def _sines(fraction: Tensor, dimensions: int) -> Tensor:
+def _sine_table(fraction: Tensor, dimensions: int) -> Tensor:
     """(len(fraction), dimensions): sines, then cosines, from half a turn over the whole length to 16 turns."""
     count = (dimensions + 1) // 2
     turns = torch.logspace(-1, 4, count, base=2.0, device=fraction.device)

@@ -42,7 +42,7 @@ class WeightsReport:
         lines = [f"{len(self.loaded)} weights from {self.source}"]
         for what, names in (("not used", self.left), ("missing there, left as they were drawn", self.missing)):
             if names:
-                lines.append(f"{len(names)} {what}: {_examples(names)}")
+                lines.append(f"{len(names)} {what}: {_first_names(names)}")
         return "; ".join(lines)
 
 
@@ -123,7 +123,7 @@ def load_state(
         "of another shape": sorted(mismatched),
     }
     if (strict and any(differences.values())) or not fitting:
-        listed = (f"{len(keys)} {what}: {_examples(keys)}" for what, keys in differences.items() if keys)
+        listed = (f"{len(keys)} {what}: {_first_names(keys)}" for what, keys in differences.items() if keys)
         raise WeightsError(
             f"the weights {source!r} are not those of this backbone: {'; '.join(listed)}. Set {settings} to those that "
             "the weights were trained with"
@@ -135,7 +135,7 @@ def load_state(
     )
 
 
-def _examples(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     names = list(names)
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 

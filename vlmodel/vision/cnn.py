@@ -101,10 +101,10 @@ class CNN(BackboneEncoder):
         first = stages - config.scales if config.output == "multiscale" else stages - 1
         self._ends = layout.stages[first:stages]
         self._channels_last = layout.channels_last
-        self._names = {_identifier(name): name for name in layout.blocks[:kept]}
+        self._names = {_submodule_name(name): name for name in layout.blocks[:kept]}
         self.backbone = nn.Sequential()
         for name, block in list(_backbones.blocks(_backbones.create(config.name, config.stem)))[:kept]:
-            self.backbone.add_module(_identifier(name), block)
+            self.backbone.add_module(_submodule_name(name), block)
 
         self._channels = channels = layout.channels[first:stages]
         self.width = config.projection or channels[-1]
@@ -116,7 +116,7 @@ class CNN(BackboneEncoder):
             self.projection = nn.Linear(channels[-1], config.projection) if config.projection else nn.Identity()
 
         frozen = kept if config.frozen else layout.stages[config.frozen_stages - 1] if config.frozen_stages else 0
-        self.freeze(*(f"backbone.{_identifier(name)}" for name in layout.blocks[:frozen]))
+        self.freeze(*(f"backbone.{_submodule_name(name)}" for name in layout.blocks[:frozen]))
         self.backbone.to(memory_format=torch.channels_last)
 
     def maps(self, pixels_BHWC: Tensor) -> list[Tensor]:
@@ -130,10 +130,10 @@ class CNN(BackboneEncoder):
                     maps.append(x.permute(0, 3, 1, 2) if self._channels_last else x)
         return maps
 
-    def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+    def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
         return [average_pool(map_BCHW, self._side) for map_BCHW in self.maps(pixels_BHWC)]
 
-    def assemble(self, grids: Sequence[Tensor]) -> Tokens:
+    def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
             assert isinstance(self.projection, nn.ModuleList)
             scales = zip(grids, self.projection, self.scale_LD, strict=True)
@@ -187,6 +187,6 @@ class CNN(BackboneEncoder):
         self.load_weights(state, names, _backbones.layout(self.config.name, self.config.stem).keys)
 
 
-def _identifier(block: str) -> str:
+def _submodule_name(block: str) -> str:
     """torchvision's name of a block as the name of a submodule, which may have no dots."""
     return block.replace(".", "_")

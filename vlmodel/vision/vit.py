@@ -52,7 +52,7 @@ class Config(BackboneConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Config:
-        _check(self.name)
+        _check_architecture(self.name)
         shape = self.shape()
         if self.image_size % shape.patch_size:
             raise ValueError(
@@ -67,7 +67,7 @@ class Config(BackboneConfig):
 
     def shape(self) -> Shape:
         """Sizes of the ViT that is built."""
-        default = _layout(self.name)[0]
+        default = _architecture_layout(self.name)[0]
         chosen = {field.name: getattr(self, field.name) for field in fields(Shape)}
         return replace(default, **{name: value for name, value in chosen.items() if value is not None})
 
@@ -132,7 +132,7 @@ class ViT(BackboneEncoder):
             encoded_BTD: Tensor = self.backbone.encoder(torch.cat([class_B1D, patches_BTD], 1))
         return encoded_BTD
 
-    def grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+    def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
         """The class token as a grid of one cell, the patches, or both."""
         encoded_BTD = self.encode(pixels_BHWC)
         grids = [encoded_BTD[:, :1].unsqueeze(1)] if self.config.pooling == "cls" else []
@@ -141,7 +141,7 @@ class ViT(BackboneEncoder):
             grids.append(average_pool(map_BCHW, 1 if self.config.output == "pooled" else self.config.grid))
         return grids
 
-    def assemble(self, grids: Sequence[Tensor]) -> Tokens:
+    def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.pooling == "cls":
             class_BHWC, *patches = grids
             pooled_BD = self.activation(self.projection(class_BHWC.flatten(1)))
@@ -168,7 +168,9 @@ class ViT(BackboneEncoder):
         positions = state.get(_POSITIONS)
         if positions is not None and positions.shape != self.backbone.encoder.pos_embedding.shape:
             state = self._resampled(state, positions)
-        self.load_weights(state, {key: key for key in self.backbone.state_dict()}, _layout(self.config.name)[1])
+        self.load_weights(
+            state, {key: key for key in self.backbone.state_dict()}, _architecture_layout(self.config.name)[1]
+        )
 
     def _resampled(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """``state`` with the positions resampled, if they are of a square grid; ``load_weights`` refuses others."""
@@ -193,7 +195,7 @@ class ViT(BackboneEncoder):
         self.freeze(*(f"backbone.{name}" for name in ("conv_proj", "encoder.dropout", *frozen)))
 
 
-def _check(name: str) -> None:
+def _check_architecture(name: str) -> None:
     """ValueError if torchvision has no ViT ``name``."""
     import torchvision
 
@@ -203,7 +205,7 @@ def _check(name: str) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _layout(name: str) -> tuple[Shape, frozenset[str]]:
+def _architecture_layout(name: str) -> tuple[Shape, frozenset[str]]:
     """The sizes of a ViT of torchvision and the names of all its weights, including its classifier's."""
     import torchvision
 

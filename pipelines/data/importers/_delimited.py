@@ -37,7 +37,7 @@ codecs.register_error(_SURROGATES, lambda error: ("\udcff", error.end))  # type:
 
 
 def open_text(file: Path, encoding: str = "", newline: str = "") -> TextIO:
-    """``file`` as text, in which surrogates stand for invalid bytes; ``require_text`` finds them.
+    """Open ``file`` as text. Invalid bytes are read as surrogate characters, which ``require_text`` refuses.
 
     Args:
         encoding: empty for UTF-8, or UTF-16 or UTF-32 where the first bytes say so.
@@ -143,7 +143,7 @@ def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[l
     """
     further: list[str] = []
     try:
-        cells = _parse(line, delimiter, reader, further)
+        cells = _split_cells(line, delimiter, reader, further)
         if is_row is not None and any(is_row(cells_of(other.rstrip("\r\n"), delimiter)) for other in further):
             raise SampleError(Reason.BAD_SCHEMA, "a quotation mark closes only in another row")
     except SampleError:
@@ -154,7 +154,7 @@ def _quoted_cells(line: str, delimiter: str, reader: _Lines, is_row: Callable[[l
     return cells
 
 
-def _parse(line: str, delimiter: str, reader: _Lines, further: list[str]) -> list[str]:
+def _split_cells(line: str, delimiter: str, reader: _Lines, further: list[str]) -> list[str]:
     cells = []
     at = 0
     while True:

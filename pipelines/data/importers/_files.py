@@ -62,7 +62,7 @@ def walk(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEnt
         while folders:
             folder, real_folder = folders.pop()
             subfolders = []
-            for entry in _entries(root, folder, folders_read, passed_over):
+            for entry in _list_folder(root, folder, folders_read, passed_over):
                 name, real = f"{folder}/{entry.name}".removeprefix("/"), os.path.join(real_folder, entry.name)
                 if is_hidden(entry.name):
                     passed_over[HIDDEN] += 1
@@ -75,7 +75,7 @@ def walk(root: Path, passed_over: Counter[str]) -> Iterator[tuple[str, os.DirEnt
             folders += reversed(subfolders)
 
 
-def _entries(
+def _list_folder(
     root: Path, folder: str, folders_read: set[tuple[int, int]], passed_over: Counter[str]
 ) -> list[os.DirEntry[str]]:
     """Entries of a folder, by name; [] where it was read before or cannot be read."""

@@ -149,10 +149,10 @@ class Images:
                 path = os.path.relpath(real, os.path.realpath(self.root))
         if _leads_out(path):
             raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r} leads out of {self.root}")
-        steps = _fold(path).split("/")
+        steps = _case_folded(path).split("/")
         # By two steps, as the folders of a set may all have the same file names.
         candidates = self._by_last_steps[len(steps) > 1].get("/".join(steps[-2:]), [])
-        for spelling in (str, _composed, _fold):
+        for spelling in (str, _unicode_composed, _case_folded):
             wanted = spelling(path)
             matches = [other for other in candidates if spelling(other) == wanted] or [
                 other for other in candidates if spelling(other).endswith(f"/{wanted}")
@@ -173,7 +173,7 @@ class Images:
         """Names by their last step, and by their last two."""
         by_one, by_two = defaultdict(list), defaultdict(list)
         for name in self._locations:
-            steps = _fold(name).rsplit("/", 2)
+            steps = _case_folded(name).rsplit("/", 2)
             by_one[steps[-1]].append(name)
             by_two["/".join(steps[-2:])].append(name)
         return by_one, by_two
@@ -183,7 +183,7 @@ class Images:
         tars = []
         for name, entry, real in walk(self.root, self._other):
             path = Path(entry.path)
-            if is_image(name) or (not suffix_of(name) and sniff(_head(path)) is not None):
+            if is_image(name) or (not suffix_of(name) and sniff(_first_bytes(path)) is not None):
                 self._locations[name] = _ImageLocation(path, real)
             elif name.endswith(".tar") and "/" not in name and path.is_file():
                 tars.append(path)
@@ -290,15 +290,15 @@ def _leads_out(path: str) -> bool:
     return path == ".." or path.startswith("../")
 
 
-def _composed(path: str) -> str:
+def _unicode_composed(path: str) -> str:
     return unicodedata.normalize("NFC", path)
 
 
-def _fold(path: str) -> str:
-    return _composed(path).casefold()
+def _case_folded(path: str) -> str:
+    return _unicode_composed(path).casefold()
 
 
-def _head(path: Path) -> bytes:
+def _first_bytes(path: Path) -> bytes:
     try:
         with open_regular_file(path) as file:
             return file.read(_HEAD)

@@ -72,10 +72,10 @@ def place_of(obj: Object) -> str | None:
 
 def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
     """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
-    appearances = _appearances(rng, rng.randint(fewest, most))
+    appearances = _distinct_appearances(rng, rng.randint(fewest, most))
     sizes = [rng.choice(tuple(RADII)) for _ in appearances]
     # Sizes are drawn before places, else crowded scenes would have few large objects.
-    positions = _positions(rng, [RADII[size] for size in sizes])
+    positions = _place_apart(rng, [RADII[size] for size in sizes])
     objects = (
         Object(shape, color, size, x, y, round(rng.uniform(-5, 5), 1))
         for (shape, color), size, (x, y) in zip(appearances, sizes, positions, strict=True)
@@ -83,7 +83,7 @@ def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
     return Scene(tuple(objects), round(rng.random(), 3))
 
 
-def _positions(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
+def _place_apart(rng: random.Random, radii: list[float]) -> list[tuple[float, float]]:
     """A place for each radius so that none touch."""
     while True:
         positions: list[tuple[float, float]] = []
@@ -107,7 +107,7 @@ def _free_position(
     return None
 
 
-def _appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
+def _distinct_appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """Distinct pairs of shape and colour. One shape or colour is often repeated: else few counts exceed one."""
     theme = rng.choice(("shape", "color", "none"))
     repeats = rng.randint(2, count) if theme != "none" else 0

@@ -26,44 +26,44 @@ _OVERSAMPLING = 4
 def render(scene: Scene, size: int) -> bytes:
     """PNG of ``size`` x ``size`` pixels, RGB."""
     large = size * _OVERSAMPLING
-    canvas = _ground(scene.ground, large)
+    canvas = _draw_background(scene.ground, large)
     shadow = Image.new("L", canvas.size)
     for obj in scene.objects:
-        mask, corner = _mask(obj, large)
+        mask, corner = _object_mask(obj, large)
         shadow.paste(90, corner, mask)
     shadow = ImageChops.offset(shadow.filter(ImageFilter.BoxBlur(0.014 * large)), 0, round(0.018 * large))
     canvas.paste("#3a3f58", (0, 0), shadow)
     for obj in scene.objects:
-        mask, corner = _mask(obj, large)
-        canvas.paste(_shaded(_PALETTE[obj.color], mask.size), corner, mask)
+        mask, corner = _object_mask(obj, large)
+        canvas.paste(_shaded_fill(_PALETTE[obj.color], mask.size), corner, mask)
     buffer = io.BytesIO()
     canvas.reduce(_OVERSAMPLING).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _ground(hue: float, large: int) -> Image.Image:
+def _draw_background(hue: float, large: int) -> Image.Image:
     top, bottom = (
         tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
         for saturation, value in ((0.05, 0.99), (0.13, 0.91))
     )
-    blend = _ramp((large, large))
+    blend = _vertical_gradient((large, large))
     return Image.composite(Image.new("RGB", blend.size, bottom), Image.new("RGB", blend.size, top), blend)
 
 
-def _shaded(color: str, size: tuple[int, int]) -> Image.Image:
+def _shaded_fill(color: str, size: tuple[int, int]) -> Image.Image:
     """The colour, a little lighter at the top than at the bottom."""
     base = Image.new("RGB", size, color)
     light = Image.blend(base, Image.new("RGB", size, "white"), 0.16)
     dark = Image.blend(base, Image.new("RGB", size, "black"), 0.10)
-    return Image.composite(dark, light, _ramp(size))
+    return Image.composite(dark, light, _vertical_gradient(size))
 
 
-def _ramp(size: tuple[int, int]) -> Image.Image:
+def _vertical_gradient(size: tuple[int, int]) -> Image.Image:
     """From 0 at the top to 255 at the bottom."""
     return Image.linear_gradient("L").resize(size, Image.Resampling.NEAREST)
 
 
-def _mask(obj: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:
+def _object_mask(obj: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:
     """The object's outline, filled, in a square around it; and that square's top left corner on the canvas."""
     radius = obj.radius * large
     left, top = math.floor(obj.x * large - radius), math.floor(obj.y * large - radius)
@@ -75,19 +75,19 @@ def _mask(obj: Object, large: int) -> tuple[Image.Image, tuple[int, int]]:
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
     else:
         outline = _OUTLINES[obj.shape]
-        draw.polygon([_turn(x, y, radius * reach, degrees + obj.angle) for reach, degrees in outline], fill=255)
+        draw.polygon([_rotate_point(x, y, radius * reach, degrees + obj.angle) for reach, degrees in outline], fill=255)
     return mask, (left, top)
 
 
-def _turn(x: float, y: float, radius: float, degrees: float) -> tuple[float, float]:
+def _rotate_point(x: float, y: float, radius: float, degrees: float) -> tuple[float, float]:
     return x + radius * math.sin(math.radians(degrees)), y - radius * math.cos(math.radians(degrees))
 
 
-def _star() -> list[tuple[float, float]]:
+def _star_points() -> list[tuple[float, float]]:
     return [(1.0 if point % 2 == 0 else 0.46, 36.0 * point) for point in range(10)]
 
 
-def _cross(arm: float = 0.34) -> list[tuple[float, float]]:
+def _plus_sign_points(arm: float = 0.34) -> list[tuple[float, float]]:
     """A plus sign whose arms are ``arm`` of the radius wide to each side."""
     tip = math.degrees(math.asin(arm))
     return [
@@ -100,7 +100,7 @@ def _cross(arm: float = 0.34) -> list[tuple[float, float]]:
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
     "square": [(1.0, 45.0 + 90 * corner) for corner in range(4)],
     "triangle": [(1.0, 120.0 * corner) for corner in range(3)],
-    "star": _star(),
-    "cross": _cross(),
+    "star": _star_points(),
+    "cross": _plus_sign_points(),
 }
 """Corners as (distance in radii, degrees clockwise from the top)."""

@@ -15,13 +15,13 @@ _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Two captions: all objects, and the relation of two of them; the first alone where none are far enough apart."""
-    listed = [f"a {obj.size} {_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
+    listed = [f"a {obj.size} {_object_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
     full = f"{_NUMBERS[len(listed)]} objects: {', '.join(listed[:-1])} and {listed[-1]}"
-    pairs = [(a, relation, b) for a, relation, b, distance in _relations(scene) if distance >= MARGIN]
+    pairs = [(a, relation, b) for a, relation, b, distance in _object_relations(scene) if distance >= MARGIN]
     if not pairs:
         return (full,)
     a, relation, b = rng.choice(pairs)
-    return full, f"a {a.size} {_name(a)} {relation} a {b.size} {_name(b)}"
+    return full, f"a {a.size} {_object_name(a)} {relation} a {b.size} {_object_name(b)}"
 
 
 def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...]:
@@ -35,15 +35,15 @@ def questions(scene: Scene, rng: random.Random, key: str) -> tuple[Question, ...
     return tuple(asked.values())
 
 
-def _name(obj: Object) -> str:
+def _object_name(obj: Object) -> str:
     return f"{obj.color} {obj.shape}"
 
 
-def _article(word: str) -> str:
+def _with_article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def _relations(scene: Scene) -> list[tuple[Object, str, Object, float]]:
+def _object_relations(scene: Scene) -> list[tuple[Object, str, Object, float]]:
     return [
         (a, relation, b, distance(a, b))
         for a, b in permutations(scene.objects, 2)
@@ -51,20 +51,20 @@ def _relations(scene: Scene) -> list[tuple[Object, str, Object, float]]:
     ]
 
 
-def _exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _ask_whether_exists(scene: Scene, rng: random.Random) -> tuple[str, str]:
     present = {(obj.color, obj.shape) for obj in scene.objects}
     if rng.random() < 0.5:
         color, shape = rng.choice(sorted(present))
-        return f"is there {_article(color)} {color} {shape}?", "yes"
+        return f"is there {_with_article(color)} {color} {shape}?", "yes"
     # Mostly near misses: another object has the colour or the shape.
     absent = [(color, shape) for color in COLORS for shape in SHAPES if (color, shape) not in present]
     colors, shapes = {color for color, _ in present}, {shape for _, shape in present}
     near = [pair for pair in absent if pair[0] in colors or pair[1] in shapes]
     color, shape = rng.choice(near if rng.random() < 0.7 else absent)
-    return f"is there {_article(color)} {color} {shape}?", "no"
+    return f"is there {_with_article(color)} {color} {shape}?", "no"
 
 
-def _color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _ask_color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     shapes = [obj.shape for obj in scene.objects]
     unique = [obj for obj in scene.objects if shapes.count(obj.shape) == 1]
     if not unique:
@@ -73,7 +73,7 @@ def _color(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"what color is the {obj.shape}?", obj.color
 
 
-def _shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     colors = [obj.color for obj in scene.objects]
     unique = [obj for obj in scene.objects if colors.count(obj.color) == 1]
     if not unique:
@@ -86,7 +86,7 @@ def _count_all(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return "how many objects are there?", str(len(scene.objects))
 
 
-def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     by_count: dict[int, list[str]] = {}
     for shape in SHAPES:
         by_count.setdefault(sum(obj.shape == shape for obj in scene.objects), []).append(
@@ -101,30 +101,32 @@ def _count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return f"how many {what} are there?", str(count)
 
 
-def _size(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _ask_size(scene: Scene, rng: random.Random) -> tuple[str, str]:
     obj = rng.choice(scene.objects)
-    return f"is the {_name(obj)} small or large?", obj.size
+    return f"is the {_object_name(obj)} small or large?", obj.size
 
 
-def _place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _ask_place(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     placed = [(obj, position) for obj in scene.objects if (position := place_of(obj))]
     if not placed:
         return None
     obj, position = rng.choice(placed)
-    return f"where is the {_name(obj)}?", position
+    return f"where is the {_object_name(obj)}?", position
 
 
-def _related(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _ask_relation(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     answer = rng.choice(("yes", "no"))
     sign = 1 if answer == "yes" else -1
-    candidates = [(a, relation, b) for a, relation, b, distance in _relations(scene) if sign * distance >= MARGIN]
+    candidates = [
+        (a, relation, b) for a, relation, b, distance in _object_relations(scene) if sign * distance >= MARGIN
+    ]
     if not candidates:
         return None
     a, relation, b = rng.choice(candidates)
-    return f"is the {_name(a)} {relation} the {_name(b)}?", answer
+    return f"is the {_object_name(a)} {relation} the {_object_name(b)}?", answer
 
 
-def _neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
+def _ask_neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     """Asks for the only object that lies in a direction, by any distance."""
     candidates = []
     for b in scene.objects:
@@ -135,17 +137,17 @@ def _neighbour(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     if not candidates:
         return None
     a, relation, b = rng.choice(candidates)
-    return f"what color is the object {relation} the {_name(b)}?", a.color
+    return f"what color is the object {relation} the {_object_name(b)}?", a.color
 
 
 _KINDS: dict[str, _Ask] = {
-    "exists": _exists,
-    "color": _color,
-    "shape": _shape,
+    "exists": _ask_whether_exists,
+    "color": _ask_color,
+    "shape": _ask_shape,
     "count-all": _count_all,
-    "count": _count,
-    "size": _size,
-    "place": _place,
-    "related": _related,
-    "neighbour": _neighbour,
+    "count": _ask_count,
+    "size": _ask_size,
+    "place": _ask_place,
+    "related": _ask_relation,
+    "neighbour": _ask_neighbour,
 }

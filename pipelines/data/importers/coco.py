@@ -109,7 +109,7 @@ class _Picture:
 
 
 def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
-    tree = _document(file, "annotations")
+    tree = _read_json_document(file, "annotations")
     names = {}
     for image in tree.get("images", []):
         match image:
@@ -132,8 +132,8 @@ def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
 def _add_questions(
     by_id: dict[int, _Picture], file: Path, annotations: Path | None, unused: Counter[str]
 ) -> Iterator[Reject]:
-    tree = _document(file, "questions")
-    answers = _answers(annotations, unused) if annotations else {}
+    tree = _read_json_document(file, "questions")
+    answers = _read_annotator_answers(annotations, unused) if annotations else {}
     question_ids = set()
     subset = tree.get("data_subtype", "")
     for row in tree["questions"]:
@@ -154,10 +154,10 @@ def _add_questions(
     unused["answers to questions that are not asked"] += len(answers.keys() - question_ids)
 
 
-def _answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:
+def _read_annotator_answers(file: Path, unused: Counter[str]) -> dict[int, tuple[tuple[str, ...], str | None]]:
     """All annotators' answers and their consensus, by question id."""
     by_question = {}
-    for row in _document(file, "annotations", _answer_alone)["annotations"]:
+    for row in _read_json_document(file, "annotations", _answer_alone)["annotations"]:
         match row:
             case {"question_id": int(question_id)}:
                 annotated = row.get("answers")
@@ -176,7 +176,7 @@ def _answer_alone(tree: dict[str, Any]) -> Any:
     return sys.intern(tree["answer"]) if isinstance(tree.get("answer"), str) and "question_id" not in tree else tree
 
 
-def _document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any]:
+def _read_json_document(file: Path, needed: str, object_hook: Any = None) -> dict[str, Any]:
     tree = load_json(file, object_hook)
     if not isinstance(tree, dict) or not isinstance(tree.get(needed), list):
         raise DataError(f"{file} has no list {needed!r}; its name is that of another kind of file")

@@ -41,9 +41,9 @@ class Config(Importer):
         splits = self._splits(root)
         for split, file in splits.items():
             by_image: dict[int, list[Question]] = {}
-            for number, row in enumerate(_rows(file)):
+            for number, row in enumerate(_read_question_rows(file)):
                 try:
-                    image_id, question = _question(row)
+                    image_id, question = _parse_question(row)
                 except SampleError as error:
                     rejects.append(Reject(f"{split}/questions.json[{number}]", error.reason, error.detail))
                 else:
@@ -76,14 +76,14 @@ class Config(Importer):
         raise DataError(f"the images of split {split!r} are missing: neither {folder} nor {tar} exists")
 
 
-def _rows(file: Path) -> list[Any]:
+def _read_question_rows(file: Path) -> list[Any]:
     rows = load_json(file)
     if not isinstance(rows, list):
         raise DataError(f"{file} is not a JSON list of [question, answer, image id]; download it again")
     return rows
 
 
-def _question(row: Any) -> tuple[int, Question]:
+def _parse_question(row: Any) -> tuple[int, Question]:
     match row:
         case [str(question), str(answer), int(image_id)] if question.strip() and answer.strip():
             return image_id, Question(question, answer)

@@ -148,7 +148,7 @@ def _caption_rows(file: Path, lines: TextIO) -> Iterator[tuple[int, tuple[str, s
         name, caption = (cells[at].strip() if at < len(cells) else "" for at in (name_at, caption_at))
         if tokens:
             name = name.rpartition("#")[0] or name
-        name = _normalize(name)
+        name = _normalize_image_name(name)
         if name and caption and len(cells) <= columns:
             yield number + offset, (name, caption)
         else:
@@ -163,10 +163,10 @@ def _read_list(file: Path) -> list[str]:
             lines = re.split(r"\r\n|\r|\n", opened.read().decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError, SampleError) as error:
         raise DataError(f"the list {file} cannot be read ({error}); restore it or name another") from None
-    return list(dict.fromkeys(_normalize(line.strip()) for line in lines if line.strip()))
+    return list(dict.fromkeys(_normalize_image_name(line.strip()) for line in lines if line.strip()))
 
 
-def _normalize(name: str) -> str:
+def _normalize_image_name(name: str) -> str:
     """One spelling of an image's name, by which captions, lists and files are matched."""
     return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 

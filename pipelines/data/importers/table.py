@@ -282,7 +282,7 @@ class Config(Importer):
             except SampleError as error:
                 yield Reject(sample.key, error.reason, error.detail)
             else:
-                yield SourceSample(sample.split, sample.key, image, extension, sample.texts, sample.extra)
+                yield SourceSample(sample.split, sample.key, image, extension, sample.texts, sample.extra_json)
 
     def _identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
         """What makes rows one sample; the identity of the image, "" of texts alone; the sample's key."""
@@ -388,7 +388,7 @@ class _Sample:
         return Texts(tuple(self.captions), tuple(self.questions))
 
     @property
-    def extra(self) -> dict[str, Any] | None:
+    def extra_json(self) -> dict[str, Any] | None:
         return None if self.group is None else {GROUP: self.group}
 
     def require_same(self, split: str, image: str, group: str | None) -> None:
@@ -428,7 +428,7 @@ class _LazyImages:
 
 def _texts_alone(samples: Mapping[str, _Sample]) -> Iterator[SourceSample]:
     for sample in samples.values():
-        yield SourceSample(sample.split, sample.key, None, None, sample.texts, sample.extra)
+        yield SourceSample(sample.split, sample.key, None, None, sample.texts, sample.extra_json)
 
 
 def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:

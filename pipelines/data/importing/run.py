@@ -85,15 +85,15 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
         )
     out = Path(out_folder).expanduser().resolve()
     identity = {"format": _FORMAT, "config": dump(config), "fingerprint": config.fingerprint()}
-    defaults = _defaults(config)
-    if (done := _finished(out, identity, defaults)) is not None:
+    defaults = _default_settings(config)
+    if (done := _finished_import(out, identity, defaults)) is not None:
         return done
     contents = config.read()
-    with _staging(out) as staging:
+    with _staging_folder(out) as staging:
         # Again: another process may have finished it meanwhile.
-        if (done := _finished(out, identity, defaults)) is not None:
+        if (done := _finished_import(out, identity, defaults)) is not None:
             return done
-        summary = _write(config, contents, staging, progress)
+        summary = _write_tars(config, contents, staging, progress)
         counts = {name: value for name, value in asdict(summary).items() if name != "unchanged"}
         manifest = json.dumps(identity | counts, indent=2, sort_keys=True)
         Folder(staging).write(MANIFEST, f"{manifest}\n".encode())
@@ -106,7 +106,7 @@ def import_data(config: Part, out_folder: str | Path, progress: bool = True) -> 
     return summary
 
 
-def _write(config: Importer, contents: SourceContents, folder: Path, progress: bool) -> ImportSummary:
+def _write_tars(config: Importer, contents: SourceContents, folder: Path, progress: bool) -> ImportSummary:
     summary = ImportSummary()
     rejected: Counter[str] = Counter()
     examples: list[Reject] = []
@@ -125,7 +125,7 @@ def _write(config: Importer, contents: SourceContents, folder: Path, progress: b
                 reject: Reject | None = sample
             else:
                 sample = sample._replace(split=config.split_of(sample))
-                reject = _add(sample, writers, summary, sample_of_file)
+                reject = _write_sample(sample, writers, summary, sample_of_file)
             if reject is not None:
                 rejected[reject.reason] += 1
                 examples = [*examples, reject][:3]
@@ -135,7 +135,9 @@ def _write(config: Importer, contents: SourceContents, folder: Path, progress: b
         if others := counts_text(contents.passed_over()):
             reasons.append(f"it holds {others}")
         shown = f" ({'; '.join(reasons)})" if reasons else ""
-        raise DataError(f"source {config.kind!r} gave no usable sample{shown}; {_remedy(config, rejected)}")
+        raise DataError(
+            f"source {config.kind!r} gave no usable sample{shown}; {_missing_split_remedy(config, rejected)}"
+        )
     summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
     summary.rejected = dict(sorted(rejected.items()))
     summary.passed_over = dict(sorted(contents.passed_over().items()))
@@ -148,14 +150,14 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _remedy(config: Importer, rejected: Counter[str]) -> str:
+def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
     for reason, members in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
         if config.members == "pairs" and 2 * rejected[reason] > rejected.total():
             return f"correct it, or take {members} alone by source.members={members}"
     return "correct it"
 
 
-def _add(
+def _write_sample(
     sample: SourceSample, writers: dict[str, ShardWriter], summary: ImportSummary, sample_of_file: dict[str, str]
 ) -> Reject | None:
     """Write one sample and count it. Returns what is wrong with it, if it cannot be written.
@@ -184,7 +186,7 @@ def _add(
     return None
 
 
-def _defaults(config: Importer) -> dict[str, Any]:
+def _default_settings(config: Importer) -> dict[str, Any]:
     """The defaults of all settings: a manifest may be older than some of them."""
     fields = type(config).model_fields
     optional = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
@@ -192,7 +194,7 @@ def _defaults(config: Importer) -> dict[str, Any]:
     return {name: tree[name] for name, field in fields.items() if not field.is_required()}
 
 
-def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
+def _finished_import(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> ImportSummary | None:
     """The summary of the import that ``identity`` describes, or None where ``out`` is free for it.
 
     Args:
@@ -224,14 +226,14 @@ def _finished(out: Path, identity: dict[str, Any], defaults: dict[str, Any]) -> 
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{out / MANIFEST} cannot be read ({error!r}); {remedy}") from None
     if stored != identity:
-        raise DataError(f"{out} holds another import ({_difference(stored, identity)}); {remedy}")
+        raise DataError(f"{out} holds another import ({_first_difference(stored, identity)}); {remedy}")
     for name, size in summary.shards.items():
         if not (out / name).is_file() or (out / name).stat().st_size != size:
             raise DataError(f"{out} held this import, but {name} is missing or was changed; {remedy}")
     return summary
 
 
-def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+def _first_difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     for name in stored["config"].keys() | wanted["config"].keys():
         if (old := stored["config"].get(name)) != (new := wanted["config"].get(name)):
             return f"source.{name} is {old!r} there and {new!r} here"
@@ -239,7 +241,7 @@ def _difference(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _staging(out: Path) -> Iterator[Path]:
+def _staging_folder(out: Path) -> Iterator[Path]:
     """An empty folder beside ``out``, locked by this process."""
     staging = out.parent / f".{out.name}.importing"
     try:
@@ -249,7 +251,7 @@ def _staging(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{staging} cannot be written ({error.strerror}); choose another folder") from None
     try:
-        _lock(descriptor, staging, out)
+        _lock_staging_folder(descriptor, staging, out)
         try:
             os.fchmod(descriptor, 0o700)
             for leftover in staging.iterdir():  # of an interrupted import
@@ -262,7 +264,7 @@ def _staging(out: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, staging: Path, out: Path) -> None:
+def _lock_staging_folder(descriptor: int, staging: Path, out: Path) -> None:
     # The folder itself is locked, not a file in it: it is emptied, and renamed while it is locked.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -127,7 +127,7 @@ class Index:
         """
         folder = Folder(tars)
         index_hash = index_hash or Index.newest(tars)
-        remedy = _remedy(tars)
+        remedy = _index_job_command(tars)
         try:
             shards = read_table(folder.read(version_file(index_hash)))
             facts = metadata(shards)
@@ -145,7 +145,7 @@ class Index:
     @classmethod
     def newest(cls, tars: str) -> str:
         """The hash of the newest version of the index beside the tars; the errors of ``open``."""
-        remedy = _remedy(tars)
+        remedy = _index_job_command(tars)
         try:
             facts = json.loads(Folder(tars).read(f"{FOLDER}/index.json"))
             stored_format, index_hash = facts.get("format"), facts["hash"]
@@ -160,7 +160,9 @@ class Index:
     @cached_property
     def shards(self) -> list[Shard]:
         """Shards that have samples, by name."""
-        return [_shard(row) for row in self._table.to_pylist() if any(row[f"samples_{split}"] for split in SPLITS)]
+        return [
+            _parse_shard(row) for row in self._table.to_pylist() if any(row[f"samples_{split}"] for split in SPLITS)
+        ]
 
     @cached_property
     def _by_name(self) -> dict[str, Shard]:
@@ -270,11 +272,11 @@ class Index:
         return lines
 
 
-def _remedy(tars: str) -> str:
+def _index_job_command(tars: str) -> str:
     return f"run the index job: python -m jobs.index --config ... data.tars={tars}"
 
 
-def _shard(row: Mapping[str, Any]) -> Shard:
+def _parse_shard(row: Mapping[str, Any]) -> Shard:
     counts = {what: {s: row[f"{what}_{s}"] for s in SPLITS if row[f"samples_{s}"]} for what in COUNTS}
     return Shard(
         row["name"], row["split"], row["sha256"], row["size"], row["part"], **counts, repeated=tuple(row["repeated"])

@@ -43,7 +43,11 @@ def quarantine_page(folder: Folder, quarantine: pa.Table, samples: Mapping[str, 
         listed.append((f"{len(shards) - _ROWS:,} more", sum(count for _, count in shards[_ROWS:])))
     with ThreadPoolExecutor(_READERS) as pool:
         reasons = [
-            {"name": reason, "count": count, "faults": list(pool.map(lambda row: _fault(folder, sizes, row), rows))}
+            {
+                "name": reason,
+                "count": count,
+                "faults": list(pool.map(lambda row: _fault_entry(folder, sizes, row), rows)),
+            }
             for reason, count in _value_counts(quarantine, "reason")
             for rows in [quarantine.filter(pc.equal(quarantine["reason"], reason)).slice(0, _ROWS).to_pylist()]
         ]
@@ -62,8 +66,8 @@ def _value_counts(quarantine: pa.Table, column: str) -> list[tuple[str, int]]:
     return sorted(Counter(quarantine[column].to_pylist()).items(), key=lambda item: (-item[1], item[0]))
 
 
-def _fault(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> dict[str, Any]:
-    data = _contents(folder, sizes, row)
+def _fault_entry(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> dict[str, Any]:
+    data = _faulty_bytes(folder, sizes, row)
     place = " ".join(str(part) for part in (row["shard"], row["member"]) if part is not None)
     return {
         "name": row["key"] if row["key"] is not None else row["member"] or row["shard"],
@@ -74,7 +78,7 @@ def _fault(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> 
     }
 
 
-def _contents(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
+def _faulty_bytes(folder: Folder, sizes: Mapping[str, int], row: Mapping[str, Any]) -> bytes:
     """The faulty member, or as much of it as there is; b"" where nothing can be read."""
     shard, offset = row["shard"], row["offset"]
     if offset is None or shard not in sizes:

@@ -75,16 +75,16 @@ def survey(
         )
         width_N, height_N = (table[side].drop_null().to_numpy().astype(np.float32) for side in ("width", "height"))
         ratios_N = np.maximum(width_N, height_N) / np.minimum(width_N, height_N)
-        return _ShardHashes(_subsample(images, every_image), _subsample(texts, every_text), ratios_N)
+        return _ShardHashes(_subsample_hashes(images, every_image), _subsample_hashes(texts, every_text), ratios_N)
 
     with ThreadPoolExecutor(READERS) as pool:
         pieces = list(pool.map(hashes_of, shards))
     if not pieces:
-        return {"images": {}, "texts": {}, "shapes": _shapes(np.empty(0, np.float32))}
+        return {"images": {}, "texts": {}, "shapes": _aspect_ratio_quantiles(np.empty(0, np.float32))}
     return {
-        "images": _compare(_concatenate([piece.images for piece in pieces]), distinct=False),
-        "texts": _compare(_concatenate([piece.texts for piece in pieces]), distinct=True),
-        "shapes": _shapes(np.concatenate([piece.ratios_N for piece in pieces])),
+        "images": _count_repeated_images(_concatenate_hashes([piece.images for piece in pieces]), distinct=False),
+        "texts": _count_repeated_images(_concatenate_hashes([piece.texts for piece in pieces]), distinct=True),
+        "shapes": _aspect_ratio_quantiles(np.concatenate([piece.ratios_N for piece in pieces])),
     }
 
 
@@ -134,18 +134,18 @@ def _first_digits(sha256: pa.ChunkedArray) -> NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex(digits), ">u8").reshape(-1, 4)[:, 0].astype(np.uint64)
 
 
-def _subsample(all_: _Hashes, every: int) -> _Hashes:
+def _subsample_hashes(all_: _Hashes, every: int) -> _Hashes:
     if every == 1:
         return all_
     chosen_N = all_.hashes_N % np.uint64(every) == 0
     return _Hashes(all_.hashes_N[chosen_N], all_.splits_N[chosen_N])
 
 
-def _concatenate(pieces: Sequence[_Hashes]) -> _Hashes:
+def _concatenate_hashes(pieces: Sequence[_Hashes]) -> _Hashes:
     return _Hashes(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
 
 
-def _compare(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
+def _count_repeated_images(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
     of_split = {split: all_.hashes_N[all_.splits_N == number] for number, split in enumerate(SPLITS)}
     train = np.unique(of_split["train"])
     counts = {}
@@ -159,7 +159,7 @@ def _compare(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
     return counts
 
 
-def _shapes(ratios_N: NDArray[np.float32]) -> dict[str, float]:
+def _aspect_ratio_quantiles(ratios_N: NDArray[np.float32]) -> dict[str, float]:
     if not len(ratios_N):
         return {"count": 0, "elongated": 0, "median": 1.0}
     elongated = int((ratios_N >= _ELONGATED).sum())

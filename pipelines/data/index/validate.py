@@ -68,27 +68,29 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with open_image(data, max_pixels) as opened:
-                return _check(opened, data, max_pixels, verify)
+                return _check_opened_image(opened, data, max_pixels, verify)
     except ImageError as error:
         setting = " (data.index.max_pixels)" if error.kind == "too_large" else ""
         raise SampleError(_REASONS[error.kind], f"{error}{setting}") from None
 
 
 def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Verify) -> ImageFacts | None:
-    """As ``_check``, without Pillow, whose header parsing takes longer than all else; None where Pillow must decide."""
+    """As ``_check_opened_image``, without Pillow, whose header parsing takes most of the time; None if only Pillow can
+    tell.
+    """
     if header.size is None or not is_plain_jpeg(header):
         return None
     if verify == "decode":
         if not _decodes_cleanly(data):
             return None
     elif not is_complete(data, header):
-        raise _truncated("jpeg", data)
+        raise _truncated_error("jpeg", data)
     _require_whole_blocks(data, header)
     height, width = header.size[::-1] if header.orientation >= 5 else header.size
     return ImageFacts("jpeg", width, height)
 
 
-def _check(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
+def _check_opened_image(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) -> ImageFacts:
     header, (height, width) = opened.header, opened.size
     check_pixel_count(height, width, max_pixels)
     if verify == "decode" or header.format in WITHOUT_END:
@@ -96,7 +98,7 @@ def _check(opened: OpenedImage, data: bytes, max_pixels: int, verify: Verify) ->
             opened.image.draft("L", (1, 1))
         opened.image.load()
     elif not is_complete(data, header):
-        raise _truncated(header.format, data)
+        raise _truncated_error(header.format, data)
     if header.format in _UNCHECKED:
         _require_whole_blocks(data, header)
     return ImageFacts(header.format, width, height)
@@ -107,7 +109,7 @@ def _require_whole_blocks(data: bytes, header: Header) -> None:
         raise ImageError("undecodable", f"a block of zeros at byte {lost} of the image: lost data")
 
 
-def _truncated(name: str, data: bytes) -> ImageError:
+def _truncated_error(name: str, data: bytes) -> ImageError:
     return ImageError("truncated", f"{len(data)} bytes without the end of a {name} file")
 
 

@@ -12,7 +12,7 @@ from vlmodel.locations import Location
 
 
 class PrepareConfig(Section):
-    """Which samples of ``data.tars`` are dropped, how images are stored, and where."""
+    """Which samples of ``data.tars`` are dropped, how images are stored, and where the tars are written."""
 
     out: Location = "build/prepared"
     """Folder or URI of the prepared tars; empty, absent, or of the same preparation, which is continued."""

@@ -19,7 +19,7 @@ def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
     """A table of ``DROPPED_SCHEMA``, by shard and row of the source."""
     samples = selection.samples
     originals_N = np.maximum(selection.duplicate_of_N, selection.near_duplicate_of_N)
-    keys = _keys(index, selection, np.unique(originals_N[originals_N >= 0]))
+    keys = _keys_by_number(index, selection, np.unique(originals_N[originals_N >= 0]))
     table_rows: list[dict[str, Any]] = []
     for shard, rows, numbers in samples.by_shard(np.flatnonzero(selection.dropped)):
         of_index = index.rows(shard).select(["key", "split"]).take(pa.array(rows)).to_pylist()
@@ -27,12 +27,12 @@ def dropped_rows(index: Index, selection: Selection, out: Folder) -> pa.Table:
         for row, number, sample, outcome in zip(rows.tolist(), numbers.tolist(), of_index, measured, strict=True):
             location = {"shard": shard, "row": row, **sample}
             if (original := int(originals_N[number])) >= 0:
-                outcome = _repetition(selection, number, original, keys[original])
+                outcome = _duplicate_row(selection, number, original, keys[original])
             table_rows.append({**location, **outcome})
     return pa.Table.from_pylist(table_rows, DROPPED_SCHEMA)
 
 
-def _repetition(selection: Selection, number: int, original: int, key: str) -> dict[str, Any]:
+def _duplicate_row(selection: Selection, number: int, original: int, key: str) -> dict[str, Any]:
     same = selection.duplicate_of_N[number] >= 0
     shard, row = selection.samples.location(original)
     where = f"{key} of {selection.samples.splits[original]}, in {shard}"
@@ -45,7 +45,7 @@ def _repetition(selection: Selection, number: int, original: int, key: str) -> d
     }
 
 
-def _keys(index: Index, selection: Selection, numbers: np.ndarray) -> dict[int, str]:
+def _keys_by_number(index: Index, selection: Selection, numbers: np.ndarray) -> dict[int, str]:
     """The keys of some samples, by their numbers."""
     keys: dict[int, str] = {}
     for shard, rows, of_shard in selection.samples.by_shard(numbers):

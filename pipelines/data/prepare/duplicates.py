@@ -23,7 +23,7 @@ def exact_duplicates(splits: NDArray[np.str_], images_N: NDArray[np.int64]) -> N
         splits: of the samples.
         images_N: equal for equal images.
     """
-    order = _precedence(splits)
+    order = _split_precedence(splits)
     _, first_index, group = np.unique(images_N[order], return_index=True, return_inverse=True)
     first_N = np.empty(len(order), np.int64)
     first_N[order] = order[first_index[group]]
@@ -43,7 +43,7 @@ def near_duplicates(
     """
     kept, sample_of = NearHashes(distance), list[int]()
     original_N = np.full(len(splits), -1, np.int64)
-    for sample in _precedence(splits).tolist():
+    for sample in _split_precedence(splits).tolist():
         if not candidates[sample]:
             continue
         similar = kept.first(int(hashes_N[sample]))
@@ -55,6 +55,6 @@ def near_duplicates(
     return original_N
 
 
-def _precedence(splits: NDArray[np.str_]) -> NDArray[np.int64]:
+def _split_precedence(splits: NDArray[np.str_]) -> NDArray[np.int64]:
     ranks = np.select([splits == split for split in _RANKS], list(_RANKS.values()))
     return np.argsort(ranks, kind="stable")

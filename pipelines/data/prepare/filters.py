@@ -67,9 +67,9 @@ def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | Non
     Args:
         valid: ``texts_of_valid_length(texts)``.
     """
-    left = _all(valid)
+    left = _all_texts(valid)
     if not left:
-        lengths = sorted(map(len, _all(texts)))
+        lengths = sorted(map(len, _all_texts(texts)))
         listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
         return Drop(
             DropReason.TEXT_LENGTH,
@@ -100,5 +100,5 @@ def text_count(texts: Texts) -> int:
     return len(texts.captions) + len(texts.questions)
 
 
-def _all(texts: Texts) -> list[str]:
+def _all_texts(texts: Texts) -> list[str]:
     return [*texts.captions, *(question.question for question in texts.questions)]

@@ -25,12 +25,12 @@ _SIDE, _FREQUENCIES, _SCALE = 32, 8, 4096
 def perceptual_hash(image: Image.Image) -> int:
     """The hash, 64 bits, of an upright RGB image: which of its 8 x 8 lowest frequencies are above their median."""
     grey = np.asarray(image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(np.int64)
-    cosines = _cosines()
+    cosines = _cosine_basis()
     frequencies = cosines @ grey @ cosines.T
     return int.from_bytes(np.packbits(frequencies > np.median(frequencies)).tobytes(), "big")
 
 
-def _cosines() -> NDArray[np.int64]:
+def _cosine_basis() -> NDArray[np.int64]:
     """(8, 32): frequencies 1 to 8 of the transform, without the mean brightness, which is frequency 0."""
     frequency = np.arange(1, _FREQUENCIES + 1)[:, None]
     position = 2 * np.arange(_SIDE)[None] + 1

@@ -80,7 +80,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
     except ImageError as error:
         raise SampleError(Reason.UNDECODABLE_IMAGE, f"{image.format}: {error}") from None
     hashed = perceptual_hash(rgb) if config.near_duplicates else 0
-    encoded = _encode(rgb, wanted, config.quality) if changes else None
+    encoded = _encode_image(rgb, wanted, config.quality) if changes else None
     return EncodedImage(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)
 
 
@@ -89,7 +89,7 @@ def unchanged(image: ImageFacts) -> EncodedImage:
     return EncodedImage(None, _EXTENSIONS.get(image.format, image.format), image.width, image.height, 0)
 
 
-def _encode(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:
+def _encode_image(rgb: Image.Image, wanted: ImageFacts, quality: int) -> bytes:
     size = (wanted.width, wanted.height)
     if rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)

@@ -38,13 +38,13 @@ def measure_shard(index: Index, shard: str, config: PrepareConfig, out: Folder, 
         DataError: the shard cannot be read, or has changed since it was indexed.
     """
     facts = {"identity": identity, "sha256": index.shard(shard).sha256}
-    if _facts(out, shard) == facts:
+    if _shard_facts(out, shard) == facts:
         return
     rows = index.rows(shard).to_pylist()
     reader, parts = ShardReader(index), _ImageWriter(out, shard)
     measured: list[Row] = []
-    for chunk in _chunks(rows):
-        measured += _measure(reader, shard, rows, chunk, config, parts)
+    for chunk in _chunks_read_together(rows):
+        measured += _measure_chunk(reader, shard, rows, chunk, config, parts)
     parts.close()
     # Written last: where it exists, the images do too.
     out.write(measure_file(shard), table_bytes(pa.Table.from_pylist(measured, MEASURE_SCHEMA), facts))
@@ -60,14 +60,14 @@ def lineage_entry(shard: str, key: str, sha256: str, before: dict[str, Any]) -> 
     return {**before, "prepared_from": {**entry, **earlier}}
 
 
-def _facts(out: Folder, shard: str) -> dict[str, Any]:
+def _shard_facts(out: Folder, shard: str) -> dict[str, Any]:
     try:
         return metadata(read_table(out.read(measure_file(shard)), []))
     except (FileNotFoundError, NotADirectoryError, pa.ArrowException):
         return {}
 
 
-def _chunks(rows: Sequence[Row]) -> Iterator[range]:
+def _chunks_read_together(rows: Sequence[Row]) -> Iterator[range]:
     """Neighbouring rows whose images are read together."""
     start = size = 0
     for number, row in enumerate(rows):
@@ -79,7 +79,7 @@ def _chunks(rows: Sequence[Row]) -> Iterator[range]:
         yield range(start, len(rows))
 
 
-def _measure(
+def _measure_chunk(
     reader: ShardReader, shard: str, rows: Sequence[Row], chunk: range, config: PrepareConfig, parts: _ImageWriter
 ) -> list[Row]:
     images = {n: ImageFacts(rows[n]["image_format"], rows[n]["width"], rows[n]["height"]) for n in chunk}
@@ -118,10 +118,10 @@ def _check_sample(
         members = sample_members(record.key, data, stored.extension, texts, extra)
     except SampleError as error:
         return Drop(DropReason.UNWRITABLE, error.detail)
-    return _row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
+    return _encoded_image_row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
 
 
-def _row(stored: EncodedImage, size: int, left_out: int, parts: _ImageWriter) -> Row:
+def _encoded_image_row(stored: EncodedImage, size: int, left_out: int, parts: _ImageWriter) -> Row:
     part, offset = parts.add(stored.data) if stored.data is not None else (None, None)
     return {
         "left_out": left_out,

@@ -42,7 +42,7 @@ def page(summary: Summary, dropped: pa.Table, index: Index, config: PrepareConfi
     reader = ShardReader(index)
     counts = {reason: sum(summary.dropped[reason].values()) for reason in DropReason}
     reasons = [
-        {"name": reason, "count": count, "examples": _examples(reason, dropped, reader, config.examples)}
+        {"name": reason, "count": count, "examples": _dropped_examples(reason, dropped, reader, config.examples)}
         for reason, count in counts.items()
         if count
     ]
@@ -50,21 +50,21 @@ def page(summary: Summary, dropped: pa.Table, index: Index, config: PrepareConfi
     return render("prepared.html", summary=summary, columns=(*SPLITS, "all"), reasons=reasons, settings=settings)
 
 
-def _examples(reason: DropReason, dropped: pa.Table, reader: ShardReader, count: int) -> list[dict[str, Any]]:
+def _dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader, count: int) -> list[dict[str, Any]]:
     rows = dropped.filter(pc.equal(dropped["reason"], str(reason)))
     # Drawn from all rows, since the first ones are of one shard; seeded, so that the same table gives the same page.
     chosen = sorted(random.Random(0).sample(range(rows.num_rows), min(count, rows.num_rows)))
     return [
         {
             "row": row,
-            "sample": _sample(reader, row["shard"], row["row"]),
-            "original": row["original_shard"] and _sample(reader, row["original_shard"], row["original_row"]),
+            "sample": _read_example(reader, row["shard"], row["row"]),
+            "original": row["original_shard"] and _read_example(reader, row["original_shard"], row["original_row"]),
         }
         for row in rows.take(pa.array(chosen, pa.int64())).to_pylist()
     ]
 
 
-def _sample(reader: ShardReader, shard: str, row: int) -> _Sample:
+def _read_example(reader: ShardReader, shard: str, row: int) -> _Sample:
     try:
         record = reader.read(shard, [row])[0]
     except DataError:  # an unreadable example does not fail the preparation

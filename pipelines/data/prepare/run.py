@@ -56,15 +56,17 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
         )
     settings = config.model_dump(mode="json", exclude={"out"})
     identity = {"format": _FORMAT, "index": index.hash, "config": settings}
-    if (done := _finished(index, out, identity)) is not None:
+    if (done := _finished_preparation(index, out, identity)) is not None:
         return done
     check_languages(config.languages)
-    with _exclusive(out):
+    with _lock_output_folder(out):
         # Again: another job may just have finished, or started another preparation.
-        return _finished(index, out, identity) or _prepare(index, out, identity, config, index_config or IndexConfig())
+        return _finished_preparation(index, out, identity) or _run_passes(
+            index, out, identity, config, index_config or IndexConfig()
+        )
 
 
-def _exclusive(out: Folder) -> AbstractContextManager[None]:
+def _lock_output_folder(out: Folder) -> AbstractContextManager[None]:
     """No other job prepares this folder meanwhile, where it is local: object stores have no locks."""
     if not out.is_local:
         return nullcontext()
@@ -72,11 +74,11 @@ def _exclusive(out: Folder) -> AbstractContextManager[None]:
     return locked(Path(out.path(LOCK)), busy)
 
 
-def _prepare(
+def _run_passes(
     index: Index, out: Folder, identity: Mapping[str, Any], config: PrepareConfig, index_config: IndexConfig
 ) -> Summary:
-    out.write(BEGUN, _json(identity))
-    _measure_all(index, config, out, hashlib.sha256(_json(identity)).hexdigest())
+    out.write(BEGUN, _json_bytes(identity))
+    _measure_all(index, config, out, hashlib.sha256(_json_bytes(identity)).hexdigest())
     selection = select_samples(index, config, out)
     if not selection.plans:
         raise DataError(f"all samples of {index.tars!r} would be dropped; {_most_frequent(index, selection, out)}")
@@ -85,19 +87,19 @@ def _prepare(
     dropped = dropped_rows(index, selection, out)
     out.write(DROPPED, table_bytes(dropped, {}))
     same = {"validation_fraction": index.split_assignment.fraction, "members": index.modality}
-    prepared = _index(out, index_config.model_copy(update=same))
-    summary = _summary(index, prepared, selection, dropped)
+    prepared = _index_prepared_tars(out, index_config.model_copy(update=same))
+    summary = _summarize(index, prepared, selection, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())
-    out.write(MANIFEST, _json({**identity, "summary": summary.tree()}))
-    _sweep(out)
+    out.write(MANIFEST, _json_bytes({**identity, "summary": summary.tree()}))
+    _delete_work_files(out)
     return summary
 
 
-def _finished(index: Index, out: Folder, identity: Mapping[str, Any]) -> Summary | None:
-    """The summary of the preparation that ``identity`` describes, if ``out`` holds it; None where it is not done.
+def _finished_preparation(index: Index, out: Folder, identity: Mapping[str, Any]) -> Summary | None:
+    """The summary of the preparation that ``identity`` describes if ``out`` holds it complete, else None.
 
     Raises:
-        DataError: ``out`` holds something else.
+        DataError: ``out`` holds another preparation, or other files.
     """
     if out.uri == index.folder.uri:
         raise DataError(f"prepare.out is data.tars itself, {out.uri!r}; name another folder")
@@ -112,15 +114,15 @@ def _finished(index: Index, out: Folder, identity: Mapping[str, Any]) -> Summary
     except ValueError as error:
         raise DataError(f"{BEGUN} or {MANIFEST} of {out.uri!r} cannot be read ({error}); {remedy}") from None
     if stored != identity:
-        raise DataError(f"{out.uri!r} holds another preparation ({_difference(stored, identity)}); {remedy}")
+        raise DataError(f"{out.uri!r} holds another preparation ({_first_difference(stored, identity)}); {remedy}")
     if done is None:
         return None
     Index.open(out.uri)
-    _sweep(out)
+    _delete_work_files(out)
     return Summary(**done["summary"])
 
 
-def _difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _first_difference(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     if stored.get("format") != wanted["format"]:
         return "of another version"
     old, new = stored.get("config", {}), wanted["config"]
@@ -154,12 +156,12 @@ def _write_all(index: Index, plans: Sequence[ShardPlan], config: PrepareConfig, 
             progress(done, len(items))
 
 
-def _index(out: Folder, config: IndexConfig) -> Index:
+def _index_prepared_tars(out: Folder, config: IndexConfig) -> Index:
     with Progress("index") as progress:
         return build_index(out.uri, config, report_progress=progress)
 
 
-def _sweep(out: Folder) -> None:
+def _delete_work_files(out: Folder) -> None:
     """Delete the passes' work files, and partial files of killed jobs."""
     out.remove_folder(WORK)
     for folder in ("", FOLDER, LINEAGE):
@@ -168,7 +170,7 @@ def _sweep(out: Folder) -> None:
                 out.remove(f"{folder}/{file.name}" if folder else file.name)
 
 
-def _summary(index: Index, prepared: Index, selection: Selection, dropped: pa.Table) -> Summary:
+def _summarize(index: Index, prepared: Index, selection: Selection, dropped: pa.Table) -> Summary:
     counts = {str(reason): dict.fromkeys(index.counts(), 0) for reason in DropReason}
     for row in dropped.group_by(["reason", "split"]).aggregate([([], "count_all")]).to_pylist():
         counts[row["reason"]][row["split"]] = row["count_all"]
@@ -197,5 +199,5 @@ def _most_frequent(index: Index, selection: Selection, out: Folder) -> str:
     return f"{listed}, as {example['key']!r}: {example['detail']}. Allow more in prepare, and remove {out.uri!r}"
 
 
-def _json(tree: Mapping[str, Any]) -> bytes:
+def _json_bytes(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, indent=1, sort_keys=True).encode()

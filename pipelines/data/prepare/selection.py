@@ -81,7 +81,7 @@ class Selection:
 
 def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selection:
     """The selection, from the measurements in ``out``. Takes some hundred bytes of memory a sample."""
-    tables = [_columns(index, shard.name, out) for shard in index.shards]
+    tables = [_read_measurements(index, shard.name, out) for shard in index.shards]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
     table = pa.concat_tables(tables)
     del tables
@@ -103,12 +103,12 @@ def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selectio
         near_duplicate_of_N[valid] = np.where(original < 0, -1, valid[original])
 
     is_kept_N = ~invalid_N & (duplicate_of_N < 0) & (near_duplicate_of_N < 0)
-    plans = _plans(samples, is_kept_N, duplicate_of_N, table["stored"].to_numpy(), config)
+    plans = _plan_shards(samples, is_kept_N, duplicate_of_N, table["stored"].to_numpy(), config)
     left_out, rewritten = (int(table[name].to_numpy()[is_kept_N].sum()) for name in ("left_out", "rewritten"))
     return Selection(samples, invalid_N, duplicate_of_N, near_duplicate_of_N, plans, left_out, rewritten)
 
 
-def _columns(index: Index, shard: str, out: Folder) -> pa.Table:
+def _read_measurements(index: Index, shard: str, out: Folder) -> pa.Table:
     rows = index.rows(shard)
     measured = read_table(out.read(measure_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
     columns = {name: measured[name].fill_null(0) for name in ("left_out", "hash", "stored")}
@@ -116,7 +116,7 @@ def _columns(index: Index, shard: str, out: Folder) -> pa.Table:
     return pa.table({"split": rows["split"], "sha256": rows["sha256"], **columns})
 
 
-def _plans(
+def _plan_shards(
     samples: IndexedSamples,
     is_kept_N: NDArray[np.bool_],
     duplicate_of_N: NDArray[np.int64],

@@ -52,8 +52,8 @@ class Summary:
 
     def notes(self) -> list[str]:
         """Facts beside the table, a line each."""
-        size = f"{self.shards_before:,} tars of {_megabytes(self.bytes_before)} became"
-        lines = [f"{size} {self.shards_after:,} of {_megabytes(self.bytes_after)}"]
+        size = f"{self.shards_before:,} tars of {_format_megabytes(self.bytes_before)} became"
+        lines = [f"{size} {self.shards_after:,} of {_format_megabytes(self.bytes_after)}"]
         lines.append(f"{self.rewritten:,} images were encoded anew, the others keep their bytes")
         if self.joined:
             lines.append(f"the texts of {self.joined:,} duplicates went to the kept sample")
@@ -70,5 +70,5 @@ class Summary:
         return "\n".join([f"prepared {self.tars} as {self.out}", "", head, *lines, "", *self.notes()])
 
 
-def _megabytes(size: int) -> str:
+def _format_megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"

@@ -52,12 +52,12 @@ def write_shard(index: Index, plan: ShardPlan, config: PrepareConfig, out: Folde
     if out.exists(plan.name):
         return
     lineage: list[Row] = []
-    tar = tar_bytes(_members(ShardReader(index), plan, config, out, lineage))
+    tar = tar_bytes(_tar_members(ShardReader(index), plan, config, out, lineage))
     out.write(lineage_file(plan.name), table_bytes(pa.Table.from_pylist(lineage, LINEAGE_SCHEMA), {}))
     out.write(plan.name, tar)
 
 
-def _members(
+def _tar_members(
     reader: ShardReader, plan: ShardPlan, config: PrepareConfig, out: Folder, lineage: list[Row]
 ) -> Iterator[list[Member]]:
     """The members of each sample; appends to ``lineage``."""
@@ -68,7 +68,7 @@ def _members(
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             measured = all_measured.take(pa.array(chunk)).to_pylist()
-            images = _images(reader, shard, chunk, measured, out)
+            images = _stored_images(reader, shard, chunk, measured, out)
             records, extras = reader.read(shard, chunk, images=False), reader.read_metadata(shard, chunk)
             for row, measurement, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
                 duplicates = [(name, reader.read(name, [at], images=False)[0]) for name, at in joining.get(number, [])]
@@ -76,12 +76,12 @@ def _members(
                     *(texts_of_valid_length(r.texts, config) for r in (record, *(other for _, other in duplicates)))
                 )
                 entry = lineage_entry(shard, record.key, hashes[row].as_py(), extra)
-                lineage.append(_lineage(record, entry["prepared_from"], measurement, duplicates))
+                lineage.append(_lineage_row(record, entry["prepared_from"], measurement, duplicates))
                 number += 1
                 yield sample_members(record.key, image, measurement["extension"], texts, entry)
 
 
-def _lineage(record: Record, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Record]]) -> Row:
+def _lineage_row(record: Record, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Record]]) -> Row:
     return {
         "key": record.key,
         **{f"source_{name}": source[name] for name in ("shard", "key", "sha256")},
@@ -92,7 +92,9 @@ def _lineage(record: Record, source: Row, measurement: Row, duplicates: Sequence
     }
 
 
-def _images(reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder) -> list[bytes]:
+def _stored_images(
+    reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequence[Row], out: Folder
+) -> list[bytes]:
     """The images of samples, encoded anew or the source's own."""
     same = [n for n, measurement in enumerate(measured) if measurement["part"] is None]
     images = dict(zip(same, (r.image for r in reader.read(shard, [rows[n] for n in same])), strict=True))
@@ -102,7 +104,7 @@ def _images(reader: ShardReader, shard: str, rows: Sequence[int], measured: Sequ
         try:
             images |= dict(zip(of_part, out.read_ranges(images_file(shard, part), ranges), strict=True))
         except OSError as error:
-            raise _gone(out, images_file(shard, part)) from error
+            raise _source_changed_error(out, images_file(shard, part)) from error
     return [images[n] for n in range(len(rows))]
 
 
@@ -110,8 +112,8 @@ def _read_work(out: Folder, shard: str) -> bytes:
     try:
         return out.read(measure_file(shard))
     except OSError as error:
-        raise _gone(out, measure_file(shard)) from error
+        raise _source_changed_error(out, measure_file(shard)) from error
 
 
-def _gone(out: Folder, name: str) -> DataError:
+def _source_changed_error(out: Folder, name: str) -> DataError:
     return DataError(f"{name} of {out.uri!r} cannot be read; remove that folder and prepare the data anew")

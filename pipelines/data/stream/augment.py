@@ -42,12 +42,12 @@ class AugmentConfig(Section):
 
     @property
     def changes_texts(self) -> bool:
-        """Whether a text is ever changed."""
+        """Whether texts are changed with mirrored images."""
         return self.flip > 0 and bool(self.swap)
 
     @property
     def active(self) -> bool:
-        """Whether anything is ever changed."""
+        """Whether images are augmented at all."""
         return self.flip > 0 or self.min_area < 1
 
 
@@ -95,13 +95,13 @@ def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
     """The texts of a mirrored image: captions, questions and answers."""
     pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
     return Texts(
-        tuple(_swap(caption, pairs) for caption in texts.captions),
+        tuple(_swap_words(caption, pairs) for caption in texts.captions),
         tuple(
             replace(
                 q,
-                question=_swap(q.question, pairs),
-                answer=None if q.answer is None else _swap(q.answer, pairs),
-                answers=tuple(_swap(answer, pairs) for answer in q.answers),
+                question=_swap_words(q.question, pairs),
+                answer=None if q.answer is None else _swap_words(q.answer, pairs),
+                answers=tuple(_swap_words(answer, pairs) for answer in q.answers),
             )
             for q in texts.questions
         ),
@@ -120,13 +120,13 @@ def names_a_side(text: str) -> bool:
     return _SIDES.search(text) is not None
 
 
-def _swap(text: str, pairs: frozenset[tuple[str, str]]) -> str:
-    pattern, partner = _partners(pairs)
+def _swap_words(text: str, pairs: frozenset[tuple[str, str]]) -> str:
+    pattern, partner = _swap_pattern(pairs)
     return pattern.sub(lambda match: _in_case_of(match[0], partner[match[0].lower()]), text)
 
 
 @lru_cache(maxsize=16)
-def _partners(pairs: frozenset[tuple[str, str]]) -> tuple[re.Pattern[str], dict[str, str]]:
+def _swap_pattern(pairs: frozenset[tuple[str, str]]) -> tuple[re.Pattern[str], dict[str, str]]:
     partner = dict(pairs) | {b: a for a, b in pairs}
     # The longest first, as the pattern takes the first alternative that matches.
     words = "|".join(map(re.escape, sorted(partner, key=len, reverse=True)))

@@ -116,7 +116,7 @@ def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> 
     if config.keep == "auto":
         plan = source.plan(shuffle=True)
         is_faster, decode_s, read_s = is_cache_faster(
-            lambda n: samples.load_images(plan.take(n, n + 1))["pixels_BHWC"][0], pixels.folder
+            lambda n: samples.load_images(plan.samples_between(n, n + 1))["pixels_BHWC"][0], pixels.folder
         )
         log.info("an image takes %.2f ms to decode, %.2f ms to read from the cache", 1e3 * decode_s, 1e3 * read_s)
         if not is_faster:
@@ -130,7 +130,7 @@ class Samples:
     def __init__(self, source: Source | Mixture) -> None:
         members = source.members if isinstance(source, Mixture) else (source,)
         self.sources = [_open_source(member) for member in members]
-        self.processor = _processor(source.processor)
+        self.processor = _load_processor(source.processor)
         self._image_features, self._text_features = (_cache_of(source.features, s) for s in ("vision", "language"))
         self.size = sum(opened.size for opened in self.sources)
         self._has_images = np.array([opened.has_images for opened in self.sources])
@@ -268,7 +268,9 @@ class _OpenedSource:
         self.index = Index.open(source.tars, source.index_hash)
         self.reader = ShardReader(self.index)
         self.has_images = self.index.modality != "texts"
-        specs = [spec for spec in _processor(source.processor).tasks.values() if _can_use(self.index.modality, spec)]
+        specs = [
+            spec for spec in _load_processor(source.processor).tasks.values() if _can_use(self.index.modality, spec)
+        ]
         if not specs:
             raise DataError(
                 f"{source.tars} holds {self.index.modality} alone (data.index.members), and the model's tasks cannot "
@@ -279,7 +281,7 @@ class _OpenedSource:
         # Every other sample has a caption or a question, so with both kinds all are read too.
         counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
         self.counts: Ints = np.array(
-            [_count(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
+            [_split_size(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
         )
         self.size = int(self.counts.sum())
         if not self.size:
@@ -331,7 +333,7 @@ def _open_source(source: Source) -> _OpenedSource:
 
 
 @lru_cache(maxsize=8)
-def _processor(folder: str) -> VLProcessor:
+def _load_processor(folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(folder)
 
 
@@ -344,5 +346,5 @@ def _can_use(modality: Modality, spec: TaskSpec) -> bool:
     return {"pairs": True, "texts": not spec.needs_image, "images": spec.uses_unpaired_images}[modality]
 
 
-def _count(counts: Mapping[str, int], split: str) -> int:
+def _split_size(counts: Mapping[str, int], split: str) -> int:
     return counts.get(split, 0) if split else sum(counts.values())

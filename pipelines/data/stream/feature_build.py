@@ -119,7 +119,7 @@ def build_features(
     """
     shards = [shard for shard in index.shards if any(split in shard.samples for split in splits)]
     pooled = config.text_features() == "pooled"
-    with _exclusive(features):
+    with _lock_feature_folder(features):
         complete = features.complete(features.file_of(index, shard) for shard in shards)
         missing = [shard for shard in shards if features.file_of(index, shard) not in complete]
         done = len(shards) - len(missing)
@@ -159,7 +159,7 @@ def check_backbones(model: VLModel, features: Sequence[FeatureCache]) -> None:
             )
 
 
-def _exclusive(features: FeatureCache) -> AbstractContextManager[object]:
+def _lock_feature_folder(features: FeatureCache) -> AbstractContextManager[object]:
     """No other process builds these features meanwhile, where the folder is local: object stores have no locks."""
     folder = Folder(features.folder)
     if not folder.is_local:
@@ -270,11 +270,15 @@ def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Ta
     """For each distinct text of a shard that a task reads, a row for each of its tokens, or one."""
     encoder = work.encoder
     assert isinstance(encoder, LanguageEncoder)
-    reads = _reads(work.processor)
+    reads = _text_kinds_read(work.processor)
     count = sum(work.reader.index.shard(shard).samples.values())
     ids_of: dict[bytes, NDArray[np.int32]] = {}
     for rows in _batched(range(count), work.batch):
-        texts = [text for record in work.reader.read(shard, rows, images=False) for text in _texts(record.texts, reads)]
+        texts = [
+            text
+            for record in work.reader.read(shard, rows, images=False)
+            for text in _texts_read_by_model(record.texts, reads)
+        ]
         tokenized = work.processor.tokenize(texts)
         ids_NT, mask_NT = tokenized["input_ids_NT"].astype(np.int32), tokenized["text_mask_NT"].astype(np.bool_)
         for hashed, ids_T, mask_T in zip(text_hashes(ids_NT, mask_NT), ids_NT, mask_NT, strict=True):
@@ -346,11 +350,11 @@ def _text_inputs(processor: VLProcessor) -> str:
     """A digest of which texts are read, and of what turns them into token ids."""
     # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    facts = [sorted(_reads(processor)), processor.config.max_tokens, tokenizer]
+    facts = [sorted(_text_kinds_read(processor)), processor.config.max_tokens, tokenizer]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _texts(texts: Texts, reads: Collection[str]) -> Iterator[str]:
+def _texts_read_by_model(texts: Texts, reads: Collection[str]) -> Iterator[str]:
     if "captions" in reads:
         yield from texts.captions
     if "questions" in reads:
@@ -364,7 +368,7 @@ def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
-def _reads(processor: VLProcessor) -> set[str]:
+def _text_kinds_read(processor: VLProcessor) -> set[str]:
     return {spec.reads for spec in processor.tasks.values() if spec.text}
 
 

@@ -136,7 +136,7 @@ class FeatureCache:
             if not len(missing_M):
                 break
             try:
-                table = _table(self.folder, file)
+                table = _read_table(self.folder, file)
                 is_present_M, positions = table.find(wanted_N[missing_M])
                 pieces = self._read_rows(file, table, positions)
             except OSError as error:
@@ -185,7 +185,7 @@ def _stated_size(folder: Folder, name: str) -> int:
 
 
 @lru_cache(maxsize=256)
-def _table(folder: str, file: str) -> Table:
+def _read_table(folder: str, file: str) -> Table:
     opened = Folder(folder)
     mark, inputs, rows, _ = np.frombuffer(opened.read_ranges(file, [(0, _HEADER_BYTES)])[0], _NUMBER).tolist()
     if mark != _MARK:

@@ -67,7 +67,7 @@ class _Processes:
         # Not forked from this process, in which threads of Ray and CUDA may hold locks.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        self._executor = ProcessPoolExecutor(number, context, initializer=_initialize)
+        self._executor = ProcessPoolExecutor(number, context, initializer=_initialize_worker)
         self._first = [self._executor.submit(os.getpid) for _ in range(number)]
 
     @property
@@ -77,17 +77,17 @@ class _Processes:
 
     def submit(self, batches: Batches, rows: Arrays) -> Callable[[], Arrays]:
         try:
-            future = self._executor.submit(_images, batches, rows)
+            future = self._executor.submit(_load_images, batches, rows)
         except BrokenProcessPool as error:
             raise _stopped_error() from error
-        return lambda: _result(future)
+        return lambda: _images_of_future(future)
 
 
 # One pool for all streams of a process: training and validation take turns.
 _process_pool = lru_cache(maxsize=1)(_Processes)
 
 
-def _result(future: Future[dict[str, Tensor]]) -> Arrays:
+def _images_of_future(future: Future[dict[str, Tensor]]) -> Arrays:
     try:
         return {name: tensor.numpy() for name, tensor in future.result().items()}
     except BrokenProcessPool as error:
@@ -102,7 +102,7 @@ def _stopped_error() -> DecodingStoppedError:
     )
 
 
-def _initialize() -> None:
+def _initialize_worker() -> None:
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -115,6 +115,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _images(batches: Batches, rows: Arrays) -> dict[str, Tensor]:
+def _load_images(batches: Batches, rows: Arrays) -> dict[str, Tensor]:
     # torch hands tensors over in shared memory, where arrays would go through a pipe.
     return {name: torch.from_numpy(array) for name, array in batches.images(rows).items()}

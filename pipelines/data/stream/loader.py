@@ -85,9 +85,9 @@ class MicroBatches(Batches):
     def rows(self, number: int) -> Arrays:
         indices, weight = self._micro_batch_indices(number)
         samples = open_samples(self.source)
-        examples = _examples(samples, self._read_texts(samples, indices), weight)
+        examples = _examples_by_task(samples, self._read_texts(samples, indices), weight)
         masks = samples.image_places(indices) | samples.unpaired_image_mask(indices, weight)
-        provenance = _provenance(indices, number // self.accumulation, weight)
+        provenance = _sample_provenance(indices, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | masks | provenance
 
     def images(self, rows: Arrays) -> Arrays:
@@ -127,7 +127,7 @@ class MicroBatches(Batches):
             return indices, 1.0
         # A worker without a sample in a short last step takes part in its collectives with one of weight zero.
         origin = step * self.schedule.batch
-        return self.schedule.plan.take(origin, origin + 1), 0.0
+        return self.schedule.plan.samples_between(origin, origin + 1), 0.0
 
 
 @dataclass(frozen=True)
@@ -162,11 +162,11 @@ class EvaluationBatches(Batches):
         batch = range(self.rank, len(fixed_batches(self.samples, self.batch)), self.world)[number]
         # With a window of all samples, the plan's order is a permutation by hash.
         plan = self.source.plan(window=samples.size, shuffle=self.sample > 0)
-        indices = plan.take(batch * self.batch, min((batch + 1) * self.batch, self.samples))
+        indices = plan.samples_between(batch * self.batch, min((batch + 1) * self.batch, self.samples))
         records = samples.read_texts(indices)
-        provenance = samples.image_places(indices) | _provenance(indices, batch, 1.0)
+        provenance = samples.image_places(indices) | _sample_provenance(indices, batch, 1.0)
         if self.answering is None:
-            return samples.processor.collate_rows(_examples(samples, records)) | provenance
+            return samples.processor.collate_rows(_examples_by_task(samples, records)) | provenance
         spec = samples.processor.tasks[self.answering]
         rows_by_sample = rows_to_answer(records, spec)
         examples = [Example(b"", tuple(row.text for row in rows)) for rows in rows_by_sample]
@@ -193,7 +193,7 @@ def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
-def _examples(samples: Samples, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
+def _examples_by_task(samples: Samples, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
     """The rows of each task, of all samples."""
     return {task: to_examples(records, spec, weight) for task, spec in samples.processor.tasks.items()}
 
@@ -202,7 +202,7 @@ def _indices_of(rows: Arrays) -> SampleIndices:
     return SampleIndices(*(rows[name] for name in ORIGIN))
 
 
-def _provenance(indices: SampleIndices, step: int, weight: float) -> Arrays:
+def _sample_provenance(indices: SampleIndices, step: int, weight: float) -> Arrays:
     return {
         "step": np.array([step], np.int64),
         "source_B": indices.source,

@@ -119,33 +119,35 @@ class MixturePlan:
         """The order of each source, by its name."""
         return dict(zip(self.names, self.plans, strict=True))
 
-    def take(self, start: int, stop: int) -> SampleIndices:
+    def samples_between(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)`` of the endless order."""
         source_P = self._sources(start, stop)
         merged = SampleIndices(source_P, *np.empty((3, len(source_P)), np.int64))
         before = self.counts_before(start)
         for number in np.unique(source_P).tolist():
             at = np.flatnonzero(source_P == number)
-            own = self.plans[number].take(before[number], before[number] + len(at))
+            own = self.plans[number].samples_between(before[number], before[number] + len(at))
             merged.epoch[at], merged.shard[at], merged.row[at] = own.epoch, own.shard, own.row
         return merged
 
     def counts_before(self, position: int) -> list[int]:
         """How many of the first ``position`` positions each source has."""
-        layout = _layout(self)
+        layout = _mixture_layout(self)
         number = layout.block_at(position)
-        in_block = np.bincount(_block(self, number)[: position - layout.start(number)], minlength=len(self.plans))
+        in_block = np.bincount(
+            _block_sources(self, number)[: position - layout.start(number)], minlength=len(self.plans)
+        )
         return [before + within for before, within in zip(layout.counts(number), in_block.tolist(), strict=True)]
 
     def block_at(self, position: int) -> range:
         """The positions of the block that a position lies in."""
-        layout = _layout(self)
+        layout = _mixture_layout(self)
         number = layout.block_at(position)
         return range(layout.start(number), layout.start(number + 1))
 
     def shares(self, position: int) -> list[float]:
         """The share of each source around a position, by its weight and the temperature there."""
-        layout = _layout(self)
+        layout = _mixture_layout(self)
         return [due / layout.unit for due in layout.dues[layout.stage_of(layout.block_at(position))]]
 
     def metrics(self, position: int) -> dict[str, float]:
@@ -159,18 +161,18 @@ class MixturePlan:
 
     def _sources(self, start: int, stop: int) -> Ints:
         """The source of each of the positions ``[start, stop)``."""
-        layout, pieces = _layout(self), [np.zeros(0, np.int64)]
+        layout, pieces = _mixture_layout(self), [np.zeros(0, np.int64)]
         while start < stop:
             number = layout.block_at(start)
             origin, end = layout.start(number), layout.start(number + 1)
-            pieces.append(_block(self, number)[start - origin : stop - origin])
+            pieces.append(_block_sources(self, number)[start - origin : stop - origin])
             start = end
         return np.concatenate(pieces)
 
     def _refuse_rare_sources(self) -> None:
         # The smallest weight's share grows with the temperature, so it is least at one of these.
         for temperature in self.temperatures:
-            rarest, name = min(zip(_shares(self.weights, Fraction(temperature)), self.names, strict=True))
+            rarest, name = min(zip(_source_shares(self.weights, Fraction(temperature)), self.names, strict=True))
             if rarest < MIN_SHARE:
                 raise ValueError(
                     f"{name} would be {float(rarest):.1e} of the samples at temperature {temperature:g}, and less than "
@@ -225,11 +227,14 @@ class _Layout:
 
 
 @lru_cache(maxsize=8)
-def _layout(plan: MixturePlan) -> _Layout:
-    unit = _unit(plan.weights)
+def _mixture_layout(plan: MixturePlan) -> _Layout:
+    unit = _integer_unit(plan.weights)
     stages = _STAGES if len(set(plan.temperatures)) > 1 else 1
     moments = [Fraction(2 * stage + 1, 2 * stages) for stage in range(stages)]
-    dues = [_dues(_shares(plan.weights, _temperature(plan.temperatures, moment)), unit) for moment in moments]
+    dues = [
+        _integer_shares(_source_shares(plan.weights, _temperature_at(plan.temperatures, moment)), unit)
+        for moment in moments
+    ]
     min_length = -(-unit // min(map(min, dues)))
     length = max(min(plan.block, plan.size), min_length)
     positions, blocks = -(-length // plan.size) * plan.size, max(1, plan.size // length)
@@ -242,34 +247,36 @@ def _layout(plan: MixturePlan) -> _Layout:
 
 
 @lru_cache(maxsize=8)
-def _block(plan: MixturePlan, number: int) -> Ints:
+def _block_sources(plan: MixturePlan, number: int) -> Ints:
     """The source of each position of a block."""
-    layout = _layout(plan)
+    layout = _mixture_layout(plan)
     counts = np.subtract(layout.counts(number + 1), layout.counts(number))
     sources = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     return sources[permutation(len(sources), plan.key, plan.seed, f"block {number}")]
 
 
-def _temperature(temperatures: Sequence[float], moment: Fraction) -> Fraction:
+def _temperature_at(temperatures: Sequence[float], moment: Fraction) -> Fraction:
     """The temperature when ``moment`` of the training is done, which is less than all of it."""
     segment, part = divmod(moment * (len(temperatures) - 1), 1)
     first, last = (Fraction(t) for t in (*temperatures, temperatures[-1])[segment : segment + 2])
     return first + (last - first) * part
 
 
-def _shares(weights: Sequence[float], temperature: Fraction) -> list[Decimal]:
+def _source_shares(weights: Sequence[float], temperature: Fraction) -> list[Decimal]:
     with localcontext(_DECIMALS):
-        logarithms = [_ln(weight) * temperature.denominator / temperature.numerator for weight in weights]
+        logarithms = [
+            _natural_logarithm(weight) * temperature.denominator / temperature.numerator for weight in weights
+        ]
         powers = [(logarithm - max(logarithms)).exp() for logarithm in logarithms]
         return [power / sum(powers) for power in powers]
 
 
 @lru_cache(maxsize=256)
-def _ln(weight: float) -> Decimal:
+def _natural_logarithm(weight: float) -> Decimal:
     return _DECIMALS.ln(Decimal(weight))
 
 
-def _unit(weights: Sequence[float]) -> int:
+def _integer_unit(weights: Sequence[float]) -> int:
     """A unit of which proportional shares are whole numbers, and that exceeds any training's number of positions."""
     exact = [Fraction(weight) for weight in weights]
     common = math.lcm(*(weight.denominator for weight in exact))
@@ -277,7 +284,7 @@ def _unit(weights: Sequence[float]) -> int:
     return sum(integers) // math.gcd(*integers) << 62
 
 
-def _dues(shares: Sequence[Decimal], unit: int) -> list[int]:
+def _integer_shares(shares: Sequence[Decimal], unit: int) -> list[int]:
     """The shares as integers that add up to ``unit``."""
     with localcontext(_DECIMALS):
         up_to = [round(due * unit) for due in accumulate(shares[:-1], initial=Decimal(0))]

@@ -98,14 +98,14 @@ class PixelCache:
         if (files := self._files(shard)) is None:
             return is_cached
         try:
-            checksums = np.frombuffer(os.pread(files.checksums.fileno(), _samples(shard) * 4, 0), _CHECKSUM)
+            checksums = np.frombuffer(os.pread(files.checksums.fileno(), _sample_count(shard) * 4, 0), _CHECKSUM)
             for n, (row, image) in enumerate(zip(rows, out, strict=True)):
                 if row < len(checksums) and checksums[row]:
                     data = image.data.cast("B")
                     size = os.preadv(files.pixels.fileno(), [data], row * self.row_bytes)
-                    is_cached[n] = size == self.row_bytes and _checksum(data) == checksums[row]
+                    is_cached[n] = size == self.row_bytes and _row_checksum(data) == checksums[row]
         except OSError as error:  # training continues without the cache
-            _disable(self.folder, error)
+            _disable_cache(self.folder, error)
         return is_cached
 
     def write(self, shard: Shard, rows: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> None:
@@ -116,17 +116,17 @@ class PixelCache:
             for row, image in zip(rows, images, strict=True):
                 data = image.data.cast("B")
                 if os.pwrite(files.pixels.fileno(), data, row * self.row_bytes) == self.row_bytes:
-                    os.pwrite(files.checksums.fileno(), _checksum(data).to_bytes(4, "little"), row * 4)
+                    os.pwrite(files.checksums.fileno(), _row_checksum(data).to_bytes(4, "little"), row * 4)
         except OSError as error:
-            _disable(self.folder, error)
+            _disable_cache(self.folder, error)
 
     def _files(self, shard: Shard) -> _Files | None:
         if shard.name > self.last or self.folder in _disabled:
             return None
         try:
-            return _open_files(self.folder, _name(shard), _samples(shard), self.row_bytes)
+            return _open_files(self.folder, _shard_file_name(shard), _sample_count(shard), self.row_bytes)
         except OSError as error:
-            _disable(self.folder, error)
+            _disable_cache(self.folder, error)
             return None
 
 
@@ -149,13 +149,13 @@ def open_pixel_cache(index: Index, processor: ProcessorConfig, config: PixelCach
         (folder / MARK).touch(mode=0o600)
         os.utime(folder)
         row_bytes = 3 * processor.image_size**2
-        space = _free_space(folder, sum(map(_samples, index.shards)) * row_bytes, int(config.max_gb * 1e9))
+        space = _free_space(folder, sum(map(_sample_count, index.shards)) * row_bytes, int(config.max_gb * 1e9))
     except OSError as error:
-        _disable(str(folder), error)
+        _disable_cache(str(folder), error)
         return None
     last = ""
     for shard in index.shards:
-        space -= _samples(shard) * row_bytes
+        space -= _sample_count(shard) * row_bytes
         if space < 0:
             break
         last = shard.name
@@ -183,7 +183,7 @@ def is_cache_faster(
             start = time.perf_counter()
             for number in range(count):
                 os.preadv(opened.fileno(), [data], number * out.nbytes)
-                _checksum(data)
+                _row_checksum(data)
             read_s = (time.perf_counter() - start) / count
     finally:
         file.unlink(missing_ok=True)
@@ -212,24 +212,24 @@ def _open_file(path: Path, size: int) -> FileIO:
     return file
 
 
-def _name(shard: Shard) -> str:
+def _shard_file_name(shard: Shard) -> str:
     """The name of a shard's files: its rows depend on its bytes and on the samples that are left out as repeated."""
     return hashlib.sha256(f"{shard.sha256} {shard.repeated}".encode()).hexdigest() if shard.repeated else shard.sha256
 
 
-def _samples(shard: Shard) -> int:
+def _sample_count(shard: Shard) -> int:
     return sum(shard.samples.values())
 
 
-def _checksum(data: Any) -> int:
+def _row_checksum(data: Any) -> int:
     return zlib.crc32(data) or 1  # 0 stands for an absent row
 
 
 def _free_space(folder: Path, wanted: int, limit: int) -> int:
     """Delete other cached pixels as far as their space is needed. Returns how many bytes ``folder`` may take."""
     others = [other for other in folder.parent.iterdir() if other != folder and _is_marked(other)]
-    used = {other: _used(other) for other in others}
-    own = _used(folder)
+    used = {other: _cached_bytes(other) for other in others}
+    own = _cached_bytes(folder)
 
     def space() -> int:
         free = int(_FREE_SHARE * shutil.disk_usage(folder).free)
@@ -238,8 +238,8 @@ def _free_space(folder: Path, wanted: int, limit: int) -> int:
     for other in sorted(others, key=lambda other: other.lstat().st_mtime):
         if wanted <= space():
             break
-        _delete(other)
-        used[other] = _used(other)
+        _delete_pixel_folder(other)
+        used[other] = _cached_bytes(other)
     return space()
 
 
@@ -262,7 +262,7 @@ def _is_marked(folder: Path) -> bool:
         return False
 
 
-def _delete(folder: Path) -> None:
+def _delete_pixel_folder(folder: Path) -> None:
     """Delete a folder of cached pixels; other files stay, and the folder with them."""
     with suppress(OSError):
         for file in folder.iterdir():
@@ -273,7 +273,7 @@ def _delete(folder: Path) -> None:
             folder.rmdir()
 
 
-def _used(folder: Path) -> int:
+def _cached_bytes(folder: Path) -> int:
     """Bytes of the pixels and checksums in a folder."""
     try:
         return sum(file.lstat().st_blocks * 512 for file in folder.iterdir() if file.suffix in _SUFFIXES)
@@ -281,7 +281,7 @@ def _used(folder: Path) -> int:
         return 0
 
 
-def _disable(folder: str, error: OSError) -> None:
+def _disable_cache(folder: str, error: OSError) -> None:
     if folder not in _disabled:
         _disabled.add(folder)
         log.warning("the pixel cache %s is no longer used: %s; set stream.cache.folder to another disk", folder, error)

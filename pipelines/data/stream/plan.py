@@ -60,7 +60,7 @@ class Order(Protocol):
     def seed(self) -> int:
         """Seed of the whole training."""
 
-    def take(self, start: int, stop: int) -> SampleIndices:
+    def samples_between(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)``."""
 
     @property
@@ -115,7 +115,7 @@ class Plan:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def take(self, start: int, stop: int) -> SampleIndices:
+    def samples_between(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)`` of the endless order."""
         pieces: list[SampleIndices] = []
         size = self.size
@@ -189,7 +189,7 @@ class Schedule:
         samples = self.step_samples(step)
         first, last = number * samples // parts, (number + 1) * samples // parts
         origin = step * self.batch
-        return self.plan.take(origin + first, origin + last)
+        return self.plan.samples_between(origin + first, origin + last)
 
 
 def check_division(batch: int, workers: int, accumulation: int) -> int:
@@ -217,20 +217,20 @@ class _EpochLayout:
 
 @lru_cache(maxsize=64)
 def _plan_caches(plan: Plan) -> tuple[Callable[[int], _EpochLayout], Callable[[int, int], tuple[Ints, Ints]]]:
-    """Cached ``_epoch_layout`` and ``_window`` of a plan; each has caches of its own, as a mixture alternates plans."""
-    return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_window, plan))
+    """``_epoch_layout`` and ``_shuffled_window`` of a plan, with caches of its own, as a mixture alternates plans."""
+    return lru_cache(maxsize=4)(partial(_epoch_layout, plan)), lru_cache(maxsize=4)(partial(_shuffled_window, plan))
 
 
 def _epoch_layout(plan: Plan, epoch: int) -> _EpochLayout:
     sizes = plan.counts
-    order = _shuffled(len(sizes), plan, epoch, "shards") if plan.shuffle else np.arange(len(sizes))
+    order = _shuffled_indices(len(sizes), plan, epoch, "shards") if plan.shuffle else np.arange(len(sizes))
     order = order[sizes[order] > 0]
     starts = np.concatenate([[0], np.cumsum(sizes[order])])[:-1]
     first_of_window = np.flatnonzero(np.diff(starts // plan.window, prepend=-1))
     return _EpochLayout(order, np.append(first_of_window, len(order)), starts[first_of_window])
 
 
-def _window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
+def _shuffled_window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
     layout = _plan_caches(plan)[0](epoch)
     shards = layout.order[layout.bounds[window] : layout.bounds[window + 1]]
     sizes = plan.counts[shards]
@@ -238,13 +238,13 @@ def _window(plan: Plan, epoch: int, window: int) -> tuple[Ints, Ints]:
     row = np.arange(len(shard)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     if plan.shuffle:
         starts_block = row % plan.block == 0
-        rank = np.argsort(_shuffled(int(starts_block.sum()), plan, epoch, f"window {window}"))
+        rank = np.argsort(_shuffled_indices(int(starts_block.sum()), plan, epoch, f"window {window}"))
         order = np.argsort(rank[np.cumsum(starts_block) - 1], kind="stable")
         shard, row = shard[order], row[order]
     return shard, row
 
 
-def _shuffled(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
+def _shuffled_indices(n: int, plan: Plan, epoch: int, purpose: str) -> Ints:
     return permutation(n, plan.identity, plan.seed, epoch, purpose)
 
 

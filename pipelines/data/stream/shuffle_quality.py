@@ -34,7 +34,7 @@ def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
         starts, length = np.array([0]), plan.size
     else:
         starts, length = np.linspace(0, plan.size - _LENGTH, _RANGES).astype(np.int64), _LENGTH
-    ranges = [plan.take(int(origin + start), int(origin + start + length)) for start in starts]
+    ranges = [plan.samples_between(int(origin + start), int(origin + start + length)) for start in starts]
     first_of_shard = np.cumsum(plan.counts) - plan.counts
     stored_positions = [first_of_shard[indices.shard] + indices.row for indices in ranges]
     steps = np.concatenate([np.abs(np.diff(positions)) for positions in stored_positions])
@@ -43,7 +43,9 @@ def shuffle_quality(plan: Plan, epoch: int, batch: int) -> ShuffleQuality:
         _rank_correlation(np.concatenate(stored_positions)),
         float(steps.mean() / random) if len(steps) else 1.0,
         float(
-            np.mean([_reads(indices[at : at + batch]) for indices in ranges for at in range(0, len(indices), batch)])
+            np.mean(
+                [_count_reads(indices[at : at + batch]) for indices in ranges for at in range(0, len(indices), batch)]
+            )
         ),
     )
 
@@ -55,7 +57,7 @@ def _rank_correlation(stored_positions: np.ndarray) -> float:
     return float(np.corrcoef(rank, np.arange(len(rank)))[0, 1])
 
 
-def _reads(indices: SampleIndices) -> int:
+def _count_reads(indices: SampleIndices) -> int:
     order = np.lexsort((indices.row, indices.shard))
     shard, row = indices.shard[order], indices.row[order]
     is_contiguous = (np.diff(shard) == 0) & (np.diff(row) <= 1)

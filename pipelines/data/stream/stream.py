@@ -109,7 +109,7 @@ def _with_images(batches: Batches, chunks: _ChunkChain, config: StreamConfig) ->
                 return
             rows, wait_for_images = prefetched.popleft()
             images = wait_for_images()
-            limit = max(1, min(2 * pool.size, (config.memory_mb << 20) // max(1, _nbytes(images))))
+            limit = max(1, min(2 * pool.size, (config.memory_mb << 20) // max(1, _batch_bytes(images))))
             yield rows | images
 
 
@@ -134,7 +134,7 @@ class _ChunkChain(Iterator[Arrays]):
         chunk = self._chunks[0]
         arrays = chunk.take()
         if len(self._chunks) == 1 and chunk.stop < self._stop and 2 * chunk.left <= chunk.stop - chunk.start:
-            self._start_chunk(chunk.stop, (self._config.memory_mb << 20) // (2 * _nbytes(arrays)))
+            self._start_chunk(chunk.stop, (self._config.memory_mb << 20) // (2 * _batch_bytes(arrays)))
         if not chunk.left:
             chunk.cancel()
             self._chunks.popleft()
@@ -218,7 +218,7 @@ def batch_dataset(
             for number in range(start + task * size, min(start + (task + 1) * size, stop)):
                 yield pack(make(number))
 
-    with DataContext.current(_context(row_is_block)):
+    with DataContext.current(_data_context(row_is_block)):
         return ray.data.range(tasks, override_num_blocks=tasks).map_batches(
             make_all,
             batch_size=None,
@@ -229,11 +229,11 @@ def batch_dataset(
         )
 
 
-def _nbytes(arrays: Arrays) -> int:
+def _batch_bytes(arrays: Arrays) -> int:
     return sum(array.nbytes for array in arrays.values())
 
 
-def _context(row_is_block: bool) -> DataContext:
+def _data_context(row_is_block: bool) -> DataContext:
     context: DataContext = DataContext.get_current().copy()
     if row_is_block:
         context.target_max_block_size = 1

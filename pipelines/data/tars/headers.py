@@ -194,7 +194,7 @@ class _TarParser:
     def _read_extension(self, header: _Header) -> None:
         if header.size > _MAX_EXTENSION:
             raise _DamagedError(f"an extended header of {header.size} bytes")
-        payload = self._stream.take(_padded(header.size))
+        payload = self._stream.take(_padded_size(header.size))
         if len(payload) < header.size:
             raise _DamagedError("the tar ends inside an extended header")
         payload = payload[: header.size]
@@ -216,10 +216,10 @@ class _TarParser:
             size = int(pax["size"]) if "size" in pax else header.size
         except ValueError:
             raise _DamagedError(f"an extended header gives the size {pax['size']!r}") from None
-        return size, raw_name, _kind(header.type, raw_name, pax)
+        return size, raw_name, _member_kind(header.type, raw_name, pax)
 
     def _read_member(self, header: _Header, size: int, raw_name: bytes, kind: Kind) -> Iterator[Member | Corruption]:
-        name, utf8 = _decode(raw_name)
+        name, utf8 = _decode_name(raw_name)
         offset = self._stream.position
         # Links, directories and devices have no data, whatever their size field holds.
         stored = size if kind is Kind.FILE or header.type not in b"123456" else 0
@@ -230,7 +230,7 @@ class _TarParser:
             yield Corruption(offset, f"the tar ends after {passed} of {stored} bytes of {name!r}", name)
             return
         yield Member(name, offset, size, kind, utf8, data)
-        padding = _padded(stored) - stored
+        padding = _padded_size(stored) - stored
         if self._stream.skip(padding) < padding:
             self._at_end = True
             yield Corruption(self._stream.position, f"the tar ends in the padding after {name!r}")
@@ -243,7 +243,7 @@ def _parse_header(block: bytes, strict: bool) -> _Header:
         raise _DamagedError("no header")
     if block[:2] == b"\x1f\x8b":
         raise _DamagedError("compressed with gzip; decompress it: samples are read by their place in the tar")
-    stored = _number(block[148:156], "checksum")
+    stored = _parse_number(block[148:156], "checksum")
     unsigned = sum(block) - sum(block[148:156]) + 8 * 0x20
     if stored != unsigned and stored != unsigned - 256 * sum(b > 127 for b in block[:148] + block[156:]):
         raise _DamagedError("a damaged header: its checksum does not fit")
@@ -251,10 +251,10 @@ def _parse_header(block: bytes, strict: bool) -> _Header:
     if magic == b"ustar\0" and (prefix := block[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name
     kind = block[156:157]
-    return _Header(kind, name, _number(block[124:136], "size"), kind == b"S" and block[482] != 0)
+    return _Header(kind, name, _parse_number(block[124:136], "size"), kind == b"S" and block[482] != 0)
 
 
-def _number(field: bytes, what: str) -> int:
+def _parse_number(field: bytes, what: str) -> int:
     if field[0] == 0x80:  # GNU: base 256, for sizes from 8 GiB on
         return int.from_bytes(field[1:], "big")
     digits = field.split(b"\0", 1)[0].strip(b" ")
@@ -284,7 +284,7 @@ def _parse_pax(payload: bytes) -> dict[str, bytes]:
     return facts
 
 
-def _kind(type_flag: bytes, name: bytes, facts: dict[str, bytes]) -> Kind:
+def _member_kind(type_flag: bytes, name: bytes, facts: dict[str, bytes]) -> Kind:
     if any(keyword.startswith("GNU.sparse") for keyword in facts):
         return Kind.SPECIAL
     if type_flag in (b"0", b"\0", b"7"):
@@ -294,7 +294,7 @@ def _kind(type_flag: bytes, name: bytes, facts: dict[str, bytes]) -> Kind:
     return Kind.LINK if type_flag in (b"1", b"2") else Kind.SPECIAL
 
 
-def _decode(name: bytes) -> tuple[str, bool]:
+def _decode_name(name: bytes) -> tuple[str, bool]:
     try:
         return name.decode("utf-8"), True
     except UnicodeDecodeError:
@@ -310,5 +310,5 @@ def _end_problem(zeros: int, size: int) -> str | None:
     return f"{zeros} bytes of zeros at the end, more than padding explains: lost data"
 
 
-def _padded(size: int) -> int:
+def _padded_size(size: int) -> int:
     return -(-size // BLOCK) * BLOCK

@@ -56,18 +56,18 @@ class ShardReader:
         samples = self._samples(shard, rows)
         has_image = self.index.modality != "texts"
         images = images and has_image
-        ranges, texts_at = [_image(sample) for sample in samples] if images else [], []
+        ranges, texts_at = [_image_range(sample) for sample in samples] if images else [], []
         if texts:
             for sample in samples:
                 start = len(ranges)
-                ranges.extend(_texts(sample))
+                ranges.extend(_text_ranges(sample))
                 texts_at.append(slice(start, len(ranges)))
         pieces = self._read_ranges(shard, ranges)
         records = []
         for number, sample in enumerate(samples):
             image = pieces[number] if images else b""
             if images and not _is_image_of(sample, image):
-                image = self._read_ranges(shard, [_image(sample)])[0]
+                image = self._read_ranges(shard, [_image_range(sample)])[0]
                 if not _is_image_of(sample, image):
                     raise self._changed(shard, sample)
             parsed = self._parse_texts(shard, sample, pieces[texts_at[number]]) if texts else Texts()
@@ -127,7 +127,7 @@ class ShardReader:
             return Texts()
         json, txt = _text_members(sample, pieces)
         if hash_texts(json, txt) != sample["texts_hash"]:
-            json, txt = _text_members(sample, self._read_ranges(shard, _texts(sample)))
+            json, txt = _text_members(sample, self._read_ranges(shard, _text_ranges(sample)))
             if hash_texts(json, txt) != sample["texts_hash"]:
                 raise self._changed(shard, sample)
         try:
@@ -141,17 +141,17 @@ class ShardReader:
         return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
 
 
-def _image(sample: dict[str, Any]) -> Range:
+def _image_range(sample: dict[str, Any]) -> Range:
     return sample["image_offset"], sample["image_size"]
 
 
-def _texts(sample: dict[str, Any]) -> list[Range]:
+def _text_ranges(sample: dict[str, Any]) -> list[Range]:
     kinds = [kind for kind in ("json", "txt") if sample[f"{kind}_offset"] is not None]
     return [(sample[f"{kind}_offset"], sample[f"{kind}_size"]) for kind in kinds]
 
 
 def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> tuple[bytes | None, bytes | None]:
-    """The .json and the .txt of a sample, from the pieces of ``_texts``."""
+    """The .json and the .txt of a sample, from the pieces of ``_text_ranges``."""
     json = pieces[0] if sample["json_offset"] is not None else None
     return json, pieces[-1] if sample["txt_offset"] is not None else None
 

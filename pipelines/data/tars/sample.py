@@ -125,7 +125,7 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
         is_metadata = record.model_fields_set.isdisjoint(_TEXT_KEYS)
         if is_metadata and isinstance(record.caption, str):
             metadata_caption = record.caption.strip()
-    caption = (_decode(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
+    caption = (_decode_utf8(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
     if caption and caption not in captions:
         captions = (*captions, caption)
     if not captions and not questions:
@@ -143,7 +143,7 @@ def hash_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> bytes:
 
 def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
     """The keys of a valid sample's ``.json`` beside the texts of this project's schema."""
-    tree: dict[str, Any] = _load_json(_decode(json_bytes, ".json")) if json_bytes is not None else {}
+    tree: dict[str, Any] = _load_json(_decode_utf8(json_bytes, ".json")) if json_bytes is not None else {}
     return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
 
 
@@ -187,7 +187,7 @@ def _require_within(captions: tuple[str, ...], questions: tuple[Question, ...], 
             raise SampleError(Reason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
     texts = (*captions, *(text for q in questions for text in (q.question, q.answer or "", *q.answers)))
     if longest := max((text for text in texts if len(text) > limits.letters), key=len, default=""):
-        detail = f"a text of {len(longest)} letters, {_shorten(longest, 40)}; data.index.max_letters allows"
+        detail = f"a text of {len(longest)} letters, {_shortened_repr(longest, 40)}; data.index.max_letters allows"
         raise SampleError(Reason.TEXT_TOO_LONG, f"{detail} {limits.letters}")
 
 
@@ -201,7 +201,7 @@ def _question_tree(question: Question) -> dict[str, Any]:
 
 
 def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
-    text = _decode(json_bytes, ".json")
+    text = _decode_utf8(json_bytes, ".json")
     if strict and (any(word in text for word in _NO_NUMBERS) or _LARGE_NUMBER.search(text)):
         _load_json(text)
     try:
@@ -211,7 +211,7 @@ def _parse_json(json_bytes: bytes, strict: bool) -> _TextsRecord:
         if first["type"] == "json_invalid":
             raise SampleError(Reason.BAD_JSON, f".json: {first['msg']}") from None
         where = ".".join(str(step) for step in first["loc"]) or "the document"
-        detail = f".json: {where} = {_shorten(first['input'])}: {first['msg']}"
+        detail = f".json: {where} = {_shortened_repr(first['input'])}: {first['msg']}"
         raise SampleError(Reason.BAD_SCHEMA, detail) from None
 
 
@@ -223,7 +223,7 @@ def _load_json(text: str) -> Any:
 
     def finite(number: str) -> float:
         if math.isinf(value := float(number)):
-            raise SampleError(Reason.BAD_JSON, f".json: the number {_shorten(number)} is too large")
+            raise SampleError(Reason.BAD_JSON, f".json: the number {_shortened_repr(number)} is too large")
         return value
 
     try:
@@ -232,7 +232,7 @@ def _load_json(text: str) -> Any:
         raise SampleError(Reason.BAD_JSON, f".json: {error}") from None
 
 
-def _decode(data: bytes, member: str) -> str:
+def _decode_utf8(data: bytes, member: str) -> str:
     if (zero := data.find(0)) >= 0:  # valid UTF-8, but lost blocks of a disk are zeros
         raise SampleError(Reason.BAD_UTF8, f"{member}: byte {zero} is zero, which no text has: lost data")
     try:
@@ -241,6 +241,6 @@ def _decode(data: bytes, member: str) -> str:
         raise SampleError(Reason.BAD_UTF8, f"{member}: byte {error.start} is not UTF-8") from None
 
 
-def _shorten(value: Any, limit: int = 80) -> str:
+def _shortened_repr(value: Any, limit: int = 80) -> str:
     text = repr(value[: limit + 1] if isinstance(value, str) else value)
     return text if len(text) <= limit else f"{text[:limit]}..."

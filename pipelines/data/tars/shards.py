@@ -53,7 +53,7 @@ def named_split(filename: str) -> str | None:
     Raises:
         DataError: the name has train, and val or test too.
     """
-    splits = {_SPLIT_OF[word] for word in _words(filename) if word in _SPLIT_OF}
+    splits = {_SPLIT_OF[word] for word in _name_words(filename) if word in _SPLIT_OF}
     if "train" in splits and len(splits) > 1:
         others = " and ".join(sorted(splits - {"train"}))
         raise DataError(
@@ -102,7 +102,7 @@ def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str
             "...), which may be of any; rename them, or set their split in data.index.splits, as in "
             f'data.index.splits.train="{unnamed[0]}" (a shell pattern)'
         )
-    words = {word: name for name in unnamed for word in _words(name)}
+    words = {word: name for name in unnamed for word in _name_words(name)}
     for word in words:
         for other in (word.replace("train", held_out) for held_out in ("val", "valid", "validation", "dev", "test")):
             if "train" in word and other in words:
@@ -114,7 +114,7 @@ def shard_splits(filenames: Iterable[str], patterns: Mapping[Split, Sequence[str
     return splits
 
 
-def _words(filename: str) -> list[str]:
+def _name_words(filename: str) -> list[str]:
     """Words of a tar's name, in lower case."""
     return [word.lower() for word in _WORD.findall(_CAPITAL_AFTER_SMALL.sub(" ", filename.removesuffix(".tar")))]
 
@@ -179,7 +179,7 @@ def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
     out = io.BytesIO()
     with _open_tar(file=out) as tar:
         for members in samples:
-            _add(tar, members)
+            _add_members(tar, members)
     return out.getvalue()
 
 
@@ -244,7 +244,7 @@ class ShardWriter:
             self._finish_shard()
         if self._tar is None:
             self._tar = _open_tar(self._temporary())
-        _add(self._tar, members)
+        _add_members(self._tar, members)
         self._keys.add(key)
         self.samples += 1
         self._samples_in_shard += 1
@@ -290,7 +290,7 @@ def _open_tar(path: Path | None = None, file: io.BytesIO | None = None) -> tarfi
     return tarfile.open(path, "w", file, format=tarfile.PAX_FORMAT, encoding="utf-8")
 
 
-def _add(tar: tarfile.TarFile, members: Iterable[Member]) -> None:
+def _add_members(tar: tarfile.TarFile, members: Iterable[Member]) -> None:
     for name, data in members:
         # TarInfo's defaults make the bytes reproducible: mtime 0, uid and gid 0, no user name.
         info = tarfile.TarInfo(name)

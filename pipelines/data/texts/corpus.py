@@ -129,7 +129,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
         raise DataError("there are no texts to train a tokenizer on; index data with captions or questions first")
 
     words = Counter({word: count for word, count in words.items() if len(word) <= _LONGEST_WORD})
-    alphabet = _alphabet(words, limit=max(1, vocab_size // 4))
+    alphabet = _most_frequent_letters(words, limit=max(1, vocab_size // 4))
     # The trainer numbers the inner letters (##a) in the order of a hash map, which differs from run to run, and breaks
     # ties between merges by these numbers. Given as special tokens, they are numbered in the order of this list.
     first_tokens = [*_SPECIAL, *(_SUBWORD + letter for letter in alphabet)]
@@ -143,7 +143,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
     )
     learner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(_repeat(words), trainer)
+    learner.train_from_iterator(_repeated_words(words), trainer)
 
     vocabulary = learner.get_vocab()
     pieces = models.WordPiece(
@@ -164,7 +164,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
-def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
+def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:
     """The most frequent letters, sorted."""
     letters: Counter[str] = Counter()
     for word, count in words.items():
@@ -174,7 +174,7 @@ def _alphabet(words: Mapping[str, int], limit: int) -> list[str]:
     return sorted(letter for letter, _ in ranked[:limit])
 
 
-def _repeat(words: Mapping[str, int]) -> Iterator[str]:
+def _repeated_words(words: Mapping[str, int]) -> Iterator[str]:
     """Each word as often as it occurs, in lines of a length that the trainer handles quickly."""
     for word, count in sorted(words.items()):
         for start in range(0, count, _WORDS_PER_LINE):

@@ -52,9 +52,9 @@ class TextLengths:
                 lengths = cls()
                 samples = read_texts(index, "train", [row["item"]])
                 while chunk := list(islice(samples, _CHUNK)):
-                    read, written = _texts(chunk, tasks.values())
-                    lengths.read.update(_lengths(tokenizer, read, special=True))
-                    lengths.written.update(n + 2 for n in _lengths(tokenizer, written, special=False))
+                    read, written = _read_and_written_texts(chunk, tasks.values())
+                    lengths.read.update(_token_lengths(tokenizer, read, special=True))
+                    lengths.written.update(n + 2 for n in _token_lengths(tokenizer, written, special=False))
                 # As JSON: a column of Ray Data takes its type from the first rows.
                 return {"lengths": lengths.dump()}
 
@@ -81,7 +81,7 @@ class TextLengths:
         """
         kinds = ((self.read, "texts", "max_tokens"), (self.written, "texts to be written", "max_target_tokens"))
         return "; ".join(
-            _describe(lengths, what, setting, getattr(processor, setting), follows=not getattr(wanted, setting))
+            _describe_lengths(lengths, what, setting, getattr(processor, setting), follows=not getattr(wanted, setting))
             for lengths, what, setting in kinds
             if lengths
         )
@@ -105,7 +105,7 @@ class TextLengths:
         return cls.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[str], list[str]]:
+def _read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[str], list[str]]:
     """The texts that a model of the tasks reads, and those that it learns to write."""
     specs = list(tasks)
     read = {spec.reads for spec in specs if spec.text}
@@ -121,7 +121,7 @@ def _texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[st
     )
 
 
-def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[int]:
+def _token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[int]:
     if not texts:
         return []
     encoded = tokenizer(
@@ -131,7 +131,7 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, specia
     return [len(ids) for ids in encoded["input_ids"]]
 
 
-def _describe(lengths: Counter[int], what: str, setting: str, limit: int, *, follows: bool) -> str:
+def _describe_lengths(lengths: Counter[int], what: str, setting: str, limit: int, *, follows: bool) -> str:
     longest, total = max(lengths), lengths.total()
     truncated = sum(count for length, count in lengths.items() if length > limit)
     if not truncated:

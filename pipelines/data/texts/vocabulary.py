@@ -73,7 +73,7 @@ def build_processor(
         )
     if line := _describe_merged(counted, labels, config.normalizer):
         report(line)
-    built = VLProcessor(processor, _tokenizer(indexes, config), labels, tasks, config.normalizer)
+    built = VLProcessor(processor, _make_tokenizer(indexes, config), labels, tasks, config.normalizer)
     lengths = TextLengths.count(indexes, built.tokenizer, tasks)
     built.config = lengths.resolve(processor, *limits(built))
     saved = save_processor(built, folder)
@@ -126,7 +126,7 @@ def _describe_merged(counted: Mapping[str, int], labels: Sequence[str], normaliz
     )
 
 
-def _tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:
+def _make_tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:
     if not config.tokenizer:
         texts = chain.from_iterable(corpus(index, "train") for index in indexes)
         return train_tokenizer(texts, config.size, config.lowercase)

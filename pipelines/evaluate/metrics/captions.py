@@ -53,7 +53,7 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
     Raises:
         ValueError: an image without a reference that has words.
     """
-    results, truths = _words(predicted, references)
+    results, truths = _tokenized_captions(predicted, references)
     bleu, _ = Bleu(4).compute_score(truths, results, verbose=0)
     scores = {f"bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
     scores["rouge_l"] = float(Rouge().compute_score(truths, results)[0])
@@ -68,7 +68,7 @@ def with_words(references: Iterable[Sequence[str]]) -> list[list[str]]:
 
 def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """The CIDEr-D of each image; their mean is the ``cider`` of ``caption_scores``."""
-    results, truths = _words(predicted, references)
+    results, truths = _tokenized_captions(predicted, references)
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
@@ -101,7 +101,7 @@ def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0
     return sample[int(similarity_N.argmax())]
 
 
-def _words(
+def _tokenized_captions(
     predicted: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """The input of pycocoevalcap: the tokenized captions and references of each image."""

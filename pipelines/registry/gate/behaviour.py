@@ -40,14 +40,14 @@ def _other_punctuation(text: str) -> str:
     return bare if bare != text else f"{text}?"
 
 
-def _polite(text: str) -> str:
+def _polite_question(text: str) -> str:
     return f"please tell me, {text[:1].lower()}{text[1:]}"
 
 
 REWORDINGS: Mapping[Rewording, Callable[[str], str]] = {
     "case": _other_case,
     "punctuation": _other_punctuation,
-    "politeness": _polite,
+    "politeness": _polite_question,
 }
 
 
@@ -111,7 +111,7 @@ def run_probe(predictor: Predictor, records: Sequence[Record], task: str) -> Pro
         return best
 
     original = answers(images)
-    agreement = {kind: _agreement(original, answers(images, REWORDINGS[kind])) for kind in _rewordings(spec)}
+    agreement = {kind: _answer_agreement(original, answers(images, REWORDINGS[kind])) for kind in _rewordings(spec)}
     # A table may ask about one picture in many samples, so the next image may be the same one.
     others = [
         next((image for image in (*images[n:], *images[:n]) if image != images[n]), None) for n in range(len(images))
@@ -119,7 +119,7 @@ def run_probe(predictor: Predictor, records: Sequence[Record], task: str) -> Pro
     image_use = None
     if all(image is not None for image in others):
         exchanged = answers([image for image in others if image is not None])
-        image_use = sum(map(_differs, original, exchanged)) / len(original)
+        image_use = sum(map(_answers_differ, original, exchanged)) / len(original)
     try:
         blank, error = answers([_blank_image()] * len(images)), ""
     except Exception as raised:  # whatever the model raises, the candidate fails and not the gate
@@ -201,11 +201,11 @@ def _rewordings(spec: TaskSpec) -> list[Rewording]:
     return [kind for kind in REWORDINGS if kind != "politeness" or (spec.reads, spec.target) != ("captions", "match")]
 
 
-def _agreement(original: Sequence[Answer], reworded: Sequence[Answer]) -> float:
+def _answer_agreement(original: Sequence[Answer], reworded: Sequence[Answer]) -> float:
     return sum(a == b for (a, _), (b, _) in zip(original, reworded, strict=True)) / len(original)
 
 
-def _differs(original: Answer, exchanged: Answer) -> bool:
+def _answers_differ(original: Answer, exchanged: Answer) -> bool:
     return original[0] != exchanged[0] or exchanged[1] < original[1] - _CONFIDENCE_LOSS
 
 

@@ -121,7 +121,7 @@ def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check
         name=name,
         passed=not worse,
         measured=f"{len(worse)} of {len(differences)} worse; {'' if worse else 'least: '}"
-        f"{', '.join(map(_describe, (worse or ranked[:1])[:5]))}{more}",
+        f"{', '.join(map(_describe_difference, (worse or ranked[:1])[:5]))}{more}",
         required=required,
         explanation=f"slices by {', '.join(config.slices)} of at least {config.slice_rows} rows, and other tasks",
         compares=True,
@@ -142,12 +142,12 @@ def check_new_data(differences: Sequence[Difference], config: GateConfig, not_ap
     return Check(
         name=name,
         passed=not any(one.worse for one in differences),
-        measured=", ".join(map(_describe, differences)),
+        measured=", ".join(map(_describe_difference, differences)),
         required=required,
         explanation="a gain on old data must not come with a loss on the data that come in now",
         compares=True,
     )
 
 
-def _describe(one: Difference) -> str:
+def _describe_difference(one: Difference) -> str:
     return f"{one.name} {one.champion:.4f} → {one.candidate:.4f} ({one.rows} rows)"

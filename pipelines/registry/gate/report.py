@@ -39,7 +39,7 @@ def markdown(decision: GateDecision) -> str:
         _markdown_table(_CHECK_COLUMNS, [_check_cells(check) for check in decision.checks]),
     ]
     if decision.differences:
-        rows = [_difference_cells(difference) for difference in _ranked(decision.differences)]
+        rows = [_difference_cells(difference) for difference in _by_importance(decision.differences)]
         parts += ["## Differences", _markdown_table(_DIFFERENCE_COLUMNS, rows)]
     return "\n\n".join(parts) + "\n"
 
@@ -55,7 +55,7 @@ def page(decision: GateDecision) -> str:
         difference_columns=_DIFFERENCE_COLUMNS,
         differences=[
             ("failed" if difference.worse else "none", _difference_cells(difference))
-            for difference in _ranked(decision.differences)
+            for difference in _by_importance(decision.differences)
         ],
     )
 
@@ -72,7 +72,7 @@ def table(decision: GateDecision) -> str:
 
 def picture(decision: GateDecision) -> Figure:
     """The checks with their results, and the differences with their intervals and tolerances."""
-    drawn = _ranked(decision.differences)[:_MAX_DRAWN]
+    drawn = _by_importance(decision.differences)[:_MAX_DRAWN]
     lines = max(len(decision.checks) * 1.15, len(drawn), 4)
     figure = Figure(figsize=(15 if drawn else 9, 0.36 * lines + 1.4), layout="constrained")
     figure.suptitle(title(decision), fontsize=13, color=_COLOURS[decision.promote])
@@ -111,7 +111,7 @@ def _draw_differences(axes: Axes, differences: Sequence[Difference], left_out: i
     style_axes(axes, grid="x")
 
 
-def _ranked(differences: Sequence[Difference]) -> list[Difference]:
+def _by_importance(differences: Sequence[Difference]) -> list[Difference]:
     """The hold-out first, then those that fail the gate, then by number of rows."""
     return sorted(differences, key=lambda one: (one.tolerance is not None, not one.worse, -one.rows))
 

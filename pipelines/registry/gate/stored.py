@@ -41,11 +41,11 @@ def check_schema(candidate: LocalModel, champion: LocalModel | None) -> Check:
     reason = (
         "clients of the champion must be able to ask the candidate; register another kind of model under another name"
     )
-    candidate_schema = _schema(candidate)
+    candidate_schema = _input_schema(candidate)
     if champion is None:
         expected = {**candidate_schema, "signature": package.SIGNATURE.to_dict()}
     else:
-        expected = _schema(champion)
+        expected = _input_schema(champion)
     different = [
         key
         for key in sorted(candidate_schema.keys() | expected.keys())
@@ -79,6 +79,6 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
     return Check(name, answer == expected, f"{answer!r}, here {expected!r}", required, reason)
 
 
-def _schema(model: LocalModel) -> dict[str, object]:
+def _input_schema(model: LocalModel) -> dict[str, object]:
     tasks = {task: dump(spec) for task, spec in VLProcessor.from_pretrained(model.folder).tasks.items()}
     return {"signature": package.signature(model.package), "tasks": tasks}

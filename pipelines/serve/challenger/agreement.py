@@ -36,7 +36,7 @@ def difference(task: Task, champion: Any, challenger: Any) -> float | None:
     """The largest difference of the texts' probabilities (cosines for a single text); None for tasks but match."""
     if task != "match":
         return None
-    return max(abs(a - b) for a, b in zip(_scores(champion), _scores(challenger), strict=True))
+    return max(abs(a - b) for a, b in zip(_match_scores(champion), _match_scores(challenger), strict=True))
 
 
 def confidence(task: Task, result: Any) -> float | None:
@@ -44,7 +44,7 @@ def confidence(task: Task, result: Any) -> float | None:
     if task == "embed":
         return None
     if task == "match":
-        return max(_scores(result))
+        return max(_match_scores(result))
     return float(np.mean([probability for _, probability in _first_answers(result)]))
 
 
@@ -61,7 +61,7 @@ def _first_answers(predictions: Sequence[Prediction]) -> list[tuple[str, float]]
 
 
 def _same_choice(champion: Matches, challenger: Matches) -> bool:
-    scores, others = _scores(champion), _scores(challenger)
+    scores, others = _match_scores(champion), _match_scores(challenger)
     if len(scores) > 1:
         return int(np.argmax(scores)) == int(np.argmax(others))
     if champion.probabilities[0] is None or challenger.probabilities[0] is None:
@@ -69,18 +69,18 @@ def _same_choice(champion: Matches, challenger: Matches) -> bool:
     return (scores[0] >= 0.5) == (others[0] >= 0.5)
 
 
-def _scores(matches: Matches) -> list[float]:
+def _match_scores(matches: Matches) -> list[float]:
     probabilities = [probability for probability in matches.probabilities if probability is not None]
     return probabilities or list(matches.similarities or ())
 
 
 def _smallest_cosine(champion: Embeddings, challenger: Embeddings) -> float:
-    vectors_ND, others_ND = _vectors(champion), _vectors(challenger)
+    vectors_ND, others_ND = _embedding_vectors(champion), _embedding_vectors(challenger)
     if vectors_ND.shape != others_ND.shape:
         return 0.0
     return float(np.clip((vectors_ND * others_ND).sum(1).min(), 0.0, 1.0))
 
 
-def _vectors(embeddings: Embeddings) -> NDArray[np.float32]:
+def _embedding_vectors(embeddings: Embeddings) -> NDArray[np.float32]:
     image_D, text_ND = embeddings.image_D, embeddings.text_ND
     return text_ND if image_D is None else np.concatenate([image_D[None], text_ND])

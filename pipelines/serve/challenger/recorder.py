@@ -67,7 +67,7 @@ class ComparisonRecorder:
             fallback=fallback,
             agreement=score,
             difference=difference(task, champion.result, challenger.result) if both else None,
-            texts=_texts(request, champion.result, challenger.result) if both else (),
+            texts=_text_pairs(request, champion.result, challenger.result) if both else (),
         )
         if not self._writer.add(comparison):
             self._metrics.dropped("record")
@@ -105,7 +105,7 @@ def _model_result(task: Task, outcome: Outcome, version: str) -> ModelResult:
     )
 
 
-def _texts(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
+def _text_pairs(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
     pairs = zip(answer_pairs(request, champion), answer_pairs(request, challenger), strict=True)
     return tuple(
         TextPair(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(other))

@@ -41,15 +41,15 @@ def check_port_free(host: str, port: int, setting: str = "serve.port") -> None:
             listener.listen(1)
         except OSError as error:
             reason = {
-                errno.EADDRINUSE: f"is in use{_listeners(port)}; stop what listens there, or choose another with "
-                f"{setting}=...",
+                errno.EADDRINUSE: f"is in use{_describe_listeners(port)}; stop what listens there, or choose another "
+                f"with {setting}=...",
                 errno.EACCES: f"needs more rights; choose one above 1023 with {setting}=...",
                 errno.EADDRNOTAVAIL: "cannot be opened on that host; set serve.host=127.0.0.1",
             }.get(error.errno or 0, f"cannot be opened ({error}); choose another with {setting}=...")
             raise ServeError(f"port {port} on {host} {reason}") from None
 
 
-def _listeners(port: int) -> str:
+def _describe_listeners(port: int) -> str:
     """The processes that listen at a port, as far as this user may see them."""
     with contextlib.suppress(psutil.Error):
         pids = {

@@ -107,9 +107,9 @@ def start(
     spec = service_spec(config, model_spec(model_folder, name, version, digest, golden), challenger)
     with cluster_lock(2 * config.start_timeout_s, report):
         if serve.status().proxies:
-            return _update(config, spec, report)
+            return _update_service(config, spec, report)
         with port_lock(config.port, config.start_timeout_s):
-            return _start(config, spec, report)
+            return _start_service(config, spec, report)
 
 
 def is_running() -> bool:
@@ -126,11 +126,11 @@ def stop() -> None:
         _ingress = Ingress()
 
 
-def _start(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
+def _start_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
     """Start Serve, then deploy; on failure stop both."""
     global _ingress
     check_port_free(config.host, config.port)
-    chosen, reason = ingress.choose(config, host_and_port(config.host, config.port))
+    chosen, reason = ingress.choose_ingress(config, host_and_port(config.host, config.port))
     if reason:
         report(f"service: behind Serve's Python proxy, as {reason}")
     head_only = chosen.is_haproxy or is_loopback(config.host)
@@ -140,7 +140,7 @@ def _start(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]
     if chosen.is_haproxy or not config.tls.active:
         encryption = {}
     try:
-        with _quiet():
+        with _hide_serve_lines():
             serve.start(
                 proxy_location=ProxyLocation.HeadOnly if head_only else ProxyLocation.EveryNode,
                 http_options=HTTPOptions(
@@ -159,13 +159,13 @@ def _start(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]
         _deploy_challenger(config, spec, report)
         return _deploy_champion(config, spec, tls.pinned_context(config.tls), report)
     except BaseException:
-        with contextlib.suppress(Exception), _quiet():
+        with contextlib.suppress(Exception), _hide_serve_lines():
             _remove_applications()
             ingress.remove(chosen)
         raise
 
 
-def _update(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
+def _update_service(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> str:
     """Deploy where Serve runs; on failure deploy the previous specification again."""
     address, ssl_context = address_of(config), tls.pinned_context(config.tls)
     previous = _running_spec() if is_running() else None
@@ -177,19 +177,19 @@ def _update(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None
         champion_changed = True
         return _deploy_champion(config, spec, ssl_context, report)
     except BaseException:
-        with contextlib.suppress(Exception), _quiet():
+        with contextlib.suppress(Exception), _hide_serve_lines():
             if previous is not None:
                 _run_challenger(previous)
                 # Else Serve would keep the failed model as its target, and never replace a dead replica.
                 if champion_changed:
-                    _run(champion_application(previous, ingress.machine()), APP_NAME, "/")
+                    _run_application(champion_application(previous, ingress.machine()), APP_NAME, "/")
             _remove_unused_challenger(previous.challenger if previous else {})
         raise
 
 
 def _deploy_challenger(config: ServeConfig, spec: ServiceSpec, report: Callable[[str], None]) -> None:
     """Before the champion, whose replicas call it."""
-    with _quiet():
+    with _hide_serve_lines():
         _run_challenger(spec)
     if spec.challenger:
         wait_until_running(CHALLENGER_APP, config, report)
@@ -199,8 +199,8 @@ def _deploy_champion(
     config: ServeConfig, spec: ServiceSpec, ssl_context: ssl.SSLContext | None, report: Callable[[str], None]
 ) -> str:
     address, machine = address_of(config), ingress.machine()
-    with _quiet():
-        _run(champion_application(spec, machine), APP_NAME, "/")
+    with _hide_serve_lines():
+        _run_application(champion_application(spec, machine), APP_NAME, "/")
     wait_until_running(APP_NAME, config, report, address, ssl_context)
     if machine:
         wait_until_replaced(APP_NAME, config.start_timeout_s)
@@ -208,19 +208,19 @@ def _deploy_champion(
     return address
 
 
-def _run(application: serve.Application, name: str, route_prefix: str | None) -> None:
+def _run_application(application: serve.Application, name: str, route_prefix: str | None) -> None:
     target = serve.RunTarget(application, name=name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
 
 
 def _run_challenger(spec: ServiceSpec) -> None:
     if spec.challenger:
-        _run(challenger_application(spec), CHALLENGER_APP, None)  # no HTTP request reaches it
+        _run_application(challenger_application(spec), CHALLENGER_APP, None)  # no HTTP request reaches it
 
 
 def _remove_unused_challenger(challenger: Mapping[str, str]) -> None:
     if not challenger and CHALLENGER_APP in serve.status().applications:
-        with _quiet():
+        with _hide_serve_lines():
             ray_private.delete_in_background(CHALLENGER_APP)
 
 
@@ -236,7 +236,7 @@ def _remove_applications() -> None:
 def _running_spec() -> ServiceSpec | None:
     """What the running replicas were deployed with; None if none answers."""
     try:
-        with _quiet():
+        with _hide_serve_lines():
             spec: ServiceSpec = serve.get_app_handle(APP_NAME).spec.remote().result(timeout_s=_SPEC_TIMEOUT_S)
     except Exception as error:  # a broken service is a reason to update it
         log.warning("the running service does not say what it was deployed with: %r", error)
@@ -265,7 +265,7 @@ def _context_for_other_certificate(config: ServeConfig, address: str) -> ssl.SSL
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _hide_serve_lines() -> Iterator[None]:
     """Hide Serve's repeated lines about its start and its routes."""
     logger = logging.getLogger("ray.serve")
     level = logger.level

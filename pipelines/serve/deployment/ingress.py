@@ -65,7 +65,7 @@ class Ingress:
         return bool(self.folder)
 
 
-def choose(config: ServeConfig, address: str) -> tuple[Ingress, str]:
+def choose_ingress(config: ServeConfig, address: str) -> tuple[Ingress, str]:
     """The ingress for a cluster on which Serve does not run yet, and why it is not HAProxy if the settings left that
     open.
 
@@ -82,7 +82,7 @@ def choose(config: ServeConfig, address: str) -> tuple[Ingress, str]:
     if len(machines) > 1:
         reason = f"the cluster has {len(machines)} machines, between which replicas' ports would be open"
     else:
-        prepared = ray.get(ray.remote(num_cpus=0)(_prepare).remote(config, address))
+        prepared = ray.get(ray.remote(num_cpus=0)(_prepare_haproxy).remote(config, address))
         if isinstance(prepared, Ingress):
             return prepared, ""
         reason = prepared
@@ -102,7 +102,7 @@ def remove(ingress: Ingress) -> None:
         shutil.rmtree(ingress.folder, ignore_errors=True)
 
 
-def _prepare(config: ServeConfig, address: str) -> Ingress | str:
+def _prepare_haproxy(config: ServeConfig, address: str) -> Ingress | str:
     """On the cluster's machine, as its user: make HAProxy's folder and settings; or say why it cannot be used."""
     program = haproxy.binary()
     if sys.platform != "linux":
@@ -121,14 +121,16 @@ def _prepare(config: ServeConfig, address: str) -> Ingress | str:
     launcher.chmod(0o700)
     options = Options(
         bind=address,
-        certificate=str(_certificate(config, folder)) if config.tls.active else "",
+        certificate=str(_link_certificate(config, folder)) if config.tls.active else "",
         metrics=f"{LOOPBACK}:{config.ingress_metrics_port}" if config.ingress_metrics_port else "",
         request_s=math.ceil(config.request_timeout_s),
     )
-    return Ingress({**_environment(config, folder), haproxy.OPTIONS_VARIABLE: options.dump()}, LOOPBACK, str(folder))
+    return Ingress(
+        {**_haproxy_environment(config, folder), haproxy.OPTIONS_VARIABLE: options.dump()}, LOOPBACK, str(folder)
+    )
 
 
-def _environment(config: ServeConfig, folder: Path) -> dict[str, str]:
+def _haproxy_environment(config: ServeConfig, folder: Path) -> dict[str, str]:
     max_request_s = math.ceil(config.request_timeout_s + config.shutdown_timeout_s)
     variables = {
         "RAY_SERVE_ENABLE_HA_PROXY": 1,
@@ -152,7 +154,7 @@ def _environment(config: ServeConfig, folder: Path) -> dict[str, str]:
     return {name: str(value) for name, value in variables.items()}
 
 
-def _certificate(config: ServeConfig, folder: Path) -> Path:
+def _link_certificate(config: ServeConfig, folder: Path) -> Path:
     """The certificate, with the key where HAProxy looks for it. Links, so that each reload reads a renewed one."""
     link = folder / "service.pem"
     certificate, key = config.tls.files

@@ -25,10 +25,10 @@ class DeploymentLock:
     """An actor whose name exists once in a cluster. It ends with the job that made it, however that ends."""
 
     def __init__(self, holder: str) -> None:
-        self._holder = holder
+        self._describe_holder = holder
 
     def holder(self) -> str:
-        return self._holder
+        return self._describe_holder
 
 
 @contextmanager
@@ -54,11 +54,11 @@ def cluster_lock(wait_s: float, report: Callable[[str], None]) -> Iterator[None]
         except (ValueError, ray.exceptions.RayActorError):  # the name is taken
             if time.monotonic() > deadline:
                 raise ServeError(
-                    f"another deployment on this cluster ({_holder()}) has not ended within {wait_s:g} s; wait for "
-                    "it, or stop it, then try again"
+                    f"another deployment on this cluster ({_describe_holder()}) has not ended within {wait_s:g} s; "
+                    "wait for it, or stop it, then try again"
                 ) from None
             if not waits:
-                report(f"service: waits for another deployment ({_holder()})")
+                report(f"service: waits for another deployment ({_describe_holder()})")
                 waits = True
             time.sleep(_POLL_S)
     try:
@@ -84,7 +84,7 @@ def port_lock(port: int, wait_s: float) -> Iterator[None]:
         yield
 
 
-def _holder() -> str:
+def _describe_holder() -> str:
     try:
         return str(ray.get(ray.get_actor(_NAME, _NAMESPACE).holder.remote(), timeout=_ASK_S))
     except (ValueError, ray.exceptions.RayError):  # it has just ended, or is only just starting

@@ -43,13 +43,13 @@ def wait_until_running(
             report(f"{label}: {status.lower().replace('_', ' ')}")
             reported = status
         if app is not None and status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise ServeError(f"the {label} did not start: {_failure(app)}")
+            raise ServeError(f"the {label} did not start: {_replica_failure(app)}")
         if status == "RUNNING" and (not address or is_ready(address, ssl_context)):
             return
         if time.monotonic() > deadline:
             raise ServeError(
                 f"the {label} did not answer{f' at {address}' if address else ''} within {config.start_timeout_s:g} s "
-                f"(status {status}); {_delay(app, config if address else config.challenger, section)}"
+                f"(status {status}); {_describe_delay(app, config if address else config.challenger, section)}"
             )
         time.sleep(_POLL_S)
 
@@ -64,7 +64,7 @@ def wait_until_replaced(app_name: str, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _failure(app: Any) -> str:
+def _replica_failure(app: Any) -> str:
     """The line of a replica's traceback with the error, else Serve's message."""
     messages = [deployment.message for deployment in app.deployments.values() if deployment.message]
     lines = [line.strip() for line in ("\n".join(messages) or app.message).splitlines() if line.strip()]
@@ -72,7 +72,7 @@ def _failure(app: Any) -> str:
     return errors[-1] if errors else (lines[-1] if lines else "Serve gives no reason; see the replica's log")
 
 
-def _delay(app: Any, resources: Any, section: str) -> str:
+def _describe_delay(app: Any, resources: Any, section: str) -> str:
     """``resources`` has the settings ``replicas``, ``num_cpus`` and ``num_gpus``."""
     messages = " ".join(deployment.message for deployment in app.deployments.values()) if app else ""
     if "resource" in messages.lower():

@@ -63,7 +63,7 @@ def error_body(error: ApiError) -> bytes:
     return json.dumps({"error": {"code": error.code, "message": error.message}}).encode()
 
 
-async def _refuse(error: ApiError, scope: Scope, send: Send) -> None:
+async def _send_error(error: ApiError, scope: Scope, send: Send) -> None:
     """Answer with ``error`` without reading the request."""
     scope[ERROR_CODE] = error.code
     headers = {"content-type": "application/json", **error.headers}
@@ -136,7 +136,7 @@ class Authentication:
         error = self._check_scheme(scope) or self._check_host(scope, headers) or self._check_origin(scope, headers)
         error = error or (self._check_key(scope, headers) if self.key_hashes else self._check_client(scope))
         if error is not None:
-            return await _refuse(error, scope, send)
+            return await _send_error(error, scope, send)
         await self.app(scope, receive, send)
 
     def _check_scheme(self, scope: Scope) -> ApiError | None:
@@ -243,7 +243,7 @@ class RateLimit:
         if _may_need_model(scope) and (wait_s := self.limit.take(sender_of(scope))):
             seconds = math.ceil(wait_s)
             message = f"you send more requests than you are granted; try again in {seconds} s"
-            return await _refuse(ApiError(429, "rate_limited", message, {"retry-after": str(seconds)}), scope, send)
+            return await _send_error(ApiError(429, "rate_limited", message, {"retry-after": str(seconds)}), scope, send)
         await self.app(scope, receive, send)
 
 
@@ -265,7 +265,7 @@ class ConcurrencyLimit:
         if not _may_need_model(scope):
             return await self.app(scope, receive, send)
         if self.in_flight >= self.max_in_flight:
-            return await _refuse(self._error(), scope, send)
+            return await _send_error(self._error(), scope, send)
         is_counted = False
 
         async def receive_and_count() -> Message:
@@ -346,11 +346,11 @@ class BodyLimit:
         headers = {name.lower(): value.decode("latin-1").strip() for name, value in scope["headers"]}
         length, encoding = headers.get(b"content-length", ""), headers.get(b"content-encoding", "").lower()
         if length.isascii() and length.isdigit() and (len(length) > 20 or int(length) > self.max_bytes):
-            return await _refuse(self._too_large(), scope, send)
+            return await _send_error(self._too_large(), scope, send)
         if encoding not in ("", "identity", "gzip", "x-gzip"):
             message = f"content encoding {encoding[:80]!r} is not supported; send the body as it is, or in gzip"
             error = ApiError(415, "unsupported_encoding", message, {"accept-encoding": "gzip", "connection": "close"})
-            return await _refuse(error, scope, send)
+            return await _send_error(error, scope, send)
         body = _Body(encoding.endswith("gzip"))
 
         async def receive_and_count() -> Message:

@@ -181,7 +181,7 @@ class InferenceThreadPool:
             self._passes_begun += 1
             is_alone, number = len(self._started) == 1 and measured, self._passes_begun
             choice = self._choices.setdefault(kind, ThreadChoice(self._threads))
-            threads = choice.choose(started) if is_alone else max(1, self._threads // len(self._started))
+            threads = choice.choose_threads(started) if is_alone else max(1, self._threads // len(self._started))
         try:
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
@@ -214,7 +214,7 @@ class ThreadChoice:
         self._retry_at = dict.fromkeys(numbers, 0.0)
         self._best = threads
 
-    def choose(self, now: float) -> int:
+    def choose_threads(self, now: float) -> int:
         """Threads for a pass that starts ``now`` (seconds on any clock)."""
         for threads, seconds in self._seconds.items():
             if not seconds or (threads != self._best and now >= self._retry_at[threads]):

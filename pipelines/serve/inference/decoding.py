@@ -60,7 +60,7 @@ class ImageDecoder:
         if isinstance(decoded, int):
             pixels = decoded
             await self._budget.acquire(pixels, limit)
-            future = self._pool.submit(_decode, processor, image)
+            future = self._pool.submit(_decode_or_error, processor, image)
 
             def release(_: object) -> None:
                 if not loop.is_closed():
@@ -106,10 +106,10 @@ def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArra
             raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
     except ImageError as error:
         return _ERRORS[error.kind]
-    return _decode(processor, image) if pixels <= _SMALL_PIXELS else pixels
+    return _decode_or_error(processor, image) if pixels <= _SMALL_PIXELS else pixels
 
 
-def _decode(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] | _Error:
+def _decode_or_error(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] | _Error:
     """The image, or the error as a value: the traceback of an exception holds the decoder's buffers, and forms a cycle
     with the future that brings it to the event loop, so that tens of megabytes stay until the garbage is collected.
     """

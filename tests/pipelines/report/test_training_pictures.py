@@ -19,10 +19,10 @@ from pipelines.report.training_pictures import (
     WRONG,
     Card,
     attention_over,
-    confusion,
-    curves,
+    confusion_matrix,
     examples_page,
     smoothed,
+    training_curves,
 )
 
 
@@ -55,7 +55,7 @@ def history(steps: int) -> list[dict[str, float]]:
 
 
 def test_curves_show_each_metric_at_its_steps_and_the_baselines() -> None:
-    figure = curves(history(40), {"majority": 0.373, "question only": 0.67})
+    figure = training_curves(history(40), {"majority": 0.373, "question only": 0.67})
     loss, accuracy, rate = figure.axes
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Loss", "Accuracy", "Learning rate"]
     assert legend(loss) == ["training", "validation"]
@@ -75,8 +75,8 @@ def test_curves_show_each_metric_at_its_steps_and_the_baselines() -> None:
 
 def test_curves_leave_out_what_is_not_finite_and_survive_an_empty_history() -> None:
     rows = [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": math.nan}, {"step": 3, "train/loss": 0.5}]
-    assert values(curves(rows).axes[0].lines[0]) == ([1, 3], [1.0, 0.5])
-    render(curves([]))
+    assert values(training_curves(rows).axes[0].lines[0]) == ([1, 3], [1.0, 0.5])
+    render(training_curves([]))
 
 
 def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
@@ -88,7 +88,7 @@ def test_smoothing_keeps_a_constant_and_starts_at_the_first_value() -> None:
 def test_confusion_counts_by_right_and_given_answer() -> None:
     true = ["yes"] * 6 + ["no"] * 3 + ["red"] * 2 + ["$a$", "b"]
     predicted = ["yes"] * 5 + ["no"] + ["no"] * 3 + ["blue", "red"] + ["b", "b"]
-    figure = confusion(true, predicted, max_classes=3)
+    figure = confusion_matrix(true, predicted, max_classes=3)
     axes = figure.axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["yes", "no", "red", "3 others"]
@@ -103,10 +103,10 @@ def test_confusion_counts_by_right_and_given_answer() -> None:
 
 
 def test_confusion_of_few_answers_has_no_row_for_others() -> None:
-    axes = confusion(["$x^$", "no"], ["no", "no"]).axes[0]
+    axes = confusion_matrix(["$x^$", "no"], ["no", "no"]).axes[0]
     assert sorted(label.get_text() for label in axes.get_yticklabels()) == ["$x^$", "no"]
-    render(confusion(["$x^$", "no"], ["no", "no"]))
-    assert [text.get_text() for text in confusion([], []).texts] == ["no answers"]
+    render(confusion_matrix(["$x^$", "no"], ["no", "no"]))
+    assert [text.get_text() for text in confusion_matrix([], []).texts] == ["no answers"]
 
 
 def example(answer: str, predicted: str, attention: np.ndarray | None = None) -> Card:

@@ -107,7 +107,7 @@ def test_why_ray_does_not_start_is_told(
     monkeypatch.setenv("RAY_TMPDIR", str(home))
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(ClusterError, match=says):
-        cluster._start(cluster.ClusterConfig())
+        cluster._start_cluster(cluster.ClusterConfig())
 
 
 def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

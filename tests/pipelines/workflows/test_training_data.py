@@ -75,7 +75,7 @@ def workspace(data: Path, *more: str) -> Workspace:
 
 
 def spent(work: Workspace) -> tuple[Any, Any]:
-    indexes = training_data.indexes(work, work.newest_index())
+    indexes = training_data.open_indexes(work, work.newest_index())
     return training_data.training(work, indexes, work.local_folder / "processor", ())
 
 
@@ -104,19 +104,19 @@ def test_wrong_mixes_are_refused(override: str, says: str, capsys: pytest.Captur
 def test_a_source_without_an_index_names_the_job(data: Path) -> None:
     work = workspace(data, f"data.mix.none.tars={data}")
     with pytest.raises(Exception, match=rf"has no index; run the index job: .* data\.tars={data}"):
-        training_data.indexes(work, work.newest_index())
+        training_data.open_indexes(work, work.newest_index())
 
 
 def test_the_same_samples_twice_are_refused(data: Path) -> None:
     work = workspace(data, f"data.mix.again.tars={data / 'named'}")
     with pytest.raises(ConfigError, match=r"data\.mix\.again and data\.mix\.named hold the same samples"):
-        training_data.indexes(work, work.newest_index())
+        training_data.open_indexes(work, work.newest_index())
 
 
 def test_without_a_mix_data_tars_is_trained_on(data: Path) -> None:
     work = workspace(data, "data.mix={}")
     judged = work.newest_index()
-    assert training_data.indexes(work, judged) == {"": judged}
+    assert training_data.open_indexes(work, judged) == {"": judged}
     assert training_data.facts(work, judged) == training_data.index_facts(judged, work.tars)
 
 
@@ -137,7 +137,7 @@ def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
     with pytest.raises(
         DataError, match=r"named was indexed as pairs, and data\.mix\.named\.members=texts; run the index"
     ):
-        training_data.indexes(work, work.newest_index())
+        training_data.open_indexes(work, work.newest_index())
 
 
 def test_one_folder_cannot_be_two_things(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

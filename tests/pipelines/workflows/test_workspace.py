@@ -58,12 +58,12 @@ def test_a_run_goes_on_with_the_versions_that_it_began_with(tmp_path: Path, caps
     out = capsys.readouterr().out
     assert f"run kept continues with index {first['tars'][:12]} of {tmp_path / 'tars'}, with which it began" in out
     assert newest["tars"][:12] in out
-    assert {name: index.hash for name, index in training_data.indexes(work, judged).items()} == {
+    assert {name: index.hash for name, index in training_data.open_indexes(work, judged).items()} == {
         name: first[name] for name in ("one", "two")
     }
     training_data.record(work, judged, as_tracker)
     assert tracker.data[0] == tracker.data[1]
-    of_newest = training_data.indexes(work, judged, newest=True)
+    of_newest = training_data.open_indexes(work, judged, newest=True)
     assert {name: index.hash for name, index in of_newest.items()} == {name: newest[name] for name in ("one", "two")}
     assert workspace(tmp_path, "another").index().hash == newest["tars"]
 

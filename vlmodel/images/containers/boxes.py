@@ -33,7 +33,7 @@ def read_brands(data: bytes) -> Header | None:
 
 def jpeg2000_end(data: bytes, _header: Header | None = None) -> int | None:
     """Position after the last tile, by the lengths of the tile-parts."""
-    at, end = _codestream(data)
+    at, end = _codestream_range(data)
     if at < 0:
         return None
     at += 2
@@ -49,7 +49,7 @@ def jpeg2000_end(data: bytes, _header: Header | None = None) -> int | None:
 def media_end(data: bytes, _header: Header) -> int | None:
     """Position after the last box of an AVIF or HEIC image; what follows, such as a film, has other boxes or none."""
     image_end, has_image = 0, False
-    for kind, _start, end in _boxes(data, 0, len(data)):
+    for kind, _start, end in _iterate_boxes(data, 0, len(data)):
         if kind not in _IMAGE_BOXES:
             break
         image_end, has_image = end, has_image or kind == b"meta"
@@ -58,15 +58,15 @@ def media_end(data: bytes, _header: Header) -> int | None:
 
 def without_exif_item(data: bytes) -> bytes:
     """An AVIF whose EXIF item has a type unknown to libavif: Pillow refuses broken EXIF, and AVIF turns without it."""
-    for kind, start, end in _boxes(data, 0, len(data)):
+    for kind, start, end in _iterate_boxes(data, 0, len(data)):
         if kind != b"meta":
             continue
-        for inner, first, last in _boxes(data, start + 4, min(end, len(data))):  # after a version and flags
+        for inner, first, last in _iterate_boxes(data, start + 4, min(end, len(data))):  # after a version and flags
             if inner != b"iinf":
                 continue
             patched = bytearray(data)
             items = first + (6 if data[first : first + 1] == b"\0" else 8)
-            for item, place, _ in _boxes(data, items, min(last, len(data))):
+            for item, place, _ in _iterate_boxes(data, items, min(last, len(data))):
                 name = place + (8 if data[place : place + 1] == b"\2" else 10)
                 if item == b"infe" and data[name : name + 4] == b"Exif":
                     patched[name : name + 4] = b"skip"
@@ -74,7 +74,7 @@ def without_exif_item(data: bytes) -> bytes:
     return data
 
 
-def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _iterate_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start of the content, end) of each box; the last one may exceed ``end``."""
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
@@ -89,17 +89,19 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at = box_end
 
 
-def _codestream(data: bytes) -> tuple[int, int]:
+def _codestream_range(data: bytes) -> tuple[int, int]:
     """Start and end of the codestream, as far as the file goes; (-1, 0) if there is none."""
     if data.startswith(CODESTREAM):
         return 0, len(data)
-    places = ((start, min(end, len(data))) for kind, start, end in _boxes(data, 0, len(data)) if kind == b"jp2c")
+    places = (
+        (start, min(end, len(data))) for kind, start, end in _iterate_boxes(data, 0, len(data)) if kind == b"jp2c"
+    )
     return next(places, (-1, 0))
 
 
 def _jpeg2000_size(data: bytes) -> tuple[int, int] | None:
     """The codestream's size, which is what a decoder allocates; the box before it may state another."""
-    at, _ = _codestream(data)
+    at, _ = _codestream_range(data)
     if at < 0 or not data.startswith(CODESTREAM, at) or at + 24 > len(data):
         return None
     right, bottom, left, top = (big(data, at + 8 + 4 * n) for n in range(4))

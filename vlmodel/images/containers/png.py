@@ -17,7 +17,7 @@ def read(data: bytes) -> Header:
     """The header, from all chunks: metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp, file_end = b"", b"", 0
-    for kind, start, end in _chunks(data):
+    for kind, start, end in _iterate_chunks(data):
         file_end = end
         if kind in _PIXEL_CHUNKS:
             continue
@@ -30,9 +30,9 @@ def read(data: bytes) -> Header:
         elif kind in (b"iTXt", b"zTXt", b"tEXt"):
             keyword, _, text = data[start + 8 : end - 4].partition(b"\0")
             if keyword == b"XML:com.adobe.xmp":
-                xmp = _text(kind, text)
+                xmp = _chunk_text(kind, text)
             elif keyword == b"Raw profile type exif" and not exif:
-                exif = _raw_profile(_text(kind, text))
+                exif = _raw_profile(_chunk_text(kind, text))
     if file_end and data[file_end - 8 : file_end - 4] == b"IEND" and file_end < len(data):
         metadata.append((file_end, len(data)))
     size = (big(data, 20), big(data, 16)) if data[12:16] == b"IHDR" else None
@@ -41,10 +41,10 @@ def read(data: bytes) -> Header:
 
 def image_end(data: bytes, _: Header) -> int | None:
     """Position after the end chunk."""
-    return next((end for kind, _, end in _chunks(data) if kind == b"IEND"), None)
+    return next((end for kind, _, end in _iterate_chunks(data) if kind == b"IEND"), None)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start, end) of each complete chunk, up to the end chunk."""
     at = 8
     while at + 12 <= len(data):
@@ -57,18 +57,20 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
-def _text(kind: bytes, text: bytes) -> bytes:
+def _chunk_text(kind: bytes, text: bytes) -> bytes:
     """The text after a chunk's keyword, decompressed."""
     if kind == b"tEXt":
         return text
     if kind == b"zTXt":
-        return _inflated(text[1:])
+        return _decompress_zlib(text[1:])
     is_compressed, rest = text[:1] == b"\1", text[2:].split(b"\0", 2)
-    return (_inflated(rest[2]) if is_compressed else rest[2]) if len(rest) == 3 else b""
+    return (_decompress_zlib(rest[2]) if is_compressed else rest[2]) if len(rest) == 3 else b""
 
 
 def _raw_profile(text: bytes) -> bytes:
-    """EXIF as ImageMagick writes it: a name, a length and the bytes in hexadecimal, a line each."""
+    """Parse EXIF in ImageMagick's text form: a line with a name, a line with a length, then the bytes in hexadecimal.
+    b"" if it is not of that form.
+    """
     lines = text.split(b"\n", 3)
     try:
         return bytes.fromhex(lines[3].decode("ascii")) if len(lines) == 4 else b""
@@ -76,7 +78,7 @@ def _raw_profile(text: bytes) -> bytes:
         return b""
 
 
-def _inflated(data: bytes) -> bytes:
+def _decompress_zlib(data: bytes) -> bytes:
     try:
         return zlib.decompressobj().decompress(data, _MAX_TEXT)
     except zlib.error:

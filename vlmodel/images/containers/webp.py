@@ -31,7 +31,7 @@ def read(data: bytes) -> Header:
         at = end
     if at == file_end < len(data):
         metadata.append((file_end, len(data)))
-    return Header("webp", orientation(exif, xmp), tuple(metadata), size=_size(data))
+    return Header("webp", orientation(exif, xmp), tuple(metadata), size=_read_size(data))
 
 
 def without_flags(data: bytes) -> bytes:
@@ -48,7 +48,7 @@ def image_end(data: bytes, _: Header) -> int | None:
     return end if end <= len(data) else None
 
 
-def _size(data: bytes) -> tuple[int, int] | None:
+def _read_size(data: bytes) -> tuple[int, int] | None:
     if len(data) < 30:
         return None
     match data[12:16]:

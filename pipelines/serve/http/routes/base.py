@@ -193,7 +193,7 @@ class RequestHandler:
         """
         try:
             async with asyncio.timeout_at(self._deadline):
-                return await _read(self._request, request_type, self._config)
+                return await _parse_request(self._request, request_type, self._config)
         except TimeoutError:
             limit_s = self._config.request_timeout_s
             message = f"the request did not arrive within {limit_s:g} s; send a smaller image"
@@ -264,7 +264,7 @@ def clip_probability(value: float) -> float:
     return min(1.0, max(0.0, float(value)))
 
 
-async def _read(request: Request, request_type: type[RequestT], config: ServeConfig) -> RequestT:
+async def _parse_request(request: Request, request_type: type[RequestT], config: ServeConfig) -> RequestT:
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     media_type = content_type.decode("latin-1").lower()
     limits = {"questions": config.max_questions, "texts": config.max_texts}
@@ -277,7 +277,7 @@ async def _read(request: Request, request_type: type[RequestT], config: ServeCon
             fields = await _read_form(request, request_type.repeatable, options, config)
             return request_type.model_validate(fields, context=limits)
     except ValidationError as error:
-        raise _explain(error, request_type) from None
+        raise _validation_message(error, request_type) from None
     raise ApiError(
         415,
         "unsupported_media_type",
@@ -346,7 +346,7 @@ def _utf_8(latin_1: str) -> str:
         raise ApiError(400, "bad_request", message) from None
 
 
-def _explain(error: ValidationError, request_type: type[TaskRequest]) -> ApiError:
+def _validation_message(error: ValidationError, request_type: type[TaskRequest]) -> ApiError:
     """The first few problems in one message; what the client sent is quoted only where it is short."""
     details = error.errors(include_url=False, include_context=False)
     code = details[0]["type"]

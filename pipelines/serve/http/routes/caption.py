@@ -110,39 +110,43 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
         service_request = ServiceRequest("caption", body.image, (), body.top_k, body.attention)
         if not body.stream:
             result = await handler.within_time(service.run(service_request))
-            return handler.respond(CaptionResponse, result, **_fields(result))
+            return handler.respond(CaptionResponse, result, **_result_fields(result))
         stream = await handler.within_time(service.stream_caption(service_request))
         return StreamingResponse(
-            _events(handler, request, stream), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            _caption_events(handler, request, stream),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
         )
 
     return routes
 
 
-async def _events(handler: base.RequestHandler, request: Request, stream: CaptionStream) -> AsyncIterator[bytes]:
+async def _caption_events(
+    handler: base.RequestHandler, request: Request, stream: CaptionStream
+) -> AsyncIterator[bytes]:
     """The events of a stream. The status was sent before, so an error is an event too."""
     try:
         # Closed also if the client leaves, so that a caption that nobody awaits is not generated.
         async with aclosing(stream):
             while isinstance(piece := await handler.within_time(anext(stream)), str):
-                yield _event("piece", CaptionPiece(text=piece).model_dump_json().encode())
-            whole = handler.body(CaptionResponse, piece, **_fields(piece))
-            yield _event("done", whole.model_dump_json().encode())
+                yield _server_sent_event("piece", CaptionPiece(text=piece).model_dump_json().encode())
+            whole = handler.body(CaptionResponse, piece, **_result_fields(piece))
+            yield _server_sent_event("done", whole.model_dump_json().encode())
     except ApiError as error:
         request.scope[ERROR_CODE] = error.code
-        yield _event("error", error_body(error))
+        yield _server_sent_event("error", error_body(error))
     except Exception:
         _log.exception("a streamed caption failed")
         request.scope[ERROR_CODE] = internal().code
-        yield _event("error", error_body(internal()))
+        yield _server_sent_event("error", error_body(internal()))
 
 
-def _event(name: str, data: bytes) -> bytes:
+def _server_sent_event(name: str, data: bytes) -> bytes:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html; JSON on one line needs no more."""
     return b"event: %s\ndata: %s\n\n" % (name.encode(), data)
 
 
-def _fields(result: ServiceResult) -> dict[str, Any]:
+def _result_fields(result: ServiceResult) -> dict[str, Any]:
     [prediction] = result.result
     captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
     return {"captions": captions, "attention": base.attention_map(prediction)}

@@ -101,6 +101,6 @@ def test_language() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "py3langid.langid", None)
-    language._identifier.cache_clear()
+    language._language_identifier.cache_clear()
     with pytest.raises(DataError, match=r"needs the package py3langid; install it"):
         language.check_languages(["en"])

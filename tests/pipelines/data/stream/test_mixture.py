@@ -55,11 +55,11 @@ def shares_at(mixture: MixturePlan, temperature: float) -> np.ndarray:
 @settings(deadline=None, max_examples=50)
 @given(mixtures(), st.integers(0, 400))
 def test_each_source_keeps_the_order_that_it_has_alone(mixture: MixturePlan, stop: int) -> None:
-    indices = mixture.take(0, stop)
+    indices = mixture.samples_between(0, stop)
     assert len(indices) == stop
     for number, own in enumerate(mixture.plans):
         mine = [sample[1:] for sample in samples(indices) if sample[0] == number]
-        assert mine == [sample[1:] for sample in samples(own.take(0, len(mine)))]
+        assert mine == [sample[1:] for sample in samples(own.samples_between(0, len(mine)))]
         assert mixture.counts_before(stop)[number] == len(mine)
         # And so each of its epochs that is complete holds each of its samples once.
         for epoch in range(len(mine) // own.size):
@@ -73,7 +73,9 @@ def test_each_source_keeps_the_order_that_it_has_alone(mixture: MixturePlan, sto
 def test_any_position_can_be_sought_directly(mixture: MixturePlan, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, 300))
     stop = data.draw(st.integers(start, 300))
-    assert samples(replace(mixture).take(start, stop)) == samples(mixture.take(0, 300))[start:stop]
+    assert (
+        samples(replace(mixture).samples_between(start, stop)) == samples(mixture.samples_between(0, 300))[start:stop]
+    )
 
 
 @settings(deadline=None, max_examples=50)
@@ -102,7 +104,7 @@ def test_proportional_shares_show_each_sample_once_an_epoch(
     plans = tuple(plan(number, one, seed) for number, one in enumerate(shards))
     names = tuple(f"s{number}" for number in range(len(plans)))
     mixture = MixturePlan(names, plans, tuple(p.size for p in plans), block=block)
-    indices = mixture.take(epoch * mixture.size, (epoch + 1) * mixture.size)
+    indices = mixture.samples_between(epoch * mixture.size, (epoch + 1) * mixture.size)
     everything = [(n, epoch, s, r) for n, one in enumerate(shards) for s, k in enumerate(one) for r in range(k)]
     assert sorted(samples(indices)) == everything
 
@@ -116,7 +118,7 @@ def test_a_single_source_has_its_own_order(
     mixture = MixturePlan(("only",), (own,), (weight,), block=block)
     start = data.draw(st.integers(0, 3 * own.size))
     stop = data.draw(st.integers(start, 3 * own.size))
-    assert samples(mixture.take(start, stop)) == samples(own.take(start, stop))
+    assert samples(mixture.samples_between(start, stop)) == samples(own.samples_between(start, stop))
     assert mixture.size == own.size
 
 
@@ -126,7 +128,7 @@ def test_workers_change_nothing_but_the_cut(mixture: MixturePlan, batch: int, ep
     schedule = Schedule(mixture, batch, epochs)
     assert sum(map(schedule.step_samples, range(schedule.steps))) == epochs * mixture.size
     step = data.draw(st.integers(0, schedule.steps - 1))
-    whole = samples(mixture.take(step * batch, step * batch + schedule.step_samples(step)))
+    whole = samples(mixture.samples_between(step * batch, step * batch + schedule.step_samples(step)))
     for parts in (1, 2, 3, 8):
         cut = [samples(schedule.part(step, number, parts)) for number in range(parts)]
         assert [sample for part in cut for sample in part] == whole
@@ -164,7 +166,7 @@ def test_a_rare_source_has_its_turn_in_every_block() -> None:
 def test_the_order_is_stable_for_ever() -> None:
     """Written down once: a changed order would break the resume of every running training."""
     mixture = MixturePlan(("a", "b"), (plan(0, [2, 3], 7), plan(1, [4], 7)), (2.0, 1.0), (1.0, 2.0), 2, 4)
-    assert samples(mixture.take(0, 9)) == ORDER_OF_SEED_7
+    assert samples(mixture.samples_between(0, 9)) == ORDER_OF_SEED_7
 
 
 ORDER_OF_SEED_7 = [
@@ -187,7 +189,7 @@ def test_order_depends_on_all_that_it_is_made_of(change: dict[str, object]) -> N
     mixture = MixturePlan(("a", "b"), (plan(0, [40]), plan(1, [40])), (1.0, 2.0))
     other = replace(mixture, **change)  # type: ignore[arg-type]
     assert mixture != other
-    assert samples(mixture.take(0, 80)) != samples(other.take(0, 80))
+    assert samples(mixture.samples_between(0, 80)) != samples(other.samples_between(0, 80))
 
 
 def test_a_longer_training_has_the_same_order_where_the_temperature_stays() -> None:
@@ -217,6 +219,6 @@ def test_a_billion_samples_of_many_sources_are_sought_in_a_moment() -> None:
     plans = tuple(Plan(f"big {n}", one, 0, window=100_000) for n, one in enumerate(shards))
     mixture = MixturePlan(("a", "b", "c"), plans, tuple(p.size for p in plans), (1.0, 3.0), epochs=10)
     position = 7 * mixture.size + 123_456_789
-    indices = mixture.take(position, position + 64)
+    indices = mixture.samples_between(position, position + 64)
     assert set(indices.source.tolist()) <= {0, 1, 2}
     assert sum(mixture.counts_before(position)) == position

@@ -24,7 +24,7 @@ def pairs(indices) -> list[tuple[int, int, int]]:
 @given(sizes, st.integers(0, 5), st.integers(1, 60), st.integers(0, 3), st.integers(1, 9))
 def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, window: int, epoch: int, block: int) -> None:
     p = plan(counts, seed, window, block=block)
-    indices = p.take(epoch * p.size, (epoch + 1) * p.size)
+    indices = p.samples_between(epoch * p.size, (epoch + 1) * p.size)
     everything = [(epoch, shard, row) for shard, n in enumerate(counts) for row in range(n)]
     assert sorted(pairs(indices)) == everything
 
@@ -33,7 +33,7 @@ def test_every_epoch_holds_every_sample_once(counts: list[int], seed: int, windo
 @given(sizes, st.integers(2, 9))
 def test_blocks_stay_together(counts: list[int], block: int) -> None:
     p = plan(counts, window=10_000, block=block)
-    order = pairs(p.take(0, p.size))
+    order = pairs(p.samples_between(0, p.size))
     for (_, shard, row), (_, next_shard, next_row) in itertools.pairwise(order):
         if (row + 1) % block and row + 1 < counts[shard]:
             assert (next_shard, next_row) == (shard, row + 1)
@@ -43,10 +43,10 @@ def test_blocks_stay_together(counts: list[int], block: int) -> None:
 @given(sizes, st.data())
 def test_any_position_can_be_sought_directly(counts: list[int], data: st.DataObject) -> None:
     p = plan(counts, window=7)
-    whole = pairs(p.take(0, 2 * p.size))
+    whole = pairs(p.samples_between(0, 2 * p.size))
     start = data.draw(st.integers(0, 2 * p.size))
     stop = data.draw(st.integers(start, 2 * p.size))
-    assert pairs(plan(counts, window=7).take(start, stop)) == whole[start:stop]
+    assert pairs(plan(counts, window=7).samples_between(start, stop)) == whole[start:stop]
 
 
 @settings(deadline=None)
@@ -75,7 +75,7 @@ def test_all_steps_together_are_the_epochs(counts: list[int], batch: int, epochs
 
 def test_the_order_is_stable_for_ever() -> None:
     """Written down once: a changed order would break the resume of every running training."""
-    indices = plan([3, 0, 2, 4], seed=7, window=5).take(0, 9)
+    indices = plan([3, 0, 2, 4], seed=7, window=5).samples_between(0, 9)
     assert pairs(indices) == ORDER_OF_SEED_7
 
 
@@ -87,20 +87,20 @@ def test_order_depends_on_identity_seed_and_window(change: dict[str, object]) ->
     arguments = {"identity": "an index", "counts": np.array([30, 30, 30]), "seed": 0, "window": 40}
     one, other = Plan(**arguments), Plan(**{**arguments, **change})  # type: ignore[arg-type]
     assert one != other
-    assert pairs(one.take(0, 90)) != pairs(other.take(0, 90))
+    assert pairs(one.samples_between(0, 90)) != pairs(other.samples_between(0, 90))
 
 
 def test_epochs_differ_and_evaluation_keeps_the_order_of_the_index() -> None:
     p = plan([20, 20], window=100)
-    assert p.take(0, 40).row.tolist() != p.take(40, 80).row.tolist()
+    assert p.samples_between(0, 40).row.tolist() != p.samples_between(40, 80).row.tolist()
     kept = plan([2, 1], shuffle=False)
-    assert pairs(kept.take(0, 6)) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
+    assert pairs(kept.samples_between(0, 6)) == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0)]
 
 
 def test_memory_and_seeking_grow_with_shards_not_samples() -> None:
     counts = np.full(10_000, 1_000_000)
     p = Plan("big", counts, 0, window=1_000_000)
-    indices = p.take(5 * p.size + 3_456_789_000, 5 * p.size + 3_456_789_064)
+    indices = p.samples_between(5 * p.size + 3_456_789_000, 5 * p.size + 3_456_789_064)
     assert len(indices) == 64
     assert set(indices.epoch.tolist()) == {5}
 

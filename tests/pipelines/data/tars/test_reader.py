@@ -14,7 +14,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import parse_texts
 from pipelines.errors import DataError
-from pipelines.storage.folder import Folder, _merge
+from pipelines.storage.folder import Folder, _merge_ranges
 from tests.pipelines.data.tar_maker import photo, samples, tar_bytes, texts, write_tar
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -102,8 +102,8 @@ def test_a_changed_shard_is_refused(index, tmp_path):
 
 def test_neighbouring_ranges_are_read_together():
     ranges = [(1000, 10), (0, 100), (100, 50), (400, 100), (4000, 5)]
-    assert _merge(ranges, gap=300) == [(0, 500, [1, 2, 3]), (1000, 1010, [0]), (4000, 4005, [4])]
-    assert _merge([(0, 20 << 20), (20 << 20, 1)], gap=0) == [(0, 20 << 20, [0]), (20 << 20, (20 << 20) + 1, [1])]
+    assert _merge_ranges(ranges, gap=300) == [(0, 500, [1, 2, 3]), (1000, 1010, [0]), (4000, 4005, [4])]
+    assert _merge_ranges([(0, 20 << 20), (20 << 20, 1)], gap=0) == [(0, 20 << 20, [0]), (20 << 20, (20 << 20) + 1, [1])]
 
 
 class FlakyFileSystem(MemoryFileSystem):

@@ -35,26 +35,26 @@ def machines(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 
 def test_several_machines_get_the_python_proxy_and_are_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, "10.0.0.1", "10.0.0.2", "10.0.0.2")
-    chosen, reason = ingress.choose(ServeConfig(), "127.0.0.1:8000")
+    chosen, reason = ingress.choose_ingress(ServeConfig(), "127.0.0.1:8000")
     assert (chosen.is_haproxy, chosen.host) == (False, "127.0.0.1")
     assert chosen.environment == {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
     assert reason.startswith("the cluster has 2 machines")
     with pytest.raises(ServeError, match=r"serve\.ingress is 'haproxy', and the cluster has 2 machines.*=auto"):
-        ingress.choose(ServeConfig(ingress="haproxy"), "127.0.0.1:8000")
-    assert ingress.choose(ServeConfig(ingress="python"), "127.0.0.1:8000") == (chosen, "")
+        ingress.choose_ingress(ServeConfig(ingress="haproxy"), "127.0.0.1:8000")
+    assert ingress.choose_ingress(ServeConfig(ingress="python"), "127.0.0.1:8000") == (chosen, "")
 
 
 def test_without_its_program_there_is_a_reason(monkeypatch: pytest.MonkeyPatch, folders: Path) -> None:
     monkeypatch.setattr(haproxy, "binary", lambda: None)
-    assert "no HAProxy on this machine" in str(ingress._prepare(ServeConfig(), "127.0.0.1:8000"))
+    assert "no HAProxy on this machine" in str(ingress._prepare_haproxy(ServeConfig(), "127.0.0.1:8000"))
     monkeypatch.setattr(haproxy, "binary", lambda: "/bin/false")
-    assert "/bin/false does not run" in str(ingress._prepare(ServeConfig(), "127.0.0.1:8000"))
+    assert "/bin/false does not run" in str(ingress._prepare_haproxy(ServeConfig(), "127.0.0.1:8000"))
     assert list(folders.iterdir()) == []
 
 
 @needs_haproxy
 def test_each_service_has_a_folder_of_its_own_and_a_port_of_its_own(folders: Path) -> None:
-    one, other = (ingress._prepare(ServeConfig(port=port), f"127.0.0.1:{port}") for port in (8001, 8002))
+    one, other = (ingress._prepare_haproxy(ServeConfig(port=port), f"127.0.0.1:{port}") for port in (8001, 8002))
     assert isinstance(one, Ingress)
     assert isinstance(other, Ingress)
     paths = [name for name in one.environment if str(folders) in one.environment[name]]
@@ -71,7 +71,7 @@ def test_each_service_has_a_folder_of_its_own_and_a_port_of_its_own(folders: Pat
 
 @needs_haproxy
 def test_paths_of_sockets_leave_room_for_the_names_of_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepared = ingress._prepare(ServeConfig(), "127.0.0.1:8000")
+    prepared = ingress._prepare_haproxy(ServeConfig(), "127.0.0.1:8000")
     assert isinstance(prepared, Ingress)
     try:
         for name in ("RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH"):
@@ -89,7 +89,7 @@ def test_the_settings_reach_haproxy(folders: Path, tmp_path: Path) -> None:
         "tls": {"certificate": own.certificate, "key": own.key}, "request_timeout_s": 2.5, "shutdown_timeout_s": 3.0,
         "ingress_metrics_port": 9101,
     }  # fmt: skip
-    prepared = ingress._prepare(parse(ServeConfig, changed), "127.0.0.1:8000")
+    prepared = ingress._prepare_haproxy(parse(ServeConfig, changed), "127.0.0.1:8000")
     assert isinstance(prepared, Ingress)
     certificate = Path(prepared.folder) / "service.pem"
     expected = Options("127.0.0.1:8000", str(certificate), "127.0.0.1:9101", 3)

@@ -250,7 +250,7 @@ class Machine:
         """The threads of each pass within so long."""
         end, taken = self.now + during_s, []
         while self.now < end:
-            number = self.choice.choose(self.now)
+            number = self.choice.choose_threads(self.now)
             self.now += seconds[number]
             self.choice.record(number, seconds[number], self.now)
             taken.append(number)
@@ -287,9 +287,9 @@ def test_a_slow_pass_by_chance_costs_seconds_and_one_that_is_little_slower_nothi
     machine = Machine(2)
     machine.passes(QUIET, 60)
     machine.choice.record(2, 0.045, machine.now)
-    assert machine.choice.choose(machine.now) == 2
+    assert machine.choice.choose_threads(machine.now) == 2
     machine.choice.record(2, 1.0, machine.now)
-    assert machine.choice.choose(machine.now) == 1
+    assert machine.choice.choose_threads(machine.now) == 1
     assert machine.passes(QUIET, 4)[-1] == 2
 
 
