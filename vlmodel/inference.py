@@ -81,10 +81,10 @@ class Predictor:
             ImageError: an image cannot be decoded.
             ValueError: ``top_k`` below 1, or a task that the model does not have.
         """
-        batch = self.processor.collate_tasks(self.processor.images(examples), {self._task(task): examples})
+        batch = self.processor.collate_tasks(self.processor.images(examples), {self._task_name(task): examples})
         if not any(example.texts for example in examples):
             return [[] for _ in examples]
-        answers, attention_NHW = self._run(batch, top_k, attention, task, settings)
+        answers, attention_NHW = self._run_batch(batch, top_k, attention, task, settings)
         maps = attention_NHW if attention_NHW is not None else [None] * len(answers)
         flat = [Prediction(*pair) for pair in zip(answers, maps, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
@@ -94,7 +94,7 @@ class Predictor:
         self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any
     ) -> list[Answers]:
         """The ``top_k`` best answers to each row of a batch of the processor's."""
-        return self._run(batch, top_k, False, task, settings)[0]
+        return self._run_batch(batch, top_k, False, task, settings)[0]
 
     @torch.inference_mode()
     def embed_collated(
@@ -103,21 +103,21 @@ class Predictor:
         """Embeddings of the images (B, D) and the texts (N, D) of a batch, whose dot product is their similarity; None
         for a task that is not contrastive.
         """
-        name = self._task(task)
+        name = self._task_name(task)
         if not self.model.decoder.task_decoders()[name].is_contrastive:
             return None
-        decoder, encoded = self._encode(batch, name, attention=False)
+        decoder, encoded = self._encode_batch(batch, name, attention=False)
         image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in decoder.embed(encoded))
         return image_BD, text_ND
 
-    def _task(self, task: str | None) -> str:
+    def _task_name(self, task: str | None) -> str:
         names = list(self.processor.tasks)
         if task is not None and task not in names:
             raise ValueError(f"this model has no task {task!r}; it has {', '.join(map(repr, names))}")
         return names[0] if task is None else task
 
     @torch.inference_mode()
-    def _run(
+    def _run_batch(
         self,
         batch: Mapping[str, NDArray[Any]],
         top_k: int,
@@ -128,7 +128,7 @@ class Predictor:
         """The answers to each row and, on request, its attention to the image grid (N, H, W)."""
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
-        decoder, encoded = self._encode(batch, self._task(task), attention)
+        decoder, encoded = self._encode_batch(batch, self._task_name(task), attention)
         answers = decoder.answer(encoded, self.processor, top_k, **settings)
         joint = encoded.joint
         if not attention or joint is None:
@@ -144,7 +144,9 @@ class Predictor:
         sums_N11 = map_NHW.sum((1, 2), keepdim=True).clamp_min(torch.finfo(map_NHW.dtype).tiny)
         return answers, (map_NHW / sums_N11).cpu().numpy()
 
-    def _encode(self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool) -> tuple[Decoder, DecoderInput]:
+    def _encode_batch(
+        self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
+    ) -> tuple[Decoder, DecoderInput]:
         """The task's decoder and its input."""
         decoder = self.model.decoder.task_decoders()[task]
         arrays = {

@@ -196,10 +196,10 @@ class VLProcessor:
         """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
-            rows |= join(task, self._rows(self.tasks[task], of_task))
+            rows |= join(task, self._collate_rows(self.tasks[task], of_task))
         return rows
 
-    def _rows(self, spec: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
+    def _collate_rows(self, spec: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
         counts = [len(example.texts) for example in examples]
         targets = list(chain.from_iterable(map(_targets_of, examples)))
         rows: dict[str, NDArray[np.generic]] = {
@@ -229,7 +229,7 @@ class VLProcessor:
         """
         if not texts:
             empty_N, ids_NT, mask_NT = np.zeros(0, np.int64), np.zeros((0, 1), np.int64), np.zeros((0, 1), np.bool_)
-            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._distinct(empty_N, empty_N, mask_NT)
+            return {"input_ids_NT": ids_NT, "text_mask_NT": mask_NT} | self._distinct_texts(empty_N, empty_N, mask_NT)
         rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         encoded = self.tokenizer(
             list(rows), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="np"
@@ -240,7 +240,7 @@ class VLProcessor:
         return {
             "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False)[row_N],
             "text_mask_NT": mask_UT[row_N],
-        } | self._distinct(distinct_U, row_N, mask_UT)
+        } | self._distinct_texts(distinct_U, row_N, mask_UT)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which of the texts ``tokenize`` cuts off."""
@@ -302,7 +302,7 @@ class VLProcessor:
         normalizer = tree.get("normalizer", "none")
         return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, normalizer)
 
-    def _distinct(
+    def _distinct_texts(
         self, distinct_U: NDArray[np.int64], row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]
     ) -> dict[str, NDArray[np.generic]]:
         if self.config.length_groups == 1:

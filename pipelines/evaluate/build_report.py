@@ -94,13 +94,13 @@ class _Comparisons:
 
     @cached_property
     def scores(self) -> ExampleScores:
-        return self._score(self.answers)
+        return self._score_examples(self.answers)
 
     def add(self, name: str, description: str, predicted: Sequence[str], metrics: Metrics | None = None) -> None:
         """Compare with a baseline's answers to all rows."""
         table = _with_columns(self.answers, predicted=predicted)
         self.baselines[name] = self.metrics_of(table) if metrics is None else metrics
-        self.comparisons.append(compare(name, description, self.scores, self._score(table)))
+        self.comparisons.append(compare(name, description, self.scores, self._score_examples(table)))
 
     def add_shuffled_images(self) -> None:
         """Compare with the model's own answers about other images, on the rows that have them."""
@@ -112,9 +112,9 @@ class _Comparisons:
         self.baselines[name] = self.metrics_of(shuffled)
         if same.num_rows < self.answers.num_rows:
             self.subset_metrics[name] = self.metrics_of(same)
-        self.comparisons.append(compare(name, description, self._score(same), self._score(shuffled)))
+        self.comparisons.append(compare(name, description, self._score_examples(same), self._score_examples(shuffled)))
 
-    def _score(self, table: pa.Table) -> ExampleScores:
+    def _score_examples(self, table: pa.Table) -> ExampleScores:
         return score_examples(table, self.spec, self.normalizer)
 
 

@@ -141,9 +141,9 @@ class ComparisonWriter:
             by_day[day].append(comparison.model_dump_json(exclude_defaults=True))
         with self._write_lock:
             for day, lines in by_day.items():
-                self._write(day, "\n".join(lines).encode() + b"\n")
+                self._append_lines(day, "\n".join(lines).encode() + b"\n")
 
-    def _write(self, day: str, data: bytes) -> None:
+    def _append_lines(self, day: str, data: bytes) -> None:
         now = self._clock()
         if now - self._counted > _COUNT_VALID_S or self._bytes + len(data) > self._max_bytes:
             self._bytes = sum(file.size for name in self._folder.subfolders() for file in self._folder.files(name))

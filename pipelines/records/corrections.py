@@ -107,18 +107,18 @@ class Spool:
         day = time.strftime("%Y-%m-%d", time.gmtime(now / 1e9))
         text = correction.model_dump_json(exclude_none=True).encode()
         identifier = f"{now:020d}-{secrets.token_hex(4)}"
-        with self._exclusive():
+        with self._lock_spool():
             is_new = not (self.folder / day / IMAGES / name).exists()
             size = len(text) + (len(image) if is_new else 0)
             self._require_space(size, now)
             files = {f"{IMAGES}/{name}": image} if is_new else {}
-            self._write(Folder(str(self.folder / day)), files | {f"{CORRECTIONS}/{identifier}.json": text})
+            self._write_correction(Folder(str(self.folder / day)), files | {f"{CORRECTIONS}/{identifier}.json": text})
             self._bytes += size
             self._write_count()
         return identifier
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
+    def _lock_spool(self) -> Iterator[None]:
         """Excludes other threads and processes."""
         with self._lock:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -129,9 +129,9 @@ class Spool:
     def _require_space(self, size: int, now: int) -> None:
         counted = self._read_count()
         if counted is None or abs(now - counted) > _COUNT_VALID_NS:
-            self._recount(now)
+            self._recount_bytes(now)
         elif self._bytes + size > self.max_bytes and abs(now - counted) > _FULL_VALID_NS:
-            self._recount(now)  # days may have been removed
+            self._recount_bytes(now)  # days may have been removed
         if self._bytes + size > self.max_bytes:
             raise SpoolFullError(f"{self.folder} holds {self._bytes} of {self.max_bytes} bytes")
 
@@ -144,7 +144,7 @@ class Spool:
             return None
         return self._counted
 
-    def _recount(self, now: int) -> None:
+    def _recount_bytes(self, now: int) -> None:
         """Count the bytes, and remove partial files of killed writers: no writer is active now."""
         self._bytes, self._counted = _COUNT_BYTES, now
         for file in self.folder.rglob("*"):
@@ -166,7 +166,7 @@ class Spool:
             with suppress(OSError):
                 count.unlink(missing_ok=True)
 
-    def _write(self, day: Folder, files: Mapping[str, bytes]) -> None:
+    def _write_correction(self, day: Folder, files: Mapping[str, bytes]) -> None:
         written: list[str] = []
         try:
             for name, data in files.items():

@@ -68,7 +68,7 @@ class AliasChanges:
                     f"{_describe_version(over)}, and now {_describe_version(champion)} is the champion; judge it again"
                 )
             if champion != version:
-                self._tag(version, PROMOTION_TAG, {"reason": reason, "former": champion})
+                self._set_version_tag(version, PROMOTION_TAG, {"reason": reason, "former": champion})
                 self._client.set_registered_model_alias(self._name, CHAMPION, version)
                 log.info("%s version %s is the champion: %s", self._name, version, reason)
             model = replace(model, tags=self._versions.version(version).tags)
@@ -102,7 +102,7 @@ class AliasChanges:
                     f"{_describe_version(champion)} is the champion; look at it first"
                 )
             if champion == of:
-                self._tag(of, ROLLBACK_TAG, {"reason": reason, "to": previous})
+                self._set_version_tag(of, ROLLBACK_TAG, {"reason": reason, "to": previous})
                 self._client.set_registered_model_alias(self._name, CHAMPION, previous)
                 log.info("%s version %s is the champion again: %s", self._name, previous, reason)
             self._update_other_aliases(model, aliases)
@@ -134,7 +134,7 @@ class AliasChanges:
         if aliases.get(CHALLENGER) == champion.version:
             self._client.delete_registered_model_alias(self._name, CHALLENGER)
 
-    def _tag(self, version: str, tag: str, facts: Mapping[str, str | None]) -> None:
+    def _set_version_tag(self, version: str, tag: str, facts: Mapping[str, str | None]) -> None:
         record = {"at": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
         self._client.set_model_version_tag(self._name, version, tag, json.dumps(record))
 

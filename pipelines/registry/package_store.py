@@ -71,7 +71,7 @@ class PackageStore:
                 log.warning("the local copy of %s version %s is damaged; downloading", version.name, version.version)
                 shutil.rmtree(local)
         if not local.is_dir():
-            self._download(version, local, expected)
+            self._download_package(version, local, expected)
         folder = package.inference_folder(local)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
@@ -82,13 +82,13 @@ class PackageStore:
             ArtifactError: they differ.
         """
         with TemporaryDirectory() as scratch:
-            self._fetch(version, Path(scratch), _manifest_hash(version))
+            self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
 
-    def _download(self, version: ModelVersion, local: Path, expected: str) -> None:
+    def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(mkdtemp(prefix=".download-", dir=local.parent))
         try:
-            fetched = self._fetch(version, scratch, expected)
+            fetched = self._fetch_and_verify(version, scratch, expected)
             try:
                 fetched.rename(local)
             except OSError:
@@ -97,7 +97,7 @@ class PackageStore:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _fetch(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
+    def _fetch_and_verify(self, version: ModelVersion, scratch: Path, expected: str) -> Path:
         """Download the stored files of a version to ``scratch`` and verify them."""
         package.hide_progress_bar()
         with mlflow_errors(f"download version {version.version} of model {version.name!r}"):

@@ -81,7 +81,7 @@ class VisualQuestionAnswering(PythonModel):
         for start in range(0, len(images), IMAGES_AT_ONCE):
             some = images[start : start + IMAGES_AT_ONCE]
             examples = [Example(image, tuple(questions[row] for row in rows_of[image])) for image in some]
-            for image, answered in zip(some, self._answer(examples, top_k), strict=True):
+            for image, answered in zip(some, self._answer_batches(examples, top_k), strict=True):
                 for row, result in zip(rows_of[image], answered, strict=True):
                     results[row] = result
         # As objects, so that missing values are null in JSON and not NaN, which is invalid JSON.
@@ -89,7 +89,7 @@ class VisualQuestionAnswering(PythonModel):
         table = pd.DataFrame(results, index=model_input.index, columns=columns, dtype=object)
         return table if table["probability"].isna().any() else table.astype({"probability": float})
 
-    def _answer(self, examples: Sequence[Example], top_k: int) -> Iterator[list[_Row]]:
+    def _answer_batches(self, examples: Sequence[Example], top_k: int) -> Iterator[list[_Row]]:
         try:
             predicted = self.predictor.predict(examples, top_k=top_k)
         except ImageError as error:
@@ -98,7 +98,7 @@ class VisualQuestionAnswering(PythonModel):
                 return
             # The other images of the batch must get their answers.
             for example in examples:
-                yield from self._answer([example], top_k)
+                yield from self._answer_batches([example], top_k)
             return
         for predictions in predicted:
             yield [_prediction_row(prediction) for prediction in predictions]

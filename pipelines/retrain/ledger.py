@@ -116,7 +116,7 @@ class Ledger:
         if not self.path.is_dir():
             return []
         folders = [path for path in self.path.iterdir() if path.is_dir() and re.match(PATTERN, path.name)]
-        cycles = [self._read(folder) for folder in folders]
+        cycles = [self._read_cycle(folder) for folder in folders]
         return sorted((cycle for cycle in cycles if cycle.records), key=lambda cycle: _cycle_order(cycle.id))
 
     def unfinished(self) -> Cycle | None:
@@ -172,7 +172,7 @@ class Ledger:
         aside.mkdir(exist_ok=True)
         os.rename(self.path / cycle.id, aside / cycle.id)
 
-    def _read(self, folder: Path) -> Cycle:
+    def _read_cycle(self, folder: Path) -> Cycle:
         records: dict[str, Facts] = {}
         names = {file.name for file in folder.iterdir() if file.suffix == ".json"}
         for step in STEPS:

@@ -63,30 +63,32 @@ class Client:
     def ask(self, image: bytes, questions: Sequence[str], *, top_k: int = 5, attention: bool = False) -> VQAResponse:
         """The ``top_k`` most probable answers to each question about an image."""
         fields = {"question": questions, "top_k": str(top_k), "attention": str(attention).lower()}
-        return self._post("vqa", VQAResponse, image, fields)
+        return self._post_task("vqa", VQAResponse, image, fields)
 
     def caption(self, image: bytes, *, top_k: int = 1, attention: bool = False) -> CaptionResponse:
         """At most ``top_k`` captions of an image."""
-        return self._post("caption", CaptionResponse, image, {"top_k": str(top_k), "attention": str(attention).lower()})
+        return self._post_task(
+            "caption", CaptionResponse, image, {"top_k": str(top_k), "attention": str(attention).lower()}
+        )
 
     def match(self, image: bytes, texts: Sequence[str]) -> MatchResponse:
         """How well each text fits an image."""
-        return self._post("match", MatchResponse, image, {"text": texts})
+        return self._post_task("match", MatchResponse, image, {"text": texts})
 
     def embed(self, image: bytes | None = None, texts: Sequence[str] = ()) -> EmbedResponse:
         """An image, texts or both as vectors of length one."""
-        return self._post("embed", EmbedResponse, image, {"text": texts})
+        return self._post_task("embed", EmbedResponse, image, {"text": texts})
 
     def correct_answer(self, image: bytes, question: str, answer: str, *, version: str = "") -> FeedbackResponse:
         """Send the right answer; ``version`` is that of the model that was wrong."""
         fields = {"question": question, "answer": answer, "version": version}
-        return self._post("feedback", FeedbackResponse, image, fields)
+        return self._post_task("feedback", FeedbackResponse, image, fields)
 
     def correct_caption(self, image: bytes, caption: str, *, version: str = "") -> FeedbackResponse:
         """Send a right caption; ``version`` is that of the model that was wrong."""
-        return self._post("feedback", FeedbackResponse, image, {"caption": caption, "version": version})
+        return self._post_task("feedback", FeedbackResponse, image, {"caption": caption, "version": version})
 
-    def _post(
+    def _post_task(
         self, route: str, response_type: type[ResponseT], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
     ) -> ResponseT:
         # All fields as parts, as httpx does not send a form without files as multipart.

@@ -63,7 +63,7 @@ class Folder:
 
     def __init__(self, uri: str | os.PathLike[str]) -> None:
         self.uri = os.fspath(uri)
-        fs, root = self._open()
+        fs, root = self._open_filesystem()
         if isinstance(fs, LocalFileSystem):
             self.uri = root
 
@@ -71,10 +71,10 @@ class Folder:
         return {"uri": self.uri}
 
     @cached_property
-    def _location(self) -> tuple[AbstractFileSystem, str]:
-        return self._open()
+    def _filesystem_and_path(self) -> tuple[AbstractFileSystem, str]:
+        return self._open_filesystem()
 
-    def _open(self) -> tuple[AbstractFileSystem, str]:
+    def _open_filesystem(self) -> tuple[AbstractFileSystem, str]:
         try:
             # No cached listings, as other processes write here too.
             fs, root = url_to_fs(self.uri, use_listings_cache=False)
@@ -84,7 +84,7 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self._location[0], LocalFileSystem)
+        return isinstance(self._filesystem_and_path[0], LocalFileSystem)
 
     def _retrying(self, operation: Callable[[], T]) -> T:
         try:
@@ -99,14 +99,14 @@ class Folder:
             raise AccessError(f"{self.uri!r} denies access ({error}); {remedy}") from error
 
     def path(self, name: str) -> str:
-        return f"{self._location[1]}/{name}" if name else self._location[1]
+        return f"{self._filesystem_and_path[1]}/{name}" if name else self._filesystem_and_path[1]
 
     def files(self, subfolder: str = "") -> list[FileStamp]:
         """Files that lie directly in the folder, or in ``subfolder``, sorted by name; [] where it does not exist."""
-        fs, folder = self._location[0], self.path(subfolder)
+        fs, folder = self._filesystem_and_path[0], self.path(subfolder)
 
         def listing() -> list[dict[str, Any]]:
-            return [self._info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
+            return [self._checked_info(entry) for entry in fs.ls(folder, detail=True) if entry["type"] != "directory"]
 
         try:
             entries = self._retrying(listing)
@@ -120,12 +120,12 @@ class Folder:
         Raises:
             OSError: it does not exist, or the file system failed after several attempts.
         """
-        fs, path = self._location[0], self.path(name)
-        return _file_stamp(self._retrying(lambda: self._info(fs.info(path))))
+        fs, path = self._filesystem_and_path[0], self.path(name)
+        return _file_stamp(self._retrying(lambda: self._checked_info(fs.info(path))))
 
     def subfolders(self) -> list[str]:
         """Names of the folders directly in it, sorted; [] where it does not exist."""
-        fs, folder = self._location
+        fs, folder = self._filesystem_and_path
         try:
             entries = self._retrying(lambda: fs.ls(folder, detail=True))
         except (FileNotFoundError, NotADirectoryError):
@@ -134,7 +134,7 @@ class Folder:
         return sorted(names)
 
     def exists(self, name: str) -> bool:
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         return self._retrying(lambda: bool(fs.exists(path)))
 
     def read(self, name: str) -> bytes:
@@ -143,7 +143,7 @@ class Folder:
         Raises:
             OSError: it does not exist, or could not be read after several attempts.
         """
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         return self._retrying(lambda: bytes(fs.cat_file(path)))
 
     def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -182,7 +182,7 @@ class Folder:
 
     def _read_spans(self, name: str, spans: Sequence[tuple[int, int]]) -> Sequence[bytes | Exception]:
         """The bytes of each span (start, stop), or the error."""
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         if self.is_local:
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -198,7 +198,7 @@ class Folder:
 
         Named pipes, which may block for ever, and devices, which have no end, are refused.
         """
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
 
         def open_file() -> Any:
             if self.is_local and not stat.S_ISREG(os.stat(path).st_mode):
@@ -215,7 +215,7 @@ class Folder:
             with self.writing(name) as file:
                 file.write(data)
             return
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         self._retrying(lambda: fs.pipe_file(path, data))
 
     @contextmanager
@@ -223,7 +223,7 @@ class Folder:
         """A file to write piece by piece. It appears as a whole once the block ends without an error, or not at all;
         until then a file for an object store is on the local disk.
         """
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         if not self.is_local:
             with tempfile.NamedTemporaryFile(prefix="upload-") as staged:
                 yield staged
@@ -242,7 +242,7 @@ class Folder:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        fs, path, target = self._location[0], self.path(name), self.path(second)
+        fs, path, target = self._filesystem_and_path[0], self.path(name), self.path(second)
         if not self.is_local:
             self._retrying(lambda: fs.cp_file(path, target))
             return
@@ -252,19 +252,19 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Delete a file, if it exists."""
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         with suppress(FileNotFoundError):
             self._retrying(lambda: fs.rm_file(path))
 
     def remove_folder(self, name: str) -> None:
         """Delete a folder and its contents, if it exists."""
-        fs, path = self._location[0], self.path(name)
+        fs, path = self._filesystem_and_path[0], self.path(name)
         with suppress(FileNotFoundError):
             self._retrying(lambda: fs.rm(path, recursive=True))
 
-    def _info(self, entry: dict[str, Any]) -> dict[str, Any]:
+    def _checked_info(self, entry: dict[str, Any]) -> dict[str, Any]:
         # A listing describes a symbolic link itself, and an HTTP listing has no sizes.
-        fs: AbstractFileSystem = self._location[0]
+        fs: AbstractFileSystem = self._filesystem_and_path[0]
         try:
             if entry.get("islink"):
                 target = os.stat(entry["name"])
@@ -295,11 +295,11 @@ class ResumingStream:
         Raises:
             OSError: after several attempts in a row.
         """
-        data = self._retry(lambda: self._read(size))
+        data = self._retry(lambda: self._read_once(size))
         self.position += len(data)
         return data
 
-    def _read(self, size: int) -> bytes:
+    def _read_once(self, size: int) -> bytes:
         try:
             if self._file is None:
                 self._file = self._open_file()

@@ -56,7 +56,7 @@ class TrackingConfig(Section):
 
     @field_validator("model_name")
     @classmethod
-    def _registrable(cls, name: str) -> str:
+    def _check_model_name(cls, name: str) -> str:
         if not re.fullmatch(r"[\w.\- ]{1,200}", name):
             raise ValueError(f"{name!r} cannot name a registered model; use letters, digits, spaces and any of _ . -")
         return name

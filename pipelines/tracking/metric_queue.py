@@ -61,7 +61,7 @@ class MetricQueue:
         self._failure: Exception | None = None
         self._idle = threading.Condition()
         self._wake, self._closed = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metric-queue", daemon=True)
+        self._thread = threading.Thread(target=self._send_in_background, name="metric-queue", daemon=True)
         self._thread.start()
 
     @property
@@ -116,13 +116,13 @@ class MetricQueue:
             self._wake.set()
             self._thread.join(timeout=1.0)
 
-    def _run(self) -> None:
+    def _send_in_background(self) -> None:
         failures, lost_at = 0, 0.0
         while not self._closed.is_set():
             self._wake.wait(self._interval_s * min(2**failures, 16))
             self._wake.clear()
             try:
-                self._send()
+                self._send_pending()
             except Exception as error:  # whatever the store raises, training continues and the points stay queued
                 self._failure = error
                 if not failures:
@@ -138,7 +138,7 @@ class MetricQueue:
                 )  # fmt: skip
             failures, self._failure = 0, None
 
-    def _send(self) -> None:
+    def _send_pending(self) -> None:
         while True:
             with self._idle:
                 points = list(islice(self._points, self._batch))

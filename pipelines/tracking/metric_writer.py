@@ -96,7 +96,7 @@ class MetricWriter:
         self._save_unsent(self._queue.unsent())
 
     def _new_queue(self, unsent: Sequence[MetricPoint] = ()) -> MetricQueue:
-        return MetricQueue(self._write, self._written_steps, unsent=unsent)
+        return MetricQueue(self._write_points, self._written_steps, unsent=unsent)
 
     def _save_unsent(self, points: Sequence[MetricPoint]) -> None:
         assert self._unsent is not None
@@ -105,7 +105,7 @@ class MetricWriter:
         except OSError as error:  # if the disk is full, the checkpoint itself will fail
             log.warning("%d metric values are in memory only: %s", len(points), error)
 
-    def _write(self, points: Sequence[MetricPoint]) -> None:
+    def _write_points(self, points: Sequence[MetricPoint]) -> None:
         check_reachable(self._uri)
         from mlflow.entities import Metric
 

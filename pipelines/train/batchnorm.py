@@ -72,12 +72,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if not self.training or self.group is None:
             return super().forward(x_BCHW)
-        moments = self._moments(x_BCHW.detach())
+        moments = self._global_moments(x_BCHW.detach())
         self._update_running(moments.mean_C, moments.var_C * moments.n / (moments.n - 1).clamp_min(1))
         normalized_BCHW: Tensor = _Normalize.apply(x_BCHW, self.weight, self.bias, moments, self.eps, self.group)
         return normalized_BCHW
 
-    def _moments(self, x_BCHW: Tensor) -> _Moments:
+    def _global_moments(self, x_BCHW: Tensor) -> _Moments:
         if not x_BCHW.numel():
             return self._moments_of_others(x_BCHW)
         var_C, mean_C = torch.var_mean(x_BCHW.float(), dim=(0, 2, 3), correction=0)

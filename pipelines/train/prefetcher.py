@@ -26,16 +26,16 @@ class DevicePrefetcher:
     def __init__(self, batches: Iterator[Arrays], device: torch.device) -> None:
         self.waited_s = 0.0
         self._batches, self._device = batches, device
-        self._ahead = self._fetch() if device.type == "cuda" else None
+        self._ahead = self._fetch_batch() if device.type == "cuda" else None
 
     def __iter__(self) -> Iterator[tuple[Arrays, dict[str, Any]]]:
         return self
 
     def __next__(self) -> tuple[Arrays, dict[str, Any]]:
         if self._device.type != "cuda":
-            fetched = self._fetch()
+            fetched = self._fetch_batch()
         else:
-            fetched, self._ahead = self._ahead, self._fetch()
+            fetched, self._ahead = self._ahead, self._fetch_batch()
         if fetched is None:
             raise StopIteration
         return fetched
@@ -45,7 +45,7 @@ class DevicePrefetcher:
         if isinstance(self._batches, Generator):
             self._batches.close()
 
-    def _fetch(self) -> tuple[Arrays, dict[str, Any]] | None:
+    def _fetch_batch(self) -> tuple[Arrays, dict[str, Any]] | None:
         start = time.perf_counter()
         arrays = next(self._batches, None)
         self.waited_s += time.perf_counter() - start

@@ -49,7 +49,7 @@ class ProgressDisplay:
         self._bar = tqdm(total=steps, unit="step", desc=label, disable=not self._terminal, dynamic_ncols=True)
         self._shown = -1.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._thread = threading.Thread(target=self._follow_progress, daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
         self._thread.start()
@@ -58,14 +58,14 @@ class ProgressDisplay:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._show()
+        self._show_line()
         self._bar.close()
 
-    def _follow(self) -> None:
+    def _follow_progress(self) -> None:
         while not self._stop.wait(self._interval_s):
-            self._show()
+            self._show_line()
 
-    def _show(self) -> None:
+    def _show_line(self) -> None:
         try:
             metrics = cast("dict[str, float]", ray.get(self._progress_actor.read.remote(), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):

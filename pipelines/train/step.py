@@ -122,7 +122,7 @@ class TrainStep:
         factor = lr_factor(step, self.steps, self.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        grad_norm = self._update(totals)
+        grad_norm = self._update_weights(totals)
         return StepResult(totals, grad_norm, self.optimizer.param_groups[-1]["lr"])
 
     def raise_if_failed(self, step: int) -> None:
@@ -150,7 +150,7 @@ class TrainStep:
         return nullcontext()
 
     @torch.no_grad()
-    def _update(self, totals: Tensor) -> Tensor:
+    def _update_weights(self, totals: Tensor) -> Tensor:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         # DDP averages the gradients of all ranks; this rescales them to the mean over the global batch's texts.
         # If nothing is counted the gradient is zero, and must not be multiplied by infinity.

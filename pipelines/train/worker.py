@@ -203,7 +203,7 @@ class _Hooks:
         self._tracker.persist()
         folder = Path(tempfile.mkdtemp(prefix="checkpoint-"))
         try:
-            self._write(folder, progress, selection)
+            self._write_checkpoint(folder, progress, selection)
             ray.train.report(
                 metrics,
                 checkpoint=Checkpoint.from_directory(folder),
@@ -224,7 +224,7 @@ class _Hooks:
         )
         return bool(broadcast_from_rank_zero(answer))
 
-    def _write(self, folder: Path, progress: Progress, selection: float) -> None:
+    def _write_checkpoint(self, folder: Path, progress: Progress, selection: float) -> None:
         self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL)
         self._processor.save_pretrained(folder / checkpoint.MODEL)
         for file in self._spec.beside_model:

@@ -141,7 +141,7 @@ def test_correct_are_those_that_would_have_been_chosen(make_model: Callable[...,
     encoded = memory(2)
     ids_NT = torch.tensor([[2, 4, 5, 3], [2, 6, 3, 0]])
     mask_NT = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
-    x_NSD, seen_NS = decoder._memory(encoded)
+    x_NSD, seen_NS = decoder._cross_attention_memory(encoded)
     logits = decoder.inner(
         input_ids=ids_NT, encoder_hidden_states=x_NSD, encoder_attention_mask=seen_NS.long(), use_cache=False
     ).logits
@@ -194,7 +194,11 @@ def test_every_architecture(
     log_probability_N = torch.zeros(3)
     with torch.no_grad():
         for _ in range(8):
-            scores_NK = decoder._forward(decoder.inner, ids_NT, decoder._memory(encoded)).logits[:, -1].log_softmax(-1)
+            scores_NK = (
+                decoder._forward_texts(decoder.inner, ids_NT, decoder._cross_attention_memory(encoded))
+                .logits[:, -1]
+                .log_softmax(-1)
+            )
             alive_N = (ids_NT != 3).all(1)
             log_probability_N += scores_NK.max(-1).values * alive_N
             chosen_N = torch.where(alive_N, scores_NK.argmax(-1), 0)
@@ -248,12 +252,12 @@ def test_beams_rank_by_probability(architecture: str, make_model: Callable[..., 
     size = len(processor.tokenizer)
     found = decoder.answer(encoded, processor, 3, max_new_tokens=2, num_beams=2 * size)
     texts = [(a,) if a == 3 else (a, b) for a in range(size) for b in range(size) if a != 3 or b == 0]
-    x_NSD, mask_NS = decoder._memory(encoded)
+    x_NSD, mask_NS = decoder._cross_attention_memory(encoded)
     for n, answers in enumerate(found):
         scores = {}
         for text in texts:
             ids = torch.tensor([[2, *text]])
-            logits = decoder._forward(decoder.inner, ids[:, :-1], (x_NSD[n : n + 1], mask_NS[n : n + 1])).logits
+            logits = decoder._forward_texts(decoder.inner, ids[:, :-1], (x_NSD[n : n + 1], mask_NS[n : n + 1])).logits
             scores[text] = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).sum().exp().item()
         best = sorted(scores.items(), key=lambda item: -item[1])[:3]
         written = [processor.tokenizer.decode(text, skip_special_tokens=True).strip() for text, _ in best]
@@ -345,7 +349,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
     assert not weights_NLT[0, :, 4:].any()
     assert weights_NLT[1, :2].all()
     # By hand: the softmax of each head of each layer.
-    x_NSD, mask_NS = decoder._memory(encoded)
+    x_NSD, mask_NS = decoder._cross_attention_memory(encoded)
     seen: list[Tensor] = []
     for layer in decoder.inner.bert.encoder.layer:
         attention = layer.crossattention.self
@@ -359,7 +363,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
 
         attention.register_forward_pre_hook(weigh)
     ids_NT = torch.from_numpy(processor.tokenize_targets(texts)["target_ids_NT"])
-    decoder._forward(decoder.inner, ids_NT[:, :-1], (x_NSD, mask_NS))
+    decoder._forward_texts(decoder.inner, ids_NT[:, :-1], (x_NSD, mask_NS))
     expected = torch.stack(seen).mean(0)[..., :-1]
     torch.testing.assert_close(weights_NLT[0], expected[0])
     torch.testing.assert_close(weights_NLT[1, :2], expected[1, :2])
@@ -380,7 +384,7 @@ def test_a_joint_stream_of_one_token_is_attended_once(
     output = model(**batch)
     (encoded,) = seen
     decoder, joint = model.decoder, encoded.fused.tokens
-    x_NSD, mask_NS = decoder._memory(encoded)
+    x_NSD, mask_NS = decoder._cross_attention_memory(encoded)
     assert torch.equal(x_NSD, joint.pooled_BD.unsqueeze(1))
     assert mask_NS.shape == (3, 1)
     assert mask_NS.all()
@@ -388,7 +392,7 @@ def test_a_joint_stream_of_one_token_is_attended_once(
     assert torch.equal(weights_NLT, torch.ones(3, 4, 1))
     # Twice the same key is as good as once, so that models trained so write what they wrote.
     twice = DecoderInput({}, {}, Fused(joint, {}))
-    assert decoder._memory(twice)[0].shape == (3, 2, 16)
+    assert decoder._cross_attention_memory(twice)[0].shape == (3, 2, 16)
     targets = {name: batch[name] for name in ("target_ids_NT", "target_mask_NT", "weights_N")}
     torch.testing.assert_close(decoder(twice, **targets).loss_sum, output.loss_sum)
     written = [[row[0][0] for row in decoder.answer(given, processor, 1)] for given in (twice, encoded)]

@@ -52,7 +52,7 @@ class SequenceConfig(parts.DecoderPart):
     """transformers' configuration of the decoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
-    def _possible(self) -> SequenceConfig:
+    def _check_settings(self) -> SequenceConfig:
         if not self.pretrained and self.resolved is None:
             if reason := _causal.unsupported_reason(self.architecture):
                 raise ValueError(f"architecture={self.architecture!r} {reason}")
@@ -137,7 +137,7 @@ class SequenceDecoder(parts.Decoder):
         """
         if target_ids_NT is None or target_mask_NT is None:
             return parts.DecoderOutput()
-        memory = self._memory(encoded)
+        memory = self._cross_attention_memory(encoded)
         weights_NT = target_mask_NT[:, 1:].float()
         if weights_N is not None:
             weights_NT = weights_NT * weights_N[:, None]
@@ -146,7 +146,7 @@ class SequenceDecoder(parts.Decoder):
             # still has a gradient.
             memory = F.pad(memory[0], (0, 0, 0, 0, 0, 1)), F.pad(memory[1], (0, 0, 0, 1), value=True)
             target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
-        logits_NTK = self._forward(self.inner, target_ids_NT[:, :-1], memory).logits
+        logits_NTK = self._forward_texts(self.inner, target_ids_NT[:, :-1], memory).logits
         labels_NT = target_ids_NT[:, 1:]
         loss_NT = self._cross_entropy(logits_NTK, labels_NT, self.config.label_smoothing)
         correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
@@ -169,7 +169,7 @@ class SequenceDecoder(parts.Decoder):
             ValueError: ``streamer`` and more than one text.
         """
         streamer = settings.pop("streamer", None)
-        memory = self._memory(encoded)
+        memory = self._cross_attention_memory(encoded)
         count = len(memory[0])
         if streamer is not None and (count != 1 or top_k != 1 or settings.get("num_beams", 1) != 1):
             raise ValueError(
@@ -178,11 +178,11 @@ class SequenceDecoder(parts.Decoder):
             )
         if not count:
             return []
-        ids_NkT = self._generate(memory, self._generation(processor, top_k, settings), streamer)
+        ids_NkT = self._generate_ids(memory, self._generation_config(processor, top_k, settings), streamer)
         # One of the k after the other, so that it takes no more memory than training.
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
-            logits_NTK = self._forward(self.inner, ids_NT[:, :-1], memory).logits
+            logits_NTK = self._forward_texts(self.inner, ids_NT[:, :-1], memory).logits
             loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _up_to_end(ids_NT[:, 1:], self.end)
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
             ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
@@ -208,12 +208,14 @@ class SequenceDecoder(parts.Decoder):
             The tokens of each text with the one that ends it, and the attention (N, L, T), averaged over layers and
             heads, without that to the pooled vector. Padding has zeros.
         """
-        memory, length = self._memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
+        memory, length = self._cross_attention_memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
         targets = processor.tokenize_targets(texts)
         ids_NT, mask_NT = (
             torch.from_numpy(targets[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
         )
-        layers = self._forward(self._eager(), ids_NT[:, :-1], memory, output_attentions=True).cross_attentions
+        layers = self._forward_texts(
+            self._eager_attention_model(), ids_NT[:, :-1], memory, output_attentions=True
+        ).cross_attentions
         weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in layers]).mean(0)[..., :length]
         ids = [row[1 : int(count)] for row, count in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
         tokens = [list(processor.tokenizer.convert_ids_to_tokens(row)) for row in ids]
@@ -230,7 +232,7 @@ class SequenceDecoder(parts.Decoder):
                 p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention(self.inner, key)
             )
 
-    def _memory(self, encoded: DecoderInput) -> Memory:
+    def _cross_attention_memory(self, encoded: DecoderInput) -> Memory:
         tokens = encoded.fused.tokens
         x_NSD, mask_NS = tokens.x_BTD, tokens.mask_BT
         present_N1 = mask_NS.any(1, keepdim=True)
@@ -239,7 +241,7 @@ class SequenceDecoder(parts.Decoder):
             x_NSD = torch.cat([x_NSD, tokens.pooled_BD.unsqueeze(1)], dim=1)
         return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
 
-    def _forward(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
+    def _forward_texts(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
         """One pass over whole texts. Causal attention hides the padding on their right."""
         x_NSD, mask_NS = memory
         length = ids_NT.shape[1]
@@ -258,14 +260,14 @@ class SequenceDecoder(parts.Decoder):
             logits_NTK.float().flatten(0, 1), labels_NT.flatten(), reduction="none", label_smoothing=smoothing
         ).view_as(labels_NT)
 
-    def _eager(self) -> Any:
+    def _eager_attention_model(self) -> Any:
         """The same model, with the same weights, that returns its attention; other threads may be using ``inner``."""
         weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
         inner = copy.deepcopy(self.inner, {id(tensor): tensor for tensor in weights})
         inner.set_attn_implementation("eager")
         return inner
 
-    def _generate(self, memory: Memory, generation: Any, streamer: Any) -> Tensor:
+    def _generate_ids(self, memory: Memory, generation: Any, streamer: Any) -> Tensor:
         """The generated texts of each row (N, k, T), with the token that begins them."""
         from transformers import DynamicCache, EncoderDecoderCache
 
@@ -283,7 +285,7 @@ class SequenceDecoder(parts.Decoder):
         )
         return ids_NT.unflatten(0, (len(x_NSD), -1))
 
-    def _generation(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
+    def _generation_config(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
         from transformers import GenerationConfig
 
         self.config.check_generation(settings, top_k, processor.config.max_target_tokens)

@@ -25,7 +25,7 @@ class Config(parts.DecoderPart):
     """Weight of each unit (text, or token of a caption) of a task in loss and metrics; one if not given."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Config:
+    def _check_settings(self) -> Config:
         for name, head in self.heads.items():
             if not name.isidentifier():
                 raise ValueError(f"heads has {name!r}; a task's name has letters, digits and underscores only")
@@ -82,13 +82,13 @@ class MultiTask(parts.Decoder):
 
     def combine(self, decoded: Mapping[str, parts.DecoderOutput]) -> parts.DecoderOutput:
         return parts.DecoderOutput(
-            None, *(self._sum(decoded, name) for name in ("loss_sum", "count", "correct", "total"))
+            None, *(self._weighted_sum(decoded, name) for name in ("loss_sum", "count", "correct", "total"))
         )
 
     def forward(self, encoded: DecoderInput, **targets: Any) -> parts.DecoderOutput:
         raise TypeError("a multitask decoder is not called itself: call those of its tasks, each with its own rows")
 
-    def _sum(self, decoded: Mapping[str, parts.DecoderOutput], name: str) -> Tensor | None:
+    def _weighted_sum(self, decoded: Mapping[str, parts.DecoderOutput], name: str) -> Tensor | None:
         """The weighted sum of an attribute over the tasks."""
         values = [(self.weights[task], getattr(output, name)) for task, output in decoded.items()]
         if any(value is None for _, value in values):

@@ -65,11 +65,11 @@ class TransformerFusion(parts.Fusion):
         x_BTD = self.norm(x_BTD)
         if short:
             return Fused(Tokens(x_BTD, mask_BT[:, first], x_BTD[:, 0]), {}, keeps_sequence=False)
-        tokens = Tokens(x_BTD, mask_BT, self._pool(x_BTD, mask_BT, first))
+        tokens = Tokens(x_BTD, mask_BT, self._pool_sequence(x_BTD, mask_BT, first))
         given = {name: span for name, span in spans.items() if name in streams}
         return Fused(tokens, given, torch.stack(attention) if attention else None)
 
-    def _pool(self, x_BTD: Tensor, mask_BT: Tensor, first: slice | None) -> Tensor:
+    def _pool_sequence(self, x_BTD: Tensor, mask_BT: Tensor, first: slice | None) -> Tensor:
         if first is not None:
             return x_BTD[:, first.start]
         if self.mix is None:

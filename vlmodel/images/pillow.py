@@ -66,10 +66,10 @@ class OpenedImage(NamedTuple):
     def size(self) -> tuple[int, int]:
         """Height and width of the upright image, in pixels."""
         height, width = self.image.height, self.image.width
-        return (width, height) if self._orientation >= 5 else (height, width)
+        return (width, height) if self._exif_orientation >= 5 else (height, width)
 
     @property
-    def _orientation(self) -> int:
+    def _exif_orientation(self) -> int:
         if self.header.format != "avif":
             return self.header.orientation
         value = self.image.getexif().get(ORIENTATION, 1)  # Pillow's name for the container's own property
@@ -83,9 +83,9 @@ class OpenedImage(NamedTuple):
     def upright(self) -> Image.Image:
         """The decoded image as RGB, upright, on white where it is transparent."""
         rgb = _to_rgb(self.image)
-        if self._orientation == 1:
+        if self._exif_orientation == 1:
             return rgb
-        return Image.fromarray(np.ascontiguousarray(oriented(np.asarray(rgb), self._orientation)))
+        return Image.fromarray(np.ascontiguousarray(oriented(np.asarray(rgb), self._exif_orientation)))
 
 
 @contextmanager

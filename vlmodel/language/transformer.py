@@ -66,7 +66,7 @@ class Config(parts.LanguagePart):
     """transformers' configuration of the encoder; filled in when the model is created, and stored with it."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Config:
+    def _check_settings(self) -> Config:
         check_activation(self.activation, self.projection is not None)
         if not self.pretrained and self.resolved is None:
             if reason := _architectures.unsupported_reason(self.architecture):
@@ -75,7 +75,7 @@ class Config(parts.LanguagePart):
                 raise ValueError(f"architecture={self.architecture!r} cannot be built without layers; keep one or more")
             check_heads(self.width, self.heads)
             # The layers do not depend on the tokenizer, which is not known yet.
-            self._cut(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
+            self._cut_layers(self._from_scratch(parts.Vocabulary(size=100_000, padding=0, labels=0)))
         return self
 
     def resolve(self, vocabulary: parts.Vocabulary) -> Config:
@@ -127,9 +127,9 @@ class Config(parts.LanguagePart):
             ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or one layer is repeated.
         """
         assert self.resolved is not None
-        return self._cut(from_plain(self.resolved))
+        return self._cut_layers(from_plain(self.resolved))
 
-    def _cut(self, config: Any) -> Any:
+    def _cut_layers(self, config: Any) -> Any:
         if self.layers is not None:
             _architectures.keep_first_layers(config, self.layers)
         if self.frozen_layers > config.num_hidden_layers:
@@ -211,14 +211,14 @@ class TransformerEncoder(parts.LanguageEncoder):
             # parameter still has a gradient.
             one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
             return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self._project(*self.features(input_ids_NT, mask_NT))
+        return self._project_tokens(*self.features(input_ids_NT, mask_NT))
 
     def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         order_NT = _cls_first_order(mask_NT, self._architecture.cls)
         ordered_NT = mask_NT.take_along_dim(order_NT, 1)
         if self._architecture.cls == "first":
-            return self._encode(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
-        return self._encode(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
+            return self._encode_tokens(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
+        return self._encode_tokens(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
 
     def pooled_features(self, features_NTF: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
         assert self.config.can_pool_features()
@@ -228,11 +228,11 @@ class TransformerEncoder(parts.LanguageEncoder):
 
     def from_features(self, features_NTF: Tensor, mask_NT: Tensor) -> Tokens:
         # Cached features may have less precision than the weights.
-        return self._project(features_NTF.to(self.encoder.dtype), mask_NT)
+        return self._project_tokens(features_NTF.to(self.encoder.dtype), mask_NT)
 
-    def _project(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
+    def _project_tokens(self, x_NTD: Tensor, mask_NT: Tensor) -> Tokens:
         x_NTD = self.activation(self.projection(x_NTD))
-        pooled_ND = self._pool(x_NTD, mask_NT)
+        pooled_ND = self._pool_tokens(x_NTD, mask_NT)
         if self.config.output == "pooled":
             return Tokens(pooled_ND.unsqueeze(1), mask_NT[:, :1], pooled_ND)
         if self.mix is not None:
@@ -240,7 +240,7 @@ class TransformerEncoder(parts.LanguageEncoder):
             x_NTD = x_NTD + 0 * self.mix.weight
         return Tokens(x_NTD, mask_NT, pooled_ND)
 
-    def _encode(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    def _encode_tokens(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
         options: dict[str, Any] = {}
         if self._name == "xlnet":
             segments_NT = _XLNET_CLS_SEGMENT * _last_token_mask(mask_NT).to(input_ids_NT.dtype)
@@ -248,11 +248,11 @@ class TransformerEncoder(parts.LanguageEncoder):
         # Attention over nothing is NaN: a text without tokens attends to its padding, and is masked afterwards.
         attended_NT = mask_NT | ~mask_NT.any(1, keepdim=True)
         x_NTD: Tensor = self.encoder(
-            input_ids=input_ids_NT, attention_mask=self._mask(attended_NT), **options
+            input_ids=input_ids_NT, attention_mask=self._attention_mask(attended_NT), **options
         ).last_hidden_state
         return x_NTD
 
-    def _mask(self, mask_NT: Tensor) -> Any:
+    def _attention_mask(self, mask_NT: Tensor) -> Any:
         if self._architecture.mask == "rows":
             return mask_NT.long()
         mask_N1QT = mask_NT[:, None, None, :]
@@ -265,7 +265,7 @@ class TransformerEncoder(parts.LanguageEncoder):
             "sliding_attention": as_transformers_mask(self.encoder, mask_N1QT & near_QT),
         }
 
-    def _pool(self, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
+    def _pool_tokens(self, x_NTD: Tensor, mask_NT: Tensor) -> Tensor:
         if self.config.pooling == "mean":
             return masked_mean(x_NTD, mask_NT)
         if self.mix is None:

@@ -46,7 +46,7 @@ class BackboneConfig(parts.VisionPart):
     """Their standard deviation."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> BackboneConfig:
+    def _check_mean_and_std(self) -> BackboneConfig:
         if not all(map(math.isfinite, self.mean)):
             raise ValueError(f"mean={self.mean} must be of finite numbers")
         if not all(0 < std < math.inf for std in self.std):

@@ -39,7 +39,7 @@ class Config(BackboneConfig):
     """Do not train the stem and this many stages."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Config:
+    def _check_settings(self) -> Config:
         _backbones.check(self.name, self.stem)
         available = len(_backbones.layout(self.name, self.stem).stages)
         kept = self.stages or available
@@ -131,16 +131,16 @@ class CNN(BackboneEncoder):
         return maps
 
     def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
-        return [average_pool(map_BCHW, self._side) for map_BCHW in self.maps(pixels_BHWC)]
+        return [average_pool(map_BCHW, self._grid_side) for map_BCHW in self.maps(pixels_BHWC)]
 
     def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
         if self.config.output == "multiscale":
             assert isinstance(self.projection, nn.ModuleList)
             scales = zip(grids, self.projection, self.scale_LD, strict=True)
-            sequences, means = zip(*(self._sequence(*scale) for scale in scales), strict=True)
+            sequences, means = zip(*(self._token_sequence(*scale) for scale in scales), strict=True)
             x_BTD, pooled_BD = torch.cat(sequences, 1), torch.stack(means).mean(0)
         else:
-            x_BTD, pooled_BD = self._sequence(grids[0], self.projection)
+            x_BTD, pooled_BD = self._token_sequence(grids[0], self.projection)
         return real(x_BTD, pooled_BD)
 
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
@@ -152,17 +152,17 @@ class CNN(BackboneEncoder):
 
     def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
         channels = self._channels
-        if self._side is not None:
-            return [(self._side, c) for c in channels]
+        if self._grid_side is not None:
+            return [(self._grid_side, c) for c in channels]
         sides = _backbones.sides(self.config.name, self.config.stem, self._ends, channels, numbers)
         return list(zip(sides, channels, strict=True))
 
     @property
-    def _side(self) -> int | None:
+    def _grid_side(self) -> int | None:
         """Cells a side to which maps are averaged; None if they keep their own."""
         return 1 if self.config.output == "pooled" else self.config.grid
 
-    def _sequence(
+    def _token_sequence(
         self, grid_BHWC: Tensor, projection: nn.Module, scale_D: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """The tokens (B, T, D) of a grid and, before positions are added, their mean (B, D)."""

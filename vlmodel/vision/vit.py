@@ -51,7 +51,7 @@ class Config(BackboneConfig):
     """Do not train the embeddings and this many layers."""
 
     @model_validator(mode="after")
-    def _possible(self) -> Config:
+    def _check_settings(self) -> Config:
         _check_architecture(self.name)
         shape = self.shape()
         if self.image_size % shape.patch_size:
@@ -167,12 +167,12 @@ class ViT(BackboneEncoder):
         state = _weights.read_state(self.config.name, self.config.weights)
         positions = state.get(_POSITIONS)
         if positions is not None and positions.shape != self.backbone.encoder.pos_embedding.shape:
-            state = self._resampled(state, positions)
+            state = self._resample_positions(state, positions)
         self.load_weights(
             state, {key: key for key in self.backbone.state_dict()}, _architecture_layout(self.config.name)[1]
         )
 
-    def _resampled(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+    def _resample_positions(self, state: dict[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
         """``state`` with the positions resampled, if they are of a square grid; ``load_weights`` refuses others."""
         from torchvision.models.vision_transformer import interpolate_embeddings
 

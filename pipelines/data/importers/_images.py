@@ -88,7 +88,7 @@ class Images:
         Raises:
             SampleError: as ``read`` where no image is found.
         """
-        return self._find(name).identity
+        return self._locate_image(name).identity
 
     def read(self, name: str) -> tuple[bytes, str]:
         """Bytes and extension (lower case, no dot) of the image ``name``.
@@ -99,7 +99,7 @@ class Images:
                 image's and for bytes that are none's, IMAGE_TOO_LARGE, BROKEN_TAR.
         """
         require_image_name(name)
-        location = self._find(name)
+        location = self._locate_image(name)
         self._identities_read.add(location.identity)
         if location.problem:
             raise SampleError(Reason.UNSAFE_MEMBER, f"image {name!r}: {location.problem}")
@@ -137,7 +137,7 @@ class Images:
         others[UNNAMED] += len(unread)
         return +others
 
-    def _find(self, name: str) -> _ImageLocation:
+    def _locate_image(self, name: str) -> _ImageLocation:
         path = posixpath.normpath(name)
         if (location := self._locations.get(path)) is not None:
             return location

@@ -30,7 +30,7 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        splits = self._splits(root)
+        splits = self._split_folders(root)
         images = [file for split in splits for file in self._images(root, split).files()]
         return fingerprint(root, [*splits.values(), *images])
 
@@ -38,7 +38,7 @@ class Config(Importer):
         root = source_folder(self.folder)
         rejects: list[Reject] = []
         samples: list[tuple[str, int, list[Question]]] = []
-        splits = self._splits(root)
+        splits = self._split_folders(root)
         for split, file in splits.items():
             by_image: dict[int, list[Question]] = {}
             for number, row in enumerate(_read_question_rows(file)):
@@ -56,20 +56,20 @@ class Config(Importer):
 
         return SourceContents(len(samples), _records(samples, images, rejects), passed_over)
 
-    def _splits(self, root: Path) -> dict[str, Path]:
-        files = {split: self._data(root) / split / "questions.json" for split in SPLITS}
+    def _split_folders(self, root: Path) -> dict[str, Path]:
+        files = {split: self._data_folder(root) / split / "questions.json" for split in SPLITS}
         present = {split: file for split, file in files.items() if file.is_file()}
         if not present:
             raise DataError(f"{root} has no data/train/questions.json; point source.folder at an easy-VQA folder")
         return present
 
-    def _data(self, root: Path) -> Path:
+    def _data_folder(self, root: Path) -> Path:
         return root / "data" if (root / "data").is_dir() else root
 
     def _images(self, root: Path, split: str) -> Images | NoImages:
         if self.members == "texts":
             return NoImages()
-        folder, tar = self._data(root) / split / "images", root / f"{split}_images.tar"
+        folder, tar = self._data_folder(root) / split / "images", root / f"{split}_images.tar"
         for place in (folder, tar):
             if place.exists():
                 return Images(place)

@@ -33,11 +33,11 @@ class Config(Importer):
     """Fewest senders that must agree on an answer or a caption; others are left out."""
 
     def fingerprint(self) -> str:
-        root = self._root()
+        root = self._day_folder()
         return fingerprint(root, [*self._files(root), *self._images(root).files()])
 
     def read(self) -> SourceContents:
-        root = self._root()
+        root = self._day_folder()
         by_image: defaultdict[str, list[Correction]] = defaultdict(list)
         rejects = []
         for file in self._files(root):
@@ -51,9 +51,9 @@ class Config(Importer):
             else:
                 by_image[correction.image].append(correction)
         images = self._images(root)
-        return SourceContents(len(by_image), self._records(images, by_image, rejects), images.passed_over)
+        return SourceContents(len(by_image), self._read_samples(images, by_image, rejects), images.passed_over)
 
-    def _root(self) -> Path:
+    def _day_folder(self) -> Path:
         root = source_folder(self.folder)
         if not (root / CORRECTIONS).is_dir():
             raise DataError(f"{root} has no {CORRECTIONS}/; point source.folder at the folder of one day in a spool")
@@ -65,27 +65,27 @@ class Config(Importer):
     def _images(self, root: Path) -> Images | NoImages:
         return images_for(self.members, root / IMAGES)
 
-    def _records(
+    def _read_samples(
         self, images: Images | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]
     ) -> Iterator[SourceSample | Reject]:
         yield from rejects
         for name, corrections in sorted(by_image.items()):
             key = name.partition(".")[0]
-            texts = Texts(self._captions(corrections), self._questions(corrections))
+            texts = Texts(self._corrected_captions(corrections), self._corrected_questions(corrections))
             if not texts.captions and not texts.questions:
                 yield Reject(key, Reason.MISSING_TEXT, f"fewer than {self.senders} senders agree (source.senders)")
                 continue
             senders = sorted({correction.sender for correction in corrections})
             yield read_sample(images, name, "train", key, texts, {"senders": senders})
 
-    def _captions(self, corrections: list[Correction]) -> tuple[str, ...]:
+    def _corrected_captions(self, corrections: list[Correction]) -> tuple[str, ...]:
         by_caption: defaultdict[str, set[str]] = defaultdict(set)
         for correction in corrections:
             if correction.caption is not None:
                 by_caption[correction.caption].add(correction.sender)
         return tuple(caption for caption, senders in by_caption.items() if len(senders) >= self.senders)
 
-    def _questions(self, corrections: list[Correction]) -> tuple[Question, ...]:
+    def _corrected_questions(self, corrections: list[Correction]) -> tuple[Question, ...]:
         by_question: defaultdict[str, dict[str, str]] = defaultdict(dict)
         for correction in corrections:
             if correction.question is not None and correction.answer is not None:

@@ -60,14 +60,14 @@ class Config(Importer):
 
     def fingerprint(self) -> str:
         root = source_folder(self.folder)
-        files = [self._captions(root), *self._lists(root).values(), *self._images(root).files()]
+        files = [self._caption_file(root), *self._split_lists(root).values(), *self._images(root).files()]
         return fingerprint(root, files)
 
     def read(self) -> SourceContents:
         root = source_folder(self.folder)
-        caption_file = self._captions(root)
+        caption_file = self._caption_file(root)
         captions, rejects = _read_captions(caption_file)
-        lists = self._lists(root)
+        lists = self._split_lists(root)
         if lists:
             # Some published lists leave the extension out.
             full_names = {PurePosixPath(name).stem: name for name in captions}
@@ -86,13 +86,13 @@ class Config(Importer):
     def _images(self, root: Path) -> Images | NoImages:
         return images_for(self.members, resolve_path(self.images, root))
 
-    def _captions(self, root: Path) -> Path:
+    def _caption_file(self, root: Path) -> Path:
         file = find_file(root, _CAPTIONS, self.captions, "source.captions")
         if file is None:
             raise DataError(f"{root} holds none of {', '.join(_CAPTIONS)}; name the caption file by source.captions")
         return file
 
-    def _lists(self, root: Path) -> dict[str, Path]:
+    def _split_lists(self, root: Path) -> dict[str, Path]:
         files = {split: find_file(root, _LISTS[split], getattr(self, split), f"source.{split}") for split in SPLITS}
         return {split: file for split, file in files.items() if file is not None}
 

@@ -36,12 +36,12 @@ class Config(Importer):
 
     def read(self) -> SourceContents:
         images = self._images()
-        return SourceContents(len(images), self._records(images), images.passed_over)
+        return SourceContents(len(images), self._read_samples(images), images.passed_over)
 
     def _images(self) -> Images:
         return Images(resolve_path(self.folder))
 
-    def _records(self, images: Images) -> Iterator[SourceSample | Reject]:
+    def _read_samples(self, images: Images) -> Iterator[SourceSample | Reject]:
         for name in images.names():
             extra = {GROUP: posixpath.dirname(name)} if self.group else None
             yield read_sample(images, name, self.split, key_of(name), Texts(), extra)

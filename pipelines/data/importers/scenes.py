@@ -44,7 +44,7 @@ class Config(Importer):
     """Most objects in a scene."""
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_ranges(self) -> Self:
         if self.min_objects > self.max_objects:
             raise ValueError(f"min_objects = {self.min_objects} exceeds max_objects = {self.max_objects}; lower it")
         return self
@@ -53,9 +53,9 @@ class Config(Importer):
         return f"scenes-{_VERSION}"
 
     def read(self) -> SourceContents:
-        return SourceContents(self.train + self.val + self.test, self._records())
+        return SourceContents(self.train + self.val + self.test, self._draw_samples())
 
-    def _records(self) -> Iterator[SourceSample | Reject]:
+    def _draw_samples(self) -> Iterator[SourceSample | Reject]:
         for split in SPLITS:
             for number in range(getattr(self, split)):
                 yield self.record(split, number)

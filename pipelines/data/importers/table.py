@@ -105,21 +105,21 @@ class Config(Importer):
             raise ValueError(f"{encoding!r} is no encoding that Python knows; name one as utf-8 or cp1252") from None
 
     def fingerprint(self) -> str:
-        file = self._file()
+        file = self._table_file()
         images = images_for(self.members, resolve_path(self.images, file.parent))
         return fingerprint(file.parent, [file, *images.files()])
 
     def read(self) -> SourceContents:
-        file = self._file()
+        file = self._table_file()
         images = _LazyImages(resolve_path(self.images, file.parent))
-        samples, rejects = self._group(file, images)
+        samples, rejects = self._group_by_sample(file, images)
         if self.members == "texts":
             return SourceContents(len(samples), chain(rejects, _texts_alone(samples)))
         return SourceContents(
-            len(samples), self._records(file, images, samples, rejects), lambda: images.passed_over([file])
+            len(samples), self._read_samples(file, images, samples, rejects), lambda: images.passed_over([file])
         )
 
-    def _file(self) -> Path:
+    def _table_file(self) -> Path:
         path = resolve_path(self.file)
         suffix = path.suffix.lower()
         if not path.is_file():
@@ -131,7 +131,7 @@ class Config(Importer):
             raise DataError(f"table {self.file!r} is none of {', '.join(_FORMATS)}; convert it to one of these")
         return path
 
-    def _rows(self, file: Path) -> Iterator[_Row | Reject]:
+    def _read_rows(self, file: Path) -> Iterator[_Row | Reject]:
         match _FORMATS[file.suffix.lower()]:
             case "csv":
                 yield from self._csv_rows(file)
@@ -146,7 +146,7 @@ class Config(Importer):
             delimiter = self.delimiter
             if (named := re.fullmatch(r"sep=(.)[\r\n]*", first)) is not None:  # a spreadsheet's own line
                 delimiter, first, skipped = delimiter or named[1], lines.readline(), 1
-            delimiter = delimiter or self._delimiter(file, first)
+            delimiter = delimiter or self._detect_delimiter(file, first)
             columns = self.header
             rows = csv_rows(chain([first], lines), delimiter, is_row=lambda cells: self._is_row(cells, columns))
             if not columns:
@@ -170,7 +170,7 @@ class Config(Importer):
                 else:
                     yield _Row(place, number, dict(zip(columns, cells, strict=True)))
 
-    def _delimiter(self, file: Path, first: str) -> str:
+    def _detect_delimiter(self, file: Path, first: str) -> str:
         """The usual delimiter of the file's kind, or the one by which its first line has the columns."""
         usual = "," if file.suffix.lower() == ".csv" else "\t"
         by_delimiter = {mark: cells_of(first.rstrip("\r\n"), mark) for mark in (usual, *DELIMITERS)}
@@ -234,20 +234,20 @@ class Config(Importer):
             )
         return [column for columns in wanted.values() for column in columns if column in present]
 
-    def _group(self, file: Path, images: _LazyImages) -> tuple[dict[str, _Sample], list[Reject]]:
+    def _group_by_sample(self, file: Path, images: _LazyImages) -> tuple[dict[str, _Sample], list[Reject]]:
         """All texts by sample identity, in order of first appearance; images are not kept."""
         samples: dict[str, _Sample] = {}
         split_of_image: dict[str, str] = {}
         rejects = []
-        for row in self._rows(file):
+        for row in self._read_rows(file):
             if isinstance(row, Reject):
                 rejects.append(row)
                 continue
             try:
-                identity, image, key = self._identity(row, images)
-                split = self._split(row.cells)
-                group = self._text(row.cells, self.group)
-                texts = self._texts(row.cells)
+                identity, image, key = self._sample_identity(row, images)
+                split = self._split_cell(row.cells)
+                group = self._text_of_cell(row.cells, self.group)
+                texts = self._texts_of_row(row.cells)
                 if image and split_of_image.setdefault(image, split) != split:
                     detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
                     raise SampleError(Reason.BAD_SCHEMA, detail)
@@ -260,22 +260,22 @@ class Config(Importer):
                 sample.questions += texts.questions
         return samples, rejects
 
-    def _records(
+    def _read_samples(
         self, file: Path, images: _LazyImages, samples: dict[str, _Sample], rejects: list[Reject]
     ) -> Iterator[SourceSample | Reject]:
         yield from rejects
-        for row in self._rows(file):
+        for row in self._read_rows(file):
             if isinstance(row, Reject):
                 continue
             try:
-                identity, image_identity, _ = self._identity(row, images)
+                identity, image_identity, _ = self._sample_identity(row, images)
             except SampleError:
                 continue  # the first pass has reported it
             if identity not in samples or samples[identity].image != image_identity:
                 continue
             sample = samples.pop(identity)
             try:
-                image = self._image(row.cells)
+                image = self._image_cell(row.cells)
                 extension = _kind_of(image) if isinstance(image, bytes) else ""
                 if not isinstance(image, bytes):
                     image, extension = images.read(image)
@@ -284,20 +284,20 @@ class Config(Importer):
             else:
                 yield SourceSample(sample.split, sample.key, image, extension, sample.texts, sample.extra_json)
 
-    def _identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
+    def _sample_identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
         """What makes rows one sample; the identity of the image, "" of texts alone; the sample's key."""
-        named = self._text(row.cells, self.key)
+        named = self._text_of_cell(row.cells, self.key)
         if self.members == "texts":
             name = named or f"{Path(self.file).stem}-{row.number:08d}"
             return name, "", valid_key(name)
-        image = self._image(row.cells)
+        image = self._image_cell(row.cells)
         if isinstance(image, bytes):
             identity = name = hashlib.sha256(image).hexdigest()[:32]
         else:
             identity, name = images.identity(image), posixpath.normpath(image)
         return (named, identity, valid_key(named)) if named else (identity, identity, key_of(name))
 
-    def _image(self, cells: Mapping[str, Any]) -> str | bytes:
+    def _image_cell(self, cells: Mapping[str, Any]) -> str | bytes:
         cell = cells.get(self.image)
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
@@ -310,7 +310,7 @@ class Config(Importer):
             require_image_name(cell)
         return cell
 
-    def _split(self, cells: Mapping[str, Any]) -> str:
+    def _split_cell(self, cells: Mapping[str, Any]) -> str:
         cell = cells.get(self.split)
         if self._is_missing(cell):
             return "train"
@@ -319,18 +319,18 @@ class Config(Importer):
             raise SampleError(Reason.BAD_SCHEMA, f"split {cell!r:.80} is none of train, val and test")
         return split
 
-    def _texts(self, cells: Mapping[str, Any]) -> Texts:
+    def _texts_of_row(self, cells: Mapping[str, Any]) -> Texts:
         if self.members == "images":
             return Texts()
-        captions = [text for column in self.captions for text in self._list(cells, column)]
-        return Texts(tuple(captions), tuple(self._questions(cells)))
+        captions = [text for column in self.captions for text in self._texts_of_cell(cells, column)]
+        return Texts(tuple(captions), tuple(self._questions_of_row(cells)))
 
-    def _questions(self, cells: Mapping[str, Any]) -> list[Question]:
-        questions = self._list(cells, self.question)
+    def _questions_of_row(self, cells: Mapping[str, Any]) -> list[Question]:
+        questions = self._texts_of_cell(cells, self.question)
         if not isinstance(cells.get(self.question), list):
-            all_answers = tuple(self._list(cells, self.answers))
-            answer = self._text(cells, self.answer) or consensus(all_answers)
-            question_id = self._text(cells, self.question_id)
+            all_answers = tuple(self._texts_of_cell(cells, self.answers))
+            answer = self._text_of_cell(cells, self.answer) or consensus(all_answers)
+            question_id = self._text_of_cell(cells, self.question_id)
             return [Question(text, answer, all_answers, question_id) for text in questions]
         answers = cells.get(self.answer)
         if answers is None:
@@ -340,13 +340,13 @@ class Config(Importer):
         texts = [self._as_text(answer, self.answer) for answer in answers]
         return [Question(text, answer) for text, answer in zip(questions, texts, strict=True)]
 
-    def _list(self, cells: Mapping[str, Any], column: str) -> list[str]:
+    def _texts_of_cell(self, cells: Mapping[str, Any], column: str) -> list[str]:
         """The texts of a cell that holds one or a list, without missing ones."""
         cell = _without_struct(cells.get(column), column)
         texts = (self._as_text(item, column) for item in (cell if isinstance(cell, list) else [cell]))
         return [text for text in texts if text is not None]
 
-    def _text(self, cells: Mapping[str, Any], column: str) -> str | None:
+    def _text_of_cell(self, cells: Mapping[str, Any], column: str) -> str | None:
         return self._as_text(cells.get(column), column)
 
     def _as_text(self, cell: Any, column: str) -> str | None:
@@ -410,17 +410,17 @@ class _LazyImages:
     def identity(self, name: str) -> str:
         """The image's identity; for one that does not exist, which ``read`` reports, its name."""
         try:
-            return self._listed().identity(name)
+            return self._list_images().identity(name)
         except SampleError:
             return posixpath.normpath(name)
 
     def read(self, name: str) -> tuple[bytes, str]:
-        return self._listed().read(name)
+        return self._list_images().read(name)
 
     def passed_over(self, used: Iterable[Path]) -> Counter[str]:
         return self._images.passed_over(used) if self._images is not None else Counter()
 
-    def _listed(self) -> Images:
+    def _list_images(self) -> Images:
         if self._images is None:
             self._images = Images(self._root)
         return self._images

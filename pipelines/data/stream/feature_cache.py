@@ -140,12 +140,12 @@ class FeatureCache:
                 is_present_M, positions = table.find(wanted_N[missing_M])
                 pieces = self._read_rows(file, table, positions)
             except OSError as error:
-                raise self._unreadable(f"{type(error).__name__}: {error}") from error
+                raise self._unreadable_error(f"{type(error).__name__}: {error}") from error
             for number, piece in zip(missing_M[is_present_M].tolist(), pieces, strict=True):
                 out[number] = np.frombuffer(piece, self.precision).reshape(-1, self.width)
             missing_M = missing_M[~is_present_M]
         if len(missing_M):
-            raise self._unreadable(f"{len(missing_M)} of {len(out)} inputs are in none of {len(files)} files")
+            raise self._unreadable_error(f"{len(missing_M)} of {len(out)} inputs are in none of {len(files)} files")
         return [rows for rows in out if rows is not None]
 
     def _read_rows(self, file: str, table: Table, positions: NDArray[np.intp]) -> list[bytes]:
@@ -157,7 +157,7 @@ class FeatureCache:
         pieces = iter(Folder(self.folder).read_ranges(file, ranges) if ranges else ())
         return [next(pieces) if size else b"" for size in sizes.tolist()]
 
-    def _unreadable(self, problem: str) -> DataError:
+    def _unreadable_error(self, problem: str) -> DataError:
         return DataError(
             f"the features of the {self.stream} encoder in {self.folder!r} cannot be read ({problem}); start the job "
             "again, which computes the missing ones, or set train.feature_cache=off"

@@ -96,7 +96,7 @@ class MicroBatches(Batches):
         arrays = samples.load_images(with_image) | samples.read_text_features(indices, rows)
         if self.augmentation.active:
             for i, key in enumerate(samples.keys(with_image)):
-                rng = self._rng(int(with_image.epoch[i]), key)
+                rng = self._sample_generator(int(with_image.epoch[i]), key)
                 arrays["pixels_BHWC"][i] = augment(arrays["pixels_BHWC"][i], self.augmentation, rng)
         return arrays
 
@@ -108,12 +108,13 @@ class MicroBatches(Batches):
         side = samples.processor.config.image_size
         return [
             record._replace(texts=swapped(record.texts, self.augmentation.swap))
-            if record.has_image and draw(self.augmentation, side, side, self._rng(epoch, record.key)).flipped
+            if record.has_image
+            and draw(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
             else record
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]
 
-    def _rng(self, epoch: int, key: str) -> np.random.Generator:
+    def _sample_generator(self, epoch: int, key: str) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, "augment")))
 
     def _micro_batch_indices(self, number: int) -> tuple[SampleIndices, float]:

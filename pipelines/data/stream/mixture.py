@@ -121,7 +121,7 @@ class MixturePlan:
 
     def samples_between(self, start: int, stop: int) -> SampleIndices:
         """Positions ``[start, stop)`` of the endless order."""
-        source_P = self._sources(start, stop)
+        source_P = self._sources_between(start, stop)
         merged = SampleIndices(source_P, *np.empty((3, len(source_P)), np.int64))
         before = self.counts_before(start)
         for number in np.unique(source_P).tolist():
@@ -159,7 +159,7 @@ class MixturePlan:
             for metric, value in (("share", share), ("epoch", count / plan.size))
         }
 
-    def _sources(self, start: int, stop: int) -> Ints:
+    def _sources_between(self, start: int, stop: int) -> Ints:
         """The source of each of the positions ``[start, stop)``."""
         layout, pieces = _mixture_layout(self), [np.zeros(0, np.int64)]
         while start < stop:
@@ -212,7 +212,7 @@ class _Layout:
         """How many positions before a block each source has."""
         stage = self.stage_of(block)
         length = self.start(block) - self.start(self.firsts[stage])
-        dues = self._add(self.dues_before[stage], length, stage)
+        dues = self._add_stage(self.dues_before[stage], length, stage)
         rounded = [(2 * due + self.unit) // (2 * self.unit) for due in dues]
         return [after - before for before, after in pairwise([0, *rounded])]
 
@@ -220,9 +220,9 @@ class _Layout:
         self.dues_before.append([0] * len(self.dues[0]))
         for stage, (first, after) in enumerate(pairwise(self.firsts)):
             length = self.start(after) - self.start(first)
-            self.dues_before.append(self._add(self.dues_before[stage], length, stage))
+            self.dues_before.append(self._add_stage(self.dues_before[stage], length, stage))
 
-    def _add(self, before: list[int], length: int, stage: int) -> list[int]:
+    def _add_stage(self, before: list[int], length: int, stage: int) -> list[int]:
         return [b + length * due for b, due in zip(before, accumulate(self.dues[stage]), strict=True)]
 
 

@@ -95,7 +95,7 @@ class PixelCache:
     def read(self, shard: Shard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Read the images at these rows of ``Index.rows(shard)`` into ``out``; returns which were cached."""
         is_cached = np.zeros(len(rows), np.bool_)
-        if (files := self._files(shard)) is None:
+        if (files := self._files_of_shard(shard)) is None:
             return is_cached
         try:
             checksums = np.frombuffer(os.pread(files.checksums.fileno(), _sample_count(shard) * 4, 0), _CHECKSUM)
@@ -110,7 +110,7 @@ class PixelCache:
 
     def write(self, shard: Shard, rows: Sequence[int], images: Sequence[NDArray[np.uint8]]) -> None:
         """Cache the images of these rows, if the shard is among those that are cached."""
-        if (files := self._files(shard)) is None:
+        if (files := self._files_of_shard(shard)) is None:
             return
         try:
             for row, image in zip(rows, images, strict=True):
@@ -120,7 +120,7 @@ class PixelCache:
         except OSError as error:
             _disable_cache(self.folder, error)
 
-    def _files(self, shard: Shard) -> _Files | None:
+    def _files_of_shard(self, shard: Shard) -> _Files | None:
         if shard.name > self.last or self.folder in _disabled:
             return None
         try:

@@ -162,7 +162,9 @@ class _Chunk:
         self.start, self.stop, self.left, self._finish = start, stop, stop - start, finish
         self._batches: queue.SimpleQueue[pa.Table | BaseException] = queue.SimpleQueue()
         self._cancelled = threading.Event()
-        self._thread = threading.Thread(target=self._collect, args=(dataset,), daemon=True, name=f"chunk-{start}")
+        self._thread = threading.Thread(
+            target=self._collect_batches, args=(dataset,), daemon=True, name=f"chunk-{start}"
+        )
         self._thread.start()
 
     @property
@@ -183,7 +185,7 @@ class _Chunk:
         self._cancelled.set()
         self._thread.join()
 
-    def _collect(self, dataset: Dataset) -> None:
+    def _collect_batches(self, dataset: Dataset) -> None:
         count = 0
         try:
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):

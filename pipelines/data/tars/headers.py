@@ -166,21 +166,21 @@ class _TarParser:
             except _DamagedError as damage:
                 if not self._lost:
                     yield Corruption(offset, str(damage))
-                self._lose()
+                self._drop_extended_headers()
                 continue
             self._lost = False
             try:
                 if header.type in b"xgLK":
                     self._read_extension(header)
                     continue
-                size, raw_name, kind = self._resolve(header)
+                size, raw_name, kind = self._resolve_member(header)
             except _DamagedError as damage:
                 yield Corruption(offset, str(damage))
-                self._lose()
+                self._drop_extended_headers()
                 continue
             yield from self._read_member(header, size, raw_name, kind)
 
-    def _lose(self) -> None:
+    def _drop_extended_headers(self) -> None:
         self._lost, self._next_pax = True, {}
 
     def _read_zeros(self, offset: int) -> None:
@@ -205,7 +205,7 @@ class _TarParser:
         elif header.type == b"L":
             self._next_pax["path"] = payload.rstrip(b"\0")
 
-    def _resolve(self, header: _Header) -> tuple[int, bytes, Kind]:
+    def _resolve_member(self, header: _Header) -> tuple[int, bytes, Kind]:
         """Size, stored name and kind of a member, by its header and the extended headers before it."""
         more = header.sparse_blocks_follow
         while more and len(block := self._stream.take(BLOCK)) == BLOCK:

@@ -53,7 +53,7 @@ class ShardReader:
             DataError: the shard cannot be read, or is not the one that was indexed.
             IndexError: there is no such row.
         """
-        samples = self._samples(shard, rows)
+        samples = self._index_rows(shard, rows)
         has_image = self.index.modality != "texts"
         images = images and has_image
         ranges, texts_at = [_image_range(sample) for sample in samples] if images else [], []
@@ -69,7 +69,7 @@ class ShardReader:
             if images and not _is_image_of(sample, image):
                 image = self._read_ranges(shard, [_image_range(sample)])[0]
                 if not _is_image_of(sample, image):
-                    raise self._changed(shard, sample)
+                    raise self._changed_error(shard, sample)
             parsed = self._parse_texts(shard, sample, pieces[texts_at[number]]) if texts else Texts()
             records.append(Record(sample["key"], image, parsed, has_image, sample["split"]))
         return records
@@ -94,7 +94,7 @@ class ShardReader:
 
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The metadata in the JSON of each sample beside its texts; the errors of ``read``."""
-        samples = self._samples(shard, rows)
+        samples = self._index_rows(shard, rows)
         stored = [sample for sample in samples if sample["json_offset"] is not None]
         pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
         metadata = []
@@ -103,13 +103,13 @@ class ShardReader:
             try:
                 metadata.append(parse_metadata(json))
             except (DataError, ValueError) as error:
-                raise self._changed(shard, sample) from error
+                raise self._changed_error(shard, sample) from error
         return metadata
 
     def _read_rows(self, shard: str) -> pa.Table:
         return self.index.rows(shard).select(_COLUMNS)
 
-    def _samples(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def _index_rows(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         samples: list[dict[str, Any]] = self._rows(shard).take(pa.array(rows, pa.int64())).to_pylist()
         return samples
 
@@ -129,13 +129,13 @@ class ShardReader:
         if hash_texts(json, txt) != sample["texts_hash"]:
             json, txt = _text_members(sample, self._read_ranges(shard, _text_ranges(sample)))
             if hash_texts(json, txt) != sample["texts_hash"]:
-                raise self._changed(shard, sample)
+                raise self._changed_error(shard, sample)
         try:
             return parse_texts(json, txt, limits=None)
         except DataError as error:
-            raise self._changed(shard, sample) from error
+            raise self._changed_error(shard, sample) from error
 
-    def _changed(self, shard: str, sample: dict[str, Any]) -> DataError:
+    def _changed_error(self, shard: str, sample: dict[str, Any]) -> DataError:
         where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
         remedy = "run the index job again, with data.index.force=true where the tar's size and time are unchanged"
         return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")

@@ -243,7 +243,7 @@ class ShardWriter:
         ):
             self._finish_shard()
         if self._tar is None:
-            self._tar = _open_tar(self._temporary())
+            self._tar = _open_tar(self._temporary_path())
         _add_members(self._tar, members)
         self._keys.add(key)
         self.samples += 1
@@ -266,19 +266,19 @@ class ShardWriter:
         elif self._tar is not None:
             self._tar.close()
             self._tar = None
-            self._temporary().unlink()
+            self._temporary_path().unlink()
 
-    def _name(self) -> str:
+    def _shard_name(self) -> str:
         return shard_name(self.split, len(self.shards))
 
-    def _temporary(self) -> Path:
-        return self.folder / f".{self._name()}.partial"
+    def _temporary_path(self) -> Path:
+        return self.folder / f".{self._shard_name()}.partial"
 
     def _finish_shard(self) -> None:
         assert self._tar is not None
         self._tar.close()
         self._tar = None
-        temporary, name = self._temporary(), self._name()
+        temporary, name = self._temporary_path(), self._shard_name()
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(self.folder / name)

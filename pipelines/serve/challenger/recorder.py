@@ -79,13 +79,13 @@ class ComparisonRecorder:
         await self._background.drain(self._config.timeout_s)
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        await self._flush()
+        await self._write_pending()
 
     def _start_flush(self) -> None:
         self._flush_timer = None
-        self._background.spawn(self._flush())
+        self._background.spawn(self._write_pending())
 
-    async def _flush(self) -> None:
+    async def _write_pending(self) -> None:
         if self._writer is None:
             return
         try:

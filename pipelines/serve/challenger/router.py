@@ -113,7 +113,7 @@ class ChallengerRouter:
         # A request that both refuse is no failure of the challenger.
         if not champion.is_client_error:
             self._metrics.fell_back(request.task, challenger.error)
-            self._background.spawn(self._compare(request, champion, challenger, fallback=True))
+            self._background.spawn(self._compare_outcomes(request, champion, challenger, fallback=True))
         return champion.unwrap()
 
     async def _stream_and_shadow(self, request: ServiceRequest, pieces: CaptionStream) -> CaptionStream:
@@ -132,7 +132,7 @@ class ChallengerRouter:
             return
 
         async def shadow() -> None:
-            await self._compare(request, champion, await self._caller.call(request))
+            await self._compare_outcomes(request, champion, await self._caller.call(request))
 
         self._caller.count_until(self._background.spawn(shadow()))
 
@@ -145,9 +145,9 @@ class ChallengerRouter:
         except TimeoutError:
             champion = Outcome(error="late")
         if not champion.is_client_error:
-            await self._compare(request, champion, challenger)
+            await self._compare_outcomes(request, champion, challenger)
 
-    async def _compare(
+    async def _compare_outcomes(
         self, request: ServiceRequest, champion: Outcome, challenger: Outcome, fallback: bool = False
     ) -> None:
         version = self._caller.version_of(challenger)

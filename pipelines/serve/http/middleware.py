@@ -265,7 +265,7 @@ class ConcurrencyLimit:
         if not _may_need_model(scope):
             return await self.app(scope, receive, send)
         if self.in_flight >= self.max_in_flight:
-            return await _send_error(self._error(), scope, send)
+            return await _send_error(self._overload_error(), scope, send)
         is_counted = False
 
         async def receive_and_count() -> Message:
@@ -273,7 +273,7 @@ class ConcurrencyLimit:
             message = await receive()
             if not is_counted and message["type"] == "http.request" and not message.get("more_body", False):
                 if self.in_flight >= self.max_in_flight:
-                    raise Refused(self._error())
+                    raise Refused(self._overload_error())
                 if self.in_flight == 0:
                     self._last_end = time.perf_counter()
                 self.in_flight += 1
@@ -289,7 +289,7 @@ class ConcurrencyLimit:
                 self._seconds_apart += 0.1 * (now - self._last_end - self._seconds_apart)
                 self._last_end = now
 
-    def _error(self) -> ApiError:
+    def _overload_error(self) -> ApiError:
         seconds = min(60, max(1, math.ceil(self.in_flight * self._seconds_apart)))
         message = f"{self.in_flight} requests are being answered already; try again in {seconds} s"
         return ApiError(429, "overloaded", message, {"retry-after": str(seconds)})
@@ -356,7 +356,7 @@ class BodyLimit:
         async def receive_and_count() -> Message:
             if body.is_complete:
                 return await receive()
-            message = await self._receive(body, receive)
+            message = await self._receive_unless_dropped(body, receive)
             if message["type"] != "http.request":
                 return message
             data, is_last = message.get("body", b""), not message.get("more_body", False)
@@ -365,7 +365,7 @@ class BodyLimit:
             if max(body.received, body.held + len(data)) > self.max_bytes:
                 raise Refused(self._too_large())
             if data:
-                self._hold(body, len(data))
+                self._account_body(body, len(data))
             if is_last:
                 body.is_complete = True
                 self._arriving.pop(body, None)
@@ -377,7 +377,7 @@ class BodyLimit:
             self._arriving.pop(body, None)
             self.held -= body.held
 
-    async def _receive(self, body: _Body, receive: Receive) -> Message:
+    async def _receive_unless_dropped(self, body: _Body, receive: Receive) -> Message:
         """The next message of a request, unless its body is dropped meanwhile."""
         try:
             async with asyncio.timeout(0 if body.is_dropped else None) as body.timeout:
@@ -392,7 +392,7 @@ class BodyLimit:
             raise Refused(ApiError(408, "slow_request", text, headers)) from None
         return message
 
-    def _hold(self, body: _Body, size: int) -> None:
+    def _account_body(self, body: _Body, size: int) -> None:
         self._arriving[body] = None
         body.held += size
         self.held += size
@@ -401,9 +401,9 @@ class BodyLimit:
             if oldest is body:
                 text = f"the requests that are here have {self.held} bytes; try again in 1 s"
                 raise Refused(ApiError(429, "overloaded", text, {"retry-after": "1", "connection": "close"}))
-            self._drop(oldest)
+            self._drop_body(oldest)
 
-    def _drop(self, body: _Body) -> None:
+    def _drop_body(self, body: _Body) -> None:
         del self._arriving[body]
         body.is_dropped = True
         self.held -= body.held

@@ -68,9 +68,9 @@ class TaskAdapter(ABC):
 
     def warm_up_items(self) -> Iterator[BatchItem]:
         """One item for each way of computing."""
-        yield BatchItem(self._blank())
+        yield BatchItem(self._blank_example())
 
-    def _blank(self, text: str = "what is this?") -> DecodedExample:
+    def _blank_example(self, text: str = "what is this?") -> DecodedExample:
         size = self.predictor.processor.config.image_size
         return DecodedExample(b"", (text,), pixels_HWC=np.zeros((size, size, 3), np.uint8))
 
@@ -101,7 +101,7 @@ class AnswerAdapter(TaskAdapter):
 
     def warm_up_items(self) -> Iterator[BatchItem]:
         for top_k in (1, 2) if self.is_generative else (5,):
-            yield BatchItem(self._blank(), top_k, attention=True)
+            yield BatchItem(self._blank_example(), top_k, attention=True)
 
     def _group_by_top_k(self, items: Sequence[BatchItem]) -> dict[int, list[int]]:
         """Indices of the items of each pass, by its number of answers. A search with more beams may find other texts,
@@ -138,7 +138,7 @@ class EmbeddingAdapter(TaskAdapter):
     def run(self, items: Sequence[BatchItem]) -> list[Embeddings]:
         examples = [item.example for item in items]
         # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
-        blank = self._blank()
+        blank = self._blank_example()
         assert blank.pixels_HWC is not None
         pixels = [e.pixels_HWC for e in examples if e.pixels_HWC is not None]
         processor = self.predictor.processor

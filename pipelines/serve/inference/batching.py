@@ -52,7 +52,7 @@ class Batcher(Generic[Item, Result]):
         max_size: int,
         at_once: int = 1,
     ) -> None:
-        self._run, self._max_size, self._at_once = run, max_size, at_once
+        self._run_timed, self._max_size, self._at_once = run, max_size, at_once
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._running_items = 0
         self._workers: set[asyncio.Task[None]] = set()
@@ -68,10 +68,10 @@ class Batcher(Generic[Item, Result]):
         result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, result))
         if len(self._workers) < self._at_once:
-            self._workers.add(asyncio.create_task(self._work()))
+            self._workers.add(asyncio.create_task(self._run_batches()))
         return await result
 
-    async def _work(self) -> None:
+    async def _run_batches(self) -> None:
         try:
             # One turn of the loop lets requests that arrived together share their first batch.
             await asyncio.sleep(0)
@@ -109,7 +109,7 @@ class Batcher(Generic[Item, Result]):
     async def _try(self, batch: _Batch[Item, Result]) -> Exception | None:
         """Set each item's result; return the exception if the batch fails."""
         try:
-            results = await self._run([item for item, _ in batch])
+            results = await self._run_timed([item for item, _ in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"a batch of {len(batch)} items gave {len(results)} results")
         except Exception as error:
@@ -162,7 +162,7 @@ class InferenceThreadPool:
             measured: whether its time counts in ``busy_s`` and in the choice of threads.
             kind: of work: passes of one kind take about equally long on an idle machine. There are few kinds.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, work, measured, kind)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run_timed, work, measured, kind)
 
     def busy_s(self) -> float:
         """How long the longest of the present passes has been running; 0 without one."""
@@ -174,7 +174,7 @@ class InferenceThreadPool:
         """Cancel what waits, and end the threads after their present work."""
         self._executor.shutdown(cancel_futures=True)
 
-    def _run(self, work: Callable[[], T], measured: bool, kind: str) -> TimedResult[T]:
+    def _run_timed(self, work: Callable[[], T], measured: bool, kind: str) -> TimedResult[T]:
         started, this_thread = time.perf_counter(), threading.get_ident()
         with self._lock:
             self._started[this_thread] = started if measured else float("inf")
@@ -230,8 +230,8 @@ class ThreadChoice:
         self._seconds[threads].append(seconds)
         if len(self._seconds) == 1 or not all(self._seconds.values()):
             return
-        other = min((number for number in self._seconds if number != self._best), key=self._median)
-        best_s, other_s = self._median(self._best), self._median(other)
+        other = min((number for number in self._seconds if number != self._best), key=self._median_seconds)
+        best_s, other_s = self._median_seconds(self._best), self._median_seconds(other)
         far_slower = threads == self._best and seconds > _FAR_SLOWER * other_s
         if far_slower or best_s > other_s:
             previous, self._best = self._best, other
@@ -243,5 +243,5 @@ class ThreadChoice:
         self._retry_at[threads] = now + self._wait_s[threads]
         self._wait_s[threads] = min(self._wait_s[threads] * _RETRY_GROWTH, _LAST_RETRY_S)
 
-    def _median(self, threads: int) -> float:
+    def _median_seconds(self, threads: int) -> float:
         return statistics.median(self._seconds[threads])

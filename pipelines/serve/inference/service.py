@@ -109,7 +109,7 @@ class InferenceService:
             image_size=processor.config.image_size,
             resize=processor.config.resize,
         )
-        batchers = {task: self._batcher(task, adapter, version) for task, adapter in adapters.items()}
+        batchers = {task: self._make_batcher(task, adapter, version) for task, adapter in adapters.items()}
         self._loaded = _LoadedModel(predictor, info, adapters, batchers)
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
@@ -117,7 +117,7 @@ class InferenceService:
         loaded = self._get_loaded(request.task)
         # A caption is an answer to an empty question.
         texts = ("",) if request.task == "caption" else request.texts
-        decoded = await self._decode(loaded, request.image, texts)
+        decoded = await self._decode_request(loaded, request.image, texts)
         timed = await loaded.batchers[request.task].submit(BatchItem(decoded.example, request.top_k, request.attention))
         return _service_result(loaded, decoded, timed)
 
@@ -126,14 +126,14 @@ class InferenceService:
         loaded = self._get_loaded("caption")
         adapter = loaded.adapters["caption"]
         assert isinstance(adapter, AnswerAdapter)
-        decoded = await self._decode(loaded, request.image, ("",))
-        return self._generate(loaded, adapter, decoded, request.attention)
+        decoded = await self._decode_request(loaded, request.image, ("",))
+        return self._stream_caption(loaded, adapter, decoded, request.attention)
 
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
         if self._loaded is None:
             raise not_ready()
-        decoded = await self._decode(self._loaded, image, ())
+        decoded = await self._decode_request(self._loaded, image, ())
         return ServiceResult(None, self._loaded.info, {"decode": decoded.ended - decoded.started})
 
     def check_health(self) -> None:
@@ -151,7 +151,7 @@ class InferenceService:
         self._decoder.close()
         self._threads.close()
 
-    def _batcher(self, task: Task, adapter: TaskAdapter, version: str) -> Batcher[BatchItem, TimedResult[Any]]:
+    def _make_batcher(self, task: Task, adapter: TaskAdapter, version: str) -> Batcher[BatchItem, TimedResult[Any]]:
         async def run(items: list[BatchItem]) -> list[TimedResult[Any]]:
             texts = sum(len(item.example.texts) for item in items)
             # Times within a kind differ by at most a factor of two for each of both numbers.
@@ -169,7 +169,7 @@ class InferenceService:
             raise no_such_task(task, self._loaded.info.name, self._loaded.info.tasks)
         return self._loaded
 
-    async def _decode(self, loaded: _LoadedModel, image: bytes | None, texts: Sequence[str]) -> _Decoded:
+    async def _decode_request(self, loaded: _LoadedModel, image: bytes | None, texts: Sequence[str]) -> _Decoded:
         started = time.perf_counter()
         _check_encodable(texts)
         processor = loaded.predictor.processor
@@ -181,7 +181,7 @@ class InferenceService:
         example = DecodedExample(b"", tuple(texts), pixels_HWC=pixels_HWC)
         return _Decoded(example, started, time.perf_counter(), truncated)
 
-    async def _generate(
+    async def _stream_caption(
         self, loaded: _LoadedModel, adapter: AnswerAdapter, decoded: _Decoded, attention: bool
     ) -> CaptionStream:
         streamer = AsyncTextIteratorStreamer(loaded.predictor.processor.tokenizer, True, skip_special_tokens=True)

@@ -115,7 +115,7 @@ class TaskRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _count(cls, fields: Any, info: ValidationInfo) -> Any:
+    def _check_count(cls, fields: Any, info: ValidationInfo) -> Any:
         """Count before validating: a body has room for millions of entries, each with an error of its own."""
         if not isinstance(fields, dict):
             return fields

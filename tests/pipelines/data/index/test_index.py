@@ -546,7 +546,7 @@ class FlakyFile(io.BytesIO):
 
 def opens(monkeypatch: pytest.MonkeyPatch, folder: Folder, make: Callable[[], FlakyFile]) -> None:
     """Let the folder's tars open as these files."""
-    fs = folder._location[0]
+    fs = folder._filesystem_and_path[0]
     opened = fs.open
     monkeypatch.setattr(
         fs, "open", lambda path, *args, **kw: make() if path.endswith(".tar") else opened(path, *args, **kw)
