@@ -42,19 +42,23 @@ def test_samples_are_plain_and_short() -> None:
 
 
 @pytest.mark.parametrize(
-    ("space", "says"),
+    ("space", "says", "status"),
     [
-        ("{}", "tune.space is empty"),
-        ('{"train.epoch"={choice=[1]}}', "unknown key 'train.epoch'; valid keys of train"),
-        ('{"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last"),
-        ('{"train.batch"={uniform=[1.0, 2.5]}}', "train.batch = 1.0"),
-        ('{"model.decoder.kind"={choice=["vqa", "answer"]}}', "'decoder-answer' by exp(-val loss); make it one search"),
+        ("{}", "tune.space is empty", 1),
+        ('{"train.epoch"={choice=[1]}}', "unknown key 'train.epoch'; valid keys of train", 1),
+        ('{"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last", 2),
+        ('{"train.batch"={uniform=[1.0, 2.5]}}', "train.batch = 1.0", 1),
+        (
+            '{"model.decoder.kind"={choice=["vqa", "answer"]}}',
+            "'decoder-answer' by exp(-val loss); make it one search",
+            1,
+        ),
     ],
 )
 def test_a_wrong_space_is_refused_before_anything_runs(
-    space: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    space: str, says: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(tune.run, "tune", [f"tune.space={space}", f"storage={tmp_path}"]) == 1
+    assert main(tune.run, "tune", [f"tune.space={space}", f"storage={tmp_path}"]) == status
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
