@@ -1,7 +1,7 @@
 """Train every combination of a grid of settings with every seed, and compare them on the validation split.
 
-Each cell is a complete training of its own name below the job's; a repeated job continues where it stopped. Nothing
-is registered, and the test split is not read.
+Each cell is a complete training under its own name; a repeated job continues where it stopped. Nothing is registered,
+and the test split is not read.
 """
 
 from __future__ import annotations

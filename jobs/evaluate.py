@@ -1,5 +1,5 @@
-"""Evaluate a model on a split: every row of each of its tasks once, beside the floors. Figures and pictures go to the
-model's run.
+"""Evaluate a model on a split: it answers every row of each of its tasks, and its metrics are shown beside the
+baselines. Metrics and pictures are recorded in the model's run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all entry points share: the command line, and errors told as one message."""
+"""What all entry points share: the command line, and expected errors printed as one message."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Prepare the indexed tars of ``data.tars`` for training: filter, drop duplicates, shrink, and write tars of like size,
-indexed and with their lineage, to ``prepare.out``. A job that was stopped goes on where it was.
+"""Prepare the indexed tars of ``data.tars`` for training: filter samples, drop duplicates, shrink images, and write
+tars of similar size, with an index and their lineage, to ``prepare.out``. A job that was stopped resumes.
 """
 
 from __future__ import annotations

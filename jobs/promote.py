@@ -1,7 +1,8 @@
-"""Make a model the champion if the gate agrees: it and the champion answer the same hold-out, and it must be better by
-more than chance, worse nowhere, sound in its behaviour, and whole. The decision is recorded with the model's run.
+"""Make a model the champion if it passes the gate: it and the champion answer the same hold-out; it must be better by
+more than chance, worse on no slice, behave as expected, and have all its files. The decision is recorded in the
+model's run.
 
---rollback makes the former champion the champion again.
+--rollback makes the previous champion the champion again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Retrain on the tars that came into ``retrain.incoming``: check them, train from the champion on new and old data,
-judge candidate and champion on the same samples, promote the better one, swap it in.
+evaluate candidate and champion on the same samples, promote the better one, update the service.
 
-Safe to start at any time: the same window twice is one cycle, a cycle that was killed continues, windows that were
-missed are made up by one cycle, and each tar is consumed by exactly one. --watch goes on with each later window,
---abandon first gives up a cycle that cannot be finished.
+It can be started at any time: a second start in the same window does nothing new, a cycle that was killed continues,
+one cycle makes up for windows that were missed, and each tar is used by exactly one cycle. --watch runs a cycle in each
+later window, --abandon first gives up a cycle that cannot be finished.
 """
 
 from __future__ import annotations

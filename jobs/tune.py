@@ -1,6 +1,6 @@
-"""Search for good settings with Ray Tune: random samples of a space, of which the weak are stopped early (ASHA).
+"""Search for good settings with Ray Tune: random samples of a space; ASHA stops the weak ones early.
 
-Each trial is a training of its own name below the job's, judged on the validation split; nothing is registered. The
+Each trial is a training under its own name, evaluated on the validation split; nothing is registered. The
 best settings are printed as overrides for the other jobs. A repeated job continues where it stopped.
 """
 

@@ -14,24 +14,24 @@ class DataError(ExpectedError):
 
 
 def expected_cause(error: BaseException | None) -> BaseException | None:
-    """An error that needs no traceback (one of ours, or a full disk), or that is inside those that Ray wraps around
-    what its workers raise.
+    """The ``ExpectedError`` or the full disk behind an error, also inside those that Ray wraps around what its workers
+    raise; None if there is none, and the traceback is needed.
     """
     seen: set[int] = set()
     pending = [error]
     while pending:
-        here = pending.pop()
-        if here is None or id(here) in seen:
+        current = pending.pop()
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(here))
+        seen.add(id(current))
         # Ray's copy of an error is of the same type, and its text is a traceback.
-        inner = getattr(here, "cause", None)
-        if isinstance(inner, BaseException) and not isinstance(inner, type(here)):
-            here = inner
-        if isinstance(here, ExpectedError) or _is_full(here):
-            return here
-        failures = getattr(here, "worker_failures", None)
-        pending += [here.__cause__, here.__context__, getattr(here, "cause", None)]
+        inner = getattr(current, "cause", None)
+        if isinstance(inner, BaseException) and not isinstance(inner, type(current)):
+            current = inner
+        if isinstance(current, ExpectedError) or _is_full(current):
+            return current
+        failures = getattr(current, "worker_failures", None)
+        pending += [current.__cause__, current.__context__, getattr(current, "cause", None)]
         pending += list(failures.values()) if isinstance(failures, dict) else []
     return None
 

@@ -43,15 +43,15 @@ def start(work: Workspace) -> str:
 
 def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:
     """The challenger, that can be asked what the champion is asked."""
-    found = registry.challenger()
-    schema = check_schema(found, champion)
+    model = registry.challenger()
+    schema = check_schema(model, champion)
     if not schema.passed:
         raise RegistryError(
-            f"challenger (version {found.version}) and champion (version {champion.version}) of {found.name!r} cannot "
+            f"challenger (version {model.version}) and champion (version {champion.version}) of {model.name!r} cannot "
             f"be asked the same: {schema.measured}; register another kind of model under another name, or set "
             "serve.challenger.mode=off"
         )
-    return application.model_spec(found.folder, found.name, found.version, found.digest, _golden_answers_file(found))
+    return application.model_spec(model.folder, model.name, model.version, model.digest, _golden_answers_file(model))
 
 
 def _golden_answers_file(model: LocalModel) -> str:

@@ -67,43 +67,43 @@ def index_with_validation(work: Workspace) -> Index:
 
 
 def metric_name(config: JobConfig) -> str:
-    """The validation figure by which trainings are compared, as tables name it; more is better."""
+    """The validation metric by which trainings are compared, as tables name it; higher is better."""
     return "val accuracy" if config.model.decoder.selection_metric() == "accuracy" else "exp(-val loss)"
 
 
-def shared_metric(found: Iterable[Cell[JobConfig]], where: str) -> str:
-    """``metric_name`` of all cells that are accepted, of which there must be some.
+def shared_metric(cells: Iterable[Cell[JobConfig]], setting: str) -> str:
+    """The ``metric_name`` that all accepted cells share; there must be at least one.
 
     Args:
-        where: the setting that holds the grid, for messages.
+        setting: the setting that holds the grid, for messages.
 
     Raises:
-        ConfigError: not all have the same, and so no column, colour or best one in common.
+        ConfigError: not all have the same metric, so they cannot be ranked together.
     """
     slugs: dict[str, str] = {}
-    for cell in found:
+    for cell in cells:
         if cell.config is not None:
             slugs.setdefault(metric_name(cell.config), cell.slug)
     if len(slugs) > 1:
-        compared = " and ".join(f"{slug!r} by {named}" for named, slug in slugs.items())
+        compared = " and ".join(f"{slug!r} by {metric}" for metric, slug in slugs.items())
         raise ConfigError(
-            f"{where}: trainings are compared by one figure, and these are not: {compared}; make it one search for "
+            f"{setting}: trainings are compared by one figure, and these are not: {compared}; make it one search for "
             "each figure, with only those model.decoder settings that share it"
         )
-    (named,) = slugs
-    return named
+    (metric,) = slugs
+    return metric
 
 
 def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> TrainingResult:
-    """Train to the end, unless a record says that this is done, and record it. An error becomes a record too."""
-    records = TrainingResults(context.folder)
-    if (before := records.read(config.name)) is not None and before.done:
-        return before
+    """Train to the end and record the result, unless a result is recorded already. An error is recorded too."""
+    results = TrainingResults(context.folder)
+    if (earlier := results.read(config.name)) is not None and earlier.done:
+        return earlier
     begun = time.perf_counter()
 
-    def record(found: TrainingResult) -> TrainingResult:
+    def record(result: TrainingResult) -> TrainingResult:
         seconds = time.perf_counter() - begun
-        return records.add(config.name, TrainingResult(**{**vars(found), "seconds": seconds}))
+        return results.add(config.name, TrainingResult(**{**vars(result), "seconds": seconds}))
 
     try:
         work = Workspace(config)
@@ -113,8 +113,8 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
             work.track(parent=context.parent) as tracker,
         ):
             fit(work, index, tracker, label=config.name, referee=referee)
-            found = result_of_run(work.run_folder, config.train.epochs, tracker)
-            tracker.set_tags({"search.status": found.status})
+            result = result_of_run(work.run_folder, config.train.epochs, tracker)
+            tracker.set_tags({"search.status": result.status})
     except Exception as error:
         known = expected_cause(error)
         refused = isinstance(known, ConfigError)
@@ -123,7 +123,7 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
     except BaseException:
         record(TrainingResult("interrupted"))
         raise
-    return record(found)
+    return record(result)
 
 
 def publish(work: Workspace, tracker: Tracker, name: str, rows: list[Row], picture: Figure) -> Path:
