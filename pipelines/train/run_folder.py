@@ -50,8 +50,13 @@ class RunStart:
 
 @dataclass(frozen=True)
 class LeaseTimes:
-    """Seconds between two renewals of a lease, from the last renewal until its holder counts as dead, and from writing
-    a lease until it is read again: of two processes that write it at once, the last one holds it.
+    """The times of a lease, in seconds.
+
+    Attributes:
+        beat_s: between two renewals.
+        dead_s: from the last renewal until the holder counts as dead.
+        settle_s: from writing a lease until it is read again. Of two processes that write one at once, the last one
+            holds it.
     """
 
     beat_s: float = 10.0

@@ -88,7 +88,7 @@ class ShardReader:
         return keys
 
     def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """SHA-256 of the encoded images at these rows, from the index; the errors of ``keys``."""
+        """SHA-256 hashes of the encoded images at these rows, as the index has them. Raises what ``keys`` raises."""
         sha256s: list[str] = self._rows(shard)["sha256"].take(pa.array(rows, pa.int64())).to_pylist()
         return sha256s
 
