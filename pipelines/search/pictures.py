@@ -25,7 +25,7 @@ def draw_ablation(
     results: Mapping[tuple[str, int], TrainingResult],
     metric: str,
 ) -> Figure:
-    """A heat map if two settings of the grid have more than one value, else a row of dots for each cell.
+    """Draw a grid search: a heat map if exactly two settings vary, else a row for each cell with a dot for each seed.
 
     Args:
         records: by the cell's slug and the seed.

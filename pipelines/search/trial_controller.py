@@ -31,7 +31,7 @@ class TrialController:
             return not self._stopped
 
     async def next_epoch(self, epoch: int) -> tuple[int, float]:
-        """For the search: let the training continue after ``epoch``, and wait until it reports a later one.
+        """Called by the search: let the training continue after ``epoch``, and wait until it reports a later epoch.
 
         Returns:
             that epoch, and its score.
@@ -43,7 +43,7 @@ class TrialController:
             return self._reported_epoch, self._score
 
     async def stop(self) -> None:
-        """For the search: end the training when it reports next."""
+        """Called by the search: end the training when it reports its next epoch."""
         async with self._changed:
             self._stopped = True
             self._changed.notify_all()

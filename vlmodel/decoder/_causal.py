@@ -73,7 +73,7 @@ def unsupported_reason(name: str) -> str | None:
     return f"is none of the decoders that were tried; use one of {', '.join(ARCHITECTURES)}"
 
 
-def from_scratch(config: SequenceConfig, vocabulary: parts.Vocabulary) -> dict[str, Any]:
+def new_decoder_config(config: SequenceConfig, vocabulary: parts.Vocabulary) -> dict[str, Any]:
     """transformers' configuration of a new decoder, as plain values."""
     names = ARCHITECTURES[config.architecture]
     settings = {

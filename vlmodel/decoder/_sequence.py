@@ -73,7 +73,7 @@ class SequenceConfig(parts.DecoderPart):
         if self.pretrained:
             resolved = _causal.from_pretrained(self.pretrained, vocabulary)
         else:
-            resolved = _causal.from_scratch(self, vocabulary)
+            resolved = _causal.new_decoder_config(self, vocabulary)
         return self.model_copy(update={"resolved": resolved})
 
     def longest_target(self) -> int | None:

@@ -82,7 +82,7 @@ def _ask_shape(scene: Scene, rng: random.Random) -> tuple[str, str] | None:
     return f"what shape is the {obj.color} object?", obj.shape
 
 
-def _count_all(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _ask_total_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
     return "how many objects are there?", str(len(scene.objects))
 
 
@@ -144,7 +144,7 @@ _KINDS: dict[str, _Ask] = {
     "exists": _ask_whether_exists,
     "color": _ask_color,
     "shape": _ask_shape,
-    "count-all": _count_all,
+    "count-all": _ask_total_count,
     "count": _ask_count,
     "size": _ask_size,
     "place": _ask_place,

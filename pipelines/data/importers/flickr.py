@@ -98,7 +98,7 @@ class Config(Importer):
 
 
 def _read_captions(file: Path) -> tuple[dict[str, list[str]], list[Reject]]:
-    """Captions by image name, in the file's order, and the lines without one."""
+    """Captions by image name, in the file's order; and a reject for each line without a caption."""
     captions: dict[str, list[str]] = {}
     rejects = []
     with open_text(file) as lines:

@@ -73,7 +73,7 @@ class Corruption:
 
 
 class _DamagedError(Exception):
-    """A block that is no valid header."""
+    """The tar block that was read is not a valid header."""
 
 
 @dataclass(frozen=True, slots=True)
