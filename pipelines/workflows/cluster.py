@@ -140,15 +140,11 @@ def _start_cluster(config: ClusterConfig) -> None:
             f"Ray did not start within its 30 s, as this machine is too busy or short of memory; start the job again "
             f"when there is room (Ray's logs are in {folder})"
         ) from None
-    # Ray opens its folders to all. The one above them keeps others out; this holds where RAY_TMPDIR moves it.
-    for session in folder.glob(f"session_*_{os.getpid()}"):
-        for path in (session, *session.iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                path.chmod(0o700)
 
 
 def _private_folder() -> Path:
-    """Where Ray keeps its sessions: one folder a user, which nobody else can enter.
+    """Where Ray keeps its sessions: one folder a user, which nobody else can enter. Below it, each worker that starts
+    opens Ray's folders to all.
 
     Its path is short, as that of a socket has at most 107 characters.
     """
