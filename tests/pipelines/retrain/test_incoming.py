@@ -77,7 +77,7 @@ def test_what_is_consumed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.
     def read(folder: Folder, file: FileStamp) -> str:
         raise AssertionError(f"{file.name} is read")
 
-    monkeypatch.setattr(incoming, "_sha256", read)
+    monkeypatch.setattr(incoming, "_file_sha256", read)
     assert found(folder, consumed) == ([], [])
 
 
