@@ -28,7 +28,7 @@ def draw_ablation(
     """Draw a grid search: a heat map if exactly two settings vary, else a row for each cell with a dot for each seed.
 
     Args:
-        records: by the cell's slug and the seed.
+        results: by the cell's slug and the seed.
     """
     varied = [key for key, values in grid.items() if len(values) > 1]
     scores = {

@@ -20,7 +20,7 @@ def ablation_rows(
     """A row for each cell, in the order of the grid: mean and spread (sample standard deviation) over its seeds.
 
     Args:
-        records: by the cell's slug and the seed.
+        results: by the cell's slug and the seed.
     """
     rows = []
     for cell in cells:

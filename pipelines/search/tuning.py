@@ -41,7 +41,7 @@ def run_search(train: Train, config: TuneConfig, folder: str, seed: int, epochs:
     Args:
         folder: for Tune's state, in storage.
         epochs: of a trial that is not stopped.
-        measure: name of the score, for the printed lines.
+        metric: name of the score, for the printed lines.
 
     Raises:
         SearchError: the state in ``folder`` cannot be continued.

@@ -55,7 +55,7 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
     """Refuse data of which a task learns nothing.
 
     Args:
-        trained: as of ``open_indexes``.
+        training_indexes: as of ``open_indexes``.
 
     Raises:
         DataError: no source has training samples with the texts of a task.
@@ -98,7 +98,7 @@ def training(
     """Where the training's samples come from, and their order.
 
     Args:
-        trained: as of ``open_indexes``.
+        training_indexes: as of ``open_indexes``.
         features: what is kept of what frozen encoders give.
 
     Raises:

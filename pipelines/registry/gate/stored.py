@@ -63,7 +63,7 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
 
     Args:
         example: (encoded image, text).
-        wanted: False leaves it out.
+        enabled: False leaves it out.
     """
     name, required = "smoke test", "the same answer in a fresh process, from the stored files alone"
     reason = "what a server loads is what was evaluated"
