@@ -15,12 +15,12 @@ from typing import Self
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
-from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
 from pipelines.evaluate.metrics.captions import constant_caption
 from pipelines.storage.folder import Folder
 from vlmodel.answers import Normalizer, normal_form
+from vlmodel.sample import Texts
 from vlmodel.task_spec import TaskSpec
 
 FILE = "baselines.json"

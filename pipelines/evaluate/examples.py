@@ -134,5 +134,7 @@ def _read_images(samples: set[tuple[str, str]], index: Index) -> dict[tuple[str,
         if len(images) == len(samples):
             break
         rows = [row for row, sample in enumerate(_sample_ids(index.rows(shard.name))) if sample in samples]
-        images |= {(record.split, record.key): record.image for record in reader.read(shard.name, rows, texts=False)}
+        images |= {
+            (record.split, record.key): record.inputs["image"] for record in reader.read(shard.name, rows, texts=False)
+        }
     return images

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
-from pipelines.data.tars.reader import Record
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
 from pipelines.evaluate.example_scores import ExampleScores, score_examples
@@ -28,6 +27,7 @@ from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.inference import Predictor
 from vlmodel.processor import VLProcessor
+from vlmodel.sample import Sample
 from vlmodel.task_spec import TaskSpec
 
 
@@ -171,7 +171,7 @@ def check_baselines(assessment: Assessment) -> Check:
 
 
 def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTracker) -> GateDecision:
-    """Record the decision in the candidate's run, and make it the champion if it passed.
+    """Sample the decision in the candidate's run, and make it the champion if it passed.
 
     Returns:
         The decision; if another promotion came first, with a failed check added.
@@ -242,7 +242,7 @@ def _compare_on_new_data(
 
 
 def _behaviour_checks(
-    candidate: LocalModel, champion: LocalModel | None, records: Sequence[Record], config: GateConfig
+    candidate: LocalModel, champion: LocalModel | None, records: Sequence[Sample], config: GateConfig
 ) -> list[Check]:
     candidate_predictor = Predictor.from_pretrained(candidate.folder)
     champion_predictor = Predictor.from_pretrained(champion.folder) if champion else None

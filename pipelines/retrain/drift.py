@@ -12,11 +12,11 @@ import numpy as np
 
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
 from pipelines.retrain.config import DriftConfig
 from vlmodel.config import dump
+from vlmodel.sample import Texts
 
 Statistics = dict[str, dict[str, int]]
 """For each field of ``DriftConfig`` a histogram of its values, or ranges of values."""

@@ -55,7 +55,7 @@ def _ask_one(work: Workspace, address: str) -> None:
                 (record,) = ShardReader(samples).read(shard.name, [row])
                 questions = record.texts.questions[: work.config.serve.max_questions]
                 with Client(address, ssl_context=tls.pinned_context(work.config.serve.tls)) as service:
-                    response = service.ask(record.image, [q.question for q in questions])
+                    response = service.ask(record.inputs["image"], [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")
                 for question, got in zip(questions, response.answers, strict=True):
                     best = got.answers[0]

@@ -13,10 +13,10 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
-from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import corpus, train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Texts
 from vlmodel.task_spec import TaskSpec
 
 WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")

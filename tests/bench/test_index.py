@@ -30,10 +30,10 @@ import webdataset
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.validate import Verify
-from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter
 from tests.bench.conftest import Figure
 from tests.bench.photographs import photograph
+from vlmodel.sample import Texts
 
 MEGABYTES, TARS, ROUNDS, WORKERS = int(os.environ.get("BENCH_MB", 400)), 16, 3, os.cpu_count() or 1
 CAPTION = "a dog runs over the green grass beside the water"

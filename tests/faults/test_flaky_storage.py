@@ -19,13 +19,13 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from tests.faults.flaky import PROTOCOL, register
 from tests.jobs.conftest import ROOT
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Question, Texts
 
 SAMPLES, A_SHARD = 300, 120
 

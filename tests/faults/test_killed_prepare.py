@@ -15,9 +15,9 @@ from PIL import Image
 
 from pipelines.data.index.index import Index
 from pipelines.data.prepare.files import FOLDER, MANIFEST
-from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter
 from tests.jobs.conftest import ROOT
+from vlmodel.sample import Texts
 
 SHARDS, SAMPLES = 12, 40
 SETTINGS = ["longest_side=160", "near_duplicates=4", "format=webp", "samples_per_shard=30"]

@@ -22,7 +22,6 @@ from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
@@ -30,6 +29,7 @@ from pipelines.storage.folder import Folder
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.storage.stores import S3Store, s3_store
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Question, Texts
 
 SAMPLES, A_SHARD = 240, 80
 TARS = "s3://store/sets/noise"
@@ -78,7 +78,7 @@ def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
     assert len(store.faults.seen) == 3
 
     records = ShardReader(index).read(index.shards[1].name, [7, 0])
-    assert [(record.key, record.image) for record in records] == [
+    assert [(record.key, record.inputs["image"]) for record in records] == [
         (f"{n:03d}", photo(n, (96, 96), "PNG")) for n in (A_SHARD + 7, A_SHARD)
     ]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from tests.faults.ledger import audit
 from tests.faults.trainings import command, finish, ledger_of, places, start
 from tests.jobs.conftest import ROOT
 from tests.pipelines.data.tar_maker import photo
+from vlmodel.sample import Question, Texts
 
 ALL = "data.index.validation_fraction=0.0"
 

@@ -173,6 +173,6 @@ def answered_over_http(address: str, tars: str, keys: set[str]) -> dict[tuple[st
                 if key in keys and shard.name.startswith("test"):
                     (record,) = ShardReader(index).read(shard.name, [row])
                     questions = [q.question for q in record.texts.questions]
-                    for answer in client.ask(record.image, questions).answers:
+                    for answer in client.ask(record.inputs["image"], questions).answers:
                         found[key, answer.question] = (answer.answers[0].answer, answer.answers[0].probability)
     return found

@@ -16,7 +16,6 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.mixture import MixedSource
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
@@ -27,6 +26,7 @@ from pipelines.workflows.workspace import Workspace
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import load
+from vlmodel.sample import Question, Texts
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
 MONDAY, TUESDAY = "20260105T0000Z", "20260106T0000Z"

@@ -11,12 +11,12 @@ from PIL import Image
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.workflows import fit, train
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, parse
+from vlmodel.sample import Question, Texts
 
 
 @pytest.fixture(scope="module")

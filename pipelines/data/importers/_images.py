@@ -21,9 +21,10 @@ from pipelines.data.importers._files import HIDDEN, open_regular_file, walk
 from pipelines.data.importing.importer import Reject, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.member_names import is_hidden
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality, Texts
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality
 from pipelines.errors import DataError
 from vlmodel.images.pillow import extension_of
+from vlmodel.sample import Texts
 
 DEAD_LINKS = "links that lead nowhere"
 REPEATED = "images of a name that came before"

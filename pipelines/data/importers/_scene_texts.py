@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import permutations
 
 from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Object, Scene, place_of
-from pipelines.data.tars.sample import Question
+from vlmodel.sample import Question
 
 _NUMBERS = ("zero", "one", "two", "three", "four")
 _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]

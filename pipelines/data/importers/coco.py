@@ -18,11 +18,11 @@ from pipelines.data.importers._files import find_file, fingerprint, key_of, load
 from pipelines.data.importers._images import Images, NoImages, images_for, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.config import Section
 from vlmodel.locations import Location
+from vlmodel.sample import Question, Texts
 
 
 class Subset(Section):

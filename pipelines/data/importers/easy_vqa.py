@@ -15,10 +15,10 @@ from pipelines.data.importers._files import fingerprint, load_json, source_folde
 from pipelines.data.importers._images import Images, NoImages, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
+from vlmodel.sample import Question, Texts
 
 
 class Config(Importer):

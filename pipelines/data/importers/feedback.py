@@ -13,10 +13,10 @@ from pipelines.data.importers._files import fingerprint, open_regular_file, sour
 from pipelines.data.importers._images import Images, NoImages, images_for, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
 from pipelines.records.corrections import CORRECTIONS, IMAGES, Correction
 from vlmodel.locations import Location
+from vlmodel.sample import Question, Texts
 
 
 class Config(Importer):

@@ -27,10 +27,11 @@ from pipelines.data.importers._files import (
 from pipelines.data.importers._images import Images, NoImages, images_for, is_image, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Modality, Texts
+from pipelines.data.tars.sample import Modality
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
+from vlmodel.sample import Texts
 
 _CAPTIONS = ("Flickr8k.token.txt", "results_20130124.token", "captions.txt", "captions.csv", "results.csv")
 _LISTS = {

@@ -9,8 +9,9 @@ from typing import Literal
 from pipelines.data.importers._files import fingerprint, key_of, resolve_path
 from pipelines.data.importers._images import Images, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.sample import GROUP, Texts
+from pipelines.data.tars.sample import GROUP
 from vlmodel.locations import Location
+from vlmodel.sample import Texts
 
 
 class Config(Importer):

@@ -17,8 +17,8 @@ from pipelines.data.importers._scene import MAX_OBJECTS, Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import SPLITS
+from vlmodel.sample import Texts
 
 _VERSION = 1
 """Increased when the same settings give other scenes, pictures or texts than before."""

@@ -28,10 +28,11 @@ from pipelines.data.importers._files import fingerprint, key_of, resolve_path, v
 from pipelines.data.importers._images import Images, images_for, is_image, require_image_name, sniff
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import GROUP, Modality, Question, Texts
+from pipelines.data.tars.sample import GROUP, Modality
 from pipelines.data.tars.shards import canonical_split
 from pipelines.errors import DataError
 from vlmodel.locations import Location
+from vlmodel.sample import Question, Texts
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import GROUP, Modality, Texts
+from pipelines.data.tars.sample import GROUP, Modality
 from pipelines.errors import DataError
 from vlmodel.config import Part
+from vlmodel.sample import Texts
 
 
 class SourceSample(NamedTuple):

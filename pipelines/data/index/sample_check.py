@@ -15,7 +15,8 @@ from pipelines.data.index.validate import Verify, check_image
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.headers import Kind, Member
 from pipelines.data.tars.member_names import leaves_folder
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, TextLimits, Texts, hash_texts, parse_group, parse_texts
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, TextLimits, hash_texts, parse_group, parse_texts
+from vlmodel.sample import Texts
 
 SAMPLE_SCHEMA = pa.schema(
     [

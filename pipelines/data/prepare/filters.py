@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.language import probability
-from pipelines.data.tars.sample import Texts
+from vlmodel.sample import Texts
 
 
 class DropReason(StrEnum):

@@ -18,9 +18,10 @@ from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_fi
 from pipelines.data.prepare.filters import Drop, DropReason, check_size, check_texts, text_count, texts_of_valid_length
 from pipelines.data.prepare.images import EncodedImage, encode, needs_pixels, unchanged
 from pipelines.data.tars.errors import SampleError
-from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import sample_members, stored_size
 from pipelines.storage.folder import Folder
+from vlmodel.sample import Sample
 
 _CHUNK_BYTES = 32 << 20
 _PART_BYTES = 64 << 20
@@ -103,13 +104,13 @@ def _measure_chunk(
 
 
 def _check_sample(
-    record: Record, image: ImageFacts, source_size: int, extra: Row, config: PrepareConfig, parts: _ImageWriter
+    record: Sample, image: ImageFacts, source_size: int, extra: Row, config: PrepareConfig, parts: _ImageWriter
 ) -> Row | Drop:
     texts = texts_of_valid_length(record.texts, config)
     if (drop := check_texts(texts, record.texts, config)) is not None:
         return drop
     try:
-        stored = encode(record.image, image, config) if needs_pixels(image, config) else unchanged(image)
+        stored = encode(record.inputs["image"], image, config) if needs_pixels(image, config) else unchanged(image)
     except SampleError as error:
         return Drop(DropReason.UNDECODABLE, error.detail)
     try:

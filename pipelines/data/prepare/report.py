@@ -14,12 +14,13 @@ from pipelines.data.index.index import Index
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.filters import DropReason
 from pipelines.data.prepare.summary import Summary
-from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from pipelines.report.html import render
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import open_image
+from vlmodel.sample import Sample
 
 _THUMBNAIL = 176
 _MAX_TEXTS, _MAX_CHARS = 3, 120
@@ -69,7 +70,7 @@ def _read_example(reader: ShardReader, shard: str, row: int) -> _Sample:
         record = reader.read(shard, [row])[0]
     except DataError:  # an unreadable example does not fail the preparation
         return _Sample(None, [])
-    return _Sample(_thumbnail(record.image), _some_texts(record))
+    return _Sample(_thumbnail(record.inputs["image"]), _some_texts(record))
 
 
 def _thumbnail(data: bytes) -> bytes | None:
@@ -85,7 +86,7 @@ def _thumbnail(data: bytes) -> bytes | None:
     return out.getvalue()
 
 
-def _some_texts(record: Record) -> list[str]:
+def _some_texts(record: Sample) -> list[str]:
     texts = [*record.texts.captions, *(q.question for q in record.texts.questions)]
     shown = [text if len(text) <= _MAX_CHARS else f"{text[:_MAX_CHARS]}…" for text in texts[:_MAX_TEXTS]]
     return shown + ([f"and {len(texts) - _MAX_TEXTS} more"] if len(texts) > _MAX_TEXTS else [])

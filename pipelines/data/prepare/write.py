@@ -14,10 +14,11 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
 from pipelines.data.prepare.filters import merge_texts, texts_of_valid_length
 from pipelines.data.prepare.measure import lineage_entry
-from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import Member, sample_members, tar_bytes
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
+from vlmodel.sample import Sample
 
 # Samples that are read together; a task holds them beside the tar that it writes.
 _CHUNK = 64
@@ -81,7 +82,7 @@ def _tar_members(
                 yield sample_members(record.key, image, measurement["extension"], texts, entry)
 
 
-def _lineage_row(record: Record, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Record]]) -> Row:
+def _lineage_row(record: Sample, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Sample]]) -> Row:
     return {
         "key": record.key,
         **{f"source_{name}": source[name] for name in ("shard", "key", "sha256")},
@@ -97,7 +98,7 @@ def _stored_images(
 ) -> list[bytes]:
     """The images of samples, encoded anew or the source's own."""
     same = [n for n, measurement in enumerate(measured) if measurement["part"] is None]
-    images = dict(zip(same, (r.image for r in reader.read(shard, [rows[n] for n in same])), strict=True))
+    images = dict(zip(same, (r.inputs["image"] for r in reader.read(shard, [rows[n] for n in same])), strict=True))
     for part in sorted({measurement["part"] for measurement in measured if measurement["part"] is not None}):
         of_part = [n for n, measurement in enumerate(measured) if measurement["part"] == part]
         ranges = [(measured[n]["offset"], measured[n]["size"]) for n in of_part]

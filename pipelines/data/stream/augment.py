@@ -12,8 +12,8 @@ from functools import lru_cache
 import numpy as np
 from pydantic import Field, field_validator
 
-from pipelines.data.tars.sample import Texts
 from vlmodel.config import Section
+from vlmodel.sample import Texts
 
 _SIDES = re.compile(r"\b(?:left|right)(?:s|most|wards?)?\b", re.IGNORECASE)
 

@@ -17,11 +17,12 @@ from pipelines.data.index.index import Index, Shard
 from pipelines.data.stream.feature_cache import FeatureCache, image_hashes, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
-from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.sample import Modality
 from pipelines.errors import DataError
 from vlmodel.images.errors import ImageError
 from vlmodel.processor import VLProcessor
+from vlmodel.sample import Sample
 from vlmodel.task_spec import TaskSpec, join, split
 
 log = logging.getLogger(__name__)
@@ -136,9 +137,9 @@ class Samples:
         self._has_images = np.array([opened.has_images for opened in self.sources])
         self._has_images_alone = np.array([opened.index.modality == "images" for opened in self.sources])
 
-    def read_texts(self, indices: SampleIndices) -> list[Record]:
+    def read_texts(self, indices: SampleIndices) -> list[Sample]:
         """The samples without their images, in the order of ``indices``; each shard is opened once."""
-        records: list[Record | None] = [None] * len(indices)
+        records: list[Sample | None] = [None] * len(indices)
         for opened, shard, rows, positions in self._by_shard(indices):
             for position, record in zip(positions, opened.reader.read(shard.name, rows, images=False), strict=True):
                 records[position] = record
@@ -236,7 +237,9 @@ class Samples:
             for opened, shard, rows, outs in shards
             for record, out in zip(opened.reader.read(shard.name, rows, texts=False), outs, strict=True)
         ]
-        decoded = self.processor.decode_on_gpu(gpu, [file[2].image for file in files], [file[3] for file in files])
+        decoded = self.processor.decode_on_gpu(
+            gpu, [file[2].inputs["image"] for file in files], [file[3] for file in files]
+        )
         for (opened, shard, record, out), is_decoded in zip(files, decoded, strict=True):
             if not is_decoded:
                 opened.decode(shard, record, out, self.processor)
@@ -307,9 +310,9 @@ class _OpenedSource:
         if cache is not None:
             cache.write(shard, missing_rows, missing_out)
 
-    def decode(self, shard: Shard, record: Record, out: NDArray[np.uint8], processor: VLProcessor) -> None:
+    def decode(self, shard: Shard, record: Sample, out: NDArray[np.uint8], processor: VLProcessor) -> None:
         try:
-            processor.decode(record.image, out)
+            processor.decode(record.inputs["image"], out)
         except ImageError as error:
             raise DataError(
                 f"sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the data "

@@ -30,7 +30,6 @@ from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, image_hashes, text_hashes
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from vlmodel.config import dump
@@ -38,6 +37,7 @@ from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Encoder, LanguageEncoder, VisionEncoder
 from vlmodel.processor import VLProcessor
+from vlmodel.sample import Texts
 
 FORMAT = 3
 SPLITS = ("train", "val")
@@ -260,7 +260,7 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
     def batches() -> Iterator[Rows]:
         for rows in _batched(row_of.values(), work.batch):
             records = work.reader.read(shard, rows, texts=False)
-            pixels = list(pool.map(work.processor.decode, [record.image for record in records]))
+            pixels = list(pool.map(work.processor.decode, [record.inputs["image"] for record in records]))
             yield encode(torch.from_numpy(np.stack(pixels)))
 
     return Table.of(list(row_of), [1] * len(row_of)), batches()

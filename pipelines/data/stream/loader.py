@@ -18,8 +18,8 @@ from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples
 from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
 from pipelines.data.stream.rows import rows_to_answer, to_examples
-from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
+from vlmodel.sample import Sample
 
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
 """Arrays about where a batch came from; all others are the model's inputs."""
@@ -100,7 +100,7 @@ class MicroBatches(Batches):
                 arrays["pixels_BHWC"][i] = augment(arrays["pixels_BHWC"][i], self.augmentation, rng)
         return arrays
 
-    def _read_texts(self, samples: Samples, indices: SampleIndices) -> list[Record]:
+    def _read_texts(self, samples: Samples, indices: SampleIndices) -> list[Sample]:
         """The samples with their texts, which are adapted to mirrored images."""
         records = samples.read_texts(indices)
         if not self.augmentation.changes_texts:
@@ -108,7 +108,7 @@ class MicroBatches(Batches):
         side = samples.processor.config.image_size
         return [
             record._replace(texts=swapped(record.texts, self.augmentation.swap))
-            if record.has_image
+            if "image" in record.present
             and draw(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
             else record
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
@@ -194,7 +194,7 @@ def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return {name: array for name, array in arrays.items() if name not in PROVENANCE}
 
 
-def _examples_by_task(samples: Samples, records: Sequence[Record], weight: float = 1.0) -> dict[str, list[Example]]:
+def _examples_by_task(samples: Samples, records: Sequence[Sample], weight: float = 1.0) -> dict[str, list[Example]]:
     """The rows of each task, of all samples."""
     return {task: to_examples(records, spec, weight) for task, spec in samples.processor.tasks.items()}
 

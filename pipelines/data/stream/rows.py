@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipelines.data.tars.reader import Record
 from vlmodel.processor import Example
+from vlmodel.sample import Sample
 from vlmodel.task_spec import MATCH, NO_MATCH, TaskSpec
 
 R = TypeVar("R")
@@ -36,11 +36,11 @@ class Row:
     id: str | None
 
 
-def to_examples(records: Sequence[Record], spec: TaskSpec, weight: float = 1.0) -> list[Example]:
+def to_examples(records: Sequence[Sample], spec: TaskSpec, weight: float = 1.0) -> list[Example]:
     """The rows that a task learns from, for each sample of a batch."""
     return [
         Example(
-            record.image,
+            record.inputs.get("image", b""),
             tuple(text for text, _ in rows),
             tuple(target for _, target in rows),
             (weight,) * len(rows),
@@ -49,18 +49,18 @@ def to_examples(records: Sequence[Record], spec: TaskSpec, weight: float = 1.0) 
     ]
 
 
-def rows_to_answer(records: Sequence[Record], spec: TaskSpec) -> list[list[Row]]:
+def rows_to_answer(records: Sequence[Sample], spec: TaskSpec) -> list[list[Row]]:
     """The rows that a task is to answer, for each sample of a batch; one an image where the task takes no text."""
     return _drop_without_image(_rows_to_answer(records, spec), records, spec)
 
 
-def _drop_without_image(rows: list[list[R]], records: Sequence[Record], spec: TaskSpec) -> list[list[R]]:
+def _drop_without_image(rows: list[list[R]], records: Sequence[Sample], spec: TaskSpec) -> list[list[R]]:
     if not spec.needs_image:
         return rows
-    return [of_record if record.has_image else [] for of_record, record in zip(rows, records, strict=True)]
+    return [of_record if "image" in record.present else [] for of_record, record in zip(rows, records, strict=True)]
 
 
-def _rows_to_answer(records: Sequence[Record], spec: TaskSpec) -> list[list[Row]]:
+def _rows_to_answer(records: Sequence[Sample], spec: TaskSpec) -> list[list[Row]]:
     if spec.reads == "questions":
         return [
             [
@@ -82,7 +82,7 @@ def _rows_to_answer(records: Sequence[Record], spec: TaskSpec) -> list[list[Row]
     return [[Row(r.key, r.split, caption, None, (), None) for caption in r.texts.captions] for r in records]
 
 
-def _training_rows(records: Sequence[Record], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
+def _training_rows(records: Sequence[Sample], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
     if spec.reads == "questions":
         return [[(q.question if spec.text else "", q.answer) for q in r.texts.questions] for r in records]
     if spec.target == "match":
@@ -92,7 +92,7 @@ def _training_rows(records: Sequence[Record], spec: TaskSpec) -> list[list[tuple
     ]
 
 
-def _matching_rows(records: Sequence[Record]) -> list[list[tuple[str, str | None]]]:
+def _matching_rows(records: Sequence[Sample]) -> list[list[tuple[str, str | None]]]:
     """Each caption with its own image, and as many captions of other images of the batch, taken in turn.
 
     So half of the rows match, unless images share captions. The negatives depend on the batch alone, and a text is

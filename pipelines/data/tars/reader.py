@@ -5,31 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
-from pipelines.data.tars.sample import Texts, hash_texts, parse_metadata, parse_texts
+from pipelines.data.tars.sample import hash_texts, parse_metadata, parse_texts
 from pipelines.errors import DataError
+from vlmodel.sample import Sample, Texts
 
 _CACHED_SHARDS = 256
 _COLUMNS = [
     "key", "split", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256",
-    "texts_hash",
+    "texts_hash", "captions", "questions",
 ]  # fmt: skip
 
 Range = tuple[int, int]
-
-
-class Record(NamedTuple):
-    """One sample, with its encoded image; ``has_image`` is True also where the image was not read."""
-
-    key: str
-    image: bytes
-    texts: Texts
-    has_image: bool = True
-    split: str = ""
 
 
 class ShardReader:
@@ -43,7 +34,7 @@ class ShardReader:
         self.index = index
         self._rows = lru_cache(maxsize=cached_shards)(self._read_rows)
 
-    def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Record]:
+    def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Sample]:
         """The samples at these rows of ``index.rows(shard)``, in the order asked for.
 
         Args:
@@ -71,7 +62,9 @@ class ShardReader:
                 if not _is_image_of(sample, image):
                     raise self._changed_error(shard, sample)
             parsed = self._parse_texts(shard, sample, pieces[texts_at[number]]) if texts else Texts()
-            records.append(Record(sample["key"], image, parsed, has_image, sample["split"]))
+            present = {name for name in ("captions", "questions") if sample[name]} | ({"image"} if has_image else set())
+            inputs = {"image": image} if images else {}
+            records.append(Sample(sample["key"], inputs, parsed, frozenset(present), sample["split"]))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:

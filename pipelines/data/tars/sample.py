@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipelines.data.tars.errors import Reason, SampleError
+from vlmodel.sample import Question, Texts
 
 IMAGE_EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "heic", "heif",
@@ -39,23 +40,6 @@ _MIN_TEXT_BYTES = 4
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about the image.
-
-    Attributes:
-        question: never blank.
-        answer: the answer to learn, or None where it is unknown (a test set).
-        answers: every annotator's answer (ten in VQA v2), for soft targets and consensus metrics; may be empty.
-        id: the source's own identifier.
-    """
-
-    question: str
-    answer: str | None = None
-    answers: tuple[str, ...] = ()
-    id: str | None = None
-
-
-@dataclass(frozen=True)
 class TextLimits:
     """Limits of a sample's texts.
 
@@ -66,14 +50,6 @@ class TextLimits:
 
     letters: int = 10_000
     texts: int = 1_000
-
-
-@dataclass(frozen=True)
-class Texts:
-    """All texts of one sample, in the source's order; ``Texts()`` for an image alone."""
-
-    captions: tuple[str, ...] = ()
-    questions: tuple[Question, ...] = ()
 
 
 def _id_as_text(value: Any) -> Any:

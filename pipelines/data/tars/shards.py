@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality, Texts, dump_texts
+from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality, dump_texts
 from pipelines.errors import DataError
+from vlmodel.sample import Texts
 
 Split = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")

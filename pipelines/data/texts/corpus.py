@@ -12,9 +12,9 @@ import numpy as np
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
+from vlmodel.sample import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

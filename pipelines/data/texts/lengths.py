@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.tars.sample import Texts
 from pipelines.data.texts.corpus import read_texts
 from pipelines.storage.folder import Folder
 from vlmodel.processor import ProcessorConfig
+from vlmodel.sample import Texts
 from vlmodel.task_spec import TaskSpec
 
 if TYPE_CHECKING:

@@ -16,12 +16,13 @@ from PIL import Image
 
 from pipelines.data.index.index import Index
 from pipelines.data.stream.rows import rows_to_answer
-from pipelines.data.tars.reader import Record, ShardReader
+from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.registry.config import GateConfig, Rewording
 from pipelines.registry.gate.check import Check
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
+from vlmodel.sample import Sample
 from vlmodel.task_spec import TaskSpec
 
 _IMAGES_AT_ONCE = 16
@@ -73,7 +74,7 @@ class ProbeResult:
     blank_error: str = ""
 
 
-def probe_records(index: Index, split: str, config: GateConfig) -> list[Record]:
+def probe_records(index: Index, split: str, config: GateConfig) -> list[Sample]:
     """``config.probe_images`` samples of the split, drawn with the seed; all if there are no more.
 
     Raises:
@@ -88,17 +89,17 @@ def probe_records(index: Index, split: str, config: GateConfig) -> list[Record]:
     if not rows:
         raise DataError(f"split {split!r} of {index.tars!r} has no samples to judge by; choose registry.gate.split")
     drawn = sorted(random.Random(config.seed).sample(rows, min(config.probe_images, len(rows))))
-    reader, records = ShardReader(index), list[Record]()
+    reader, records = ShardReader(index), list[Sample]()
     for name in dict.fromkeys(shard for shard, _ in drawn):
         records += reader.read(name, [row for shard, row in drawn if shard == name])
     return records
 
 
-def run_probe(predictor: Predictor, records: Sequence[Record], task: str) -> ProbeResult:
+def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
     """Ask the model about the records as they are, reworded, about each other's images, and about a blank image."""
     spec = predictor.processor.tasks[task]
     texts = [[row.text for row in rows] for rows in rows_to_answer(records, spec)]
-    images = [record.image for record in records]
+    images = [record.inputs["image"] for record in records]
     if not any(texts):
         return ProbeResult(0)
 

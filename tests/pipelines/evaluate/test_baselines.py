@@ -9,12 +9,12 @@ import pytest
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import FILE, AnswerPrior, Baselines, check_learnable
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
+from vlmodel.sample import Question, Texts
 
 TEXTS = [
     Texts(("a dog runs", "a dog"), (Question("is it red?", "Yes."), Question("how many?", "two"))),

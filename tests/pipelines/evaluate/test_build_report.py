@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import AnswerPrior, Baselines
 from pipelines.evaluate.build_report import build_report, report_on_answers
 from pipelines.evaluate.examples import choose_examples
 from pipelines.evaluate.predict import SCHEMA
+from vlmodel.sample import Question, Texts
 from vlmodel.task_spec import TaskSpec
 
 ASKED = TaskSpec(reads="questions", target="answer")

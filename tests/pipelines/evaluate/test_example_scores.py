@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.evaluate.baselines import Baselines
 from pipelines.evaluate.build_report import build_report
 from pipelines.evaluate.example_scores import score_examples
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
+from vlmodel.sample import Question, Texts
 from vlmodel.task_spec import TaskSpec
 
 TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]

@@ -11,7 +11,6 @@ from PIL import Image
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines
@@ -21,6 +20,7 @@ from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
 from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
 from vlmodel.processor import Example
+from vlmodel.sample import Question, Texts
 
 COLOURS = {"train": (250, 0, 0), "val": (0, 0, 250), "test": (0, 250, 0)}
 

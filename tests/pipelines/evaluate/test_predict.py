@@ -14,12 +14,12 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_drawn, predict, write
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Question, Texts
 
 
 class _Colours:

@@ -98,7 +98,7 @@ def test_an_index_built_where_the_tars_are_serves_readers_elsewhere(served: tupl
     assert index.hash == built.hash
     faults.kinds = cycle([500, "cut", "", ""])
     records = ShardReader(index).read("a.tar", [5, 0, 3])
-    assert [(record.key, record.image) for record in records] == [(f"{n:04d}", photo(n)) for n in (5, 0, 3)]
+    assert [(record.key, record.inputs["image"]) for record in records] == [(f"{n:04d}", photo(n)) for n in (5, 0, 3)]
     faults.kinds = iter(())
     (disk / "a.tar").write_bytes(tar_bytes(samples(range(1, 7))))
     with pytest.raises(DataError, match="run the index job again"):

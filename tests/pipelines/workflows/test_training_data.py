@@ -22,7 +22,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.plan import Schedule
-from pipelines.data.tars.sample import Question, Texts, dump_texts
+from pipelines.data.tars.sample import dump_texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
@@ -37,6 +37,7 @@ from tests.jobs.conftest import ROOT, SMALL
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.config import ConfigError, load
 from vlmodel.processor import VLProcessor
+from vlmodel.sample import Question, Texts
 
 COLOURS = {"red": (210, 40, 40), "green": (40, 180, 60), "blue": (50, 70, 220)}
 TASKS = [

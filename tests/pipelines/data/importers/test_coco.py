@@ -11,8 +11,8 @@ from pipelines.data.importers.coco import Config, Subset
 from pipelines.data.importing.importer import Reject, SourceSample
 from pipelines.data.importing.run import import_data
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import Question
 from pipelines.errors import DataError
+from vlmodel.sample import Question
 
 _NINE = ["two"] * 4 + ["2"] * 5 + ["a pair"]
 

@@ -11,8 +11,8 @@ import pytest
 from pipelines.data.importers.easy_vqa import Config
 from pipelines.data.importing.importer import SourceSample
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
+from vlmodel.sample import Question, Texts
 
 
 def _layout(root: Path, picture, questions: dict[str, list[Any]], images: dict[str, list[int]]) -> Path:

@@ -10,9 +10,9 @@ import pytest
 
 from pipelines.data.importers.feedback import Config
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import Question
 from pipelines.errors import DataError
 from pipelines.records.corrections import Spool
+from vlmodel.sample import Question
 
 DAY = 86_400 * 10**9
 

@@ -8,9 +8,9 @@ import pytest
 from pipelines.data.importers.folder import Config
 from pipelines.data.importing.run import REJECTS, import_data
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import Texts
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
+from vlmodel.sample import Texts
 
 
 def test_every_image_is_a_sample(tmp_path: Path, picture, read_all, write_tar) -> None:

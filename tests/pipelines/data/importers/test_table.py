@@ -15,9 +15,9 @@ import pytest
 
 from pipelines.data.importers.table import Config
 from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
+from vlmodel.sample import Question, Texts
 
 
 @pytest.fixture

@@ -22,11 +22,12 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.sample_check import hash_key
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import GROUP, Question, Texts, parse_texts
+from pipelines.data.tars.sample import GROUP, parse_texts
 from pipelines.data.tars.shards import shard_split
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
 from vlmodel.config import ConfigError, dump, kinds, parse, part_config
+from vlmodel.sample import Question, Texts
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
 
@@ -122,9 +123,9 @@ def test_texts_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: No
     assert index.counts() == {"train": 2, "val": 1, "test": 0}
     assert index.quarantine().num_rows == 0
     records = ShardReader(index).read("train-000000.tar", [1, 0])
-    assert [(record.key, record.has_image, record.texts) for record in records] == [
-        ("sky", False, Texts((), (Question("what is sky?", "blue"),))),
-        ("said-00000002", False, Texts((), (Question("what is grass?", "green"),))),
+    assert [(record.key, set(record.present), record.texts) for record in records] == [
+        ("sky", {"questions"}, Texts((), (Question("what is sky?", "blue"),))),
+        ("said-00000002", {"questions"}, Texts((), (Question("what is grass?", "green"),))),
     ]
 
 
@@ -139,7 +140,7 @@ def test_images_alone_are_imported_indexed_and_read(tmp_path: Path, ray_local: N
     assert [name for _, name, _ in _members(tmp_path / "out")] == ["0.jpg", "1.jpg"]
     index = build_index(str(tmp_path / "out"), IndexConfig(members="images", validation_fraction=0.0))
     records = ShardReader(index).read("train-000000.tar", [0, 1])
-    assert [(record.key, record.image, record.texts) for record in records] == [
+    assert [(record.key, record.inputs["image"], record.texts) for record in records] == [
         ("0", photo(0), Texts()),
         ("1", photo(1), Texts()),
     ]

@@ -612,8 +612,8 @@ def test_texts_without_images(tmp_path):
     assert (repeated["key"], repeated["reason"], repeated["offset"]) == ("3", "duplicate_key", 512)
     reader = ShardReader(index)
     records = reader.read("train-000000.tar", [2, 0])
-    assert [(r.key, r.image, r.has_image, r.texts.captions) for r in records] == [
-        ("2", b"", False, ("picture 2",)), ("0", b"", False, ("picture 0",)),
+    assert [(r.key, dict(r.inputs), set(r.present), r.texts.captions) for r in records] == [
+        ("2", {}, {"captions"}, ("picture 2",)), ("0", {}, {"captions"}, ("picture 0",)),
     ]  # fmt: skip
     assert reader.read_texts("train-000001.tar", [0])[0].captions == ("a caption",)
 

@@ -14,9 +14,9 @@ from pipelines.data.prepare.filters import (
     text_count,
     texts_of_valid_length,
 )
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
+from vlmodel.sample import Question, Texts
 
 
 @pytest.mark.parametrize(

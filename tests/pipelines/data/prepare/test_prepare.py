@@ -404,7 +404,7 @@ def test_real_photographs(tmp_path: Path, here: Here, shared_data: Callable[[str
     assert summary.bytes_after < summary.bytes_before / 2
     prepared = Index.open(str(tmp_path / "out"))
     records = ShardReader(prepared).read("train-000000.tar", range(40))
-    assert {decoded(record.image).size for record in records} == {(128, 128)}
+    assert {decoded(record.inputs["image"]).size for record in records} == {(128, 128)}
 
 
 def test_a_folder_that_is_not_local(source: Index) -> None:

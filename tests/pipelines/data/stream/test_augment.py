@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipelines.data.stream.augment import AugmentConfig, all_texts, augment, draw, names_a_side, swapped
-from pipelines.data.tars.sample import Question, Texts
 from vlmodel.config import ConfigError, parse
+from vlmodel.sample import Question, Texts
 
 SWAP = {"left": "right"}
 

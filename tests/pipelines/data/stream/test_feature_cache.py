@@ -36,7 +36,6 @@ from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
@@ -47,6 +46,7 @@ from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import VisionEncoder
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Question, Texts
 from vlmodel.vision.cnn import Config
 
 SAMPLES, SHARD = 13, 5
@@ -151,7 +151,7 @@ def read(features: FeatureCache, index: Index, shard: Shard, rows: list[int]) ->
 
 
 def direct(index: Index, processor: VLProcessor, shard: Shard, rows: list[int]) -> np.ndarray:
-    pixels = [processor.decode(record.image) for record in ShardReader(index).read(shard.name, rows)]
+    pixels = [processor.decode(record.inputs["image"]) for record in ShardReader(index).read(shard.name, rows)]
     found: np.ndarray = new_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
     return found
 

@@ -20,12 +20,12 @@ from pipelines.data.stream.dataset import Samples, Source, with_gpu_decoding
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import SampleIndices, Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from vlmodel.images.decoders import gpu
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Question, Texts
 
 SAMPLES = 23
 

@@ -23,12 +23,13 @@ from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import Question, Texts, dump_texts
+from pipelines.data.tars.sample import dump_texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Question, Texts
 from vlmodel.task_spec import TaskSpec
 
 ASKED, NAMED = 11, 23

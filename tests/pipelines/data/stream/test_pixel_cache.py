@@ -22,11 +22,11 @@ from pipelines.data.stream.loader import MicroBatches
 from pipelines.data.stream.pixel_cache import PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
-from pipelines.data.tars.sample import Texts
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from vlmodel.processor import ProcessorConfig, VLProcessor
+from vlmodel.sample import Texts
 from vlmodel.task_spec import TaskSpec
 
 SAMPLES, SIDE = 13, 16

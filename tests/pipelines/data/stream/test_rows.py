@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 from pipelines.data.stream.rows import Row, rows_to_answer, to_examples
-from pipelines.data.tars.reader import Record
-from pipelines.data.tars.sample import Question, Texts
+from vlmodel.sample import Question, Sample, Texts
 from vlmodel.task_spec import TaskSpec
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))
 
 
-def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Record:
-    return Record(key, key.encode(), Texts(captions, questions), split="val")
+def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Sample:
+    present = {"image"} | ({"captions"} if captions else set()) | ({"questions"} if questions else set())
+    return Sample(key, {"image": key.encode()}, Texts(captions, questions), frozenset(present), split="val")
 
 
-def learned(records: list[Record], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
+def learned(records: list[Sample], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
     examples = to_examples(records, spec, weight=0.5)
-    assert [example.image for example in examples] == [record.image for record in records]
+    assert [example.image for example in examples] == [record.inputs["image"] for record in records]
     assert all(example.weights == (0.5,) * len(example.texts) for example in examples)
     return [list(zip(example.texts, example.targets, strict=True)) for example in examples]
 
@@ -87,7 +87,7 @@ def test_a_caption_of_both_images_is_no_counterexample() -> None:
 
 
 @pytest.mark.parametrize("records", [[], [record("a", "one", "two")], [record("a", "one"), record("b")]])
-def test_where_there_is_no_other(records: list[Record]) -> None:
+def test_where_there_is_no_other(records: list[Sample]) -> None:
     assert all(target == "match" for pairs in learned(records, MATCH) for _, target in pairs)
 
 
@@ -99,7 +99,7 @@ def test_matching_is_asked_what_it_learns() -> None:
 
 
 def test_texts_without_an_image_make_rows_of_tasks_that_need_none() -> None:
-    alone = record("a", "one", "two", questions=QUESTIONS)._replace(has_image=False)
+    alone = record("a", "one", "two", questions=QUESTIONS)._replace(present=frozenset({"captions", "questions"}))
     records = [alone, record("b", "three")]
     for target in ("answer", "tokens"):
         spec = TaskSpec(reads="questions", target=target)

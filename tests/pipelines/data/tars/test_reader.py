@@ -42,7 +42,7 @@ def index(tmp_path: Path) -> Index:
 def test_samples_in_the_order_asked_for(index):
     records = ShardReader(index).read("a.tar", [7, 0, 8, 9, 0])
     assert [record.key for record in records] == ["0007", "0000", "8", "9", "0000"]
-    assert [record.image for record in records] == [photo(n) for n in (7, 0, 8, 9, 0)]
+    assert [record.inputs["image"] for record in records] == [photo(n) for n in (7, 0, 8, 9, 0)]
     assert records[0].texts == parse_texts(texts(7), None)
     assert [record.texts.captions for record in records[2:4]] == [("eight",), ("nine",)]
     assert ShardReader(index).read("a.tar", []) == []

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Question, TextLimits, Texts, dump_texts, parse_metadata, parse_texts
+from pipelines.data.tars.sample import TextLimits, dump_texts, parse_metadata, parse_texts
+from vlmodel.sample import Question, Texts
 
 _text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: not text.isspace())
 _question = st.builds(

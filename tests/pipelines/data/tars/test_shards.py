@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data.index.scan import Scan, scan_tar
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Modality, Question, Texts, dump_texts, parse_texts
+from pipelines.data.tars.sample import Modality, dump_texts, parse_texts
 from pipelines.data.tars.shards import (
     ShardWriter,
     Split,
@@ -21,6 +21,7 @@ from pipelines.data.tars.shards import (
 )
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
+from vlmodel.sample import Question, Texts
 
 TEXTS = Texts(("Ein Fußgänger 🚶",), (Question("wo?", "links"),))
 

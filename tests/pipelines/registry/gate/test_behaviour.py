@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.data.tars.reader import Record
-from pipelines.data.tars.sample import Question, Texts
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate.behaviour import REWORDINGS, ProbeResult, behaviour_checks, run_probe
 from pipelines.registry.gate.check import Check
 from vlmodel.inference import Prediction, Predictor
 from vlmodel.processor import Example
+from vlmodel.sample import Question, Sample, Texts
 
 CONFIG = GateConfig()
 GOOD = ProbeResult(
@@ -70,9 +69,12 @@ def test_what_does_not_apply_says_so() -> None:
     assert nothing.passed is None
 
 
-def records(pictures: Sequence[bytes]) -> list[Record]:
+def records(pictures: Sequence[bytes]) -> list[Sample]:
     questions = (Question("What colour is the shape?", "red"), Question("is the shape red?", None))
-    return [Record(f"k{n}", image, Texts((), questions)) for n, image in enumerate(pictures)]
+    return [
+        Sample(f"k{n}", {"image": image}, Texts((), questions), frozenset({"image", "questions"}))
+        for n, image in enumerate(pictures)
+    ]
 
 
 def test_a_model_is_observed(checkpoint: Path, pictures: list[bytes]) -> None:
@@ -95,7 +97,7 @@ class Recorded:
         return [[Prediction([self._answer(e.image, text)]) for text in e.texts] for e in examples]
 
 
-def observed(checkpoint: Path, shown: list[Record], answer: Any) -> ProbeResult:
+def observed(checkpoint: Path, shown: list[Sample], answer: Any) -> ProbeResult:
     return run_probe(Recorded(Predictor.from_pretrained(checkpoint).processor, answer), shown, "")  # type: ignore[arg-type]
 
 

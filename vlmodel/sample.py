@@ -1,0 +1,52 @@
+"""The sample: named inputs of one key, each optional, and all texts about them.
+
+torch is not imported here: processes that only read and collate stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the sample.
+
+    Attributes:
+        question: never blank.
+        answer: the answer to learn, or None where it is unknown (a test set).
+        answers: every annotator's answer (ten in VQA v2), for soft targets and consensus metrics; may be empty.
+        id: the source's own identifier.
+    """
+
+    question: str
+    answer: str | None = None
+    answers: tuple[str, ...] = ()
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of one sample, in the source's order; ``Texts()`` where it has none."""
+
+    captions: tuple[str, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+
+class Sample(NamedTuple):
+    """One sample.
+
+    Attributes:
+        inputs: the encoded bytes of each input that was read, by its name, such as "image".
+        texts: its texts, if they were read.
+        present: what it has, read or not: the names of its inputs, "captions" and "questions".
+        split: train, val or test; samples of different splits may share a key.
+    """
+
+    key: str
+    inputs: Mapping[str, bytes]
+    texts: Texts
+    present: frozenset[str]
+    split: str = ""
