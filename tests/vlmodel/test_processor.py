@@ -165,9 +165,9 @@ def test_truncated_images(processor: VLProcessor, format: str, kept: float) -> N
     data = encode(noise, format)
     with pytest.raises(ImageError) as caught:
         processor.decode(data[: int(len(data) * kept)])
-    assert caught.value.kind in ("truncated", "undecodable")
+    assert caught.value.reason in ("truncated", "undecodable")
     if format in ("JPEG", "PNG", "BMP") and kept == 0.5:
-        assert caught.value.kind == "truncated"
+        assert caught.value.reason == "truncated"
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,14 @@ def test_truncated_images(processor: VLProcessor, format: str, kept: float) -> N
 def test_bytes_that_are_no_image(processor: VLProcessor, data: bytes) -> None:
     with pytest.raises(ImageError, match=rf"image \({len(data)} bytes") as caught:
         processor.decode(data)
-    assert caught.value.kind in ("undecodable", "truncated")
+    assert caught.value.reason in ("undecodable", "truncated")
 
 
 def test_formats_beyond_the_list_are_not_read(processor: VLProcessor) -> None:
     for format in ("PPM", "ICO", "TGA"):
         with pytest.raises(ImageError) as caught:
             processor.decode(encode(PICTURE, format))
-        assert caught.value.kind == "undecodable"
+        assert caught.value.reason == "undecodable"
 
 
 @pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (10_001, 10_000), (2**31 - 1, 2**31 - 1)])
@@ -195,7 +195,7 @@ def test_bomb_is_refused_before_it_is_decoded(
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(ImageError, match="max_pixels") as caught:
         processor.decode(png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"\0" * 100))
-    assert caught.value.kind == "too_large"
+    assert caught.value.reason == "too_large"
 
 
 def test_max_pixels_is_a_setting(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -211,7 +211,7 @@ def test_image_error_survives_pickling(processor: VLProcessor) -> None:
     with pytest.raises(ImageError) as caught:
         processor.decode(b"no")
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - of our own, as between workers
-    assert (again.kind, str(again)) == (caught.value.kind, str(caught.value))
+    assert (again.reason, str(again)) == (caught.value.reason, str(caught.value))
 
 
 def test_collate(processor: VLProcessor, examples: list[Example]) -> None:

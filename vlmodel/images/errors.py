@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from vlmodel.media.base import MediumError
 
 
-class ImageError(ValueError):
-    """Bytes that cannot be decoded.
-
-    Attributes:
-        kind: "truncated", "undecodable" or "too_large".
-    """
-
-    def __init__(self, kind: Literal["truncated", "undecodable", "too_large"], message: str) -> None:
-        super().__init__(kind, message)
-        self.kind = kind
-
-    def __str__(self) -> str:
-        return str(self.args[1])
+class ImageError(MediumError):
+    """Bytes that are no image, or one of too many pixels."""
 
 
 def check_pixel_count(height: int, width: int, limit: int | None) -> None:

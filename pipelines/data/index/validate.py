@@ -70,8 +70,8 @@ def check_image(data: bytes, max_pixels: int, verify: Verify = "decode") -> Imag
             with open_image(data, max_pixels) as opened:
                 return _check_opened_image(opened, data, max_pixels, verify)
     except ImageError as error:
-        setting = " (data.index.max_pixels)" if error.kind == "too_large" else ""
-        raise SampleError(_REASONS[error.kind], f"{error}{setting}") from None
+        setting = " (data.index.max_pixels)" if error.reason == "too_large" else ""
+        raise SampleError(_REASONS[error.reason], f"{error}{setting}") from None
 
 
 def _check_plain_jpeg(data: bytes, header: Header, max_pixels: int, verify: Verify) -> ImageFacts | None:

@@ -105,7 +105,7 @@ def _decode_if_small(processor: VLProcessor, image: bytes, limit: int) -> NDArra
         if pixels > limit:
             raise ImageError("too_large", f"{pixels} pixels; serve.max_image_pixels allows {limit}")
     except ImageError as error:
-        return _ERRORS[error.kind]
+        return _ERRORS[error.reason]
     return _decode_or_error(processor, image) if pixels <= _SMALL_PIXELS else pixels
 
 
@@ -116,4 +116,4 @@ def _decode_or_error(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] 
     try:
         return processor.decode(image, formats=WEB_FORMATS)
     except ImageError as error:
-        return _ERRORS[error.kind]
+        return _ERRORS[error.reason]

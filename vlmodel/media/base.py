@@ -1,0 +1,86 @@
+"""What every medium defines: the files that hold it, and when one of them is valid.
+
+torch is not imported here: processes that only read and collate stay small.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from vlmodel.config import Section
+from vlmodel.errors import ExpectedError
+
+Defect = Literal["truncated", "undecodable", "too_large", "not_finite", "wrong_shape", "empty"]
+"""What can be wrong with the bytes of an input."""
+
+Verify = Literal["decode", "header"]
+
+Fact = int | float | str
+
+
+class MediumError(ExpectedError, ValueError):
+    """Bytes that are no valid input of a medium. Picklable.
+
+    Attributes:
+        reason: what is wrong, for programs.
+        detail: the same for people, with the value and the limit.
+    """
+
+    def __init__(self, reason: Defect, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class CheckLimits(Section):
+    """What a valid input may have, and how thoroughly it is checked."""
+
+    max_bytes: int = Field(256 << 20, ge=1)
+    """Bytes of a file."""
+    max_pixels: int = Field(100_000_000, ge=1)
+    """Pixels of an image."""
+    max_values: int = Field(100_000_000, ge=1)
+    """Numbers of a series: its length times its channels."""
+    verify: Verify = "decode"
+    """"decode" decodes everything; "header" reads what the header says, and checks that the file's end is there."""
+
+
+class Medium(ABC):
+    """A kind of data that an input's bytes can be.
+
+    Attributes:
+        name: of its file, and so of the inputs without a name of their own (``KEY.jpg`` is the input "image").
+        extensions: of its files, in lower case without the dot; the first one is written.
+        columns: what the index stores of each input: names of facts with names of Arrow types.
+    """
+
+    name: ClassVar[str]
+    extensions: ClassVar[tuple[str, ...]]
+    columns: ClassVar[Mapping[str, str]]
+
+    @abstractmethod
+    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        """The facts (``columns``) of a valid file.
+
+        Raises:
+            MediumError: it is not valid, or beyond a limit.
+        """
+
+
+def require_size(data: bytes, limits: CheckLimits, medium: str) -> None:
+    """Refuse a file without bytes or with too many.
+
+    Raises:
+        MediumError: empty or too_large.
+    """
+    if not data:
+        raise MediumError("empty", f"the {medium} has no bytes")
+    if len(data) > limits.max_bytes:
+        raise MediumError("too_large", f"a {medium} of {len(data)} bytes; max_bytes allows {limits.max_bytes}")

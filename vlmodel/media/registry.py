@@ -1,0 +1,30 @@
+"""The media that exist, found by their files."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+
+from vlmodel import media as package
+from vlmodel.media.base import Medium
+
+_OTHERS = ("base", "registry")
+
+
+@functools.cache
+def media() -> dict[str, Medium]:
+    """Every medium by its name: the ``MEDIUM`` of each file of this package."""
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    files = [name for name in names if not name.startswith("_") and name not in _OTHERS]
+    return {name: importlib.import_module(f"{package.__name__}.{name}").MEDIUM for name in files}
+
+
+def medium_of(extension: str) -> Medium | None:
+    """The medium of files with this extension (without the dot, in any case); None for an unknown one."""
+    return _media_by_extension().get(extension.lower())
+
+
+@functools.cache
+def _media_by_extension() -> dict[str, Medium]:
+    return {extension: medium for medium in media().values() for extension in medium.extensions}

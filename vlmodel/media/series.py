@@ -1,0 +1,134 @@
+"""Series: numbers over time, from NumPy's ``.npy`` files or from ``.csv``."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.lib import format as npy
+
+from vlmodel.media.base import CheckLimits, Fact, Medium, MediumError, require_size
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_MAGIC = b"\x93NUMPY"
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+class SeriesMedium(Medium):
+    """T time steps of C numbers each.
+
+    A ``.npy`` file holds an array (T, C) or (T,) of integers, floats or booleans. A ``.csv`` file has a line for each
+    time step, with commas between its numbers; a first line may name the columns.
+    """
+
+    name: ClassVar[str] = "series"
+    extensions: ClassVar[tuple[str, ...]] = ("npy", "csv")
+    columns: ClassVar[Mapping[str, str]] = {"format": "string", "length": "int32", "channels": "int32"}
+
+    def check(self, data: bytes, limits: CheckLimits) -> dict[str, Fact]:
+        require_size(data, limits, self.name)
+        is_npy = data.startswith(_MAGIC)
+        if is_npy and limits.verify == "header":
+            length, channels = _read_header(data, limits.max_values).shape
+        else:
+            length, channels = decode(data, limits.max_values).shape
+        return {"format": "npy" if is_npy else "csv", "length": length, "channels": channels}
+
+
+def decode(data: bytes, max_values: int) -> NDArray[np.float32]:
+    """A series as (T, C), T and C at least 1, all numbers finite.
+
+    Nothing is unpickled, and no more memory is taken than the file's size and ``max_values`` allow.
+
+    Raises:
+        MediumError: truncated; undecodable; wrong_shape: not one or two dimensions, or lines of different lengths;
+            too_large: more than ``max_values`` numbers; empty: no number; not_finite: a NaN, an infinity, or a number
+            that float32 cannot hold.
+    """
+    x_TC = _decode_npy(data, max_values) if data.startswith(_MAGIC) else _decode_csv(data, max_values)
+    finite_TC = np.isfinite(x_TC)
+    if not finite_TC.all():
+        step, channel = np.argwhere(~finite_TC)[0]
+        raise MediumError("not_finite", f"the number at time step {step}, channel {channel} is not finite in float32")
+    return x_TC
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    order: Literal["C", "F"]
+    offset: int
+
+
+def _read_header(data: bytes, max_values: int) -> _Header:
+    file = io.BytesIO(data)
+    try:
+        version = npy.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"version {version} of the format; 1.0 and 2.0 are read")
+        shape, fortran_order, dtype = _HEADERS[version](file)
+    except Exception as error:  # the reader raises anything on broken bytes
+        raise MediumError("undecodable", f"no .npy file that is read here: {error}") from error
+    if dtype.hasobject or dtype.kind not in "biuf":
+        raise MediumError("undecodable", f"an array of {dtype}; a series has integers, floats or booleans")
+    if len(shape) not in (1, 2):
+        raise MediumError("wrong_shape", f"an array of shape {shape}; a series is (time steps, channels)")
+    length, channels = (*shape, 1)[:2]
+    _require_count(length, channels, max_values)
+    missing = file.tell() + length * channels * dtype.itemsize - len(data)
+    if missing > 0:
+        raise MediumError("truncated", f"{missing} bytes of an array of shape {shape} and {dtype} are missing")
+    return _Header((length, channels), dtype, "F" if fortran_order else "C", file.tell())
+
+
+def _decode_npy(data: bytes, max_values: int) -> NDArray[np.float32]:
+    header = _read_header(data, max_values)
+    flat = np.frombuffer(data, header.dtype, math.prod(header.shape), header.offset)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(flat.reshape(header.shape, order=header.order), dtype=np.float32)
+
+
+def _decode_csv(data: bytes, max_values: int) -> NDArray[np.float32]:
+    if (zero := data.find(0)) >= 0:  # valid UTF-8, but lost blocks of a disk are zeros
+        raise MediumError("undecodable", f"neither a .npy file nor text: byte {zero} is zero")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MediumError("undecodable", f"neither a .npy file nor text: byte {error.start} is not UTF-8") from None
+    lines = [line for line in text.splitlines() if line.strip()]
+    if lines and not _is_numeric(lines[0]):
+        del lines[0]
+    channels = lines[0].count(",") + 1 if lines else 0
+    _require_count(len(lines), channels, max_values)
+    for number, line in enumerate(lines, 1):
+        if (count := line.count(",") + 1) != channels:
+            raise MediumError("wrong_shape", f"line {number} of the numbers has {count} of them, the first {channels}")
+    try:
+        with np.errstate(over="ignore"):
+            return np.loadtxt(lines, dtype=np.float64, delimiter=",", comments=None, ndmin=2).astype(np.float32)
+    except ValueError as error:
+        raise MediumError("undecodable", f"not numbers with commas between them: {error}") from None
+
+
+def _is_numeric(line: str) -> bool:
+    try:
+        [float(cell) for cell in line.split(",")]
+    except ValueError:
+        return False
+    return True
+
+
+def _require_count(length: int, channels: int, max_values: int) -> None:
+    if length < 1 or channels < 1:
+        raise MediumError("empty", f"a series of {length} time steps and {channels} channels has no number")
+    if length * channels > max_values:
+        size = f"{length} time steps x {channels} channels = {length * channels} numbers"
+        raise MediumError("too_large", f"{size}; max_values allows {max_values}")
+
+
+MEDIUM = SeriesMedium()
