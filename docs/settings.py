@@ -1,15 +1,19 @@
-"""Write docs/SETTINGS.md from the settings classes: ``python docs/settings.py`` (``make docs``)."""
+"""Write docs/SETTINGS.md and jobs/settings.json from the classes of the settings (``make docs``)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import explain_keys, explain_parts, kinds, part_config
+from vlmodel.config import kinds
+from vlmodel.explain import Setting, packages_of, settings_of, settings_of_kind
 
 FILE = Path(__file__).with_name("SETTINGS.md")
+HELP = Path(__file__).parents[1] / "jobs" / "settings.json"
 
 HEAD = """# Settings
 
@@ -20,38 +24,40 @@ of its `kind`.
 
 
 def main() -> None:
-    """Write the file."""
+    """Write both files."""
     FILE.write_text(text(), encoding="utf-8")
+    HELP.write_text(json.dumps(stored(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def text() -> str:
     """The document as it should be."""
-    parts = dict(explain_parts(JobConfig))
-    lines = [HEAD]
-    own = [entry for entry in explain_keys(JobConfig) if not _of_a_part(entry[0], parts)]
-    for section, entries in groupby(own, key=lambda entry: entry[0].split(".")[0] if "." in entry[0] else ""):
-        lines += [f"## {section or 'Top level'}\n", *_settings(entries), ""]
-    for key, marker in parts.items():
-        lines += [
-            f"## {key}\n",
-            f"One file a kind in `{marker.package.replace('.', '/')}/`; default `{marker.default}`.\n",
-        ]
-        for kind in kinds(marker.package):
-            settings = [
-                (f"{key}.{name}", default, doc)
-                for name, default, doc in explain_keys(part_config(marker.package, kind))
-            ]
-            lines += [f"### {key}.kind={kind}\n", *_settings(e for e in settings if e[0] != f"{key}.kind"), ""]
+    lines, settings = [HEAD], list(settings_of(JobConfig))
+    plain = [setting for setting in settings if not setting["package"]]
+    for section, of_section in groupby(plain, key=lambda s: s["key"].split(".")[0] if "." in s["key"] else ""):
+        lines += [f"## {section or 'Top level'}\n", *_lines(of_section), ""]
+    for package in packages_of(JobConfig):
+        keys = [f"`{s['key']}`" for s in settings if s["package"] == package]
+        lines.append(f"## {package}\n")
+        lines.append(f"{' and '.join(keys) or 'Parts of parts'}: one file a kind in `{package.replace('.', '/')}/`.")
+        lines += [f"Default: `{s['default']}`. {s['doc']}" for s in settings if s["package"] == package]
+        for kind in kinds(package):
+            lines += ["", f"### {package.rpartition('.')[2]}.kind={kind}\n", *_lines(settings_of_kind(package, kind))]
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _of_a_part(key: str, parts: dict[str, object]) -> bool:
-    return any(key.startswith(f"{part}.") for part in parts)
+def stored() -> dict[str, Any]:
+    """The file as it should be that ``--help`` reads."""
+    packages = {
+        package: {kind: settings_of_kind(package, kind) for kind in kinds(package)}
+        for package in packages_of(JobConfig)
+    }
+    return {"settings": list(settings_of(JobConfig)), "packages": packages}
 
 
-def _settings(entries: object) -> Iterator[str]:
-    for key, default, doc in entries:  # type: ignore[attr-defined]
-        yield f"- `{key}` = `{default}`. {doc}"
+def _lines(settings: Iterable[Setting]) -> Iterator[str]:
+    for setting in settings:
+        yield f"- `{setting['key']}` = `{setting['default']}`. {setting['doc']}"
 
 
 if __name__ == "__main__":

@@ -5,9 +5,15 @@ baselines. Metrics and pictures are recorded in the model's run.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.evaluate import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("evaluate", argv, sections=("evaluate", "predict", "name", "storage", "data"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "evaluate", doc=__doc__))
+    sys.exit(main())

@@ -6,9 +6,15 @@ With ``source.members`` these are texts alone or images alone, to be trained on 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.import_data import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("import_data", argv, sections=("source", "data"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "import_data", doc=__doc__))
+    sys.exit(main())

@@ -6,9 +6,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.index import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("index", argv, flags={"--report": "data.index.report=true"}, sections=("data",), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "index", flags={"--report": "data.index.report=true"}, doc=__doc__))
+    sys.exit(main())

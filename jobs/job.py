@@ -1,44 +1,60 @@
-"""What all entry points share: the command line, and expected errors printed as one message."""
+"""What all entry points share: the command line, and expected errors printed as one message.
+
+What is slow to import (torch, Ray, MLflow) is imported after the command line is read, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import logging
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from pipelines.errors import expected_cause, message_of
-from pipelines.workflows import signals
-from pipelines.workflows.config import JobConfig
-from pipelines.workflows.workspace import Workspace
-from vlmodel.config import ConfigError, dump, explain_keys, load
+from jobs import help
+from vlmodel.config import ConfigError, dump, load
+
+CONFIGS = Path(__file__).with_name("configs")
 
 
 def main(
-    run: Callable[[Workspace], Any],
     name: str,
     argv: Sequence[str] | None = None,
+    *,
     flags: Mapping[str, str] | None = None,
+    sections: Sequence[str] = (),
     doc: str | None = None,
+    run: Callable[[Any], Any] | None = None,
 ) -> int:
     """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage, 128 +
     the number of the signal that ended it (130 for Ctrl-C, 143 for SIGTERM).
 
     Args:
+        name: of the job, whose work is ``pipelines.workflows.NAME.run``.
         flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``.
+        sections: of the settings, those that the job is about: ``--help`` shows them first.
         doc: what the job does, for ``--help``.
+        run: does the work in place of the workflow, for tests.
     """
     _print_everything()
     arguments = _argument_parser(name, doc or "", flags or {}).parse_args(argv)
+    if arguments.help:
+        _print_help(arguments, sections)
+        return 0
+    from pipelines.errors import expected_cause, message_of
+    from pipelines.workflows import signals
+    from pipelines.workflows.config import JobConfig
+    from pipelines.workflows.workspace import Workspace
+
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        config = load(JobConfig, arguments.config, [*arguments.flags, *arguments.override])
+        config = load(JobConfig, config_file(arguments.config), [*arguments.flags, *arguments.override])
     except ConfigError as error:
         print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
         return 2
@@ -47,7 +63,7 @@ def main(
         return 0
     signals.handle()
     try:
-        run(Workspace(config))
+        (run or importlib.import_module(f"pipelines.workflows.{name}").run)(Workspace(config))
     except KeyboardInterrupt:
         number = signals.received()
         print(f"\n{name}: stopped by {number.name}; the same command keeps what was finished", file=sys.stderr)
@@ -58,6 +74,14 @@ def main(
         print(f"{name}: {message_of(known)}", file=sys.stderr)
         return 1
     return 0
+
+
+def config_file(named: str | None) -> str | None:
+    """The file of settings that ``--config`` names: a path, or the name of a file of ``configs/`` such as "demo"."""
+    if named is None or Path(named).exists():
+        return named
+    packaged = CONFIGS / f"{named}.toml"
+    return str(packaged) if Path(named).name == named and packaged.is_file() else named
 
 
 def _print_everything() -> None:
@@ -78,43 +102,41 @@ def render(tree: dict[str, Any], prefix: str = "") -> str:
     return "\n".join(lines)
 
 
-class _Help(argparse.Action):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "nargs": 0})
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        try:
-            parser.print_help()
-            print("\nsettings (key, default, meaning):")
-            width = _help_width()
-            for key, default, doc in explain_keys(JobConfig):
-                shown = default if len(default) <= 40 else f"{default[:37]}..."
-                print(textwrap.fill(f"{key} = {shown}  {doc}", width, initial_indent="  ", subsequent_indent="      "))
-            sys.stdout.flush()
-        except BrokenPipeError:  # The reader (head, a pager that was left) has what it wants.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parser.exit()
-
-
-def _help_width() -> int:
-    """Of help, in letters: the terminal's, up to what reads well."""
-    return min(118, shutil.get_terminal_size().columns - 2)
+def _print_help(arguments: argparse.Namespace, sections: Sequence[str]) -> None:
+    chosen = help.chosen_kinds(config_file(arguments.config), [*arguments.flags, *arguments.override])
+    try:
+        print(arguments.usage_text)
+        print("settings: key = default, meaning (KEY.kind=... before --help: another kind's)")
+        for paragraph in help.lines(chosen, sections):
+            print(paragraph)
+        sys.stdout.flush()
+    except BrokenPipeError:  # The reader (head, a pager that was left) has what it wants.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m jobs.{name}",
-        description="\n\n".join(
-            textwrap.fill(" ".join(paragraph.split()), _help_width()) for paragraph in doc.split("\n\n")
-        ),
+        description=help.plain(doc),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
     )
-    parser.add_argument("-h", "--help", action=_Help, help="show this help with all settings, and exit")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, such as jobs/configs/demo.toml")
+    # An option like the others: the kinds that the line chooses after it count too.
+    parser.add_argument("-h", "--help", action="store_true", help="show this help with all settings, and exit")
+    parser.add_argument("--version", action="version", version=version_line(), help="show the version, and exit")
+    parser.add_argument("--config", metavar="FILE", help="TOML file of settings, or the name of a packaged one: demo")
     parser.add_argument("--print", action="store_true", help="print the resolved settings, and exit")
     parser.set_defaults(flags=[])
     for flag, override in flags.items():
         parser.add_argument(flag, dest="flags", action="append_const", const=override, help=f"the same as {override}")
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="settings that override those of the file")
+    parser.set_defaults(usage_text=parser.format_help())
     return parser
+
+
+def version_line() -> str:
+    """The distribution and its version."""
+    try:
+        return f"raylm {version('raylm')}"
+    except PackageNotFoundError:
+        return "raylm (not installed)"

@@ -7,9 +7,15 @@ input is no terminal they are stopped at once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.pipeline import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("pipeline", argv, sections=("name", "source", "data", "train", "serve"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "pipeline", doc=__doc__))
+    sys.exit(main())

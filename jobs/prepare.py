@@ -5,9 +5,15 @@ tars of similar size, with an index and their lineage, to ``prepare.out``. A job
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.prepare import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("prepare", argv, sections=("prepare", "data"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "prepare", doc=__doc__))
+    sys.exit(main())

@@ -8,9 +8,21 @@ model's run.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.promote import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main(
+        "promote",
+        argv,
+        flags={"--rollback": "registry.rollback=true"},
+        sections=("registry", "name", "storage", "serve"),
+        doc=__doc__,
+    )
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "promote", flags={"--rollback": "registry.rollback=true"}, doc=__doc__))
+    sys.exit(main())

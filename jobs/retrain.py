@@ -9,11 +9,16 @@ later window, --abandon first gives up a cycle that cannot be finished.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.retrain import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    flags = {"--watch": "retrain.watch=true", "--abandon": "retrain.abandon=true"}
+    return job.main("retrain", argv, flags=flags, sections=("retrain", "name", "storage", "data"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(
-        main(run, "retrain", flags={"--watch": "retrain.watch=true", "--abandon": "retrain.abandon=true"}, doc=__doc__)
-    )
+    sys.exit(main())

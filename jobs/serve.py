@@ -5,9 +5,15 @@ updates what is deployed, and leaves the service up.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.serve import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("serve", argv, sections=("serve", "registry", "storage", "tracking"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "serve", doc=__doc__))
+    sys.exit(main())

@@ -5,9 +5,15 @@ checkpoint is evaluated on the validation split and registered. The same name co
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.train import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("train", argv, sections=("name", "train", "model", "data", "storage"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "train", doc=__doc__))
+    sys.exit(main())

@@ -7,9 +7,15 @@ best settings are printed as overrides for the other jobs. A repeated job contin
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
-from jobs.job import main
-from pipelines.workflows.tune import run
+from jobs import job
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job with these arguments, or those of the process; returns the exit status."""
+    return job.main("tune", argv, sections=("tune", "name", "storage", "train", "model"), doc=__doc__)
+
 
 if __name__ == "__main__":
-    sys.exit(main(run, "tune", doc=__doc__))
+    sys.exit(main())

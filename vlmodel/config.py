@@ -7,8 +7,8 @@ the key, the value and what would be valid.
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import json
 import pkgutil
 import tomllib
 import types
@@ -58,7 +58,7 @@ def may_change(section: type[Section], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         if field.json_schema_extra == MAY_CHANGE:
             yield f"{prefix}{name}"
-        elif (inner := _section_of(field.annotation)) is not None:
+        elif (inner := section_of(field.annotation)) is not None:
             yield from may_change(inner, f"{prefix}{name}.")
 
 
@@ -75,7 +75,9 @@ def part_config(package: str, kind: str) -> type[Part]:
         ConfigError: there is no such file; the message lists those that exist.
     """
     if kind not in kinds(package):
-        raise ConfigError(f"kind {kind!r} is not a part of {package}; choose one of {', '.join(kinds(package))}")
+        close = difflib.get_close_matches(kind, kinds(package), 1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise ConfigError(f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(kinds(package))}")
     config: type[Part] = importlib.import_module(f"{package}.{kind}").Config
     return config
 
@@ -143,23 +145,6 @@ def load(section: type[S], file: str | Path | None = None, overrides: Sequence[s
     return parse(section, tree)
 
 
-def explain_keys(section: type[Section]) -> Iterator[tuple[str, str, str]]:
-    """(dotted key, default, documentation) of every setting, for ``--help``."""
-    yield from _walk_settings(section, "")
-
-
-def explain_parts(section: type[Section], prefix: str = "") -> Iterator[tuple[str, PartOf]]:
-    """(dotted key, marker) of every field that holds a part, those of sections within included."""
-    for name, field in section.model_fields.items():
-        marker, of_values = _part_markers(field)
-        if marker is not None:
-            yield f"{prefix}{name}", marker
-        elif isinstance(of_values, PartOf):
-            yield f"{prefix}{name}.NAME", of_values
-        elif (inner := _section_of(field.annotation)) is not None:
-            yield from explain_parts(inner, f"{prefix}{name}.")
-
-
 def _apply_override(section: type[Section], tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -190,41 +175,21 @@ def _override_precedence(override: str) -> tuple[bool, int]:
     return (False, path.count(".")) if path.endswith(".kind") else (True, 0)
 
 
-def _walk_settings(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
-    for name, field in section.model_fields.items():
-        key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
-        marker, item = _part_markers(field)
-        inner_section = _section_of(field.annotation)
-        if item is not None:
-            key = f"{key}.NAME"
-            marker, inner_section = (item, None) if isinstance(item, PartOf) else (None, item)
-        if marker is not None:
-            yield f"{key}.kind", marker.default, f"{doc} One of {', '.join(kinds(marker.package))}."
-            # Settings of the default kind; those of others are listed when an unknown one is refused.
-            for inner in _walk_settings(part_config(marker.package, marker.default), f"{key}."):
-                if inner[0] != f"{key}.kind":
-                    yield inner
-        elif inner_section is not None:
-            yield from _walk_settings(inner_section, f"{key}.")
-        else:
-            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
-            yield key, default, doc
-
-
-def _part_markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
+def part_markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section] | None]:
     """The marker of a field that holds a part; what the values of a field that is a dictionary hold."""
     own = _marker_in(field.metadata)
     if typing.get_origin(field.annotation) is not dict:
         return own, None
     _, values = typing.get_args(field.annotation)
-    return own, _marker_in(typing.get_args(values)[1:]) or _section_of(values)
+    return own, _marker_in(typing.get_args(values)[1:]) or section_of(values)
 
 
 def _marker_in(metadata: Sequence[Any]) -> PartOf | None:
     return next((m for m in metadata if isinstance(m, PartOf)), None)
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class that an annotation names, alone or beside None; None if it names none."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for candidate in candidates:
         if isinstance(candidate, type) and issubclass(candidate, Section):
@@ -237,9 +202,11 @@ def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: Erro
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
         owner = _class_of(*_locate_setting(section, tree, location[:-1]))
-        known = ", ".join(sorted(owner.model_fields)) if owner else "?"
+        names = sorted(owner.model_fields) if owner else []
         where = ".".join(location[:-1]) or "the top level"
-        return f"unknown key {key!r}; valid keys of {where}: {known}"
+        close = difflib.get_close_matches(location[-1], names, 1)
+        meant = f"did you mean {'.'.join([*location[:-1], close[0]])!r}? " if close else ""
+        return f"unknown key {key!r}; {meant}valid keys of {where}: {', '.join(names) or '?'}"
     if detail["type"] == "missing":
         return f"key {key!r} is required"
     reason = detail["msg"].removeprefix("Value error, ")
@@ -265,8 +232,8 @@ def _locate_setting(
             field = owner.model_fields.get(step) if owner else None
             if field is None:
                 return owner, node
-            marker, item = _part_markers(field)
-            current = marker or _section_of(field.annotation)
+            marker, item = part_markers(field)
+            current = marker or section_of(field.annotation)
         node = node.get(step, {}) if isinstance(node, Mapping) else {}
     return current, node
 

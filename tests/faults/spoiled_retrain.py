@@ -15,7 +15,7 @@ from jobs.job import main
 from pipelines.retrain.ledger import Cycle, Facts
 from pipelines.tracking.address import TrackingError
 from pipelines.tracking.tracker import Tracker
-from pipelines.workflows import retrain, retrain_steps
+from pipelines.workflows import retrain_steps
 from pipelines.workflows.workspace import Workspace
 
 
@@ -43,4 +43,4 @@ def spoil(step: str, how: str) -> None:
 
 if __name__ == "__main__":
     spoil(sys.argv[1], sys.argv[2])
-    sys.exit(main(retrain.run, "retrain", sys.argv[3:]))
+    sys.exit(main("retrain", sys.argv[3:]))

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from jobs.job import main
-from pipelines.workflows import import_data
 from tests.pipelines.data.tar_maker import photo
 
 
@@ -20,12 +19,12 @@ def table(tmp_path: Path) -> list[str]:
 def test_texts_alone_are_counted_and_the_next_setting_is_named(
     table: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(import_data.run, "import_data", [*table, "source.members=texts"]) == 0
+    assert main("import_data", [*table, "source.members=texts"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert "import train: 2 samples, 1 questions, 1 captions" in shown
     assert "import left out: 1 missing_text" in shown
     assert shown[-1] == "these are texts alone; other jobs are told so by data.mix.NAME.members=texts"
-    assert main(import_data.run, "import_data", [*table, "source.members=texts"]) == 0
+    assert main("import_data", [*table, "source.members=texts"]) == 0
     assert "import was complete already" in capsys.readouterr().out
 
 
@@ -36,14 +35,14 @@ def test_what_lacks_an_answer_and_what_is_passed_over_is_told(
     (tmp_path / "1.png").write_bytes(photo(1))
     (tmp_path / "t.csv").write_text("image,question,reply\n0.png,what is it?,grass\n")
     table = ["source.kind=table", f"source.file={tmp_path / 't.csv'}", f"data.tars={tmp_path / 'tars'}"]
-    assert main(import_data.run, "import_data", table) == 0
+    assert main("import_data", table) == 0
     shown = capsys.readouterr().out.splitlines()
     assert "import train: 1 of these questions have no answer; source.answer names their column" in shown
     assert "import passed over: 1 images that nothing names" in shown
 
 
 def test_a_table_of_texts_alone_is_no_table_of_pairs(table: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(import_data.run, "import_data", table) == 1
+    assert main("import_data", table) == 1
     assert "has no column 'image' (source.image)" in capsys.readouterr().err
-    assert main(import_data.run, "import_data", [*table, "source.members=text"]) == 2
+    assert main("import_data", [*table, "source.members=text"]) == 2
     assert "source.members = 'text': Input should be 'pairs', 'texts' or 'images'" in capsys.readouterr().err

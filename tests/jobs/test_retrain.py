@@ -69,7 +69,7 @@ def workspace(folder: Path, *more: str) -> Workspace:
 def test_wrong_settings_are_named(
     overrides: list[str], status: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(retrain.run, "retrain", [f"storage={tmp_path}", *overrides]) == status
+    assert main("retrain", [f"storage={tmp_path}", *overrides]) == status
     assert says in capsys.readouterr().err
 
 

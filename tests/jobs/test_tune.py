@@ -58,7 +58,7 @@ def test_samples_are_plain_and_short() -> None:
 def test_a_wrong_space_is_refused_before_anything_runs(
     space: str, says: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(tune.run, "tune", [f"tune.space={space}", f"storage={tmp_path}"]) == status
+    assert main("tune", [f"tune.space={space}", f"storage={tmp_path}"]) == status
     assert says in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

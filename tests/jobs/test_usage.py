@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from jobs import cli
 from jobs.job import main
 from pipelines.errors import DataError
 from pipelines.workflows import (
@@ -25,6 +29,7 @@ from pipelines.workflows import (
     tune,
 )
 from pipelines.workflows.config import JobConfig
+from tests.jobs.conftest import ROOT
 from vlmodel.config import load, parse
 
 MODULES = {
@@ -37,8 +42,7 @@ def test_help_fits_the_terminal_and_has_all_of_a_settings_text(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        main(train.run, "train", ["--help"])
+    assert main("train", ["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     # The end of a text of three lines in the source.
@@ -47,18 +51,68 @@ def test_help_fits_the_terminal_and_has_all_of_a_settings_text(
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(MODULES[name].run, name, ["--help"])
-    assert ended.value.code == 0
+    assert main(name, ["--help"]) == 0
     shown = capsys.readouterr().out
     assert "train.optimizer.head_lr = 0.001" in shown
     assert "model.fusion.kind = transformer" in shown
 
 
+def test_help_shows_the_settings_of_the_kinds_on_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("import_data", ["source.kind=table", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "source.kind = table" in shown
+    assert "source.file = required" in shown
+    assert "source.min_objects" not in shown
+    assert shown.index("source.file") < shown.index("train.epochs"), "what the job is about comes first"
+    assert main("import_data", ["--help", "--config", "demo", "model.fusion.kind=concat"]) == 0
+    shown = capsys.readouterr().out
+    assert "source.min_objects" in shown
+    assert "model.fusion.rounds" not in shown
+
+
+def test_help_imports_nothing_slow() -> None:
+    program = (
+        "import sys, jobs.train\n"
+        "assert jobs.train.main(['--help']) == 0\n"
+        "slow = {'torch', 'ray', 'mlflow', 'transformers', 'numpy', 'pyarrow'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_that_is_cut_off_is_quiet() -> None:
+    command = ["bash", "-c", f"set -o pipefail; '{sys.executable}' -m jobs.train --help | head -n 1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: ")
+    assert done.stderr == ""
+
+
+def test_the_command_raylm_runs_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", "demo", "--print"]) == 0
+    assert "name = 'demo'" in capsys.readouterr().out
+    assert cli.main(["import-data", "--help"]) == 0
+    assert "python -m jobs.import_data" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("raylm ")
+    assert cli.main([]) == 0
+    listed = capsys.readouterr().out
+    assert max(map(len, listed.splitlines())) <= 80, listed
+    assert all(f"  {name} " in listed for name in MODULES)
+    assert cli.main(["trian"]) == 2
+    assert "there is no job 'trian'; did you mean train?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("train.epoch=3", "unknown key 'train.epoch'; valid keys of train: accumulation"),
+        (
+            "train.epoch=3",
+            "unknown key 'train.epoch'; did you mean 'train.epochs'? valid keys of train: accumulation",
+        ),
+        ("model.fusion.kind=transfomer", "did you mean 'transformer'? choose one of"),
         ("train.epochs=many", "train.epochs = 'many': Input should be a valid integer"),
         ("model.vision.name=resnet19", "resnet18"),
         ("model.fusion.kind=magic", "'magic' is not a part of vlmodel.fusion; choose one of concat"),
@@ -77,7 +131,7 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(train.run, "train", [override]) == 2
+    assert main("train", [override]) == 2
     shown = capsys.readouterr().err
     assert says in shown
     assert "python -m jobs.train --help" in shown
@@ -101,21 +155,21 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
     ],
 )
 def test_parts_that_do_not_fit_are_refused(overrides: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(train.run, "train", overrides) == 2
+    assert main("train", overrides) == 2
     assert says in capsys.readouterr().err
 
 
 def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     heads = "model.decoder.heads={ask={kind='vqa'}, tell={kind='caption', positions=100}}"
     longer = ["model.decoder.kind=multitask", heads, "predict.generation={max_new_tokens=101}"]
-    assert main(train.run, "train", longer) == 2
+    assert main("train", longer) == 2
     says = "predict.generation: max_new_tokens=101 is more than the 100 that the decoder knows; lower the one or raise"
     assert says in capsys.readouterr().err
 
 
 def test_features_are_not_kept_of_images_that_change(capsys: pytest.CaptureFixture[str]) -> None:
     both = ["model.vision.frozen=true", "train.feature_cache=float16", "train.augment.flip=0.5"]
-    assert main(train.run, "train", both) == 2
+    assert main("train", both) == 2
     says = "train.augment (flip=0.5, min_area=1.0, swap={}) changes these in each epoch"
     assert says in capsys.readouterr().err
 
@@ -134,23 +188,23 @@ def test_features_of_texts_are_kept_while_images_change() -> None:
 
 
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(train.run, "train", ["--config", "no/such.toml"]) == 2
+    assert main("train", ["--config", "no/such.toml"]) == 2
     assert "'no/such.toml' does not exist" in capsys.readouterr().err
 
 
 def test_the_printed_settings_are_valid_overrides(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(train.run, "train", ["--config", "jobs/configs/demo.toml", "--print", "train.epochs=7"]) == 0
+    assert main("train", ["--config", "jobs/configs/demo.toml", "--print", "train.epochs=7"]) == 0
     assert "train.epochs = 7" in capsys.readouterr().out
 
 
 def test_a_flag_is_short_for_a_setting_of_one_job(capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"--report": "data.index.report=true"}
-    assert main(index.run, "index", ["--print", "--report"], flags) == 0
+    assert main("index", ["--print", "--report"], flags=flags) == 0
     assert "data.index.report = True" in capsys.readouterr().out
-    assert main(index.run, "index", ["--print", "--report", "data.index.report=false"], flags) == 0
+    assert main("index", ["--print", "--report", "data.index.report=false"], flags=flags) == 0
     assert "data.index.report = False" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        main(train.run, "train", ["--print", "--report"])
+        main("train", ["--print", "--report"])
 
 
 def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,20 +212,20 @@ def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeyp
         raise RuntimeError("a worker failed") from OSError(errno.ENOSPC, "No space left on device", "/data/x")
 
     monkeypatch.setattr(run, "__module__", train.__name__)
-    assert main(run, "train", []) == 1
+    assert main("train", [], run=run) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("train: [Errno 28] No space left on device: '/data/x'; make room and start the job again")
 
 
 def test_data_that_was_not_indexed_names_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data").mkdir()
-    assert main(train.run, "train", [f"data.tars={tmp_path / 'data'}", f"storage={tmp_path}"]) == 1
+    assert main("train", [f"data.tars={tmp_path / 'data'}", f"storage={tmp_path}"]) == 1
     assert "jobs.index" in capsys.readouterr().err
 
 
 def test_a_batch_that_does_not_divide_names_those_that_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train.batch=10", "train.workers=4", f"storage={tmp_path}", f"data.tars={tmp_path}"]
-    assert main(train.run, "train", arguments) == 2
+    assert main("train", arguments) == 2
     assert "use 8 or 12" in capsys.readouterr().err
 
 
@@ -180,7 +234,7 @@ def test_a_busy_port_is_found_before_the_work(tmp_path: Path, capsys: pytest.Cap
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(pipeline.run, "pipeline", [f"serve.port={port}", f"storage={tmp_path}"]) == 1
+        assert main("pipeline", [f"serve.port={port}", f"storage={tmp_path}"]) == 1
     assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
 
 
@@ -192,7 +246,7 @@ def test_a_name_may_look_like_a_number() -> None:
 def test_a_missing_model_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
-    assert main(evaluate.run, "evaluate", [f"evaluate.model={folder}", f"storage={tmp_path}"]) == 1
+    assert main("evaluate", [f"evaluate.model={folder}", f"storage={tmp_path}"]) == 1
     assert "holds no model" in capsys.readouterr().err
 
 
@@ -200,5 +254,5 @@ def test_an_error_of_a_job_keeps_its_lines_and_no_control_characters(capsys: pyt
     def run(config: object) -> None:
         raise DataError("the key 'a\x1b[2Jb' is odd\nleft out: 1")
 
-    assert main(run, "index", []) == 1
+    assert main("index", [], run=run) == 1
     assert capsys.readouterr().err == "index: the key 'a\\x1b[2Jb' is odd\nleft out: 1\n"

@@ -141,7 +141,7 @@ def test_a_signal_ends_a_job_with_its_status(number: signal.Signals, status: int
             finally:
                 print("cleaned up")
 
-        sys.exit(main(run, "wait", []))
+        sys.exit(main("wait", [], run=run))
     """)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -98,7 +98,7 @@ def spent(work: Workspace) -> tuple[Any, Any]:
     ],
 )
 def test_wrong_mixes_are_refused(override: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(train.run, "train", [override]) == 2
+    assert main("train", [override]) == 2
     assert says in capsys.readouterr().err
 
 
@@ -143,7 +143,7 @@ def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
 
 def test_one_folder_cannot_be_two_things(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     override = f"data={{tars='{data}', mix={{a={{tars='{data}', members='texts'}}}}}}"
-    assert main(train.run, "train", [override]) == 2
+    assert main("train", [override]) == 2
     assert "data.mix.a.members=texts says another thing of it than data.index.members=pairs" in capsys.readouterr().err
 
 

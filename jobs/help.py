@@ -1,0 +1,105 @@
+"""``--help``: the settings, of each part those of the kind that the command line or the file chooses.
+
+The settings are read from ``settings.json``, which ``make docs`` writes from the classes in the code: importing these
+would import torch and take seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmodel.explain import Setting
+
+FILE = Path(__file__).with_name("settings.json")
+_MAX_WIDTH = 118
+
+
+def help_width() -> int:
+    """Columns of the help: the terminal's, up to what reads well."""
+    return min(_MAX_WIDTH, shutil.get_terminal_size().columns - 2)
+
+
+def lines(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[str]:
+    """A paragraph for each setting: key, default, meaning.
+
+    Args:
+        chosen: kinds of parts, by the dotted key of the part (``chosen_kinds``).
+        sections: those that the job is about, whose settings come first.
+    """
+    width = help_width()
+    explained = list(_explained(_stored()["settings"], "", chosen))
+    rank = {section: number for number, section in enumerate(sections)}
+    for key, default, doc in sorted(explained, key=lambda entry: rank.get(entry[0].partition(".")[0], len(rank))):
+        shown = default if len(default) <= 40 else f"{default[:37]}..."
+        yield textwrap.fill(f"{key} = {shown}  {doc}", width, initial_indent="  ", subsequent_indent="      ")
+
+
+def plain(doc: str) -> str:
+    """A docstring for a terminal: paragraphs as wide as it, without the marks of code."""
+    paragraphs = (" ".join(paragraph.split()).replace("``", "") for paragraph in doc.split("\n\n"))
+    return "\n\n".join(textwrap.fill(paragraph, help_width()) for paragraph in paragraphs)
+
+
+def chosen_kinds(config_file: str | None, overrides: Sequence[str]) -> dict[str, str]:
+    """The kinds of parts that a file of settings and overrides name, by the dotted key of the part."""
+    kinds: dict[str, str] = {}
+    if config_file is not None:
+        with suppress(OSError, ValueError):  # The job itself says what is wrong with it; help is shown anyway.
+            _collect(tomllib.loads(Path(config_file).read_text(encoding="utf-8")), "", kinds)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.endswith(".kind"):
+            kinds[key.removesuffix(".kind")] = value.strip("\"'")
+    return kinds
+
+
+def _collect(tree: Mapping[str, Any], prefix: str, kinds: dict[str, str]) -> None:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            _collect(value, f"{prefix}{name}.", kinds)
+        elif name == "kind" and isinstance(value, str):
+            kinds[prefix.removesuffix(".")] = value
+
+
+def _explained(settings: Sequence[Setting], prefix: str, chosen: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(key, default, meaning) of each setting, those of chosen parts included."""
+    for setting in settings:
+        key, package = f"{prefix}{setting['key']}", setting["package"]
+        if not package:
+            yield key, setting["default"], setting["doc"]
+            continue
+        kinds = _stored()["packages"][package]
+        named = [part for part in chosen if part.rpartition(".")[0] == key.removesuffix(".NAME")]
+        for part in named or [key] if key.endswith(".NAME") else [key]:
+            kind = chosen.get(part, setting["default"])
+            yield f"{part}.kind", kind, f"{setting['doc']} One of {', '.join(kinds)}."
+            yield from _explained(_settings_of_kind(package, kind), f"{part}.", chosen)
+
+
+def _settings_of_kind(package: str, kind: str) -> Sequence[Setting]:
+    stored: Sequence[Setting] | None = _stored()["packages"][package].get(kind)
+    if stored is not None:
+        return stored
+    # A kind of a package that the user installed, or none at all.
+    from vlmodel.config import ConfigError
+    from vlmodel.explain import settings_of_kind
+
+    try:
+        return settings_of_kind(package, kind)
+    except ConfigError:
+        return []
+
+
+@cache
+def _stored() -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return stored

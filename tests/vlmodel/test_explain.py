@@ -1,0 +1,35 @@
+"""The settings of a section as plain data."""
+
+from __future__ import annotations
+
+from vlmodel.config import Section, kinds, part
+from vlmodel.explain import packages_of, settings_of, settings_of_kind
+from vlmodel.model_config import ModelConfig
+
+
+class Named(Section):
+    parts: dict[str, part("vlmodel.fusion", "concat")] = {}  # type: ignore[valid-type]
+    """Ways to
+    meet."""
+    count: int = 3
+    """How many."""
+    needed: str
+    """What nobody else can know."""
+
+
+def test_settings_have_key_default_text_and_package() -> None:
+    assert list(settings_of(Named)) == [
+        {"key": "parts.NAME", "default": "concat", "doc": "Ways to meet.", "package": "vlmodel.fusion"},
+        {"key": "count", "default": "3", "doc": "How many.", "package": ""},
+        {"key": "needed", "default": "required", "doc": "What nobody else can know.", "package": ""},
+    ]
+    assert [setting["key"] for setting in settings_of_kind("vlmodel.fusion", "concat")] == ["width", "dropout"]
+
+
+def test_every_setting_of_the_model_is_documented() -> None:
+    settings = [*settings_of(ModelConfig)]
+    packages = packages_of(ModelConfig)
+    assert {setting["package"] for setting in settings} <= set(packages)
+    settings += [s for package in packages for kind in kinds(package) for s in settings_of_kind(package, kind)]
+    assert "rounds" in {setting["key"] for setting in settings}
+    assert [setting["key"] for setting in settings if not setting["doc"]] == []

@@ -1,0 +1,62 @@
+"""The settings of a section as plain data: for ``--help`` and docs/SETTINGS.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TypedDict
+
+from vlmodel.config import PartOf, Section, kinds, part_config, part_markers, section_of
+
+
+class Setting(TypedDict):
+    """One setting.
+
+    Attributes:
+        key: dotted; NAME stands for a name that the user chooses.
+        default: as JSON, or "required".
+        doc: what it means, in one line.
+        package: of a part, which holds a file for each kind; "" for a plain value. The default is then a kind.
+    """
+
+    key: str
+    default: str
+    doc: str
+    package: str
+
+
+def settings_of(section: type[Section], prefix: str = "") -> Iterator[Setting]:
+    """The settings of a section and the sections in it, in their order. Those of a part are not listed: they depend on
+    its kind.
+    """
+    for name, field in section.model_fields.items():
+        key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
+        marker, item = part_markers(field)
+        inner = section_of(field.annotation)
+        if item is not None:
+            key = f"{key}.NAME"
+            marker, inner = (item, None) if isinstance(item, PartOf) else (None, item)
+        if marker is not None:
+            yield Setting(key=key, default=marker.default, doc=doc, package=marker.package)
+        elif inner is not None:
+            yield from settings_of(inner, f"{key}.")
+        else:
+            default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
+            yield Setting(key=key, default=default, doc=doc, package="")
+
+
+def settings_of_kind(package: str, kind: str) -> list[Setting]:
+    """The settings of a part's kind, without ``kind`` itself."""
+    return [setting for setting in settings_of(part_config(package, kind)) if setting["key"] != "kind"]
+
+
+def packages_of(section: type[Section]) -> list[str]:
+    """The packages whose parts a section holds, and those that these parts hold, in the order of their first use."""
+    found: list[str] = []
+    waiting = [setting["package"] for setting in settings_of(section)]
+    while waiting:
+        package = waiting.pop(0)
+        if package and package not in found:
+            found.append(package)
+            waiting += [s["package"] for kind in kinds(package) for s in settings_of_kind(package, kind)]
+    return found
