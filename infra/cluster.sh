@@ -80,6 +80,8 @@ extra=("$@")
 : "${python:=$([[ -x $root/.venv/bin/python ]] && echo "$root/.venv/bin/python" || echo python3)}"
 command -v "$python" >/dev/null || fail "there is no '$python'; run make test once, or name a Python with --python"
 python=$(command -v "$python")
+# Jobs call python and ray by these names, in the cluster too.
+export PATH=${python%/*}:$PATH
 : "${temp_dir:=/tmp/ray-$(id -un)-$port}"
 pid_file=$state/pid env_file=$state/env log_file=$state/log
 
@@ -172,6 +174,7 @@ start() {
     {
         echo "export RAY_ADDRESS=$address:$port"
         echo "export RAY_API_SERVER_ADDRESS=http://$dashboard_host:$dashboard_port"
+        printf 'export PATH=%q:$PATH\n' "${python%/*}"
         echo "export RAY_AUTH_MODE=token"
         printf 'export RAY_AUTH_TOKEN_PATH=%q\n' "$token"
         [[ -n $host ]] || echo "export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0"
@@ -190,6 +193,7 @@ join() {
     launch "${options[@]}"
     {
         echo "export RAY_ADDRESS=$head"
+        printf 'export PATH=%q:$PATH\n' "${python%/*}"
         echo "export RAY_AUTH_MODE=token"
         printf 'export RAY_AUTH_TOKEN_PATH=%q\n' "$token"
     } >"$env_file"

@@ -136,14 +136,18 @@ def test_start_guard_use_stop(folder: Path) -> None:
         assert "/2.0 CPU" in status.stdout, status.stdout + status.stderr
 
         (folder / "work").mkdir()
-        (folder / "work" / "hello.py").write_text("import ray\nray.init()\nprint('nodes:', len(ray.nodes()))\n")
+        (folder / "work" / "hello.py").write_text(
+            "import ray, sys\nray.init()\nprint('nodes:', len(ray.nodes()), 'by', sys.executable)\n", encoding="utf-8"
+        )
         submit = f"""
             eval "$('{SCRIPT}' env --state '{folder}/state')"
-            '{sys.executable}' -m ray.scripts.scripts job submit --working-dir '{folder}/work' -- python hello.py
+            ray job submit --working-dir '{folder}/work' -- python hello.py
         """
         job = subprocess.run(["bash", "-c", submit], capture_output=True, text=True, timeout=240, check=False)
         assert job.returncode == 0, job.stdout + job.stderr
-        assert "nodes: 1" in job.stdout
+        assert "nodes: 1 by " in job.stdout
+        if (ROOT / ".venv" / "bin" / "python").exists():
+            assert f"by {ROOT}/.venv/bin/python" in job.stdout
     finally:
         stopped = cluster("stop", *options)
     assert (stopped.returncode, stopped.stdout) == (0, "stopped\n")
