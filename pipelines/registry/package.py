@@ -15,7 +15,9 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import vlmodel.config
-from pipelines.registry import errors, golden, manifest
+from pipelines.registry import golden
+from pipelines.registry.errors import ArtifactError
+from pipelines.storage import manifest
 
 _REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg", "tokenizers", "torch",
@@ -51,11 +53,10 @@ def build(
         answers: golden answers to store.
     """
     with TemporaryDirectory() as scratch:
-        # Only these files of the pipeline, where the stored code imports them from.
-        code = Path(scratch) / "pipelines" / "registry"
+        # Only this file of the pipeline, where the stored code imports it from.
+        code = Path(scratch) / "pipelines" / "storage"
         code.mkdir(parents=True)
-        for module in (manifest, errors):
-            shutil.copy(str(module.__file__), code)
+        shutil.copy(str(manifest.__file__), code)
         hide_progress_bar()
         pyfunc.save_model(
             str(package),
@@ -71,6 +72,23 @@ def build(
         shutil.rmtree(cache)
     golden.write(answers, package)
     return manifest.write(package)
+
+
+def verify(package: Path, expected: str) -> None:
+    """Check that the files of a package are those that were registered.
+
+    Args:
+        expected: sha256 of its manifest.
+
+    Raises:
+        ArtifactError: they are not; the message names up to five.
+    """
+    try:
+        manifest.verify(package, expected)
+    except manifest.ManifestError as error:
+        raise ArtifactError(
+            f"model {error}; delete what was added and restore the rest from a backup, or register the model again"
+        ) from error
 
 
 def inference_folder(package: Path) -> Path:

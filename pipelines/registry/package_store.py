@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 from mlflow import MlflowClient, artifacts
 from mlflow.models import Model
 
-from pipelines.registry import golden, manifest, package
+from pipelines.registry import golden, package
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
@@ -66,7 +66,7 @@ class PackageStore:
         local = self._cache / version.name / f"{version.version}-{expected[:16]}"
         if local.is_dir():
             try:
-                manifest.verify(local, expected)
+                package.verify(local, expected)
             except ArtifactError:
                 log.warning("the local copy of %s version %s is damaged; downloading", version.name, version.version)
                 shutil.rmtree(local)
@@ -93,7 +93,7 @@ class PackageStore:
                 fetched.rename(local)
             except OSError:
                 # Another process may have downloaded it; its copy must be valid.
-                manifest.verify(local, expected)
+                package.verify(local, expected)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -108,7 +108,7 @@ class PackageStore:
                     artifact_uri=address, dst_path=str(scratch), tracking_uri=uri, registry_uri=uri
                 )
             )
-        manifest.verify(fetched, expected)
+        package.verify(fetched, expected)
         return fetched
 
 

@@ -1,7 +1,7 @@
 """A visual question answering model as an MLflow model, stored as this source file ("models from code").
 
 Nothing is pickled: MLflow runs this file, and ``load_context`` reads safetensors and JSON. It is stored with
-``vlmodel`` and the modules of the manifest, and imports nothing else of this repository. MLflow loads it by importing
+``vlmodel`` and the module of the manifest, and imports nothing else of this repository. MLflow loads it by importing
 it, which calls ``set_model``; no other module imports it.
 
 Only the stored sources are run, which the manifest covers, and no bytecode beside them. None is written either: MLflow
@@ -27,7 +27,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 if Path(__file__).with_name("manifest.json").is_file():  # in a stored model
     sys.dont_write_bytecode, sys.pycache_prefix = True, os.devnull
 
-from pipelines.registry.manifest import verify
+from pipelines.storage.manifest import verify
 from vlmodel.images.base64 import from_base64
 from vlmodel.images.errors import ImageError
 from vlmodel.inference import Prediction, Predictor
@@ -44,7 +44,7 @@ class VisualQuestionAnswering(PythonModel):
         """Check the files against their manifest and load the model.
 
         Raises:
-            ArtifactError: a file is not what was stored.
+            ManifestError: a file is not what was stored.
         """
         folder = Path(context.artifacts["model"])
         _remove_own_bytecode()

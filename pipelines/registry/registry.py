@@ -11,7 +11,6 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
-from pipelines.registry import manifest
 from pipelines.registry.alias_changes import AliasChanges
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import RegistryError
@@ -26,6 +25,7 @@ from pipelines.registry.versions import (
     ModelVersion,
     Versions,
 )
+from pipelines.storage import manifest
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import mlflow_errors, open_store
 from pipelines.tracking.tracker import RUN_TAG

@@ -99,12 +99,10 @@ def result_of_run(run: str, epochs: int, tracker: NullTracker) -> TrainingResult
     Raises:
         CheckpointError: there is no usable checkpoint.
     """
-    filesystem, folder = checkpoint.open_storage(run)
-    checkpoints = list(checkpoint.valid_checkpoints(filesystem, folder))
-    best = checkpoint.best(filesystem, folder)
-    trained = max((int(stored.state["epochs_done"]) for stored in checkpoints), default=0)
+    newest = checkpoint.newest_state(run)
+    trained = int(newest["epochs_done"]) if newest is not None else 0
     rates = [row["speed/images_per_s"] for row in tracker.history() if "speed/images_per_s" in row]
-    with checkpoint.local_copy(best) as local:
+    with checkpoint.best(run, f"{checkpoint.MODEL}/config.json") as (best, local):
         parameters = count_parameters(str(local / checkpoint.MODEL))
     return TrainingResult(
         "finished" if trained >= epochs else "stopped",

@@ -133,6 +133,20 @@ class Folder:
         names = (str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
         return sorted(names)
 
+    def child(self, name: str) -> Folder:
+        """The folder of this name within it."""
+        return Folder(f"{self.uri.rstrip('/')}/{name}")
+
+    def walk(self) -> list[str]:
+        """Paths of all files in it and its subfolders, sorted; [] where it does not exist."""
+        fs, folder = self._filesystem_and_path
+        try:
+            found = self._retrying(lambda: fs.find(folder, detail=True))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        paths = (str(path) for path, entry in found.items() if entry["type"] != "directory")
+        return sorted(path.removeprefix(folder).lstrip("/") for path in paths)
+
     def exists(self, name: str) -> bool:
         fs, path = self._filesystem_and_path[0], self.path(name)
         return self._retrying(lambda: bool(fs.exists(path)))
@@ -217,6 +231,15 @@ class Folder:
             return
         fs, path = self._filesystem_and_path[0], self.path(name)
         self._retrying(lambda: fs.pipe_file(path, data))
+
+    def put(self, local: Path, name: str) -> None:
+        """Copy a local file into the folder, as a whole or not at all; it is not read into memory."""
+        fs, path = self._filesystem_and_path[0], self.path(name)
+        if not self.is_local:
+            self._retrying(lambda: fs.put_file(str(local), path))
+            return
+        with local.open("rb") as source, _replace_when_complete(Path(path)) as copy:
+            _copy_file(source, copy)
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:

@@ -107,7 +107,7 @@ def read_start(folder: str) -> RunStart | None:
     """What the run in a folder was started with; None if there is no run. Taken from the newest checkpoint; before the
     first one, from a file.
     """
-    state = checkpoint.newest_state(*checkpoint.open_storage(folder))
+    state = checkpoint.newest_state(folder)
     if state is not None:
         return RunStart(state.get("config", {}), state.get("data", ""))
     return _read_json(Folder(folder), _START, _RUN_START)

@@ -7,48 +7,49 @@ before its first checkpoint begins with the same weights, even if the champion h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
-
+from pipelines.storage import stored
+from pipelines.storage.folder import Folder
+from pipelines.storage.manifest import MANIFEST, ManifestError
 from pipelines.tracking.provenance import flatten
-from pipelines.train import checkpoint
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec
 from vlmodel.weights import WeightsError
 
-_FOLDER, _LAST = "init", "config.json"
+_FOLDER = "init"
 
 
 def find_model(run: str) -> str:
     """The folder of a run's initial model in storage; "" if there is none."""
-    filesystem, folder = checkpoint.open_storage(run)
-    exists = filesystem.get_file_info(f"{folder}/{_FOLDER}/{_LAST}").type != pafs.FileType.NotFound
-    return f"{run}/{_FOLDER}" if exists else ""
+    folder = Folder(run).child(_FOLDER)
+    return folder.uri if folder.exists(MANIFEST) else ""
 
 
 def store_model(model: Path, run: str) -> str:
     """Copy a model's folder into that of a run in storage. Returns the copy's folder."""
-    filesystem, folder = checkpoint.open_storage(run)
-    files = [file for file in sorted(model.rglob("*")) if file.is_file() and file.name != _LAST]
-    # The last file marks the copy as complete.
-    for file in [*files, model / _LAST]:
-        name = f"{folder}/{_FOLDER}/{file.relative_to(model).as_posix()}"
-        filesystem.create_dir(name.rpartition("/")[0], recursive=True)
-        pafs.copy_files(str(file), f"{name}.partial", destination_filesystem=filesystem)
-        filesystem.move(f"{name}.partial", name)
-    return f"{run}/{_FOLDER}"
+    folder = Folder(run).child(_FOLDER)
+    stored.store(model, folder)
+    return folder.uri
 
 
 @contextmanager
-def local_folder(folder: str) -> Iterator[Path]:
-    """A folder that ``store_model`` returned, locally: in place if storage is local, else a temporary download."""
-    filesystem, path = checkpoint.open_storage(folder)
-    with checkpoint.local_copy(checkpoint.StoredCheckpoint(filesystem, path, 0, {})) as model:
+def as_local(folder: str) -> Iterator[Path]:
+    """A folder that ``store_model`` returned, locally: in place if storage is local, else a temporary download.
+
+    Raises:
+        WeightsError: a file is missing or was altered since.
+    """
+    source = Folder(folder)
+    with ExitStack() as stack:
+        try:
+            model = stack.enter_context(stored.as_local(source, stored.read_manifest(source)))
+        except ManifestError as error:
+            raise WeightsError(f"{error}; delete {folder}, and it is copied again from train.init") from error
         yield model
 
 
@@ -63,11 +64,13 @@ def load_matching_processor(
         WeightsError: the folder's configuration is of another version.
     """
     loaded = VLProcessor.from_pretrained(model)
-    stored = VLConfig.from_pretrained(str(model)).model
-    if stored is None:
-        raise WeightsError(f"{str(model / _LAST)!r} describes no parts; train that model anew with this version")
+    saved = VLConfig.from_pretrained(str(model)).model
+    if saved is None:
+        raise WeightsError(
+            f"{str(model / 'config.json')!r} describes no parts; train that model anew with this version"
+        )
     changes = [
-        *_setting_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, stored))),
+        *_setting_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, saved))),
         *_setting_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
         *_setting_differences("tasks", _as_trees(tasks), _as_trees(loaded.tasks)),
     ]

@@ -8,7 +8,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
@@ -145,7 +148,7 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str 
     """
     torch.manual_seed(derive_seed(seed, "weights") % 2**63)
     if init:
-        with warm_start.local_folder(init) as folder:
+        with warm_start.as_local(init) as folder:
             model: VLModel = VLModel.from_pretrained(str(folder), local_files_only=True)
         return model
     return VLModel.from_tree(config, processor)
@@ -155,17 +158,19 @@ def _restore_newest_checkpoint(
     spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device
 ) -> dict[str, Any] | None:
     """Load the newest valid checkpoint. Rank 0 chooses it, so that all ranks load the same."""
-    filesystem, run = checkpoint.open_storage(spec.folder)
-    newest = checkpoint.latest(filesystem, run) if rank == 0 else None
-    path = broadcast_from_rank_zero(newest.path if newest is not None else None)
-    if path is None:
-        return None
-    state = newest.state if newest is not None else checkpoint.verify(filesystem, path)
-    with checkpoint.local_copy(checkpoint.StoredCheckpoint(filesystem, path, int(state["step"]), state)) as folder:
+    with ExitStack() as stack:
+        found = stack.enter_context(checkpoint.newest(spec.folder)) if rank == 0 else None
+        path = broadcast_from_rank_zero(found[0].path if found is not None else None)
+        if path is None:
+            return None
+        if found is None:
+            chosen = checkpoint.find(Folder(path))
+            found = chosen, stack.enter_context(chosen.as_local(checkpoint.TRAINER))
+        chosen, folder = found
         trainer.load_state(checkpoint.read_trainer(folder, device))
     if rank == 0:
-        _print_line(f"continues from {path} (step {state['step']} of {spec.schedule.steps})")
-    return state
+        _print_line(f"continues from {path} (step {chosen.step} of {spec.schedule.steps})")
+    return chosen.state
 
 
 class _Hooks:
@@ -209,7 +214,7 @@ class _Hooks:
                 checkpoint=Checkpoint.from_directory(folder),
                 checkpoint_dir_name=name,
                 checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-                checkpoint_upload_fn=_upload_checkpoint,
+                checkpoint_upload_fn=partial(_upload_checkpoint, Folder(self._spec.folder)),
             )
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -242,18 +247,12 @@ class _Hooks:
         checkpoint.write(folder, self._trainer.state(), state)
 
 
-def _upload_checkpoint(local: Checkpoint, name: str) -> Checkpoint:
+def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:
     """Copy in the background, with the manifest last (Ray's copy has no order)."""
+    checkpoint.upload(Path(local.path), run.child(name))
+    # Ray deletes old checkpoints by itself, through its own file system.
     storage = ray.train.get_context().get_storage()
-    target = storage.build_checkpoint_path_from_name(name)
-    try:
-        checkpoint.upload(Path(local.path), storage.storage_filesystem, target)
-    except OSError as error:
-        raise checkpoint.CheckpointError(
-            f"{target} cannot be written ({error}); see that its storage has room and can be reached, and start the "
-            "job again: it continues from the last whole checkpoint"
-        ) from error
-    return Checkpoint(target, filesystem=storage.storage_filesystem)
+    return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
 
 
 class _CachedBatches(Iterable[Arrays]):

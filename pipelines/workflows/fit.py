@@ -98,7 +98,7 @@ def _restore_record(work: Workspace, tracker: Tracker) -> None:
     """If a run with checkpoints has no record in MLflow, as it was deleted, lost or is kept elsewhere: begin one with
     the metrics of the epochs that the checkpoints hold.
     """
-    state = checkpoint.newest_state(*checkpoint.open_storage(work.run_folder))
+    state = checkpoint.newest_state(work.run_folder)
     if state is None or not tracker.is_new:
         return
     for entry in state["history"]:
@@ -149,11 +149,12 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     """The run's processor: the one in ``folder``, else that of the run's checkpoints or of the model that it begins
     with, else a new one. It is saved in ``folder``.
     """
-    if not folder.is_dir() and (newest := checkpoint.latest(*checkpoint.open_storage(work.run_folder))):
-        with checkpoint.local_copy(newest) as local:
-            return save_processor(VLProcessor.from_pretrained(local / checkpoint.MODEL), str(folder))
+    if not folder.is_dir():
+        with checkpoint.newest(work.run_folder, checkpoint.MODEL) as newest:
+            if newest is not None:
+                return save_processor(VLProcessor.from_pretrained(newest[1] / checkpoint.MODEL), str(folder))
     if init:
-        with warm_start.local_folder(init) as model:
+        with warm_start.as_local(init) as model:
             return save_processor(VLProcessor.from_pretrained(model), str(folder))
     config = work.config
     return build_processor(

@@ -105,10 +105,9 @@ def _check_same_settings(work: Workspace, index: Index) -> None:
 def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> ModelVersion:
     """Evaluate the best checkpoint by its answers, record pictures of them, register it."""
     config = work.config
-    best = checkpoint.best(*checkpoint.open_storage(work.run_folder))
     split = _evaluation_split(index)
     splits = (split, "train") if config.evaluate.training else (split,)
-    with checkpoint.local_copy(best) as local:
+    with checkpoint.best(work.run_folder, checkpoint.MODEL) as (best, local):
         model = local / checkpoint.MODEL
         features = feature_cache.features_of_saved(work, index, splits, model, "train")
         assessments = assess(

@@ -144,7 +144,7 @@ def test_a_tampered_artifact_is_refused_wherever_it_lies(service: Service, body:
     # In the store, before it was ever used: it does not become the champion.
     file = next(path for path in stored_weights(service) if path.read_bytes() != champion_weights(service).read_bytes())
     flip_a_bit(file)
-    with pytest.raises(ArtifactError, match=r"not what was registered.*model\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"not what was stored.*model\.safetensors"):
         service.promote("2")
     assert service.champion == "1"
 

@@ -6,11 +6,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mlflow
 from mlflow.entities import Run
-from pyarrow.fs import LocalFileSystem
 from safetensors.numpy import load_file
 
 from pipelines.train import checkpoint
@@ -99,10 +99,17 @@ def ledger_of(folder: Path, name: str) -> Path:
     return folder / "runs" / name / "ledger"
 
 
+def whole(run: Path) -> list[checkpoint.StoredCheckpoint]:
+    """A run's usable checkpoints, oldest first."""
+    found = []
+    for stored in checkpoint.listed(str(run)):
+        with suppress(checkpoint.CheckpointError), stored.as_local():
+            found.append(stored)
+    return found[::-1]
+
+
 def final(folder: Path, name: str) -> checkpoint.StoredCheckpoint:
-    newest = checkpoint.latest(LocalFileSystem(), str(folder / "runs" / name))
-    assert newest is not None
-    return newest
+    return whole(folder / "runs" / name)[-1]
 
 
 def assert_equal_weights(one: checkpoint.StoredCheckpoint, other: checkpoint.StoredCheckpoint) -> None:

@@ -25,8 +25,9 @@ KEPT = "train.feature_cache=float32"
 
 
 def history(small: list[str], name: str) -> list[dict[str, float]]:
-    filesystem, folder = checkpoint.open_storage(f"{setting(small, 'storage')}/{name}")
-    found: list[dict[str, float]] = next(iter(checkpoint.valid_checkpoints(filesystem, folder))).state["history"]
+    state = checkpoint.newest_state(f"{setting(small, 'storage')}/{name}")
+    assert state is not None
+    found: list[dict[str, float]] = state["history"]
     return found
 
 

@@ -82,12 +82,13 @@ def test_one_finished_run_holds_settings_data_curves_and_pictures(run: mlflow.en
 
 
 def test_best_and_last_checkpoints_are_kept(run: mlflow.entities.Run, small: list[str]) -> None:
-    filesystem, folder = checkpoint.open_storage(f"{setting(small, 'storage')}/demo")
-    kept = list(checkpoint.valid_checkpoints(filesystem, folder))
+    folder = f"{setting(small, 'storage')}/demo"
+    kept = list(checkpoint.listed(folder))
     assert kept[0].step == 12
     assert len(kept) <= 2
     scores = [entry["val/accuracy"] for entry in kept[0].state["history"]]
-    assert checkpoint.best(filesystem, folder).state["selection"] == max(scores)
+    with checkpoint.best(folder) as (best, _):
+        assert best.state["selection"] == max(scores)
 
 
 def test_the_champion_is_an_mlflow_model(run: mlflow.entities.Run, small: list[str]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 
+from pipelines.storage.folder import Folder
 from pipelines.tracking.address import TrackingError
 from pipelines.train import checkpoint
 from pipelines.train.errors import RunInUseError
@@ -38,7 +38,7 @@ def store_checkpoint(of: Workspace, tmp_path: Path, step: int, **state: Any) -> 
     local.mkdir(exist_ok=True)
     history = [{"step": 4.0, "epoch": 1.0, "train/loss": 0.5, "val/accuracy": 0.75}]
     checkpoint.write(local, {}, {"step": step, "history": history, "config": dump(of.config), "data": "abc", **state})
-    checkpoint.upload(local, pafs.LocalFileSystem(), f"{of.run_folder}/{checkpoint.folder_name(step)}")
+    checkpoint.upload(local, Folder(of.run_folder).child(checkpoint.folder_name(step)))
 
 
 def claim(work: Workspace) -> None:

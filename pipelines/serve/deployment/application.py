@@ -12,7 +12,6 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
-from pipelines.registry import manifest
 from pipelines.serve import tls
 from pipelines.serve.challenger.deployment import DEPLOYMENT, Challenger
 from pipelines.serve.config import ServeConfig
@@ -20,6 +19,7 @@ from pipelines.serve.deployment.replica import Replica, ServiceSpec
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE, read_key_hashes
 from pipelines.serve.inference.priority import HIGH, NORMAL
+from pipelines.storage import manifest
 from vlmodel.config import dump, parse
 
 # A model that does not load will not load the second time either. With a surge of 0, the default, the old replica
@@ -44,7 +44,7 @@ def model_spec(folder: str | Path, name: str, version: str, digest: str = "", go
 
     Raises:
         ServeError: the folder holds no model.
-        ArtifactError: a link in the folder, which could point anywhere.
+        ManifestError: a link in the folder, which could point anywhere.
     """
     path = Path(folder).expanduser().resolve()
     if not (path / "config.json").is_file():

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipelines.registry import golden, manifest
+from pipelines.registry import golden
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.errors import ServeError
 from pipelines.serve.inference.adapters import PredecodedProcessor, TaskAdapter
+from pipelines.storage import manifest
 from vlmodel.inference import Predictor
 
 
@@ -16,6 +17,7 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
     """The model in ``folder``, with a processor for decoded images.
 
     Raises:
+        ManifestError: a link in the folder, which could point anywhere.
         ArtifactError: the folder's digest is another than ``digest`` (not checked if "").
     """
     # A replica may start weeks after the deployment, and reads the files as they are then.

@@ -16,9 +16,10 @@ from mlflow.models import Model
 from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.model import PythonModelContext
 
-from pipelines.registry import manifest, package
-from pipelines.registry.errors import ArtifactError
+from pipelines.registry import package
 from pipelines.registry.pyfunc import VisualQuestionAnswering
+from pipelines.storage import manifest
+from pipelines.storage.manifest import ManifestError
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -174,5 +175,5 @@ def test_mlflows_own_server_answers_tables_with_missing_cells(
 def test_a_model_whose_files_changed_does_not_load(context: PythonModelContext) -> None:
     weights = Path(context.artifacts["model"]) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(ArtifactError, match=r"artifacts/model/model\.safetensors"):
+    with pytest.raises(ManifestError, match=r"artifacts/model/model\.safetensors"):
         VisualQuestionAnswering().load_context(context)

@@ -20,13 +20,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.models import Model
 
-from pipelines.registry import manifest, package_store, smoke
+from pipelines.registry import package_store, smoke
 from pipelines.registry.errors import ArtifactError, RegistryError, SmokeError
 from pipelines.registry.package import build
 from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import LocalModel
+from pipelines.storage import manifest
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import connect
 from tests.pipelines.registry.conftest import QUESTION, stored_file
@@ -230,7 +231,7 @@ def test_a_damaged_previous_champion_is_not_rolled_back_to(
     registry.promote("2", "better", over="1")
     for copy in (file, first.folder / "model.safetensors"):
         copy.write_bytes(copy.read_bytes()[:-1])
-    with pytest.raises(ArtifactError, match=r"not what was registered.*model\.safetensors"):
+    with pytest.raises(ArtifactError, match=r"not what was stored.*model\.safetensors"):
         registry.rollback("slow", of="2")
     assert registry.champion().version == "2"
 
@@ -305,7 +306,7 @@ def plant_bytecode(source: Path, mark: Path) -> Path:
     return planted
 
 
-@pytest.mark.parametrize("source", ["code/vlmodel/tokens.py", "code/pipelines/registry/manifest.py", "pyfunc.py"])
+@pytest.mark.parametrize("source", ["code/vlmodel/tokens.py", "code/pipelines/storage/manifest.py", "pyfunc.py"])
 def test_bytecode_that_was_added_to_a_stored_model_is_refused(
     registry: Registry,
     storage: str,
@@ -374,7 +375,7 @@ def test_a_changed_artifact_is_refused_and_the_champion_stays(
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"not what was registered.*{name}"):
+    with pytest.raises(ArtifactError, match=f"not what was stored.*{name}"):
         registry.promote("1", "tampered", over=None)
     assert registry.find() is None
     assert not list((Path(storage) / "models").rglob(name)), "nothing of it stays in the cache"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines.search.results import TrainingResult, TrainingResults, count_parameters, result_of_run, sample_deviation
+from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker
 from pipelines.train import checkpoint
 
@@ -53,9 +54,10 @@ class _Tracked(NullTracker):
 
 
 def kept(run: Path, tiny_model, step: int, selection: float, epochs: int) -> None:
-    folder = run / checkpoint.folder_name(step)
+    folder = run / f"local-{step}"
     tiny_model().save_pretrained(folder / checkpoint.MODEL)
     checkpoint.write(folder, {}, {"step": step, "selection": selection, "epochs_done": epochs, "history": []})
+    checkpoint.upload(folder, Folder(run / checkpoint.folder_name(step)))
 
 
 def test_the_outcome_is_that_of_the_best_checkpoint(tmp_path: Path, tiny_model) -> None:

@@ -92,3 +92,18 @@ def test_a_file_that_is_written_piece_by_piece_is_there_whole_or_not_at_all(plac
     with pytest.raises(ValueError, match="in the middle"):
         fail()
     assert [stamp.name for stamp in folder.files()] == ["whole"]
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_local_file_is_put_into_a_folder_and_found_below_it(place: str, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"12")
+    folder = Folder(tmp_path / "new" if place == "local" else f"memory://{tmp_path.name}/new")
+    assert folder.walk() == []
+    folder.put(tmp_path / "source", "a/b")
+    folder.child("c").put(tmp_path / "source", "d")
+    folder.put(tmp_path / "source", "a/b")
+    assert folder.walk() == ["a/b", "c/d"]
+    assert folder.read("a/b") == folder.child("c").read("d") == b"12"
+    with pytest.raises(FileNotFoundError):
+        folder.put(tmp_path / "none", "e")
+    assert folder.walk() == ["a/b", "c/d"]

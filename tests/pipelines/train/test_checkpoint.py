@@ -7,11 +7,12 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 import torch
 
+from pipelines.storage.folder import Folder
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.optim import OptimizerConfig
@@ -20,8 +21,6 @@ from tests.pipelines.train.conftest import images_and_texts
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import VLProcessor
-
-FS = pafs.LocalFileSystem()
 
 
 @pytest.fixture
@@ -38,21 +37,29 @@ def store(
         tiny_processor.save_pretrained(local / checkpoint.MODEL)
         checkpoint.write(local, trainer.state(), {"step": step, "selection": selection, "history": []})
         target = tmp_path / "run" / checkpoint.folder_name(step)
-        checkpoint.upload(local, FS, str(target))
+        checkpoint.upload(local, Folder(target))
         return target
 
     return make
 
 
+def newest_step(run: str) -> int | None:
+    with checkpoint.newest(run) as found:
+        return found[0].step if found is not None else None
+
+
+def best_step(run: str) -> int:
+    with checkpoint.best(run) as (found, _):
+        return found.step
+
+
 def test_newest_and_best(store: Callable[[int, float], Path], tmp_path: Path) -> None:
     store(10, 0.7), store(20, 0.9), store(25, -1.0), store(30, 0.8)
     run = str(tmp_path / "run")
-    newest = checkpoint.latest(FS, run)
-    assert newest is not None
-    assert (newest.step, checkpoint.best(FS, run).step) == (30, 20)
-    assert checkpoint.latest(FS, str(tmp_path / "elsewhere")) is None
+    assert (newest_step(run), best_step(run)) == (30, 20)
+    assert newest_step(str(tmp_path / "elsewhere")) is None
     with pytest.raises(CheckpointError, match="run the train job first"):
-        checkpoint.best(FS, str(tmp_path / "elsewhere"))
+        best_step(str(tmp_path / "elsewhere"))
 
 
 def test_the_inference_part_loads_alone_and_the_state_without_code(store: Callable[[int, float], Path]) -> None:
@@ -77,8 +84,8 @@ def test_the_inference_part_loads_alone_and_the_state_without_code(store: Callab
         (lambda f: _list(f, "../other"), "names '../other', outside of it"),
         (lambda f: _list(f, "/etc/hostname"), "names '/etc/hostname', outside of it"),
         (lambda f: (f / "model" / "added.json").write_text("{}"), "model/added.json is not in manifest"),
-        (lambda f: _link(f / "model" / "config.json"), "config.json is a link or no file"),
-        (lambda f: os.mkfifo(f / "model" / "pipe"), "pipe is a link or no file"),
+        (lambda f: _link(f / "model" / "config.json"), "config.json' is a link"),
+        (lambda f: os.mkfifo(f / "model" / "pipe"), "pipe' is neither a file nor a folder"),
     ],
     ids=[
         "no manifest", "torn manifest", "missing file", "flipped weight", "flipped state", "list", "empty", "above",
@@ -96,32 +103,65 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_used(
     broken = store(20, 0.9)
     damage(broken)
     with caplog.at_level(logging.WARNING):
-        newest = checkpoint.latest(FS, str(tmp_path / "run"))
-    assert newest is not None
-    assert newest.step == 10
-    assert checkpoint.best(FS, str(tmp_path / "run")).step == 10
+        assert newest_step(str(tmp_path / "run")) == 10
+    assert best_step(str(tmp_path / "run")) == 10
     assert says in caplog.text
-    with pytest.raises(CheckpointError, match="use an earlier checkpoint"):
-        checkpoint.verify(FS, str(broken))
+    with pytest.raises(CheckpointError, match="use an earlier checkpoint"), checkpoint.find(Folder(broken)).as_local():
+        pass
 
 
 def test_the_manifest_is_uploaded_last(store: Callable[[int, float], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Watched:
-        def __init__(self) -> None:
-            self.order: list[str] = []
-
-        def create_dir(self, path: str, recursive: bool) -> None:
-            FS.create_dir(path, recursive=recursive)
-
-        def open_output_stream(self, path: str) -> object:
-            self.order.append(path)
-            return FS.open_output_stream(path)
-
-    watched = Watched()
     folder = store(10, 0.5)
-    checkpoint.upload(folder, watched, f"{folder}-copy")  # type: ignore[arg-type]
-    assert watched.order[-1].endswith("manifest.json")
-    assert len(watched.order) == len([p for p in folder.rglob("*") if p.is_file()])
+    order: list[str] = []
+
+    def noted(method: str) -> None:
+        original = getattr(Folder, method)
+
+        def write(self: Folder, *arguments: Any) -> None:
+            order.append(arguments[1] if method == "put" else arguments[0])
+            original(self, *arguments)
+
+        monkeypatch.setattr(Folder, method, write)
+
+    noted("put")
+    noted("write")
+    (folder / "manifest.json").unlink()
+    checkpoint.upload(folder, Folder(f"{folder}-copy"))
+    assert order[-1] == "manifest.json"
+    assert sorted(order) == sorted(p.relative_to(f"{folder}-copy").as_posix() for p in files_in(Path(f"{folder}-copy")))
+
+
+def files_in(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_what_a_killed_upload_has_left_is_replaced(store: Callable[[int, float], Path]) -> None:
+    folder = store(10, 0.5)
+    for left in (".trainer.pt.0123456789abcdef.partial", "model/of_before.json"):
+        (folder / left).write_bytes(b"half")
+    assert newest_step(str(folder.parent)) is None
+    store(10, 0.5)
+    assert newest_step(str(folder.parent)) == 10
+
+
+@pytest.mark.parametrize("place", ["file", "memory"])
+def test_storage_may_be_anywhere(store: Callable[[int, float], Path], tmp_path: Path, place: str) -> None:
+    local = store(10, 0.5)
+    (local / "manifest.json").unlink()
+    run = f"file://{tmp_path}/elsewhere" if place == "file" else f"memory://{tmp_path.name}/run"
+    checkpoint.upload(local, Folder(run).child(checkpoint.folder_name(10)))
+    with checkpoint.newest(run) as found:
+        assert found is not None
+        stored, folder = found
+        assert checkpoint.read_trainer(folder, torch.device("cpu")).keys() == {"model", "optimizer", "average"}
+    with checkpoint.best(run, checkpoint.MODEL) as (_, folder):
+        Predictor.from_pretrained(folder / checkpoint.MODEL)
+        assert (folder / "trainer.pt").exists() == (place == "file"), "only the part is downloaded"
+    trainer = stored.folder.read("trainer.pt")
+    stored.folder.write("trainer.pt", trainer[:-1])
+    assert newest_step(run) is None
+    with checkpoint.best(run, checkpoint.MODEL) as (found_best, _):
+        assert found_best.step == 10
 
 
 def test_the_newest_state_is_read_without_the_weights(store: Callable[[int, float], Path], tmp_path: Path) -> None:
@@ -129,22 +169,23 @@ def test_the_newest_state_is_read_without_the_weights(store: Callable[[int, floa
     newest = store(20, 0.9)
     (newest / "trainer.pt").unlink()
     run = str(tmp_path / "run")
-    state = checkpoint.newest_state(FS, run)
+    state = checkpoint.newest_state(run)
     assert state is not None
     assert state["step"] == 20
     _flip(newest / "state.json")
-    state = checkpoint.newest_state(FS, run)
+    state = checkpoint.newest_state(run)
     assert state is not None
     assert state["step"] == 10
-    assert checkpoint.newest_state(FS, str(tmp_path / "none")) is None
+    assert checkpoint.newest_state(str(tmp_path / "none")) is None
 
 
 def test_a_file_within_that_is_called_as_the_manifest_is_kept(tmp_path: Path) -> None:
     (tmp_path / "local" / "model").mkdir(parents=True)
     (tmp_path / "local" / "model" / "manifest.json").write_text("of another program")
     checkpoint.write(tmp_path / "local", {}, {"step": 3})
-    checkpoint.upload(tmp_path / "local", FS, str(tmp_path / "stored"))
-    assert checkpoint.verify(FS, str(tmp_path / "stored")) == {"step": 3}
+    checkpoint.upload(tmp_path / "local", Folder(tmp_path / "stored"))
+    with checkpoint.find(Folder(tmp_path / "stored")).as_local() as folder:
+        assert (folder / "model" / "manifest.json").read_text() == "of another program"
 
 
 def _list(folder: Path, name: str) -> None:

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 
 from pipelines.storage.folder import Folder
@@ -114,7 +113,7 @@ def test_a_run_says_what_it_was_begun_with(tmp_path: Path) -> None:
     step = tmp_path / "local"
     step.mkdir()
     checkpoint.write(step, {}, {"step": 4, "config": {"seed": 2}, "data": "cd"})
-    checkpoint.upload(step, pafs.LocalFileSystem(), f"{folder}/{checkpoint.folder_name(4)}")
+    checkpoint.upload(step, Folder(folder).child(checkpoint.folder_name(4)))
     assert run_folder.read_start(folder) == RunStart({"seed": 2}, "cd")
 
 

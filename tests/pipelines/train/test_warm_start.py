@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.storage.folder import Folder
 from pipelines.train import warm_start
 from pipelines.train.worker import new_model
 from tests.pipelines.train.conftest import TINY
@@ -16,6 +17,7 @@ from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec
+from vlmodel.weights import WeightsError
 
 
 @pytest.fixture
@@ -50,11 +52,20 @@ def test_the_weights_are_those_of_the_model(saved: Path, tmp_path: Path, tiny_pr
 def test_a_copy_that_was_cut_off_is_made_again(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
     warm_start.store_model(saved, str(run))
-    (run / "init" / "config.json").unlink()
+    (run / "init" / "manifest.json").unlink()
     (run / "init" / "model.safetensors").write_bytes(b"half")
     assert warm_start.find_model(str(run)) == ""
     warm_start.store_model(saved, str(run))
     assert (run / "init" / "model.safetensors").read_bytes() == (saved / "model.safetensors").read_bytes()
+
+
+def test_a_copy_that_was_altered_is_refused(saved: Path, tmp_path: Path, tiny_processor: VLProcessor) -> None:
+    init = warm_start.store_model(saved, f"memory://{tmp_path.name}/run")
+    config = load(ModelConfig, None, TINY)
+    new_model(config, tiny_processor, 3, init)
+    Folder(init).write("model.safetensors", b"other")
+    with pytest.raises(WeightsError, match=r"init/model\.safetensors was altered .*delete memory://"):
+        new_model(config, tiny_processor, 3, init)
 
 
 def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor) -> None:

@@ -258,7 +258,7 @@ def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
 def fit(work: Workspace, referee: Any = None) -> checkpoint.StoredCheckpoint:
     with work.track() as tracker:
         fit_model(work, train.open_index(work), tracker, referee=referee)
-    newest = checkpoint.latest(*checkpoint.open_storage(work.run_folder))
+    newest = next(checkpoint.listed(work.run_folder), None)
     assert newest is not None
     return newest
 

@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from ray import serve
 
 from pipelines.records.comparisons import read
-from pipelines.registry import manifest
 from pipelines.serve import tls
 from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_reachable
@@ -35,6 +34,7 @@ from pipelines.serve.deployment.address import address_of, check_port_free
 from pipelines.serve.deployment.application import model_spec, service_spec
 from pipelines.serve.errors import ServeError
 from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE
+from pipelines.storage import manifest
 from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http_client import events
 from tests.pipelines.serve.server import self_signed

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.registry import golden, manifest
+from pipelines.registry import golden
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, ServeError
 from pipelines.serve.inference.service import InferenceService
 from pipelines.serve.service import Metrics, ServiceResult
+from pipelines.storage import manifest
 from tests.pipelines.serve.conftest import LABELS, ask, picture
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example

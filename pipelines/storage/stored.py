@@ -1,0 +1,138 @@
+"""Folders in storage that exist only with their manifest: it is written last, and what is read is compared with it.
+
+So a copy that was cut off does not count, and a file that was altered is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO
+
+from pipelines.storage import manifest
+from pipelines.storage.folder import CHUNK, Folder
+from pipelines.storage.manifest import MANIFEST, FileFacts, Manifest, ManifestError
+
+
+def store(local: Path, folder: Folder) -> Manifest:
+    """Copy all files of a local folder to storage, then write their manifest there. What an earlier copy has left there
+    is removed first.
+
+    Raises:
+        ManifestError: a link, or what is neither a file nor a folder.
+        OSError: after several attempts.
+    """
+    names = manifest.names_in(local)
+    folder.remove(MANIFEST)
+    for name in set(folder.walk()).difference(names):
+        folder.remove(name)
+    written = {}
+    for name in names:
+        written[name] = manifest.facts_of(local / name)
+        folder.put(local / name, name)
+    folder.write(MANIFEST, manifest.to_bytes(written))
+    return written
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of a folder in storage.
+
+    Raises:
+        ManifestError: there is none, or it is damaged.
+    """
+    where = f"{folder.uri}/{MANIFEST}"
+    try:
+        text = folder.read(MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        raise ManifestError(f"{folder.uri} has no {MANIFEST}: it was never completed") from None
+    return manifest.from_bytes(text, where)
+
+
+def read(folder: Folder, listed: Manifest, name: str) -> bytes:
+    """A small file, compared with its hash.
+
+    Raises:
+        ManifestError: it is missing or altered, or is not in the manifest.
+    """
+    if name not in listed:
+        raise ManifestError(f"{folder.uri}/{MANIFEST} is damaged (no {name} in it)")
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        raise _missing(folder, name) from None
+    _compare(folder, name, FileFacts(len(data), hashlib.sha256(data).hexdigest()), listed[name])
+    return data
+
+
+@contextmanager
+def as_local(folder: Folder, listed: Manifest, part: str = "") -> Iterator[Path]:
+    """A local folder with the files of one in storage: in place if storage is local, else a temporary copy. Each file
+    is compared with the manifest, and none may have been added.
+
+    Args:
+        part: a subfolder or a file; only what belongs to it is read and compared.
+
+    Raises:
+        ManifestError: a file is missing, altered or was added.
+        OSError: after several attempts.
+    """
+    wanted = [name for name in listed if not part or name == part or name.startswith(f"{part}/")]
+    if added := sorted(set(_names(folder)) - listed.keys()):
+        raise ManifestError(f"{folder.uri}/{added[0]} is not in {MANIFEST}; delete it")
+    if folder.is_local:
+        local = Path(folder.path(""))
+        for name in wanted:
+            try:
+                _compare(folder, name, manifest.facts_of(local / name), listed[name])
+            except FileNotFoundError:
+                raise _missing(folder, name) from None
+        yield local
+        return
+    with TemporaryDirectory(prefix="stored-") as scratch:
+        local = Path(scratch)
+        for name in wanted:
+            download(folder, name, listed[name], local / name)
+        yield local
+
+
+def download(folder: Folder, name: str, facts: FileFacts, target: Path) -> None:
+    """Copy a file from storage to a local file, and hash it on the way.
+
+    Raises:
+        ManifestError: it is missing, or not what ``facts`` describe; the local file is then not to be used.
+        OSError: after several attempts.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("wb") as copy:
+            _compare(folder, name, _copy(folder, name, facts.bytes, copy), facts)
+    except FileNotFoundError:
+        raise _missing(folder, name) from None
+
+
+def _copy(folder: Folder, name: str, size: int, copy: IO[bytes]) -> FileFacts:
+    hashed, count = hashlib.sha256(), 0
+    with folder.stream(name, folder.stamp(name).size or size) as stream:
+        while chunk := stream.read(CHUNK):
+            hashed.update(chunk)
+            count += len(chunk)
+            copy.write(chunk)
+    return FileFacts(count, hashed.hexdigest())
+
+
+def _names(folder: Folder) -> list[str]:
+    if folder.is_local:
+        return manifest.names_in(Path(folder.path("")))
+    return [name for name in folder.walk() if name != MANIFEST]
+
+
+def _compare(folder: Folder, name: str, found: FileFacts, expected: FileFacts) -> None:
+    if found != expected:
+        raise ManifestError(f"{folder.uri}/{name} was altered after it was written")
+
+
+def _missing(folder: Folder, name: str) -> ManifestError:
+    return ManifestError(f"{folder.uri}/{name} is missing")
