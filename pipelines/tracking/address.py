@@ -34,7 +34,8 @@ class TrackingConfig(Section):
     experiment: str = "vlmodel"
     """Name of the MLflow experiment."""
     model_name: str = "vlmodel"
-    """Name of the registered model."""
+    """Name of the registered model. If it is not set, it is the last folder of data.tars: models of one data set are
+    compared with each other, and not with those of another."""
     system_metrics: bool = True
     """Record CPU, memory, disk, network and GPU load of the machine of rank 0."""
     page_port: int = Field(5000, ge=1, le=65535)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -122,6 +123,16 @@ class JobConfig(Section):
     ablate: AblateConfig = Field(AblateConfig(), json_schema_extra=MAY_CHANGE)
     tune: TuneConfig = Field(TuneConfig(), json_schema_extra=MAY_CHANGE)
     retrain: RetrainConfig = Field(RetrainConfig(), json_schema_extra=MAY_CHANGE)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_is_named_after_its_data(cls, tree: Any) -> Any:
+        data, tracking = (tree.get(section, {}) for section in ("data", "tracking"))
+        if not isinstance(data, dict) or not isinstance(tracking, dict) or "model_name" in tracking:
+            return tree
+        tars = data.get("tars", cls.model_fields["data"].default.tars)
+        folder = re.sub(r"[^\w.\-]+", "-", str(tars).rstrip("/").rpartition("/")[2]).strip("-.")
+        return {**tree, "tracking": {**tracking, "model_name": folder}} if folder else tree
 
     @model_validator(mode="after")
     def _parts_fit(self) -> JobConfig:

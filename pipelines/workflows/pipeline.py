@@ -34,11 +34,17 @@ def run(work: Workspace) -> None:
         index.run(work)
         train.run(work)
         evaluate.run(work)
-        promote.run(work)
+        decision = promote.run(work)
         address = services.enter_context(serve.serving(work))
         _ask_one(work, address)
         print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
         page = services.enter_context(mlflow_page(work))
+        if decision is not None and not decision.promote:
+            print(
+                f"\nversion {decision.champion} answers: version {decision.candidate}, which was trained here, "
+                f"was not promoted ({decision.reason})",
+                flush=True,
+            )
         print(f"\nservice       {address}  (ask it; API at {address}/docs)\nMLflow        {page}", flush=True)
         if sys.stdin.isatty():
             print("Ctrl-C stops both", flush=True)

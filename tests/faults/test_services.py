@@ -105,7 +105,7 @@ def test_what_was_trained_and_promoted_outlives_its_services(stack: Services, tm
         JobConfig,
         {
             "storage": str(tmp_path / "runs"),
-            "tracking": {"uri": stack.tracking, "system_metrics": False},
+            "tracking": {"uri": stack.tracking, "system_metrics": False, "model_name": "vlmodel"},
             "registry": {"smoke_test": False},
         },
     )

@@ -27,7 +27,7 @@ from tests.jobs.conftest import ROOT
 pytestmark = pytest.mark.timeout(1200)
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
-DEMO = ("--config", "jobs/configs/demo.toml")
+DEMO = ("--config", "jobs/configs/demo.toml", "tracking.model_name=vlmodel")
 
 
 def free_port() -> int:

@@ -30,7 +30,7 @@ from pipelines.workflows import (
 )
 from pipelines.workflows.config import JobConfig
 from tests.jobs.conftest import ROOT
-from vlmodel.config import load, parse
+from vlmodel.config import dump, load, parse
 
 MODULES = {
     m.__name__.rpartition(".")[2]: m
@@ -256,3 +256,18 @@ def test_an_error_of_a_job_keeps_its_lines_and_no_control_characters(capsys: pyt
 
     assert main("index", [], run=run) == 1
     assert capsys.readouterr().err == "index: the key 'a\\x1b[2Jb' is odd\nleft out: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ([], "data"),
+        (["data.tars=build/data/scenes"], "scenes"),
+        (["data.tars=s3://bucket/my photos/"], "my-photos"),
+        (["data.tars=x/mine", "tracking.model_name=ours"], "ours"),
+    ],
+)
+def test_a_model_is_named_after_its_data(overrides: list[str], name: str) -> None:
+    config = load(JobConfig, None, overrides)
+    assert config.tracking.model_name == name
+    assert parse(JobConfig, dump(config)) == config
