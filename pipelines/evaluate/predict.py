@@ -55,6 +55,9 @@ the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about t
 model was not asked). A contrastive task has its embeddings, the image's in the first row of each sample."""
 
 
+_BATCHES_PER_TASK = 16
+
+
 class PredictConfig(Section):
     """How a model answers a data set."""
 
@@ -171,7 +174,7 @@ def predict(
             f"{missing}; name data that has some, or another task in evaluate.task"
         )
     batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
-    dataset = batch_dataset(batches.__getitem__, stream, 0, len(batches), row_is_block=False)
+    dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)
     return dataset.map_batches(
         _PredictActor,
         fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),

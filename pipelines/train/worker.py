@@ -90,9 +90,9 @@ def train_worker(spec: RunSpec) -> None:
     check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
-    if spec.stream.decoder == "gpu" and device.type == "cuda":
+    if spec.stream.decoding == "gpu" and device.type == "cuda":
         source = with_gpu_decoding(source, str(device))
-    elif spec.stream.threads:  # Ray tasks run on any node, where the same image would hardly ever be cached
+    else:
         source = with_pixel_cache(source, spec.stream.cache, spec.train.epochs)
     micro_batches = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
     prefetcher = DevicePrefetcher(

@@ -193,7 +193,7 @@ class Consumer:
     def ours(self, config: StreamConfig) -> float:
         """Images a second after the first batch."""
         source: Any = self._data.source
-        if config.decoder == "gpu":
+        if config.decoding == "gpu":
             source = with_gpu_decoding(source, str(self._device))
         parts = MicroBatches(source, Schedule(source.plan(shuffle=True), IMAGES, 1), 0, 1, 1, AugmentConfig())
         feed = DevicePrefetcher(stream(parts, config), self._device)
@@ -211,9 +211,10 @@ def test_stream(tmp_path: Path, ray_local: None, figure: Figure) -> None:
     actor: Any = ray.remote(num_cpus=0, num_gpus=1)(Consumer)
     consumer = actor.remote(write(tmp_path, 12_000, SIZE))
     cores = len(os.sched_getaffinity(0))
-    ours = {f"{n} threads": StreamConfig(threads=n, tasks=4) for n in (2, 8, cores)}
-    ours[f"{cores - 2} processes"] = StreamConfig(processes=cores - 2, tasks=4)  # up from the second of three rounds on
-    ours["decoder=gpu"] = StreamConfig(threads=4, tasks=6, decoder="gpu")
+    ours = {f"{n} threads": StreamConfig(workers=n, tasks=4) for n in (2, 8, cores)}
+    # Processes are up from the second of three rounds on.
+    ours[f"{cores - 2} processes"] = StreamConfig(decoding="processes", workers=cores - 2, tasks=4)
+    ours["decoding=gpu"] = StreamConfig(decoding="gpu", workers=4, tasks=6)
     rounds = [
         {name: ray.get(consumer.ours.remote(config)) for name, config in ours.items()}
         | {"dataloader": ray.get(consumer.dataloader.remote(cores))}

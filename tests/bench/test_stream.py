@@ -45,7 +45,7 @@ from vlmodel.processor import Example, VLProcessor
 
 IMAGES, BATCH, ROUNDS, WORKERS, SIDE = int(os.environ.get("BENCH_IMAGES", 4000)), 64, 3, 2, 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STREAM = StreamConfig(threads=WORKERS)
+STREAM = StreamConfig(workers=WORKERS)
 
 Decode = Callable[[bytes], np.ndarray]
 
@@ -169,10 +169,8 @@ class Consumer:
         match name:
             case "ours":
                 return rate(batches(data))
-            case "tasks":
-                return rate(batches(data, StreamConfig(threads=0, tasks=WORKERS)))
             case "processes":
-                return rate(batches(data, StreamConfig(threads=1, processes=WORKERS)))
+                return rate(batches(data, StreamConfig(decoding="processes", workers=WORKERS)))
             case "kept":
                 return rate(batches(data, source=self._kept))
             case "fast dataloader":
@@ -218,14 +216,13 @@ def test_stream(consumer: Any, figure: Figure) -> None:
         "fast dataloader": "webdataset + DataLoader, our decoder",
         "ray idiom": "read_webdataset + map",
     }
-    runs = ["ours", "processes", "tasks", "kept", "decoder", "pillow", *peers]
+    runs = ["ours", "processes", "kept", "decoder", "pillow", *peers]
     medians = dict(zip(runs, in_turn(consumer.rate, runs), strict=True))
     ours, best = medians["ours"], medians["decoder"]
     for peer, name in peers.items():
         figure("stream", ours, "images/s", peer=name, peer_value=medians[peer], limit=best)
     by_processes = medians["processes"]
     figure("stream, decoded by processes", by_processes, "images/s", peer="by threads", peer_value=ours, limit=best)
-    figure("stream, decoded in tasks", medians["tasks"], "images/s", limit=best)
     figure("stream, pixels kept", medians["kept"], "images/s", peer="stream", peer_value=ours)
     figure("decode, resize, normalise alone", best, "images/s", peer="Pillow", peer_value=medians["pillow"])
     assert min(medians.values()) > 0

@@ -64,7 +64,7 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
     schedule = Schedule(plain.plan(shuffle=True), batch=16, epochs=1)
     seen: Counter[tuple[int, int]] = Counter()
     parts = [MicroBatches(source, schedule, 0, 1, 1, AugmentConfig()) for source in (plain, over_a_bad_line)]
-    delivered = stream(parts[1], StreamConfig(tasks=2, batches_per_task=4))
+    delivered = stream(parts[1], StreamConfig(tasks=2))
     for number, arrays in enumerate(delivered):
         seen.update(zip(arrays["shard_B"].tolist(), arrays["row_B"].tolist(), strict=True))
         for name, array in parts[0][number].items():

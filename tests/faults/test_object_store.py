@@ -87,7 +87,7 @@ def test_from_tars_to_batches(tmp_path: Path, store: S3Store) -> None:
     sources = [Source(tars, index.hash, "train", str(tmp_path / "processor")) for tars in (TARS, str(local))]
     remote, plain = map(parts, sources)
     met = store.faults.seen.total()
-    delivered = list(stream(remote, StreamConfig(threads=2, batches_per_task=4)))
+    delivered = list(stream(remote, StreamConfig()))
     assert len(delivered) == len(plain) == SAMPLES // 16
     for number, arrays in enumerate(delivered):
         for name, array in plain[number].items():

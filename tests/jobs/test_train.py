@@ -54,7 +54,7 @@ def test_other_settings_are_refused_and_those_that_change_nothing_are_not(
     if trained:
         store_checkpoint(config(), tmp_path, 8)
     elsewhere = ["tracking.experiment=other", "tracking.uri=http://localhost:1"]
-    claim(config(*elsewhere, "train.workers=2", "stream.batches_per_task=2"))
+    claim(config(*elsewhere, "train.workers=2", "stream.tasks=2"))
     with pytest.raises(ConfigError, match=r"choose another name, or restore: seed: 0 -> 7; train\.batch: 64 -> 32"):
         claim(config(*elsewhere, "seed=7", "train.batch=32", "train.threads=3"))
     claim(config())

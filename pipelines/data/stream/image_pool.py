@@ -27,20 +27,24 @@ class DecodingStoppedError(RuntimeError):
     """A process that decodes images ended."""
 
 
+_MOST_WAITING_THREADS = 4
+"""Threads that work until processes have started."""
+
+
 class ImagePool:
     """Makes the images of batches, in the background.
 
     Args:
         batches: whose images.
-        threads: of this process.
-        processes: beside it; 0 leaves all work to the threads, which else do it until a process has started.
+        workers: how many threads or processes there are.
+        in_processes: leaves the work to processes; threads do it until one has started.
     """
 
-    def __init__(self, batches: Batches, threads: int, processes: int = 0) -> None:
+    def __init__(self, batches: Batches, workers: int, *, in_processes: bool = False) -> None:
         self._batches = batches
-        self._threads = ThreadPoolExecutor(threads, "images")
-        self._processes = _process_pool(processes) if processes else None
-        self.size = max(threads, processes)
+        self._threads = ThreadPoolExecutor(min(workers, _MOST_WAITING_THREADS) if in_processes else workers, "images")
+        self._processes = _process_pool(workers) if in_processes else None
+        self.size = workers
 
     def submit(self, rows: Arrays) -> Callable[[], Arrays]:
         """Start making the images of a batch, given the rest of it.
@@ -97,8 +101,8 @@ def _images_of_future(future: Future[dict[str, Tensor]]) -> Arrays:
 def _stopped_error() -> DecodingStoppedError:
     _process_pool.cache_clear()
     return DecodingStoppedError(
-        "a process that decodes images ended, most likely for lack of memory: lower stream.processes, or set it to 0 "
-        "and leave the images to stream.threads"
+        "a process that decodes images ended, most likely for lack of memory: lower stream.workers, or set "
+        "stream.decoding=threads"
     )
 
 

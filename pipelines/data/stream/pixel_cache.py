@@ -60,7 +60,7 @@ class PixelCacheConfig(Section):
 
     keep: Literal["auto", "always", "never"] = "auto"
     """"auto" caches them where there is more than one epoch and reading them back is at least three times as fast as
-    decoding, as measured at the start. Where stream.threads=0, nothing is cached."""
+    decoding, as measured at the start."""
     folder: Location = ""
     """Folder on each node's own disk. It may hold other things: the cache uses its subfolder raylm-pixels, which no
     other user may read, and touches nothing else. "" is raylm/pixels in $XDG_CACHE_HOME or ~/.cache."""

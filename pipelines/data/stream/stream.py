@@ -4,11 +4,9 @@ Ray Data sees rows that are batch numbers. A task makes consecutive batches and 
 (wire.py); with ``preserve_order`` the rows arrive in the order of their numbers, wherever they were made. So resuming
 in the middle of an epoch, which Ray Data cannot do, is starting from another number.
 
-Tasks make the texts of a batch; its images are read and decoded by threads of the consumer's process. Images have to
-come to this node anyway, and encoded they are a fraction of their pixels; decoders release Python's lock; and pixels
-need no copies through the object store. Where a node's cores cannot keep up with its GPUs, ``stream.threads=0`` has
-tasks on all nodes decode too; where it has many cores, ``stream.processes`` (image_pool.py) uses more of them than
-threads can.
+Tasks make the texts of a batch; its images are read and decoded on the consumer's node (image_pool.py). Images have to
+come to this node anyway, and encoded they are a fraction of their pixels, which need no copies through the object
+store. Tasks that decoded too were never faster than threads.
 
 A stream is a chain of small Ray datasets, "chunks" of batches; the next is made while this one is consumed. One dataset
 for all would be simpler, but its executor runs in the consumer's process and, while finished batches wait to be taken,
@@ -38,41 +36,33 @@ from pipelines.data.stream.pixel_cache import PixelCacheConfig
 from pipelines.data.stream.wire import pack, unpack
 from vlmodel.config import Section
 
+TEXT_BATCHES_PER_TASK = 32
+"""Fewer would share the work more evenly, more would save starts of tasks. Texts are small and quick to make."""
+_CPUS_PER_TASK = 0.5
+
 
 class StreamConfig(Section):
     """How batches are made ahead of the consumer."""
 
-    threads: int = Field(2, ge=0)
-    """Threads of each consumer that read and decode images; 0 leaves that to the tasks."""
-    processes: int = Field(0, ge=0)
-    """Processes beside each consumer that decode in place of the threads, from some seconds after their start on. For
-    nodes with many cores, where threads wait for Python's lock; each takes some 300 MB and its part of an index."""
-    decoder: Literal["cpu", "gpu"] = "cpu"
-    """"gpu" decodes JPEGs on the GPU of each training worker (nvJPEG), without the pixel cache: several cores' work for
-    a little of the GPU's time. The CPU decodes what the GPU cannot, and all where there is none. Validation always uses
-    the CPU, as does serving."""
+    decoding: Literal["threads", "processes", "gpu"] = "threads"
+    """How images are decoded. "processes" beside each consumer suit nodes with many cores, where threads wait for
+    Python's lock; each takes some 300 MB and its part of an index. "gpu" decodes JPEGs on the GPU of each training
+    worker (nvJPEG), without the pixel cache: several cores' work for a little of the GPU's time. The CPU decodes what
+    the GPU cannot, and all where there is none. Validation always uses the CPU, as does serving."""
+    workers: int = Field(2, ge=1)
+    """Threads or processes of each consumer that read and decode images."""
     tasks: int = Field(1, ge=1)
     """Ray tasks that make batches at one time, for each consumer."""
-    cpus_per_task: float = Field(0.5, gt=0)
-    """CPUs that each reserves."""
-    batches_per_task: int = Field(16, ge=1)
-    """Consecutive batches that one task makes: fewer share the work more evenly, more save starts of tasks."""
     memory_mb: int = Field(256, ge=1)
     """Memory for prefetched batches, for each consumer."""
     cache: PixelCacheConfig = PixelCacheConfig()
 
     @model_validator(mode="after")
     def _compatible_decoding(self) -> Self:
-        if self.decoder == "gpu" and not self.threads:
-            raise ValueError("decoder = 'gpu' with threads = 0: tasks have no GPU; set threads to 1 or more")
-        if self.processes and (not self.threads or self.decoder == "gpu"):
+        if self.decoding == "gpu" and self.cache.keep == "always":
             raise ValueError(
-                f"processes = {self.processes} with threads = {self.threads}, decoder = {self.decoder!r}: processes "
-                "replace threads that decode on the CPU; set threads to 1 or more and decoder to 'cpu', or processes "
-                "to 0"
+                "decoding = 'gpu' with cache.keep = 'always': cached pixels are the CPU's; set one of them"
             )
-        if self.decoder == "gpu" and self.cache.keep == "always":
-            raise ValueError("decoder = 'gpu' with cache.keep = 'always': cached pixels are the CPU's; set one of them")
         return self
 
 
@@ -85,32 +75,28 @@ def stream(batches: Batches, config: StreamConfig, *, start: int = 0) -> Iterato
     Yields:
         arrays, some of which are read-only views of the object store's memory, valid while they are referenced.
     """
-    make = batches.rows if config.threads else batches.__getitem__
-    if config.threads:  # texts are small and quick to make, so a chunk can hold more of them
-        config = config.model_copy(update={"batches_per_task": 2 * config.batches_per_task})
-    with closing(_ChunkChain(make, config, start, len(batches))) as chunks:
-        if config.threads:
-            yield from _with_images(batches, chunks, config)
-        else:
-            yield from chunks
+    with (
+        closing(_ChunkChain(batches.rows, config, start, len(batches))) as chunks,
+        ImagePool(batches, config.workers, in_processes=config.decoding == "processes") as pool,
+    ):
+        yield from _with_images(pool, chunks, config)
 
 
-def _with_images(batches: Batches, chunks: _ChunkChain, config: StreamConfig) -> Iterator[Arrays]:
+def _with_images(pool: ImagePool, chunks: _ChunkChain, config: StreamConfig) -> Iterator[Arrays]:
     prefetched: deque[tuple[Arrays, Callable[[], Arrays]]] = deque()
-    with ImagePool(batches, config.threads, config.processes) as pool:
-        limit = 2 * pool.size
-        while True:
-            # Waits for rows only where no batch is prefetched: late rows must not delay images that are ready.
-            while not prefetched or (len(prefetched) < limit and chunks.is_ready):
-                if (rows := next(chunks, None)) is None:
-                    break
-                prefetched.append((rows, pool.submit(rows)))
-            if not prefetched:
-                return
-            rows, wait_for_images = prefetched.popleft()
-            images = wait_for_images()
-            limit = max(1, min(2 * pool.size, (config.memory_mb << 20) // max(1, _batch_bytes(images))))
-            yield rows | images
+    limit = 2 * pool.size
+    while True:
+        # Waits for rows only where no batch is prefetched: late rows must not delay images that are ready.
+        while not prefetched or (len(prefetched) < limit and chunks.is_ready):
+            if (rows := next(chunks, None)) is None:
+                break
+            prefetched.append((rows, pool.submit(rows)))
+        if not prefetched:
+            return
+        rows, wait_for_images = prefetched.popleft()
+        images = wait_for_images()
+        limit = max(1, min(2 * pool.size, (config.memory_mb << 20) // max(1, _batch_bytes(images))))
+        yield rows | images
 
 
 class _ChunkChain(Iterator[Arrays]):
@@ -118,7 +104,7 @@ class _ChunkChain(Iterator[Arrays]):
 
     def __init__(self, make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int) -> None:
         self._make, self._config, self._stop = make, config, stop
-        self._size = config.tasks * config.batches_per_task
+        self._size = config.tasks * TEXT_BATCHES_PER_TASK
         self._chunks: deque[_Chunk] = deque()
         if start < stop:
             self._start_chunk(start, self._size)
@@ -136,32 +122,26 @@ class _ChunkChain(Iterator[Arrays]):
         if len(self._chunks) == 1 and chunk.stop < self._stop and 2 * chunk.left <= chunk.stop - chunk.start:
             self._start_chunk(chunk.stop, (self._config.memory_mb << 20) // (2 * _batch_bytes(arrays)))
         if not chunk.left:
-            chunk.cancel()
+            chunk.wait()
             self._chunks.popleft()
         return arrays
 
     def close(self) -> None:
         for chunk in self._chunks:
-            chunk.cancel()
+            chunk.wait()
 
     def _start_chunk(self, start: int, max_batches: int) -> None:
         stop = min(start + max(1, min(self._size, max_batches)), self._stop)
-        dataset = batch_dataset(self._make, self._config, start, stop)
-        self._chunks.append(_Chunk(dataset, start, stop, finish=self._config.threads > 0))
+        dataset = batch_dataset(self._make, self._config.tasks, TEXT_BATCHES_PER_TASK, start, stop)
+        self._chunks.append(_Chunk(dataset, start, stop))
 
 
 class _Chunk:
-    """Batches ``start`` to ``stop``, made from the moment this is created.
+    """Batches ``start`` to ``stop``, made from the moment this is created."""
 
-    Args:
-        finish: whether all batches are made even where the chunk is cancelled. Ray kills the process of a task that is
-            cut short, and starting another takes seconds; so this is worth it for batches that are made quickly.
-    """
-
-    def __init__(self, dataset: Dataset, start: int, stop: int, *, finish: bool) -> None:
-        self.start, self.stop, self.left, self._finish = start, stop, stop - start, finish
+    def __init__(self, dataset: Dataset, start: int, stop: int) -> None:
+        self.start, self.stop, self.left = start, stop, stop - start
         self._batches: queue.SimpleQueue[pa.Table | BaseException] = queue.SimpleQueue()
-        self._cancelled = threading.Event()
         self._thread = threading.Thread(
             target=self._collect_batches, args=(dataset,), daemon=True, name=f"chunk-{start}"
         )
@@ -180,17 +160,16 @@ class _Chunk:
         self.left -= 1
         return unpack(batch)
 
-    def cancel(self) -> None:
-        """Make no further batches, and wait for the thread."""
-        self._cancelled.set()
+    def wait(self) -> None:
+        """Wait until all batches are made, also those that nobody takes: they are made quickly, while Ray kills the
+        process of a task that is cut short, and starting another takes seconds.
+        """
         self._thread.join()
 
     def _collect_batches(self, dataset: Dataset) -> None:
         count = 0
         try:
             for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                if self._cancelled.is_set() and not self._finish:
-                    return
                 assert isinstance(block, pa.Table)
                 count += 1
                 self._batches.put(block)
@@ -201,33 +180,34 @@ class _Chunk:
 
 
 def batch_dataset(
-    make: Callable[[int], Arrays], config: StreamConfig, start: int, stop: int, *, row_is_block: bool = True
+    make: Callable[[int], Arrays], tasks: int, task_batches: int, start: int, stop: int, *, row_is_block: bool = True
 ) -> Dataset:
     """Batches ``start`` to ``stop`` as a lazy Ray dataset of packed rows (wire.py), in order.
 
     Args:
         make: makes a batch from its number alone, in any process.
+        tasks: Ray tasks that make batches at one time.
+        task_batches: consecutive batches that one task makes.
         row_is_block: delivers each batch as soon as it is made. False leaves the size of blocks to Ray Data, here and
             in what is built upon it.
     """
-    size = config.batches_per_task
-    tasks = -(-(stop - start) // size)
+    parts = -(-(stop - start) // task_batches)
 
     def make_all(block: pa.Table) -> Iterator[pa.Table]:
         # The tokenizers' threads would compete with each other for the task's share of the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        for task in block["id"].to_pylist():
-            for number in range(start + task * size, min(start + (task + 1) * size, stop)):
+        for part in block["id"].to_pylist():
+            for number in range(start + part * task_batches, min(start + (part + 1) * task_batches, stop)):
                 yield pack(make(number))
 
     with DataContext.current(_data_context(row_is_block)):
-        return ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+        return ray.data.range(parts, override_num_blocks=parts).map_batches(
             make_all,
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
-            num_cpus=config.cpus_per_task,
-            compute=TaskPoolStrategy(size=min(config.tasks, tasks)),
+            num_cpus=_CPUS_PER_TASK,
+            compute=TaskPoolStrategy(size=min(tasks, parts)),
         )
 
 

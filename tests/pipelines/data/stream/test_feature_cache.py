@@ -383,10 +383,10 @@ def both(kept: FeatureCache, build: Build) -> tuple[FeatureCache, ...]:
     return kept, build("language")
 
 
-@pytest.mark.parametrize(("threads", "processes"), [(0, 0), (1, 0), (1, 2)])
-def test_ray_delivers_them(source: Source, both: tuple[FeatureCache, ...], threads: int, processes: int) -> None:
+@pytest.mark.parametrize("decoding", ["threads", "processes"])
+def test_ray_delivers_them(source: Source, both: tuple[FeatureCache, ...], decoding: Any) -> None:
     mine = parts(replace(source, features=both))
-    config = StreamConfig(threads=threads, processes=processes, batches_per_task=2, memory_mb=16)
+    config = StreamConfig(decoding=decoding, memory_mb=16)
     for start in (0, 3):
         for number, arrays in enumerate(stream(mine, config, start=start), start):
             for name in ("features_BF", "text_features_UTF", "text_features_mask_UT"):

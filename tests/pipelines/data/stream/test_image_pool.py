@@ -61,7 +61,7 @@ def until_ready() -> None:
 
 
 def test_threads_do_the_work_until_processes_are_up() -> None:
-    with ImagePool(Told(), threads=1, processes=2) as pool:
+    with ImagePool(Told(), 2, in_processes=True) as pool:
         if not image_pool._process_pool(2).ready:
             assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] == os.getpid()
         until_ready()
@@ -74,14 +74,14 @@ def test_threads_do_the_work_until_processes_are_up() -> None:
 def test_processes_stay_for_the_next_stream() -> None:
     seen = set()
     for _ in range(3):
-        with ImagePool(Told(), threads=1, processes=2) as pool:
+        with ImagePool(Told(), 2, in_processes=True) as pool:
             until_ready()
             seen |= {int(pool.submit(Told().rows(0))()["pixels_BHWC"][0]) for _ in range(4)}
     assert len(seen) <= 2
 
 
 def test_errors_reach_the_consumer_and_pixels_may_be_written_to() -> None:
-    with ImagePool(Told(), threads=1, processes=2) as pool:
+    with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
         failing, fine = pool.submit(Told().rows(1)), pool.submit(Told().rows(2))
         with pytest.raises(FileNotFoundError, match="the tar is gone"):
@@ -90,14 +90,14 @@ def test_errors_reach_the_consumer_and_pixels_may_be_written_to() -> None:
 
 
 def test_a_killed_process_is_an_error_that_says_what_to_do_and_the_next_stream_works() -> None:
-    with ImagePool(Told(), threads=1, processes=2) as pool:
+    with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
         killed = psutil.Process(int(pool.submit(Told().rows(0))()["pixels_BHWC"][0]))
         killed.kill()
         killed.wait()
-        with pytest.raises(DecodingStoppedError, match=r"lower stream\.processes"):
+        with pytest.raises(DecodingStoppedError, match=r"lower stream\.workers"):
             _until_it_fails(pool)
-    with ImagePool(Told(), threads=1, processes=2) as pool:
+    with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
         assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] != os.getpid()
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
+from pipelines.data.stream import stream as stream_module
 from pipelines.data.stream.augment import AugmentConfig, augment
 from pipelines.data.stream.dataset import Samples, Source, with_gpu_decoding
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
@@ -103,12 +104,13 @@ def test_a_worker_without_a_sample_still_has_a_batch_of_weight_zero(source: Sour
         assert bool(batch["weights_N"].all()) == bool(batch["counts_B"].all())
 
 
-@pytest.mark.parametrize(("threads", "processes"), [(0, 0), (1, 0), (3, 0), (1, 2)])
+@pytest.mark.parametrize(("decoding", "workers"), [("threads", 1), ("threads", 3), ("processes", 2)])
 def test_the_stream_delivers_the_same_batches_in_order_from_any_start(
-    source: Source, threads: int, processes: int
+    source: Source, monkeypatch: pytest.MonkeyPatch, decoding: Any, workers: int
 ) -> None:
+    monkeypatch.setattr(stream_module, "TEXT_BATCHES_PER_TASK", 2)
     mine = parts(source, accumulation=2, flip=0.5, min_area=0.5)
-    config = StreamConfig(threads=threads, processes=processes, tasks=2, batches_per_task=2, memory_mb=16)
+    config = StreamConfig(decoding=decoding, workers=workers, tasks=2, memory_mb=16)
     for start in (0, 3):
         delivered = list(stream(mine, config, start=start))
         assert len(delivered) == len(mine) - start

@@ -115,7 +115,7 @@ def test_workers_share_each_step(mixture: Mixture, world: int, accumulation: int
 def test_ray_delivers_the_same_batches_from_any_start(mixture: Mixture) -> None:
     mine = parts(mixture, accumulation=2, flip=0.5, min_area=0.5)
     for start in (0, 5):
-        delivered = list(stream(mine, StreamConfig(tasks=2, batches_per_task=8, memory_mb=16), start=start))
+        delivered = list(stream(mine, StreamConfig(tasks=2, memory_mb=16), start=start))
         assert len(delivered) == len(mine) - start
         for number, arrays in enumerate(delivered, start):
             for name, expected in mine[number].items():
@@ -202,13 +202,11 @@ def test_texts_without_images_have_rows_and_no_pixels(with_texts: Mixture) -> No
 def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: Mixture) -> None:
     mine = parts_with_texts(with_texts, rank=1, world=4, flip=0.5)
     assert not all(len(mine[number]["pixels_BHWC"]) for number in range(len(mine)))
-    for threads in (2, 0):
-        config = StreamConfig(tasks=1, batches_per_task=8, memory_mb=16, threads=threads)
-        for number, arrays in enumerate(stream(mine, config)):
-            expected = mine[number]
-            assert arrays.keys() == expected.keys()
-            for name, array in expected.items():
-                np.testing.assert_array_equal(arrays[name], array, err_msg=f"batch {number}, {name}")
+    for number, arrays in enumerate(stream(mine, StreamConfig(memory_mb=16))):
+        expected = mine[number]
+        assert arrays.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(arrays[name], array, err_msg=f"batch {number}, {name}")
 
 
 def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: Mixture, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_each_image_is_decoded_once_and_is_the_same(source: Source, tmp_path: Pa
 
 def test_through_the_stream(source: Source, tmp_path: Path, decoded: list[int]) -> None:
     kept = with_pixel_cache(source, config(tmp_path), 2)
-    made = list(stream(epochs(kept, 3), StreamConfig(threads=3, batches_per_task=2)))
+    made = list(stream(epochs(kept, 3), StreamConfig(workers=3)))
     for expected, got in zip(epochs(source, 3), made, strict=True):
         np.testing.assert_array_equal(got["pixels_BHWC"], expected["pixels_BHWC"])
 
