@@ -105,10 +105,6 @@ class ServeConfig(Section):
     model_threads: int = Field(default=0, ge=0)
     """Threads of a forward pass on CPU; 0 divides the machine's cores among the replicas."""
 
-    passes: int = Field(default=0, ge=0)
-    """Forward passes that a replica runs at one time on its threads; 0 means one on a GPU, and on CPU one a thread, up
-    to 4."""
-
     decode_threads: int = Field(default=2, ge=1)
     """Threads that decode images."""
 
@@ -194,5 +190,5 @@ def model_threads(config: ServeConfig) -> int:
 
 
 def forward_passes(config: ServeConfig) -> int:
-    """Forward passes of one replica at one time."""
-    return config.passes or (1 if config.num_gpus > 0 else min(model_threads(config), 4))
+    """Forward passes of one replica at one time: one on a GPU, and on CPU one a thread, up to 4."""
+    return 1 if config.num_gpus > 0 else min(model_threads(config), 4)
