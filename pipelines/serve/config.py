@@ -105,9 +105,6 @@ class ServeConfig(Section):
     model_threads: int = Field(default=0, ge=0)
     """Threads of a forward pass on CPU; 0 divides the machine's cores among the replicas."""
 
-    decode_threads: int = Field(default=2, ge=1)
-    """Threads that decode images."""
-
     max_image_pixels: int = Field(default=0, ge=0)
     """Most pixels of a decoded image, and of all images above a million pixels that a replica decodes at one time. A
     larger image is refused with 413 before it is decoded. A large JPEG that is decoded at reduced size counts as that.
@@ -187,6 +184,11 @@ class ServeConfig(Section):
 def model_threads(config: ServeConfig) -> int:
     """Threads of one replica's forward pass: the setting, or an equal share of this process's cores."""
     return config.model_threads or max(1, len(os.sched_getaffinity(0)) // config.replicas)
+
+
+def decode_threads(config: ServeConfig) -> int:
+    """Threads of one replica that decode images: one for each CPU that it reserves, and at least two."""
+    return max(2, int(config.num_cpus))
 
 
 def forward_passes(config: ServeConfig) -> int:

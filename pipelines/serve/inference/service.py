@@ -16,7 +16,7 @@ from typing import Any
 from transformers import AsyncTextIteratorStreamer
 
 from pipelines.registry.errors import ArtifactError
-from pipelines.serve.config import ServeConfig, forward_passes, model_threads
+from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, no_such_task, not_ready
 from pipelines.serve.inference import loading
 from pipelines.serve.inference.adapters import AnswerAdapter, BatchItem, DecodedExample, TaskAdapter, task_adapters
@@ -61,7 +61,7 @@ class InferenceService:
     def __init__(self, config: ServeConfig, metrics: Metrics | None = None) -> None:
         self._config, self._metrics = config, metrics or Metrics()
         self._passes = forward_passes(config)
-        self._decoder = ImageDecoder(config.decode_threads)
+        self._decoder = ImageDecoder(decode_threads(config))
         self._threads = InferenceThreadPool(self._passes, model_threads(config))
         self._loaded: _LoadedModel | None = None
 
