@@ -118,11 +118,8 @@ class ServeConfig(Section):
     its body is complete."""
 
     requests_per_minute: int = Field(default=0, ge=0)
-    """Requests that each API key (without keys: all callers together) may make in a minute. Each replica grants an
-    equal share. 0 sets no limit."""
-
-    request_burst: int = Field(default=30, ge=1)
-    """Requests that a key may make at once before `requests_per_minute` applies."""
+    """Requests that each API key (without keys: all callers together) may make in a minute, half of them
+    at once. Each replica grants an equal share. 0 sets no limit."""
 
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
     """Largest request body, decompressed; a larger one is refused with 413 before all of it is read."""

@@ -61,8 +61,8 @@ def create_app(
     app.add_middleware(ConcurrencyLimit, max_in_flight=config.max_in_flight)
     if config.requests_per_minute:
         # Serve spreads requests over the replicas, which do not share their counts.
-        burst = math.ceil(config.request_burst / config.replicas)
-        app.add_middleware(RateLimit, limit=TokenBuckets(config.requests_per_minute / config.replicas, burst))
+        per_minute = config.requests_per_minute / config.replicas
+        app.add_middleware(RateLimit, limit=TokenBuckets(per_minute, burst=math.ceil(per_minute / 2)))
     app.add_middleware(Authentication, key_hashes=key_hashes, config=config)
     if config.allowed_origins:
         # Outside authentication: a browser asks without a key whether it may send one.

@@ -378,17 +378,17 @@ def test_more_than_it_holds_is_refused_at_once_with_retry_after() -> None:
 
 def test_each_key_is_held_to_its_rate_and_no_other_pays_for_it(service: FakeService) -> None:
     other = "another key"
-    config = ServeConfig(requests_per_minute=60, request_burst=3, replicas=2)
+    config = ServeConfig(requests_per_minute=6, replicas=2)
     app = create_app(service, config, [HASH, hashlib.sha256(other.encode()).hexdigest()])
 
     def ask(key: str) -> httpx.Response:
         return post(app, {"image": TEXT, "question": "A?"}, headers={"x-api-key": key})
 
     assert [ask("wrong").status_code for _ in range(5)] == [401] * 5
-    assert [ask(KEY).status_code for _ in range(2)] == [200, 200], "half of 3, rounded up"
+    assert [ask(KEY).status_code for _ in range(2)] == [200, 200], "half of the share of one replica, rounded up"
     refused = ask(KEY)
     assert (refused.status_code, error_code(refused)) == (429, "rate_limited")
-    assert refused.headers["retry-after"] == "2", "half of 60 in a minute"
+    assert refused.headers["retry-after"] == "20", "half of 6 in a minute"
     assert send(app, "GET", "/v1/model", headers={"x-api-key": KEY}).status_code == 200
     assert ask(other).status_code == 200
     assert len(service.seen) == 3
@@ -396,7 +396,7 @@ def test_each_key_is_held_to_its_rate_and_no_other_pays_for_it(service: FakeServ
 
 def test_without_keys_all_callers_share_a_rate_and_by_default_there_is_none(service: FakeService) -> None:
     body = {"image": TEXT, "question": "A?"}
-    limited = create_app(service, ServeConfig(requests_per_minute=1, request_burst=1))
+    limited = create_app(service, ServeConfig(requests_per_minute=1))
     assert [post(limited, body).status_code for _ in range(2)] == [200, 429]
     assert send(limited, "POST", "/elsewhere").status_code == 404
     free = create_app(service, ServeConfig())
@@ -599,7 +599,7 @@ def test_every_answer_is_counted_by_route_status_reason_and_version(service: Fak
             raise AssertionError("no pass was made")
 
     seen = Seen()
-    limits = ServeConfig(max_body_bytes=20_000, requests_per_minute=1, request_burst=3)
+    limits = ServeConfig(max_body_bytes=20_000, requests_per_minute=6)
     app = create_app(service, limits, metrics=seen)
     post(app, {"image": TEXT, "question": "A?"})
     post(app, {"image": "!", "question": "A?"})
