@@ -124,10 +124,6 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
     """Largest request body, decompressed; a larger one is refused with 413 before all of it is read."""
 
-    max_held_bytes: int = Field(default=256 << 20, ge=1024)
-    """Most bytes of request bodies that a replica holds at once, at least `max_body_bytes`. If more arrive, the body
-    that has been arriving for the longest is answered 408."""
-
     max_questions: int = Field(default=16, ge=1)
     """Most questions in one request."""
 

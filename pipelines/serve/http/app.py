@@ -27,6 +27,9 @@ from pipelines.serve.http.routes import about, caption, embed, feedback, match, 
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Metrics, Service
 
+MAX_HELD_BYTES = 256 << 20
+"""Of all request bodies that a replica holds at once, or ``max_body_bytes`` if that is more."""
+
 _HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 
 
@@ -57,7 +60,7 @@ def create_app(
     app.include_router(page.router())
 
     # The layer that is added last is the outermost.
-    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, max_held_bytes=config.max_held_bytes)
+    app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, max_held_bytes=MAX_HELD_BYTES)
     app.add_middleware(ConcurrencyLimit, max_in_flight=config.max_in_flight)
     if config.requests_per_minute:
         # Serve spreads requests over the replicas, which do not share their counts.

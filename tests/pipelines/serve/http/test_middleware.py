@@ -16,6 +16,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipelines.serve.config import FeedbackConfig, ServeConfig
+from pipelines.serve.http import app as http_app
 from pipelines.serve.http.app import create_app
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, send
@@ -95,9 +96,12 @@ def test_places_are_taken_by_bodies_that_are_there() -> None:
         assert answer_on(open_connection(address, head_of(body))) == (200, "ok")
 
 
-def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeService) -> None:
+def test_the_body_that_arrives_longest_makes_room_for_others(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_app, "MAX_HELD_BYTES", 130_000)
     body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
-    config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
+    config = ServeConfig(max_body_bytes=60_000, max_question_chars=60_000)
     with served(create_app(service, config)) as address:
         head = open_connection(address, head_of(body).removesuffix(body))
         slow = [open_connection(address, head_of(body)[:-20]) for _ in range(2)]
@@ -111,10 +115,11 @@ def test_the_body_that_arrives_longest_makes_room_for_others(service: FakeServic
         assert answer_on(head) == (200, "ok"), "what has sent nothing yet gives no room"
 
 
-def test_bodies_that_are_held_for_the_model_are_bounded_in_all() -> None:
+def test_bodies_that_are_held_for_the_model_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_app, "MAX_HELD_BYTES", 130_000)
     body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
     service = Held()
-    config = ServeConfig(max_body_bytes=60_000, max_held_bytes=130_000, max_question_chars=60_000)
+    config = ServeConfig(max_body_bytes=60_000, max_question_chars=60_000)
     with served(create_app(service, config)) as address:
         held = [open_connection(address, head_of(body)) for _ in range(2)]
         for _ in held:
