@@ -48,20 +48,15 @@ class ChallengerConfig(Section):
     """Folder or URI for comparisons of both answers, writable by all replicas; "" keeps only metrics."""
     max_gb: float = Field(default=1.0, gt=0)
     """Most that the folder may hold."""
-    flush_s: float = Field(default=30.0, gt=0)
-    """After so long comparisons are written. A replica that is killed loses those that are not."""
-    max_waiting: int = Field(default=16, ge=1)
-    """Requests that each replica has at the challenger at once; the champion alone gets the others."""
     timeout_s: float = Field(default=2.0, gt=0)
     """Time for an answer of the challenger."""
     replicas: int = Field(default=1, ge=1)
     """Copies of the challenger, each in a process of its own."""
     num_cpus: float = Field(default=1.0, ge=0)
-    """CPUs that each copy reserves."""
+    """CPUs that each copy reserves, each with a thread of its forward passes. Few leave the cores to a champion on the
+    same machine."""
     num_gpus: float = Field(default=0.0, ge=0)
     """GPUs, or the fraction of one, that each copy reserves."""
-    model_threads: int = Field(default=1, ge=1)
-    """Threads of its forward pass on CPU. Few leave the cores to a champion on the same machine."""
 
 
 class ServeConfig(Section):

@@ -46,7 +46,7 @@ def load(service: Service, stack: ExitStack) -> list[list[Answer]]:
 @pytest.mark.parametrize("mode", ["shadow", "canary"])
 def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, mode: str) -> None:
     records = tmp_path / "live"
-    challenger = {"mode": mode, "share": 0.5, "folder": str(records), "flush_s": 1.0, "num_cpus": 0.5, "timeout_s": 1.0}
+    challenger = {"mode": mode, "share": 0.5, "folder": str(records), "num_cpus": 0.5, "timeout_s": 1.0}
     service = Service(tmp_path, challenger=challenger, **PATIENT)
     service.promote(service.register(seed=1))
     service.registry.set_challenger(service.register(seed=2), is_usable=True)

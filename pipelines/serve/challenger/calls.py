@@ -15,6 +15,8 @@ from pipelines.serve.service import ChallengerMetrics, ServiceRequest, ServiceRe
 
 log = logging.getLogger(__name__)
 
+MAX_WAITING = 16
+"""Requests that each replica of the champion has at the challenger at once; the champion alone gets the others."""
 # After so many failures in a row the challenger is not called for a while; each further failure makes one more pause.
 _MAX_FAILURES, _PAUSE_S = 3, 5.0
 
@@ -71,7 +73,7 @@ async def outcome_of(call: Awaitable[ServiceResult], timeout_s: float | None = N
 
 
 class ChallengerCaller:
-    """Calls the challenger: at most ``max_waiting`` requests at once, each for at most ``timeout_s``, and none for a
+    """Calls the challenger: at most ``MAX_WAITING`` requests at once, each for at most ``timeout_s``, and none for a
     while after repeated failures (a circuit breaker).
 
     Args:
@@ -91,7 +93,7 @@ class ChallengerCaller:
 
     def skip_reason(self) -> str:
         """Why the challenger must not be called now; "" if it may."""
-        if self._waiting >= self._config.max_waiting:
+        if self._waiting >= MAX_WAITING:
             return "busy"
         return "paused" if self._clock() < self._paused_until else ""
 

@@ -39,7 +39,8 @@ class Challenger:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         settings = parse(ServeConfig, config)
-        own = {"num_gpus": settings.challenger.num_gpus, "model_threads": settings.challenger.model_threads}
+        num_cpus, num_gpus = settings.challenger.num_cpus, settings.challenger.num_gpus
+        own = {"num_cpus": num_cpus, "num_gpus": num_gpus, "model_threads": max(1, int(num_cpus))}
         self._config = settings.model_copy(update=own)
         bind_grpc_to_loopback()
         self._service = run_at_low_priority(self._build)

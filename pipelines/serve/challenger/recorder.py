@@ -17,6 +17,10 @@ from pipelines.serve.service import ChallengerMetrics, ModelInfo, ServiceRequest
 log = logging.getLogger(__name__)
 
 
+FLUSH_S = 15.0
+"""Seconds after which comparisons are written. A replica that is killed loses those that are not."""
+
+
 class ComparisonRecorder:
     """Compares two outcomes of a request and records the comparison.
 
@@ -72,7 +76,7 @@ class ComparisonRecorder:
         if not self._writer.add(comparison):
             self._metrics.dropped("record")
         if self._flush_timer is None:
-            self._flush_timer = asyncio.get_running_loop().call_later(self._config.flush_s, self._start_flush)
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_S, self._start_flush)
 
     async def close(self) -> None:
         """Write what was compared. Comparisons that still run get as long as an answer of the challenger."""

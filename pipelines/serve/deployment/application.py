@@ -13,6 +13,7 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from pipelines.serve import tls
+from pipelines.serve.challenger.calls import MAX_WAITING
 from pipelines.serve.challenger.deployment import DEPLOYMENT, Challenger
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment.replica import Replica, ServiceSpec
@@ -118,8 +119,7 @@ def challenger_application(spec: ServiceSpec) -> serve.Application:
             "runtime_env": _runtime_env(HIGH if settings.mode == "canary" else NORMAL),
         },
         user_config=dict(spec.challenger),
-        # Each of the champion's replicas sends at most ``max_waiting``.
-        max_ongoing_requests=config.replicas * settings.max_waiting,
+        max_ongoing_requests=config.replicas * MAX_WAITING,
         **_COMMON,
     )(Challenger)
     return deployment.bind(spec.config)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, read, text_hash
+from pipelines.serve.challenger import calls, recorder
 from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
@@ -156,9 +157,11 @@ def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -
     asyncio.run(go())
 
 
-def test_copies_are_bounded_and_those_dropped_are_counted(tmp_path: Path) -> None:
+def test_copies_are_bounded_and_those_dropped_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MAX_WAITING", 3)
+
     async def go() -> None:
-        scene = Scene(tmp_path, "shadow", max_waiting=3)
+        scene = Scene(tmp_path, "shadow")
         scene.challenger.ready.clear()
         for _ in range(10):
             assert (await scene.ask()).model.version == "7"
@@ -301,7 +304,8 @@ def test_a_champion_that_fails_is_recorded_and_the_canary_still_answers(tmp_path
     asyncio.run(go())
 
 
-def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path) -> None:
+def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "MAX_WAITING", 1)
     ended: list[str] = []
 
     class Slow(FakeService):
@@ -316,7 +320,7 @@ def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path) -> None:
         scene = Scene(tmp_path, "canary")
         scene.challenger.ready.clear()
         service = ChallengerRouter(
-            Slow(), scene.challenger, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0, max_waiting=1)),
+            Slow(), scene.challenger, ServeConfig(challenger=ChallengerConfig(mode="canary", share=1.0)),
             None, scene.counts,
         )  # fmt: skip
         for _ in range(3):
@@ -330,9 +334,11 @@ def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
-def test_a_disk_that_refuses_costs_records_and_no_answers(tmp_path: Path) -> None:
+def test_a_disk_that_refuses_costs_records_and_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "FLUSH_S", 0.01)
+
     async def go() -> None:
-        scene = Scene(tmp_path / "file", "shadow", flush_s=0.01)
+        scene = Scene(tmp_path / "file", "shadow")
         (tmp_path / "file").write_text("no folder")
         for _ in range(2):
             assert (await scene.ask()).model.version == "7"
@@ -342,9 +348,11 @@ def test_a_disk_that_refuses_costs_records_and_no_answers(tmp_path: Path) -> Non
     asyncio.run(go())
 
 
-def test_what_is_held_is_written_after_a_while(tmp_path: Path) -> None:
+def test_what_is_held_is_written_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "FLUSH_S", 0.01)
+
     async def go() -> None:
-        scene = Scene(tmp_path, "shadow", flush_s=0.01)
+        scene = Scene(tmp_path, "shadow")
         for number in range(1, 4):
             await scene.ask()
             await scene.until_written(number)

@@ -259,7 +259,7 @@ def test_a_service_in_plain_is_not_taken_for_an_encrypted_one(
 def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
     address: str, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
-    own = {"mode": "canary", "share": 0.5, "folder": str(tmp_path), "flush_s": 0.2, "num_cpus": 0.5, "timeout_s": 30.0}
+    own = {"mode": "canary", "share": 0.5, "folder": str(tmp_path), "num_cpus": 0.5, "timeout_s": 30.0}
     config = service_config(int(address.rpartition(":")[2]), challenger=own)
     with pytest.raises(ServeError, match="no challenger is named"):
         deploy.start(config, model_folder, "vqa", "10")
