@@ -28,7 +28,7 @@ def confidence_interval(scores: ExampleScores, confidence: float = CONFIDENCE) -
 
 
 def difference_interval(
-    one: ExampleScores, other: ExampleScores, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES, seed: int = 0
+    one: ExampleScores, other: ExampleScores, confidence: float = CONFIDENCE, resamples: int = _RESAMPLES
 ) -> tuple[float, float]:
     """Interval of the difference of two metrics on the same rows: the paired bootstrap (percentiles) over images, whose
     rows are not independent of each other. The bounds of a single image are infinite.
@@ -51,7 +51,7 @@ def difference_interval(
         vectorized=True,
         confidence_level=confidence,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     low, high = bootstrap.confidence_interval
     return float(low), float(high)

@@ -52,15 +52,9 @@ class GateConfig(Section):
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Significance level of the one-sided intervals and of McNemar's test: the probability of calling a candidate
     better that is not."""
-    resamples: int = Field(2000, ge=100)
-    """Resamples of each bootstrap."""
-    seed: int = Field(0, ge=0)
-    """Seed of the resamples, and of the choice of images for the behavioural checks."""
     slices: list[str] = [QUESTION_TYPE, "target"]
     """What the hold-out is sliced by: "question_type" (the first two words of the text), or a text column of the
     answers table, such as "target", the right answer."""
-    slice_rows: int = Field(50, ge=2)
-    """Slices of fewer rows are not compared."""
     slice_tolerance: Share = 0.02
     """Largest drop on a slice, or on another task of the model; a larger, significant drop fails the gate."""
     slice_tolerances: dict[str, Share] = {}

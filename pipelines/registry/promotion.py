@@ -146,11 +146,11 @@ def compare_on_new_data(
     for one, other in zip(candidate, champion, strict=True):
         assert comparison.same_rows(one.answers, other.answers)
         candidate_scores, champion_scores = _score_both(one, other, tasks)
-        if len(candidate_scores) >= config.slice_rows:
+        if len(candidate_scores) >= comparison.LEAST_ROWS:
             name = f"new data, task={one.task}" if one.task else "new data"
             measured = comparison.difference(name, candidate_scores, champion_scores, config)
             differences.append(comparison.with_tolerance(measured, config.new_tolerance))
-    too_few = f"the new tars have fewer than {config.slice_rows} rows of split {config.split!r}"
+    too_few = f"the new tars have fewer than {comparison.LEAST_ROWS} rows of split {config.split!r}"
     return comparison.check_new_data(differences, config, too_few), differences
 
 

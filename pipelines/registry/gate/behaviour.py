@@ -75,7 +75,7 @@ class ProbeResult:
 
 
 def probe_records(index: Index, split: str, config: GateConfig) -> list[Sample]:
-    """``config.probe_images`` samples of the split, drawn with the seed; all if there are no more.
+    """``config.probe_images`` samples of the split, the same each time; all if there are no more.
 
     Raises:
         DataError: the split is empty.
@@ -88,7 +88,7 @@ def probe_records(index: Index, split: str, config: GateConfig) -> list[Sample]:
     ]
     if not rows:
         raise DataError(f"split {split!r} of {index.tars!r} has no samples to judge by; choose registry.gate.split")
-    drawn = sorted(random.Random(config.seed).sample(rows, min(config.probe_images, len(rows))))
+    drawn = sorted(random.Random(0).sample(rows, min(config.probe_images, len(rows))))
     reader, records = ShardReader(index), list[Sample]()
     for name in dict.fromkeys(shard for shard, _ in drawn):
         records += reader.read(name, [row for shard, row in drawn if shard == name])

@@ -21,6 +21,10 @@ from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import QUESTION_TYPE, GateConfig
 from pipelines.registry.gate.check import Check, Difference
 
+RESAMPLES = 2000
+"""Of each bootstrap."""
+LEAST_ROWS = 50
+"""Slices of fewer rows, and fewer rows of new data, are not compared."""
 _ROW_COLUMNS = ("key", "split", "text", "target", "references", "id")
 
 
@@ -33,7 +37,7 @@ def difference(name: str, candidate: ExampleScores, champion: ExampleScores, con
     """The candidate's metric minus the champion's on the same rows, with bounds of the paired bootstrap (percentiles)
     over images. The bounds of a single image are infinite.
     """
-    low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, config.resamples, config.seed)
+    low, high = difference_interval(candidate, champion, 1 - 2 * config.alpha, RESAMPLES)
     return Difference(name, len(candidate), candidate.value, champion.value, low, high)
 
 
@@ -47,7 +51,7 @@ def check_better(holdout: Difference, metric: str, config: GateConfig) -> Check:
             f"{holdout.low:+.4f} with {1 - config.alpha:.0%} certainty"
         ),
         required=f"above {config.margin:+.4f} with {1 - config.alpha:.0%} certainty",
-        explanation=f"paired bootstrap over images, {config.resamples} resamples, {holdout.rows} rows",
+        explanation=f"paired bootstrap over images, {RESAMPLES} resamples, {holdout.rows} rows",
         compares=True,
     )
 
@@ -93,7 +97,7 @@ def slice_differences(
     differences = []
     for name, mask in masks.items():
         candidate_slice, champion_slice = candidate.select_rows(mask), champion.select_rows(mask)
-        if len(candidate_slice) >= config.slice_rows:
+        if len(candidate_slice) >= LEAST_ROWS:
             differences.append(with_slice_tolerance(difference(name, candidate_slice, champion_slice, config), config))
     return differences
 
@@ -113,7 +117,7 @@ def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check
     """Whether no slice is worse than its tolerance allows."""
     name, required = "no slice worse", f"none worse by more than its tolerance ({config.slice_tolerance:g}) and chance"
     if not differences:
-        return Check(name, None, "", required, f"no slice has {config.slice_rows} rows", True)
+        return Check(name, None, "", required, f"no slice has {LEAST_ROWS} rows", True)
     ranked = sorted(differences, key=lambda one: one.value)
     worse = [one for one in ranked if one.worse]
     more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
@@ -123,7 +127,7 @@ def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check
         measured=f"{len(worse)} of {len(differences)} worse; {'' if worse else 'least: '}"
         f"{', '.join(map(_describe_difference, (worse or ranked[:1])[:5]))}{more}",
         required=required,
-        explanation=f"slices by {', '.join(config.slices)} of at least {config.slice_rows} rows, and other tasks",
+        explanation=f"slices by {', '.join(config.slices)} of at least {LEAST_ROWS} rows, and other tasks",
         compares=True,
     )
 

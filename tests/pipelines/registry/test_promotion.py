@@ -18,7 +18,7 @@ from pipelines.evaluate.baselines import AnswerPrior
 from pipelines.evaluate.build_report import report_on_answers
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
-from pipelines.registry.gate import stored
+from pipelines.registry.gate import comparison, stored
 from pipelines.registry.gate.check import Check, GateDecision
 from pipelines.registry.promotion import (
     apply_decision,
@@ -36,7 +36,7 @@ from pipelines.tracking.tracker import NullTracker, Tracker
 from tests.pipelines.evaluate.test_build_report import ASKED, answers
 from tests.pipelines.registry.conftest import FAST, stored_file
 
-CONFIG = GateConfig(resamples=500)
+CONFIG = GateConfig()
 PRIOR = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
 
 
@@ -119,7 +119,7 @@ def test_each_task_counts_on_new_data() -> None:
 
 
 def test_little_new_data_is_not_held_against_a_candidate() -> None:
-    rows = CONFIG.slice_rows - 1
+    rows = comparison.LEAST_ROWS - 1
     check, found = compare_on_new_data([assessed([False] * rows)], [assessed([True] * rows)], {"": ASKED}, CONFIG)
     assert (check.passed, found) == (None, [])
     assert "fewer than 50 rows of split 'val'" in check.explanation

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.registry.config import GateConfig
+from pipelines.registry.gate import comparison
 from pipelines.registry.gate.comparison import (
     check_better,
     check_mcnemar,
@@ -21,7 +22,7 @@ from pipelines.registry.gate.comparison import (
 from tests.pipelines.evaluate.test_build_report import answers
 from vlmodel.config import ConfigError, parse
 
-CONFIG = GateConfig(resamples=1000)
+CONFIG = GateConfig()
 
 
 def right(score: ArrayLike, images: ArrayLike | None = None, groups: ArrayLike | None = None) -> ExampleScores:
@@ -76,7 +77,7 @@ def test_a_single_image_says_nothing() -> None:
 def test_better_is_above_the_margin_with_certainty(gained: int, lost: int, margin: float, passes: bool) -> None:
     candidate = [1] * gained + [0] * lost + [1] * (1000 - gained - lost)
     champion = [0] * gained + [1] * lost + [1] * (1000 - gained - lost)
-    config = GateConfig(resamples=1000, margin=margin)
+    config = GateConfig(margin=margin)
     check = check_better(difference("hold-out", right(candidate), right(champion), config), "accuracy", config)
     assert check.passed is passes
     assert f"{(gained - lost) / 1000:+.4f}" in check.measured
@@ -115,8 +116,11 @@ def test_slices_are_values_of_columns_and_kinds_of_questions() -> None:
         parse(GateConfig, {"slices": ["target", "colour"]})
 
 
-def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_and_no_chance() -> None:
-    config = GateConfig(resamples=1000, slice_rows=40, slice_tolerance=0.05, slice_tolerances={"of=lenient": 0.5})
+def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_and_no_chance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(comparison, "LEAST_ROWS", 40)
+    config = GateConfig(slice_tolerance=0.05, slice_tolerances={"of=lenient": 0.5})
     rows = {name: np.repeat(np.arange(5) == n, 100) for n, name in enumerate(("of=much", "of=lenient", "of=little"))}
     rows["of=chance"] = np.arange(500) // 40 == 10  # 40 rows from 400 on
     rows["of=few"] = np.arange(500) >= 480
@@ -142,7 +146,7 @@ def test_a_loss_that_may_be_chance_is_no_regression() -> None:
 
 @pytest.mark.parametrize(("tolerance", "passes"), [(0.02, False), (0.06, True)])
 def test_on_new_data_a_candidate_may_be_worse_by_the_tolerance(tolerance: float, passes: bool) -> None:
-    config = GateConfig(resamples=1000, new_tolerance=tolerance)
+    config = GateConfig(new_tolerance=tolerance)
     candidate, champion = right(ones(850, 1000)), right(ones(900, 1000))
     found = with_tolerance(difference("new data", candidate, champion, config), config.new_tolerance)
     check = check_new_data([found], config)

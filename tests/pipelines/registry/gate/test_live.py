@@ -20,7 +20,7 @@ IMAGE = "ab" * 32
 
 
 def config(**live: Any) -> GateConfig:
-    return GateConfig(resamples=200, live=LiveConfig(**{"requests": 10, **live}))
+    return GateConfig(live=LiveConfig(**{"requests": 10, **live}))
 
 
 def compared(number: int, **changes: Any) -> Comparison:
