@@ -38,8 +38,6 @@ class LiveConfig(Section):
     """Largest median latency, as a multiple of the champion's."""
     latency_p95: float = Field(1.5, gt=0)
     """Largest 95th percentile of the latency, as a multiple of the champion's."""
-    corrections: Share = 0.02
-    """Largest drop in accuracy on corrected answers; a larger, significant drop fails the gate."""
 
 
 class GateConfig(Section):
@@ -55,13 +53,11 @@ class GateConfig(Section):
     slices: list[str] = [QUESTION_TYPE, "target"]
     """What the hold-out is sliced by: "question_type" (the first two words of the text), or a text column of the
     answers table, such as "target", the right answer."""
-    slice_tolerance: Share = 0.02
-    """Largest drop on a slice, or on another task of the model; a larger, significant drop fails the gate."""
-    slice_tolerances: dict[str, Share] = {}
-    """Tolerances of single slices in place of slice_tolerance, as {"target=yes" = 0.05}."""
-    new_tolerance: Share = 0.02
-    """A retraining also compares both models on this split of its new tars. Largest drop there; a larger, significant
-    drop fails the gate."""
+    tolerance: Share = 0.02
+    """Largest drop on a slice, on another task of the model, on this split of a retraining's new tars, or on corrected
+    answers; a larger, significant drop fails the gate."""
+    tolerances: dict[str, Share] = {}
+    """Of single slices, in place of tolerance, as {"target=yes" = 0.05}."""
     probe_images: int = Field(64, ge=2)
     """Images of the hold-out for the behavioural checks, which run in the job's process."""
     agreement: dict[Rewording, Share] = {"case": 0.95, "punctuation": 0.8, "politeness": 0.2}

@@ -149,7 +149,7 @@ def compare_on_new_data(
         if len(candidate_scores) >= comparison.LEAST_ROWS:
             name = f"new data, task={one.task}" if one.task else "new data"
             measured = comparison.difference(name, candidate_scores, champion_scores, config)
-            differences.append(comparison.with_tolerance(measured, config.new_tolerance))
+            differences.append(comparison.with_tolerance(measured, config.tolerance))
     too_few = f"the new tars have fewer than {comparison.LEAST_ROWS} rows of split {config.split!r}"
     return comparison.check_new_data(differences, config, too_few), differences
 

@@ -104,7 +104,7 @@ def slice_differences(
 
 def with_slice_tolerance(measured: Difference, config: GateConfig) -> Difference:
     """``with_tolerance`` of this slice."""
-    return with_tolerance(measured, config.slice_tolerances.get(measured.name, config.slice_tolerance))
+    return with_tolerance(measured, config.tolerances.get(measured.name, config.tolerance))
 
 
 def with_tolerance(measured: Difference, tolerance: float) -> Difference:
@@ -115,7 +115,7 @@ def with_tolerance(measured: Difference, tolerance: float) -> Difference:
 
 def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check:
     """Whether no slice is worse than its tolerance allows."""
-    name, required = "no slice worse", f"none worse by more than its tolerance ({config.slice_tolerance:g}) and chance"
+    name, required = "no slice worse", f"none worse by more than its tolerance ({config.tolerance:g}) and chance"
     if not differences:
         return Check(name, None, "", required, f"no slice has {LEAST_ROWS} rows", True)
     ranked = sorted(differences, key=lambda one: one.value)
@@ -140,7 +140,7 @@ def check_new_data(differences: Sequence[Difference], config: GateConfig, not_ap
         differences: one for each task.
         not_applicable: why there is none.
     """
-    name, required = "no worse on new data", f"by no more than the tolerance ({config.new_tolerance:g}) and chance"
+    name, required = "no worse on new data", f"by no more than the tolerance ({config.tolerance:g}) and chance"
     if not differences:
         return Check(name, None, "", required, not_applicable, True)
     return Check(

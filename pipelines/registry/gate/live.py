@@ -182,7 +182,7 @@ def _check_latency(live: LiveStatistics, percent: int, most: float) -> Check:
 
 def _check_corrections(rows: Sequence[tuple[str, bool, bool]], config: GateConfig) -> tuple[Check, list[Difference]]:
     name = "live corrections"
-    required = f"not worse by more than {config.live.corrections:g} and chance"
+    required = f"not worse by more than {config.tolerance:g} and chance"
     if not rows:
         return Check(name, None, "", required, "no answer that both gave was corrected", True), []
     image_N = np.unique([image for image, _, _ in rows], return_inverse=True)[1].astype(np.int64)
@@ -192,7 +192,7 @@ def _check_corrections(rows: Sequence[tuple[str, bool, bool]], config: GateConfi
         for right_N in right_2N
     )
     measured = comparison.difference(name, candidate, champion, config)
-    measured = comparison.with_tolerance(measured, config.live.corrections)
+    measured = comparison.with_tolerance(measured, config.tolerance)
     check = Check(
         name=name,
         passed=not measured.worse,

@@ -106,7 +106,7 @@ def test_of_several_tasks_the_others_may_not_be_worse() -> None:
 def test_a_candidate_must_not_be_worse_on_new_data(candidate: float, passes: bool) -> None:
     check, (one,) = compare_on_new_data([assessed(accuracy(candidate))], [assessed(accuracy(0.9))], {"": ASKED}, CONFIG)
     assert (check.name, check.passed, check.compares) == ("no worse on new data", passes, True)
-    assert (one.name, one.rows, one.tolerance, one.worse) == ("new data", 600, CONFIG.new_tolerance, not passes)
+    assert (one.name, one.rows, one.tolerance, one.worse) == ("new data", 600, CONFIG.tolerance, not passes)
 
 
 def test_each_task_counts_on_new_data() -> None:

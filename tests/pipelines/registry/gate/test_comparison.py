@@ -120,7 +120,7 @@ def test_a_slice_counts_against_the_candidate_where_it_is_beyond_its_tolerance_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(comparison, "LEAST_ROWS", 40)
-    config = GateConfig(slice_tolerance=0.05, slice_tolerances={"of=lenient": 0.5})
+    config = GateConfig(tolerance=0.05, tolerances={"of=lenient": 0.5})
     rows = {name: np.repeat(np.arange(5) == n, 100) for n, name in enumerate(("of=much", "of=lenient", "of=little"))}
     rows["of=chance"] = np.arange(500) // 40 == 10  # 40 rows from 400 on
     rows["of=few"] = np.arange(500) >= 480
@@ -146,9 +146,9 @@ def test_a_loss_that_may_be_chance_is_no_regression() -> None:
 
 @pytest.mark.parametrize(("tolerance", "passes"), [(0.02, False), (0.06, True)])
 def test_on_new_data_a_candidate_may_be_worse_by_the_tolerance(tolerance: float, passes: bool) -> None:
-    config = GateConfig(new_tolerance=tolerance)
+    config = GateConfig(tolerance=tolerance)
     candidate, champion = right(ones(850, 1000)), right(ones(900, 1000))
-    found = with_tolerance(difference("new data", candidate, champion, config), config.new_tolerance)
+    found = with_tolerance(difference("new data", candidate, champion, config), config.tolerance)
     check = check_new_data([found], config)
     assert check.passed is passes
     assert check.measured == "new data 0.9000 → 0.8500 (1000 rows)"
