@@ -34,10 +34,8 @@ class LiveConfig(Section):
     """Largest difference between its share of failed requests and the champion's."""
     agreement: dict[Task, Share] = {"vqa": 0.7, "match": 0.7}
     """Lowest agreement with the champion's answers, by task; tasks left out are not checked."""
-    latency_p50: float = Field(1.5, gt=0)
-    """Largest median latency, as a multiple of the champion's."""
-    latency_p95: float = Field(1.5, gt=0)
-    """Largest 95th percentile of the latency, as a multiple of the champion's."""
+    latency: float = Field(1.5, gt=0)
+    """Largest median and 95th percentile of the latency, as multiples of the champion's."""
 
 
 class GateConfig(Section):

@@ -118,7 +118,7 @@ def statistics_checks(live: LiveStatistics, config: GateConfig) -> tuple[list[Ch
         return [number], []
     checks = [number, _check_errors(live, settings)]
     checks += [_check_agreement(task, live.agreements[task], least) for task, least in settings.agreement.items()]
-    checks += [_check_latency(live, 50, settings.latency_p50), _check_latency(live, 95, settings.latency_p95)]
+    checks += [_check_latency(live, percent, settings.latency) for percent in (50, 95)]
     corrections, differences = _check_corrections(live.corrected, config)
     return [*checks, corrections], differences
 

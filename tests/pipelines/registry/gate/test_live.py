@@ -104,7 +104,7 @@ def test_latencies_are_compared_at_two_places() -> None:
     checks = judged(lines, config())
     assert (checks["live latency p50"].passed, checks["live latency p95"].passed) == (True, False)
     assert checks["live latency p95"].measured == "30.0 ms against 10.0 ms"
-    assert judged(lines, config(latency_p95=3.1))["live latency p95"].passed
+    assert judged(lines, config(latency=3.1))["live latency p95"].passed
 
 
 def test_a_candidate_that_never_answered_is_not_fast() -> None:
