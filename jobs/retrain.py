@@ -2,8 +2,8 @@
 evaluate candidate and champion on the same samples, promote the better one, update the service.
 
 It can be started at any time: a second start in the same window does nothing new, a cycle that was killed continues,
-one cycle makes up for windows that were missed, and each tar is used by exactly one cycle. --watch runs a cycle in each
-later window, --abandon first gives up a cycle that cannot be finished.
+one cycle makes up for windows that were missed, and each tar is used by exactly one cycle. --abandon first gives up a
+cycle that cannot be finished. Schedules are in infra/: systemd, cron, Kubernetes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jobs import job
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
-    flags = {"--watch": "retrain.watch=true", "--abandon": "retrain.abandon=true"}
+    flags = {"--abandon": "retrain.abandon=true"}
     return job.main("retrain", argv, flags=flags, sections=("retrain", "name", "storage", "data"), doc=__doc__)
 
 

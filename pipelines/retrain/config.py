@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipelines.retrain.window import PATTERN
 from vlmodel.config import Section
@@ -44,8 +44,6 @@ class RetrainConfig(Section):
     """Length of a window. Windows are counted from 1970 in UTC, so that a window of a day begins at midnight."""
     window: str = Field("", pattern=rf"^({PATTERN})?$")
     """The window to retrain in, by its beginning (20260131T0000Z); "" is the current one."""
-    watch: bool = False
-    """Continue with each later window until Ctrl-C."""
     wait_s: float = Field(0.0, ge=0)
     """Seconds to wait while another process runs a cycle; then this one ends, which is no failure."""
     abandon: bool = False
@@ -65,9 +63,3 @@ class RetrainConfig(Section):
     swap: bool = True
     """Update the service that runs on the cluster if the cycle has made a new champion."""
     drift: DriftConfig = DriftConfig()
-
-    @model_validator(mode="after")
-    def _watch_has_no_window(self) -> RetrainConfig:
-        if self.watch and self.window:
-            raise ValueError(f"watch goes on from now, not in window {self.window!r}; leave one of the two out")
-        return self

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 PATTERN = r"\d{8}T\d{4}Z"
-"""Pattern of ``TimeWindow.id``; ids sort like their windows."""
+"""Pattern of an id; ids sort like their windows."""
 
 _FORMAT = "%Y%m%dT%H%MZ"
 
 
-@dataclass(frozen=True)
-class TimeWindow:
-    """A period of time from ``start`` (in UTC) to ``end``, the start of the next one."""
-
-    start: datetime
-    end: datetime
-
-    @classmethod
-    def at(cls, moment: datetime, minutes: int) -> TimeWindow:
-        """The window that contains ``moment``; windows of this length follow each other since 1970."""
-        period = timedelta(minutes=minutes)
-        epoch = datetime.fromtimestamp(0, UTC)
-        start = epoch + (moment - epoch) // period * period
-        return cls(start, start + period)
-
-    @property
-    def id(self) -> str:
-        """Its beginning as ``20260131T0000Z``."""
-        return self.start.strftime(_FORMAT)
+def window_id(moment: datetime, minutes: int) -> str:
+    """The beginning, as ``20260131T0000Z``, of the window that contains ``moment`` (in UTC); windows of this length
+    follow each other since 1970.
+    """
+    period, epoch = timedelta(minutes=minutes), datetime.fromtimestamp(0, UTC)
+    return (epoch + (moment - epoch) // period * period).strftime(_FORMAT)

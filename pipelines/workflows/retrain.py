@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-import threading
 from datetime import UTC, datetime
 
-from pipelines.errors import expected_cause
 from pipelines.retrain.cycle import Outcome, Step, run_window
 from pipelines.retrain.errors import BusyError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
-from pipelines.retrain.window import TimeWindow
+from pipelines.retrain.window import window_id
 from pipelines.workflows import retrain_steps
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
 
 
 def run(work: Workspace) -> Outcome | None:
-    """Retrain in one window, or in one after the other. Returns what came of it, None where another was at work."""
-    if not work.config.retrain.watch:
-        return in_window(work, work.config.retrain.window or _current_window(work).id)
-    while True:
-        window = _current_window(work)
-        try:
-            in_window(work, window.id)
-        except Exception as error:
-            if (known := expected_cause(error)) is None:
-                raise
-            # The cycle stays where it is, and the next window continues it.
-            print(f"retrain: {known}", file=sys.stderr, flush=True)
-        work = work.changed(retrain=work.config.retrain.model_copy(update={"abandon": False}))
-        threading.Event().wait(max(0.0, (window.end - datetime.now(UTC)).total_seconds()))
-
-
-def in_window(work: Workspace, window: str) -> Outcome | None:
-    """Retrain in this window. Returns what came of it, None where another was at work."""
+    """Retrain in the configured window. Returns what came of it, None where another was at work."""
+    settings = work.config.retrain
+    window = settings.window or window_id(datetime.now(UTC), settings.period_minutes)
     ledger = retrain_steps.ledger(work)
     with contextlib.ExitStack() as cluster:
 
@@ -50,10 +32,10 @@ def in_window(work: Workspace, window: str) -> Outcome | None:
             for name in STEPS[1:]
         }
         try:
-            with ledger.locked(work.config.retrain.wait_s):
+            with ledger.locked(settings.wait_s):
                 outcome = run_window(
                     ledger, window, functools.partial(retrain_steps.find, work), steps,
-                    min_tars=work.config.retrain.min_tars, abandon=work.config.retrain.abandon,
+                    min_tars=settings.min_tars, abandon=settings.abandon,
                     dropped=functools.partial(retrain_steps.forget, work), report=retrain_steps.say,
                 )  # fmt: skip
         except BusyError as error:
@@ -62,7 +44,3 @@ def in_window(work: Workspace, window: str) -> Outcome | None:
     if outcome.reason:
         retrain_steps.say(f"nothing to begin: {outcome.reason}")
     return outcome
-
-
-def _current_window(work: Workspace) -> TimeWindow:
-    return TimeWindow.at(datetime.now(UTC), work.config.retrain.period_minutes)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -27,7 +26,6 @@ from pipelines.tracking.store import connect
 from pipelines.train import checkpoint
 from pipelines.workflows.config import JobConfig
 from tests.faults.clusters import Cluster, cluster, free_port
-from tests.faults.services import seconds_until
 from tests.faults.trainings import started
 from tests.jobs.conftest import ROOT, SMALL, coloured_pictures
 from tests.jobs.test_retrain import COLOURS, drop
@@ -207,27 +205,3 @@ def test_missed_windows_are_one_cycle_and_a_worse_candidate_changes_nothing(retr
     assert f"version {candidate} was not promoted" in said
     assert not retraining.promotions()[candidate]
     assert retraining.champion == retraining.served == champion
-
-
-def test_a_watch_goes_from_window_to_window_until_it_is_stopped(retraining: Retraining) -> None:
-    began = len(retraining.said())
-    running = retraining.start("retrain.watch=true", "retrain.period_minutes=1")
-
-    def said(pattern: str) -> Callable[[], bool]:
-        return lambda: running.poll() is not None or bool(re.search(pattern, retraining.said()[began:]))
-
-    try:
-        seconds_until(said("nothing to begin: 0 new tars"), STEP_S)
-        drop(retraining.incoming, "watched", seed=20)
-        seconds_until(said("begins with version"), STEP_S)
-        assert running.poll() is None, retraining.said()[began:]
-    finally:
-        running.send_signal(signal.SIGINT)
-    assert running.wait(120) == 130
-    assert "retrain: stopped" in retraining.said()[began:]
-    # What it had begun is left to a later start.
-    unfinished = retraining.ledger.unfinished()
-    assert unfinished is not None
-    retraining.finish(f"retrain.window={unfinished.window}")
-    assert retraining.consumed()["watched.tar"] == 1
-    assert set(retraining.consumed().values()) == {1}

@@ -62,7 +62,7 @@ def workspace(folder: Path, *more: str) -> Workspace:
     ("overrides", "status", "says"),
     [
         (["retrain.window=monday"], 2, "retrain.window = 'monday'"),
-        (["retrain.watch=true", f"retrain.window={MONDAY}"], 2, "watch goes on from now"),
+        (["retrain.watch=true"], 2, "unknown key 'retrain.watch'; valid keys of retrain: abandon,"),
         (["retrain.ledger=s3://bucket/ledger"], 1, "'s3://bucket/ledger' is no folder of a file system"),
     ],
 )
