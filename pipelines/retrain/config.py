@@ -44,8 +44,6 @@ class RetrainConfig(Section):
     """Length of a window. Windows are counted from 1970 in UTC, so that a window of a day begins at midnight."""
     window: str = Field("", pattern=rf"^({PATTERN})?$")
     """The window to retrain in, by its beginning (20260131T0000Z); "" is the current one."""
-    wait_s: float = Field(0.0, ge=0)
-    """Seconds to wait while another process runs a cycle; then this one ends, which is no failure."""
     abandon: bool = False
     """First abandon the unfinished cycle; its tars are new again."""
     min_tars: int = Field(1, ge=1)

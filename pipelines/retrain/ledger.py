@@ -97,14 +97,14 @@ class Ledger:
         self._folder = Folder(self.path)
 
     @contextmanager
-    def locked(self, wait_s: float = 0.0) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Hold the lock while the block runs. The system frees the lock of a process that dies.
 
         Raises:
-            BusyError: another process still holds it after ``wait_s`` seconds.
+            BusyError: another process holds it.
         """
         busy = BusyError(f"another cycle is at work with the ledger {self.path}")
-        with locked(self.path / ".lock", busy, wait_s):
+        with locked(self.path / ".lock", busy):
             yield
 
     def cycles(self) -> list[Cycle]:

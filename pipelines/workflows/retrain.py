@@ -32,7 +32,7 @@ def run(work: Workspace) -> Outcome | None:
             for name in STEPS[1:]
         }
         try:
-            with ledger.locked(settings.wait_s):
+            with ledger.locked():
                 outcome = run_window(
                     ledger, window, functools.partial(retrain_steps.find, work), steps,
                     min_tars=settings.min_tars, abandon=settings.abandon,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import threading
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -123,18 +122,3 @@ def test_the_lock_keeps_others_out_and_goes_with_its_process(ledger: Ledger) -> 
     holder.join()
     with ledger.locked():
         pass
-
-
-def test_the_second_waits_for_the_first(ledger: Ledger) -> None:
-    order = []
-
-    def second() -> None:
-        with Ledger(ledger.path).locked(wait_s=60):
-            order.append("second")
-
-    with ledger.locked():
-        waiting = threading.Thread(target=second)
-        waiting.start()
-        order.append("first")
-    waiting.join()
-    assert order == ["first", "second"]
