@@ -49,10 +49,8 @@ class RetrainConfig(Section):
     min_tars: int = Field(1, ge=1)
     """Smallest number of new tars for a cycle; fewer wait for a later window."""
     start: Literal["champion", "scratch"] = "champion"
-    """Begin with the champion's weights, tokenizer and answers, or with new ones. Without a champion, or if it has too
-    few of the new answers in its vocabulary, a cycle begins with new ones."""
-    answer_coverage: float = Field(0.98, ge=0, le=1)
-    """Share of the new tars' answers that the champion's vocabulary must have for a cycle to begin with it."""
+    """Begin with the champion's weights, tokenizer and answers, or with new ones. Without a champion, or if more
+    than 2 % of the new answers are not in its vocabulary, a cycle begins with new ones."""
     new_share: float = Field(0.5, gt=0, le=1)
     """Share of the new tars in the training data. The rest comes from data.tars (or data.mix) and from the tars of
     earlier cycles, by their sizes."""

@@ -31,6 +31,9 @@ from pipelines.workflows.workspace import Workspace, absolute
 HOLD_OUT = "val"
 """The split by which models are chosen, of the old data and of the new; nothing is ever trained on it."""
 
+_LEAST_KNOWN_ANSWERS = 0.98
+"""Share of the new tars' answers that the champion's vocabulary must have for a cycle to begin with it."""
+
 
 def ledger(work: Workspace) -> Ledger:
     """The ledger of the model that ``config.name`` names.
@@ -232,8 +235,8 @@ def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
         return champion.version, "it is the champion"
     share = known_answer_share(count_answers(new), processor)
     knows = f"the champion (version {champion.version}) knows {share:.4f} of the new answers"
-    if share < work.config.retrain.answer_coverage:
-        return "", f"{knows}, less than retrain.answer_coverage = {work.config.retrain.answer_coverage}"
+    if share < _LEAST_KNOWN_ANSWERS:
+        return "", f"{knows}, less than {_LEAST_KNOWN_ANSWERS}"
     return champion.version, knows
 
 
