@@ -11,25 +11,6 @@ from vlmodel.config import Section
 from vlmodel.locations import Location
 
 
-class DriftConfig(Section):
-    """Largest divergence of new data from those of the cycle before: Jensen-Shannon divergence in bits, from 0 (equal)
-    to 1 (disjoint), minus its expectation by chance. 1 allows all.
-    """
-
-    questions: float = Field(0.2, ge=0, le=1)
-    """Of the number of questions a sample."""
-    captions: float = Field(0.2, ge=0, le=1)
-    """Of the number of captions a sample."""
-    text_length: float = Field(0.2, ge=0, le=1)
-    """Of the length of questions and captions."""
-    image_size: float = Field(0.2, ge=0, le=1)
-    """Of the pixels an image."""
-    image_shape: float = Field(0.2, ge=0, le=1)
-    """Of the width of an image to its height."""
-    answers: float = Field(0.2, ge=0, le=1)
-    """Of the answers."""
-
-
 class RetrainConfig(Section):
     """Retraining on new tars."""
 
@@ -58,4 +39,7 @@ class RetrainConfig(Section):
     """Epochs of a cycle, each as long as all old and new data together; 0 is train.epochs."""
     swap: bool = True
     """Update the service that runs on the cluster if the cycle has made a new champion."""
-    drift: DriftConfig = DriftConfig()
+    max_drift: float = Field(0.2, ge=0, le=1)
+    """Largest divergence of new data from those of the cycle before, of each statistic (numbers and lengths of texts,
+    answers, sizes of images): Jensen-Shannon divergence in bits, from 0 (equal) to 1 (disjoint), minus its expectation
+    by chance. 1 allows all."""

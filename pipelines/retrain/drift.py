@@ -14,12 +14,13 @@ from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
-from pipelines.retrain.config import DriftConfig
-from vlmodel.config import dump
 from vlmodel.sample import Texts
 
+NAMES = ("questions", "captions", "text_length", "image_size", "image_shape", "answers")
+"""Of questions and captions the number a sample, of both their length; of an image its pixels and the ratio of its
+sides."""
 Statistics = dict[str, dict[str, int]]
-"""For each field of ``DriftConfig`` a histogram of its values, or ranges of values."""
+"""For each of ``NAMES`` a histogram of its values, or ranges of values."""
 
 _MAX_VALUES = 1000
 """Number of the most frequent values in a histogram; the others count as one value."""
@@ -38,7 +39,7 @@ def collect_statistics(index: Index, split: str = "train") -> Statistics:
         # As JSON: Ray Data infers the type of a column from its first rows.
         return {"counts": json.dumps(count_samples(rows, read_texts(index, split, [row["item"]])))}
 
-    total: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
+    total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in map_shards([shard.name for shard in index.shards if split in shard.samples], count):
         for name, counts in json.loads(row["counts"]).items():
             total[name].update(counts)
@@ -47,7 +48,7 @@ def collect_statistics(index: Index, split: str = "train") -> Statistics:
 
 def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> Statistics:
     """The statistics of samples, given by their rows of ``Index.rows`` and their texts."""
-    total: dict[str, Counter[str]] = {name: Counter() for name in DriftConfig.model_fields}
+    total: dict[str, Counter[str]] = {name: Counter() for name in NAMES}
     for row in rows:
         for name in ("questions", "captions"):
             total[name][_power_of_two(row[name])] += 1
@@ -62,7 +63,7 @@ def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> 
 
 def divergences(before: Statistics, now: Statistics) -> dict[str, float]:
     """The divergence of each statistic."""
-    return {name: divergence(before.get(name, {}), now.get(name, {})) for name in DriftConfig.model_fields}
+    return {name: divergence(before.get(name, {}), now.get(name, {})) for name in NAMES}
 
 
 def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
@@ -88,24 +89,20 @@ def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:
     return float(max(0.0, terms_2K.sum() / 2 - by_chance))
 
 
-def check_limits(measured: Mapping[str, float], limits: DriftConfig, before: str, now: str) -> None:
-    """Refuse data whose ``divergences`` are above the limits.
+def check_limit(measured: Mapping[str, float], limit: float, before: str, now: str) -> None:
+    """Refuse data whose ``divergences`` are above the limit.
 
     Args:
         before, now: names of the data, for the message.
 
     Raises:
-        DataError: naming each statistic that is above its limit.
+        DataError: naming each statistic that is above it.
     """
-    above = [
-        f"retrain.drift.{name} = {limit} (found {measured[name]:.3f})"
-        for name, limit in dump(limits).items()
-        if measured[name] > limit
-    ]
+    above = [f"{name} {value:.3f}" for name, value in measured.items() if value > limit]
     if above:
         raise DataError(
-            f"the samples of {now} are unlike those of {before}, above {', '.join(above)}; see whether they are meant, "
-            "and then raise these limits, or take the tars away, and start again"
+            f"{now} differs from {before}: {', '.join(above)}, above retrain.max_drift = {limit}; "
+            "see whether they are meant, and then raise this limit, or take the tars away, and start again"
         )
 
 

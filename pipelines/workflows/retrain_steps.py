@@ -89,7 +89,7 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
     statistics = drift.collect_statistics(new)
     before, compared_with = _statistics_before(work, evaluation_index)
     divergence = drift.divergences(before, statistics)
-    drift.check_limits(divergence, work.config.retrain.drift, compared_with, f"cycle {cycle.id}")
+    drift.check_limit(divergence, work.config.retrain.max_drift, compared_with, f"cycle {cycle.id}")
     if shared_images := count_shared_images(new, evaluation_index, HOLD_OUT):
         say(f"{shared_images} new training samples have an image of the hold-out, which flatters the candidate there")
     init, reason = _choose_initial_model(work, new)

@@ -156,8 +156,8 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
 
     # Data that are unlike those before are refused, and what is mended is planned anew.
     drop(incoming, "odd", seed=3, colours={"mauve": (180, 130, 200)})
-    tuesday = workspace(folder, f"retrain.window={TUESDAY}", "retrain.drift.answers=0.1")
-    with pytest.raises(DataError, match=r"unlike those of cycle 20260105T0000Z, above retrain\.drift\.answers"):
+    tuesday = workspace(folder, f"retrain.window={TUESDAY}", "retrain.max_drift=0.1")
+    with pytest.raises(DataError, match=r"differs from cycle 20260105T0000Z: answers .*above retrain\.max_drift"):
         retrain.run(tuesday)
     (incoming / "odd.tar").unlink()
     (second,) = retrain.run(tuesday).finished
