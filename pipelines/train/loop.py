@@ -54,16 +54,12 @@ class TrainConfig(Section):
     object stores charge for, and shuffle less. See shuffle/ in the run's metrics."""
     evaluation_batch: int = Field(64, ge=1)
     """Images of one validation batch."""
-    evaluation_cache_mb: int = Field(256, ge=0, json_schema_extra=MAY_CHANGE)
-    """Validation batches up to this total size are cached in each worker instead of being made again every epoch."""
     checkpoint_steps: int = Field(0, ge=0)
     """Steps between checkpoints, in addition to those after each epoch; 0 makes only these."""
     log_steps: int = Field(10, ge=1, json_schema_extra=MAY_CHANGE)
     """Steps between two records of metrics. Each record waits for the device."""
     max_failures: int = Field(3, ge=-1, json_schema_extra=MAY_CHANGE)
     """Worker failures after which the run fails; -1 restarts workers without limit."""
-    answer_timeout_s: float = Field(45.0, gt=0, json_schema_extra=MAY_CHANGE)
-    """Seconds without an answer after which a worker counts as dead, and all workers are restarted."""
     patience: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)
     """Stop the training after this many validations in a row, one an epoch, without an improvement of the metric that
     selects the checkpoint to register. 0 runs all epochs. The learning rate schedule still covers all `epochs`."""

@@ -14,6 +14,8 @@ from ray.train.v2._internal.execution.checkpoint.checkpoint_manager import Check
 from ray.train.v2._internal.execution.storage import StorageContext
 from ray.train.v2.api.callback import RayTrainCallback
 
+_ANSWER_TIMEOUT_S = "45"
+
 log = logging.getLogger(__name__)
 
 LOST_WORKER = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
@@ -38,11 +40,13 @@ class Trainer(TorchTrainer):
         """Keep the driver's handler."""
 
 
-def set_health_checks(answer_timeout_s: float) -> None:
-    """Set after how many seconds without an answer a worker counts as hung, for trainers that start afterwards."""
+def set_health_checks() -> None:
+    """Set after how many seconds without an answer a worker counts as hung, for trainers that start afterwards. Then
+    all workers are restarted.
+    """
     # The controller polls its workers at this interval, and each report waits for the next poll.
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, "0.2")
-    os.environ[WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR] = str(answer_timeout_s)
+    os.environ.setdefault(WORKER_HEALTH_CHECK_TIMEOUT_S_ENV_VAR, _ANSWER_TIMEOUT_S)
 
 
 def set_aside_unusable_list(run: str, config: CheckpointConfig) -> None:

@@ -255,12 +255,14 @@ def _upload_checkpoint(run: Folder, local: Checkpoint, name: str) -> Checkpoint:
     return Checkpoint(storage.build_checkpoint_path_from_name(name), filesystem=storage.storage_filesystem)
 
 
+_MAX_CACHED_BYTES = 256 << 20
+
+
 class _CachedBatches(Iterable[Arrays]):
     """The validation batches: made once and cached if they fit, else made again each time."""
 
     def __init__(self, batches: EvaluationBatches, spec: RunSpec) -> None:
         self._batches, self._config = batches, spec.stream
-        self._max_bytes = spec.train.evaluation_cache_mb << 20
         self._cached: list[Arrays] | None = None
 
     def __iter__(self) -> Iterator[Arrays]:
@@ -268,7 +270,7 @@ class _CachedBatches(Iterable[Arrays]):
             yield from self._cached
             return
         copies: list[Arrays] = []
-        left = self._max_bytes
+        left = _MAX_CACHED_BYTES
         for arrays in stream(self._batches, self._config):
             left -= sum(array.nbytes for array in arrays.values())
             if left >= 0:
