@@ -64,11 +64,9 @@ class PredictConfig(Section):
     workers: int = Field(1, ge=1)
     """Copies of the model."""
     cpus_per_worker: float = Field(1.0, gt=0)
-    """CPUs that each copy reserves."""
+    """CPUs that each copy reserves, each with a thread of torch."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs, or the share of one, that each copy reserves; above 0 the model runs there."""
-    threads: int = Field(0, ge=0)
-    """Torch threads of each copy; 0 for one per reserved CPU."""
     batch: int = Field(64, ge=1)
     """Images of a batch. Results may differ in the last bits between batch sizes, never between numbers of workers."""
     top_k: int = Field(5, ge=1)
@@ -83,9 +81,7 @@ class PredictConfig(Section):
 class _PredictActor:
     def __init__(self, model: str, task: str, config: PredictConfig, shuffled_share: float) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
-        self._predictor = Predictor.from_pretrained(
-            model, device, config.threads or max(1, int(config.cpus_per_worker))
-        )
+        self._predictor = Predictor.from_pretrained(model, device, max(1, int(config.cpus_per_worker)))
         self._task, self._config, self._exchanged = task, config, shuffled_share
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -48,7 +48,7 @@ PHASES = {
 """What goes on until each record is written."""
 
 ONE_THREAD = [
-    "train.workers=1", "train.threads=1", "train.cpus_per_worker=1", "predict.threads=1", "serve.model_threads=1",
+    "train.workers=1", "train.threads=1", "train.cpus_per_worker=1", "serve.model_threads=1",
     "train.step.sync_batchnorm=false", "tracking.system_metrics=false",
 ]  # fmt: skip
 """Training and service share the machine."""
