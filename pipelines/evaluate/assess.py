@@ -105,8 +105,7 @@ def assess(
         report = build_report(answers, split, spec, baselines, processor.labels, processor.normalizer)
         if trained_on and index.count_with(spec.reads, "train"):
             sample = predict(
-                model, replace(source, split="train"), config.model_copy(update={"shuffled": 0}), stream, task,
-                sample=report.samples,
+                model, replace(source, split="train"), config, stream, task, sample=report.samples, shuffled=0
             )  # fmt: skip
             scores = score_examples(pa.concat_tables(list(collect(sample))), spec, processor.normalizer)
             if len(scores):

@@ -56,6 +56,8 @@ model was not asked). A contrastive task has its embeddings, the image's in the 
 
 
 _BATCHES_PER_TASK = 16
+SHUFFLED_IMAGES = 512
+"""Enough images to measure how far the answers depend on the image."""
 
 
 class PredictConfig(Section):
@@ -71,9 +73,6 @@ class PredictConfig(Section):
     """Images of a batch. Results may differ in the last bits between batch sizes, never between numbers of workers."""
     top_k: int = Field(5, ge=1)
     """Answers stored for each row."""
-    shuffled: int = Field(512, ge=0)
-    """About this many images, drawn by hash, are also replaced by others of their batch, to measure how far the answers
-    depend on the image."""
     generation: dict[str, bool | int | float] = {}
     """For tasks that write texts: settings of transformers' GenerationConfig, such as num_beams or max_new_tokens."""
 
@@ -145,7 +144,13 @@ def is_drawn(split: str, key: str, share: float) -> bool:
 
 
 def predict(
-    model: str, source: Source, config: PredictConfig, stream: StreamConfig, task: str | None = None, sample: int = 0
+    model: str,
+    source: Source,
+    config: PredictConfig,
+    stream: StreamConfig,
+    task: str | None = None,
+    sample: int = 0,
+    shuffled: int = SHUFFLED_IMAGES,
 ) -> Dataset:
     """A lazy dataset of ``SCHEMA`` rows.
 
@@ -153,6 +158,7 @@ def predict(
         model: folder of the saved model, readable from every node.
         task: by default the model's first one.
         sample: answer only this many samples, drawn by hash; 0 answers all.
+        shuffled: about this many images, drawn by hash, are also replaced by others of their batch.
 
     Raises:
         ConfigError: the model has no such task.
@@ -173,7 +179,7 @@ def predict(
     dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)
     return dataset.map_batches(
         _PredictActor,
-        fn_constructor_args=(model, task, config, min(1.0, config.shuffled / batches.samples)),
+        fn_constructor_args=(model, task, config, min(1.0, shuffled / batches.samples)),
         batch_size=1,  # a row is a batch for the model
         batch_format="pyarrow",
         zero_copy_batch=True,
