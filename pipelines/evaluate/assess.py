@@ -23,6 +23,9 @@ from vlmodel.answers import Normalizer, normal_form
 from vlmodel.inference import Predictor
 from vlmodel.task_spec import TaskSpec
 
+EXAMPLES = 12
+"""Cards on the page of right and wrong examples."""
+
 
 @dataclass(frozen=True)
 class Assessment:
@@ -73,8 +76,8 @@ def assess(
     index: Index,
     config: PredictConfig,
     stream: StreamConfig,
-    examples: int,
     *,
+    examples: int = EXAMPLES,
     training: bool = False,
 ) -> list[Assessment]:
     """Answer all rows of each task over ``source`` with the model in folder ``model``, and report on the answers.

@@ -87,8 +87,6 @@ class EvaluateConfig(Section):
     """The predict job's task, of a model with several; "" takes its first. The evaluate job judges all."""
     out: Location = ""
     """Parquet file of the answers; "" puts it into the run's folder."""
-    examples: int = Field(12, ge=0)
-    """Pictures on the page of right and wrong examples."""
     training: bool = True
     """Also answer as many samples of the training split, drawn by hash, to show how far both figures are apart; this
     takes as long as the split itself."""

@@ -24,7 +24,7 @@ def run(work: Workspace) -> list[Report]:
         features = feature_cache.features_of_saved(work, index, answered, chosen.folder, "evaluate")
         source = work.source(index, split, chosen.folder, features)
         assessments = assess(
-            str(chosen.folder), source, index, work.config.predict, work.config.stream, work.config.evaluate.examples,
+            str(chosen.folder), source, index, work.config.predict, work.config.stream,
             training=work.config.evaluate.training,
         )  # fmt: skip
     out = Path(work.config.evaluate.out or work.local_folder / f"answers-{split or 'all'}.parquet")

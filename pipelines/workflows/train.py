@@ -112,7 +112,7 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
         features = feature_cache.features_of_saved(work, index, splits, model, "train")
         assessments = assess(
             str(model), work.source(index, split, model, features), index, config.predict, config.stream,
-            config.evaluate.examples, training=config.evaluate.training,
+            training=config.evaluate.training,
         )  # fmt: skip
         print(f"best checkpoint: step {best.step}", flush=True)
         for assessment in assessments:

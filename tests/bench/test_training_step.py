@@ -45,7 +45,7 @@ def settings(folder: Path, name: str) -> JobConfig:
         ROOT / "jobs/configs/demo.toml",
         [
             f"name={name}", f"storage={folder / 'runs'}", f"data.tars={folder / 'data'}", "source.train=1440",
-            "source.val=0", "source.test=16", "train.epochs=1", "train.log_steps=1", "evaluate.examples=0",
+            "source.val=0", "source.test=16", "train.epochs=1", "train.log_steps=1",
             "data.index.validation_fraction=0.02",
         ],
     )  # fmt: skip

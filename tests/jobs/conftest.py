@@ -19,8 +19,7 @@ SMALL = [
     "model.language.width=32", "model.language.depth=1", "model.language.heads=2", "model.fusion.width=32",
     "model.fusion.heads=2", "model.fusion.rounds=1", "train.epochs=2", "train.batch=16", "train.log_steps=2",
     "train.optimizer.head_lr=5e-3", "train.optimizer.backbone_lr=5e-3",
-    "tracking.system_metrics=false", "evaluate.examples=4", "cluster.object_store_mb=150",
-    "tracking.model_name=vlmodel",
+    "tracking.system_metrics=false", "cluster.object_store_mb=150", "tracking.model_name=vlmodel",
 ]  # fmt: skip
 """Overrides that make jobs/configs/demo.toml a matter of seconds."""
 

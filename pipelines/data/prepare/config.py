@@ -53,8 +53,6 @@ class PrepareConfig(Section):
     """Samples of a tar, about; the tars of a split have similar sizes in bytes."""
     bytes_per_shard: int = Field(256 << 20, ge=1)
     """Size of a tar, about; the limit that needs more tars decides."""
-    examples: int = Field(12, ge=0)
-    """Dropped samples on the report's page, for each reason."""
 
     @model_validator(mode="after")
     def _limits_leave_something(self) -> PrepareConfig:

@@ -22,6 +22,8 @@ from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import open_image
 from vlmodel.sample import Sample
 
+_EXAMPLES = 12
+"""Of each reason."""
 _THUMBNAIL = 176
 _MAX_TEXTS, _MAX_CHARS = 3, 120
 
@@ -43,18 +45,18 @@ def page(summary: Summary, dropped: pa.Table, index: Index, config: PrepareConfi
     reader = ShardReader(index)
     counts = {reason: sum(summary.dropped[reason].values()) for reason in DropReason}
     reasons = [
-        {"name": reason, "count": count, "examples": _dropped_examples(reason, dropped, reader, config.examples)}
+        {"name": reason, "count": count, "examples": _dropped_examples(reason, dropped, reader)}
         for reason, count in counts.items()
         if count
     ]
-    settings = config.model_dump(mode="json", exclude={"out", "examples"})
+    settings = config.model_dump(mode="json", exclude={"out"})
     return render("prepared.html", summary=summary, columns=(*SPLITS, "all"), reasons=reasons, settings=settings)
 
 
-def _dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader, count: int) -> list[dict[str, Any]]:
+def _dropped_examples(reason: DropReason, dropped: pa.Table, reader: ShardReader) -> list[dict[str, Any]]:
     rows = dropped.filter(pc.equal(dropped["reason"], str(reason)))
     # Drawn from all rows, since the first ones are of one shard; seeded, so that the same table gives the same page.
-    chosen = sorted(random.Random(0).sample(range(rows.num_rows), min(count, rows.num_rows)))
+    chosen = sorted(random.Random(0).sample(range(rows.num_rows), min(_EXAMPLES, rows.num_rows)))
     return [
         {
             "row": row,
