@@ -28,9 +28,6 @@ class PrepareConfig(Section):
     languages: list[str] = []
     """ISO 639 codes, as ["en", "de"]: samples whose texts together are in none of them are dropped; [] allows all.
     Two or three words can be of many languages: check the report."""
-    language_probability: float = Field(0.1, ge=0, le=1)
-    """Least probability of these languages, together. For its own language, a short sentence has some tenths; for
-    another, a hundredth."""
     duplicates: bool = True
     """Of training samples with the same image the first is kept, with the texts of all; none where val or test has the
     image. Val and test are kept whole."""

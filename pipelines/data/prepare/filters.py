@@ -9,6 +9,10 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.language import probability
 from vlmodel.sample import Texts
 
+_LEAST_PROBABILITY = 0.1
+"""Of the allowed languages, together. For its own language, a short sentence has some tenths; for another, a
+hundredth."""
+
 
 class DropReason(StrEnum):
     """Why a sample is dropped, in the order in which reasons are checked; files hold the value."""
@@ -77,11 +81,11 @@ def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | Non
         )
     if config.languages:
         allowed, most_likely = probability("\n".join(left), config.languages)
-        if allowed < config.language_probability:
+        if allowed < _LEAST_PROBABILITY:
             return Drop(
                 DropReason.LANGUAGE,
                 f"rather {most_likely}; {', '.join(config.languages)} with probability {allowed:.2f}, "
-                f"prepare.language_probability = {config.language_probability:g}",
+                f"less than {_LEAST_PROBABILITY}",
             )
     return None
 
