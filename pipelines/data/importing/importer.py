@@ -7,9 +7,9 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.sample import GROUP, Modality
@@ -66,47 +66,26 @@ class Importer(Part):
     """What is imported of each sample: "pairs" (the image with its texts), or "texts" or "images" alone. The rest may
     be absent. Set data.index.members, or data.mix.NAME.members, to the same."""
     samples_per_shard: int = Field(default=1000, ge=1)
-    """Samples per tar."""
-    bytes_per_shard: int = Field(default=256 << 20, ge=1)
-    """Size per tar, in bytes; whichever limit comes first ends it."""
-    validation_fraction: float = Field(default=0, ge=0, lt=1)
-    """Share of the train samples that becomes split val, by hash of their group, or of their key where they have none;
-    for a source without a split val. 0 leaves it to data.index.validation_fraction, which does the same."""
+    """Most samples of a tar, which also has at most 256 MB."""
     test_fraction: float = Field(default=0, ge=0, lt=1)
-    """Share of the train samples that becomes split test, in the same way; for a source without a split test."""
-
-    @model_validator(mode="after")
-    def _some_left_to_train_on(self) -> Self:
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                f"validation_fraction = {self.validation_fraction} and test_fraction = {self.test_fraction} leave "
-                "nothing to train on; lower them"
-            )
-        return self
+    """Share of the train samples that becomes split test, by hash of their group, or of their key where they have none;
+    for a source without a split test. A share for validation is data.index.validation_fraction."""
 
     def split_of(self, sample: SourceSample) -> str:
-        """The split of a sample: its own, or for a share of train, val or test.
+        """The split of a sample: its own, or for a share of train test.
 
         Raises:
-            DataError: the source has samples of a split for which a fraction is set.
+            DataError: the source has a split test of its own, and a fraction is set.
         """
-        fractions = {"test": self.test_fraction, "val": self.validation_fraction}
-        if fractions.get(sample.split):
-            name = "test_fraction" if sample.split == "test" else "validation_fraction"
+        if sample.split == "test" and self.test_fraction:
             raise DataError(
-                f"the source has a split {sample.split} of its own (sample {sample.key!r}); set source.{name}=0"
+                f"the source has a split test of its own (sample {sample.key!r}); set source.test_fraction=0"
             )
-        if sample.split != "train":
-            return sample.split
         # Independent of the hash by which the index chooses validation samples.
         group = (sample.extra or {}).get(GROUP, sample.key)
         digest = hashlib.sha256(f"split\0{group}".encode(errors="surrogatepass")).digest()
-        fraction_of_hash, end = int.from_bytes(digest[:8], "big") / 2**64, 0.0
-        for split, fraction in fractions.items():
-            end += fraction
-            if fraction_of_hash < end:
-                return split
-        return "train"
+        is_test = int.from_bytes(digest[:8], "big") / 2**64 < self.test_fraction
+        return "test" if sample.split == "train" and is_test else sample.split
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -113,9 +113,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
     sample_of_file: dict[str, str] = {}
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(
-                ShardWriter(folder, split, config.samples_per_shard, config.bytes_per_shard, config.members)
-            )
+            split: stack.enter_context(ShardWriter(folder, split, config.samples_per_shard, members=config.members))
             for split in SPLITS
         }
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))

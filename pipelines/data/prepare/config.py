@@ -47,9 +47,7 @@ class PrepareConfig(Section):
     """Of JPEG and WebP images that are encoded anew."""
 
     samples_per_shard: int = Field(1000, ge=1)
-    """Samples of a tar, about; the tars of a split have similar sizes in bytes."""
-    bytes_per_shard: int = Field(256 << 20, ge=1)
-    """Size of a tar, about; the limit that needs more tars decides."""
+    """Samples of a tar, about, which also has at most about 256 MB; the tars of a split have similar sizes."""
 
     @model_validator(mode="after")
     def _limits_leave_something(self) -> PrepareConfig:

@@ -17,7 +17,7 @@ from pipelines.data.prepare.duplicates import exact_duplicates, near_duplicates
 from pipelines.data.prepare.files import measure_file
 from pipelines.data.prepare.layout import shard_numbers
 from pipelines.data.prepare.write import SampleLocation, ShardPlan
-from pipelines.data.tars.shards import SPLITS, shard_name
+from pipelines.data.tars.shards import SHARD_BYTES, SPLITS, shard_name
 from pipelines.storage.folder import Folder
 
 
@@ -132,7 +132,7 @@ def _plan_shards(
     plans = []
     for split in SPLITS:
         of_split = np.flatnonzero(is_kept_N & (samples.splits == split))
-        shard_of = shard_numbers(stored_N[of_split], config.samples_per_shard, config.bytes_per_shard)
+        shard_of = shard_numbers(stored_N[of_split], config.samples_per_shard, SHARD_BYTES)
         for number, piece in enumerate(_equal_runs(shard_of)):
             in_shard = of_split[piece]
             runs = [(shard, rows.tolist()) for shard, rows, _ in samples.by_shard(in_shard)]

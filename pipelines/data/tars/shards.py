@@ -184,6 +184,10 @@ def tar_bytes(samples: Iterable[Sequence[Member]]) -> bytes:
     return out.getvalue()
 
 
+SHARD_BYTES = 256 << 20
+"""Most bytes of a tar that is written: few enough for a worker to hold, many enough for reads at the disk's speed."""
+
+
 class ShardWriter:
     """Writes the samples of one split to ``{folder}/{split}-000000.tar``, ``-000001.tar``, ...
 
@@ -202,7 +206,7 @@ class ShardWriter:
         folder: str | Path,
         split: str,
         max_samples: int = 1000,
-        max_bytes: int = 256 << 20,
+        max_bytes: int = SHARD_BYTES,
         members: Modality = "pairs",
     ) -> None:
         if split not in SPLITS:

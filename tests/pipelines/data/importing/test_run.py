@@ -26,7 +26,7 @@ from pipelines.data.tars.sample import GROUP, parse_texts
 from pipelines.data.tars.shards import shard_split
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.config import ConfigError, dump, kinds, parse, part_config
+from vlmodel.config import dump, kinds, parse, part_config
 from vlmodel.sample import Question, Texts
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
@@ -344,12 +344,12 @@ def test_splits_are_cut_by_the_hash_of_the_group(tmp_path: Path, members: str) -
     entries = tuple(
         _record("train", f"k{number}")._replace(extra={GROUP: f"scene {number % 40}"}) for number in range(400)
     )
-    config = Listed(entries=entries, members=members, validation_fraction=0.2, test_fraction=0.3)
+    config = Listed(entries=entries, members=members, test_fraction=0.3)
     summary = import_data(config, tmp_path / "out", progress=False)
     splits = _split_of_keys(tmp_path / "out")
     of_scene = {number: {splits[f"k{n}"] for n in range(number, 400, 40)} for number in range(40)}
     assert all(len(of_one) == 1 for of_one in of_scene.values())
-    assert list(summary.splits) == ["train", "val", "test"]
+    assert [name for name, count in summary.splits.items() if count] == ["train", "test"]
 
 
 def test_without_groups_splits_are_cut_by_the_key(tmp_path: Path) -> None:
@@ -368,13 +368,12 @@ def test_without_groups_splits_are_cut_by_the_key(tmp_path: Path) -> None:
 
 
 def test_a_split_of_the_sources_own_is_not_mixed_with_a_cut(tmp_path: Path) -> None:
-    entries = (_record("train", "a"), _record("val", "b"))
-    import_data(Listed(entries=entries, test_fraction=0.5), tmp_path / "out", progress=False)
-    message = r"has a split val of its own \(sample 'b'\); set source\.validation_fraction=0"
+    entries = (_record("train", "a"), _record("test", "b"))
+    message = r"has a split test of its own \(sample 'b'\); set source\.test_fraction=0"
     with pytest.raises(DataError, match=message):
-        import_data(Listed(entries=entries, validation_fraction=0.5), tmp_path / "none", progress=False)
-    with pytest.raises(ConfigError, match="leave nothing to train on; lower them"):
-        parse(scenes.Config, {"validation_fraction": 0.5, "test_fraction": 0.5})
+        import_data(Listed(entries=entries, test_fraction=0.5), tmp_path / "none", progress=False)
+    import_data(Listed(entries=entries), tmp_path / "out", progress=False)
+    assert set(_split_of_keys(tmp_path / "out").values()) == {"train", "test"}
 
 
 def test_no_usable_record_is_an_error(tmp_path: Path) -> None:
