@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.retrain.window import TimeWindow
+from pipelines.retrain.window import window_id
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "infra" / "retrain.sh"
@@ -136,7 +136,7 @@ def test_schedules_call_the_script_as_it_is_used(checkout: Path, scheduler: str)
     script, *arguments = call.split()
     assert script == "infra/retrain.sh"
     done = retrain(checkout, "--dry-run", *arguments)
-    today = TimeWindow.at(datetime.now(UTC), 1440).id
+    today = window_id(datetime.now(UTC), 1440)
     name = f"retrain-{today}-{checksum(*arguments[1:])}"
     assert done.stdout == f"{name}: python -m jobs.retrain {' '.join(arguments[1:])}\n", done.stderr
     assert (ROOT / arguments[arguments.index("--config") + 1]).is_file()

@@ -28,7 +28,7 @@ from pipelines.records.comparisons import read
 from pipelines.serve import tls
 from pipelines.serve.challenger import deployment as challenger_deployment
 from pipelines.serve.client import Client, is_reachable
-from pipelines.serve.config import ServeConfig, forward_passes, is_loopback, model_threads
+from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, is_loopback, model_threads
 from pipelines.serve.deployment import deploy, haproxy
 from pipelines.serve.deployment.address import address_of, check_port_free
 from pipelines.serve.deployment.application import model_spec, service_spec
@@ -409,5 +409,5 @@ def test_threads_are_shared_among_replicas() -> None:
     threads = {n: forward_passes(ServeConfig(model_threads=n)) for n in (1, 2, 16)}
     assert threads == {1: 1, 2: 2, 16: 4}
     assert forward_passes(ServeConfig(model_threads=8, num_gpus=0.5)) == 1
-    assert forward_passes(ServeConfig(model_threads=8, passes=7)) == 7
+    assert [decode_threads(ServeConfig(num_cpus=n)) for n in (0.5, 1, 4)] == [2, 2, 4]
     assert parse(ServeConfig, dump(ServeConfig(port=8123))) == ServeConfig(port=8123)
