@@ -40,10 +40,6 @@ class TrackingConfig(Section):
     """Record CPU, memory, disk, network and GPU load of the machine of rank 0."""
     page_port: int = Field(5000, ge=1, le=65535)
     """Port of the MLflow page that the pipeline job serves (loopback only)."""
-    wait_s: float = Field(120.0, ge=0)
-    """Seconds for which a job, after training, waits for a tracking store that cannot be reached. Then it fails, and
-    the same command records and registers the trained model. Training itself never waits: its metrics are saved in the
-    run's folder meanwhile."""
 
     @field_validator("uri")
     @classmethod

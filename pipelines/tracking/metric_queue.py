@@ -1,4 +1,9 @@
-"""A queue between the training step and the metric store: never blocks the step, writes each value exactly once."""
+"""A queue between the training step and the metric store: never blocks the step, writes each value exactly once.
+
+MLflow's own asynchronous logging (``log_batch(synchronous=False)``) does not block either, but it gives up a batch that
+the store refuses after its retries, cannot say which values are unsent, so that a checkpoint could not save them, and
+writes the steps that a restarted training repeats a second time.
+"""
 
 from __future__ import annotations
 

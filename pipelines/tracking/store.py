@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _MAX_REASON = 500
 _OPENING_S = 300  # creating a database takes seconds, on a busy machine a minute
 _POLL_S = 2.0
+_WAIT_S = 120.0
 _LOG_LEVELS = {
     "urllib3.connectionpool": logging.ERROR,
     "alembic": logging.WARNING,
@@ -78,7 +79,7 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
-def wait_reachable(uri: str, limit_s: float) -> None:
+def wait_reachable(uri: str, limit_s: float = _WAIT_S) -> None:
     """Return when the store at ``uri`` answers.
 
     Raises:

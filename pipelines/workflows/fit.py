@@ -68,7 +68,8 @@ def fit(
     source, order = training_data.training(work, indexes, folder, features)
     launch(_make_run_spec(work, index, source, order, features, tracker, init, referee), label=label)
     with repeatable():
-        wait_reachable(tracker.handle.uri, work.config.tracking.wait_s)
+        # Training itself never waits: its metrics are saved in the run's folder meanwhile.
+        wait_reachable(tracker.handle.uri)
         tracker.log_unsent(UnsentMetrics(work.run_folder))
 
 
