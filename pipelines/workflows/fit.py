@@ -41,14 +41,14 @@ def fit(
     tracker: Tracker,
     *,
     label: str = "train",
-    referee: Any = None,
+    trial_controller: Any = None,
 ) -> None:
     """Train the epochs that are not done yet. Checkpoints are written to the run's folder; nothing is registered.
 
     Args:
         index: of the data that the model is evaluated on.
         label: what the lines of progress begin with.
-        referee: asked after each epoch whether to continue.
+        trial_controller: asked after each epoch whether to continue.
     """
     folder = work.local_folder / "processor"
     indexes = training_data.open_indexes(work, index)
@@ -66,7 +66,7 @@ def fit(
     training_data.record(work, index, tracker)
     features = _cached_features(work, [index, *training], processor, init, label)
     source, order = training_data.training(work, indexes, folder, features)
-    launch(_make_run_spec(work, index, source, order, features, tracker, init, referee), label=label)
+    launch(_make_run_spec(work, index, source, order, features, tracker, init, trial_controller), label=label)
     with repeatable():
         # Training itself never waits: its metrics are saved in the run's folder meanwhile.
         wait_reachable(tracker.handle.uri)
@@ -190,7 +190,7 @@ def _make_run_spec(
     features: tuple[FeatureCache, ...],
     tracker: Tracker,
     init: str,
-    referee: Any,
+    trial_controller: Any,
 ) -> RunSpec:
     config, train = work.config, work.config.train
     schedule = Schedule(order, train.batch, train.epochs)
@@ -215,6 +215,6 @@ def _make_run_spec(
         config=dump(config),
         data=str(training_data.facts(work, index)["hash"]),
         init=init,
-        trial_controller=referee,
+        trial_controller=trial_controller,
         beside_model=(str(Path(training.processor) / FILE),),
     )

@@ -94,7 +94,7 @@ def shared_metric(cells: Iterable[Cell[JobConfig]], setting: str) -> str:
     return metric
 
 
-def train_one(config: JobConfig, context: SearchContext, referee: Any = None) -> TrainingResult:
+def train_one(config: JobConfig, context: SearchContext, trial_controller: Any = None) -> TrainingResult:
     """Train to the end and record the result, unless a result is recorded already. An error is recorded too."""
     results = TrainingResults(context.folder)
     if (earlier := results.read(config.name)) is not None and earlier.done:
@@ -112,7 +112,7 @@ def train_one(config: JobConfig, context: SearchContext, referee: Any = None) ->
             train.exclusive(work) as index,
             work.track(parent=context.parent) as tracker,
         ):
-            fit(work, index, tracker, label=config.name, referee=referee)
+            fit(work, index, tracker, label=config.name, trial_controller=trial_controller)
             result = result_of_run(work.run_folder, config.train.epochs, tracker)
             tracker.set_tags({"search.status": result.status})
     except Exception as error:

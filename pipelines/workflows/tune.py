@@ -70,7 +70,7 @@ def volatile_settings(config: JobConfig) -> tuple[str, ...]:
 
 
 def train_trial(
-    shared: JobConfig, context: SearchContext, number: int, settings: Mapping[str, Any], referee: Any
+    shared: JobConfig, context: SearchContext, number: int, settings: Mapping[str, Any], trial_controller: Any
 ) -> TrainingResult:
     """Train one trial; a combination that the configuration refuses is recorded as such."""
     name = trial_name(shared, number)
@@ -78,7 +78,7 @@ def train_trial(
         config = override_settings(shared, settings)
     except ConfigError as error:
         return TrainingResults(context.folder).add(name, TrainingResult("refused", str(error)))
-    return train_one(config.model_copy(update={"name": name}), context, referee)
+    return train_one(config.model_copy(update={"name": name}), context, trial_controller)
 
 
 def trial_name(config: JobConfig, number: int) -> str:

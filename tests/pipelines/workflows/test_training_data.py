@@ -255,9 +255,9 @@ def seen(work: Workspace) -> dict[tuple[int, int], list[tuple[int, ...]]]:
     return dict(found)
 
 
-def fit(work: Workspace, referee: Any = None) -> checkpoint.StoredCheckpoint:
+def fit(work: Workspace, trial_controller: Any = None) -> checkpoint.StoredCheckpoint:
     with work.track() as tracker:
-        fit_model(work, train.open_index(work), tracker, referee=referee)
+        fit_model(work, train.open_index(work), tracker, trial_controller=trial_controller)
     newest = next(checkpoint.listed(work.run_folder), None)
     assert newest is not None
     return newest
@@ -282,9 +282,9 @@ def test_a_stopped_training_goes_on_with_the_samples_that_were_due(data: Path, m
     assert ended.state["step"] == schedule.steps
 
     stopped = workspace(data, *more, "name=stopped")
-    referee = create_trial_controller()
-    ray.get(referee.stop.remote())
-    assert 0 < fit(stopped, referee).step < schedule.steps
+    trial_controller = create_trial_controller()
+    ray.get(trial_controller.stop.remote())
+    assert 0 < fit(stopped, trial_controller).step < schedule.steps
     again = fit(stopped)
     assert seen(stopped) == ledger
     assert again.step == schedule.steps
