@@ -72,30 +72,30 @@ def new_part(config: Section, key: str, kind: str) -> type[Part] | None:
     return part_config(type(owner).__module__.rpartition(".")[0], kind)
 
 
-def cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> list[Cell[S]]:
+def cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> list[Cell[S]]:
     """Every combination of the grid, the last key's values changing fastest.
 
     Args:
-        where: the setting that holds the grid, for messages.
+        setting: the one that holds the grid, for messages.
 
     Raises:
         ConfigError: there is no grid; a key does not exist; a kind does not exist; or no combination is valid.
     """
-    check_grid(config, grid, where)
-    return list(_grid_cells(config, grid, where))
+    check_grid(config, grid, setting)
+    return list(_grid_cells(config, grid, setting))
 
 
-def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], where: str) -> None:
+def check_grid(config: Section, grid: Mapping[str, Sequence[Any]], setting: str) -> None:
     """Raise as ``cells`` does. Stops at the first valid combination."""
     refused: dict[str, None] = {}
-    for cell in _grid_cells(config, grid, where):
+    for cell in _grid_cells(config, grid, setting):
         if cell.config is not None:
             return
         refused[cell.refused] = None
-    raise ConfigError(f"{where}: no combination can be trained:\n" + "\n".join(refused))
+    raise ConfigError(f"{setting}: no combination can be trained:\n" + "\n".join(refused))
 
 
-def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str, section: str) -> Iterator[Cell[S]]:
+def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str, section: str) -> Iterator[Cell[S]]:
     """For each combination of the settings of ``section`` the first valid cell of the whole grid, if any is valid.
 
     This finds all values of ``section`` without trying every combination with the other settings.
@@ -103,7 +103,9 @@ def first_valid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str, 
     varied = {key: values for key, values in grid.items() if f"{key}.".startswith(f"{section}.")}
     for values in itertools.product(*varied.values()):
         fixed = {**grid, **{key: [value] for key, value in zip(varied, values, strict=True)}}
-        yield from itertools.islice((cell for cell in _grid_cells(config, fixed, where) if cell.config is not None), 1)
+        yield from itertools.islice(
+            (cell for cell in _grid_cells(config, fixed, setting) if cell.config is not None), 1
+        )
 
 
 def override_order(key: str) -> tuple[bool, int]:
@@ -138,15 +140,15 @@ def slug(settings: Mapping[str, Any]) -> str:
     return f"{safe}-{hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()[:8]}"
 
 
-def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], where: str) -> Iterator[Cell[S]]:
+def _grid_cells(config: S, grid: Mapping[str, Sequence[Any]], setting: str) -> Iterator[Cell[S]]:
     if not grid:
-        raise ConfigError(f'{where} is empty; name what varies, as in {where}={{"model.fusion.kind"=["concat"]}}')
+        raise ConfigError(f'{setting} is empty; name what varies, as in {setting}={{"model.fusion.kind"=["concat"]}}')
     for key, values in grid.items():
         for value in values if key.endswith(".kind") else []:
             try:
                 new_part(config, key, value)
             except ConfigError as error:
-                raise ConfigError(f"{where}: {key}: {error}") from None
+                raise ConfigError(f"{setting}: {key}: {error}") from None
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         try:

@@ -64,8 +64,8 @@ def features_of_saved(
     if not streams:
         return ()
     model = VLModel.from_pretrained(str(folder), local_files_only=True)
-    named = list(index.counts()) if "" in splits else list(dict.fromkeys(splits))
-    return features(work, [index], streams, model, VLProcessor.from_pretrained(folder), label, named)
+    chosen = list(index.counts()) if "" in splits else list(dict.fromkeys(splits))
+    return features(work, [index], streams, model, VLProcessor.from_pretrained(folder), label, chosen)
 
 
 def _model_config(config: Any) -> ModelConfig:

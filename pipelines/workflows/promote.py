@@ -29,8 +29,8 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
         former = roll_back(registry, "python -m jobs.promote --rollback", lambda version: _track_version(work, version))
         print(f"{former.name} version {former.version} is the champion again", flush=True)
         return None
-    wanted = work.config.evaluate.model
-    candidate = registry.version(wanted) if wanted else registry.newest(work.config.name)
+    version = work.config.evaluate.model
+    candidate = registry.version(version) if version else registry.newest(work.config.name)
     if candidate is None:
         raise RegistryError(f"run {work.config.name!r} has registered no model; run the train job first")
     champion = registry.find()

@@ -43,10 +43,10 @@ from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 # Program and further arguments of each.
 SERVERS = {
-    "ours": ("of_ours", "haproxy"),
-    "ours, Python proxy": ("of_ours", "python"),
-    "LitServe": ("of_litserve",),
-    "FastAPI": ("of_fastapi",),
+    "ours": ("raylm", "haproxy"),
+    "ours, Python proxy": ("raylm", "python"),
+    "LitServe": ("litserve_batches",),
+    "FastAPI": ("fastapi_threads",),
 }
 CALLERS = (1, 8, 32)
 ROUNDS, BUSY_ROUNDS = int(os.environ.get("BENCH_ROUNDS", 3)), int(os.environ.get("BENCH_BUSY_ROUNDS", 1))

@@ -118,8 +118,8 @@ def check_slices(differences: Sequence[Difference], config: GateConfig) -> Check
     name, required = "no slice worse", f"none worse by more than its tolerance ({config.tolerance:g}) and chance"
     if not differences:
         return Check(name, None, "", required, f"no slice has {LEAST_ROWS} rows", True)
-    ranked = sorted(differences, key=lambda one: one.value)
-    worse = [one for one in ranked if one.worse]
+    ranked = sorted(differences, key=lambda d: d.value)
+    worse = [d for d in ranked if d.worse]
     more = f" and {len(worse) - 5} more" if len(worse) > 5 else ""
     return Check(
         name=name,
@@ -145,7 +145,7 @@ def check_new_data(differences: Sequence[Difference], config: GateConfig, not_ap
         return Check(name, None, "", required, not_applicable, True)
     return Check(
         name=name,
-        passed=not any(one.worse for one in differences),
+        passed=not any(d.worse for d in differences),
         measured=", ".join(map(_describe_difference, differences)),
         required=required,
         explanation="a gain on old data must not come with a loss on the data that come in now",
@@ -153,5 +153,5 @@ def check_new_data(differences: Sequence[Difference], config: GateConfig, not_ap
     )
 
 
-def _describe_difference(one: Difference) -> str:
-    return f"{one.name} {one.champion:.4f} → {one.candidate:.4f} ({one.rows} rows)"
+def _describe_difference(d: Difference) -> str:
+    return f"{d.name} {d.champion:.4f} → {d.candidate:.4f} ({d.rows} rows)"

@@ -112,6 +112,6 @@ def _model_result(task: Task, outcome: Outcome, version: str) -> ModelResult:
 def _text_pairs(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
     pairs = zip(answer_pairs(request, champion), answer_pairs(request, challenger), strict=True)
     return tuple(
-        TextPair(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(other))
-        for (text, answer), (_, other) in pairs
+        TextPair(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(challenger_answer))
+        for (text, answer), (_, challenger_answer) in pairs
     )
