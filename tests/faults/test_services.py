@@ -100,7 +100,7 @@ def recorded(stack: Services) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def test_what_was_trained_and_promoted_outlives_its_services(stack: Services, tmp_path: Path) -> None:
+def test_models_outlive_restarts_of_their_services(stack: Services, tmp_path: Path) -> None:
     config = parse(
         JobConfig,
         {

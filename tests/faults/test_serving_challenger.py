@@ -44,7 +44,7 @@ def load(service: Service, stack: ExitStack) -> list[list[Answer]]:
 
 
 @pytest.mark.parametrize("mode", ["shadow", "canary"])
-def test_a_challenger_that_dies_or_hangs_costs_nobody_an_answer(tmp_path: Path, mode: str) -> None:
+def test_dead_or_hung_challenger_loses_no_answer(tmp_path: Path, mode: str) -> None:
     records = tmp_path / "live"
     challenger = {"mode": mode, "share": 0.5, "folder": str(records), "num_cpus": 0.5, "timeout_s": 1.0}
     service = Service(tmp_path, challenger=challenger, **PATIENT)

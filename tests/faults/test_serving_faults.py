@@ -57,7 +57,7 @@ def versions_served(service: Service) -> set[str]:
     return {service.ask(picture(seed), QUESTION).model.version for seed in range(20)}
 
 
-def test_a_killed_replica_costs_at_most_what_it_was_answering(service: Service, body: bytes) -> None:
+def test_killed_replica_loses_at_most_its_requests_in_flight(service: Service, body: bytes) -> None:
     victim, other = sorted(replicas())
     with open_loop(service.address, RATE, body, retries=1) as answers:
         time.sleep(QUIET_S)

@@ -129,7 +129,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         deploy.stop()
 
 
-def test_good_requests_are_answered_between_bad_ones_and_memory_is_bounded(service: Service, tmp_path: Path) -> None:
+def test_good_requests_between_bad_ones_with_bounded_memory(service: Service, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print(f"soak: {SOAK_S:g} s, the bad requests are drawn with seed {seed}")
     victim, survivor = sorted(replicas())

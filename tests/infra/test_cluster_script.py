@@ -63,13 +63,13 @@ def test_wrong_usage_is_explained(arguments: list[str], status: int, message: st
     assert message in done.stderr
 
 
-def test_where_nothing_runs_status_says_so_and_stop_is_content(tmp_path: Path) -> None:
+def test_status_and_stop_without_running_services(tmp_path: Path) -> None:
     state = ("--state", str(tmp_path), "--python", sys.executable)
     assert (cluster("status", *state).returncode, cluster("status", *state).stdout) == (3, "not running\n")
     assert (cluster("stop", *state).returncode, cluster("stop", *state).stdout) == (0, "nothing to stop\n")
 
 
-def test_stop_leaves_a_stranger_with_the_recorded_number_alone(tmp_path: Path) -> None:
+def test_stop_spares_another_process_with_the_recorded_pid(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (tmp_path / "pid").write_text(str(stranger.pid), encoding="utf-8")
         done = cluster("stop", "--state", str(tmp_path), "--python", sys.executable)

@@ -117,7 +117,7 @@ def test_every_metric_is_exported_by_someone(expression: str) -> None:
     assert asked <= ours() | of_ray() | recorded | OF_PROMETHEUS | OF_HAPROXY
 
 
-def test_every_metric_of_ours_is_watched() -> None:
+def test_every_metric_of_the_service_is_on_the_dashboard() -> None:
     """A figure that no one looks at is not worth its series."""
     asked = {name for parameter in EXPRESSIONS for name in metrics_of(str(parameter.values[0]))}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in ours()}

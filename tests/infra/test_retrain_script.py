@@ -113,7 +113,7 @@ def test_without_a_cluster_it_says_so(checkout: Path) -> None:
     assert "no cluster; start one, or set RAY_API_SERVER_ADDRESS" in done.stderr
 
 
-def test_the_words_by_which_a_known_id_is_told_are_those_of_ray() -> None:
+def test_message_for_a_known_submission_id_is_rays() -> None:
     import ray
 
     source = Path(ray.__file__).parent.joinpath("dashboard/modules/job/job_manager.py").read_text(encoding="utf-8")

@@ -43,7 +43,7 @@ def test_wrong_usage_is_explained(arguments: list[str], status: int, message: st
     assert message in done.stderr
 
 
-def test_where_nothing_runs_status_says_so_and_stop_is_content(tmp_path: Path) -> None:
+def test_status_and_stop_without_running_services(tmp_path: Path) -> None:
     state = ("--state", str(tmp_path))
     assert (services("status", *state).returncode, services("status", *state).stdout) == (3, "not running\n")
     assert (services("stop", *state).returncode, services("stop", *state).stdout) == (0, "nothing to stop\n")

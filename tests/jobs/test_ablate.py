@@ -114,7 +114,7 @@ def test_a_wrong_key_is_refused_before_anything_runs(pretended: Pretended) -> No
     assert not list(pretended.folder.iterdir())
 
 
-def test_cells_that_are_judged_by_two_figures_are_refused_before_anything_runs(pretended: Pretended) -> None:
+def test_cells_with_different_metrics_are_refused_before_training(pretended: Pretended) -> None:
     says = (
         r"ablate\.grid: .*'decoder-vqa-.*8' by val accuracy and 'decoder-answer-.*8' by exp\(-val loss\); make it one "
         "search for each figure"

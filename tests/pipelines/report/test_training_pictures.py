@@ -128,7 +128,7 @@ def test_examples_put_wrong_answers_first_and_say_which_is_right() -> None:
     render(figure)
 
 
-def test_what_is_neither_right_nor_wrong_stands_beside_what_people_say() -> None:
+def test_cards_without_a_right_answer_show_what_people_wrote() -> None:
     page = examples_page([replace(example("a dog", "a cat"), title="", right=None)])
     assert page.axes[0].texts[0].get_text() == "a cat (75%)\npeople: a dog"
     assert page.get_suptitle() == ""
@@ -148,7 +148,7 @@ def test_attention_is_laid_over_a_second_copy_of_the_image() -> None:
     assert plain.shape == (side, side, 3)
 
 
-def test_attention_is_upsampled_in_place_and_says_nothing_when_even() -> None:
+def test_attention_is_upsampled_and_zero_where_uniform() -> None:
     heat = attention_over(np.array([[0.0, 0.0], [0.0, 1.0]]), 40, 60)
     assert heat.shape == (40, 60)
     assert heat[30:, 45:].min() == 1

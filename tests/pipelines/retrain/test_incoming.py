@@ -81,7 +81,7 @@ def test_what_is_consumed_is_not_read_again(tmp_path: Path, monkeypatch: pytest.
     assert found(folder, consumed) == ([], [])
 
 
-def test_a_tar_that_cannot_be_read_costs_its_neighbours_nothing(tmp_path: Path) -> None:
+def test_unreadable_tar_does_not_stop_the_others(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write("a.tar", b"one")
     (tmp_path / "b.tar").symlink_to(tmp_path / "nowhere")
@@ -107,7 +107,7 @@ def test_taking_repeats_and_keeps_what_was_there(folder: Folder) -> None:
     assert [file.name for file in folder.files("_taken/x")] == ["a.tar"]
 
 
-def test_what_was_taken_stays_when_the_same_file_is_written_again(tmp_path: Path) -> None:
+def test_copied_tars_do_not_change_with_the_original(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     folder.write("a.tar", b"one")
     (tmp_path / "a.tar").chmod(0o640)

@@ -50,7 +50,7 @@ def test_each_step_is_read_back_and_tars_are_consumed_with_the_last(ledger: Ledg
     assert ledger.unfinished() is None
 
 
-def test_the_watermark_tells_what_is_consumed_not_when(tmp_path: Path) -> None:
+def test_watermark_depends_on_consumed_tars_not_on_their_order(tmp_path: Path) -> None:
     one, other = Ledger(tmp_path / "one"), Ledger(tmp_path / "other")
     before = one.watermark()
     finish(one, one.plan(MONDAY, [tar(1), tar(2)]))
@@ -60,7 +60,7 @@ def test_the_watermark_tells_what_is_consumed_not_when(tmp_path: Path) -> None:
     assert one.watermark() == other.watermark()
 
 
-def test_a_second_writer_is_found_out_before_it_consumes(ledger: Ledger) -> None:
+def test_second_writer_is_detected_before_it_commits(ledger: Ledger) -> None:
     """On a file system whose locks do nothing two cycles could be planned over the same tars."""
     cycle = ledger.plan(MONDAY, [tar(1)])
     for _ in STEPS[1:-1]:
@@ -74,7 +74,7 @@ def test_a_second_writer_is_found_out_before_it_consumes(ledger: Ledger) -> None
     assert ledger.consumed() == {tar(1): TUESDAY}
 
 
-def test_an_abandoned_cycle_gives_its_tars_back_and_its_window_another_name(ledger: Ledger) -> None:
+def test_abandoned_cycle_frees_its_tars(ledger: Ledger) -> None:
     cycle = ledger.record(ledger.plan(MONDAY, [tar(1)]), {})
     ledger.abandon(cycle)
     assert ledger.unfinished() is None
@@ -110,7 +110,7 @@ def hold(path: Path, holds: Event) -> None:
         multiprocessing.Event().wait()
 
 
-def test_the_lock_keeps_others_out_and_goes_with_its_process(ledger: Ledger) -> None:
+def test_lock_excludes_others_and_ends_with_its_process(ledger: Ledger) -> None:
     context = multiprocessing.get_context("spawn")
     holds = context.Event()
     holder = context.Process(target=hold, args=(ledger.path, holds))

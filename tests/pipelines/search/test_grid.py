@@ -80,7 +80,7 @@ def test_a_grid_that_cannot_be_run_is_refused(base: JobConfig, look, grid: dict[
         look(base, grid, "ablate.grid")
 
 
-def test_what_a_section_can_be_is_found_with_the_first_settings_that_accept_it(base: JobConfig) -> None:
+def test_first_valid_cells_find_each_value_of_a_section(base: JobConfig) -> None:
     grid = {
         "train.epochs": [1, 2],
         "model.topology.kind": ["single", "dual"],

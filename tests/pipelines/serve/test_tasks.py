@@ -128,7 +128,7 @@ def test_captions_are_those_of_the_predictor_and_a_streamed_one_is_the_greedy_on
     asyncio.run(go())
 
 
-def test_a_generation_that_fails_ends_its_stream_and_harms_nobody(
+def test_failed_generation_ends_its_stream_only(
     folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go() -> None:

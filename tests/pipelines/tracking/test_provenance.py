@@ -64,7 +64,7 @@ def test_redact(text: str, expected: str) -> None:
     assert redact(text) == expected
 
 
-def test_values_under_secret_names_are_left_out_and_lookalikes_stay() -> None:
+def test_values_of_secret_names_are_redacted() -> None:
     tree = {
         "api_key": "k",
         "s3": {"secret": "k", "parts": [{"password": "k"}]},

@@ -93,9 +93,7 @@ def test_the_folder_under_another_name_is_no_other_place(begun: Path, tracking: 
     assert addresses(begun, tracking) == before
 
 
-def test_a_folder_whose_name_begins_as_the_previous_one_is_not_taken_for_it(
-    begun: Path, tracking: TrackingConfig, tmp_path: Path
-) -> None:
+def test_relocation_ignores_folders_with_a_common_prefix(begun: Path, tracking: TrackingConfig, tmp_path: Path) -> None:
     beside = tmp_path / "runs" / "mlartifacts2"
     client = open_store(tracking, str(begun))
     client.create_experiment("beside", artifact_location=beside.as_uri())

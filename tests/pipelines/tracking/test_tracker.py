@@ -73,7 +73,7 @@ def test_a_run_is_continued_by_its_name_and_steps_done_again_are_recorded_once(
     again.close()
 
 
-def test_what_another_process_recorded_meanwhile_is_not_recorded_again(storage: str, tracking: TrackingConfig) -> None:
+def test_values_recorded_by_another_process_are_skipped(storage: str, tracking: TrackingConfig) -> None:
     driver = Tracker.open(tracking, storage, "handover")
     with Tracker.attach(driver.handle, UnsentMetrics(storage)) as worker:
         worker.log_metrics({"val/accuracy": 0.5}, 10)
@@ -190,7 +190,7 @@ def test_no_secret_reaches_the_store(
     assert canary not in caplog.text
 
 
-def test_where_a_run_can_be_looked_at_is_told_without_a_password(
+def test_page_command_hides_passwords(
     storage: str, tracking: TrackingConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker.open(tracking, storage, "a")

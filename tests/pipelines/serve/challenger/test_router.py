@@ -129,7 +129,7 @@ def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> Non
     assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_chosen, texts)) < 600
 
 
-def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -> None:
+def test_shadow_is_not_awaited_and_its_answers_are_recorded(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "shadow")
         scene.challenger.ready.clear()
@@ -157,7 +157,7 @@ def test_a_shadow_is_never_waited_for_and_what_it_said_is_kept(tmp_path: Path) -
     asyncio.run(go())
 
 
-def test_copies_are_bounded_and_those_dropped_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shadow_copies_are_bounded_and_drops_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "MAX_WAITING", 3)
 
     async def go() -> None:
@@ -304,7 +304,7 @@ def test_a_champion_that_fails_is_recorded_and_the_canary_still_answers(tmp_path
     asyncio.run(go())
 
 
-def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disconnect_cancels_both_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calls, "MAX_WAITING", 1)
     ended: list[str] = []
 
@@ -334,7 +334,7 @@ def test_a_caller_who_leaves_takes_his_requests_along(tmp_path: Path, monkeypatc
     asyncio.run(go())
 
 
-def test_a_disk_that_refuses_costs_records_and_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_disk_loses_records_but_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "FLUSH_S", 0.01)
 
     async def go() -> None:
@@ -348,7 +348,7 @@ def test_a_disk_that_refuses_costs_records_and_no_answers(tmp_path: Path, monkey
     asyncio.run(go())
 
 
-def test_what_is_held_is_written_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_comparisons_are_written_after_the_flush_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "FLUSH_S", 0.01)
 
     async def go() -> None:
@@ -360,7 +360,7 @@ def test_what_is_held_is_written_after_a_while(tmp_path: Path, monkeypatch: pyte
     asyncio.run(go())
 
 
-def test_over_http_an_answer_says_whose_it_is(tmp_path: Path) -> None:
+def test_http_answers_name_the_alias(tmp_path: Path) -> None:
     versions: list[str] = []
 
     class Requests(Metrics):

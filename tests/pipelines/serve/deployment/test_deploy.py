@@ -118,7 +118,7 @@ def test_answers_over_http_are_those_of_the_predictor(address: str, client: Clie
     assert response.json()["answers"] == result.model_dump()["answers"]
 
 
-def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(client: Client, model_folder: Path) -> None:
+def test_burst_is_batched_and_each_request_gets_its_own_answer(client: Client, model_folder: Path) -> None:
     images = [picture(seed) for seed in range(24)]
     with ThreadPoolExecutor(24) as crowd:
         answers = list(crowd.map(lambda image: client.ask(image, QUESTIONS[:1], top_k=1), images))
@@ -131,7 +131,7 @@ def test_a_burst_is_batched_and_everyone_gets_the_answer_to_his_own_picture(clie
     np.testing.assert_allclose([p for _, p in result], [p for _, p in expected], atol=1e-5)
 
 
-def test_what_is_refused_over_http_has_a_json_body_and_harms_nobody(address: str, client: Client) -> None:
+def test_refused_requests_get_json_errors(address: str, client: Client) -> None:
     def code(response: httpx.Response) -> tuple[int, str]:
         return response.status_code, response.json()["error"]["code"]
 
@@ -186,7 +186,7 @@ def test_nothing_but_ray_itself_listens_beyond_loopback(address: str) -> None:
 
 
 @pytest.mark.skipif(haproxy.binary() is None or sys.platform != "linux", reason="there is no HAProxy here")
-def test_haproxy_takes_the_requests_in_and_its_files_are_its_users_alone(address: str) -> None:
+def test_haproxy_answers_and_its_files_are_private(address: str) -> None:
     port, folder = int(address.rpartition(":")[2]), Path(deploy._ingress.folder)
     # A former one answers what it still owes.
     [current] = [process for process in processes("haproxy") if listening(process)]
@@ -228,7 +228,7 @@ def test_a_new_version_replaces_the_old_one_without_a_refused_request(
     assert versions == sorted(versions)
 
 
-def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
+def test_model_that_does_not_load_keeps_the_previous_one(
     address: str, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
     version = client.ask(picture(), QUESTIONS).model.version
@@ -245,7 +245,7 @@ def test_a_model_that_does_not_load_is_reported_and_the_former_one_goes_on(
     assert parse(ServeConfig, deployed.config) == config
 
 
-def test_a_service_in_plain_is_not_taken_for_an_encrypted_one(
+def test_plain_service_is_not_mistaken_for_an_encrypted_one(
     address: str, client: Client, tmp_path: Path, model_folder: Path
 ) -> None:
     version = client.ask(picture(), QUESTIONS).model.version
@@ -256,7 +256,7 @@ def test_a_service_in_plain_is_not_taken_for_an_encrypted_one(
 
 
 @pytest.mark.slow
-def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
+def test_challenger_is_deployed_and_removed_with_the_champion(
     address: str, client: Client, model_folder: Path, tmp_path: Path
 ) -> None:
     own = {"mode": "canary", "share": 0.5, "folder": str(tmp_path), "num_cpus": 0.5, "timeout_s": 30.0}
@@ -293,7 +293,7 @@ def test_a_challenger_runs_beside_the_champion_and_goes_with_it(
 
 
 @pytest.mark.slow
-def test_a_model_swapped_in_brings_its_tasks_and_captions_stream_through_the_proxy(
+def test_swapped_model_offers_its_tasks_and_captions_stream_through_the_proxy(
     address: str, folder_of: Callable[[str], Path]
 ) -> None:
     body = {"image": base64.b64encode(picture()).decode()}
@@ -311,7 +311,7 @@ def test_a_model_swapped_in_brings_its_tasks_and_captions_stream_through_the_pro
             assert answer.json()["model"] == {"name": "all", "version": "9"}
 
 
-def test_what_fails_takes_back_its_own_and_nothing_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_start_removes_only_its_own_applications(monkeypatch: pytest.MonkeyPatch) -> None:
     applications, ended = {deploy.APP_NAME: None, "of others": None}, []
     monkeypatch.setattr(serve, "status", lambda: SimpleNamespace(applications=applications))
     monkeypatch.setattr(serve, "delete", applications.pop)
@@ -389,9 +389,7 @@ def test_the_builder_for_serve_config_files(model_folder: Path) -> None:
         deploy.app({"model_folder": str(model_folder), "sha256": "ab"})
 
 
-def test_the_builder_hands_on_what_a_replica_refuses_other_files_by(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_builder_passes_digest_and_golden_answers(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     monkeypatch.setattr(deploy, "champion_application", built.append)
     arguments = {"name": "vqa", "version": "2", "digest": "ab" * 32, "golden": "/models/golden.json"}

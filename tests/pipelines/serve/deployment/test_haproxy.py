@@ -100,7 +100,7 @@ def ask(port: int, method: str = "GET", path: str = "/", body: bytes = b"", **he
     return json.loads(answer.read())
 
 
-def test_it_listens_where_it_is_told_to_and_its_socket_is_its_users_alone(tmp_path: Path) -> None:
+def test_haproxy_listens_on_one_address_with_a_private_socket(tmp_path: Path) -> None:
     with served(echo) as server, running(tmp_path, server, metrics="") as (process, port):
         listening = {c.laddr for c in psutil.Process(process.pid).net_connections("tcp") if c.status == "LISTEN"}
         assert listening == {("127.0.0.1", port)}
@@ -112,7 +112,7 @@ def test_it_listens_where_it_is_told_to_and_its_socket_is_its_users_alone(tmp_pa
         assert ask(port)["client"] == "127.0.0.1"
 
 
-def test_its_metrics_are_where_they_are_wanted(tmp_path: Path) -> None:
+def test_haproxy_metrics_are_at_the_configured_address(tmp_path: Path) -> None:
     metrics = free_port()
     with served(echo) as server, running(tmp_path, server, metrics=f"127.0.0.1:{metrics}") as (process, port):
         listening = {c.laddr for c in psutil.Process(process.pid).net_connections("tcp") if c.status == "LISTEN"}
@@ -124,7 +124,7 @@ def test_its_metrics_are_where_they_are_wanted(tmp_path: Path) -> None:
             assert f'haproxy_frontend_{name}{{proxy="http_frontend"}}' in shown
 
 
-def test_a_client_cannot_say_where_it_comes_from_nor_change_what_serve_does(tmp_path: Path) -> None:
+def test_headers_of_clients_cannot_forge_origin_or_change_serve(tmp_path: Path) -> None:
     with served(echo) as server, running(tmp_path, server, metrics="") as (_, port):
         received = ask(
             port, x_forwarded_for="9.9.9.9", x_forwarded_proto="https", forwarded="for=9.9.9.9",
@@ -174,7 +174,7 @@ def test_heads_and_bodies_that_do_not_end_stop_here(tmp_path: Path) -> None:
             assert ask(port, "POST", body=b"x" * given)["bytes"] == given
 
 
-def test_a_head_without_end_is_not_held_by_the_kernel_either(tmp_path: Path) -> None:
+def test_endless_head_is_bounded_in_the_kernel(tmp_path: Path) -> None:
     sent = 0
     with served(echo) as server, running(tmp_path, server, metrics="") as (_, port):
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client, contextlib.suppress(OSError):
@@ -185,7 +185,7 @@ def test_a_head_without_end_is_not_held_by_the_kernel_either(tmp_path: Path) -> 
     assert sent < 16 << 20
 
 
-def test_a_connection_that_is_kept_ends_before_the_replicas_of_its_time(tmp_path: Path) -> None:
+def test_idle_connections_end_before_replaced_replicas(tmp_path: Path) -> None:
     text = harden(written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text(), Options(keep_alive_s=3), tmp_path)
     assert [line.split() for line in text.splitlines() if "http-keep-alive" in line] == [
         ["timeout", "http-keep-alive", "3s"]
@@ -193,7 +193,7 @@ def test_a_connection_that_is_kept_ends_before_the_replicas_of_its_time(tmp_path
     assert Options.keep_alive_s < ingress._DRAINING_S
 
 
-def test_pieces_of_an_answer_pass_at_once_and_a_hang_up_reaches_the_replica(tmp_path: Path) -> None:
+def test_streamed_pieces_pass_at_once_and_disconnects_reach_the_replica(tmp_path: Path) -> None:
     heard, gone = threading.Event(), threading.Event()
 
     async def in_pieces(scope: Any, receive: Any, send: Any) -> None:
@@ -228,7 +228,7 @@ def test_without_a_replica_it_says_so_and_when_to_come_back(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's message about a parent is Linux's")
-def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
+def test_haproxy_ends_with_its_parent(tmp_path: Path) -> None:
     port, ended = free_port(), f"import os, signal, subprocess, sys; p = subprocess.Popen({sys.executable!r}.split()"
     options = Options(bind=f"127.0.0.1:{port}", metrics="")
     with served(echo) as server:
@@ -251,7 +251,7 @@ def test_it_ends_with_who_started_it(tmp_path: Path) -> None:
     assert not psutil.pid_exists(child.pid) or child.status() == psutil.STATUS_ZOMBIE
 
 
-def test_what_serve_writes_otherwise_is_refused(tmp_path: Path) -> None:
+def test_unknown_configuration_of_serve_is_refused(tmp_path: Path) -> None:
     text = written_by_serve(tmp_path, 1, "127.0.0.1:2").read_text()
     assert harden(text, Options(), tmp_path).count("bind") == 2, "the service's and the metrics', for others to guard"
     with pytest.raises(ValueError, match=r"0 places like .*stats socket.*serve\.ingress=python"):

@@ -33,7 +33,7 @@ def machines(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "NodeManagerAddress": "gone", "Resources": {}}])
 
 
-def test_several_machines_get_the_python_proxy_and_are_told_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_machines_get_the_python_proxy_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     machines(monkeypatch, "10.0.0.1", "10.0.0.2", "10.0.0.2")
     chosen, reason = ingress.choose_ingress(ServeConfig(), "127.0.0.1:8000")
     assert (chosen.is_haproxy, chosen.host) == (False, "127.0.0.1")

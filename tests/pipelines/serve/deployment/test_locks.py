@@ -14,7 +14,7 @@ from pipelines.serve.deployment.locks import cluster_lock, port_lock
 from pipelines.serve.errors import ServeError
 
 
-def test_on_one_cluster_the_second_waits_and_is_told_for_whom(ray_local: None) -> None:
+def test_second_deployment_waits_and_names_the_holder(ray_local: None) -> None:
     reports: list[str] = []
     order: list[str] = []
 

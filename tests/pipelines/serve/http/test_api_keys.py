@@ -14,7 +14,7 @@ from pipelines.serve.errors import ServeError
 from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE, read_key_hashes
 
 
-def test_a_key_put_where_its_hash_belongs_is_refused_and_not_repeated() -> None:
+def test_key_in_place_of_its_hash_is_refused_without_quoting_it() -> None:
     good = hashlib.sha256(b"key").hexdigest()
     assert read_key_hashes({KEY_HASHES_VARIABLE: f" {good.upper()}, {good} "}) == (good, good)
     assert read_key_hashes({}) == ()

@@ -376,7 +376,7 @@ def test_more_than_it_holds_is_refused_at_once_with_retry_after() -> None:
     asyncio.run(go())
 
 
-def test_each_key_is_held_to_its_rate_and_no_other_pays_for_it(service: FakeService) -> None:
+def test_rate_limit_is_per_key(service: FakeService) -> None:
     other = "another key"
     config = ServeConfig(requests_per_minute=6, replicas=2)
     app = create_app(service, config, [HASH, hashlib.sha256(other.encode()).hexdigest()])
@@ -442,7 +442,7 @@ def test_no_model_yet_gets_503_and_the_process_is_alive(app: Any, service: FakeS
         assert (response.status_code, error_code(response)) == (503, "not_ready")
 
 
-def test_an_error_of_the_service_keeps_its_status_and_a_fault_says_nothing_of_the_inside(service: FakeService) -> None:
+def test_service_errors_keep_their_status_and_faults_hide_details(service: FakeService) -> None:
     class Broken(FakeService):
         def __init__(self, error: Exception) -> None:
             super().__init__()

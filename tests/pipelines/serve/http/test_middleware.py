@@ -96,9 +96,7 @@ def test_places_are_taken_by_bodies_that_are_there() -> None:
         assert answer_on(open_connection(address, head_of(body))) == (200, "ok")
 
 
-def test_the_body_that_arrives_longest_makes_room_for_others(
-    service: FakeService, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_longest_arriving_body_is_dropped_for_others(service: FakeService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_app, "MAX_HELD_BYTES", 130_000)
     body = json.dumps({"image": TEXT, "question": "A" * 50_000}).encode()
     config = ServeConfig(max_body_bytes=60_000, max_question_chars=60_000)
@@ -253,7 +251,7 @@ def test_a_name_or_origin_that_could_never_match_is_refused(setting: str, value:
         ServeConfig(**{setting: [value]})
 
 
-def test_names_and_origins_come_from_a_command_and_reach_the_replicas() -> None:
+def test_allowed_hosts_and_origins_reach_the_replicas() -> None:
     config = load(ServeConfig, overrides=['allowed_hosts=["a.example"]', 'allowed_origins=["https://b.example"]'])
     assert (config.allowed_hosts, config.allowed_origins) == (["a.example"], ["https://b.example"])
     assert parse(ServeConfig, dump(config)) == config

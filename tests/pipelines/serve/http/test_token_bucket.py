@@ -19,7 +19,7 @@ def test_each_sender_has_a_burst_and_then_a_rate() -> None:
 
 
 @pytest.mark.parametrize(("per_minute", "burst"), [(1, 1), (30, 30), (90, 7), (0.5, 3)])
-def test_who_waits_as_told_is_taken_at_once_and_who_does_not_is_not(per_minute: float, burst: int) -> None:
+def test_waiting_for_retry_after_is_enough(per_minute: float, burst: int) -> None:
     now = [0.0]
     rate = TokenBuckets(per_minute, burst, lambda: now[0])
     taken = 0

@@ -100,7 +100,7 @@ def test_a_matching_decoder_gives_the_probability_of_a_match(adapters: Any) -> N
         assert result.similarities is None
 
 
-def test_a_contrastive_decoder_compares_the_texts_of_a_request_with_each_other_alone(adapters: Any) -> None:
+def test_contrastive_decoder_compares_only_the_texts_of_one_request(adapters: Any) -> None:
     loaded = adapters("contrastive")
     adapter = loaded["match"]
     items = [BatchItem(decoded(adapter, 0, TEXTS)), BatchItem(decoded(adapter, 1, TEXTS[:1]))]

@@ -215,7 +215,7 @@ def test_it_is_busy_while_a_pass_runs_and_a_warm_up_does_not_count(thread: Infer
     assert thread.busy_s() == 0
 
 
-def test_what_fails_is_raised_and_what_is_cancelled_before_its_turn_is_never_done(thread: InferenceThreadPool) -> None:
+def test_pass_errors_are_raised_and_cancelled_passes_are_not_run(thread: InferenceThreadPool) -> None:
     done: list[str] = []
 
     def fail() -> None:
@@ -260,13 +260,13 @@ class Machine:
 QUIET, BUSY = {2: 0.025, 1: 0.036}, {2: 0.250, 1: 0.037}
 
 
-def test_a_lone_pass_takes_all_threads_while_that_is_quicker() -> None:
+def test_lone_pass_uses_all_threads_if_faster() -> None:
     taken = Machine(2).passes(QUIET, 600)
     assert taken.count(1) / len(taken) < 0.001
     assert 1 in taken, "else it could not know"
 
 
-def test_beside_a_busy_process_it_takes_one_at_once_and_tries_all_rarely() -> None:
+def test_beside_a_busy_process_passes_use_one_thread() -> None:
     machine = Machine(2)
     machine.passes(QUIET, 60)
     taken = machine.passes(BUSY, 600)
@@ -275,7 +275,7 @@ def test_beside_a_busy_process_it_takes_one_at_once_and_tries_all_rarely() -> No
     assert taken.count(2) * BUSY[2] < 0.01 * 600, "of the time"
 
 
-def test_when_the_other_process_has_ended_it_takes_all_again() -> None:
+def test_passes_use_all_threads_after_the_busy_process_ended() -> None:
     machine = Machine(2)
     machine.passes(BUSY, 600)
     taken = machine.passes(QUIET, 70)
@@ -283,7 +283,7 @@ def test_when_the_other_process_has_ended_it_takes_all_again() -> None:
     assert machine.passes(QUIET, 10).count(1) <= 1
 
 
-def test_a_slow_pass_by_chance_costs_seconds_and_one_that_is_little_slower_nothing() -> None:
+def test_thread_choice_recovers_from_one_slow_pass() -> None:
     machine = Machine(2)
     machine.passes(QUIET, 60)
     machine.choice.record(2, 0.045, machine.now)

@@ -139,7 +139,7 @@ def test_pixels_at_one_time_are_bounded_and_small_pictures_do_not_wait(
     assert decoder._budget.used == 0
 
 
-def test_a_caller_who_leaves_gives_back_no_more_than_was_taken() -> None:
+def test_disconnect_frees_exactly_its_bytes() -> None:
     async def go() -> None:
         budget = PixelBudget()
         await budget.acquire(10, 10)
@@ -158,7 +158,7 @@ def test_a_caller_who_leaves_gives_back_no_more_than_was_taken() -> None:
     asyncio.run(go())
 
 
-def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_ends(
+def test_cancelled_decoding_counts_its_pixels_until_it_ends(
     decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, may_end = threading.Event(), threading.Event()
@@ -186,7 +186,7 @@ def test_who_leaves_while_its_picture_is_decoded_holds_its_budget_until_that_end
 
 
 @pytest.mark.parametrize("size", [(20, 20), (1500, 1000)])
-def test_what_a_refused_picture_took_is_freed_without_garbage_collection(
+def test_refused_image_is_freed_without_garbage_collection(
     decoder: ImageDecoder, processor: VLProcessor, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
 ) -> None:
     buffers: list[weakref.ref[np.ndarray]] = []

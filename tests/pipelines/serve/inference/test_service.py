@@ -107,9 +107,7 @@ def test_a_bad_image_is_refused_and_its_neighbours_are_answered(
     assert (error.status, error.code) == (status, code)
 
 
-def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
-    service: InferenceService, sizes: Sizes, model_folder: Path
-) -> None:
+def test_invalid_text_is_refused_before_batching(service: InferenceService, sizes: Sizes, model_folder: Path) -> None:
     texts = ["what is it ?", "what \ud800 ?", "is it a circle ?", "\udfff"]
 
     async def go() -> list[Any]:
@@ -124,7 +122,7 @@ def test_a_text_that_is_none_is_refused_before_it_joins_a_batch(
     assert sum(sizes.sizes) == 2
 
 
-def test_an_item_that_fails_in_the_pass_leaves_its_neighbours_their_answers(
+def test_one_failed_item_does_not_fail_its_batch(
     service: InferenceService, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def go() -> tuple[list[Any], list[int]]:
@@ -167,7 +165,7 @@ def test_an_image_of_too_many_pixels_is_refused_with_413(
     assert (caught.value.status, caught.value.code) == (413, "image_too_large")
 
 
-def test_a_model_that_says_something_else_here_is_not_served(
+def test_model_with_other_golden_answers_is_not_served(
     service: InferenceService, model_folder: Path, tmp_path: Path
 ) -> None:
     golden_answers = golden.create(Predictor.from_pretrained(model_folder), {"": (picture(), QUESTIONS[0])})
@@ -195,9 +193,7 @@ def test_a_model_that_says_something_else_here_is_not_served(
     asyncio.run(go())
 
 
-def test_a_model_that_does_not_load_leaves_the_former_one_at_work(
-    service: InferenceService, model_folder: Path, tmp_path: Path
-) -> None:
+def test_failed_load_keeps_the_previous_model(service: InferenceService, model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
 
     async def go() -> None:
@@ -232,9 +228,7 @@ def test_files_that_changed_since_the_deployment_are_refused(
     asyncio.run(go())
 
 
-def test_a_swap_under_load_answers_everyone_with_one_version_after_the_other(
-    service: InferenceService, model_folder: Path
-) -> None:
+def test_swap_under_load_loses_no_request(service: InferenceService, model_folder: Path) -> None:
     async def go() -> list[str]:
         await service.load(model_folder, "vqa", "1")
         swap = asyncio.create_task(service.load(model_folder, "vqa", "2"))

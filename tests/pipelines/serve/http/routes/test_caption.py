@@ -103,7 +103,7 @@ class Counted(Metrics):
         raise AssertionError("no pass was made")
 
 
-def test_what_keeps_a_stream_from_beginning_is_an_answer_like_any_other() -> None:
+def test_errors_before_a_stream_are_plain_error_responses() -> None:
     app = create_app(Failing(ApiError(422, "truncated_image", "cut off"), late=False), ServeConfig())
     response = send(app, "POST", "/v1/caption", json={"image": TEXT, "stream": True})
     assert (response.status_code, error_code(response)) == (422, "truncated_image")
@@ -112,7 +112,7 @@ def test_what_keeps_a_stream_from_beginning_is_an_answer_like_any_other() -> Non
 @pytest.mark.parametrize(
     ("error", "code"), [(ApiError(503, "not_ready", "later"), "not_ready"), (RuntimeError("secret /etc"), "internal")]
 )
-def test_what_goes_wrong_in_a_stream_is_its_last_event_and_is_counted(error: Exception, code: str) -> None:
+def test_error_in_a_stream_is_its_last_event_and_counted(error: Exception, code: str) -> None:
     service, counted = Failing(error, late=True), Counted()
     app = create_app(service, ServeConfig(), metrics=counted)
     response = send(app, "POST", "/v1/caption", json={"image": TEXT, "stream": True})
