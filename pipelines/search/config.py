@@ -26,7 +26,7 @@ class AblateConfig(Section):
     """Dotted setting -> its values, as {"model.fusion.kind" = ["concat", "transformer"]}; every combination is run."""
     seeds: list[int] = [0]
     """Each combination is trained with each of these seeds."""
-    parallel: int = Field(1, ge=1)
+    concurrent: int = Field(1, ge=1)
     """Trainings at one time. The cluster needs the CPUs (GPUs) of their workers and of their streams together."""
 
     @field_validator("grid")

@@ -35,7 +35,7 @@ class TrainConfig(Section):
     """Workers (DDP ranks)."""
     gpus_per_worker: float = Field(0.0, ge=0)
     """GPUs that each worker reserves, one with nccl; 0 trains on CPU, with gloo. With less than one, several trainings
-    of one worker (`ablate.parallel`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
+    of one worker (`ablate.concurrent`, `tune.concurrent`) share a GPU; a worker uses one, however many it reserves."""
     cpus_per_worker: float = Field(1.0, gt=0, json_schema_extra=MAY_CHANGE)
     """CPUs that each worker reserves in Ray."""
     threads: int = Field(0, ge=0, json_schema_extra=MAY_CHANGE)

@@ -79,10 +79,10 @@ def _train_all(work: Workspace, grid_cells: list[Cell[JobConfig]], context: Sear
         for name, (cell, seed) in keys.items()
         if cell.config is not None
     ]
-    print(f"ablate {work.config.name}: {len(items)} trainings, {work.config.ablate.parallel} at one time", flush=True)
+    print(f"ablate {work.config.name}: {len(items)} trainings, {work.config.ablate.concurrent} at one time", flush=True)
     function = functools.partial(train_one, context=context)
     records: Records = {}
-    for item, result in run_parallel(function, items, work.config.ablate.parallel):
+    for item, result in run_parallel(function, items, work.config.ablate.concurrent):
         record = result if isinstance(result, TrainingResult) else TrainingResult("failed", str(result))
         cell, seed = keys[item.name]
         records[cell.slug, seed] = record
