@@ -108,7 +108,7 @@ def test_an_interrupted_cell_is_not_done(pretended: Pretended) -> None:
 
 
 def test_a_wrong_key_is_refused_before_anything_runs(pretended: Pretended) -> None:
-    with pytest.raises(ConfigError, match=r"unknown key 'train\.epoch'; valid keys of train"):
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.epoch'; did you mean 'train\.epochs'\?"):
         pretended.run('ablate.grid={"train.epoch"=[1]}')
     assert not pretended.trained
     assert not list(pretended.folder.iterdir())
