@@ -45,7 +45,7 @@ def test_samples_are_plain_and_short() -> None:
     ("space", "says", "status"),
     [
         ("{}", "tune.space is empty", 1),
-        ('{"train.epoch"={choice=[1]}}', "unknown key 'train.epoch'; valid keys of train", 1),
+        ('{"train.epoch"={choice=[1]}}', "unknown key 'train.epoch'; did you mean 'train.epochs'?", 1),
         ('{"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last", 2),
         ('{"train.batch"={uniform=[1.0, 2.5]}}', "train.batch = 1.0", 1),
         (

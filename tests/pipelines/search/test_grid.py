@@ -66,8 +66,14 @@ def test_a_refused_combination_says_why_and_leaves_the_others(base: JobConfig) -
     ("grid", "says"),
     [
         ({}, "ablate.grid is empty"),
-        ({"model.fusion.widht": [8]}, "unknown key 'model.fusion.widht'; valid keys of model.fusion: .*width"),
-        ({"train.epoch": [1], "model.fusion.kind": ["concat"]}, "unknown key 'train.epoch'; valid keys of train: "),
+        (
+            {"model.fusion.widht": [8]},
+            r"'model.fusion.widht'; did you mean 'model.fusion.width'\?.* of model.fusion: .*width",
+        ),
+        (
+            {"train.epoch": [1], "model.fusion.kind": ["concat"]},
+            "unknown key 'train.epoch'; did you mean 'train.epochs'",
+        ),
         ({"nonsense.a": [1]}, "unknown key 'nonsense'"),
         ({"train.epochs.x": [1]}, "'epochs' is a value, not a section"),
         ({"train.epochs": ["many"]}, "train.epochs = 'many'"),

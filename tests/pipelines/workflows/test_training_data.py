@@ -91,7 +91,7 @@ def spent(work: Workspace) -> tuple[Any, Any]:
         ("data.mix={a={tars='x', weight=inf}}", "data.mix.a.weight"),
         ("data.mix={a={tars=''}}", "data.mix.a.tars"),
         ("data.mix={a={weight=1.0}}", "key 'data.mix.a.tars' is required"),
-        ("data.mix.a.tar=x", "unknown key 'data.mix.a.tar'; valid keys of data.mix.a: members, tars, weight"),
+        ("data.mix.a.tar=x", "unknown key 'data.mix.a.tar'; did you mean 'data.mix.a.tars'? valid keys of"),
         ("data.mix={'a/b'={tars='x'}}", "'a/b': a source's name has letters, digits, _ and - only"),
         ("data.mix_temperature=[]", "name at least one temperature, all above 0"),
         ("data.mix_temperature=[1.0, 0.0]", "[1.0, 0.0]: name at least one temperature"),
