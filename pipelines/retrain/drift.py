@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 
 from pipelines.data.index.index import Index
+from pipelines.data.index.present import split_present
 from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.texts.corpus import read_texts
 from pipelines.errors import DataError
 from vlmodel.sample import Texts
 
-NAMES = ("questions", "captions", "text_length", "image_size", "image_shape", "answers")
-"""Of questions and captions the number a sample, of both their length; of an image its pixels and the ratio of its
-sides."""
+NAMES = ("questions", "captions", "text_length", "inputs", "input_size", "image_size", "image_shape", "answers")
+"""Of questions and captions the number a sample, of both their length; which inputs a sample has, and the bytes of each
+but the image; of an image its pixels and the ratio of its sides."""
 Statistics = dict[str, dict[str, int]]
 """For each of ``NAMES`` a histogram of its values, or ranges of values."""
 
@@ -52,8 +53,14 @@ def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> 
     for row in rows:
         for name in ("questions", "captions"):
             total[name][_power_of_two(row[name])] += 1
-        total["image_size"][_power_of_two(row["width"] * row["height"])] += 1
-        total["image_shape"][f"2^{round(2 * math.log2(row['width'] / row['height'])) / 2:g}"] += 1
+        total["inputs"][row["present"]] += 1
+        for name in split_present(row["present"]):
+            if name != "image" and (size := row.get(f"{name}.size")) is not None:
+                total["input_size"][f"{name} {_power_of_two(size)}"] += 1
+        width, height = row.get("image.width"), row.get("image.height")
+        if width and height:
+            total["image_size"][_power_of_two(width * height)] += 1
+            total["image_shape"][f"2^{round(2 * math.log2(width / height)) / 2:g}"] += 1
     for sample in texts:
         for text in (*sample.captions, *(question.question for question in sample.questions)):
             total["text_length"][_power_of_two(len(text))] += 1
@@ -62,8 +69,8 @@ def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> 
 
 
 def divergences(before: Statistics, now: Statistics) -> dict[str, float]:
-    """The divergence of each statistic."""
-    return {name: divergence(before.get(name, {}), now.get(name, {})) for name in NAMES}
+    """The divergence of each statistic; 0 of one that was not collected before."""
+    return {name: divergence(before.get(name, now[name]), now[name]) for name in NAMES}
 
 
 def divergence(before: Mapping[str, int], now: Mapping[str, int]) -> float:

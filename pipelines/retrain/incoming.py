@@ -85,17 +85,23 @@ def check_copies(index: Index, tars: Sequence[Tar]) -> None:
             )
 
 
-def count_shared_images(new: Index, evaluated: Index, split: str) -> int:
-    """Number of training samples of ``new`` whose image is also in a split of ``evaluated``. Holds the hashes of that
-    split's images in memory.
+def count_shared_inputs(new: Index, evaluated: Index, split: str) -> dict[str, int]:
+    """For each input that both have, the number of training samples of ``new`` whose bytes of it are also in a split of
+    ``evaluated``. Holds the hashes of that split's inputs in memory, one input at a time.
     """
-    held_out = {sha256 for shard in evaluated.shards for sha256 in _image_hashes(evaluated, shard.name, split)}
-    return sum(sha256 in held_out for shard in new.shards for sha256 in _image_hashes(new, shard.name, "train"))
+    counts = {}
+    for name in new.inputs.keys() & evaluated.inputs.keys():
+        held_out = {sha256 for shard in evaluated.shards for sha256 in _hashes(evaluated, shard.name, split, name)}
+        counts[name] = sum(
+            sha256 in held_out for shard in new.shards for sha256 in _hashes(new, shard.name, "train", name)
+        )
+    return counts
 
 
-def _image_hashes(index: Index, shard: str, split: str) -> list[str]:
+def _hashes(index: Index, shard: str, split: str, name: str) -> list[str]:
     table = index.rows(shard)
-    hashes: list[str] = table.filter(pc.equal(table["split"], split))["sha256"].to_pylist()
+    of_split = table.filter(pc.equal(table["split"], split))
+    hashes: list[str] = of_split[f"{name}.sha256"].drop_null().to_pylist()
     return hashes
 
 

@@ -13,7 +13,6 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.stream.stream import StreamConfig
-from pipelines.data.tars.sample import Modality
 from pipelines.data.texts.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import RegistryConfig
@@ -61,19 +60,19 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_kind_each(self) -> DataConfig:
-        known = {self.tars: ("data.index.members", self.index.members)}
+        known = {self.tars: ("data.index.inputs", self.index.inputs)}
         for name, source in self.mix.items():
-            other, members = known.setdefault(source.tars, (f"data.mix.{name}.members", source.members))
-            if members != source.members:
+            other, inputs = known.setdefault(source.tars, (f"data.mix.{name}.inputs", source.inputs))
+            if inputs != source.inputs:
                 raise ValueError(
-                    f"{source.tars} has one index, and data.mix.{name}.members={source.members} says another thing of "
-                    f"it than {other}={members}; make them equal"
+                    f"{source.tars} has one index, and data.mix.{name}.inputs={list(source.inputs)} says another thing "
+                    f"of it than {other}={list(inputs)}; make them equal"
                 )
         return self
 
-    def sets(self) -> dict[str, Modality]:
-        """What the samples of each folder of tars are, ``tars`` first and then the sources of the mix."""
-        return {self.tars: self.index.members} | {source.tars: source.members for source in self.mix.values()}
+    def sets(self) -> dict[str, tuple[str, ...]]:
+        """What the samples of each folder of tars must have, ``tars`` first and then the sources of the mix."""
+        return {self.tars: self.index.inputs} | {source.tars: source.inputs for source in self.mix.values()}
 
 
 class EvaluateConfig(Section):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 from pipelines.data.importing.run import ImportSummary, counts_text, import_data
+from pipelines.data.tars.inputs import PAIRS
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import Part
 
@@ -20,8 +23,8 @@ def run(work: Workspace) -> ImportSummary:
     if summary.passed_over:
         print(f"import passed over: {counts_text(summary.passed_over)}")
     print(f"import {'was complete already' if summary.unchanged else 'done'}: {work.config.data.tars}", flush=True)
-    if (members := work.config.source.members) != "pairs":
-        print(f"these are {members} alone; other jobs are told so by data.mix.NAME.members={members}", flush=True)
+    if (inputs := work.config.source.inputs) != PAIRS:
+        print(f"other jobs are told what these are by data.mix.NAME.inputs={json.dumps(inputs)}", flush=True)
     return summary
 
 

@@ -12,8 +12,8 @@ from pipelines.workflows.workspace import Workspace
 def run(work: Workspace) -> None:
     """Build or update the index of ``data.tars``, and of every source of ``data.mix``."""
     with connected(work.config.cluster):
-        for tars, members in work.config.data.sets().items():
-            settings = work.config.data.index.model_copy(update={"members": members})
+        for tars, inputs in work.config.data.sets().items():
+            settings = work.config.data.index.model_copy(update={"inputs": inputs})
             with Progress("index") as progress:
                 index = build_index(tars, settings, report_progress=progress)
             shapes = describe_shapes(index.survey(), work.config.processor.resize)

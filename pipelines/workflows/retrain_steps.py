@@ -11,6 +11,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.mixture import MixedSource
+from pipelines.data.tars.inputs import PAIRS
 from pipelines.data.texts.corpus import count_answers
 from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
@@ -20,7 +21,7 @@ from pipelines.registry.versions import CHALLENGER, ModelVersion
 from pipelines.report.progress import Progress
 from pipelines.retrain import drift
 from pipelines.retrain.errors import RetrainError
-from pipelines.retrain.incoming import check_copies, copy_tars, count_shared_images, find_new_tars
+from pipelines.retrain.incoming import check_copies, copy_tars, count_shared_inputs, find_new_tars
 from pipelines.retrain.ledger import Cycle, Facts, Ledger, Tar
 from pipelines.serve.deployment import deploy
 from pipelines.storage.folder import Folder
@@ -90,8 +91,11 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
     before, compared_with = _statistics_before(work, evaluation_index)
     divergence = drift.divergences(before, statistics)
     drift.check_limit(divergence, work.config.retrain.max_drift, compared_with, f"cycle {cycle.id}")
-    if shared_images := count_shared_images(new, evaluation_index, HOLD_OUT):
-        say(f"{shared_images} new training samples have an image of the hold-out, which flatters the candidate there")
+    shared = count_shared_inputs(new, evaluation_index, HOLD_OUT)
+    for name, count in sorted(shared.items()):
+        if count:
+            whose = f"have the {name} of a hold-out sample"
+            say(f"{count} new training samples {whose}, which flatters the candidate there")
     init, reason = _choose_initial_model(work, new)
     say(f"begins with {f'version {init}' if init else 'new weights'}: {reason}")
     return {
@@ -102,10 +106,11 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
         "statistics": statistics,
         "drift": divergence,
         "compared_with": compared_with,
-        "hold_out_images": shared_images,
+        "hold_out_inputs": shared,
         "init": init,
         "init_because": reason,
         "tars": new.tars,
+        "inputs": new.scan["inputs"],
         "mix": _choose_training_mix(work, evaluation_index, cycle, new),
     }
 
@@ -251,13 +256,15 @@ def _choose_training_mix(
     sizes = {name: float(index.counts()["train"]) for name, index in old.items()}
     if weights := {name: source.weight for name, source in work.config.data.mix.items() if source.weight is not None}:
         sizes = {name: sum(sizes.values()) * weight / sum(weights.values()) for name, weight in weights.items()}
-    places = {name: {"tars": index.tars, "members": index.modality} for name, index in old.items()}
+    places = {name: {"tars": index.tars, "inputs": index.scan["inputs"]} for name, index in old.items()}
     for past in ledger(work).committed():
         sizes[_source_name(past)] = float(past.records["checked"]["counts"]["train"])
-        places[_source_name(past)] = {"tars": past.records["checked"]["tars"]}
+        checked = past.records["checked"]
+        places[_source_name(past)] = {"tars": checked["tars"], "inputs": checked.get("inputs", list(PAIRS))}
     total = sum(sizes.values())
     rest = {n: {**places[n], "weight": (1 - share) * size / total} for n, size in sizes.items() if size}
-    return {_source_name(cycle): {"tars": new.tars, "weight": share}, **(rest if share < 1 else {})}
+    of_cycle = {"tars": new.tars, "inputs": new.scan["inputs"], "weight": share}
+    return {_source_name(cycle): of_cycle, **(rest if share < 1 else {})}
 
 
 def _source_name(cycle: Cycle) -> str:

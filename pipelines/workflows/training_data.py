@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipelines.data.stream.dataset import Mixture, Source
 from pipelines.data.stream.feature_cache import FeatureCache
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
+from pipelines.data.tars.inputs import needed_inputs
 from pipelines.errors import DataError
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.workspace import Workspace, absolute
@@ -26,7 +28,7 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
 
     Raises:
         ConfigError: two sources hold the same samples.
-        DataError: a source has no index, or one of other members than ``data.mix`` says.
+        DataError: a source has no index, or one of other inputs than ``data.mix`` says.
     """
     if not work.config.data.mix:
         return {"": evaluation_index}
@@ -36,9 +38,10 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
     else:
         by_name = {name: work.index(name) for name in names_of_mix}
     for name, index in by_name.items():
-        if index.modality != (members := work.config.data.mix[name].members):
+        if index.needed != needed_inputs(inputs := work.config.data.mix[name].inputs):
+            was = json.dumps(index.scan["inputs"])
             raise DataError(
-                f"{index.tars} was indexed as {index.modality}, and data.mix.{name}.members={members}; run the index "
+                f"{index.tars} was indexed as {was}, and data.mix.{name}.inputs={json.dumps(inputs)}; run the index "
                 "job again, or set what it holds"
             )
     names: dict[str, str] = {}

@@ -52,7 +52,7 @@ def write(folder: Path, images: int, side: int) -> Data:
     with ShardWriter(folder, "train", max_samples=250) as writer:
         for number, jpeg in enumerate(jpegs):
             captions = tuple(" ".join(rng.choice(WORDS, 10)) for _ in range(5))
-            writer.add(f"{number:06d}", jpeg, "jpg", Texts(captions, ()))
+            writer.add(f"{number:06d}", {"image": (jpeg, "jpg")}, Texts(captions, ()))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     index = Index.open(str(folder))
     processor = VLProcessor(ProcessorConfig(image_size=side), train_tokenizer(corpus(index), 200), [], READS)

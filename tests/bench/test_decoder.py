@@ -120,7 +120,7 @@ def test_accuracy(shared_data: Callable[[str], Path], figure: Figure) -> None:
         config, train_tokenizer(captions, 2000), [], {"": TaskSpec(reads="captions", target="none")}
     )
     seen, asked = (
-        {name: [decoder(record.image) for record in records] for name, decoder in DECODERS.items()}
+        {name: [decoder(record.inputs["image"][0]) for record in records] for name, decoder in DECODERS.items()}
         for records in (learn, held_out)
     )
     errors = [np.square(a.astype(float) - b).mean() for a, b in zip(asked["ours"], asked["Pillow"], strict=True)]

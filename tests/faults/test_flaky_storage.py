@@ -49,7 +49,7 @@ def test_what_is_delivered_is_the_index(tmp_path: Path, flaky_cluster: None) -> 
     with ShardWriter(folder, "train", max_samples=A_SHARD) as writer:
         for n in range(SAMPLES):  # 4 KB each and more: a tar is not read at once
             texts = Texts((), (Question("what is it?", "noise"),))
-            writer.add(f"{n:03d}", photo(n, (96, 96), "PNG"), "png", texts)
+            writer.add(f"{n:03d}", {"image": (photo(n, (96, 96), "PNG"), "png")}, texts)
     config = IndexConfig(validation_fraction=0.0)
     expected = build_index(str(folder), config)
     found = build_index(f"{PROTOCOL}://{folder}", config, force=True)

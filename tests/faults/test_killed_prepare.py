@@ -42,7 +42,9 @@ def write_source(folder: Path) -> None:
             for copy in range(2 if number % 10 == 0 else 1):
                 path = folder / "picture.jpg"
                 coarse.save(path, quality=90 - 20 * copy)
-                writer.add(f"{number:04d}-{copy}", path.read_bytes(), "jpg", Texts((f"picture {number}",), ()))
+                writer.add(
+                    f"{number:04d}-{copy}", {"image": (path.read_bytes(), "jpg")}, Texts((f"picture {number}",), ())
+                )
     command = [sys.executable, "-m", "jobs.index", "--config", "jobs/configs/demo.toml"]
     subprocess.run([*command, f"data.tars={folder / 'data'}"], cwd=ROOT, check=True)
 

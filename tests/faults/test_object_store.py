@@ -58,7 +58,7 @@ def write(folder: Path, first: int, count: int) -> list[Path]:
     with ShardWriter(folder, "train", max_samples=A_SHARD) as writer:
         for n in range(first, first + count):
             texts = Texts((), (Question("what is it?", "noise"),))
-            writer.add(f"{n:03d}", photo(n, (96, 96), "PNG"), "png", texts)
+            writer.add(f"{n:03d}", {"image": (photo(n, (96, 96), "PNG"), "png")}, texts)
     return sorted(folder.glob("*.tar"))
 
 

@@ -24,7 +24,7 @@ def prepare(folder: Path, sizes: list[int]) -> None:
         for size in sizes:
             writer.max_samples = size
             for _ in range(size):
-                writer.add(f"{number:05d}", photo(number, (8, 8), "PNG"), "png", texts)
+                writer.add(f"{number:05d}", {"image": (photo(number, (8, 8), "PNG"), "png")}, texts)
                 number += 1
     assert [len(writer.shards), writer.samples] == [len(sizes), sum(sizes)]
     subprocess.run(command("index", *places(folder), ALL), cwd=ROOT, check=True)

@@ -58,7 +58,7 @@ def held_out(folder: Path) -> tuple[list[bytes], list[str]]:
     """Requests about the test split, and the right answers."""
     records = [one for one in easy_vqa.Config(folder=str(folder)).read().samples if isinstance(one, SourceSample)]
     asked = [
-        (question_about(record.image, pair.question), pair.answer or "")
+        (question_about(record.inputs["image"][0], pair.question), pair.answer or "")
         for record in records
         if record.split == "test"
         for pair in record.texts.questions

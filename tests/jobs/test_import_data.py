@@ -19,12 +19,12 @@ def table(tmp_path: Path) -> list[str]:
 def test_texts_alone_are_counted_and_the_next_setting_is_named(
     table: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main("import_data", [*table, "source.members=texts"]) == 0
+    assert main("import_data", [*table, "source.inputs=text"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert "import train: 2 samples, 1 questions, 1 captions" in shown
     assert "import left out: 1 missing_text" in shown
-    assert shown[-1] == "these are texts alone; other jobs are told so by data.mix.NAME.members=texts"
-    assert main("import_data", [*table, "source.members=texts"]) == 0
+    assert shown[-1] == 'other jobs are told what these are by data.mix.NAME.inputs=["text"]'
+    assert main("import_data", [*table, "source.inputs=text"]) == 0
     assert "import was complete already" in capsys.readouterr().out
 
 
@@ -44,5 +44,5 @@ def test_what_lacks_an_answer_and_what_is_passed_over_is_told(
 def test_a_table_of_texts_alone_is_no_table_of_pairs(table: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main("import_data", table) == 1
     assert "has no column 'image' (source.image)" in capsys.readouterr().err
-    assert main("import_data", [*table, "source.members=text"]) == 2
-    assert "source.members = 'text': Input should be 'pairs', 'texts' or 'images'" in capsys.readouterr().err
+    assert main("import_data", [*table, "source.inputs=Text"]) == 2
+    assert "source.inputs: 'Text' is no name of an input" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.mixture import MixedSource
+from pipelines.data.tars.inputs import PAIRS
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
 from pipelines.retrain.ledger import STEPS, Cycle, Facts
@@ -45,7 +46,7 @@ def drop(incoming: Path, name: str, seed: int, colours: dict[str, tuple[int, int
             Image.fromarray(pixels).save(image, "PNG")
             pairs = (("what colour is it?", colour), (f"is it {asked}?", "yes" if asked == colour else "no"))
             questions = tuple(Question(question, answer) for question, answer in pairs)
-            writer.add(f"{name}{number}", image.getvalue(), "png", Texts((), questions))
+            writer.add(f"{name}{number}", {"image": (image.getvalue(), "png")}, Texts((), questions))
     (tar,) = elsewhere.glob("*.tar")
     tar.rename(incoming / f"{name}.tar")
 
@@ -74,19 +75,18 @@ def test_wrong_settings_are_named(
 
 
 def test_what_a_source_holds_stays_so_in_a_cycle(tmp_path: Path, ray_local: None) -> None:
-    for name, members in (("pairs", "pairs"), ("said", "texts"), ("new", "pairs")):
+    for name, inputs in (("pairs", PAIRS), ("said", ("text",)), ("new", PAIRS)):
         (tmp_path / name).mkdir()
-        with ShardWriter(tmp_path / name, "train", members=members) as writer:
+        with ShardWriter(tmp_path / name, "train", inputs=inputs) as writer:
             for number in range(30):
-                image, extension = (None, None) if members == "texts" else (photo(number), "jpg")
-                writer.add(f"{name}{number}", image, extension, Texts((f"the {number}th of {name}",)))
-        build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0, members=members))
-    mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', members='texts'}}"]
+                writer.add(f"{name}{number}", {"image": (photo(number), "jpg")}, Texts((f"the {number}th of {name}",)))
+        build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0, inputs=inputs))
+    mix = [f"data.mix.pairs.tars={tmp_path}/pairs", f"data.mix.said={{tars='{tmp_path}/said', inputs='text'}}"]
     work = workspace(tmp_path, *mix, f"data.tars={tmp_path}/pairs")
     judged, new = (Index.open(str(tmp_path / name)) for name in ("pairs", "new"))
     found = retrain_steps._choose_training_mix(work, judged, Cycle(MONDAY, {}), new)
-    assert {name: MixedSource(**source).members for name, source in found.items()} == {
-        f"cycle-{MONDAY}": "pairs", "pairs": "pairs", "said": "texts",
+    assert {name: MixedSource(**source).inputs for name, source in found.items()} == {
+        f"cycle-{MONDAY}": PAIRS, "pairs": PAIRS, "said": ("text",),
     }  # fmt: skip
 
 
@@ -129,8 +129,8 @@ def test_cycles_from_incoming_tars_to_a_decision(folder: Path, monkeypatch: pyte
     checked, evaluated = cycle.records["checked"], cycle.records["evaluated"]
     assert checked["init"] == "1"
     assert checked["mix"] == {
-        f"cycle-{MONDAY}": {"tars": checked["tars"], "weight": 0.5},
-        "old": {"tars": str(folder / "data"), "members": "pairs", "weight": 0.5},
+        f"cycle-{MONDAY}": {"tars": checked["tars"], "inputs": ["image", "text"], "weight": 0.5},
+        "old": {"tars": str(folder / "data"), "inputs": ["image", "text"], "weight": 0.5},
     }
     # The training that was killed after its end was not done again: there are two versions and two runs.
     client = connect(f"sqlite:///{runs}/mlflow.db")

@@ -31,7 +31,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
     )
     with ShardWriter(folder, "train") as writer:
         for number, of_sample in enumerate(texts):
-            writer.add(str(number), image.getvalue(), "png", of_sample)
+            writer.add(str(number), {"image": (image.getvalue(), "png")}, of_sample)
     return build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
 

@@ -19,16 +19,21 @@ from typing import Any, NamedTuple
 
 from pipelines.data.importers._files import HIDDEN, open_regular_file, walk
 from pipelines.data.importing.importer import Reject, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
+from pipelines.data.tars.inputs import needed_inputs
 from pipelines.data.tars.member_names import is_hidden
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality
 from pipelines.errors import DataError
 from vlmodel.images.pillow import extension_of
+from vlmodel.media.image import MEDIUM
 from vlmodel.sample import Texts
 
 DEAD_LINKS = "links that lead nowhere"
 REPEATED = "images of a name that came before"
 UNNAMED = "images that nothing names"
+
+MISSING_IMAGE = missing_input("image")
+UNDECODABLE_IMAGE = medium_reason("undecodable", "image")
+IMAGE_TOO_LARGE = medium_reason("too_large", "image")
 
 _HEAD = 32
 """First bytes by which image formats are recognised."""
@@ -112,13 +117,13 @@ class Images:
                 extension = sniff(data)
                 if data and extension is None:
                     # No bytes are shown: a link may lead to a confidential file.
-                    raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
+                    raise SampleError(UNDECODABLE_IMAGE, f"image {name!r} is none by its first bytes")
                 if size > _MAX_BYTES:
                     detail = f"image {name!r} has {size:,} bytes; at most {_MAX_BYTES:,} are imported"
-                    raise SampleError(Reason.IMAGE_TOO_LARGE, detail)
+                    raise SampleError(IMAGE_TOO_LARGE, detail)
                 data += file.read(size - len(data))
         except OSError as error:
-            raise SampleError(Reason.MISSING_IMAGE, f"{location.file} cannot be read: {error.strerror}") from None
+            raise SampleError(MISSING_IMAGE, f"{location.file} cannot be read: {error.strerror}") from None
         if location.offset is not None and len(data) < size:
             raise SampleError(Reason.BROKEN_TAR, f"{location.file} ends inside {name!r}")
         return data, (suffix_of(name) if is_image(name) else extension) or ""
@@ -131,11 +136,12 @@ class Images:
         """
         others = self._other.copy()
         root = os.path.realpath(self.root)
-        for path in {os.path.realpath(path) for path in used if path is not None}:
+        images = {location.identity for location in self._locations.values()}
+        used_files = {os.path.realpath(path) for path in used if path is not None}
+        for path in used_files - images:
             if path.startswith(root + os.sep):
                 others[_kind_of(path)] -= 1
-        unread = {location.identity for location in self._locations.values()} - self._identities_read
-        others[UNNAMED] += len(unread)
+        others[UNNAMED] += len(images - self._identities_read - used_files)
         return +others
 
     def _locate_image(self, name: str) -> _ImageLocation:
@@ -160,14 +166,14 @@ class Images:
             ]
             if len({self._locations[other].identity for other in matches}) > 1:
                 listed = ", ".join(sorted(matches)[:5])
-                raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} could be any of {listed}")
+                raise SampleError(MISSING_IMAGE, f"image {name!r} could be any of {listed}")
             if matches:
                 return self._locations[matches[0]]
         # The scan skips hidden files and second paths to a folder, which may be named all the same.
         file = self.root / path
         if self.root.is_dir() and os.path.lexists(file) and not file.is_dir():
             return _ImageLocation(file, os.path.realpath(file))
-        raise SampleError(Reason.MISSING_IMAGE, f"image {name!r} is not in {self.root}")
+        raise SampleError(MISSING_IMAGE, f"image {name!r} is not in {self.root}")
 
     @cached_property
     def _by_last_steps(self) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -225,7 +231,7 @@ class Images:
 
 
 class NoImages:
-    """In place of ``Images`` where samples are texts alone."""
+    """In place of ``Images`` where no image is imported."""
 
     def files(self) -> set[Path]:
         return set()
@@ -240,9 +246,9 @@ class NoImages:
         return Counter()
 
 
-def images_for(members: Modality, root: Path) -> Images | NoImages:
-    """The images under ``root``, or none where samples are texts alone; raises what ``Images`` raises."""
-    return NoImages() if members == "texts" else Images(root)
+def images_for(inputs: Iterable[str], root: Path) -> Images | NoImages:
+    """The images under ``root``, or none where no image is imported; raises what ``Images`` raises."""
+    return Images(root) if "image" in needed_inputs(inputs) else NoImages()
 
 
 def read_sample(
@@ -254,14 +260,15 @@ def read_sample(
         file = images.identity(name)
     except SampleError as error:
         return Reject(key, error.reason, error.detail)
-    return SourceSample(split, key, image, extension, texts, extra, file)
+    inputs = {} if image is None else {"image": (image, extension or "")}
+    return SourceSample(split, key, inputs, texts, extra, file)
 
 
 def require_image_name(name: str) -> None:
-    """Raises SampleError UNDECODABLE_IMAGE where a name has an extension that is none of ``IMAGE_EXTENSIONS``."""
+    """Raises SampleError UNDECODABLE_IMAGE where a name has an extension that is none of an image's."""
     if suffix_of(name) and not is_image(name):
-        known = ", ".join(IMAGE_EXTENSIONS)
-        raise SampleError(Reason.UNDECODABLE_IMAGE, f"image {name!r} is none of {known}")
+        known = ", ".join(MEDIUM.extensions)
+        raise SampleError(UNDECODABLE_IMAGE, f"image {name!r} is none of {known}")
 
 
 def suffix_of(name: str) -> str:
@@ -276,7 +283,7 @@ def sniff(data: bytes) -> str | None:
 
 def is_image(name: str) -> bool:
     """Whether a file's name has an image's extension."""
-    return suffix_of(name) in IMAGE_EXTENSIONS
+    return suffix_of(name) in MEDIUM.extensions
 
 
 def _kind_of(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._files import find_file, fingerprint, key_of, load_json, resolve_path, source_folder
-from pipelines.data.importers._images import Images, NoImages, images_for, read_sample
+from pipelines.data.importers._images import MISSING_IMAGE, Images, NoImages, images_for, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.shards import SPLITS
@@ -73,7 +73,7 @@ class Config(Importer):
         )
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, resolve_path(self.images, root))
+        return images_for(self.inputs, resolve_path(self.images, root))
 
     def _files(self, root: Path) -> dict[str, dict[str, Path | None]]:
         by_split: dict[str, dict[str, Path | None]] = {}
@@ -124,7 +124,7 @@ def _add_captions(by_id: dict[int, _Picture], file: Path) -> Iterator[Reject]:
                     picture = by_id.setdefault(image_id, _Picture(image_id, [names[image_id]]))
                     picture.captions.append(caption.strip())
                 else:
-                    yield Reject(f"{image_id}", Reason.MISSING_IMAGE, f"{file.name} lists no image of id {image_id}")
+                    yield Reject(f"{image_id}", MISSING_IMAGE, f"{file.name} lists no image of id {image_id}")
             case _:
                 yield Reject(file.name, Reason.BAD_SCHEMA, f"caption {annotation!r:.80} needs image_id and caption")
 
@@ -191,6 +191,6 @@ def _records(
         texts, extra = Texts(tuple(picture.captions), tuple(picture.questions)), {"image_id": picture.id}
         for name in picture.names:
             sample = read_sample(images, name, split, key_of(name), texts, extra)
-            if isinstance(sample, SourceSample) or sample.reason is not Reason.MISSING_IMAGE:
+            if isinstance(sample, SourceSample) or sample.reason is not MISSING_IMAGE:
                 break
         yield sample if isinstance(sample, SourceSample) else sample._replace(key=key_of(picture.names[0]))

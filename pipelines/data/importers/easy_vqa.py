@@ -67,7 +67,7 @@ class Config(Importer):
         return root / "data" if (root / "data").is_dir() else root
 
     def _images(self, root: Path, split: str) -> Images | NoImages:
-        if self.members == "texts":
+        if not self.wants("image"):
             return NoImages()
         folder, tar = self._data_folder(root) / split / "images", root / f"{split}_images.tar"
         for place in (folder, tar):

@@ -63,7 +63,7 @@ class Config(Importer):
         return sorted(file for file in (root / CORRECTIONS).glob("*.json") if not file.name.startswith("."))
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, root / IMAGES)
+        return images_for(self.inputs, root / IMAGES)
 
     def _read_samples(
         self, images: Images | NoImages, by_image: dict[str, list[Correction]], rejects: list[Reject]

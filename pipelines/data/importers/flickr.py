@@ -27,7 +27,7 @@ from pipelines.data.importers._files import (
 from pipelines.data.importers._images import Images, NoImages, images_for, is_image, read_sample
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Modality
+from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -82,10 +82,12 @@ class Config(Importer):
             unlisted = captions.keys() - {name for _, name in pictures}
             return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
 
-        return SourceContents(len(pictures), _records(pictures, captions, images, rejects, self.members), passed_over)
+        return SourceContents(
+            len(pictures), _records(pictures, captions, images, rejects, self.wants(TEXT)), passed_over
+        )
 
     def _images(self, root: Path) -> Images | NoImages:
-        return images_for(self.members, resolve_path(self.images, root))
+        return images_for(self.inputs, resolve_path(self.images, root))
 
     def _caption_file(self, root: Path) -> Path:
         file = find_file(root, _CAPTIONS, self.captions, "source.captions")
@@ -177,11 +179,11 @@ def _records(
     captions: dict[str, list[str]],
     images: Images | NoImages,
     rejects: list[Reject],
-    members: Modality,
+    needs_captions: bool,
 ) -> Iterator[SourceSample | Reject]:
     yield from rejects
     for split, name in pictures:
-        if name not in captions and members != "images":
+        if name not in captions and needs_captions:
             yield Reject(key_of(name), Reason.MISSING_TEXT, f"image {name!r} of split {split!r} has no caption")
         else:
             yield read_sample(images, name, split, key_of(name), Texts(tuple(captions.get(name, ()))))

@@ -1,4 +1,4 @@
-"""A folder or a plain tar of images without texts; for images with texts see ``table``."""
+"""A folder or a plain tar of images without texts, and files of other inputs beside them; for texts see ``table``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import posixpath
 from collections.abc import Iterator
 from typing import Literal
 
+from pydantic import field_validator
+
 from pipelines.data.importers._files import fingerprint, key_of, resolve_path
 from pipelines.data.importers._images import Images, read_sample
+from pipelines.data.importers._inputs import FilesBeside
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
+from pipelines.data.tars.errors import SampleError
+from pipelines.data.tars.inputs import TEXT, InputNames, needed_inputs
 from pipelines.data.tars.sample import GROUP
 from vlmodel.locations import Location
 from vlmodel.sample import Texts
@@ -18,12 +23,14 @@ class Config(Importer):
     """Each image is a sample; its path in the folder, without the extension, is the key.
 
     Links are followed, to folders elsewhere too, and each folder and each file is read once. Hidden files, and files
-    that are no images by their names, are skipped and counted.
+    that are no images by their names, are skipped and counted. Where ``inputs`` names others than the image, as
+    ["image", "imu?"], they are the files beside it: ``STEM.imu.npy`` beside ``STEM.jpg``.
     """
 
     kind: str = "folder"
-    members: Literal["images"] = "images"
-    """Images alone: a folder has no texts."""
+    inputs: InputNames = ("image",)
+    """The image, and other inputs in files beside it, which may be missing where their name ends in ?, as
+    ["image", "imu?"]. A folder has no texts."""
     folder: Location
     """Folder of the images (files at any depth, and plain tars that lie directly in it), or one plain tar."""
     split: Literal["train", "val", "test"] = "train"
@@ -31,18 +38,38 @@ class Config(Importer):
     group: Literal["", "folder"] = ""
     """"folder" makes one group of the images that lie directly in one folder, such as the frames of a film."""
 
+    @field_validator("inputs")
+    @classmethod
+    def _image_without_text(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        if "image" not in inputs or TEXT in needed_inputs(inputs):
+            raise ValueError(
+                f"{list(inputs)}: each sample of a folder has an image and no texts; name image, and not text "
+                "(source.kind=table reads images with texts)"
+            )
+        return inputs
+
     def fingerprint(self) -> str:
-        images = self._images()
-        return fingerprint(images.root, images.files())
+        images, beside = self._open()
+        return fingerprint(images.root, [*images.files(), *beside.files()])
 
     def read(self) -> SourceContents:
-        images = self._images()
-        return SourceContents(len(images), self._read_samples(images), images.passed_over)
+        images, beside = self._open()
+        names = [name for name in images.names() if not beside.is_beside(name)]
+        return SourceContents(
+            len(names), self._read_samples(images, beside, names), lambda: images.passed_over(beside.files_read)
+        )
 
-    def _images(self) -> Images:
-        return Images(resolve_path(self.folder))
+    def _open(self) -> tuple[Images, FilesBeside]:
+        root = resolve_path(self.folder)
+        return Images(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image"})
 
-    def _read_samples(self, images: Images) -> Iterator[SourceSample | Reject]:
-        for name in images.names():
+    def _read_samples(self, images: Images, beside: FilesBeside, names: list[str]) -> Iterator[SourceSample | Reject]:
+        for name in names:
             extra = {GROUP: posixpath.dirname(name)} if self.group else None
-            yield read_sample(images, name, self.split, key_of(name), Texts(), extra)
+            sample = read_sample(images, name, self.split, key_of(name), Texts(), extra)
+            if isinstance(sample, SourceSample):
+                try:
+                    sample = sample._replace(inputs={**sample.inputs, **beside.read(name)})
+                except SampleError as error:
+                    sample = Reject(sample.key, error.reason, error.detail)
+            yield sample

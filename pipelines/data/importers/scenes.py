@@ -67,5 +67,5 @@ class Config(Importer):
         scene: Scene = draw_scene(rng, self.min_objects, self.max_objects)
         key = f"{split}-{number:06d}"
         texts = Texts(captions(scene, rng), questions(scene, rng, key))
-        image = render(scene, self.image_size) if self.members != "texts" else None
-        return SourceSample(split, key, image, "png", texts, {"scene": scene.as_dict()})
+        inputs = {"image": (render(scene, self.image_size), "png")} if self.wants("image") else {}
+        return SourceSample(split, key, inputs, texts, {"scene": scene.as_dict()})

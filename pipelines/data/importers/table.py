@@ -1,6 +1,6 @@
 """A table (CSV, TSV, JSON lines or Parquet) with an image and text columns; all rows of one image become one sample.
 
-With ``members`` "texts" it needs no image column, and each row is a sample; with "images" it needs no text column.
+Without images (``source.inputs=text``) each row is a sample. Columns of further inputs name their files.
 """
 
 from __future__ import annotations
@@ -12,23 +12,34 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow
 import pyarrow.parquet
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from pipelines.data.importers._answers import consensus
 from pipelines.data.importers._delimited import DELIMITERS, cells_of, csv_rows, open_text, require_text
 from pipelines.data.importers._files import fingerprint, key_of, resolve_path, valid_key
-from pipelines.data.importers._images import Images, images_for, is_image, require_image_name, sniff
+from pipelines.data.importers._images import (
+    MISSING_IMAGE,
+    UNDECODABLE_IMAGE,
+    Images,
+    images_for,
+    is_image,
+    require_image_name,
+    sniff,
+)
+from pipelines.data.importers._inputs import read_input
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import GROUP, Modality
+from pipelines.data.tars.inputs import TEXT, needed_inputs
+from pipelines.data.tars.sample import GROUP
 from pipelines.data.tars.shards import canonical_split
 from pipelines.errors import DataError
 from vlmodel.locations import Location
@@ -36,12 +47,8 @@ from vlmodel.sample import Question, Texts
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
-_UNREAD: dict[Modality, tuple[str, ...]] = {
-    "pairs": (),
-    "texts": ("image",),
-    "images": ("captions", "question", "answer", "answers", "question_id"),
-}
-"""Settings whose columns are not read."""
+_COLUMNS_OF = {"image": ("image",), TEXT: ("captions", "question", "answer", "answers", "question_id")}
+"""Settings whose columns are read for an input alone."""
 _TEXT_FIELDS = ("answer", "caption", "question", "raw", "text")
 """Fields of a struct that hold the text that it stands for."""
 
@@ -85,6 +92,9 @@ class Config(Importer):
     Of texts alone each row is then a sample, whose key is the table's name and the row's number."""
     question_id: str = "question_id"
     """Column of the question's identifier."""
+    columns: dict[str, str] = {}
+    """Columns of further inputs that source.inputs names, as {imu = "imu_file"}: a cell is the path of a file, relative
+    to source.images (or to the table, where that is a tar). All rows of a sample have the same, or none."""
     group: str = ""
     """Column of the group, such as the scene or the photographer: samples of one group are in the same split where a
     hash decides. It is stored with the sample."""
@@ -105,20 +115,48 @@ class Config(Importer):
         except LookupError:
             raise ValueError(f"{encoding!r} is no encoding that Python knows; name one as utf-8 or cp1252") from None
 
+    @model_validator(mode="after")
+    def _a_column_for_each_input(self) -> Self:
+        further = needed_inputs(self.inputs).keys() - _COLUMNS_OF.keys()
+        if further != self.columns.keys():
+            raise ValueError(
+                f"columns = {self.columns} and inputs = {list(self.inputs)}: each input but image and text needs a "
+                "column, and each of these columns an input; name both"
+            )
+        return self
+
     def fingerprint(self) -> str:
         file = self._table_file()
-        images = images_for(self.members, resolve_path(self.images, file.parent))
-        return fingerprint(file.parent, [file, *images.files()])
+        images = images_for(self.inputs, resolve_path(self.images, file.parent))
+        further = self._further_files(file) if self.columns else set()
+        return fingerprint(file.parent, [file, *images.files(), *further])
 
     def read(self) -> SourceContents:
         file = self._table_file()
         images = _LazyImages(resolve_path(self.images, file.parent))
         samples, rejects = self._group_by_sample(file, images)
-        if self.members == "texts":
-            return SourceContents(len(samples), chain(rejects, _texts_alone(samples)))
+        if not self.wants("image"):
+            return SourceContents(len(samples), chain(rejects, self._without_images(file, samples)))
+        used = [
+            file,
+            *(self._root_of_files(file) / path for sample in samples.values() for path in sample.files.values()),
+        ]
         return SourceContents(
-            len(samples), self._read_samples(file, images, samples, rejects), lambda: images.passed_over([file])
+            len(samples), self._read_samples(file, images, samples, rejects), lambda: images.passed_over(used)
         )
+
+    def _root_of_files(self, table: Path) -> Path:
+        root = resolve_path(self.images, table.parent)
+        return root if root.is_dir() else table.parent
+
+    def _further_files(self, table: Path) -> set[Path]:
+        """The files of further inputs that the table names, whether they exist or not."""
+        root, files = self._root_of_files(table), set()
+        for row in self._read_rows(table):
+            if isinstance(row, _Row):
+                with suppress(SampleError):
+                    files |= {root / path for path in self._file_cells(row.cells).values()}
+        return files
 
     def _table_file(self) -> Path:
         path = resolve_path(self.file)
@@ -179,14 +217,14 @@ class Config(Importer):
             fitting = [mark for mark, cells in by_delimiter.items() if len(cells) == len(self.header)]
             fitting.sort(key=lambda mark: not self._is_row(by_delimiter[mark], self.header))
         else:
-            wanted = {self.image} if self.members != "texts" else {self.question, *self.captions}
+            wanted = {self.image} if self.wants("image") else {self.question, *self.captions, *self.columns.values()}
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
             # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
         return fitting[0] if fitting else usual
 
     def _is_row(self, cells: list[str], columns: list[str]) -> bool:
-        if self.members == "texts" or self.image not in columns or len(cells) != len(columns):
+        if not self.wants("image") or self.image not in columns or len(cells) != len(columns):
             return False
         return is_image(cells[columns.index(self.image)])
 
@@ -209,31 +247,41 @@ class Config(Importer):
             note: for messages, what else may be wrong where a column is absent.
 
         Raises:
-            DataError: a column is absent that ``members`` requires (the image column, any text column) or that is named
-                by other than its default; or two columns have one name.
+            DataError: a column is absent that ``inputs`` require (the image column, any text column, one of
+                ``columns``) or that is named by other than its default; or two columns have one name.
         """
         names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
-        wanted = {name: columns for name, columns in wanted.items() if name not in _UNREAD[self.members]}
+        unread = {name for of, names in _COLUMNS_OF.items() if not self.wants(of) for name in names}
+        wanted = {name: columns for name, columns in wanted.items() if name not in unread}
+        needed = needed_inputs(self.inputs)
         listed = ", ".join(map(repr, present))
         for name, columns in wanted.items():
             default = type(self).model_fields[name].get_default()
             for column in columns:
-                optional = name != "image" and column in ([default] if isinstance(default, str) else default)
+                is_default = column in ([default] if isinstance(default, str) else default)
+                optional = is_default and not (name == "image" and needed["image"])
                 if column and column not in present and not optional:
-                    alone = name == "image" and self.members == "pairs"
-                    remedy = "; source.members=texts takes texts alone" if alone else ""
+                    alone = name == "image" and self.wants(TEXT)
+                    remedy = "; source.inputs=text takes texts alone" if alone else ""
                     raise DataError(
                         f"{self.file} has no column {column!r} (source.{name}); its columns are {listed}{note}{remedy}"
                     )
                 if present.count(column) > 1:
                     raise DataError(f"{self.file} has several columns {column!r} (source.{name}); rename all but one")
-        if self.members != "images" and not {self.question, *self.captions} & set(present):
+        for name, column in self.columns.items():
+            if present.count(column) != 1:
+                raise DataError(
+                    f"{self.file} has {present.count(column)} columns {column!r} (source.columns.{name}); its columns "
+                    f"are {listed}{note}"
+                )
+        if needed.get(TEXT) and not {self.question, *self.captions} & set(present):
             raise DataError(
                 f"{self.file} has neither a caption nor a question column; name one of {listed} "
-                f"by source.captions or source.question, or take images alone by source.members=images{note}"
+                f"by source.captions or source.question, or take images alone by source.inputs=image{note}"
             )
-        return [column for columns in wanted.values() for column in columns if column in present]
+        read = [column for columns in wanted.values() for column in columns if column in present]
+        return list(dict.fromkeys([*read, *self.columns.values()]))
 
     def _group_by_sample(self, file: Path, images: _LazyImages) -> tuple[dict[str, _Sample], list[Reject]]:
         """All texts by sample identity, in order of first appearance; images are not kept."""
@@ -248,12 +296,12 @@ class Config(Importer):
                 identity, image, key = self._sample_identity(row, images)
                 split = self._split_cell(row.cells)
                 group = self._text_of_cell(row.cells, self.group)
-                texts = self._texts_of_row(row.cells)
+                texts, files = self._texts_of_row(row.cells), self._file_cells(row.cells)
                 if image and split_of_image.setdefault(image, split) != split:
                     detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
                     raise SampleError(Reason.BAD_SCHEMA, detail)
-                sample = samples.setdefault(identity, _Sample(split, image, key, group))
-                sample.require_same(split, image, group)
+                sample = samples.setdefault(identity, _Sample(split, image, key, group, files))
+                sample.require_same(split, image, group, files)
             except SampleError as error:
                 rejects.append(Reject(row.place, error.reason, error.detail))
             else:
@@ -276,40 +324,62 @@ class Config(Importer):
                 continue
             sample = samples.pop(identity)
             try:
-                image = self._image_cell(row.cells)
-                extension = _kind_of(image) if isinstance(image, bytes) else ""
-                if not isinstance(image, bytes):
-                    image, extension = images.read(image)
+                inputs = self._read_files(file, sample)
+                if isinstance(image := self._image_cell(row.cells), bytes):
+                    inputs["image"] = image, _kind_of(image)
+                elif image is not None:
+                    inputs["image"] = images.read(image)
             except SampleError as error:
                 yield Reject(sample.key, error.reason, error.detail)
             else:
-                yield SourceSample(sample.split, sample.key, image, extension, sample.texts, sample.extra_json)
+                yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
+
+    def _without_images(self, file: Path, samples: Mapping[str, _Sample]) -> Iterator[SourceSample | Reject]:
+        for sample in samples.values():
+            try:
+                inputs = self._read_files(file, sample)
+            except SampleError as error:
+                yield Reject(sample.key, error.reason, error.detail)
+            else:
+                yield SourceSample(sample.split, sample.key, inputs, sample.texts, sample.extra_json)
+
+    def _read_files(self, file: Path, sample: _Sample) -> dict[str, tuple[bytes, str]]:
+        """The further inputs of a sample."""
+        return {name: read_input(self._root_of_files(file), name, path) for name, path in sample.files.items()}
 
     def _sample_identity(self, row: _Row, images: _LazyImages) -> tuple[str, str, str]:
-        """What makes rows one sample; the identity of the image, "" of texts alone; the sample's key."""
+        """What makes rows one sample; the identity of the image, "" where it has none; the sample's key."""
         named = self._text_of_cell(row.cells, self.key)
-        if self.members == "texts":
+        image = self._image_cell(row.cells) if self.wants("image") else None
+        if image is None:
             name = named or f"{Path(self.file).stem}-{row.number:08d}"
             return name, "", valid_key(name)
-        image = self._image_cell(row.cells)
         if isinstance(image, bytes):
             identity = name = hashlib.sha256(image).hexdigest()[:32]
         else:
             identity, name = images.identity(image), posixpath.normpath(image)
         return (named, identity, valid_key(named)) if named else (identity, identity, key_of(name))
 
-    def _image_cell(self, cells: Mapping[str, Any]) -> str | bytes:
+    def _image_cell(self, cells: Mapping[str, Any]) -> str | bytes | None:
+        """The path or the bytes of an image; None where it is missing and may be."""
         cell = cells.get(self.image)
         if isinstance(cell, Mapping):
             cell = cell.get("bytes") or cell.get("path")
         if self._is_missing(cell):
-            raise SampleError(Reason.MISSING_IMAGE, f"column {self.image!r} is empty")
+            if needed_inputs(self.inputs)["image"]:
+                raise SampleError(MISSING_IMAGE, f"column {self.image!r} is empty")
+            return None
         if not isinstance(cell, str | bytes):
             raise SampleError(Reason.BAD_SCHEMA, f"{self.image} = {cell!r:.80} is neither a path nor bytes")
         if isinstance(cell, str):
             cell = cell.strip()
             require_image_name(cell)
         return cell
+
+    def _file_cells(self, cells: Mapping[str, Any]) -> dict[str, str]:
+        """The paths of a row's further inputs, without missing ones."""
+        paths = {name: self._text_of_cell(cells, column) for name, column in self.columns.items()}
+        return {name: path for name, path in paths.items() if path is not None}
 
     def _split_cell(self, cells: Mapping[str, Any]) -> str:
         cell = cells.get(self.split)
@@ -321,7 +391,7 @@ class Config(Importer):
         return split
 
     def _texts_of_row(self, cells: Mapping[str, Any]) -> Texts:
-        if self.members == "images":
+        if not self.wants(TEXT):
             return Texts()
         captions = [text for column in self.captions for text in self._texts_of_cell(cells, column)]
         return Texts(tuple(captions), tuple(self._questions_of_row(cells)))
@@ -378,9 +448,11 @@ class _Row(NamedTuple):
 class _Sample:
     split: str
     image: str
-    """Identity of the image's file, or the hash of its bytes."""
+    """Identity of the image's file, or the hash of its bytes; "" where it has none."""
     key: str
     group: str | None
+    files: dict[str, str]
+    """Paths of its further inputs."""
     captions: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
@@ -392,8 +464,10 @@ class _Sample:
     def extra_json(self) -> dict[str, Any] | None:
         return None if self.group is None else {GROUP: self.group}
 
-    def require_same(self, split: str, image: str, group: str | None) -> None:
-        for name, of_sample, of_row in (("split", self.split, split), ("group", self.group, group)):
+    def require_same(self, split: str, image: str, group: str | None, files: dict[str, str]) -> None:
+        """Raises SampleError where a row of the sample says another thing than its first row."""
+        of_files = [(name, self.files.get(name), files.get(name)) for name in sorted(self.files | files)]
+        for name, of_sample, of_row in (("split", self.split, split), ("group", self.group, group), *of_files):
             if of_sample != of_row:
                 detail = f"sample {self.key!r} is in {name} {of_sample!r} by another row, {of_row!r} by this one"
                 raise SampleError(Reason.BAD_SCHEMA, detail)
@@ -427,11 +501,6 @@ class _LazyImages:
         return self._images
 
 
-def _texts_alone(samples: Mapping[str, _Sample]) -> Iterator[SourceSample]:
-    for sample in samples.values():
-        yield SourceSample(sample.split, sample.key, None, None, sample.texts, sample.extra_json)
-
-
 def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:
     with open_text(file, encoding, newline="\n") as lines:
         for number, line in enumerate(lines, 1):
@@ -455,7 +524,7 @@ def _jsonl_rows(file: Path, encoding: str) -> Iterator[_Row | Reject]:
 def _kind_of(data: bytes) -> str:
     if (extension := sniff(data)) is not None:
         return extension
-    raise SampleError(Reason.UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
+    raise SampleError(UNDECODABLE_IMAGE, f"bytes that start with {data[:8]!r} are no image of a known kind")
 
 
 def _without_struct(cell: Any, column: str) -> Any:

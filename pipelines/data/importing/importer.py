@@ -11,18 +11,19 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from pipelines.data.tars.errors import Reason
-from pipelines.data.tars.sample import GROUP, Modality
+from pipelines.data.tars.inputs import PAIRS, InputNames, needed_inputs
+from pipelines.data.tars.sample import GROUP
+from pipelines.data.tars.shards import Inputs
 from pipelines.errors import DataError
 from vlmodel.config import Part
 from vlmodel.sample import Texts
 
 
 class SourceSample(NamedTuple):
-    """One sample of a source; images or texts that ``Importer.members`` does not ask for are not written.
+    """One sample of a source; inputs and texts that ``Importer.inputs`` does not name are not written.
 
     Attributes:
-        image: the source's own bytes; None where no image was read.
+        inputs: the source's own bytes of each input that was read, with the extension of their file.
         extra: stored beside the texts; may name the sample's group by ``GROUP``.
         file: identity of the image's file, the same for all its names, of which a second sample is refused. None where
             the importer makes sure of that, or there is no file.
@@ -30,18 +31,22 @@ class SourceSample(NamedTuple):
 
     split: str
     key: str
-    image: bytes | None
-    image_ext: str | None
+    inputs: Inputs
     texts: Texts
     extra: Mapping[str, Any] | None = None
     file: str | None = None
 
 
 class Reject(NamedTuple):
-    """What an import leaves out; ``key`` names the sample, or the line of the source."""
+    """What an import leaves out.
+
+    Attributes:
+        key: of the sample, or the line of the source.
+        reason: a ``Reason``, or what ``missing_input`` or ``medium_reason`` gives.
+    """
 
     key: str
-    reason: Reason
+    reason: str
     detail: str
 
 
@@ -62,9 +67,9 @@ class SourceContents(NamedTuple):
 class Importer(Part):
     """Base of every importer's settings."""
 
-    members: Modality = "pairs"
-    """What is imported of each sample: "pairs" (the image with its texts), or "texts" or "images" alone. The rest may
-    be absent. Set data.index.members, or data.mix.NAME.members, to the same."""
+    inputs: InputNames = PAIRS
+    """What is imported of each sample, as ["image", "text"], ["text"] or ["image"]; those with ? may be missing, others
+    are not read. Set data.index.inputs, or data.mix.NAME.inputs, to the same."""
     samples_per_shard: int = Field(default=1000, ge=1)
     """Most samples of a tar, which also has at most 256 MB."""
     test_fraction: float = Field(default=0, ge=0, lt=1)
@@ -86,6 +91,10 @@ class Importer(Part):
         digest = hashlib.sha256(f"split\0{group}".encode(errors="surrogatepass")).digest()
         is_test = int.from_bytes(digest[:8], "big") / 2**64 < self.test_fraction
         return "test" if sample.split == "train" and is_test else sample.split
+
+    def wants(self, name: str) -> bool:
+        """Whether this input is imported, where a sample has it."""
+        return name in needed_inputs(self.inputs)
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import Reason, SampleError, missing_input
+from pipelines.data.tars.inputs import TEXT, needed_inputs
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
@@ -113,7 +114,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
     sample_of_file: dict[str, str] = {}
     with ExitStack() as stack:
         writers = {
-            split: stack.enter_context(ShardWriter(folder, split, config.samples_per_shard, members=config.members))
+            split: stack.enter_context(ShardWriter(folder, split, config.samples_per_shard, inputs=config.inputs))
             for split in SPLITS
         }
         rejects = stack.enter_context((folder / REJECTS).open("w", encoding="utf-8", errors="backslashreplace"))
@@ -149,9 +150,10 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 
 def _missing_split_remedy(config: Importer, rejected: Counter[str]) -> str:
-    for reason, members in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
-        if config.members == "pairs" and 2 * rejected[reason] > rejected.total():
-            return f"correct it, or take {members} alone by source.members={members}"
+    for name, is_required in needed_inputs(config.inputs).items():
+        if is_required and len(config.inputs) > 1 and 2 * rejected[missing_input(name)] > rejected.total():
+            others = json.dumps([other for other in config.inputs if other != name])
+            return f"correct it, or do without the input {name!r} by source.inputs={others}"
     return "correct it"
 
 
@@ -170,14 +172,14 @@ def _write_sample(
         if owner is not None:
             detail = f"split {owner!r} already has this key; give each image a key of its own"
             raise SampleError(Reason.DUPLICATE_KEY, detail)
-        writers[sample.split].add(sample.key, sample.image, sample.image_ext, sample.texts, sample.extra)
+        writers[sample.split].add(sample.key, sample.inputs, sample.texts, sample.extra)
     except SampleError as error:
         return Reject(sample.key, error.reason, error.detail)
     if sample.file is not None:
         sample_of_file[sample.file] = f"sample {sample.key!r} of split {sample.split!r}"
     counts = summary.splits.setdefault(sample.split, SplitCounts())
     counts.samples += 1
-    if writers[sample.split].members != "images":
+    if TEXT in needed_inputs(writers[sample.split].inputs):
         counts.captions += len(sample.texts.captions)
         counts.questions += len(sample.texts.questions)
         counts.unanswered += sum(question.answer is None for question in sample.texts.questions)

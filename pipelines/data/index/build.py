@@ -21,12 +21,14 @@ from pipelines.data.index.files import (
     FORMAT,
     READERS,
     SHARD_SCHEMA,
+    TEXT_COUNTS,
     Part,
     count_samples,
     faults_file,
     quarantine_file,
     read_samples,
     read_table,
+    sample_counts,
     table_bytes,
     version_file,
     without,
@@ -95,16 +97,19 @@ def build_index(
         _leave_out(folder, summaries[name], [row for _, row, _ in of_shard], assignment)
     quarantine = _collect_faults(folder, shards, [*unreadable, *(fault.row(name) for name, _, fault in repeated)])
 
-    counts = {split: sum(s[f"samples_{split}"] for s in shards) for split in SPLITS}
+    by_shard = [sample_counts(shard) for shard in shards]
+    counts = {split: sum(of_shard.get(split, 0) for of_shard in by_shard) for split in SPLITS}
+    inputs = _media_of_inputs(tars, shards)
     facts: dict[str, Any] = {
         "format": FORMAT,
         "hash": _index_hash(shards, config.scan, assignment),
         "scan": config.scan,
+        "inputs": inputs,
         "validation_fraction": assignment.fraction,
         "counts": counts,
         "quarantine": reason_counts(quarantine),
         "passed_over": dict(sum((Counter(s["passed_over"]) for s in shards), Counter())),
-        "survey": survey(shards, partial(read_samples, folder), assignment.splits),
+        "survey": survey(shards, inputs, partial(read_samples, folder), assignment.splits),
     }
     folder.write(quarantine_file(), table_bytes(quarantine, {"hash": facts["hash"]}))
     if config.report:
@@ -123,18 +128,38 @@ def _index_hash(shards: Sequence[Summary], scan: Mapping[str, Any], assignment: 
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def _media_of_inputs(tars: str, shards: Sequence[Summary]) -> dict[str, str]:
+    """The medium of each input that a sample has, texts apart.
+
+    Raises:
+        DataError: two shards have one input in two media.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for shard in shards:
+        for name, medium in shard["inputs"].items():
+            usual, first = found.setdefault(name, (medium, shard["name"]))
+            if usual != medium:
+                raise DataError(
+                    f"{tars!r} has the input {name!r} of medium {usual} in {first} and of {medium} in {shard['name']}; "
+                    "an input is of one medium: rename it in one of these tars, or index them in two folders"
+                )
+    return {name: medium for name, (medium, _) in sorted(found.items())}
+
+
 def _unreadable_shard(name: str, problem: str) -> dict[str, Any]:
     return Fault(None, None, None, Reason.UNREADABLE_SHARD, problem).row(name)
 
 
 def _version_hashes(folder: Folder) -> list[str]:
-    """Hashes of the versions that there are, the newest last; [] where they are of another format."""
+    """Hashes of the versions that there are, the newest last; those of another format are deleted."""
     try:
         facts = json.loads(folder.read(f"{FOLDER}/index.json"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return []
     if (stored_format := facts.get("format")) != FORMAT:
         log.warning("the index of %s has format %s and is built anew, in format %s", folder.uri, stored_format, FORMAT)
+        for subfolder in ("samples", "faults", "versions"):
+            folder.remove_folder(f"{FOLDER}/{subfolder}")
         return []
     versions: list[str] = facts["versions"]
     return versions
@@ -186,7 +211,7 @@ def _index_shards(
 
 
 def _leave_out(folder: Folder, shard: Summary, rows: Sequence[int], assignment: SplitAssignment) -> None:
-    samples = without(read_samples(folder, shard["part"], ["split_hash", "captions", "questions"]), rows)
+    samples = without(read_samples(folder, shard["part"], ["split_hash", "present", *TEXT_COUNTS]), rows)
     splits = assignment.splits(shard["split"], samples["split_hash"].to_numpy())
     shard |= {"repeated": list(rows), **count_samples(samples, splits)}
 
@@ -226,4 +251,3 @@ def _delete_unused(folder: Folder, tars: Mapping[str, str], versions: Sequence[s
             sha256 = tars.get(part.shard) if part else None
             if part is None or sha256 is None or (sha256 and sha256[:16] != part.sha256):
                 folder.remove(f"{FOLDER}/{kind}/{file.name}")
-    folder.remove(f"{FOLDER}/shards.parquet")  # of format 1

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from pipelines.data.index.validate import PILLOW_MAX_PIXELS, Verify
-from pipelines.data.tars.sample import Modality, TextLimits
+from pipelines.data.tars.inputs import PAIRS, InputNames
+from pipelines.data.tars.sample import TextLimits
 from pipelines.data.tars.shards import Split
 from vlmodel.config import MAY_CHANGE, Section
+from vlmodel.media.base import CheckLimits, Verify
+from vlmodel.media.image import PILLOW_MAX_PIXELS
 
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """One shell pattern, or several."""
@@ -26,10 +28,12 @@ class IndexConfig(Section):
     """The index job fails above this share of faults."""
     max_quarantine_run: int = Field(100, ge=1)
     """The index job fails where this many samples in a row are faulty."""
-    max_pixels: int = Field(100_000_000, ge=1, le=PILLOW_MAX_PIXELS)
+    max_bytes: int = Field(CheckLimits().max_bytes, ge=1)
+    """Samples with an image or another input of more bytes are left out; texts have limits of their own."""
+    max_pixels: int = Field(CheckLimits().max_pixels, ge=1, le=PILLOW_MAX_PIXELS)
     """Images of more pixels are left out; no more are decoded."""
-    max_image_bytes: int = Field(256 << 20, ge=1)
-    """Image files of more bytes are left out."""
+    max_values: int = Field(CheckLimits().max_values, ge=1)
+    """Series of more numbers (time steps times channels) are left out."""
     max_letters: int = Field(TextLimits.letters, ge=1)
     """Samples with a caption, question or answer of more letters are left out."""
     max_texts: int = Field(TextLimits.texts, ge=1)
@@ -39,17 +43,19 @@ class IndexConfig(Section):
     report: bool = Field(False, json_schema_extra=MAY_CHANGE)
     """Also write _index/quarantine.html: what was left out, counted and shown."""
     verify: Verify = "decode"
-    """"decode" decodes every image; "header" reads its header and checks that its end is there, at the disk's speed."""
+    """"decode" decodes every input; "header" reads what the header says and checks that the end is there, at the disk's
+    speed."""
     splits: dict[Split, Patterns] = {}
     """Which tars are of which split, by shell patterns of their names, as in {val = "held-out-*"}. Other tars are
     assigned by a word of their names: train, val, validation, valid, dev, test, eval, ... (train-000.tar,
     coco-val2017.tar)."""
-    members: Modality = "pairs"
-    """What a sample is: "pairs" (an image with its texts), or "texts" or "images" alone; the other kind is ignored
-    where there is some."""
+    inputs: InputNames = PAIRS
+    """What a sample must have, as ["image", "text"], ["text"] or ["image", "imu", "text?"]; those with ? may be
+    missing. KEY.jpg is the image, KEY.json and KEY.txt are the text, KEY.npy or KEY.csv is the series, and KEY.NAME.EXT
+    is the input NAME. Other members are ignored and counted."""
 
     @property
     def scan(self) -> dict[str, Any]:
         """The settings that decide which samples are valid."""
-        names = {"max_pixels", "max_image_bytes", "max_letters", "max_texts", "verify", "members"}
+        names = {"max_bytes", "max_pixels", "max_values", "max_letters", "max_texts", "verify", "inputs"}
         return self.model_dump(mode="json", include=names)

@@ -8,8 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines.data.tars.errors import Reason
-
 FAULT_SCHEMA = pa.schema(
     [
         ("shard", pa.string()),
@@ -30,12 +28,13 @@ class Fault:
         key: of the sample; None where there is no sample (a stray link, an unreadable shard).
         member: the faulty member, or the sample's first one.
         offset: where its data, or the damage, begins in the tar, in bytes.
+        reason: a ``Reason``, or what ``missing_input`` or ``medium_reason`` gives.
     """
 
     key: str | None
     member: str | None
     offset: int | None
-    reason: Reason
+    reason: str
     detail: str
 
     def row(self, shard: str) -> dict[str, Any]:

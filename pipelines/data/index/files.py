@@ -18,10 +18,10 @@ from pipelines.data.tars.shards import SPLITS
 from pipelines.storage.folder import Folder
 
 FOLDER = "_index"
-FORMAT = 2
+FORMAT = 3
 """Of all files of an index; an index of another format is built anew."""
-COUNTS = ("samples", "with_questions", "with_captions", "questions", "captions")
-"""What is counted for each shard and split; a column of ``SHARD_SCHEMA`` is named ``samples_train``."""
+TEXT_COUNTS = ("questions", "captions")
+"""Texts that are counted for each shard and split; a column of ``SHARD_SCHEMA`` is named ``questions_train``."""
 READERS = 16
 """Threads that read parts of the index."""
 
@@ -35,11 +35,13 @@ SHARD_SCHEMA = pa.schema(
         ("part", pa.string()),
         ("faults", pa.int64()),
         ("repeated", pa.list_(pa.int64())),
-        *((f"{what}_{split}", pa.int64()) for what in COUNTS for split in SPLITS),
+        ("present", pa.string()),
+        *((f"{what}_{split}", pa.int64()) for what in TEXT_COUNTS for split in SPLITS),
     ]
 )
 """Of a version. ``stamp`` is the tar's FileStamp; ``part`` names its samples file (``Part``), whose rows ``repeated``
-are left out."""
+are left out. ``present`` is JSON: the number of samples by split and by what is present, as
+``{"train": {"captions,image": 12}}``."""
 
 _PART = re.compile(r"(?P<shard>.+\.tar)\.(?P<sha256>[0-9a-f]{16})-(?P<scan>[0-9a-f]{8})")
 
@@ -102,26 +104,34 @@ def without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
     return table.filter(pa.array(keep))
 
 
-def count_samples(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, int]:
+def count_samples(table: pa.Table, splits: NDArray[np.str_]) -> dict[str, Any]:
     """Counts by split of a samples table, as columns of ``SHARD_SCHEMA``."""
-    captions, questions = table["captions"].to_numpy(), table["questions"].to_numpy()
-    counts: dict[str, int] = {}
-    for split in SPLITS:
-        in_split = splits == split
-        of_split = (
-            in_split.sum(),
-            (questions[in_split] > 0).sum(),
-            (captions[in_split] > 0).sum(),
-            questions[in_split].sum(),
-            captions[in_split].sum(),
-        )
-        counts |= {f"{what}_{split}": int(n) for what, n in zip(COUNTS, of_split, strict=True)}
+    counts: dict[str, Any] = {"present": json.dumps(_count_present(table["present"], splits))}
+    for what in TEXT_COUNTS:
+        number = table[what].to_numpy()
+        counts |= {f"{what}_{split}": int(number[splits == split].sum()) for split in SPLITS}
     return counts
+
+
+def _count_present(present: pa.ChunkedArray, splits: NDArray[np.str_]) -> dict[str, dict[str, int]]:
+    codes = present.combine_chunks().dictionary_encode()
+    names, codes_N = codes.dictionary.to_pylist(), codes.indices.to_numpy()
+    counts = {}
+    for split in SPLITS:
+        of_split = np.bincount(codes_N[splits == split], minlength=len(names)).tolist()
+        if any(of_split):
+            counts[split] = {name: count for name, count in zip(names, of_split, strict=True) if count}
+    return counts
+
+
+def sample_counts(shard: Mapping[str, Any]) -> dict[str, int]:
+    """Samples of a row of ``SHARD_SCHEMA`` by split, without splits of which it has none."""
+    return {split: sum(counts.values()) for split, counts in json.loads(shard["present"]).items()}
 
 
 def sample_count(shard: Mapping[str, Any]) -> int:
     """Samples of a row of ``SHARD_SCHEMA``."""
-    return sum(shard[f"samples_{split}"] for split in SPLITS)
+    return sum(sample_counts(shard).values())
 
 
 def read_samples(folder: Folder, part: str, columns: Sequence[str]) -> pa.Table:

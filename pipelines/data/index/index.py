@@ -5,8 +5,9 @@ It lies beside the tars, in ``_index/``:
 - ``samples/PART.parquet``: the valid samples of one tar, in tar order. A part is named by all that it depends on (the
   tar, its sha256, the settings that make a sample valid) and is never changed.
 - ``faults/PART.parquet``: what is wrong in that tar; absent where nothing is.
-- ``versions/HASH.parquet``: a row for each shard: its sha256, size, counts by split, part, and the rows of the part
-  that are left out because an earlier shard has the same key. ``versions/HASH.quarantine.parquet``: all faults.
+- ``versions/HASH.parquet``: a row for each shard: its sha256, size, counts by split and by what samples have, part, and
+  the rows of the part that are left out because an earlier shard has the same key.
+  ``versions/HASH.quarantine.parquet``: all faults.
 - ``index.json``: which version is the newest, and its facts. It is written last, and only where there are no more
   faults than are allowed: where an index job fails, the version before stays the newest.
 - ``quarantine.parquet``: the faults of the last job, also of one that failed; ``quarantine.html`` shows them.
@@ -22,20 +23,19 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.data.index.files import (
-    COUNTS,
     FOLDER,
     FORMAT,
+    TEXT_COUNTS,
     metadata,
     quarantine_file,
     read_table,
@@ -43,9 +43,11 @@ from pipelines.data.index.files import (
     version_file,
     without,
 )
+from pipelines.data.index.present import CanUse, split_present
 from pipelines.data.index.quarantine import describe_faults
+from pipelines.data.index.sample_check import input_columns
 from pipelines.data.index.survey import describe_survey
-from pipelines.data.tars.sample import Modality
+from pipelines.data.tars.inputs import TEXT, input_of, needed_inputs
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError, printable
 from pipelines.storage.folder import Folder
@@ -83,7 +85,7 @@ class Shard:
         sha256: of its bytes, in hexadecimal.
         size: in bytes.
         part: its part of the index.
-        samples, with_questions, with_captions: number of samples: all, and those with at least one such text.
+        present: number of samples by what they have (``vlmodel.sample.Sample.present``).
         questions, captions: number of texts.
         repeated: rows of the samples file that are left out, as an earlier shard has the same key.
     """
@@ -93,12 +95,20 @@ class Shard:
     sha256: str
     size: int
     part: str
-    samples: dict[str, int]
-    with_questions: dict[str, int]
-    with_captions: dict[str, int]
+    present: dict[str, dict[frozenset[str], int]]
     questions: dict[str, int]
     captions: dict[str, int]
     repeated: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Number of samples."""
+        return {split: sum(counts.values()) for split, counts in self.present.items()}
+
+    def count(self, usable: CanUse, split: str = "") -> int:
+        """Number of the samples of a split, or of all, that are of use."""
+        of_splits = [self.present.get(split, {})] if split else self.present.values()
+        return sum(count for counts in of_splits for present, count in counts.items() if usable(present))
 
 
 class Index:
@@ -160,9 +170,7 @@ class Index:
     @cached_property
     def shards(self) -> list[Shard]:
         """Shards that have samples, by name."""
-        return [
-            _parse_shard(row) for row in self._table.to_pylist() if any(row[f"samples_{split}"] for split in SPLITS)
-        ]
+        return [shard for row in self._table.to_pylist() if (shard := _parse_shard(row)).present]
 
     @cached_property
     def _by_name(self) -> dict[str, Shard]:
@@ -181,7 +189,8 @@ class Index:
     def rows(self, shard: str) -> pa.Table:
         """The samples of a shard, in tar order; read anew at every call.
 
-        The columns are those of ``SAMPLE_SCHEMA``, with ``split`` in the place of ``key_hash``.
+        The columns are those of ``sample_schema``, with ``split`` in the place of ``key_hash``. All shards have the
+        columns of all ``inputs``.
 
         Raises:
             DataError: the shard's part of the index is gone, as the tar was changed or removed since.
@@ -194,9 +203,21 @@ class Index:
             raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is gone: {changed}") from None
         if (metadata(table).get("sha256"), metadata(table).get("scan")) != (facts.sha256, self._facts["scan"]):
             raise DataError(f"{samples_file(facts.part)} of {self.tars!r} is of other bytes or settings: {changed}")
-        table = without(table, facts.repeated)
+        table = self._with_columns_of_inputs(without(table, facts.repeated))
         splits = self.split_assignment.splits(facts.split, table["split_hash"].to_numpy())
         return table.set_column(1, "split", pa.array(splits, pa.string())).replace_schema_metadata()
+
+    def _with_columns_of_inputs(self, table: pa.Table) -> pa.Table:
+        """The table with the columns of each of ``inputs``, null where they were absent, and of no others."""
+        columns = {
+            f"{name}.{column}": kind
+            for name, medium in self.inputs.items()
+            for column, kind in input_columns(medium).items()
+        }
+        own = [name for name in table.column_names if "." not in name]
+        for name in columns.keys() - set(table.column_names):
+            table = table.append_column(name, pa.nulls(table.num_rows, columns[name]))
+        return table.select([*own, *columns])
 
     @property
     def split_assignment(self) -> SplitAssignment:
@@ -208,23 +229,37 @@ class Index:
         return dict(self._facts["scan"])
 
     @property
-    def modality(self) -> Modality:
-        """What its samples consist of."""
-        modality: Modality = self._facts["scan"]["members"]
-        return modality
+    def inputs(self) -> dict[str, str]:
+        """The medium of each input that a sample has, texts apart."""
+        return dict(self._facts["inputs"])
+
+    @property
+    def needed(self) -> dict[str, bool]:
+        """The inputs that were read, texts among them, and whether each sample has each (``IndexConfig.inputs``)."""
+        return needed_inputs(self._facts["scan"]["inputs"])
+
+    @property
+    def modality(self) -> Literal["pairs", "texts", "images"]:
+        """Whether its samples are images with texts, or one of both alone."""
+        if "image" not in self.needed:
+            return "texts"
+        return "pairs" if TEXT in self.needed else "images"
 
     def passed_over(self) -> dict[str, int]:
         """Number of tar members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""
         return dict(self._facts["passed_over"])
 
+    def count(self, usable: CanUse, split: str = "") -> int:
+        """Number of the samples of a split, or of all, that are of use."""
+        return sum(shard.count(usable, split) for shard in self.shards)
+
     def count_with(self, reads: Literal["questions", "captions"], split: str = "") -> int:
         """Samples of a split, or of all, with at least one such text."""
-        by_split = [shard.with_questions if reads == "questions" else shard.with_captions for shard in self.shards]
-        return sum(counts.get(split, 0) if split else sum(counts.values()) for counts in by_split)
+        return self.count(lambda present: reads in present, split)
 
     def counts(self) -> dict[str, int]:
         """Samples of each split, zero where there are none."""
-        return {split: int(pc.sum(self._table[f"samples_{split}"]).as_py() or 0) for split in SPLITS}
+        return {split: self.count(lambda present: True, split) for split in SPLITS}
 
     def quarantine(self) -> pa.Table:
         """What was left out: shard, key, member, offset (bytes), reason, detail; by shard, then in tar order."""
@@ -243,19 +278,34 @@ class Index:
         lines = [f"index {self.hash[:12]} of {self.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
         lines[-1] += f"{'questions':>12}{'captions':>12}"
         for split in SPLITS:
-            samples = self._table[f"samples_{split}"].to_numpy()
-            if samples.sum():
-                texts = [int(self._table[f"{what}_{split}"].to_numpy().sum()) for what in ("questions", "captions")]
-                row = f"{split:<8}{int((samples > 0).sum()):>10,}{int(samples.sum()):>12,}"
-                lines.append(row + f"{texts[0]:>12,}{texts[1]:>12,}")
-        lines += ["", *self._describe_tars()]
-        if passed_over := sorted(self.passed_over().items(), key=lambda item: (-item[1], item[0])):
-            shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
-            more = sum(count for _, count in passed_over[_KINDS:])
-            lines.append(f"no part of a sample: {shown}{f', others {more:,}' if more else ''}")
+            if of_split := [shard for shard in self.shards if split in shard.present]:
+                samples = self.count(lambda present: True, split)
+                texts = [sum(getattr(shard, what)[split] for shard in of_split) for what in TEXT_COUNTS]
+                lines.append(f"{split:<8}{len(of_split):>10,}{samples:>12,}{texts[0]:>12,}{texts[1]:>12,}")
+        lines += ["", *self._describe_inputs(), *self._describe_tars(), *self._describe_passed_over()]
         lines += describe_survey(self.survey())
         lines += ["", *describe_faults(self.quarantine(), self.quarantine_counts())]
         return "\n".join(lines)
+
+    def _describe_inputs(self) -> Iterator[str]:
+        """The inputs, where there are others than images, and how many samples have those that may be missing."""
+        for name, medium in self.inputs.items():
+            if name != "image" or not self.needed[name]:
+                yield f"input {name} ({medium}): {self.count(partial(_has, name)):,} samples"
+
+    def _describe_passed_over(self) -> Iterator[str]:
+        """What no sample is made of, and how those that are inputs are read."""
+        passed_over = sorted(self.passed_over().items(), key=lambda item: (-item[1], item[0]))
+        if passed_over:
+            shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
+            more = sum(count for _, count in passed_over[_KINDS:])
+            yield f"no part of a sample: {shown}{f', others {more:,}' if more else ''}"
+        unread = {found.name for kind, _ in passed_over if (found := input_of(kind.removeprefix(".")))} - set(
+            self.needed
+        )
+        if unread:
+            read = json.dumps([*self._facts["scan"]["inputs"], *(f"{name}?" for name in sorted(unread))])
+            yield f"inputs that are not read: {', '.join(sorted(unread))}; data.index.inputs={read} reads them too"
 
     def _describe_tars(self) -> list[str]:
         """The name patterns of the tars of each split."""
@@ -272,12 +322,21 @@ class Index:
         return lines
 
 
+def _has(name: str, present: frozenset[str]) -> bool:
+    return name in present
+
+
 def _index_job_command(tars: str) -> str:
     return f"run the index job: python -m jobs.index --config ... data.tars={tars}"
 
 
 def _parse_shard(row: Mapping[str, Any]) -> Shard:
-    counts = {what: {s: row[f"{what}_{s}"] for s in SPLITS if row[f"samples_{s}"]} for what in COUNTS}
+    present = {
+        split: {split_present(joined): count for joined, count in counts.items()}
+        for split, counts in json.loads(row["present"]).items()
+    }
+    texts = {what: {split: row[f"{what}_{split}"] for split in present} for what in TEXT_COUNTS}
     return Shard(
-        row["name"], row["split"], row["sha256"], row["size"], row["part"], **counts, repeated=tuple(row["repeated"])
-    )
+        row["name"], row["split"], row["sha256"], row["size"], row["part"], present, **texts,
+        repeated=tuple(row["repeated"]),
+    )  # fmt: skip

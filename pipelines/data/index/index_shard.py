@@ -30,7 +30,9 @@ from pipelines.data.tars.shards import shard_split
 from pipelines.storage.folder import FileStamp, Folder
 
 Summary = dict[str, Any]
-"""A row of ``SHARD_SCHEMA`` with ``worst_run`` and ``passed_over`` (see ``Scan``)."""
+"""A row of ``SHARD_SCHEMA`` with ``inputs``, ``worst_run`` and ``passed_over`` (see ``Scan``)."""
+
+_FACTS = ("part", "sha256", "size", "stamp", "inputs", "faults", "worst_run", "passed_over")
 
 
 def index_shard(
@@ -66,6 +68,7 @@ def index_shard(
             "size": scan.size,
             "stamp": file.stamp,
             "scan": config.scan,
+            "inputs": scan.inputs,
             "faults": len(scan.faults),
             "worst_run": scan.worst_run,
             "passed_over": scan.passed_over,
@@ -81,7 +84,7 @@ def index_shard(
     return {
         "name": file.name,
         "split": split,
-        **{name: facts[name] for name in ("part", "sha256", "size", "stamp", "faults", "worst_run", "passed_over")},
+        **{name: facts[name] for name in _FACTS},
         "repeated": [],
         **count_samples(samples, splits),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.files import FOLDER, sample_count
 from pipelines.data.index.index_shard import Summary
 from pipelines.data.index.quarantine import describe_faults
-from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.errors import missing_input
+from pipelines.data.tars.inputs import needed_inputs
 from pipelines.errors import DataError
 
 
@@ -44,10 +46,15 @@ def require_few_faults(
         problem, remedy = f"has {worst_run:,} faults in a row, with {limit}", "repair the tars, or raise that limit"
     else:
         return
-    for reason, modality in ((Reason.MISSING_IMAGE, "texts"), (Reason.MISSING_TEXT, "images")):
-        if 2 * facts["quarantine"].get(reason, 0) > samples + faults:
-            remedy += f"; or, if it is to hold {modality} alone, set data.index.members={modality}"
-            remedy += " (data.mix.NAME.members)"
+    needed = needed_inputs(config.inputs)
+    for name, is_required in needed.items():
+        if is_required and 2 * facts["quarantine"].get(missing_input(name), 0) > samples + faults:
+            remedy += (
+                f"; or, if they are to do without the input {name!r}, set data.index.inputs (data.mix.NAME.inputs)"
+            )
+            others = [other for other in config.inputs if other != name]
+            remedy += f" to {json.dumps([*others, f'{name}?'])}, where it may be missing"
+            remedy += f", or to {json.dumps(others)}" if others else ""
     if worst := _worst_tars(quarantine, shards):
         problem += f" (most in {worst})"
     if has_index:

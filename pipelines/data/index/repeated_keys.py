@@ -17,11 +17,12 @@ from pipelines.storage.folder import Folder
 
 # Above this many samples, keys are compared in several passes over ranges of their hashes: 8 bytes each, a few copies.
 _KEYS_PER_PASS = 50_000_000
-_OFFSETS = ["image_offset", "json_offset", "txt_offset"]
 
 
 def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, Fault]]:
     """(shard, row, fault) of samples whose key an earlier shard of the same split has, by shard and row."""
+    inputs = dict.fromkeys(name for shard in shards for name in shard["inputs"])
+    offsets = [*(f"{name}.offset" for name in inputs), "json_offset", "txt_offset"]
     repeated: list[tuple[str, int, Fault]] = []
     for split in SPLITS:
         of_split = [shard for shard in shards if shard["split"] == split]
@@ -32,12 +33,12 @@ def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, 
         for number in range(passes):
             first_shard: dict[str, str] = {}
             for name, rows in _equal_hashes(folder, parts, number, passes):
-                samples = read_samples(folder, parts[name], ["key", *_OFFSETS]).take(pa.array(rows))
+                samples = read_samples(folder, parts[name], ["key", *offsets]).take(pa.array(rows))
                 for row, sample in zip(rows.tolist(), samples.to_pylist(), strict=True):
                     key = sample["key"]
                     if (earlier := first_shard.setdefault(key, name)) != name:
                         detail = f"shard {earlier} has this key too; keys are unique within a split"
-                        offset = next(sample[column] for column in _OFFSETS if sample[column] is not None)
+                        offset = min(sample[column] for column in offsets if sample[column] is not None)
                         repeated.append((name, row, Fault(key, None, offset, Reason.DUPLICATE_KEY, detail)))
     return sorted(repeated, key=lambda repeat: repeat[:2])
 

@@ -5,47 +5,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from zlib import crc32
 
 import pyarrow as pa
 
 from pipelines.data.index.fault import Fault
-from pipelines.data.index.validate import Verify, check_image
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.index.present import join_present
+from pipelines.data.tars.errors import Reason, SampleError, medium_reason, missing_input
 from pipelines.data.tars.headers import Kind, Member
-from pipelines.data.tars.member_names import leaves_folder
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, TextLimits, hash_texts, parse_group, parse_texts
-from vlmodel.sample import Texts
+from pipelines.data.tars.inputs import TEXT, TEXT_EXTENSIONS, MemberInput, input_of, known_extensions, needed_inputs
+from pipelines.data.tars.member_names import leaves_folder, split_name
+from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
+from vlmodel.media.base import CheckLimits, MediumError
+from vlmodel.media.registry import media
 
-SAMPLE_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("key_hash", pa.uint64()),
-        ("split_hash", pa.uint64()),
-        ("image_offset", pa.int64()),
-        ("image_size", pa.int64()),
-        ("image_format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("json_offset", pa.int64()),
-        ("json_size", pa.int64()),
-        ("txt_offset", pa.int64()),
-        ("txt_size", pa.int64()),
-        ("captions", pa.int32()),
-        ("questions", pa.int32()),
-        ("sha256", pa.string()),
-        ("texts_hash", pa.binary(16)),
-        ("text_hashes", pa.list_(pa.uint32())),
-    ]
-)
-"""Offsets and sizes are bytes of the tar; ``sha256`` is that of the image. ``key_hash`` is the first 8 bytes of
-sha256(key), big-endian; ``split_hash``, by which validation samples are chosen, is the same of the sample's group, or
-of its key where it has none. ``texts_hash`` is ``hash_texts`` of the text members; ``text_hashes`` are CRC-32 of each
-caption and question in lower case, to count the texts that two splits share. The columns about an image are null for
-texts alone; the offsets and sizes of texts, and ``texts_hash``, for an image alone."""
+_INPUT_COLUMNS = {"offset": pa.int64(), "size": pa.int64(), "sha256": pa.string(), "extension": pa.string()}
+_COLUMNS = {
+    "key": pa.string(),
+    "key_hash": pa.uint64(),
+    "split_hash": pa.uint64(),
+    "present": pa.string(),
+    "json_offset": pa.int64(),
+    "json_size": pa.int64(),
+    "txt_offset": pa.int64(),
+    "txt_size": pa.int64(),
+    "captions": pa.int32(),
+    "questions": pa.int32(),
+    "texts_hash": pa.binary(16),
+    "text_hashes": pa.list_(pa.uint32()),
+}
 
-TEXT_EXTENSIONS = ("json", "txt")
 MAX_TEXT_BYTES = 64 << 20
 # Other loaders of such tars would unpickle these.
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
@@ -53,75 +44,135 @@ _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
 Row = dict[str, Any]
 
 
+def sample_schema(inputs: Mapping[str, str]) -> pa.Schema:
+    """The columns of samples; those of an input are null where the sample lacks it.
+
+    Offsets and sizes are bytes of the tar. ``key_hash`` is the first 8 bytes of sha256(key), big-endian;
+    ``split_hash``, by which validation samples are chosen, is the same of the sample's group, or of its key where it
+    has none. ``present`` is what the sample has, as ``join_present`` writes it. ``texts_hash`` is ``hash_texts`` of the
+    text members, and ``text_hashes`` are CRC-32 of each caption and question in lower case, to count the texts that two
+    splits share. An input has columns as ``image.offset``, of which ``extension`` is what the member's name ends in,
+    and those of its medium, as ``image.width``.
+
+    Args:
+        inputs: the medium of each input but texts; "" where no sample has it.
+    """
+    of_inputs = {f"{name}.{what}": kind for name, of in inputs.items() for what, kind in input_columns(of).items()}
+    return pa.schema(_COLUMNS | of_inputs)
+
+
+def input_columns(medium: str) -> dict[str, pa.DataType]:
+    """The columns of an input of this medium ("" where it is not known), without its name, and their types."""
+    facts = media()[medium].columns if medium else {}
+    return _INPUT_COLUMNS | {fact: pa.type_for_alias(kind) for fact, kind in facts.items()}
+
+
 @dataclass(frozen=True)
 class SampleRules:
-    """What makes a sample valid; ``images`` and ``texts`` tell whether it must have some."""
+    """What makes a sample valid.
 
-    max_pixels: int
-    max_image_bytes: int
-    verify: Verify
-    images: bool
-    texts: bool
-    limits: TextLimits
+    Attributes:
+        inputs: which a sample must have and may have (``IndexConfig.inputs``); others are not read.
+    """
+
+    inputs: tuple[str, ...]
+    limits: CheckLimits
+    text_limits: TextLimits
+
+    @cached_property
+    def needed(self) -> dict[str, bool]:
+        """The inputs that are read, and whether a sample must have each."""
+        return needed_inputs(self.inputs)
+
+    def input_of(self, extension: str) -> MemberInput | None:
+        """The input that a member is, if it is one that is read."""
+        found = input_of(extension)
+        return found if found is not None and found.name in self.needed else None
 
     def reads(self, extension: str, size: int) -> bool:
         """Whether the data of such a member are read."""
-        if extension in IMAGE_EXTENSIONS:
-            return self.images and size <= self.max_image_bytes
-        return extension in TEXT_EXTENSIONS and self.texts and size <= MAX_TEXT_BYTES
+        found = self.input_of(extension)
+        return found is not None and size <= (MAX_TEXT_BYTES if found.name == TEXT else self.limits.max_bytes)
 
 
-def check_sample(key: str, members: Mapping[str, Member], image: Member | None, rules: SampleRules) -> Row | Fault:
-    """The row of ``SAMPLE_SCHEMA`` of a sample, or what is wrong with it.
+def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, str], rules: SampleRules) -> Row | Fault:
+    """The row of a sample (``sample_schema``), or what is wrong with it.
 
     Args:
         members: all members of the key, by extension.
-        image: the first image among them.
+        inputs: the extension of each input but texts, of those that are read.
     """
     first = next(iter(members.values()))
-
-    def fault(member: Member, reason: Reason, detail: str) -> Fault:
-        return Fault(key, member.name, member.offset, reason, detail)
-
-    image = image if rules.images else None
-    json, txt = (members.get(kind) if rules.texts else None for kind in TEXT_EXTENSIONS)
-    listing = ", ".join(f".{extension}" for extension in members)
-    if image is None and rules.images:
-        known = ", ".join(IMAGE_EXTENSIONS)
-        return fault(first, Reason.MISSING_IMAGE, f"there is only {listing}; an image ends in one of {known}")
-    if json is None and txt is None and rules.texts:
-        return fault(image or first, Reason.MISSING_TEXT, f"there is only {listing}; texts are in .json or .txt")
-    for member in (image, json, txt):
-        if member is not None and member.size == 0:
-            return fault(member, Reason.EMPTY_MEMBER, f"{member.name!r} has no bytes")
-    if image is not None and image.data is None:
-        limit = f"data.index.max_image_bytes allows {rules.max_image_bytes}"
-        return fault(image, Reason.IMAGE_TOO_LARGE, f"a file of {image.size} bytes; {limit}")
-    for member in (json, txt):
-        if member is not None and member.data is None:
-            return fault(member, Reason.BAD_SCHEMA, f"a text of {member.size} bytes; at most {MAX_TEXT_BYTES} are read")
-    try:
-        image_columns = _image_columns(image, rules) if image is not None else {}
-    except SampleError as error:
-        return fault(image or first, error.reason, error.detail)
+    found = {name: members[inputs[name]] for name in rules.needed if name in inputs}
+    json, txt = (members.get(kind) if TEXT in rules.needed else None for kind in TEXT_EXTENSIONS)
+    if (fault := _missing_fault(key, members, found, json or txt, rules)) is not None:
+        return fault
+    for member in (*found.values(), json, txt):
+        if member is not None and (fault := _unread_fault(key, member, rules)) is not None:
+            return fault
+    columns: Row = {}
+    for name, member in found.items():
+        medium = media()[_medium_of(inputs[name])]
+        assert member.data is not None
+        try:
+            facts = medium.check(member.data, rules.limits)
+        except MediumError as error:
+            remedy = "; raise that limit of data.index to take it" if error.reason == "too_large" else ""
+            return Fault(key, member.name, member.offset, medium_reason(error.reason, medium.name), f"{error}{remedy}")
+        columns |= {f"{name}.{fact}": value for fact, value in facts.items()}
+        columns[f"{name}.offset"], columns[f"{name}.size"] = member.offset, member.size
+        columns[f"{name}.sha256"] = hashlib.sha256(member.data).hexdigest()
+        columns[f"{name}.extension"] = inputs[name].rpartition(".")[2]
     json_bytes, txt_bytes = (member.data if member is not None else None for member in (json, txt))
     try:
-        text_columns = _text_columns(json_bytes, txt_bytes, rules.limits) if rules.texts else _NO_TEXTS
+        columns |= _text_columns(json_bytes, txt_bytes, rules)
     except SampleError as error:
         at_fault = txt if json is None or error.detail.startswith(".txt") else json
-        return fault(at_fault or first, error.reason, error.detail)
+        at_fault = at_fault or first
+        return Fault(key, at_fault.name, at_fault.offset, error.reason, error.detail)
+    texts = [kind for kind in ("captions", "questions") if columns[kind]]
+    if not found and not texts:
+        return Fault(key, first.name, first.offset, Reason.NO_INPUT, _no_input_detail(members, rules))
     group = parse_group(json_bytes)
     return {
         "key": key,
         "key_hash": hash_key(key),
         "split_hash": hash_key(key if group is None else group),
-        **image_columns,
+        "present": join_present([*found, *texts]),
+        **columns,
         "json_offset": json.offset if json else None,
         "json_size": json.size if json else None,
         "txt_offset": txt.offset if txt else None,
         "txt_size": txt.size if txt else None,
-        **text_columns,
     }
+
+
+def _missing_fault(
+    key: str, members: Mapping[str, Member], found: Mapping[str, Member], text: Member | None, rules: SampleRules
+) -> Fault | None:
+    """The fault of a sample that lacks an input which it must have."""
+    listing = ", ".join(f".{extension}" for extension in members)
+    for name, is_required in rules.needed.items():
+        if is_required and (text if name == TEXT else found.get(name)) is None:
+            at = next(iter((found or members).values()))
+            detail = f"there is only {listing}; the input {name!r} ends in {known_extensions(name)}"
+            return Fault(key, at.name, at.offset, missing_input(name), detail)
+    return None
+
+
+def _unread_fault(key: str, member: Member, rules: SampleRules) -> Fault | None:
+    """The fault of a member that is empty, or too large to be read."""
+    reason: str
+    if member.size == 0:
+        reason, detail = Reason.EMPTY_MEMBER, f"{member.name!r} has no bytes"
+    elif member.data is not None:
+        return None
+    elif (medium := _medium_of(_extension_of(member))) == TEXT:
+        reason, detail = Reason.BAD_SCHEMA, f"a text of {member.size} bytes; at most {MAX_TEXT_BYTES} are read"
+    else:
+        limit = f"data.index.max_bytes allows {rules.limits.max_bytes}"
+        reason, detail = medium_reason("too_large", medium), f"a file of {member.size} bytes; {limit}"
+    return Fault(key, member.name, member.offset, reason, detail)
 
 
 def member_problem(extension: str, member: Member) -> tuple[Reason, str] | None:
@@ -144,21 +195,29 @@ def hash_key(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode(errors="surrogatepass")).digest()[:8], "big")
 
 
-def _image_columns(image: Member, rules: SampleRules) -> Row:
-    assert image.data is not None
-    facts = check_image(image.data, rules.max_pixels, rules.verify)
-    return {
-        "image_offset": image.offset,
-        "image_size": image.size,
-        "image_format": facts.format,
-        "width": facts.width,
-        "height": facts.height,
-        "sha256": hashlib.sha256(image.data).hexdigest(),
-    }
+def _medium_of(extension: str) -> str:
+    found = input_of(extension)
+    assert found is not None
+    return found.medium
 
 
-def _text_columns(json: bytes | None, txt: bytes | None, limits: TextLimits) -> Row:
-    texts: Texts = parse_texts(json, txt, limits)
+def _extension_of(member: Member) -> str:
+    key_and_extension = split_name(member.name)
+    assert key_and_extension is not None
+    return key_and_extension[1]
+
+
+def _no_input_detail(members: Mapping[str, Member], rules: SampleRules) -> str:
+    listing = ", ".join(f".{extension}" for extension in members)
+    return f"there is only {listing}, and none of the inputs {', '.join(rules.needed)} (data.index.inputs)"
+
+
+def _text_columns(json: bytes | None, txt: bytes | None, rules: SampleRules) -> Row:
+    if json is None and txt is None:
+        return _NO_TEXTS
+    texts = parse_texts(json, txt, rules.text_limits)
+    if rules.needed[TEXT] and not texts.captions and not texts.questions:
+        raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
     all_texts = [*texts.captions, *(question.question for question in texts.questions)]
     return {
         "captions": len(texts.captions),

@@ -4,14 +4,17 @@ Rules where a key appears more than once in a shard:
 
 - Complete samples of one key: the first is kept, each later one is a DUPLICATE_KEY.
 - Parts of one sample with other samples between them: SPLIT_KEY, and the sample is left out.
-- The same member twice within one sample: DUPLICATE_KEY, and the sample is left out, as nothing tells which text
-  belongs to which image.
+- The same member twice within one sample, or two members of one input: DUPLICATE_KEY, and the sample is left out, as
+  nothing tells which text belongs to which image.
 
 A sample next to a break of the tar is left out without a fault of its own, unless it is complete.
 
-Members of a key of which none is an image or a text are an UNKNOWN_MEMBER, a fault for each name up to its last dot:
-``photo.v1.jpg`` and ``photo.v1.txt`` have the key ``photo``, and the extensions ``v1.jpg`` and ``v1.txt``. Other
-members that are part of no sample (``.cls`` beside an image, hidden files, files without extension) are counted.
+Members of a key of which none is an input that is read, or a text or a file of a known medium without a name of its
+own, are an UNKNOWN_MEMBER, a fault for each name up to its last dot: ``photo.v1.jpg`` and ``photo.v1.txt`` have the key
+``photo``, and the extensions ``v1.jpg`` and ``v1.txt``. Other members that are part of no sample (``.cls`` beside an
+image, inputs that are not read, hidden files, files without extension) are counted.
+
+All samples of a shard have one medium for an input: another one is a WRONG_MEDIUM.
 """
 
 from __future__ import annotations
@@ -21,25 +24,28 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.data.index.fault import Fault
-from pipelines.data.index.sample_check import TEXT_EXTENSIONS, Row, SampleRules, check_sample, member_problem
+from pipelines.data.index.sample_check import Row, SampleRules, check_sample, member_problem
 from pipelines.data.tars.errors import Reason
 from pipelines.data.tars.headers import Corruption, Kind, Member
+from pipelines.data.tars.inputs import TEXT, input_of
 from pipelines.data.tars.member_names import is_hidden_path, leaves_folder, split_name
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS
 
 _EXTENSIONS_COUNTED = 50
 
 
 @dataclass
 class _Group:
-    """Adjacent members of one key, by extension."""
+    """Adjacent members of one key, by extension; ``inputs`` has the extension of each input that is read but texts."""
 
     key: str
     rules: SampleRules
     after_corruption: bool
     members: dict[str, Member] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
     fault: Fault | None = None
-    image: Member | None = None
+    has_text: bool = False
+    is_unknown: bool = True
+    """Whether no member is an input, as far as its extension tells."""
 
     @property
     def first(self) -> Member:
@@ -47,30 +53,28 @@ class _Group:
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Its extensions, with "image" for those of images."""
-        return frozenset("image" if extension in IMAGE_EXTENSIONS else extension for extension in self.members)
-
-    @property
-    def has_text(self) -> bool:
-        return any(extension in TEXT_EXTENSIONS for extension in self.members)
-
-    @property
-    def is_unknown(self) -> bool:
-        """Whether no member is an image or a text."""
-        return self.image is None and not self.has_text
+        """Its inputs, and the extensions of its other members."""
+        return frozenset(self.inputs) | (self.members.keys() - set(self.inputs.values()))
 
     @property
     def is_complete(self) -> bool:
-        return (self.image is not None or not self.rules.images) and (self.has_text or not self.rules.texts)
+        needed = self.rules.needed
+        has = {name for name in needed if (self.has_text if name == TEXT else name in self.inputs)}
+        return bool(has) and all(name in has for name, is_required in needed.items() if is_required)
 
     def add(self, extension: str, member: Member) -> None:
         problem = member_problem(extension, member)
-        if problem is None and extension in IMAGE_EXTENSIONS and self.image is not None:
-            problem = Reason.DUPLICATE_KEY, f"two images for one key: {self.image.name!r} and {member.name!r}"
+        found = self.rules.input_of(extension)
+        self.is_unknown &= found is None and ("." in extension or input_of(extension) is None)
+        if found is not None and found.name == TEXT:
+            self.has_text = True
+        elif found is not None:
+            earlier = self.members.get(self.inputs.setdefault(found.name, extension))
+            if problem is None and earlier is not None:
+                detail = f"two members for the input {found.name!r} of one key: {earlier.name!r} and {member.name!r}"
+                problem = Reason.DUPLICATE_KEY, detail
         if problem is not None and self.fault is None:
             self.fault = Fault(self.key, member.name, member.offset, *problem)
-        if extension in IMAGE_EXTENSIONS and self.image is None:
-            self.image = member
         self.members[extension] = member
 
 
@@ -92,6 +96,8 @@ class SampleGroups:
         self._rules = rules
         self._earlier: dict[str, _EarlierSample] = {}
         self._group: _Group | None = None
+        self.inputs: dict[str, str] = {}
+        """The medium of each input of these samples but texts."""
         self._after_corruption = False
         # The kinds of members of this shard's first valid sample: what its other samples are taken to have.
         self._usual_kinds: frozenset[str] | None = None
@@ -108,7 +114,7 @@ class SampleGroups:
                 self._pass_over("hidden" if is_hidden_path(member.name) else "no extension")
             return
         key, extension = key_and_extension
-        if extension not in IMAGE_EXTENSIONS and extension not in TEXT_EXTENSIONS:
+        if self._rules.input_of(extension) is None:
             self._pass_over(f".{extension}")
         group = self._group
         repeats = group is not None and extension in group.members and (group.is_complete or group.is_unknown)
@@ -140,7 +146,9 @@ class SampleGroups:
             if (fault := self._repeated_key_fault(group)) is not None:
                 self.outcomes.append(fault)
             return None
-        outcome = group.fault or check_sample(group.key, group.members, group.image, self._rules)
+        outcome = group.fault or check_sample(group.key, group.members, group.inputs, self._rules)
+        if isinstance(outcome, dict):
+            outcome = self._wrong_medium_fault(group) or outcome
         if self._usual_kinds is None and isinstance(outcome, dict):
             self._usual_kinds = group.kinds
         self._earlier[group.key] = _EarlierSample(len(self.outcomes), frozenset(group.members), group.first.offset)
@@ -150,6 +158,17 @@ class SampleGroups:
     def _pass_over(self, kind: str) -> None:
         is_counted = kind in self.passed_over or len(self.passed_over) < _EXTENSIONS_COUNTED
         self.passed_over[kind if is_counted else "other extensions"] += 1
+
+    def _wrong_medium_fault(self, group: _Group) -> Fault | None:
+        """The fault of a valid sample with an input of another medium than before; else its media are remembered."""
+        for name, extension in group.inputs.items():
+            found = input_of(extension)
+            assert found is not None
+            if (usual := self.inputs.setdefault(name, found.medium)) != found.medium:
+                detail = f"the input {name!r} is of medium {usual} in the samples before, and here of {found.medium}"
+                member = group.members[extension]
+                return Fault(group.key, member.name, member.offset, Reason.WRONG_MEDIUM, detail)
+        return None
 
     def _repeated_key_fault(self, group: _Group) -> Fault | None:
         """The fault to add; None where the earlier outcome of this key becomes the fault of both."""
@@ -177,8 +196,10 @@ def _unknown_member_faults(group: _Group) -> list[Fault]:
         first.setdefault(member.name.rpartition(".")[0], (extension, member))
     faults = []
     for extension, member in first.values():
-        detail = f"no image and no text by its extension, .{extension}"
+        detail = f"no input by its extension, .{extension}"
+        if (found := input_of(extension)) is not None:
+            detail = f"the input {found.name!r}, which is not read (data.index.inputs)"
         if "." in extension:
-            detail += f", as the first dot of a base name ends the key ({group.key!r}); use no other dots in names"
+            detail += f"; the first dot of a base name ends the key ({group.key!r}): use no other dots in keys"
         faults.append(Fault(group.key, member.name, member.offset, Reason.UNKNOWN_MEMBER, detail))
     return faults

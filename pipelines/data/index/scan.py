@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from pipelines.data.index.fault import Fault
-from pipelines.data.index.sample_check import SAMPLE_SCHEMA, SampleRules
+from pipelines.data.index.sample_check import SampleRules, sample_schema
 from pipelines.data.index.sample_groups import SampleGroups
-from pipelines.data.index.validate import Verify
 from pipelines.data.tars.headers import Corruption, read_tar
+from pipelines.data.tars.inputs import PAIRS, TEXT
 from pipelines.data.tars.member_names import split_name
-from pipelines.data.tars.sample import Modality, TextLimits
+from pipelines.data.tars.sample import TextLimits
+from vlmodel.media.base import CheckLimits, Verify
+from vlmodel.media.registry import media
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,8 @@ class Scan:
     """What one shard holds.
 
     Attributes:
-        samples: a table of ``SAMPLE_SCHEMA``, in tar order.
+        samples: a table of ``sample_schema``, in tar order.
+        inputs: the medium of each input of these samples but texts.
         faults: in tar order.
         worst_run: the most faults in a row.
         passed_over: number of members that are part of no sample, by extension (".cls"), "hidden" or "no extension".
@@ -31,6 +34,7 @@ class Scan:
     """
 
     samples: pa.Table
+    inputs: dict[str, str]
     faults: list[Fault]
     worst_run: int
     passed_over: dict[str, int]
@@ -41,10 +45,11 @@ class Scan:
 def scan_tar(
     read: Callable[[int], bytes],
     *,
-    max_pixels: int,
-    max_image_bytes: int,
+    max_bytes: int = CheckLimits().max_bytes,
+    max_pixels: int = CheckLimits().max_pixels,
+    max_values: int = CheckLimits().max_values,
     verify: Verify = "decode",
-    members: Modality = "pairs",
+    inputs: Sequence[str] = PAIRS,
     max_letters: int = TextLimits.letters,
     max_texts: int = TextLimits.texts,
 ) -> Scan:
@@ -52,7 +57,8 @@ def scan_tar(
 
     Args:
         read: gives the next bytes, b"" at the end.
-        members: what a sample must have; other images or texts are ignored.
+        max_bytes, max_pixels, max_values, verify: see ``CheckLimits``.
+        inputs: what a sample must have and may have (``IndexConfig.inputs``).
         max_letters, max_texts: see ``TextLimits``.
 
     Raises:
@@ -71,8 +77,8 @@ def scan_tar(
     def is_wanted(name: str, n: int) -> bool:
         return rules.reads((split_name(name) or ("", ""))[1], n)
 
-    limits = TextLimits(max_letters, max_texts)
-    rules = SampleRules(max_pixels, max_image_bytes, verify, members != "texts", members != "images", limits)
+    limits = CheckLimits(max_bytes=max_bytes, max_pixels=max_pixels, max_values=max_values, verify=verify)
+    rules = SampleRules(tuple(inputs), limits, TextLimits(max_letters, max_texts))
     groups = SampleGroups(rules)
     for item in read_tar(read_and_hash, is_wanted):
         groups.add_corruption(item) if isinstance(item, Corruption) else groups.add(item)
@@ -83,5 +89,6 @@ def scan_tar(
     for outcome in groups.outcomes:
         run = run + 1 if isinstance(outcome, Fault) else 0
         worst = max(worst, run)
-    table = pa.Table.from_pylist(rows, SAMPLE_SCHEMA)
-    return Scan(table, faults, worst, dict(groups.passed_over), digest.hexdigest(), size)
+    columns = {name: groups.inputs.get(name, name if name in media() else "") for name in rules.needed if name != TEXT}
+    table = pa.Table.from_pylist(rows, sample_schema(columns))
+    return Scan(table, groups.inputs, faults, worst, dict(groups.passed_over), digest.hexdigest(), size)

@@ -1,13 +1,13 @@
-"""Statistics of all samples of an index: repeated images, images and texts that splits share, and image shapes.
+"""Statistics of all samples of an index: repeated inputs, inputs and texts that splits share, and image shapes.
 
-Of very many images or texts only those in a part of the hash range are compared: of two equal ones both are, or
+Of very many inputs or texts only those in a part of the hash range are compared: of two equal ones both are, or
 neither, so shares are unbiased.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,75 +15,85 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.data.index.files import READERS, without
+from pipelines.data.index.files import READERS, TEXT_COUNTS, sample_count, without
 from pipelines.data.tars.shards import SPLITS
 
 _MAX_COMPARED = 20_000_000
-"""Images, and texts: 8 bytes each, a few copies."""
+"""Of an input, and texts: 8 bytes each, a few copies."""
 
 _HELD_OUT = ("val", "test")
 # A photograph of 4 by 3 loses a quarter where it is cropped to a square.
 _ELONGATED = 1.25
 _MIN_DIFFERENCE = 0.1
 _STANDARD_ERRORS = 3.0
-_COLUMNS = ["split_hash", "sha256", "text_hashes", "width", "height"]
 
 
 class _Hashes(NamedTuple):
-    """Of N images or texts: their hashes, and the number in ``SPLITS`` of the split of each."""
+    """Of N inputs or texts: their hashes, and the number in ``SPLITS`` of the split of each."""
 
     hashes_N: NDArray[np.uint64]
     splits_N: NDArray[np.int8]
 
 
 class _ShardHashes(NamedTuple):
-    images: _Hashes
+    inputs: dict[str, _Hashes]
     texts: _Hashes
     ratios_N: NDArray[np.float32]
 
 
 def survey(
     shards: Sequence[Mapping[str, Any]],
+    inputs: Iterable[str],
     read: Callable[[str, list[str]], pa.Table],
     splits_of: Callable[[str, NDArray[np.uint64]], NDArray[np.str_]],
 ) -> dict[str, Any]:
     """The statistics as plain JSON.
 
-    ``images`` and ``texts`` hold, for each split that has some, how many were compared (``count``), how many equal
+    ``inputs.NAME`` and ``texts`` hold, for each split that has some, how many were compared (``count``), how many equal
     another of the split (``repeated``) and, for val and test, how many are in train too (``in_train``). A text is
-    counted once a split. ``shapes`` are of all images: ``count``, those whose longer side is at least 1.25 times the
-    shorter one (``elongated``), and the ``median`` of that ratio.
+    counted once a split. ``shapes`` are of the input "image": ``count``, those whose longer side is at least 1.25 times
+    the shorter one (``elongated``), and the ``median`` of that ratio.
 
     Args:
         shards: rows of ``SHARD_SCHEMA``.
+        inputs: the names of the inputs but texts.
         read: reads some columns of a part of the index.
         splits_of: the split of each sample, from the split of its shard and ``split_hash``.
     """
-    images = sum(shard[f"samples_{split}"] for shard in shards for split in SPLITS)
-    texts = sum(shard[f"{what}_{split}"] for shard in shards for split in SPLITS for what in ("captions", "questions"))
-    every_image, every_text = (math.ceil(count / _MAX_COMPARED) or 1 for count in (images, texts))
+    names = list(inputs)
+    texts = sum(shard[f"{what}_{split}"] for shard in shards for split in SPLITS for what in TEXT_COUNTS)
+    every_input, every_text = (
+        math.ceil(count / _MAX_COMPARED) or 1 for count in (sum(map(sample_count, shards)), texts)
+    )
+    columns = ["split_hash", "text_hashes", "image.width", "image.height", *(f"{name}.sha256" for name in names)]
 
     def hashes_of(shard: Mapping[str, Any]) -> _ShardHashes:
-        table = without(read(shard["part"], _COLUMNS), shard["repeated"])
+        table = without(read(shard["part"], columns), shard["repeated"])
         splits = splits_of(shard["split"], table["split_hash"].to_numpy())
         numbers_N = np.select([splits == split for split in SPLITS], range(len(SPLITS)), 0).astype(np.int8)
-        has_image_N = table["sha256"].is_valid().to_numpy()
-        images = _Hashes(_first_digits(table["sha256"]), numbers_N[has_image_N])
+        of_inputs = {
+            name: _subsample_hashes(
+                _Hashes(_first_digits(sha256), numbers_N[sha256.is_valid().to_numpy()]), every_input
+            )
+            for name in names
+            for sha256 in [table[f"{name}.sha256"]]
+        }
         lists = table["text_hashes"].combine_chunks()
-        texts = _Hashes(
+        of_texts = _Hashes(
             lists.flatten().to_numpy().astype(np.uint64), np.repeat(numbers_N, lists.value_lengths().to_numpy())
         )
-        width_N, height_N = (table[side].drop_null().to_numpy().astype(np.float32) for side in ("width", "height"))
-        ratios_N = np.maximum(width_N, height_N) / np.minimum(width_N, height_N)
-        return _ShardHashes(_subsample_hashes(images, every_image), _subsample_hashes(texts, every_text), ratios_N)
+        return _ShardHashes(of_inputs, _subsample_hashes(of_texts, every_text), _aspect_ratios(table))
 
     with ThreadPoolExecutor(READERS) as pool:
         pieces = list(pool.map(hashes_of, shards))
     if not pieces:
-        return {"images": {}, "texts": {}, "shapes": _aspect_ratio_quantiles(np.empty(0, np.float32))}
+        return {"inputs": {}, "texts": {}, "shapes": _aspect_ratio_quantiles(np.empty(0, np.float32))}
     return {
-        "images": _count_repeated_images(_concatenate_hashes([piece.images for piece in pieces]), distinct=False),
-        "texts": _count_repeated_images(_concatenate_hashes([piece.texts for piece in pieces]), distinct=True),
+        "inputs": {
+            name: _count_repeated(_concatenate_hashes([piece.inputs[name] for piece in pieces]), distinct=False)
+            for name in names
+        },
+        "texts": _count_repeated(_concatenate_hashes([piece.texts for piece in pieces]), distinct=True),
         "shapes": _aspect_ratio_quantiles(np.concatenate([piece.ratios_N for piece in pieces])),
     }
 
@@ -91,12 +101,18 @@ def survey(
 def describe_survey(statistics: Mapping[str, Any]) -> list[str]:
     """Lines for people: what is worth knowing before a training, or none."""
     lines = []
-    images, texts = statistics["images"], statistics["texts"]
-    if repeated := {split: of["repeated"] for split, of in images.items() if of["repeated"]}:
-        counts = ", ".join(f"{split} {count:,} of {images[split]['count']:,}" for split, count in repeated.items())
-        lines.append(f"images that another sample of the same split has too: {counts}; the prepare job joins these")
-    if any(images.get(split, {}).get("in_train") for split in _HELD_OUT):
-        lines.append(f"images that train has too: {_describe_shared(images)}, where metrics are too high. {_REMEDY}")
+    texts = statistics["texts"]
+    for name, of_input in statistics["inputs"].items():
+        what, remedy = ("images", "; the prepare job joins these") if name == "image" else (f"inputs {name!r}", "")
+        if repeated := {split: of["repeated"] for split, of in of_input.items() if of["repeated"]}:
+            counts = ", ".join(
+                f"{split} {count:,} of {of_input[split]['count']:,}" for split, count in repeated.items()
+            )
+            lines.append(f"{what} that another sample of the same split has too: {counts}{remedy}")
+        if any(of_input.get(split, {}).get("in_train") for split in _HELD_OUT):
+            lines.append(
+                f"{what} that train has too: {_describe_shared(of_input)}, where metrics are too high. {_REMEDY}"
+            )
     val, test = (texts.get(split) for split in _HELD_OUT)
     if val and test and _shares_more(val, test):
         lines.append(
@@ -145,7 +161,7 @@ def _concatenate_hashes(pieces: Sequence[_Hashes]) -> _Hashes:
     return _Hashes(*(np.concatenate(arrays) for arrays in zip(*pieces, strict=True)))
 
 
-def _count_repeated_images(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
+def _count_repeated(all_: _Hashes, *, distinct: bool) -> dict[str, dict[str, int]]:
     of_split = {split: all_.hashes_N[all_.splits_N == number] for number, split in enumerate(SPLITS)}
     train = np.unique(of_split["train"])
     counts = {}
@@ -157,6 +173,16 @@ def _count_repeated_images(all_: _Hashes, *, distinct: bool) -> dict[str, dict[s
             if split in _HELD_OUT:
                 counts[split]["in_train"] = int(np.isin(counted, train).sum())
     return counts
+
+
+def _aspect_ratios(table: pa.Table) -> NDArray[np.float32]:
+    """The longer side of each image by its shorter one; of none where the samples have no images."""
+    if "image.width" not in table.column_names:
+        return np.empty(0, np.float32)
+    sides = (table[f"image.{side}"].drop_null().to_numpy().astype(np.float32) for side in ("width", "height"))
+    width_N, height_N = sides
+    ratios_N: NDArray[np.float32] = np.maximum(width_N, height_N) / np.minimum(width_N, height_N)
+    return ratios_N
 
 
 def _aspect_ratio_quantiles(ratios_N: NDArray[np.float32]) -> dict[str, float]:

@@ -29,8 +29,8 @@ class PrepareConfig(Section):
     """ISO 639 codes, as ["en", "de"]: samples whose texts together are in none of them are dropped; [] allows all.
     Two or three words can be of many languages: check the report."""
     duplicates: bool = True
-    """Of training samples with the same image the first is kept, with the texts of all; none where val or test has the
-    image. Val and test are kept whole."""
+    """Of training samples with the same image (and the same further inputs) the first is kept, with the texts of all;
+    none where val or test has it. Val and test are kept whole."""
     near_duplicates: int = Field(0, ge=0, le=MAX_DISTANCE)
     """Training images are dropped whose perceptual hash of 64 bits differs in at most this many bits from that of an
     earlier training image, or of any image of val or test. 4 finds other sizes and qualities of a picture; 0 drops

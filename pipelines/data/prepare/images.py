@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.errors import SampleError, medium_reason
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import open_image
 
@@ -21,6 +20,16 @@ _EXTENSIONS = {"jpeg": "jpg", "tiff": "tif", "jpeg2000": "jp2", "heif": "heic"}
 _WRITTEN = ("jpeg", "webp")
 _HASHED_SIDE = 64
 """Decoded size of an image that is only hashed."""
+
+
+class ImageFacts(NamedTuple):
+    """An image as the index describes it: ``format`` is one of ``vlmodel.images.pillow.FORMATS``; the size is that of
+    the upright image, in pixels.
+    """
+
+    format: str
+    width: int
+    height: int
 
 
 class EncodedImage(NamedTuple):
@@ -65,7 +74,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
         image: what ``data`` is, as the index says.
 
     Raises:
-        SampleError: UNDECODABLE_IMAGE.
+        SampleError: it cannot be decoded.
     """
     wanted = target(image, config)
     changes = wanted != image
@@ -78,7 +87,7 @@ def encode(data: bytes, image: ImageFacts, config: PrepareConfig) -> EncodedImag
                 opened.draft(side)
                 rgb = opened.upright()
     except ImageError as error:
-        raise SampleError(Reason.UNDECODABLE_IMAGE, f"{image.format}: {error}") from None
+        raise SampleError(medium_reason("undecodable", "image"), f"{image.format}: {error}") from None
     hashed = perceptual_hash(rgb) if config.near_duplicates else 0
     encoded = _encode_image(rgb, wanted, config.quality) if changes else None
     return EncodedImage(encoded, _EXTENSIONS.get(wanted.format, wanted.format), wanted.width, wanted.height, hashed)

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from pipelines.data.index.files import metadata, read_table, table_bytes
 from pipelines.data.index.index import Index
-from pipelines.data.index.validate import ImageFacts
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import MEASURE_SCHEMA, images_file, measure_file
 from pipelines.data.prepare.filters import Drop, DropReason, check_size, check_texts, text_count, texts_of_valid_length
-from pipelines.data.prepare.images import EncodedImage, encode, needs_pixels, unchanged
+from pipelines.data.prepare.images import EncodedImage, ImageFacts, encode, needs_pixels, unchanged
 from pipelines.data.tars.errors import SampleError
+from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import sample_members, stored_size
 from pipelines.storage.folder import Folder
@@ -72,7 +72,7 @@ def _chunks_read_together(rows: Sequence[Row]) -> Iterator[range]:
     """Neighbouring rows whose images are read together."""
     start = size = 0
     for number, row in enumerate(rows):
-        size += row["image_size"]
+        size += row["image.size"]
         if size >= _CHUNK_BYTES:
             yield range(start, number + 1)
             start, size = number + 1, 0
@@ -83,20 +83,20 @@ def _chunks_read_together(rows: Sequence[Row]) -> Iterator[range]:
 def _measure_chunk(
     reader: ShardReader, shard: str, rows: Sequence[Row], chunk: range, config: PrepareConfig, parts: _ImageWriter
 ) -> list[Row]:
-    images = {n: ImageFacts(rows[n]["image_format"], rows[n]["width"], rows[n]["height"]) for n in chunk}
+    images = {n: ImageFacts(*(rows[n][f"image.{fact}"] for fact in ImageFacts._fields)) for n in chunk}
     drops = {n: check_size(images[n].width, images[n].height, config) for n in chunk}
     left = [n for n in chunk if drops[n] is None]
     decoded = [n for n in left if needs_pixels(images[n], config)]
     others = sorted(set(left) - set(decoded))
     records = dict(zip(decoded, reader.read(shard, decoded), strict=True))
-    records |= dict(zip(others, reader.read(shard, others, images=False), strict=True))
+    records |= dict(zip(others, reader.read(shard, others, inputs=()), strict=True))
     extras = dict(zip(left, reader.read_metadata(shard, left), strict=True))
     measured = []
     for n in chunk:
         outcome: Row | Drop | None = drops[n]
         if outcome is None:
-            extra = lineage_entry(shard, rows[n]["key"], rows[n]["sha256"], extras[n])
-            outcome = _check_sample(records[n], images[n], rows[n]["image_size"], extra, config, parts)
+            extra = lineage_entry(shard, rows[n]["key"], rows[n]["image.sha256"], extras[n])
+            outcome = _check_sample(records[n], images[n], _sizes(rows[n], reader.index), extra, config, parts)
         if isinstance(outcome, Drop):
             outcome = {"reason": str(outcome.reason), "detail": outcome.detail}
         measured.append(outcome)
@@ -104,7 +104,12 @@ def _measure_chunk(
 
 
 def _check_sample(
-    record: Sample, image: ImageFacts, source_size: int, extra: Row, config: PrepareConfig, parts: _ImageWriter
+    record: Sample,
+    image: ImageFacts,
+    sizes: dict[str, tuple[int, str]],
+    extra: Row,
+    config: PrepareConfig,
+    parts: _ImageWriter,
 ) -> Row | Drop:
     texts = texts_of_valid_length(record.texts, config)
     if (drop := check_texts(texts, record.texts, config)) is not None:
@@ -114,12 +119,21 @@ def _check_sample(
     except SampleError as error:
         return Drop(DropReason.UNDECODABLE, error.detail)
     try:
-        # An image that is kept was not read; only its size matters here.
-        data = stored.data if stored.data is not None else bytes(source_size)
-        members = sample_members(record.key, data, stored.extension, texts, extra)
+        # What is kept was not read; only its size matters here.
+        inputs = {name: (bytes(size), extension) for name, (size, extension) in sizes.items()}
+        data = stored.data if stored.data is not None else inputs["image"][0]
+        members = sample_members(
+            record.key, {**inputs, "image": (data, stored.extension)}, texts, extra, [*inputs, TEXT]
+        )
     except SampleError as error:
         return Drop(DropReason.UNWRITABLE, error.detail)
     return _encoded_image_row(stored, stored_size(members), text_count(record.texts) - text_count(texts), parts)
+
+
+def _sizes(row: Row, index: Index) -> dict[str, tuple[int, str]]:
+    """Bytes and extension of each input that a sample has."""
+    present = (name for name in index.inputs if row[f"{name}.size"] is not None)
+    return {name: (row[f"{name}.size"], row[f"{name}.extension"]) for name in present}
 
 
 def _encoded_image_row(stored: EncodedImage, size: int, left_out: int, parts: _ImageWriter) -> Row:

@@ -28,6 +28,7 @@ from pipelines.data.prepare.report import page
 from pipelines.data.prepare.selection import Selection, select_samples
 from pipelines.data.prepare.summary import Summary
 from pipelines.data.prepare.write import ShardPlan, write_shard
+from pipelines.data.tars.inputs import PAIRS
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
 from pipelines.storage.folder import Folder
@@ -49,10 +50,10 @@ def prepare(tars: str, config: PrepareConfig, index_config: IndexConfig | None =
             or another job is preparing it; an unknown language; or every sample would be dropped.
     """
     index, out = Index.open(tars), Folder(config.out)
-    if index.modality != "pairs":
+    if not all(index.needed.get(name) for name in PAIRS):
         raise DataError(
-            f"only images with texts can be prepared, and {index.tars} holds {index.modality} alone; train on it as it "
-            "is"
+            "only images with texts can be prepared, with other inputs beside them, and the samples of "
+            f"{index.tars} were indexed as {json.dumps(index.scan['inputs'])}; train on it as it is"
         )
     settings = config.model_dump(mode="json", exclude={"out"})
     identity = {"format": _FORMAT, "index": index.hash, "config": settings}
@@ -86,7 +87,7 @@ def _run_passes(
 
     dropped = dropped_rows(index, selection, out)
     out.write(DROPPED, table_bytes(dropped, {}))
-    same = {"validation_fraction": index.split_assignment.fraction, "members": index.modality}
+    same = {"validation_fraction": index.split_assignment.fraction, "inputs": tuple(index.scan["inputs"])}
     prepared = _index_prepared_tars(out, index_config.model_copy(update=same))
     summary = _summarize(index, prepared, selection, dropped)
     out.write(REPORT, page(summary, dropped, index, config).encode())

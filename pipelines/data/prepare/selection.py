@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.data.index.files import read_table
@@ -54,7 +55,7 @@ class Selection:
 
     Attributes:
         invalid_N: whether a filter dropped the sample.
-        duplicate_of_N: the sample with the same image, -1 for none.
+        duplicate_of_N: the sample with the same inputs, -1 for none.
         near_duplicate_of_N: the sample with a similar image, -1 for none.
         plans: the shards to be written.
         texts_left_out, rewritten: see ``Summary``.
@@ -92,8 +93,8 @@ def select_samples(index: Index, config: PrepareConfig, out: Folder) -> Selectio
 
     duplicate_of_N, near_duplicate_of_N = np.full(len(splits), -1, np.int64), np.full(len(splits), -1, np.int64)
     if config.duplicates:
-        images_N = table["sha256"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-        first = exact_duplicates(splits[valid], images_N[valid])
+        inputs_N = table["inputs"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        first = exact_duplicates(splits[valid], inputs_N[valid])
         duplicate_of_N[valid] = np.where(first < 0, -1, valid[first])
     if config.near_duplicates:
         hashes_N = table["hash"].to_numpy()
@@ -113,7 +114,10 @@ def _read_measurements(index: Index, shard: str, out: Folder) -> pa.Table:
     measured = read_table(out.read(measure_file(shard)), ["reason", "left_out", "hash", "stored", "part"])
     columns = {name: measured[name].fill_null(0) for name in ("left_out", "hash", "stored")}
     columns |= {"invalid": measured["reason"].is_valid(), "rewritten": measured["part"].is_valid()}
-    return pa.table({"split": rows["split"], "sha256": rows["sha256"], **columns})
+    # Samples are duplicates where all their inputs are the same.
+    sha256s = [rows[f"{name}.sha256"] for name in index.inputs]
+    inputs = pc.binary_join_element_wise(*sha256s, ",", null_handling="replace")
+    return pa.table({"split": rows["split"], "inputs": inputs, **columns})
 
 
 def _plan_shards(

@@ -14,6 +14,7 @@ from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.files import LINEAGE_SCHEMA, images_file, lineage_file, measure_file
 from pipelines.data.prepare.filters import merge_texts, texts_of_valid_length
 from pipelines.data.prepare.measure import lineage_entry
+from pipelines.data.tars.inputs import TEXT
 from pipelines.data.tars.reader import ShardReader
 from pipelines.data.tars.shards import Member, sample_members, tar_bytes
 from pipelines.errors import DataError
@@ -63,23 +64,27 @@ def _tar_members(
 ) -> Iterator[list[Member]]:
     """The members of each sample; appends to ``lineage``."""
     joining, number = dict(plan.joining), 0
+    further = [name for name in reader.index.inputs if name != "image"]
     for shard, rows in plan.runs:
-        hashes = reader.index.rows(shard)["sha256"]
+        table = reader.index.rows(shard)
+        hashes, extensions = table["image.sha256"], {name: table[f"{name}.extension"] for name in further}
         all_measured = read_table(_read_work(out, shard))
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
             measured = all_measured.take(pa.array(chunk)).to_pylist()
             images = _stored_images(reader, shard, chunk, measured, out)
-            records, extras = reader.read(shard, chunk, images=False), reader.read_metadata(shard, chunk)
+            records, extras = reader.read(shard, chunk, inputs=further), reader.read_metadata(shard, chunk)
             for row, measurement, image, record, extra in zip(chunk, measured, images, records, extras, strict=True):
-                duplicates = [(name, reader.read(name, [at], images=False)[0]) for name, at in joining.get(number, [])]
+                duplicates = [(name, reader.read(name, [at], inputs=())[0]) for name, at in joining.get(number, [])]
                 texts = merge_texts(
                     *(texts_of_valid_length(r.texts, config) for r in (record, *(other for _, other in duplicates)))
                 )
                 entry = lineage_entry(shard, record.key, hashes[row].as_py(), extra)
                 lineage.append(_lineage_row(record, entry["prepared_from"], measurement, duplicates))
                 number += 1
-                yield sample_members(record.key, image, measurement["extension"], texts, entry)
+                inputs = {name: (data, extensions[name][row].as_py()) for name, data in record.inputs.items()}
+                inputs["image"] = image, measurement["extension"]
+                yield sample_members(record.key, inputs, texts, entry, [*inputs, TEXT])
 
 
 def _lineage_row(record: Sample, source: Row, measurement: Row, duplicates: Sequence[tuple[str, Sample]]) -> Row:

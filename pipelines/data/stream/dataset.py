@@ -6,7 +6,7 @@ A ``Source`` is small and picklable. What is large (the index, the readers, the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,7 +18,6 @@ from pipelines.data.stream.feature_cache import FeatureCache, image_hashes, text
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
-from pipelines.data.tars.sample import Modality
 from pipelines.errors import DataError
 from vlmodel.images.errors import ImageError
 from vlmodel.processor import VLProcessor
@@ -141,7 +140,7 @@ class Samples:
         """The samples without their images, in the order of ``indices``; each shard is opened once."""
         records: list[Sample | None] = [None] * len(indices)
         for opened, shard, rows, positions in self._by_shard(indices):
-            for position, record in zip(positions, opened.reader.read(shard.name, rows, images=False), strict=True):
+            for position, record in zip(positions, opened.reader.read(shard.name, rows, inputs=()), strict=True):
                 records[position] = record
         return [record for record in records if record is not None]
 
@@ -276,15 +275,16 @@ class _OpenedSource:
         ]
         if not specs:
             raise DataError(
-                f"{source.tars} holds {self.index.modality} alone (data.index.members), and the model's tasks cannot "
+                f"{source.tars} holds {self.index.modality} alone (data.index.inputs), and the model's tasks cannot "
                 "use them; leave this source out"
             )
         # All samples of images alone are read.
         self.reads = sorted({spec.reads for spec in specs}) if self.index.modality != "images" else []
         # Every other sample has a caption or a question, so with both kinds all are read too.
-        counted = f"with_{self.reads[0]}" if len(self.reads) == 1 else "samples"
+        reads = frozenset(self.reads)
         self.counts: Ints = np.array(
-            [_split_size(getattr(shard, counted), source.split) for shard in self.index.shards], np.int64
+            [shard.count(lambda has: not reads or bool(reads & has), source.split) for shard in self.index.shards],
+            np.int64,
         )
         self.size = int(self.counts.sum())
         if not self.size:
@@ -344,10 +344,6 @@ def _cache_of(features: Sequence[FeatureCache], stream: str) -> FeatureCache | N
     return next((cache for cache in features if cache.stream == stream), None)
 
 
-def _can_use(modality: Modality, spec: TaskSpec) -> bool:
+def _can_use(modality: str, spec: TaskSpec) -> bool:
     """Whether a task can use such samples."""
     return {"pairs": True, "texts": not spec.needs_image, "images": spec.uses_unpaired_images}[modality]
-
-
-def _split_size(counts: Mapping[str, int], split: str) -> int:
-    return counts.get(split, 0) if split else sum(counts.values())

@@ -276,7 +276,7 @@ def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Ta
     for rows in _batched(range(count), work.batch):
         texts = [
             text
-            for record in work.reader.read(shard, rows, images=False)
+            for record in work.reader.read(shard, rows, inputs=())
             for text in _texts_read_by_model(record.texts, reads)
         ]
         tokenized = work.processor.tokenize(texts)

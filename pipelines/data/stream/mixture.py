@@ -34,7 +34,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices, permutation
-from pipelines.data.tars.sample import Modality
+from pipelines.data.tars.inputs import PAIRS, InputNames
 from vlmodel.config import Section
 from vlmodel.locations import Location
 
@@ -52,9 +52,9 @@ class MixedSource(Section):
     """Folder or URI of its tars, which are indexed."""
     weight: float | None = Field(None, gt=0, allow_inf_nan=False)
     """Its share of the samples is proportional to this. All sources have a weight, or none; then it is their size."""
-    members: Modality = "pairs"
-    """What its samples are, as data.index.members of data.tars: "pairs", "texts" without images, or "images" without
-    texts, which are negatives for contrastive tasks."""
+    inputs: InputNames = PAIRS
+    """What its samples must have, as data.index.inputs of data.tars: ["text"] are texts alone; ["image"] are images
+    alone, which are negatives for contrastive tasks."""
 
 
 @dataclass(frozen=True, eq=False)

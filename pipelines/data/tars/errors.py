@@ -5,25 +5,25 @@ from __future__ import annotations
 from enum import StrEnum
 
 from pipelines.errors import DataError
+from vlmodel.media.base import Defect
 
 
 class Reason(StrEnum):
-    """Why a sample or a whole shard was left out; quarantine and reject files hold the value."""
+    """Why a sample or a whole shard was left out, whatever its inputs; quarantine and reject files hold the value.
 
-    MISSING_IMAGE = "missing_image"
-    """The key has no image member, or its source names an image that is not there."""
+    Reasons that depend on an input are built by ``missing_input`` and ``medium_reason``.
+    """
+
     MISSING_TEXT = "missing_text"
-    """The key has an image but no caption and no question."""
+    """The key has no caption and no question, and must have one."""
+    NO_INPUT = "no_input"
+    """The key has none of the inputs that are read, each of which may be missing."""
     UNKNOWN_MEMBER = "unknown_member"
-    """No member of the key is an image or a text by its extension, for example where a name has a dot too many."""
+    """No member of the key is an input by its extension, for example where a name has a dot too many."""
+    WRONG_MEDIUM = "wrong_medium"
+    """An input is of another medium than in the samples before it."""
     EMPTY_MEMBER = "empty_member"
     """A member has no bytes."""
-    TRUNCATED_IMAGE = "truncated_image"
-    """The image ends too early."""
-    UNDECODABLE_IMAGE = "undecodable_image"
-    """The bytes are no image of a known format."""
-    IMAGE_TOO_LARGE = "image_too_large"
-    """The image has more pixels than the limit allows."""
     BAD_UTF8 = "bad_utf8"
     """Text that is not UTF-8, or has a zero byte, a sign of lost data."""
     BAD_JSON = "bad_json"
@@ -35,7 +35,7 @@ class Reason(StrEnum):
     TOO_MANY_TEXTS = "too_many_texts"
     """The sample has more texts than the limit allows."""
     DUPLICATE_KEY = "duplicate_key"
-    """Another sample already has this key."""
+    """Another sample already has this key, or two members of the sample are the same input."""
     SPLIT_KEY = "split_key"
     """The members of one key are not adjacent in the tar."""
     UNSAFE_MEMBER = "unsafe_member"
@@ -46,14 +46,25 @@ class Reason(StrEnum):
     """The shard cannot be opened or read at all."""
 
 
+def missing_input(name: str) -> str:
+    """The reason where a sample lacks an input that it must have: "missing_image"."""
+    return f"missing_{name}"
+
+
+def medium_reason(defect: Defect, medium: str) -> str:
+    """The reason where an input's bytes are not valid: "truncated_image", "not_finite_series"."""
+    return f"{defect}_{medium}"
+
+
 class SampleError(DataError):
     """One sample that cannot be used. Picklable.
 
     Attributes:
+        reason: a ``Reason``, or what ``missing_input`` or ``medium_reason`` gives.
         detail: for people: the member, the field, the value.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail

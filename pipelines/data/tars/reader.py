@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
+from pipelines.data.index.present import split_present
 from pipelines.data.tars.sample import hash_texts, parse_metadata, parse_texts
 from pipelines.errors import DataError
 from vlmodel.sample import Sample, Texts
 
 _CACHED_SHARDS = 256
-_COLUMNS = [
-    "key", "split", "image_offset", "image_size", "json_offset", "json_size", "txt_offset", "txt_size", "sha256",
-    "texts_hash", "captions", "questions",
-]  # fmt: skip
+_COLUMNS = ("key", "split", "present", "json_offset", "json_size", "txt_offset", "txt_size", "texts_hash")
 
 Range = tuple[int, int]
 
@@ -26,50 +24,52 @@ Range = tuple[int, int]
 class ShardReader:
     """Reads samples of indexed shards, from any file system; transient errors are retried with back-off.
 
-    It compares each image, and each sample's texts, with their hashes in the index. It caches the rows of the last
+    It compares each input, and each sample's texts, with their hashes in the index. It caches the rows of the last
     ``cached_shards`` shards, and keeps no files open. Threads may share it.
     """
 
     def __init__(self, index: Index, *, cached_shards: int = _CACHED_SHARDS) -> None:
         self.index = index
+        self._inputs = tuple(index.inputs)
         self._rows = lru_cache(maxsize=cached_shards)(self._read_rows)
 
-    def read(self, shard: str, rows: Sequence[int], *, images: bool = True, texts: bool = True) -> list[Sample]:
+    def read(
+        self, shard: str, rows: Sequence[int], *, inputs: Collection[str] = ("image",), texts: bool = True
+    ) -> list[Sample]:
         """The samples at these rows of ``index.rows(shard)``, in the order asked for.
 
         Args:
-            images, texts: False leaves these unread and empty.
+            inputs: names of those that are read, where a sample has them.
+            texts: False leaves these unread and empty.
 
         Raises:
             DataError: the shard cannot be read, or is not the one that was indexed.
             IndexError: there is no such row.
         """
         samples = self._index_rows(shard, rows)
-        has_image = self.index.modality != "texts"
-        images = images and has_image
-        ranges, texts_at = [_image_range(sample) for sample in samples] if images else [], []
-        if texts:
-            for sample in samples:
-                start = len(ranges)
-                ranges.extend(_text_ranges(sample))
-                texts_at.append(slice(start, len(ranges)))
+        names = [name for name in self._inputs if name in inputs]
+        ranges: list[Range] = []
+        places: list[tuple[dict[str, int], slice]] = []
+        for sample in samples:
+            of_inputs = {}
+            for name in names:
+                if sample[f"{name}.offset"] is not None:
+                    of_inputs[name] = len(ranges)
+                    ranges.append(_input_range(sample, name))
+            start = len(ranges)
+            ranges += _text_ranges(sample) if texts else []
+            places.append((of_inputs, slice(start, len(ranges))))
         pieces = self._read_ranges(shard, ranges)
         records = []
-        for number, sample in enumerate(samples):
-            image = pieces[number] if images else b""
-            if images and not _is_image_of(sample, image):
-                image = self._read_ranges(shard, [_image_range(sample)])[0]
-                if not _is_image_of(sample, image):
-                    raise self._changed_error(shard, sample)
-            parsed = self._parse_texts(shard, sample, pieces[texts_at[number]]) if texts else Texts()
-            present = {name for name in ("captions", "questions") if sample[name]} | ({"image"} if has_image else set())
-            inputs = {"image": image} if images else {}
-            records.append(Sample(sample["key"], inputs, parsed, frozenset(present), sample["split"]))
+        for sample, (of_inputs, of_texts) in zip(samples, places, strict=True):
+            read = {name: self._checked_input(shard, sample, name, pieces[at]) for name, at in of_inputs.items()}
+            parsed = self._parse_texts(shard, sample, pieces[of_texts]) if texts else Texts()
+            records.append(Sample(sample["key"], read, parsed, split_present(sample["present"]), sample["split"]))
         return records
 
     def read_texts(self, shard: str, rows: Sequence[int]) -> list[Texts]:
-        """As ``read``, without the images."""
-        return [record.texts for record in self.read(shard, rows, images=False)]
+        """As ``read``, without the inputs."""
+        return [record.texts for record in self.read(shard, rows, inputs=())]
 
     def keys(self, shard: str, rows: Sequence[int]) -> list[str]:
         """Keys of the samples at these rows, without reading the shard.
@@ -80,10 +80,18 @@ class ShardReader:
         keys: list[str] = self._rows(shard)["key"].take(pa.array(rows, pa.int64())).to_pylist()
         return keys
 
-    def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """SHA-256 hashes of the encoded images at these rows, as the index has them. Raises what ``keys`` raises."""
-        sha256s: list[str] = self._rows(shard)["sha256"].take(pa.array(rows, pa.int64())).to_pylist()
+    def input_sha256s(self, shard: str, rows: Sequence[int], name: str) -> list[str | None]:
+        """SHA-256 hashes of an input's bytes at these rows, as the index has them; None for samples without it. Raises
+        what ``keys`` raises.
+        """
+        if name not in self._inputs:
+            return [None] * len(rows)
+        sha256s: list[str | None] = self._rows(shard)[f"{name}.sha256"].take(pa.array(rows, pa.int64())).to_pylist()
         return sha256s
+
+    def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
+        """``input_sha256s`` of images that are all there."""
+        return [sha256 for sha256 in self.input_sha256s(shard, rows, "image") if sha256 is not None]
 
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The metadata in the JSON of each sample beside its texts; the errors of ``read``."""
@@ -100,7 +108,8 @@ class ShardReader:
         return metadata
 
     def _read_rows(self, shard: str) -> pa.Table:
-        return self.index.rows(shard).select(_COLUMNS)
+        of_inputs = (f"{name}.{column}" for name in self._inputs for column in ("offset", "size", "sha256"))
+        return self.index.rows(shard).select([*_COLUMNS, *of_inputs])
 
     def _index_rows(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         samples: list[dict[str, Any]] = self._rows(shard).take(pa.array(rows, pa.int64())).to_pylist()
@@ -113,6 +122,14 @@ class ShardReader:
             problem = f"shard {shard!r} of {self.index.tars!r} cannot be read ({type(error).__name__}: {error})"
             remedy = "if it was changed or removed, run the index job again; else check that its storage is reachable"
             raise DataError(f"{problem}; {remedy}") from error
+
+    def _checked_input(self, shard: str, sample: dict[str, Any], name: str, data: bytes) -> bytes:
+        """An input's bytes, which are read once more where their hash differs from the index."""
+        if not _is_indexed(sample, name, data):
+            (data,) = self._read_ranges(shard, [_input_range(sample, name)])
+            if not _is_indexed(sample, name, data):
+                raise self._changed_error(shard, sample)
+        return data
 
     def _parse_texts(self, shard: str, sample: dict[str, Any], pieces: Sequence[bytes]) -> Texts:
         """The texts of a sample's text members, which are read once more where their hash differs from the index."""
@@ -134,8 +151,8 @@ class ShardReader:
         return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
 
 
-def _image_range(sample: dict[str, Any]) -> Range:
-    return sample["image_offset"], sample["image_size"]
+def _input_range(sample: dict[str, Any], name: str) -> Range:
+    return sample[f"{name}.offset"], sample[f"{name}.size"]
 
 
 def _text_ranges(sample: dict[str, Any]) -> list[Range]:
@@ -149,5 +166,5 @@ def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> tuple[byte
     return json, pieces[-1] if sample["txt_offset"] is not None else None
 
 
-def _is_image_of(sample: dict[str, Any], image: bytes) -> bool:
-    return hashlib.sha256(image).hexdigest() == sample["sha256"]
+def _is_indexed(sample: dict[str, Any], name: str, data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest() == sample[f"{name}.sha256"]

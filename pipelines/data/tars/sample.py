@@ -1,4 +1,4 @@
-"""The sample: one image with all its texts (or one of both alone, see ``Modality``), and the JSON of the texts.
+"""The texts of a sample in its ``.json`` and ``.txt``, and what else its JSON may say.
 
 Members of one sample are adjacent in a tar and share the part of their name before the first dot of the base name
 (WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
@@ -12,21 +12,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from pipelines.data.tars.errors import Reason, SampleError
 from vlmodel.sample import Question, Texts
-
-IMAGE_EXTENSIONS = (
-    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jp2", "heic", "heif",
-)  # fmt: skip
-"""Extensions of image members: lower case, without the dot. Some may not be decodable here; reading tells."""
-
-Modality = Literal["pairs", "texts", "images"]
-"""What the samples of a set of tars consist of: an image with its texts, texts alone, or an image alone."""
-
 
 GROUP = "group"
 """Key of a sample's JSON, see ``parse_group``."""
@@ -79,7 +70,8 @@ class _TextsRecord(BaseModel):
 
 
 def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextLimits | None = TextLimits()) -> Texts:
-    """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member).
+    """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member);
+    ``Texts()`` where nothing holds a caption or a question.
 
     JSON with a ``captions`` or ``questions`` list is of this project's schema; other JSON is free metadata, of which
     only a ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same to both).
@@ -88,8 +80,7 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
         limits: None for bytes that were validated before: numbers are not checked either.
 
     Raises:
-        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG, TOO_MANY_TEXTS, or MISSING_TEXT where nothing holds
-            a caption or a question.
+        SampleError: BAD_UTF8, BAD_JSON, BAD_SCHEMA, TEXT_TOO_LONG or TOO_MANY_TEXTS.
     """
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
@@ -104,8 +95,6 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
     caption = (_decode_utf8(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
     if caption and caption not in captions:
         captions = (*captions, caption)
-    if not captions and not questions:
-        raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
     size = len(json_bytes or b"") + len(txt_bytes or b"")
     if limits is not None and size > min(limits.letters, _MIN_TEXT_BYTES * limits.texts):
         _require_within(captions, questions, limits)

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import IMAGE_EXTENSIONS, Modality, dump_texts
+from pipelines.data.tars.errors import Reason, SampleError, missing_input
+from pipelines.data.tars.inputs import PAIRS, TEXT, input_of, known_extensions, member_extension, needed_inputs
+from pipelines.data.tars.sample import dump_texts
 from pipelines.errors import DataError
 from vlmodel.sample import Texts
 
@@ -38,6 +39,9 @@ _TAR_BLOCK = 512
 
 Member = tuple[str, bytes]
 """A file of a tar: its name and its bytes."""
+
+Inputs = Mapping[str, tuple[bytes, str]]
+"""Inputs by name: the bytes, and the extension of their file, in any case, with or without a leading dot."""
 
 
 def canonical_split(name: str) -> str | None:
@@ -127,47 +131,51 @@ def shard_name(split: str, number: int) -> str:
 
 def sample_members(
     key: str,
-    image_bytes: bytes | None,
-    image_ext: str | None,
+    inputs: Inputs,
     texts: Texts,
     extra: Mapping[str, Any] | None = None,
-    members: Modality = "pairs",
+    wanted: Sequence[str] = PAIRS,
 ) -> list[Member]:
     """The members of a tar for one sample.
 
     Args:
         key: no dots, control characters or empty path steps; ``/`` is allowed inside.
-        image_bytes: stored unchanged; None where there is no image.
-        image_ext: one of ``IMAGE_EXTENSIONS``, in any case, with or without a leading dot; None for no image.
+        inputs: those that the sample has; their bytes are stored unchanged.
         extra: see ``dump_texts``; stored with texts only.
-        members: what the sample must have; nothing else is stored.
+        wanted: what the sample must have and may have (``IndexConfig.inputs``); nothing else is stored.
 
     Raises:
-        SampleError: UNSAFE_MEMBER for an invalid key, MISSING_IMAGE, EMPTY_MEMBER for no image bytes, UNDECODABLE_IMAGE
-            for an unknown extension, MISSING_TEXT for texts that are empty, or what ``dump_texts`` raises.
+        SampleError: UNSAFE_MEMBER for an invalid key; ``missing_input`` for one that is missing, texts among them;
+            EMPTY_MEMBER for an input without bytes; UNKNOWN_MEMBER for an extension of no medium; NO_INPUT where
+            nothing would be stored; or what ``dump_texts`` raises.
     """
     if not _KEY.fullmatch(key):
         raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
+    has_text = bool(texts.captions or texts.questions)
     stored = []
-    if members != "texts":
-        stored.append(_image_member(key, image_bytes, image_ext))
-    if members != "images":
-        if not texts.captions and not texts.questions:
+    for name, is_required in needed_inputs(wanted).items():
+        if name == TEXT and has_text:
+            stored.append((f"{key}.json", dump_texts(texts, extra)))
+        elif name == TEXT and is_required:
             raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
-        stored.append((f"{key}.json", dump_texts(texts, extra)))
+        elif name in inputs:
+            stored.append(_input_member(key, name, *inputs[name]))
+        elif is_required:
+            raise SampleError(missing_input(name), f"key {key!r} has no {name}")
+    if not stored:
+        raise SampleError(Reason.NO_INPUT, f"key {key!r} has none of {', '.join(wanted)}")
     return stored
 
 
-def _image_member(key: str, image_bytes: bytes | None, image_ext: str | None) -> Member:
-    if image_bytes is None:
-        raise SampleError(Reason.MISSING_IMAGE, f"key {key!r} has no image")
-    if not image_bytes:
-        raise SampleError(Reason.EMPTY_MEMBER, f"the image of key {key!r} has no bytes")
-    extension = (image_ext or "").lower().removeprefix(".")
-    if extension not in IMAGE_EXTENSIONS:
-        known = ", ".join(IMAGE_EXTENSIONS)
-        raise SampleError(Reason.UNDECODABLE_IMAGE, f"image extension {image_ext!r} is not one of {known}")
-    return f"{key}.{extension}", image_bytes
+def _input_member(key: str, name: str, data: bytes, extension: str) -> Member:
+    if not data:
+        raise SampleError(Reason.EMPTY_MEMBER, f"the {name} of key {key!r} has no bytes")
+    ending = member_extension(name, extension.lower().removeprefix("."))
+    found = input_of(ending)
+    if found is None or found.name != name:
+        detail = f"the {name} of key {key!r} has extension {extension!r}, none of {known_extensions(name)}"
+        raise SampleError(Reason.UNKNOWN_MEMBER, detail)
+    return f"{key}.{ending}", data
 
 
 def stored_size(members: Iterable[Member]) -> int:
@@ -198,7 +206,7 @@ class ShardWriter:
         split: one of ``SPLITS``.
         max_samples: samples per shard.
         max_bytes: size per shard; a larger single sample gets a shard of its own.
-        members: what is written of each sample, see ``sample_members``.
+        inputs: what is written of each sample, the ``wanted`` of ``sample_members``.
     """
 
     def __init__(
@@ -207,12 +215,12 @@ class ShardWriter:
         split: str,
         max_samples: int = 1000,
         max_bytes: int = SHARD_BYTES,
-        members: Modality = "pairs",
+        inputs: Sequence[str] = PAIRS,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         self.folder, self.split = Path(folder), split
-        self.max_samples, self.max_bytes, self.members = max_samples, max_bytes, members
+        self.max_samples, self.max_bytes, self.inputs = max_samples, max_bytes, tuple(inputs)
         self.shards: list[str] = []
         """Names of the finished shards."""
         self.samples = 0
@@ -225,14 +233,7 @@ class ShardWriter:
     def __contains__(self, key: str) -> bool:
         return key in self._keys
 
-    def add(
-        self,
-        key: str,
-        image_bytes: bytes | None,
-        image_ext: str | None,
-        texts: Texts,
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
+    def add(self, key: str, inputs: Inputs, texts: Texts, extra: Mapping[str, Any] | None = None) -> None:
         """Append one sample.
 
         Raises:
@@ -241,7 +242,7 @@ class ShardWriter:
         """
         if key in self._keys:
             raise SampleError(Reason.DUPLICATE_KEY, f"key {key!r} is already in split {self.split!r}")
-        members = sample_members(key, image_bytes, image_ext, texts, extra, self.members)
+        members = sample_members(key, inputs, texts, extra, self.inputs)
         size = stored_size(members)
         if self._samples_in_shard and (
             self._samples_in_shard >= self.max_samples or self._bytes_in_shard + size > self.max_bytes

@@ -24,6 +24,13 @@ def photo(seed: int, size: tuple[int, int] = (48, 40), form: str = "JPEG") -> by
     return out.getvalue()
 
 
+def series(seed: int, shape: tuple[int, int] = (20, 3)) -> bytes:
+    """A series as .npy; its bytes differ by seed."""
+    out = io.BytesIO()
+    np.save(out, np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    return out.getvalue()
+
+
 def texts(number: int) -> bytes:
     return json.dumps(
         {"captions": [f"picture {number}"], "questions": [{"question": f"is it {number}?", "answer": "yes"}]}
@@ -77,3 +84,9 @@ def write_tar(folder: Path, name: str, entries: Sequence[Entry | tarfile.TarInfo
     path = folder / name
     path.write_bytes(tar_bytes(entries))
     return path
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    """The members of a tar by name."""
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}

@@ -58,7 +58,7 @@ def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_hav
     for folder, split in (("judged", "test"), ("trained", "train")):
         (tmp_path / folder).mkdir()
         with ShardWriter(tmp_path / folder, split, max_samples=5) as writer:
-            writer.add("0", photo(0), "jpg", TEXTS[0])
+            writer.add("0", {"image": (photo(0), "jpg")}, TEXTS[0])
     judged, trained = (
         build_index(str(tmp_path / name), IndexConfig(validation_fraction=0.0)) for name in ("judged", "trained")
     )

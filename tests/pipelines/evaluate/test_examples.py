@@ -34,7 +34,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
         Image.new("RGB", (8, 8), colour).save(image, "PNG")
         with ShardWriter(tars, split, max_samples=5) as writer:
             for key in ("0", "1", *(["alone"] if split == "train" else [])):
-                writer.add(key, image.getvalue(), "png", Texts((), (Question("what colour?", split),)))
+                writer.add(key, {"image": (image.getvalue(), "png")}, Texts((), (Question("what colour?", split),)))
     return build_index(str(tars), IndexConfig(validation_fraction=0.0))
 
 

@@ -15,7 +15,7 @@ from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.errors import DataError
 from pipelines.retrain.drift import NAMES, check_limit, collect_statistics, divergence, divergences
-from tests.pipelines.data.tar_maker import photo, write_tar
+from tests.pipelines.data.tar_maker import photo, series, texts, write_tar
 
 HISTOGRAMS = st.tuples(*[st.integers(100, 500)] * 4, st.integers(0, 4)).map(
     lambda drawn: {value: count for n, (value, count) in enumerate(zip("abcd", drawn, strict=False)) if n != drawn[4]}
@@ -37,10 +37,28 @@ def test_the_statistics_of_a_split(ray_local: None, tmp_path: Path) -> None:
         "questions": {"2": 2},  # two and three: the power of two at or below
         "captions": {"1": 1, "0": 1},
         "text_length": {"4": 4, "8": 1, "1": 1},
+        "inputs": {"captions,image,questions": 1, "image,questions": 1},
+        "input_size": {},
         "image_size": {"1024": 1, "2048": 1},
         "image_shape": {"2^0": 1, "2^1": 1},
         "answers": {"yes": 2, "no": 2},
     }
+
+
+def test_the_statistics_of_other_inputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for module in ("pipelines.data.index.build", "pipelines.retrain.drift"):
+        monkeypatch.setattr(
+            f"{module}.map_shards", lambda items, work: (work(i if isinstance(i, dict) else {"item": i}) for i in items)
+        )
+    entries = [("1.imu.npy", series(1)), ("2.imu.npy", series(2, (500, 3))), ("2.jpg", photo(2)), ("3.json", texts(3))]
+    write_tar(tmp_path, "train-000000.tar", entries)
+    config = IndexConfig(inputs=("image?", "imu?", "text?"), validation_fraction=0.0)
+    statistics = collect_statistics(build_index(str(tmp_path), config))
+    assert statistics["inputs"] == {"imu": 1, "image,imu": 1, "captions,questions": 1}
+    assert statistics["input_size"] == {"imu 256": 1, "imu 4096": 1}
+    assert statistics["image_size"] == {"1024": 1}
+    older = {name: of for name, of in statistics.items() if name not in ("inputs", "input_size")}
+    assert divergences(older, statistics)["inputs"] == 0.0, "what was not collected before is not compared"
 
 
 @given(HISTOGRAMS, HISTOGRAMS)

@@ -57,7 +57,7 @@ def write(folder: Path, kind: str, counts: dict[str, int]) -> None:
                 Image.new("RGB", (32, 32), COLOURS[name]).save(image, "PNG")
                 asked = Texts((), (Question("what colour is it?", name),))
                 texts = asked if kind == "asked" else Texts((f"a picture that is {name}",), ())
-                writer.add(f"{split}{number:03d}", image.getvalue(), "png", texts)
+                writer.add(f"{split}{number:03d}", {"image": (image.getvalue(), "png")}, texts)
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
 
@@ -134,17 +134,19 @@ def test_the_record_changes_with_every_source(data: Path) -> None:
 
 
 def test_a_set_that_was_indexed_as_another_is_refused(data: Path) -> None:
-    work = workspace(data, "data.mix.named.members=texts")
+    work = workspace(data, "data.mix.named.inputs=text")
     with pytest.raises(
-        DataError, match=r"named was indexed as pairs, and data\.mix\.named\.members=texts; run the index"
+        DataError,
+        match=r"named was indexed as \[\"image\", \"text\"\], and data\.mix\.named\.inputs=\[\"text\"\]; run the index",
     ):
         training_data.open_indexes(work, work.newest_index())
 
 
 def test_one_folder_cannot_be_two_things(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    override = f"data={{tars='{data}', mix={{a={{tars='{data}', members='texts'}}}}}}"
+    override = f"data={{tars='{data}', mix={{a={{tars='{data}', inputs='text'}}}}}}"
     assert main("train", [override]) == 2
-    assert "data.mix.a.members=texts says another thing of it than data.index.members=pairs" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "data.mix.a.inputs=['text'] says another thing of it than data.index.inputs=['image', 'text']" in shown
 
 
 @pytest.fixture(scope="module")
@@ -160,16 +162,16 @@ def said(data: Path) -> Path:
 
 def test_the_index_job_knows_what_each_source_is_made_of(data: Path, said: Path) -> None:
     all_train = "data.index.validation_fraction=0.0"
-    index.run(workspace(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.members=texts"))
-    assert Index.open(str(said)).modality == "texts"
+    index.run(workspace(data, all_train, f"data.mix.said.tars={said}", "data.mix.said.inputs=text"))
+    assert Index.open(str(said)).needed == {"text": True}
     assert Index.open(str(said)).counts() == {"train": 30, "val": 6, "test": 0}
-    assert Index.open(str(data / "named")).modality == "pairs"
+    assert Index.open(str(data / "named")).needed == {"image": True, "text": True}
 
 
 def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
-    build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
+    build_index(str(said), IndexConfig(validation_fraction=0.0, inputs=("text",)))
     with pytest.raises(DataError, match=r"judged on images with texts, and .*said holds texts alone; .* data\.mix"):
-        train.open_checked(workspace(data, f"data.tars={said}", "data.index.members=texts", "data.mix={}"))
+        train.open_checked(workspace(data, f"data.tars={said}", "data.index.inputs=text", "data.mix={}"))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +213,10 @@ def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
 def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers, shared BatchNorm, every sample once an epoch; then the set of texts is answered."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    build_index(str(said), IndexConfig(validation_fraction=0.0, members="texts"))
+    build_index(str(said), IndexConfig(validation_fraction=0.0, inputs=("text",)))
     work = workspace(
         data, *TASKS, "train.ledger=true", "train.workers=2", "train.step.sync_batchnorm=true", "train.epochs=1",
-        "train.batch=4", f"data.mix.said.tars={said}", "data.mix.said.members=texts", "name=with-texts",
+        "train.batch=4", f"data.mix.said.tars={said}", "data.mix.said.inputs=text", "name=with-texts",
     )  # fmt: skip
     ended = fit(work)
     counted = Counter(sample for samples in seen(work).values() for sample in samples)
@@ -235,8 +237,8 @@ def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pyte
 def test_images_alone_are_refused_where_no_task_learns_of_them(data: Path, tmp_path: Path) -> None:
     build_index(str(data / "named"), IndexConfig(validation_fraction=0.0))
     write_tar(tmp_path, "train-000000.tar", [(f"{n}.jpg", photo(n)) for n in range(3)])
-    build_index(str(tmp_path), IndexConfig(validation_fraction=0.0, members="images"))
-    more = [f"data.mix.lone.tars={tmp_path}", "data.mix.lone.members=images"]
+    build_index(str(tmp_path), IndexConfig(validation_fraction=0.0, inputs=("image",)))
+    more = [f"data.mix.lone.tars={tmp_path}", "data.mix.lone.inputs=image"]
     with pytest.raises(DataError, match=r"holds images alone, and only contrastive tasks learn"):
         spent(workspace(data, *more, "model.decoder.kind=caption"))
 

@@ -33,18 +33,21 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
         assert rejects == []
         assert {key: record._replace(file=None) for key, record in records.items()} == {
             "train-0": SourceSample(
-                "train", "train-0", picture(0), "png", Texts((), (Question("is it?", "yes"),)), {"image_id": 0}
+                "train",
+                "train-0",
+                {"image": (picture(0), "png")},
+                Texts((), (Question("is it?", "yes"),)),
+                {"image_id": 0},
             ),
             "train-1": SourceSample(
                 "train",
                 "train-1",
-                picture(1),
-                "png",
+                {"image": (picture(1), "png")},
                 Texts((), (Question("what color?", "red"), Question("is there?", "yes"))),
                 {"image_id": 1},
             ),
             "test-1": SourceSample(
-                "test", "test-1", picture(1), "png", Texts((), (Question("q?", "no"),)), {"image_id": 1}
+                "test", "test-1", {"image": (picture(1), "png")}, Texts((), (Question("q?", "no"),)), {"image_id": 1}
             ),
         }
 
@@ -52,11 +55,11 @@ def test_one_sample_per_image_with_all_its_questions(tmp_path: Path, picture, re
 def test_questions_alone_need_no_images(tmp_path: Path, read_all) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "questions.json").write_text(json.dumps([["is it?", "yes", 0], ["what?", "red", 0]]))
-    config = Config(folder=str(tmp_path), members="texts")
+    config = Config(folder=str(tmp_path), inputs="text")
     records, rejects = read_all(config)
     assert rejects == []
     questions = (Question("is it?", "yes"), Question("what?", "red"))
-    assert records == {"train-0": SourceSample("train", "train-0", None, None, Texts((), questions), {"image_id": 0})}
+    assert records == {"train-0": SourceSample("train", "train-0", {}, Texts((), questions), {"image_id": 0})}
     assert config.fingerprint()
 
 
@@ -67,7 +70,7 @@ def test_a_bad_row_or_missing_image_costs_only_itself(tmp_path: Path, picture, r
     assert [question.question for question in records["train-0"].texts.questions] == ["q?", "p?"]
     assert [(reject.key, reject.reason) for reject in rejects] == [
         *((f"train/questions.json[{number}]", Reason.BAD_SCHEMA) for number in (1, 2, 3, 5)),
-        ("train-9", Reason.MISSING_IMAGE),
+        ("train-9", "missing_image"),
     ]
 
 
@@ -111,7 +114,7 @@ def test_the_complete_data_set(shared_data, read_all) -> None:
         for name in ("data/test/images/0.png", "data/test/images/999.png"):
             member = tar.extractfile(name)
             assert member is not None
-            assert records[f"test-{Path(name).stem}"].image == member.read()
+            assert records[f"test-{Path(name).stem}"].inputs["image"][0] == member.read()
     first = json.loads((root / "data/train/questions.json").read_text())[0]
     assert first == ["what is the blue shape?", "rectangle", 0]
     assert records["train-0"].texts.questions[0] == Question("what is the blue shape?", "rectangle")

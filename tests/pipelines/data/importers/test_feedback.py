@@ -32,13 +32,13 @@ def test_the_most_common_of_the_last_words(tmp_path: Path, picture: Callable[...
     assert len(list(tmp_path.glob("1970-01-02/images/*"))) == 2
     records, rejects = read_all(Config(folder=str(tmp_path / "1970-01-02")))
     assert rejects == []
-    first, second = sorted(records.values(), key=lambda record: record.image_ext, reverse=True)
-    assert (first.image, first.image_ext) == (picture(1), "png")
+    first, second = sorted(records.values(), key=lambda record: record.inputs["image"][1], reverse=True)
+    assert (first.inputs["image"][0], first.inputs["image"][1]) == (picture(1), "png")
     assert first.texts.questions == (
         Question("what colour?", "blue", ("green", "blue", "blue", "green", "blue")),
         Question("is it?", "yes"),
     )
-    assert (second.image_ext, second.texts.captions) == ("jpg", ("a dot",))
+    assert (second.inputs["image"][1], second.texts.captions) == ("jpg", ("a dot",))
     assert first.extra == {"senders": ["a", "b", "c", "d", "e"]}
 
     records, rejects = read_all(Config(folder=str(tmp_path / "1970-01-02"), senders=3))
@@ -65,10 +65,10 @@ def test_texts_alone_need_no_images(tmp_path: Path, picture: Callable[..., bytes
     day = tmp_path / "1970-01-02"
     for image in (day / "images").iterdir():
         image.unlink()
-    config = Config(folder=str(day), members="texts")
+    config = Config(folder=str(day), inputs="text")
     records, rejects = read_all(config)
     (record,) = records.values()
-    assert (record.image, record.texts.captions, rejects) == (None, ("a dot",), [])
+    assert (record.inputs, record.texts.captions, rejects) == ({}, ("a dot",), [])
     assert config.fingerprint()
 
 

@@ -31,7 +31,7 @@ def test_token_file_and_lists(flickr: Path, picture, read_all) -> None:
     records, rejects = read_all(Config(folder=str(flickr)))
     assert rejects == []
     assert {key: record.split for key, record in records.items()} == {"a": "train", "b": "val"}
-    assert records["a"].image == picture(0, "JPEG")
+    assert records["a"].inputs["image"][0] == picture(0, "JPEG")
     assert records["a"].texts.captions == ('A "dog", running .', "Der Hund läuft .")
 
 
@@ -46,12 +46,12 @@ def test_without_lists_all_is_train(flickr: Path, read_all) -> None:
 def test_captions_alone_need_no_images(flickr: Path, read_all) -> None:
     for file in flickr.rglob("*.jpg"):
         file.unlink()
-    config = Config(folder=str(flickr), members="texts")
+    config = Config(folder=str(flickr), inputs="text")
     records, rejects = read_all(config)
     assert rejects == []
-    assert {key: (record.image, record.texts.captions) for key, record in records.items()} == {
-        "a": (None, ('A "dog", running .', "Der Hund läuft .")),
-        "b": (None, ("A cat .",)),
+    assert {key: (record.inputs, record.texts.captions) for key, record in records.items()} == {
+        "a": ({}, ('A "dog", running .', "Der Hund läuft .")),
+        "b": ({}, ("A cat .",)),
     }
     before = config.fingerprint()
     (flickr / "new.jpg").write_bytes(b"no part of the source")
@@ -62,9 +62,9 @@ def test_images_alone_need_no_captions(flickr: Path, picture, read_all) -> None:
     (flickr / "Flicker8k_Dataset" / "d.jpg").write_bytes(picture(3, "JPEG"))
     with (flickr / "Flickr8k_text" / "Flickr_8k.devImages.txt").open("a") as file:
         file.write("d.jpg\n")
-    records, rejects = read_all(Config(folder=str(flickr), members="images"))
+    records, rejects = read_all(Config(folder=str(flickr), inputs="image"))
     assert rejects == []
-    assert {key: record.image for key, record in records.items()} == {
+    assert {key: record.inputs["image"][0] for key, record in records.items()} == {
         key: picture(number, "JPEG") for key, number in (("a", 0), ("b", 1), ("d", 3))
     }
 
@@ -94,7 +94,7 @@ def test_one_image_in_several_spellings_is_one_sample(flickr: Path, read_all) ->
         "image,caption\na.jpg,one\n./a.jpg,two\nFlicker8k_Dataset/a.jpg,three\n\u00e9.jpg,x\ne\u0301.jpg,y\n"
     )
     (flickr / "all.txt").write_text("a.jpg\n./a.jpg\nFlicker8k_Dataset//a.jpg\ne\u0301.jpg\n")
-    config = Config(folder=str(flickr), captions="captions.csv", train="all.txt", val="", members="pairs")
+    config = Config(folder=str(flickr), captions="captions.csv", train="all.txt", val="")
     (flickr / "Flickr8k_text" / "Flickr_8k.devImages.txt").unlink()
     summary = import_data(config, flickr / "out", progress=False)
     assert summary.splits["train"].samples == 2
@@ -165,7 +165,7 @@ def test_a_bad_line_or_image_costs_only_itself(flickr: Path, read_all) -> None:
         ("Flickr8k.token.txt:6", Reason.BAD_SCHEMA),
     ]
     assert [reject.reason for reject in rejects[2:]] == [
-        Reason.UNDECODABLE_IMAGE,
+        "undecodable_image",
         Reason.MISSING_TEXT,
         Reason.MISSING_TEXT,
     ]
@@ -193,4 +193,8 @@ def test_the_subset(shared_data, read_all) -> None:
     assert sum(len(record.texts.captions) for record in records.values()) == 8500
     dogs = records["1001773457_577c3a7d70"]
     assert dogs.texts.captions[0] == "A black dog and a spotted dog are fighting"
-    assert (dogs.image_ext, dogs.image[:3], dogs.image[-2:]) == ("jpg", b"\xff\xd8\xff", b"\xff\xd9")
+    assert (dogs.inputs["image"][1], dogs.inputs["image"][0][:3], dogs.inputs["image"][0][-2:]) == (
+        "jpg",
+        b"\xff\xd8\xff",
+        b"\xff\xd9",
+    )

@@ -7,7 +7,6 @@ import pytest
 
 from pipelines.data.importers.folder import Config
 from pipelines.data.importing.run import REJECTS, import_data
-from pipelines.data.tars.errors import Reason
 from pipelines.errors import DataError
 from vlmodel.config import ConfigError, parse
 from vlmodel.sample import Texts
@@ -22,12 +21,12 @@ def test_every_image_is_a_sample(tmp_path: Path, picture, read_all, write_tar) -
     config = Config(folder=str(tmp_path), split="val")
     records, rejects = read_all(config)
     assert rejects == []
-    assert {key: record.image for key, record in records.items()} == {
+    assert {key: record.inputs["image"][0] for key, record in records.items()} == {
         "b": picture(0),
         "deep/er/a": picture(1, "JPEG"),
         "c": picture(2, "WEBP"),
     }
-    assert [record.image_ext for record in records.values()] == ["png", "jpg", "webp"]
+    assert [record.inputs["image"][1] for record in records.values()] == ["png", "jpg", "webp"]
     assert {(record.split, record.texts) for record in records.values()} == {("val", Texts())}
     assert config.read().total == 3
 
@@ -51,15 +50,16 @@ def test_an_image_that_cannot_be_read_costs_only_itself(tmp_path: Path, picture,
     config = Config(folder=str(tmp_path))
     records, rejects = read_all(config)
     assert set(records) == {"0", "1"}
-    assert [(reject.key, reject.reason) for reject in rejects] == [("link", Reason.MISSING_IMAGE)]
+    assert [(reject.key, reject.reason) for reject in rejects] == [("link", "missing_image")]
     assert config.fingerprint() == config.fingerprint()
 
 
 def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image folder or tar '.*none' does not exist"):
         Config(folder=str(tmp_path / "none")).read()
-    with pytest.raises(ConfigError, match="members = 'pairs': Input should be 'images'"):
-        parse(Config, {"folder": str(tmp_path), "members": "pairs"})
+    for inputs in (["image", "text"], ["text"], ["imu"]):
+        with pytest.raises(ConfigError, match=r"inputs: .*name image, and not text \(source\.kind=table"):
+            parse(Config, {"folder": str(tmp_path), "inputs": inputs})
 
 
 def test_one_file_under_two_names_is_one_sample(tmp_path: Path, picture) -> None:

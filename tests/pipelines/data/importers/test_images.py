@@ -25,7 +25,7 @@ def _put(root: Path, *names: str, data: bytes) -> None:
         (root / name).write_bytes(data)
 
 
-def _reason(images: Images, name: str) -> Reason:
+def _reason(images: Images, name: str) -> str:
     with pytest.raises(SampleError) as caught:
         images.read(name)
     return caught.value.reason
@@ -82,7 +82,7 @@ def test_links_are_followed_and_each_folder_is_read_once(tmp_path: Path, picture
     # A name through the way that was not walked, a loop, and the absolute name behind a link.
     for name in ("a/1.png", "loop/z/1.png", "z/up/z/1.png", f"{root}/a/1.png"):
         assert images.identity(name) == images.identity("z/1.png")
-    assert _reason(images, "self.png") is Reason.MISSING_IMAGE
+    assert _reason(images, "self.png") == "missing_image"
     (tmp_path / "link").symlink_to(root)
     assert Images(tmp_path / "link").identity(f"{root}/2.png") == str(root / "2.png")
 
@@ -108,12 +108,12 @@ def test_what_is_no_image_is_never_read_into_one(tmp_path: Path, picture) -> Non
     assert {
         name: _reason(images, f"{name}.png") for name in ("secret", "text", "zero", "folder", "pipe", "socket")
     } == {
-        "secret": Reason.UNDECODABLE_IMAGE,
-        "text": Reason.UNDECODABLE_IMAGE,
+        "secret": "undecodable_image",
+        "text": "undecodable_image",
         "zero": Reason.UNSAFE_MEMBER,
-        "folder": Reason.MISSING_IMAGE,
+        "folder": "missing_image",
         "pipe": Reason.UNSAFE_MEMBER,
-        "socket": Reason.MISSING_IMAGE,
+        "socket": "missing_image",
     }
     with pytest.raises(SampleError) as caught:
         images.read("secret.png")
@@ -153,7 +153,7 @@ def test_spellings_of_one_name(tmp_path: Path, picture, write_tar, in_tar: bool)
         assert images.read(name) == (files[names[0]], "jpg")
         assert images.identity(name) == images.identity(names[0])
     assert images.read("b.jpg")[0] == files["img/B.JPG"]
-    assert _reason(images, "0.jpg") is Reason.MISSING_IMAGE
+    assert _reason(images, "0.jpg") == "missing_image"
     assert _reason(images, "..\\0.jpg") is Reason.UNSAFE_MEMBER
     assert _reason(images, "/etc/0.jpg") is Reason.UNSAFE_MEMBER
     assert _reason(images, "x/../../0.jpg") is Reason.UNSAFE_MEMBER
@@ -164,7 +164,7 @@ def test_the_exact_name_comes_before_another_case(tmp_path: Path, picture) -> No
     _put(tmp_path, "A.png", data=picture(2))
     images = Images(tmp_path)
     assert (images.read("a.png")[0], images.read("A.png")[0]) == (picture(1), picture(2))
-    assert _reason(images, "a.PNG") is Reason.MISSING_IMAGE
+    assert _reason(images, "a.PNG") == "missing_image"
 
 
 def test_a_hidden_image_is_found_where_it_is_named(tmp_path: Path, picture) -> None:
@@ -206,7 +206,7 @@ def test_members_of_a_tar(tmp_path: Path, picture) -> None:
     assert images.read("a/soft.png") == images.read("hard.png") == (picture(0), "png")
     unsafe = {name: _reason(images, f"{name}.png") for name in ("out", "up", "self", "pipe")}
     assert set(unsafe.values()) == {Reason.UNSAFE_MEMBER}
-    assert _reason(images, "text.png") is Reason.UNDECODABLE_IMAGE
+    assert _reason(images, "text.png") == "undecodable_image"
     assert images.passed_over() == Counter({HIDDEN: 2, ".txt files": 1, REPEATED: 1})
 
 
@@ -238,7 +238,7 @@ def test_a_sparse_file_is_not_read_into_memory(tmp_path: Path, picture, write_ta
     _put(tmp_path, "x.png", "y.png", data=picture(0))
     os.truncate(tmp_path / "x.png", 1 << 40)
     images = Images(tmp_path)
-    assert _reason(images, "x.png") is Reason.IMAGE_TOO_LARGE
+    assert _reason(images, "x.png") == "too_large_image"
     assert images.read("y.png") == (picture(0), "png")
 
 

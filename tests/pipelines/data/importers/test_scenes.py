@@ -177,7 +177,7 @@ def test_pictures_show_the_objects() -> None:
     config = Config(image_size=96)
     for number in range(12):
         record = config.record("train", number)
-        with Image.open(io.BytesIO(record.image)) as image:
+        with Image.open(io.BytesIO(record.inputs["image"][0])) as image:
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", (96, 96))
             pixels = np.asarray(image, dtype=float)
         palette = np.array(list(RGB.values()))
@@ -220,19 +220,20 @@ def test_a_scene_depends_on_its_number_alone() -> None:
         "test-000000",
     ]
     assert records[2] == config.record("train", 2) == Config(train=900, image_size=32).record("train", 2)
-    assert len({record.image for record in records}) == 5
-    assert Config(seed=1, image_size=32).record("train", 2).image != records[2].image
+    assert len({record.inputs["image"][0] for record in records}) == 5
+    assert Config(seed=1, image_size=32).record("train", 2).inputs != records[2].inputs
     code = (
         "from pipelines.data.importers.scenes import Config; import json;"
-        "r = Config(image_size=32).record('train', 2); print(json.dumps([r.image.hex(), r.texts.captions]))"
+        "r = Config(image_size=32).record('train', 2); "
+        "print(json.dumps([r.inputs['image'][0].hex(), r.texts.captions]))"
     )
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
-    assert json.loads(other.stdout) == [records[2].image.hex(), list(records[2].texts.captions)]
+    assert json.loads(other.stdout) == [records[2].inputs["image"][0].hex(), list(records[2].texts.captions)]
 
 
 def test_of_texts_alone_nothing_is_drawn() -> None:
-    said = Config(image_size=32, members="texts").record("train", 2)
-    assert said == Config(image_size=32).record("train", 2)._replace(image=None)
+    said = Config(image_size=32, inputs="text").record("train", 2)
+    assert said == Config(image_size=32).record("train", 2)._replace(inputs={})
 
 
 def test_unfit_settings_are_refused() -> None:

@@ -19,7 +19,7 @@ import pytest
 from pipelines.data.index import build
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
-from pipelines.data.index.files import Part
+from pipelines.data.index.files import Part, sample_count
 from pipelines.data.index.index import Index, SplitAssignment
 from pipelines.data.index.index_shard import index_shard
 from pipelines.data.tars.reader import ShardReader
@@ -71,13 +71,14 @@ def test_contents_counts_and_report(tmp_path):
     first = index.shards[1]
     assert first.sha256 == hashlib.sha256((tmp_path / first.name).read_bytes()).hexdigest()
     assert first.size == (tmp_path / first.name).stat().st_size
-    assert first.samples == first.with_questions == first.with_captions == first.questions == {"train": 20}
+    assert first.samples == first.questions == first.captions == {"train": 20}
+    assert first.present == {"train": {frozenset({"captions", "image", "questions"}): 20}}
     assert keys(index, "train") == [f"{n:04d}" for n in range(40)]
     row = index.rows(first.name).to_pylist()[3]
-    data = (tmp_path / first.name).read_bytes()[row["image_offset"] :][: row["image_size"]]
+    data = (tmp_path / first.name).read_bytes()[row["image.offset"] :][: row["image.size"]]
     assert data == photo(3)
-    assert row["sha256"] == hashlib.sha256(data).hexdigest()
-    assert (row["width"], row["height"], row["captions"], row["questions"]) == (48, 40, 1, 1)
+    assert row["image.sha256"] == hashlib.sha256(data).hexdigest()
+    assert (row["image.width"], row["image.height"], row["captions"], row["questions"]) == (48, 40, 1, 1)
     assert list(row)[:2] == ["key", "split"]
     report = index.report().splitlines()
     assert "train            2          40          40          40" in report
@@ -156,7 +157,7 @@ def test_validation_split_is_a_function_of_the_key(tmp_path):
         index = build_index(str(folder), config)
         assert set(keys(index, "val")) == expected
         assert index.counts() == {"train": 60 - len(expected), "val": len(expected), "test": 0}
-    assert sum(shard.with_questions["val"] for shard in index.shards) == len(expected)
+    assert index.count(lambda present: "questions" in present, "val") == len(expected)
     before = times(many)
     assert build_index(str(many), IndexConfig(validation_fraction=0.0)).counts()["val"] == 0
     assert times(many) == before, "another split needs no tar"
@@ -404,12 +405,12 @@ def test_what_is_no_index_is_not_opened(tmp_path):
     with pytest.raises(DataError, match=r"no samples of shard 'b\.tar'"):
         index.rows("b.tar")
     good = newest.read_bytes()
-    for bad in (good[:50], b"[]", b'{"format": 2}'):
+    for bad in (good[:50], b"[]", b'{"format": 3}'):
         newest.write_bytes(bad)
         with pytest.raises(DataError, match=r"cannot be read|has format"):
             Index.open(str(tmp_path))
-    newest.write_bytes(good.replace(b'"format": 2', b'"format": 99'))
-    with pytest.raises(DataError, match="format 99, this version reads 2; run the index job"):
+    newest.write_bytes(good.replace(b'"format": 3', b'"format": 99'))
+    with pytest.raises(DataError, match="format 99, this version reads 3; run the index job"):
         Index.open(str(tmp_path))
     newest.write_bytes(good)
     version.rename(version.with_name(f"{'0' * 64}.parquet"))
@@ -425,13 +426,15 @@ def test_what_is_no_index_is_not_opened(tmp_path):
 
 def test_an_index_of_another_format_is_made_anew(tmp_path, caplog):
     write_tar(tmp_path, "a.tar", samples([1, 2]))
-    (tmp_path / "_index").mkdir()
-    (tmp_path / "_index" / "index.json").write_text('{"format": 1, "hash": "abc"}')
-    (tmp_path / "_index" / "shards.parquet").write_bytes(b"")
+    (tmp_path / "_index" / "samples").mkdir(parents=True)
+    (tmp_path / "_index" / "index.json").write_text('{"format": 2, "hash": "abc"}')
+    (tmp_path / "_index" / "samples" / "a.tar.0123456789abcdef-01234567.parquet").write_bytes(b"of format 2")
+    with pytest.raises(DataError, match="has format 2, this version reads 3; run the index job"):
+        Index.open(str(tmp_path))
     assert build_index(str(tmp_path)).counts()["train"] == 2
     (line,) = [record.getMessage() for record in caplog.records if record.name == build.__name__]
-    assert line == f"the index of {tmp_path} has format 1 and is built anew, in format 2"
-    assert not (tmp_path / "_index" / "shards.parquet").exists()
+    assert line == f"the index of {tmp_path} has format 2 and is built anew, in format 3"
+    assert len(list((tmp_path / "_index" / "samples").iterdir())) == 1, "nothing of the old format stays"
     caplog.clear()
     build_index(str(tmp_path))
     assert not [record for record in caplog.records if record.name == build.__name__]
@@ -460,9 +463,9 @@ def test_changed_texts_of_a_tar_of_the_same_size_and_time(tmp_path):
     before = path.stat()
     path.write_bytes(path.read_bytes().replace(b'"answer": "yes"', b'"answer": "not"'))
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    for images in (True, False):
+    for inputs in (("image",), ()):
         with pytest.raises(DataError, match=r"'0002' .* is not what was indexed.* data\.index\.force=true"):
-            ShardReader(index).read("a.tar", [2], images=images)
+            ShardReader(index).read("a.tar", [2], inputs=inputs)
     assert build_index(str(tmp_path)).hash == index.hash, "nothing tells that it is another"
     forced = build_index(str(tmp_path), IndexConfig(force=True))
     assert forced.hash != index.hash
@@ -560,7 +563,7 @@ def test_transient_read_errors_lose_nothing(tmp_path, monkeypatch):
     opens(monkeypatch, folder, lambda: FlakyFile(path.read_bytes(), plan))
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
     assert plan == []
-    assert (summary["samples_train"], summary["faults"]) == (30, 0)
+    assert (sample_count(summary), summary["faults"]) == (30, 0)
     assert summary["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -591,29 +594,32 @@ def test_remote_folder_without_ray():
     fs.pipe_file("/index-test/a.tar", tar_bytes(samples([1, 2])))
     folder = Folder("memory://index-test")
     summary = index_shard(folder, folder.files()[0], IndexConfig(), SplitAssignment(0.0))
-    assert summary["samples_train"] == 2
+    assert sample_count(summary) == 2
     assert [Part.parse(file.name).shard for file in folder.files("_index/samples")] == ["a.tar"]
     assert folder.read_ranges("a.tar", [(512, 3), (0, 8)]) == [photo(1)[:3], b"0001.jpg"]
     fs.rm("/index-test", recursive=True)
 
 
-TEXTS_ALONE = IndexConfig(members="texts", validation_fraction=0.0)
+TEXTS_ALONE = IndexConfig(inputs=("text",), validation_fraction=0.0)
 
 
 def test_texts_without_images(tmp_path):
     write_tar(tmp_path, "train-000000.tar", [(f"{n}.json", texts(n)) for n in range(4)])
     write_tar(tmp_path, "train-000001.tar", [("3.txt", b"again"), ("4.txt", b"a caption")])
-    with pytest.raises(DataError, match=r"has no valid sample; .*texts alone, set data\.index\.members"):
+    with pytest.raises(
+        DataError,
+        match=r"has no valid sample; .*do without the input .image., set data\.index\.inputs .* or to \[\"text\"\]",
+    ):
         build_index(str(tmp_path), LENIENT)
     index = build_index(str(tmp_path), TEXTS_ALONE.model_copy(update={"max_quarantine_fraction": 0.5}))
-    assert index.modality == "texts"
+    assert (index.inputs, index.needed) == ({}, {"text": True})
     assert index.counts() == {"train": 5, "val": 0, "test": 0}
     (repeated,) = index.quarantine().to_pylist()
     assert (repeated["key"], repeated["reason"], repeated["offset"]) == ("3", "duplicate_key", 512)
     reader = ShardReader(index)
     records = reader.read("train-000000.tar", [2, 0])
     assert [(r.key, dict(r.inputs), set(r.present), r.texts.captions) for r in records] == [
-        ("2", {}, {"captions"}, ("picture 2",)), ("0", {}, {"captions"}, ("picture 0",)),
+        ("2", {}, {"captions", "questions"}, ("picture 2",)), ("0", {}, {"captions", "questions"}, ("picture 0",)),
     ]  # fmt: skip
     assert reader.read_texts("train-000001.tar", [0])[0].captions == ("a caption",)
 
@@ -622,9 +628,9 @@ def test_what_samples_are_made_of_is_part_of_what_an_index_is(tmp_path):
     write_tar(tmp_path, "train-000000.tar", samples(range(4)))
     pairs = build_index(str(tmp_path))
     found = keys(pairs)
-    alone = build_index(str(tmp_path), IndexConfig(members="texts"))
+    alone = build_index(str(tmp_path), IndexConfig(inputs=("text",)))
     assert pairs.hash != alone.hash
     assert keys(alone) == found
-    assert alone.rows("train-000000.tar")["sha256"].null_count == 4
+    assert "image.sha256" not in alone.rows("train-000000.tar").column_names
     assert build_index(str(tmp_path)).hash == pairs.hash
-    assert pairs.modality == "pairs"
+    assert (pairs.inputs, pairs.needed) == ({"image": "image"}, {"image": True, "text": True})

@@ -27,7 +27,7 @@ def page(folder: Path, **tars: bytes) -> str:
     rows = []
     for name, data in tars.items():
         (folder / f"{name}.tar").write_bytes(data)
-        scan = scan_tar(io.BytesIO(data).read, max_pixels=10_000_000, max_image_bytes=1 << 20)
+        scan = scan_tar(io.BytesIO(data).read, max_pixels=10_000_000, max_bytes=1 << 20)
         rows += [fault.row(f"{name}.tar") for fault in scan.faults]
     return quarantine_page(Folder(folder), pa.Table.from_pylist(rows, FAULT_SCHEMA), COUNTS)
 
@@ -86,7 +86,7 @@ def test_a_bomb_a_link_and_a_cut_tar(tmp_path: Path) -> None:
     html = page(tmp_path, a=tar_bytes([*bomb, link("2.jpg", "/etc/passwd"), ("2.txt", b"x")]), b=cut, c=b"")
     assert "900000000 pixels" in html
     assert "root:" not in html
-    for reason in ("image_too_large (1)", "unsafe_member (1)", "broken_tar (2)"):
+    for reason in ("too_large_image (1)", "unsafe_member (1)", "broken_tar (2)"):
         assert reason in html
     assert len(pictures(html)) <= 1
 

@@ -41,7 +41,7 @@ def test_images_that_are_there_twice(tmp_path):
         val=[sample(f"v{n}", n, f"val {n}") for n in (1, 2, 9)],
         test=[sample(f"t{n}", 20 + n, f"test {n}") for n in range(4)],
     )
-    images = index.survey()["images"]
+    images = index.survey()["inputs"]["image"]
     assert images == {
         "train": {"count": 7, "repeated": 3},
         "val": {"count": 3, "repeated": 0, "in_train": 2},
@@ -58,7 +58,7 @@ def test_images_that_are_there_twice(tmp_path):
 def test_samples_that_are_left_out_do_not_count(tmp_path):
     index = indexed(tmp_path, train_0=[sample("a", 1, "x")], train_1=[sample("a", 1, "x"), sample("b", 2, "y")])
     assert index.quarantine_counts() == {"duplicate_key": 1}
-    assert index.survey()["images"] == {"train": {"count": 2, "repeated": 0}}
+    assert index.survey()["inputs"]["image"] == {"train": {"count": 2, "repeated": 0}}
     assert index.survey()["texts"]["train"]["count"] == 2
 
 
@@ -92,7 +92,11 @@ def test_a_split_by_the_hash_of_the_key_is_compared_too(tmp_path):
         train=[sample(f"a{n}", n % 2, "the same") for n in range(30)],
     )
     counts, survey = index.counts(), index.survey()
-    assert survey["images"]["val"] == {"count": counts["val"], "repeated": counts["val"] - 2, "in_train": counts["val"]}
+    assert survey["inputs"]["image"]["val"] == {
+        "count": counts["val"],
+        "repeated": counts["val"] - 2,
+        "in_train": counts["val"],
+    }
     assert survey["texts"]["val"] == {"count": 1, "repeated": 0, "in_train": 1}
     assert not lines(index, "texts that train"), "without a test split nothing tells how many texts are usual"
 
@@ -104,9 +108,9 @@ def test_of_very_many_a_part_is_compared(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(module, "_MAX_COMPARED", 45)
     survey = indexed(tmp_path, **tars).survey()
-    for kind in ("images", "texts"):
-        assert 0 < survey[kind]["train"]["count"] < 60
-        assert 0 < survey[kind]["val"]["count"] == survey[kind]["val"]["in_train"] < 30
+    for found in (survey["inputs"]["image"], survey["texts"]):
+        assert 0 < found["train"]["count"] < 60
+        assert 0 < found["val"]["count"] == found["val"]["in_train"] < 30
 
 
 def test_shapes(tmp_path):
@@ -125,12 +129,12 @@ def test_shapes(tmp_path):
 
 def test_texts_alone_and_images_alone(tmp_path):
     write_tar(tmp_path, "a.tar", [("1.txt", b"a"), ("2.txt", b"b"), ("3.txt", b"A"), ("4.jpg", photo(1))])
-    texts = build_index(str(tmp_path), LENIENT.model_copy(update={"members": "texts"}))
+    texts = build_index(str(tmp_path), LENIENT.model_copy(update={"inputs": ("text",)}))
     assert texts.survey() == {
-        "images": {},
+        "inputs": {},
         "texts": {"train": {"count": 2, "repeated": 0}},
         "shapes": {"count": 0, "elongated": 0, "median": 1.0},
     }
-    images = build_index(str(tmp_path), LENIENT.model_copy(update={"members": "images"}))
+    images = build_index(str(tmp_path), LENIENT.model_copy(update={"inputs": ("image",)}))
     assert images.survey()["texts"] == {}
-    assert images.survey()["images"] == {"train": {"count": 1, "repeated": 0}}
+    assert images.survey()["inputs"]["image"] == {"train": {"count": 1, "repeated": 0}}

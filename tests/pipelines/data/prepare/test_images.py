@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.index.validate import ImageFacts, check_image
 from pipelines.data.prepare.config import PrepareConfig
 from pipelines.data.prepare.hashing import perceptual_hash
-from pipelines.data.prepare.images import encode, needs_pixels, target, unchanged
-from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.prepare.images import ImageFacts, encode, needs_pixels, target, unchanged
+from pipelines.data.tars.errors import SampleError
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
+from vlmodel.media.base import CheckLimits
+from vlmodel.media.image import MEDIUM
+
+
+def facts_of(data: bytes) -> ImageFacts:
+    return ImageFacts(**MEDIUM.check(data, CheckLimits()))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +46,7 @@ def test_target(image: tuple[str, int, int], settings: dict[str, object], expect
 
 def test_what_need_not_change_keeps_its_bytes() -> None:
     data = encoded(picture(1), quality=95)
-    image = check_image(data, 10**6)
+    image = facts_of(data)
     config = PrepareConfig(longest_side=120, format="jpeg", quality=10, near_duplicates=4)
     assert needs_pixels(image, config), "for its hash alone"
     stored = encode(data, image, config)
@@ -55,7 +60,7 @@ def test_shrunk_upright_and_without_metadata() -> None:
     exif[0x0112] = 6  # the camera was turned: the upright image is 90 x 120
     upright = picture(3, (90, 120))
     data = encoded(upright.transpose(Image.Transpose.ROTATE_90), quality=98, exif=exif, icc_profile=b"profile")
-    image = check_image(data, 10**6)
+    image = facts_of(data)
     assert (image.width, image.height) == (90, 120)
     stored = encode(data, image, PrepareConfig(longest_side=60))
     assert stored.data is not None
@@ -69,7 +74,7 @@ def test_shrunk_upright_and_without_metadata() -> None:
 
 def test_what_is_transparent_is_on_white() -> None:
     data = encoded(Image.new("RGBA", (40, 20), (255, 0, 0, 0)), "PNG")
-    stored = encode(data, check_image(data, 10**6), PrepareConfig(longest_side=20))
+    stored = encode(data, facts_of(data), PrepareConfig(longest_side=20))
     assert stored.data is not None
     small = decoded(stored.data)
     assert (small.mode, small.size, stored.extension) == ("RGB", (20, 10), "png")
@@ -78,7 +83,7 @@ def test_what_is_transparent_is_on_white() -> None:
 
 def test_formats_and_qualities_are_what_was_asked_for() -> None:
     data = encoded(picture(2), "PNG")
-    image = check_image(data, 10**6)
+    image = facts_of(data)
     sizes = {}
     for form, name in (("jpeg", "JPEG"), ("webp", "WEBP")):
         for quality in (30, 90):
@@ -93,5 +98,5 @@ def test_formats_and_qualities_are_what_was_asked_for() -> None:
 def test_an_image_that_cannot_be_decoded_is_a_typed_error() -> None:
     data = encoded(picture(1))
     with pytest.raises(SampleError, match="undecodable_image: jpeg: ") as error:
-        encode(data[: len(data) // 2], check_image(data, 10**6), PrepareConfig(longest_side=60))
-    assert error.value.reason is Reason.UNDECODABLE_IMAGE
+        encode(data[: len(data) // 2], facts_of(data), PrepareConfig(longest_side=60))
+    assert error.value.reason == "undecodable_image"

@@ -27,7 +27,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from tests.pipelines.data.prepare.conftest import decoded, encoded, picture
-from tests.pipelines.data.tar_maker import Entry, write_tar
+from tests.pipelines.data.tar_maker import Entry, photo, series, write_tar
 
 Here = Callable[..., None]
 
@@ -167,13 +167,13 @@ def test_what_stays_is_indexed_and_says_where_it_is_from(source: Index, tmp_path
         assert [f"{row['key']}.json" for row in rows] == list(stored)[1::2]
         for row in rows:
             source_shard, of_source = origin[row["key"]]
-            expected = {"shard": source_shard, "key": row["key"], "sha256": of_source["sha256"]}
+            expected = {"shard": source_shard, "key": row["key"], "sha256": of_source["image.sha256"]}
             assert {name: row[f"source_{name}"] for name in expected} == expected
             assert json.loads(stored[f"{row['key']}.json"])["prepared_from"] == expected
             image = stored[f"{row['key']}.jpg"]
-            same = hashlib.sha256(image).hexdigest() == of_source["sha256"]
+            same = hashlib.sha256(image).hexdigest() == of_source["image.sha256"]
             assert same is not row["rewritten"]
-            assert same == (max(of_source["width"], of_source["height"]) <= 100)
+            assert same == (max(of_source["image.width"], of_source["image.height"]) <= 100)
             assert decoded(image).size == (row["width"], row["height"])
             assert max(row["width"], row["height"]) <= 100
             seen.append(row["key"])
@@ -420,7 +420,35 @@ def test_a_folder_that_is_not_local(source: Index) -> None:
 def test_texts_alone_are_not_prepared(tmp_path: Path, ray_local: None) -> None:
     (tmp_path / "said").mkdir()
     write_tar(tmp_path / "said", "train-000000.tar", [(f"{n}.txt", b"a text") for n in range(4)])
-    build_index(str(tmp_path / "said"), IndexConfig(members="texts"))
-    with pytest.raises(DataError, match=r"images with texts can be prepared, and .*said holds texts alone"):
+    build_index(str(tmp_path / "said"), IndexConfig(inputs=("text",)))
+    with pytest.raises(DataError, match=r'images with texts can be prepared, .*said were indexed as \["text"\]'):
         prepare(str(tmp_path / "said"), CONFIG.model_copy(update={"out": str(tmp_path / "out")}))
     assert not (tmp_path / "out").exists()
+
+
+def test_other_inputs_keep_their_bytes(tmp_path: Path, here: Here) -> None:
+    here()
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    train = [
+        *entries("a", wide(1)), ("a.imu.npy", series(1)),
+        *entries("b", wide(2)), ("b.imu.csv", b"t,x\n1,2\n"), ("b.left.jpg", photo(3)),
+        *entries("c", wide(4)),
+        *entries("d", wide(1), "the same image, another series"), ("d.imu.npy", series(2)),
+        *entries("e", wide(1), "the same"), ("e.imu.npy", series(1)),
+    ]  # fmt: skip
+    write_tar(source, "train-000000.tar", train)
+    build_index(str(source), IndexConfig(inputs=("image", "text", "imu?", "left?"), validation_fraction=0.0))
+    summary = prepare(str(source), PrepareConfig(out=str(out), longest_side=100))
+    assert (summary.after["train"], summary.joined, summary.dropped["duplicate"]["train"]) == (4, 1, 1)
+    written = members(out / "train-000000.tar")
+    assert set(written) == {name for name, _ in train if not name.startswith("e.")}
+    for key in ("a.imu.npy", "b.imu.csv", "b.left.jpg", "d.imu.npy"):
+        assert written[key] == dict(train)[key]
+    assert json.loads(written["a.json"])["captions"] == ["picture a", "the same"]
+    prepared = Index.open(str(out))
+    assert prepared.inputs == {"image": "image", "imu": "series", "left": "image"}
+    (record,) = ShardReader(prepared).read("train-000000.tar", [1], inputs=["imu", "left"])
+    assert record.inputs == {"imu": b"t,x\n1,2\n", "left": photo(3)}
+    stored = pq.read_table(out / "_prepare" / "lineage" / "train-000000.tar.parquet").to_pylist()
+    assert [row["key"] for row in stored] == ["a", "b", "c", "d"]

@@ -87,7 +87,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Index:
                 # Each fourth sample has no question, and so no row in training.
                 question = Question(("what?", "is it what?")[number % 3 > 0], ("yes", "no")[number % 2])
                 texts = Texts(("a picture",), (question,) if number % 4 else ())
-                writer.add(f"{number:03d}", image.getvalue(), "png", texts)
+                writer.add(f"{number:03d}", {"image": (image.getvalue(), "png")}, texts)
     return build_index(str(folder), IndexConfig(validation_fraction=0.3))
 
 
@@ -369,7 +369,7 @@ def test_no_image_is_read(source: Source, kept: FeatureCache, index: Index, tmp_
         data = bytearray(file.read_bytes())
         if file.suffix == ".tar":
             for row in index.rows(file.name).to_pylist():
-                data[row["image_offset"] : row["image_offset"] + row["image_size"]] = bytes(row["image_size"])
+                data[row["image.offset"] : row["image.offset"] + row["image.size"]] = bytes(row["image.size"])
         target.write_bytes(data)
     after = parts(replace(remembering, tars=str(blind)))[0]
     for name, array in before.items():

@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
             Image.new("RGB", (16, 16), (number, 2 * number, 255 - number)).save(image, "PNG")
             questions = tuple(Question(f"what is {n}?", ("yes", "no")[n % 2]) for n in range(number % 4))
             captions = () if questions else ("a colour",)
-            writer.add(f"{number:03d}", image.getvalue(), "png", Texts(captions, questions))
+            writer.add(f"{number:03d}", {"image": (image.getvalue(), "png")}, Texts(captions, questions))
     build_index(str(folder), IndexConfig(validation_fraction=0.0))
     tokenizer = train_tokenizer(["what is 0 1 2 3 ? a colour"], 64)
     VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["yes", "no"]).save_pretrained(folder / "processor")
@@ -192,7 +192,11 @@ def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
             image = io.BytesIO()
             kind = "PNG" if number % 4 == 0 else "JPEG"
             Image.new("RGB", (20, 30), (20 * number, 90, 200)).save(image, kind)
-            writer.add(f"{number:03d}", image.getvalue(), kind.lower(), Texts((), (Question("what is 0?", "yes"),)))
+            writer.add(
+                f"{number:03d}",
+                {"image": (image.getvalue(), kind.lower())},
+                Texts((), (Question("what is 0?", "yes"),)),
+            )
     build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
     mine = replace(source, tars=str(tmp_path), index_hash=Index.open(str(tmp_path)).hash)
     for expected, got in zip(parts(mine), parts(with_gpu_decoding(mine, "cpu")), strict=True):

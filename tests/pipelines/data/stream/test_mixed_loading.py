@@ -43,7 +43,7 @@ def write(folder: Path, base: int, count: int, texts: Texts) -> Index:
         for number in range(count):
             image = io.BytesIO()
             Image.new("RGB", (16, 16), (base, number, 0)).save(image, "PNG")
-            writer.add(f"{number:03d}", image.getvalue(), "png", texts)
+            writer.add(f"{number:03d}", {"image": (image.getvalue(), "png")}, texts)
     return build_index(str(folder), IndexConfig(validation_fraction=0.0))
 
 
@@ -168,7 +168,7 @@ def with_texts(mixture: Mixture, tmp_path_factory: pytest.TempPathFactory, ray_l
     for shard in range(2):
         said = [Texts((), (Question(f"what is it? {n}", "no"),)) for n in range(7)]
         write_tar(folder, f"train-{shard:06d}.tar", [(f"{shard}{n}.json", dump_texts(t)) for n, t in enumerate(said)])
-    index = build_index(str(folder), IndexConfig(validation_fraction=0.0, members="texts"))
+    index = build_index(str(folder), IndexConfig(validation_fraction=0.0, inputs=("text",)))
     return Mixture((*mixture.members, Source(index.tars, index.hash, "train", mixture.processor)))
 
 
@@ -236,7 +236,7 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
     VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], tasks).save_pretrained(tmp_path / "finder")
     (tmp_path / "lone").mkdir()
     write_tar(tmp_path / "lone", "train-000000.tar", [(f"{n}.png", photo(n, (16, 16), "PNG")) for n in range(9)])
-    index = build_index(str(tmp_path / "lone"), IndexConfig(validation_fraction=0.0, members="images"))
+    index = build_index(str(tmp_path / "lone"), IndexConfig(validation_fraction=0.0, inputs=("image",)))
     assert index.counts()["train"] == 9
     members = [replace(source, processor=str(tmp_path / "finder")) for source in mixture.members]
     mixed = Mixture((*members, Source(index.tars, index.hash, "train", str(tmp_path / "finder"))))

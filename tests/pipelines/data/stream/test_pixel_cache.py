@@ -41,7 +41,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
         for number in range(SAMPLES):
             image = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "JPEG")
-            writer.add(f"{number:03d}", image.getvalue(), "jpg", Texts(("a picture",), ()))
+            writer.add(f"{number:03d}", {"image": (image.getvalue(), "jpg")}, Texts(("a picture",), ()))
     index = build_index(str(folder), IndexConfig(validation_fraction=0.0))
     reads = {"": TaskSpec(reads="captions", target="none")}
     processor = VLProcessor(ProcessorConfig(image_size=SIDE), train_tokenizer(["a picture"], 64), [], reads)

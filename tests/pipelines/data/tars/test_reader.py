@@ -86,13 +86,13 @@ def test_a_changed_shard_is_refused(index, tmp_path):
     path = tmp_path / "a.tar"
     data = path.read_bytes()
     row = index.rows("a.tar").to_pylist()[3]
-    at = row["image_offset"] + 100
+    at = row["image.offset"] + 100
     path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     reader = ShardReader(index)
     assert reader.read("a.tar", [2])[0].key == "0002"
     with pytest.raises(DataError, match=r"sample '0003' in shard 'a.tar'.*run the index job again"):
         reader.read("a.tar", [2, 3])
-    path.write_bytes(data[: row["image_offset"] + 10])
+    path.write_bytes(data[: row["image.offset"] + 10])
     with pytest.raises(DataError, match=r"cannot be read.*run the index job"):
         reader.read("a.tar", [3])
     path.unlink()

@@ -50,12 +50,16 @@ def test_foreign_tars_are_read_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
+    ("json_bytes", "txt_bytes"),
+    [(None, None), (b"{}", b" \n"), (b'{"captions": [], "questions": []}', None), (b'{"caption": null}', None)],
+)
+def test_a_sample_may_have_no_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> None:
+    assert parse_texts(json_bytes, txt_bytes) == Texts()
+
+
+@pytest.mark.parametrize(
     ("json_bytes", "txt_bytes", "reason", "detail"),
     [
-        (None, None, Reason.MISSING_TEXT, "no caption"),
-        (b"{}", b" \n", Reason.MISSING_TEXT, "no caption"),
-        (b'{"captions": [], "questions": []}', None, Reason.MISSING_TEXT, "no caption"),
-        (b'{"caption": null}', None, Reason.MISSING_TEXT, "no caption"),
         (b'{"captions": ["\xff"]}', None, Reason.BAD_UTF8, "byte 15"),
         (None, b"caf\xe9", Reason.BAD_UTF8, ".txt: byte 3"),
         (b'{"captions": ["a"', None, Reason.BAD_JSON, "EOF"),

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.data.index.scan import Scan, scan_tar
 from pipelines.data.tars.errors import Reason, SampleError
-from pipelines.data.tars.sample import Modality, dump_texts, parse_texts
+from pipelines.data.tars.sample import dump_texts, parse_texts
 from pipelines.data.tars.shards import (
     ShardWriter,
     Split,
@@ -30,7 +30,7 @@ def _write(folder: Path, samples: int, **limits: int) -> list[str]:
     folder.mkdir(exist_ok=True)
     with ShardWriter(folder, "train", **limits) as writer:
         for number in range(samples):
-            writer.add(f"sample-{number}", b"image %d" % number, "jpg", TEXTS, {"number": number})
+            writer.add(f"sample-{number}", {"image": (b"image %d" % number, "jpg")}, TEXTS, {"number": number})
     return writer.shards
 
 
@@ -59,7 +59,9 @@ def test_same_samples_give_same_bytes(tmp_path: Path) -> None:
 
 def test_a_tar_in_memory_is_that_of_the_writer(tmp_path: Path) -> None:
     (name,) = _write(tmp_path, 3)
-    samples = [sample_members(f"sample-{n}", b"image %d" % n, ".JPG", TEXTS, {"number": n}) for n in range(3)]
+    samples = [
+        sample_members(f"sample-{n}", {"image": (b"image %d" % n, ".JPG")}, TEXTS, {"number": n}) for n in range(3)
+    ]
     assert tar_bytes(iter(samples)) == (tmp_path / name).read_bytes()
     assert [stored_size(members) for members in samples] == [2048] * 3
 
@@ -75,7 +77,7 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
     keys = ["x" * 300, "écluse/駅 1", "emoji-🚲"]
     with ShardWriter(tmp_path, "test") as writer:
         for key in keys:
-            writer.add(key, b"i", ".JPEG", TEXTS)
+            writer.add(key, {"image": (b"i", ".JPEG")}, TEXTS)
     with tarfile.open(tmp_path / "test-000000.tar") as tar:
         assert tar.getnames() == [f"{key}.{end}" for key in keys for end in ("jpeg", "json")]
 
@@ -83,92 +85,96 @@ def test_long_and_foreign_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "a.b", "a\n", "a\0", "a\\b", "."])
 def test_unfit_keys_are_refused(tmp_path: Path, key: str) -> None:
     with ShardWriter(tmp_path, "train") as writer, pytest.raises(SampleError) as caught:
-        writer.add(key, b"i", "jpg", TEXTS)
+        writer.add(key, {"image": (b"i", "jpg")}, TEXTS)
     assert caught.value.reason is Reason.UNSAFE_MEMBER
     assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_sample_leaves_its_neighbours(tmp_path: Path) -> None:
     refused = [
-        (("a", b"i", "jpg", TEXTS), Reason.DUPLICATE_KEY),
-        (("c", b"", "jpg", TEXTS), Reason.EMPTY_MEMBER),
-        (("c", b"i", "psd", TEXTS), Reason.UNDECODABLE_IMAGE),
-        (("c", b"i", "jpg", Texts((), ())), Reason.MISSING_TEXT),
-        (("c", b"i", "jpg", Texts(("\ud800",), ())), Reason.BAD_UTF8),
+        (("a", {"image": (b"i", "jpg")}, TEXTS), Reason.DUPLICATE_KEY),
+        (("c", {"image": (b"", "jpg")}, TEXTS), Reason.EMPTY_MEMBER),
+        (("c", {"image": (b"i", "psd")}, TEXTS), Reason.UNKNOWN_MEMBER),
+        (("c", {"image": (b"i", "npy")}, TEXTS), Reason.UNKNOWN_MEMBER),
+        (("c", {"image": (b"i", "jpg")}, Texts((), ())), Reason.MISSING_TEXT),
+        (("c", {"image": (b"i", "jpg")}, Texts(("\ud800",), ())), Reason.BAD_UTF8),
     ]
     with ShardWriter(tmp_path, "train") as writer:
-        writer.add("a", b"i", "jpg", TEXTS)
+        writer.add("a", {"image": (b"i", "jpg")}, TEXTS)
         for arguments, reason in refused:
             with pytest.raises(SampleError) as caught:
                 writer.add(*arguments)
-            assert caught.value.reason is reason
-        writer.add("b", b"i", "jpg", TEXTS)
+            assert caught.value.reason == reason
+        writer.add("b", {"image": (b"i", "jpg")}, TEXTS)
     assert (writer.samples, "a" in writer, "c" in writer) == (2, True, False)
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
         assert tar.getnames() == ["a.jpg", "a.json", "b.jpg", "b.json"]
 
 
-def _scan(tar: Path, members: Modality) -> Scan:
+def _scan(tar: Path, *inputs: str) -> Scan:
     with tar.open("rb") as file:
-        return scan_tar(file.read, max_pixels=10**6, max_image_bytes=10**6, members=members)
+        return scan_tar(file.read, inputs=inputs)
 
 
 def test_texts_alone(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "train", members="texts") as writer:
-        writer.add("a", None, None, TEXTS, {"number": 1})
-        writer.add("b", photo(1), "jpg", TEXTS)
+    with ShardWriter(tmp_path, "train", inputs=["text"]) as writer:
+        writer.add("a", {}, TEXTS, {"number": 1})
+        writer.add("b", {"image": (photo(1), "jpg")}, TEXTS)
         for texts, reason in ((Texts(), Reason.MISSING_TEXT), (Texts(("\ud800",)), Reason.BAD_UTF8)):
             with pytest.raises(SampleError) as caught:
-                writer.add("c", None, None, texts)
-            assert caught.value.reason is reason
+                writer.add("c", {}, texts)
+            assert caught.value.reason == reason
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
         assert tar.getnames() == ["a.json", "b.json"]
     data = (tmp_path / "train-000000.tar").read_bytes()
     assert dump_texts(TEXTS, {"number": 1}) in data
     assert data == tar_bytes(
-        sample_members(key, None, None, TEXTS, extra, "texts") for key, extra in (("a", {"number": 1}), ("b", None))
+        sample_members(key, {}, TEXTS, extra, ["text"]) for key, extra in (("a", {"number": 1}), ("b", None))
     )
-    found = _scan(tmp_path / "train-000000.tar", "texts")
+    found = _scan(tmp_path / "train-000000.tar", "text")
     assert found.faults == []
     assert found.samples["key"].to_pylist() == ["a", "b"]
     assert found.samples["captions"].to_pylist() == found.samples["questions"].to_pylist() == [1, 1]
 
 
 def test_images_alone(tmp_path: Path) -> None:
-    with ShardWriter(tmp_path, "train", members="images") as writer:
-        writer.add("a", photo(1), "jpg", Texts())
-        writer.add("b", photo(2), ".JPEG", TEXTS, {"number": 2})
+    with ShardWriter(tmp_path, "train", inputs=["image"]) as writer:
+        writer.add("a", {"image": (photo(1), "jpg")}, Texts())
+        writer.add("b", {"image": (photo(2), ".JPEG")}, TEXTS, {"number": 2})
         refused = [
-            ((None, None), Reason.MISSING_IMAGE),
-            ((b"", "jpg"), Reason.EMPTY_MEMBER),
-            ((b"i", None), Reason.UNDECODABLE_IMAGE),
+            ({}, "missing_image"),
+            ({"image": (b"", "jpg")}, Reason.EMPTY_MEMBER),
+            ({"image": (b"i", "")}, Reason.UNKNOWN_MEMBER),
         ]
-        for (image, extension), reason in refused:
+        for inputs, reason in refused:
             with pytest.raises(SampleError) as caught:
-                writer.add("c", image, extension, TEXTS)
-            assert caught.value.reason is reason
+                writer.add("c", inputs, TEXTS)
+            assert caught.value.reason == reason
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
         assert tar.getnames() == ["a.jpg", "b.jpeg"]
-    found = _scan(tmp_path / "train-000000.tar", "images")
+    found = _scan(tmp_path / "train-000000.tar", "image")
     assert found.faults == []
     assert found.samples["key"].to_pylist() == ["a", "b"]
-    assert found.samples["sha256"].to_pylist() == [hashlib.sha256(photo(n)).hexdigest() for n in (1, 2)]
+    assert found.samples["image.sha256"].to_pylist() == [hashlib.sha256(photo(n)).hexdigest() for n in (1, 2)]
 
 
 def test_pairs_need_both(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, "train") as writer:
-        for image, texts, reason in ((None, TEXTS, Reason.MISSING_IMAGE), (b"i", Texts(), Reason.MISSING_TEXT)):
+        for inputs, texts, reason in (
+            ({}, TEXTS, "missing_image"),
+            ({"image": (b"i", "jpg")}, Texts(), "missing_text"),
+        ):
             with pytest.raises(SampleError) as caught:
-                writer.add("a", image, "jpg", texts)
-            assert caught.value.reason is reason
+                writer.add("a", inputs, texts)
+            assert caught.value.reason == reason
     assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_shard_is_discarded(tmp_path: Path) -> None:
     def write_and_interrupt() -> None:
         with ShardWriter(tmp_path, "train", max_samples=1) as writer:
-            writer.add("a", b"i", "jpg", TEXTS)
-            writer.add("b", b"i", "jpg", TEXTS)
+            writer.add("a", {"image": (b"i", "jpg")}, TEXTS)
+            writer.add("b", {"image": (b"i", "jpg")}, TEXTS)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

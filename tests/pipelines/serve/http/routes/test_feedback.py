@@ -48,7 +48,7 @@ def test_a_correction_is_kept_with_who_sent_it_and_can_be_imported(service: Fake
     assert (day / "corrections" / f"{response.json()['id']}.json").is_file()
     [record] = Config(folder=str(day)).read().samples
     assert isinstance(record, SourceSample)
-    assert (record.image, record.texts.captions) == (IMAGE, ("a disc on white",))
+    assert (record.inputs["image"][0], record.texts.captions) == (IMAGE, ("a disc on white",))
     assert [(q.question, q.answer) for q in record.texts.questions] == [("What is it?", "a disc")]
 
 

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.index import validate
 from pipelines.data.texts.corpus import train_tokenizer
+from vlmodel.media import image
 from vlmodel.processor import ProcessorConfig, VLProcessor
 
 SIDE = 30_000
@@ -44,12 +44,13 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 CHECK = """
-from pipelines.data.tars.errors import SampleError as Refused
-from pipelines.data.index.validate import check_image
-look = lambda data: check_image(data, 100_000_000)
+from vlmodel.media.base import CheckLimits, MediumError as Refused
+from vlmodel.media.image import MEDIUM
+look = lambda data: MEDIUM.check(data, CheckLimits(max_pixels=100_000_000))
 """
 DECODE = """
 from vlmodel.images.errors import ImageError as Refused
+from vlmodel.media import image
 from vlmodel.processor import VLProcessor
 look = VLProcessor.from_pretrained(sys.argv[2]).decode
 """
@@ -75,7 +76,7 @@ def test_a_bomb_is_refused_without_being_decoded(look: str, bomb: Path, tmp_path
     VLProcessor(ProcessorConfig(), train_tokenizer(["is it ?"], 64), ["yes"]).save_pretrained(tmp_path)
     code = MEASURE.format(look=look)
     done = subprocess.run(
-        [sys.executable, "-c", code, str(bomb), str(tmp_path)], cwd=Path(__file__).parents[4], check=True,
+        [sys.executable, "-c", code, str(bomb), str(tmp_path)], cwd=Path(__file__).parents[3], check=True,
         capture_output=True, text=True,
     )  # fmt: skip
     refused, extra_mb, seconds = json.loads(done.stdout)
@@ -91,10 +92,10 @@ def test_the_quick_look_accepts_nothing_that_pillow_refuses(mode: str, how: dict
     out = io.BytesIO()
     Image.fromarray(pixels).resize((160, 120)).convert(mode).save(out, "JPEG", **how)
     sound, rng = out.getvalue(), random.Random(0)
-    verdicts = [(_pillow_decodes(data), validate._decodes_cleanly(data)) for data in _spoiled(sound, rng, 150)]
+    verdicts = [(_pillow_decodes(data), image._decodes_cleanly(data)) for data in _spoiled(sound, rng, 150)]
     assert (False, True) not in verdicts
     assert {(False, False), (True, True)} <= set(verdicts)
-    assert validate._decodes_cleanly(sound)
+    assert image._decodes_cleanly(sound)
 
 
 def _spoiled(sound: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
@@ -108,8 +109,8 @@ def _spoiled(sound: bytes, rng: random.Random, count: int) -> Iterator[bytes]:
 
 def _pillow_decodes(data: bytes) -> bool:
     try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            image.load()
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as opened:
+            opened.load()
     except Exception:  # whatever broken bytes lead it to
         return False
     return True

@@ -1,0 +1,32 @@
+"""What samples have, in the files of an index: names of inputs, "captions" and "questions", joined by commas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+CanUse = Callable[[frozenset[str]], bool]
+"""Whether a sample that has these (``vlmodel.sample.Sample.present``) is of use."""
+
+
+def join_present(present: Iterable[str]) -> str:
+    """The names in their order, joined: "captions,image"."""
+    return ",".join(sorted(present))
+
+
+@lru_cache(maxsize=4096)
+def split_present(joined: str) -> frozenset[str]:
+    """The names; the inverse of ``join_present``."""
+    return frozenset(joined.split(","))
+
+
+def usable_mask(table: pa.Table, can_use: CanUse) -> NDArray[np.bool_]:
+    """Which samples of ``Index.rows`` are of use."""
+    codes = table["present"].combine_chunks().dictionary_encode()
+    usable = np.array([can_use(split_present(joined)) for joined in codes.dictionary.to_pylist()], np.bool_)
+    mask: NDArray[np.bool_] = usable[codes.indices.to_numpy()]
+    return mask

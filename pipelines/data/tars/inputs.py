@@ -1,0 +1,94 @@
+"""The inputs of a sample: their names, which member of a tar is which, and which of them a sample must have.
+
+``KEY.jpg`` is the input "image": a member without a name of its own takes that of its medium (``vlmodel/media/``).
+``KEY.imu.npy`` is the input "imu". ``KEY.json`` and ``KEY.txt`` are the input "text".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator
+
+from vlmodel.media.registry import media, medium_of
+
+TEXT = "text"
+TEXT_EXTENSIONS = ("json", "txt")
+PAIRS = ("image", TEXT)
+"""An image with its texts."""
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+# Beside the names of inputs these say what a sample has (``vlmodel.sample.Sample.present``).
+_RESERVED = ("captions", "questions")
+
+
+class MemberInput(NamedTuple):
+    """The input that a member is: its name, and the name of its medium ("text" for texts)."""
+
+    name: str
+    medium: str
+
+
+@lru_cache(maxsize=4096)
+def input_of(extension: str) -> MemberInput | None:
+    """The input of members with this extension ("jpg", "imu.npy"), in lower case; None for other members."""
+    name, _, last = extension.rpartition(".")
+    if not name and last in TEXT_EXTENSIONS:
+        return MemberInput(TEXT, TEXT)
+    medium = medium_of(last)
+    if medium is None or (name and not _is_input_name(name)) or (name in media() and name != medium.name):
+        return None
+    return MemberInput(name or medium.name, medium.name)
+
+
+def member_extension(name: str, extension: str) -> str:
+    """What follows the key in the name of an input's member; ``input_of`` is its inverse."""
+    medium = medium_of(extension)
+    return extension if medium is not None and medium.name == name else f"{name}.{extension}"
+
+
+def known_extensions(name: str) -> str:
+    """For messages: how the members of an input end."""
+    if name == TEXT:
+        return " or ".join(f".{extension}" for extension in TEXT_EXTENSIONS)
+    own = media().get(name)
+    extensions = [extension for medium in ([own] if own else media().values()) for extension in medium.extensions]
+    prefix = "" if own else f".{name}"
+    return ", ".join(f"{prefix}.{extension}" for extension in extensions)
+
+
+def needed_inputs(inputs: Iterable[str]) -> dict[str, bool]:
+    """The named inputs, and whether a sample must have each (names that end in ``?`` may be missing)."""
+    return {name.removesuffix("?"): not name.endswith("?") for name in inputs}
+
+
+def _is_input_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name not in _RESERVED
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        value = [name.strip() for name in value.split(",")]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _valid_names(inputs: tuple[str, ...]) -> tuple[str, ...]:
+    names = [name.removesuffix("?") for name in inputs]
+    if not names:
+        raise ValueError('name at least one input, as ["image", "text"]')
+    for name in names:
+        if not _is_input_name(name):
+            raise ValueError(
+                f"{name!r} is no name of an input: it has small letters, digits and _, as the part imu of KEY.imu.npy, "
+                f"and is none of {', '.join(_RESERVED)}"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is named twice; name it once, with ? where it may be missing")
+    return tuple(sorted(inputs, key=lambda name: name.removesuffix("?")))
+
+
+InputNames = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_valid_names)]
+"""A setting: names of inputs, sorted; those that end in ``?`` may be missing. Also one string with commas."""
