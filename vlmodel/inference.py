@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmodel.model import INPUTS, VLModel
+from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.task_spec import split, stays_on_host
@@ -78,10 +78,12 @@ class Predictor:
 
         Raises:
             ConfigError: settings with which the task cannot generate.
-            ImageError: an image cannot be decoded.
+            MediumError: an input cannot be decoded.
             ValueError: ``top_k`` below 1, or a task that the model does not have.
         """
-        batch = self.processor.collate_tasks(self.processor.images(examples), {self._task_name(task): examples})
+        batch = self.processor.collate_tasks(
+            [self.processor.decode_inputs(example) for example in examples], {self._task_name(task): examples}
+        )
         if not any(example.texts for example in examples):
             return [[] for _ in examples]
         answers, attention_NHW = self._run_batch(batch, top_k, attention, task, settings)
@@ -136,7 +138,7 @@ class Predictor:
         attention_NT = decoder.attention(encoded, self.processor, answers)
         if attention_NT is None:
             attention_NT = _attention_of_text(encoded, joint)
-        if attention_NT is None or "vision" not in joint.spans:
+        if attention_NT is None or "vision" not in joint.spans or self.model.vision is None:
             return answers, None
         map_NHW = self.model.vision.to_grid(attention_NT[:, slice(*joint.spans["vision"])].float())
         if map_NHW is None:
@@ -149,18 +151,17 @@ class Predictor:
     ) -> tuple[Decoder, DecoderInput]:
         """The task's decoder and its input."""
         decoder = self.model.decoder.task_decoders()[task]
-        arrays = {
+        of_task = {
             name: array.tolist() if stays_on_host(name) else torch.from_numpy(array).to(self.device)
             for name, array in split(batch, task).items()
-            if name in INPUTS
+            if name in TASK_INPUTS
         }
-        images = {
-            name: torch.from_numpy(batch[name]).to(self.device)
-            for name in ("pixels_BHWC", "features_BF", "image_place_B")
-            if name in batch
+        of_inputs = {
+            name: torch.from_numpy(array).to(self.device)
+            for name, array in batch.items()
+            if name.partition(".")[0] in self.processor.reads
         }
-        vision = self.model.encode_images(**images)
-        return decoder, self.model.encode_task(decoder, vision, arrays, attention)
+        return decoder, self.model.encode_task(decoder, self.model.encode_inputs(of_inputs), of_task, attention)
 
 
 def _attention_of_text(encoded: DecoderInput, joint: Fused) -> Tensor | None:

@@ -14,19 +14,23 @@ from transformers.utils import ModelOutput
 
 from vlmodel import parts
 from vlmodel.config import ConfigError, dump, parse
+from vlmodel.encoder_parts import TEXT
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.task_spec import split
-from vlmodel.tokens import DecoderInput, Fused, Tokens
+from vlmodel.tokens import DecoderInput, Fused, Streams, Tokens
 from vlmodel.weights import WeightsError, refuse_differences
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
 
-INPUTS = (
-    "text_image_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
+TASK_INPUTS = (
+    "sample_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
     "text_features_UTF", "text_features_mask_UT",
 )  # fmt: skip
-"""Arrays of a task that the encoders read; the others are the decoder's targets."""
+"""Arrays of a task that are read before its decoder; the others are the decoder's targets."""
+
+FEATURES = ("features_BF", "features_BTF", "features_mask_BT")
+"""Arrays of cached features, in the order in which ``from_features`` takes them."""
 
 
 @dataclass
@@ -62,7 +66,7 @@ class VLModel(PreTrainedModel):
 
     config_class = VLConfig
     base_model_prefix = ""
-    main_input_name = "pixels_BHWC"
+    main_input_name = "sample_N"
     supports_gradient_checkpointing = False
     _supports_sdpa = True
     _no_split_modules = ["TransformerLayer", "BasicBlock", "Bottleneck"]
@@ -75,13 +79,14 @@ class VLModel(PreTrainedModel):
                 "folder that VLModel.save_pretrained wrote, or make a model with VLModel.from_tree"
             )
         tree = parse(ModelConfig, config.model)
-        self.vision: parts.VisionEncoder = tree.vision.build()
-        widths = {"vision": self.vision.width}
-        # What no task needs is not built: data-parallel training waits for the gradient of every parameter.
+        encodings = tree.encoders()
+        self.vision: parts.VisionEncoder | None = tree.vision.build() if "vision" in encodings else None
         self.language: parts.LanguageEncoder | None = None
-        if any(spec.text for spec in tree.decoder.tasks().values()):
+        if "language" in encodings:
             self.language = tree.language.build(config.vocabulary)
-            widths["language"] = self.language.width
+        self.inputs = nn.ModuleDict({name: tree.inputs[name].build() for name in encodings if name in tree.inputs})
+        self.streams_of_inputs = {stream: e.input for stream, e in encodings.items() if e.input != TEXT}
+        widths = {name: self.encoder(name).width for name in encodings}
         self.topology: parts.Topology | None = None
         if tree.decoder.reads_joint():
             fusion = tree.fusion.build(tree.topology.fusion_widths(widths))
@@ -131,43 +136,40 @@ class VLModel(PreTrainedModel):
         # transformers replaces the parameters of ``__init__`` by trained, contiguous ones.
         for name in model._untrained:
             model.get_parameter(name).requires_grad_(False)
-        model.vision.to(memory_format=torch.channels_last)
+        if model.vision is not None:
+            model.vision.to(memory_format=torch.channels_last)
         return (model, info) if with_info else model
 
-    def forward(
-        self,
-        pixels_BHWC: Tensor | None = None,
-        output_attention: bool = False,
-        features_BF: Tensor | None = None,
-        image_place_B: Tensor | None = None,
-        **arrays: Any,
-    ) -> VLOutput:
-        """Encode B images once; for each task encode its texts, fuse each row with its image, decode.
+    def forward(self, output_attention: bool = False, **arrays: Any) -> VLOutput:
+        """Encode each input of B samples once; for each task encode its texts, fuse each row with its sample, decode.
 
         Args:
-            pixels_BHWC: uint8 RGB images.
-            features_BF: cached ``vision.features`` of the images, in place of ``pixels_BHWC``.
-            image_place_B: for each sample the index of its image among the P given ones, or P for a sample without an
-                image: its rows have no vision stream, and it costs the vision encoder nothing and does not change its
-                batch statistics. If not given, each sample has an image, in order.
             output_attention: return ``attention_LNQS`` and ``spans`` of the first task; costs nothing otherwise.
-            arrays: ``VLProcessor``'s arrays of the texts, by their names (of several tasks ``task.name``).
-                ``text_image_N``: the image of each row. ``input_ids_NT``, ``text_mask_NT``: its tokens.
-                ``distinct_U``, ``text_distinct_N``: equal texts, which are then encoded once. ``distinct_groups_G3``,
-                on the host: distinct texts of similar length that are encoded together. ``text_features_UTF``,
-                ``text_features_mask_UT``: cached ``language.features`` of the distinct texts, in place of their tokens.
-                All others, such as ``labels_N`` and ``weights_N``, are targets of the decoder.
+            arrays: ``VLProcessor``'s, by their names.
+                Of each input ``INPUT.array``: ``image.pixels_BHWC`` uint8, or cached ``image.features_BF`` in its
+                place; of a further input the arrays of its part, or ``features_BTF`` with ``features_mask_BT``.
+                ``INPUT.place_B``: for each sample the index of its input among the P given ones, or P for a sample
+                without it: its rows lack that stream, and it costs the encoder nothing and does not change its batch
+                statistics. If not given, each sample has the input, in order.
+                Of each task, with ``task.`` before them if there are several: ``sample_N``: the sample of each row.
+                ``input_ids_NT``, ``text_mask_NT``: its tokens. ``distinct_U``, ``text_distinct_N``: equal texts, which
+                are then encoded once. ``distinct_groups_G3``, on the host: distinct texts of similar length that are
+                encoded together. ``text_features_UTF``, ``text_features_mask_UT``: cached ``language.features`` of the
+                distinct texts, in place of their tokens. All others, such as ``labels_N`` and ``weights_N``, are
+                targets of the decoder.
 
         Raises:
-            ValueError: neither images nor features were given, or both.
+            ValueError: an input that the model reads was not given, or both it and its features.
         """
-        vision = self.encode_images(pixels_BHWC, features_BF, image_place_B)
+        encoded = self.encode_inputs(arrays)
         decoded: dict[str, parts.DecoderOutput] = {}
         joint: Fused | None = None
         for task, decoder in self.decoder.task_decoders().items():
             of_task = split(arrays, task)
-            inputs = self.encode_task(decoder, vision, of_task, output_attention and not decoded)
-            decoded[task] = decoder(inputs, **{name: value for name, value in of_task.items() if name not in INPUTS})
+            inputs = self.encode_task(decoder, encoded, of_task, output_attention and not decoded)
+            decoded[task] = decoder(
+                inputs, **{name: value for name, value in of_task.items() if name not in TASK_INPUTS}
+            )
             joint = joint or inputs.joint
         result = self.decoder.combine(decoded)
         loss = None
@@ -188,18 +190,23 @@ class VLModel(PreTrainedModel):
             spans=joint.spans if joint is not None and output_attention else None,
         )
 
-    def encode_images(
-        self,
-        pixels_BHWC: Tensor | None = None,
-        features_BF: Tensor | None = None,
-        image_place_B: Tensor | None = None,
-    ) -> Tokens:
-        """The vision stream of images, of which either the pixels or the features are given; see ``forward``."""
-        if (pixels_BHWC is None) == (features_BF is None):
-            given = "neither" if pixels_BHWC is None else "both"
-            raise ValueError(f"images come as pixels_BHWC or as features_BF, and {given} of them were given; give one")
-        vision: Tokens = self.vision(pixels_BHWC) if features_BF is None else self.vision.from_features(features_BF)
-        return vision if image_place_B is None else vision.with_missing_rows(image_place_B)
+    def encode_inputs(self, arrays: Mapping[str, Any]) -> dict[str, Tokens]:
+        """The streams of all inputs but the texts, of B rows each; see ``forward``."""
+        return {
+            stream: self._encode_input(stream, name, split(arrays, name))
+            for stream, name in self.streams_of_inputs.items()
+        }
+
+    def _encode_input(self, stream: str, name: str, arrays: dict[str, Any]) -> Tokens:
+        """The stream of one input, given its arrays by their plain names."""
+        place_B = arrays.pop("place_B", None)
+        features = {array: arrays.pop(array) for array in FEATURES if array in arrays}
+        if bool(arrays) == bool(features):
+            given = "both were" if arrays else "neither was"
+            raise ValueError(f"the input {name!r} comes as it is or as features, and {given} given; give one")
+        encoder: Any = self.encoder(stream)
+        tokens: Tokens = encoder.from_features(*features.values()) if features else encoder(**arrays)
+        return tokens if place_B is None else tokens.with_missing_rows(place_B)
 
     def encode_texts(
         self, input_ids_NT: Tensor, text_mask_NT: Tensor, groups: Tensor | Sequence[Sequence[int]] | None = None
@@ -222,15 +229,16 @@ class VLModel(PreTrainedModel):
         return Tokens.concatenate(encoded)
 
     def encode_task(
-        self, decoder: parts.Decoder, vision: Tokens, arrays: Mapping[str, Any], output_attention: bool = False
+        self, decoder: parts.Decoder, encoded: Streams, arrays: Mapping[str, Any], output_attention: bool = False
     ) -> DecoderInput:
         """What the decoder of a task reads: the encoded streams and, if it reads it, the joint stream.
 
         Args:
+            encoded: the streams of the inputs.
             arrays: of the task, by their plain names.
         """
-        image_N = arrays["text_image_N"]
-        streams, rows = {"vision": vision}, {"vision": image_N}
+        sample_N = arrays["sample_N"]
+        streams, rows = dict(encoded), dict.fromkeys(encoded, sample_N)
         if decoder.spec.text:
             streams["language"], rows["language"] = self._encode_task_texts(arrays)
         if not decoder.reads_joint or self.topology is None:
@@ -238,8 +246,8 @@ class VLModel(PreTrainedModel):
         options = {"pooled_only": decoder.pooled_only, "output_attention": output_attention}
         if decoder.spec.text:
             return DecoderInput(streams, rows, self.topology(streams, rows, **options))
-        # Rows without texts of their own share all of their image's: fused once, repeated afterwards.
-        return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(image_N))
+        # Rows without texts of their own share all of their sample's: fused once, repeated afterwards.
+        return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(sample_N))
 
     def _encode_task_texts(self, arrays: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
         """The encoded distinct texts of a task, and for each row the index of its text."""
@@ -254,9 +262,15 @@ class VLModel(PreTrainedModel):
         ids_UT, mask_UT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
         return self.encode_texts(ids_UT, mask_UT, arrays.get("distinct_groups_G3")), row_N
 
+    def encoder(self, stream: str) -> parts.Encoder:
+        """The encoder of a stream: ``vision``, ``language`` or one of ``inputs``."""
+        encoder: Any = self.inputs[stream] if stream in self.inputs else getattr(self, stream)
+        return encoder
+
     def encoders(self) -> Iterator[parts.Encoder]:
         """The encoders that the tasks need."""
         yield from (encoder for encoder in (self.vision, self.language) if encoder is not None)
+        yield from self.inputs.values()  # type: ignore[misc]
 
     def pretrainable_parts(self) -> Iterator[parts.Pretrainable]:
         """The parts that may load weights from elsewhere."""

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from transformers import AutoConfig, PreTrainedConfig
 
 from vlmodel import parts
 from vlmodel.config import ConfigError, Section, part
+from vlmodel.encoder_parts import IMAGE, TEXT, ModalityPart
+from vlmodel.media.registry import media
+from vlmodel.streams import Adapters
 
 if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
+
+
+RESERVED = (IMAGE, TEXT, "vision", "language", "joint")
+"""Names of inputs and streams that no further input may have."""
+
+
+class Encoding(NamedTuple):
+    """Which input an encoder encodes, and with which part."""
+
+    input: str
+    part: parts.EncoderPart
 
 
 class ModelConfig(Section):
@@ -21,12 +35,49 @@ class ModelConfig(Section):
     """Vision encoder."""
     language: part("vlmodel.language", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Language encoder."""
+    inputs: dict[str, part("vlmodel.modality", "series")] = {}  # type: ignore[valid-type]
+    """Encoders of further inputs of a sample, each under the input's name: KEY.imu.npy is the input imu."""
     topology: part("vlmodel.topology", "dual") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Where the streams meet."""
     fusion: part("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """How they meet."""
     decoder: part("vlmodel.decoder", "vqa") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """The task."""
+
+    @field_validator("inputs")
+    @classmethod
+    def _inputs_have_names(cls, inputs: dict[str, ModalityPart]) -> dict[str, ModalityPart]:
+        for name, encoder in inputs.items():
+            others = [*RESERVED, *(medium for medium in media() if medium not in (*RESERVED, encoder.medium))]
+            if not name.isidentifier() or name in others:
+                raise ValueError(
+                    f"{name!r} is no name for a further input: it has letters, digits and underscores only, and is "
+                    f"none of {', '.join(others)}"
+                )
+            if hasattr(Adapters({}, 1), name):
+                raise ValueError(f"torch's modules have a {name!r} of their own; give the input another name")
+        return dict(sorted(inputs.items()))
+
+    @model_validator(mode="after")
+    def _names_and_streams(self) -> ModelConfig:
+        if both := sorted(set(self.inputs) & set(self.decoder.tasks())):
+            raise ValueError(f"{both[0]!r} is the name of an input and of a task; give one of them another name")
+        encoded = set(self.encoders())
+        if not encoded:
+            raise ValueError(
+                f"vision.kind={self.vision.kind!r}, no inputs, and decoder.kind={self.decoder.kind!r} reads no text: "
+                "nothing is encoded; name an encoder (vision, inputs)"
+            )
+        if missing := sorted(self.decoder.encoded_streams() - encoded):
+            raise ValueError(
+                f"decoder.kind={self.decoder.kind!r} reads the stream {missing[0]!r}, and the model has "
+                f"{', '.join(sorted(encoded))}; name another (decoder.stream), or its encoder (vision, inputs)"
+            )
+        if unread := sorted(set(self.inputs) - encoded):
+            raise ValueError(
+                f"no task reads inputs.{unread[0]}; leave it out, or name it in decoder.stream of a contrastive task"
+            )
+        return self
 
     @model_validator(mode="after")
     def _text_is_encoded_once(self) -> ModelConfig:
@@ -46,11 +97,31 @@ class ModelConfig(Section):
             ) from None
         return self
 
+    def encoders(self) -> dict[str, Encoding]:
+        """What is encoded, by stream: the one place that knows which inputs vision and language encode.
+
+        What no task reads is left out: data-parallel training waits for the gradient of every parameter.
+        """
+        found = {}
+        if self.vision.reads_images:
+            found["vision"] = Encoding(IMAGE, self.vision)
+        if any(spec.text for spec in self.decoder.tasks().values()):
+            found["language"] = Encoding(TEXT, self.language)
+        found |= {name: Encoding(name, encoder) for name, encoder in self.inputs.items()}
+        if self.decoder.reads_joint():
+            return found
+        return {name: found[name] for name in found if name in self.decoder.encoded_streams()}
+
+    def reads_images(self) -> bool:
+        """Whether the input "image" is encoded."""
+        return any(encoding.input == IMAGE for encoding in self.encoders().values())
+
     def frozen_streams(self) -> tuple[str, ...]:
         """Streams whose encoder has a backbone that training does not change, so that its features can be cached."""
-        encodes_text = not self.topology.encodes_text and any(spec.text for spec in self.decoder.tasks().values())
-        is_frozen = {"vision": self.vision.is_frozen(), "language": encodes_text and self.language.is_frozen()}
-        return tuple(name for name in is_frozen if is_frozen[name])
+        encodings = self.encoders()
+        if self.topology.encodes_text:
+            encodings.pop("language", None)
+        return tuple(name for name, encoding in encodings.items() if encoding.part.is_frozen())
 
     def text_features(self) -> Literal["tokens", "pooled"]:
         """Whether the model needs the language features of each token of a text, or one vector for the whole text."""
@@ -71,7 +142,8 @@ class ModelConfig(Section):
         Raises:
             ConfigError: naming both settings.
         """
-        self.vision.check_image(processor.image_size)
+        if self.reads_images():
+            self.vision.check_image(processor.image_size)
         longest = self.language.longest_text()
         if longest is not None and processor.max_tokens > longest:
             raise ConfigError(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from vlmodel import generation
 from vlmodel.config import ConfigError, Part
+from vlmodel.encoder_parts import EncoderPart as EncoderPart
+from vlmodel.encoder_parts import ModalityPart as ModalityPart
 from vlmodel.streams import Adapters
 from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import DecoderInput, Fused, Rows, Streams, Tokens
@@ -133,24 +135,26 @@ class LanguageEncoder(Encoder):
         raise NotImplementedError
 
 
-class EncoderPart(Part):
-    """Configuration of an encoder.
+class ModalityEncoder(Encoder):
+    """Base of the encoders of further inputs: ``forward`` takes the arrays that ``ModalityPart.collate`` makes."""
 
-    Attributes:
-        non_backbone_settings: settings on which ``features`` do not depend, except through the weights.
-    """
+    def features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
+        """The backbone's output for B inputs, (B, T, F), and which of its tokens are real, (B, T)."""
+        raise NotImplementedError
 
-    non_backbone_settings: ClassVar[frozenset[str]] = frozenset()
-
-    def is_frozen(self) -> bool:
-        """Whether the whole backbone is left untrained, so that its features of an input never change; False if it is
-        a table of embeddings only.
-        """
-        return False
+    def from_features(self, features_BTF: Tensor, mask_BT: Tensor) -> Tokens:
+        """The rest of the encoder."""
+        raise NotImplementedError
 
 
 class VisionPart(EncoderPart):
-    """Configuration of a vision encoder."""
+    """Configuration of a vision encoder.
+
+    Attributes:
+        reads_images: False of the kind that stands for no vision encoder.
+    """
+
+    reads_images: ClassVar[bool] = True
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError
@@ -364,6 +368,10 @@ class DecoderPart(Part):
     def reads_encoded(self) -> bool:
         """Whether any task reads the encoders' streams, for which the language encoder must have its layers."""
         return not self.reads_joint()
+
+    def encoded_streams(self) -> frozenset[str]:
+        """The encoders' streams that tasks read as they are encoded, beside the joint one."""
+        return frozenset()
 
     def resolve(self, vocabulary: Vocabulary) -> DecoderPart:
         """As ``LanguagePart``'s."""

@@ -1,4 +1,4 @@
-"""From image bytes and texts to a batch: the one way, for training, evaluation, offline prediction and serving.
+"""From the bytes of inputs and texts to a batch: the one way, for training, evaluation, offline prediction and serving.
 
 torch and transformers are imported on first use: processes that only decode stay small.
 """
@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.config import ConfigError, Section, dump, parse
+from vlmodel.config import ConfigError, Section, dump, parse, part_config
+from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.pillow import FORMATS
 from vlmodel.images.resize import Resize
@@ -36,7 +37,7 @@ _MIN_LIMIT, _MAX_LIMIT = 32, 512
 
 
 class ProcessorConfig(Section):
-    """From image bytes and texts to a batch."""
+    """From the bytes of images and texts to a batch."""
 
     image_size: int = Field(224, ge=1)
     """Side of the square image, in pixels."""
@@ -88,19 +89,23 @@ class ProcessorConfig(Section):
 
 @dataclass(frozen=True)
 class Example:
-    """One image with the rows that a task makes of it.
+    """One sample with the rows that a task makes of it.
 
     Attributes:
-        image: the encoded image.
+        inputs: the encoded bytes of what the sample has, by the inputs' names.
         texts: the text of each row; "" if the task takes none.
         targets: the correct output for each row, None where it is unknown; empty if all are unknown.
         weights: weight of each row in loss and metrics; one if not given.
     """
 
-    image: bytes
+    inputs: Mapping[str, bytes]
     texts: tuple[str, ...]
     targets: tuple[str | None, ...] = ()
     weights: tuple[float, ...] | None = None
+
+
+Decoded = Mapping[str, Mapping[str, "NDArray[Any]"]]
+"""The decoded inputs of one sample: of each, by its name, its arrays."""
 
 
 class VLProcessor:
@@ -112,6 +117,8 @@ class VLProcessor:
         labels: the answers that a classifier chooses among, in the order of the model's scores.
         normalizer: the rules by which answers are compared with each other and with the labels.
         tasks: what each task reads, by its name; a single task is called "".
+        inputs: the parts that decode and collate further inputs of a sample, by the inputs' names.
+        reads_images: whether the input "image" is decoded too.
 
     Raises:
         ConfigError: labels that repeat or mean the same, or a tokenizer that lacks a token which the tasks need.
@@ -124,8 +131,11 @@ class VLProcessor:
         labels: Sequence[str],
         tasks: Mapping[str, TaskSpec] | None = None,
         normalizer: Normalizer = "none",
+        inputs: Mapping[str, ModalityPart] | None = None,
+        reads_images: bool = True,
     ) -> None:
         self.normalizer: Normalizer = normalizer
+        self.inputs, self.reads_images = dict(inputs or {}), reads_images
         self.config, self.tokenizer, self.labels = config.resolve(), tokenizer, list(labels)
         self.tasks = dict(tasks) if tasks is not None else {"": TaskSpec(reads="questions")}
         forms = [normal_form(label, normalizer) for label in self.labels]
@@ -148,7 +158,12 @@ class VLProcessor:
         """The index of the label that means the same as an answer, -1 if there is none."""
         return self._label_ids.get(normal_form(answer, self.normalizer), -1)
 
-    def decode(
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the inputs that are decoded; a sample may lack some."""
+        return ((IMAGE,) if self.reads_images else ()) + tuple(self.inputs)
+
+    def decode_image(
         self, data: bytes, out: NDArray[np.uint8] | None = None, formats: Collection[str] = FORMATS
     ) -> NDArray[np.uint8]:
         """An image as (image_size, image_size, 3) uint8 RGB; see ``images.decoders.cpu``.
@@ -159,6 +174,18 @@ class VLProcessor:
         config = self.config
         return decode(data, config.image_size, config.resize, config.max_pixels, out, formats)
 
+    def decode_input(self, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
+        """The arrays of one input.
+
+        Raises:
+            MediumError: the bytes cannot be decoded.
+        """
+        return {"pixels_HWC": self.decode_image(data)} if name == IMAGE else self.inputs[name].decode(data)
+
+    def decode_inputs(self, example: Example) -> Decoded:
+        """Those of an example's inputs that are read; errors as of ``decode_input``."""
+        return {name: self.decode_input(name, example.inputs[name]) for name in self.reads if name in example.inputs}
+
     def decode_on_gpu(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Decode the files that a CUDA device can decode into ``out``, and return which ones they are."""
         import torch
@@ -168,27 +195,37 @@ class VLProcessor:
         config = self.config
         return decode_jpegs(files, config.image_size, config.resize, config.max_pixels, torch.device(gpu), out)
 
-    def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
-        """The examples' images, decoded.
-
-        Raises:
-            ImageError: an image cannot be decoded.
-        """
-        return [self.decode(example.image) for example in examples]
-
     def collate_tasks(
-        self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
+        self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
-        """Images as ``pixels_BHWC`` uint8, and the rows of several tasks over them (``collate_rows``)."""
+        """The inputs of B samples (``collate_inputs``), and the rows of several tasks over them (``collate_rows``)."""
+        return {**self.collate_inputs(decoded), **self.collate_rows(examples)}
+
+    def collate_inputs(self, decoded: Sequence[Decoded]) -> dict[str, NDArray[np.generic]]:
+        """The arrays of each input that is read, named ``INPUT.array``: ``image.pixels_BHWC`` uint8, and those of the
+        further inputs' parts. If not all samples have an input, its arrays have those that do, and ``INPUT.place_B``
+        int64 is the place of each sample among them (see ``places``).
+        """
+        arrays: dict[str, NDArray[np.generic]] = {}
+        for name in self.reads:
+            given = [of_sample[name] for of_sample in decoded if name in of_sample]
+            arrays |= join(name, self._collate_input(name, given))
+            if len(given) < len(decoded):
+                arrays[f"{name}.place_B"] = places(name in of_sample for of_sample in decoded)
+        return arrays
+
+    def _collate_input(self, name: str, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+        if name != IMAGE:
+            return self.inputs[name].collate(decoded)
         size = self.config.image_size
-        pixels_BHWC = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-        return {"pixels_BHWC": pixels_BHWC, **self.collate_rows(examples)}
+        images = [image["pixels_HWC"] for image in decoded]
+        return {"pixels_BHWC": np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)}
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
-        """The N rows of each task over the examples, without the images; arrays are named by ``task_spec.join``.
+        """The N rows of each task over the examples, without their inputs; arrays are named by ``task_spec.join``.
 
         Returns:
-            ``text_image_N`` int64 (the image of each row), ``weights_N`` float32; if the task takes texts, the arrays
+            ``sample_N`` int64 (the sample of each row), ``weights_N`` float32; if the task takes texts, the arrays
             of ``tokenize``; and by the task's target
             "answer", "match": ``labels_N`` int64 (-1 if the target is unknown or none of the labels);
             "tokens": the arrays of ``tokenize_targets``;
@@ -203,7 +240,7 @@ class VLProcessor:
         counts = [len(example.texts) for example in examples]
         targets = list(chain.from_iterable(map(_targets_of, examples)))
         rows: dict[str, NDArray[np.generic]] = {
-            "text_image_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
+            "sample_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
             "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
         }
         if spec.text:
@@ -271,11 +308,18 @@ class VLProcessor:
         return {"target_ids_NT": ids_NT, "target_mask_NT": mask_NT}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer's files and ``processor.json`` (settings, labels and tasks) into ``folder``."""
+        """Write the tokenizer's files and ``processor.json`` (settings, labels, tasks and inputs) into ``folder``."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(str(folder))
         tasks = {task: dump(spec) for task, spec in self.tasks.items()}
-        tree = {"processor": dump(self.config), "labels": self.labels, "normalizer": self.normalizer, "tasks": tasks}
+        tree = {
+            "processor": dump(self.config),
+            "labels": self.labels,
+            "normalizer": self.normalizer,
+            "tasks": tasks,
+            "inputs": {name: dump(encoder) for name, encoder in self.inputs.items()},
+            "reads_images": self.reads_images,
+        }
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
     @classmethod
@@ -293,14 +337,17 @@ class VLProcessor:
             raise FileNotFoundError(f"{str(folder)!r} holds no {_FILE}; name the `model` folder of a checkpoint")
         tree = json.loads(file.read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        if missing := {"processor", "labels", "tasks"} - set(tree):
+        if missing := {"processor", "labels", "normalizer", "tasks", "inputs", "reads_images"} - set(tree):
             raise ConfigError(
-                f"{str(file)!r} lacks {', '.join(sorted(missing))}; train the model anew with this version"
+                f"{str(file)!r} lacks {', '.join(sorted(missing))}, as an earlier version wrote it; train the model "
+                "anew with this version"
             )
         tasks = {task: parse(TaskSpec, spec) for task, spec in tree["tasks"].items()}
-        # Earlier versions compared labels without normalizing them.
-        normalizer = tree.get("normalizer", "none")
-        return cls(parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, normalizer)
+        inputs = {name: _modality_part(encoder) for name, encoder in tree["inputs"].items()}
+        return cls(
+            parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, tree["normalizer"],
+            inputs, tree["reads_images"],
+        )  # fmt: skip
 
     def _distinct_texts(
         self, distinct_U: NDArray[np.int64], row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]
@@ -313,6 +360,17 @@ class VLProcessor:
             "text_distinct_N": np.argsort(order_U)[row_N],
             "distinct_groups_G3": groups_G3,
         }
+
+
+def places(has_input: Iterable[bool]) -> NDArray[np.int64]:
+    """For each of B samples the index of its input among the P given ones, or P for a sample without it, (B,)."""
+    has_B = np.fromiter(has_input, np.bool_)
+    return np.where(has_B, np.cumsum(has_B) - 1, has_B.sum()).astype(np.int64, copy=False)
+
+
+def _modality_part(tree: Mapping[str, Any]) -> ModalityPart:
+    part: Any = parse(part_config("vlmodel.modality", tree["kind"]), tree)
+    return part
 
 
 def _targets_of(example: Example) -> Sequence[str | None]:

@@ -64,9 +64,9 @@ def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task:
     cards = []
     for row in rows:
         image = images[row.split, row.key]
-        ((prediction,),) = predictor.predict([Example(image, (row.text,))], 1, attention=True, task=task)
+        ((prediction,),) = predictor.predict([Example({"image": image}, (row.text,))], 1, attention=True, task=task)
         shown = {name: getattr(row, name) for name in ("title", "answer", "predicted", "probability", "right")}
-        cards.append(Card(predictor.processor.decode(image), **shown, attention_HW=prediction.attention_HW))
+        cards.append(Card(predictor.processor.decode_image(image), **shown, attention_HW=prediction.attention_HW))
     return cards
 
 

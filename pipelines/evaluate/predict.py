@@ -28,7 +28,8 @@ from pipelines.errors import DataError
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
-from vlmodel.processor import Example, VLProcessor
+from vlmodel.processor import Example, VLProcessor, places
+from vlmodel.task_spec import join, split
 
 SCHEMA = pa.schema(
     [
@@ -100,7 +101,7 @@ class _PredictActor:
             image_BD, text_ND = embedded
             samples = list(zip(columns["split"], columns["key"], strict=True))
             first = [n == 0 or samples[n] != samples[n - 1] for n in range(len(samples))]
-            image_N = arrays["text_image_N" if not self._task else f"{self._task}.text_image_N"]
+            image_N = arrays["sample_N" if not self._task else f"{self._task}.sample_N"]
             columns["image_embedding"] = [image_BD[b] if f else None for f, b in zip(first, image_N, strict=True)]
             columns["text_embedding"] = list(text_ND)
         none = [None] * len(rows)
@@ -111,22 +112,22 @@ class _PredictActor:
     def _answers_about_other_images(
         self, arrays: dict[str, np.ndarray], columns: Mapping[str, Sequence[Any]]
     ) -> dict[str, Any]:
-        """The answers to the rows of the drawn images about the image that is half a batch away: neighbours may show
-        the same scene.
+        """The answers to the rows of the drawn samples about the inputs of the sample that is half a batch away:
+        neighbours may show the same scene.
         """
-        images = "features_BF" if "features_BF" in arrays else "pixels_BHWC"
-        size = len(arrays[images])
+        size = len(arrays["row_B"])
         drawn = [is_drawn(*sample, self._exchanged) for sample in zip(columns["split"], columns["key"], strict=True)]
         rows = np.flatnonzero(drawn).tolist()
         if size < 2 or not rows:
             return {}
-        image_N = arrays[f"{self._task}.text_image_N" if self._task else "text_image_N"][rows]
+        sample_N = arrays[f"{self._task}.sample_N" if self._task else "sample_N"][rows]
         texts: dict[int, list[str]] = {}
-        for row, image in zip(rows, image_N.tolist(), strict=True):
-            texts.setdefault(image, []).append(columns["text"][row])
-        examples = [Example(b"", tuple(image_texts)) for image_texts in texts.values()]
-        other = (np.array(list(texts)) + size // 2) % size
-        batch = self._predictor.processor.collate_rows({self._task: examples}) | {images: arrays[images][other]}
+        for row, sample in zip(rows, sample_N.tolist(), strict=True):
+            texts.setdefault(sample, []).append(columns["text"][row])
+        examples = [Example({}, tuple(of_sample)) for of_sample in texts.values()]
+        other_B = (np.array(list(texts)) + size // 2) % size
+        processor = self._predictor.processor
+        batch = processor.collate_rows({self._task: examples}) | select_inputs(arrays, processor.reads, other_B)
         answer: list[str | None] = [None] * len(drawn)
         probability: list[float | None] = [None] * len(drawn)
         for row, best in zip(rows, self._answers_questions(batch), strict=True):
@@ -137,9 +138,24 @@ class _PredictActor:
         return self._predictor.predict_collated(arrays, self._config.top_k, self._task, **self._config.generation)
 
 
-def is_drawn(split: str, key: str, share: float) -> bool:
+def select_inputs(
+    arrays: Mapping[str, np.ndarray], names: Sequence[str], sample_B: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The inputs of some samples of a batch, in the order of ``sample_B``."""
+    chosen: dict[str, np.ndarray] = {}
+    for name in names:
+        of_input = split(arrays, name)
+        place_B = of_input.pop("place_B", np.arange(1 + sample_B.max()))[sample_B]
+        is_given_B = place_B < len(next(iter(of_input.values())))
+        chosen |= join(name, {array: values[place_B[is_given_B]] for array, values in of_input.items()})
+        if not is_given_B.all():
+            chosen[f"{name}.place_B"] = places(is_given_B)
+    return chosen
+
+
+def is_drawn(split_name: str, key: str, share: float) -> bool:
     """Whether a sample belongs to a share of all samples, which is the same in every run."""
-    digest = hashlib.sha256(f"exchanged|{split}|{key}".encode()).digest()
+    digest = hashlib.sha256(f"exchanged|{split_name}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 

@@ -115,7 +115,7 @@ def differences(predictor: Predictor, golden: Sequence[GoldenAnswer], tolerance:
 
 def _predict_image_variants(predictor: Predictor, task: str, text: str, images: Sequence[bytes]) -> list[Answers]:
     top_k = 1 if _generates_text(predictor, task) else _TOP_K
-    predicted = predictor.predict([Example(image, (text,)) for image in images], top_k=top_k, task=task)
+    predicted = predictor.predict([Example({"image": image}, (text,)) for image in images], top_k=top_k, task=task)
     return [[(answer, float(score)) for answer, score in one.answers] for (one,) in predicted]
 
 

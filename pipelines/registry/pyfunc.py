@@ -80,7 +80,7 @@ class VisualQuestionAnswering(PythonModel):
         images = list(rows_of)
         for start in range(0, len(images), IMAGES_AT_ONCE):
             some = images[start : start + IMAGES_AT_ONCE]
-            examples = [Example(image, tuple(questions[row] for row in rows_of[image])) for image in some]
+            examples = [Example({"image": image}, tuple(questions[row] for row in rows_of[image])) for image in some]
             for image, answered in zip(some, self._answer_batches(examples, top_k), strict=True):
                 for row, result in zip(rows_of[image], answered, strict=True):
                     results[row] = result

@@ -31,10 +31,10 @@ def batch_of(images: int, size: int, texts: float, longest: int, labels: int) ->
     count = round(images * texts)
     lengths = rng.integers(4, longest + 1, count)
     return {
-        "pixels_BHWC": torch.from_numpy(rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8)),
+        "image.pixels_BHWC": torch.from_numpy(rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8)),
         "input_ids_NT": torch.from_numpy(rng.integers(5, WORDS, (count, longest))),
         "text_mask_NT": torch.from_numpy(np.arange(longest) < lengths[:, None]),
-        "text_image_N": torch.from_numpy(np.sort(np.arange(count) % images)),
+        "sample_N": torch.from_numpy(np.sort(np.arange(count) % images)),
         "labels_N": torch.from_numpy(rng.integers(0, labels, count)),
     }
 
@@ -92,10 +92,10 @@ class Direct(nn.Module):
         assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in self.parameters())
 
     def forward(self, batch: Batch) -> Tensor:
-        pixels = self.normalize(batch["pixels_BHWC"].permute(0, 3, 1, 2).float() / 255)
+        pixels = self.normalize(batch["image.pixels_BHWC"].permute(0, 3, 1, 2).float() / 255)
         grid = self.vision(self.backbone(pixels).flatten(2).transpose(1, 2))
         text = self.language(self.bert(batch["input_ids_NT"], attention_mask=batch["text_mask_NT"]).last_hidden_state)
-        x = torch.cat([text, grid[batch["text_image_N"]]], dim=1)
+        x = torch.cat([text, grid[batch["sample_N"]]], dim=1)
         padding = torch.cat([~batch["text_mask_NT"], x.new_zeros(x.shape[0], grid.shape[1], dtype=torch.bool)], dim=1)
         return F.cross_entropy(self.head(self.fusion(x, src_key_padding_mask=padding)[:, 0]), batch["labels_N"])
 

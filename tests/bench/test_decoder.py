@@ -76,7 +76,7 @@ def photographs(folder: Path) -> tuple[list[SourceSample], list[SourceSample]]:
 def batch_of(
     processor: VLProcessor, pixels: Pixels, records: Sequence[SourceSample], device: torch.device
 ) -> dict[str, Any]:
-    rows = {"": [Example(b"", record.texts.captions) for record in records]}
+    rows = {"": [Example({}, record.texts.captions) for record in records]}
     return to_tensors(processor.collate_tasks(pixels, rows), device)
 
 
@@ -102,9 +102,8 @@ def recall(model: VLModel, processor: VLProcessor, pixels: Pixels, records: Sequ
     """Share of captions with their photograph among the first ten."""
     head: Any = model.decoder
     given = batch_of(processor, pixels, records, next(model.parameters()).device)
-    vision = model.encode_images(given.pop("pixels_BHWC"))
-    image_BD, text_ND = head.embed(model.encode_task(head, vision, given))
-    return retrieval_scores(image_BD, text_ND, given["text_image_N"])["text_to_image_recall_at_10"]
+    image_BD, text_ND = head.embed(model.encode_task(head, model.encode_inputs(given), given))
+    return retrieval_scores(image_BD, text_ND, given["sample_N"])["text_to_image_recall_at_10"]
 
 
 def pairs(values: Sequence[float]) -> Iterator[float]:

@@ -19,8 +19,8 @@ def test_a_frozen_backbone_once(figure: Figure) -> None:
     }
     model = new_model(parse(ModelConfig, tree), 13)
     images = batch_of(16, 128, 5, 16, 13)
-    features = {**images, "features_BF": model.vision.features(images["pixels_BHWC"])}
-    del features["pixels_BHWC"]
+    features = {**images, "image.features_BF": model.vision.features(images["image.pixels_BHWC"])}
+    del features["image.pixels_BHWC"]
 
     batches = {"images": images, "features": features}
     medians = taking_turns({kind: stepper(model, loss_of(model, batch)) for kind, batch in batches.items()})

@@ -145,8 +145,8 @@ def test_what_each_setting_brings(figure: Figure) -> None:
     contiguous(model)
     steps["backbone frozen"], model = step_of(frozen, batch)
     with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16):
-        features = {**batch, "features_BF": model.vision.features(batch["pixels_BHWC"]).float()}
-    del features["pixels_BHWC"]
+        features = {**batch, "image.features_BF": model.vision.features(batch["image.pixels_BHWC"]).float()}
+    del features["image.pixels_BHWC"]
     steps["backbone frozen, its features kept"] = step_of(frozen, features)[0]
     medians = taking_turns(dict(steps))
     for name in steps:

@@ -58,8 +58,8 @@ def test_an_image_once_for_all_its_questions(figure: Figure) -> None:
     once = batch_of(config.train.batch // 2, config.processor.image_size, 9.6, 11, 13)
     pairs = {
         **once,
-        "pixels_BHWC": once["pixels_BHWC"][once["text_image_N"]],
-        "text_image_N": torch.arange(len(once["labels_N"])),
+        "image.pixels_BHWC": once["image.pixels_BHWC"][once["sample_N"]],
+        "sample_N": torch.arange(len(once["labels_N"])),
     }
     batches = {"once": once, "pairs": pairs}
     medians = taking_turns({kind: stepper(model, loss_of(model, batch)) for kind, batch in batches.items()})

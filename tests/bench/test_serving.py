@@ -64,7 +64,7 @@ Rates = dict[tuple[str, int], list[float]]
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
     rng = np.random.default_rng(0)
-    return [Example(photograph(rng), (" ".join(rng.choice(WORDS, 8)),)) for _ in range(IMAGES)]
+    return [Example({"image": photograph(rng)}, (" ".join(rng.choice(WORDS, 8)),)) for _ in range(IMAGES)]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,9 @@ def _busy_process() -> Iterator[None]:
 
 
 def _body(example: Example) -> bytes:
-    return json.dumps({"image": base64.b64encode(example.image).decode(), "question": example.texts[0]}).encode()
+    return json.dumps(
+        {"image": base64.b64encode(example.inputs["image"]).decode(), "question": example.texts[0]}
+    ).encode()
 
 
 def _passes(predictor: Predictor, examples: list[Example], size: int) -> Callable[[], object]:

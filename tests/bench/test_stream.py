@@ -75,7 +75,7 @@ def by_pillow(jpeg: bytes) -> np.ndarray:
 
 
 def by_ours(source: Source) -> Decode:
-    return VLProcessor.from_pretrained(source.processor).decode
+    return VLProcessor.from_pretrained(source.processor).decode_image
 
 
 def rate(batches: Iterator[object]) -> float:
@@ -95,7 +95,7 @@ def batches(
     normalise = Normalise()
     for arrays in stream(parts, config, start=start):
         tensors = to_tensors(arrays, torch.device("cpu"))
-        tensors["pixels_BHWC"] = normalise(tensors["pixels_BHWC"])
+        tensors["image.pixels_BHWC"] = normalise(tensors["image.pixels_BHWC"])
         yield tensors
 
 
@@ -108,7 +108,7 @@ def dataloader(data: Data, decode: Decode, workers: int = WORKERS) -> float:
         return finish(decode(sample["jpg"])), tuple(json.loads(sample["json"])["captions"])
 
     def collate(rows: list[tuple[torch.Tensor, tuple[str, ...]]]) -> dict[str, object]:
-        texts = processor.collate_rows({"": [Example(b"", row[1]) for row in rows]})
+        texts = processor.collate_rows({"": [Example({}, row[1]) for row in rows]})
         return texts | {"pixels": torch.stack([row[0] for row in rows])}
 
     tars = sorted(map(str, Path(data.source.tars).glob("*.tar")))

@@ -62,8 +62,8 @@ def batch_of(groups: int, texts: list[str], per_image: int) -> dict[str, Any]:
     images, size = -(-len(texts) // per_image), 32
     rng = np.random.default_rng(1)
     arrays = processor_of(groups).tokenize(texts) | {
-        "pixels_BHWC": rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8),
-        "text_image_N": np.arange(len(texts)) // per_image,
+        "image.pixels_BHWC": rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8),
+        "sample_N": np.arange(len(texts)) // per_image,
         "labels_N": rng.integers(0, LABELS, len(texts)),
     }
     return to_tensors(arrays, torch.device("cpu"))

@@ -83,7 +83,7 @@ def registry_of(config: JobConfig, cache: Path) -> Registry:
 
 
 def answers_of(model: LocalModel) -> list[tuple[str, float]]:
-    examples = [Example(picture(seed), (QUESTION,)) for seed in range(4)]
+    examples = [Example({"image": picture(seed)}, (QUESTION,)) for seed in range(4)]
     return [answer for (one,) in Predictor.from_pretrained(model.folder).predict(examples, 3) for answer in one.answers]
 
 

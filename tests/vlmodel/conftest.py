@@ -50,8 +50,13 @@ def examples() -> list[Example]:
     rng = np.random.default_rng(0)
     first, second = (encode(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 50), (32, 32)))
     return [
-        Example(first, ("what color is the shape?", "is there a red circle?"), ("red", "yes"), (1.0, 0.5)),
-        Example(second, ("a circle?",), ("no",)),
+        Example(
+            {"image": first, "imu": b"1,2,3\n-1,0,1\n4,4,4\n.5,2,0\n0,0,9"},
+            ("what color is the shape?", "is there a red circle?"),
+            ("red", "yes"),
+            (1.0, 0.5),
+        ),
+        Example({"image": second, "imu": b"1,1,1\n2,0,2\n0,1,0"}, ("a circle?",), ("no",)),
     ]
 
 
@@ -67,6 +72,6 @@ def make_model(processor: VLProcessor) -> Callable[..., Any]:
     def make(seed: int = 0, **parts: dict[str, Any]) -> VLModel:
         torch.manual_seed(seed)
         tree = tiny_tree(**parts)
-        return VLModel.from_tree(tree, for_tasks(processor, tree.decoder.tasks())).eval()
+        return VLModel.from_tree(tree, for_tasks(processor, tree.decoder.tasks(), tree)).eval()
 
     return make

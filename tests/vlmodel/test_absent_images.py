@@ -33,7 +33,7 @@ def batch_of(
     batch = batch_for(processor, tiny_tree(decoder=decoder).decoder.tasks(), examples)
     present_B = torch.tensor(has_image)
     place_B = torch.where(present_B, present_B.cumsum(0) - 1, present_B.sum())
-    return batch | {"pixels_BHWC": batch["pixels_BHWC"][present_B], "image_place_B": place_B}
+    return batch | {"image.pixels_BHWC": batch["image.pixels_BHWC"][present_B], "image.place_B": place_B}
 
 
 def learned(model: VLModel, batch: dict[str, Tensor]) -> tuple[Tensor, float, dict[str, Tensor], dict[str, Tensor]]:
@@ -73,7 +73,7 @@ def test_a_mixed_batch_is_the_sum_of_its_halves(
     chosen = {"kind": decoder}
     model = make_model(topology={"kind": topology}, fusion={"kind": fusion}, decoder=chosen)
     pairs = batch_of(processor, chosen, examples, [True, True])
-    del pairs["image_place_B"]
+    del pairs["image.place_B"]
     before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
     of_pairs = learned(model, pairs)
     of_texts = learned(model, batch_of(processor, chosen, [asked], [False]))
@@ -111,7 +111,7 @@ def test_where_all_have_an_image_nothing_changes(
     model = make_model(topology={"kind": topology})
     batch = batch_of(processor, {"kind": "vqa"}, examples, [True, True])
     told = learned(model, batch)
-    untold = learned(model, {name: value for name, value in batch.items() if name != "image_place_B"})
+    untold = learned(model, {name: value for name, value in batch.items() if name != "image.place_B"})
     assert torch.equal(told[0], untold[0])
     for name, value in told[2].items():
         assert torch.equal(value, untold[2][name]), name
@@ -123,5 +123,5 @@ def test_cached_features_of_some_samples(
     model = make_model(vision={"kind": "cnn", "frozen": True})
     batch = batch_of(processor, {"kind": "vqa"}, [asked, *examples], [False, True, True])
     seen = model(**batch)
-    kept = {"features_BF": model.vision.features(batch.pop("pixels_BHWC"))}
+    kept = {"image.features_BF": model.vision.features(batch.pop("image.pixels_BHWC"))}
     torch.testing.assert_close(model(**batch, **kept).logits_NK, seen.logits_NK)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from tests.vlmodel.tiny import DEFAULT_KINDS, PACKAGES, batch_for, collate, tiny_tree
+from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, tiny_tree
 from vlmodel.config import ConfigError, kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
@@ -52,6 +52,8 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
 }
 CROSSED = {("language", "transformer"): 3}
 """So many variants of a kind are combined with every other part; of others the first alone."""
+VISION = [kind for kind in kinds("vlmodel.vision") if kind != "none"]
+"""Kinds of vision encoders."""
 
 
 def variants(package: str, kind: str) -> list[dict[str, Any]]:
@@ -63,7 +65,7 @@ def combinations() -> list[dict[str, dict[str, Any]]]:
     crossed = [
         [
             variant
-            for kind in kinds(f"vlmodel.{package}")
+            for kind in kinds_of(package)
             for variant in variants(package, kind)[: CROSSED.get((package, kind), 1)]
         ]
         for package in PACKAGES
@@ -71,9 +73,34 @@ def combinations() -> list[dict[str, dict[str, Any]]]:
     found = [dict(zip(PACKAGES, chosen, strict=True)) for chosen in itertools.product(*crossed)]
     usual = {package: variants(package, kind)[0] for package, kind in DEFAULT_KINDS.items()}
     for package in PACKAGES:
-        for kind in kinds(f"vlmodel.{package}"):
+        for kind in kinds_of(package):
             found += [{**usual, package: more} for more in variants(package, kind)[CROSSED.get((package, kind), 1) :]]
     return [combination for combination in found if not _refused(combination)]
+
+
+def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
+    """A further input beside image and text in every topology x fusion x decoder; and in place of the image, or alone,
+    where a decoder does not ask for one.
+    """
+    inputs = {"imu": IMU}
+    meetings = itertools.product(*([variants(p, k)[0] for k in kinds_of(p)] for p in ("topology", "fusion", "decoder")))
+    found = [
+        {"topology": topology, "fusion": fusion, "decoder": decoder, "inputs": inputs}
+        for topology, fusion, decoder in meetings
+    ]
+    for combination in found:
+        if combination["decoder"]["kind"] == "contrastive":
+            combination["decoder"] = {**combination["decoder"], "stream": "imu"}
+    found += [
+        {"vision": {"kind": "none"}, "topology": {"kind": kind}, "decoder": {"kind": decoder}, "inputs": inputs}
+        for kind in kinds_of("topology")
+        for decoder in ("vqa", "caption")
+    ]
+    return [combination for combination in found if not _refused(combination)]
+
+
+def kinds_of(package: str) -> list[str]:
+    return VISION if package == "vision" else kinds(f"vlmodel.{package}")
 
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
@@ -85,7 +112,10 @@ def _refused(combination: dict[str, dict[str, Any]]) -> bool:
 
 
 def name_of(combination: dict[str, dict[str, Any]]) -> str:
-    chosen = (" ".join(str(v) for v in part.values() if not isinstance(v, dict)) for part in combination.values())
+    chosen = (
+        " ".join(part) if package == "inputs" else " ".join(str(v) for v in part.values() if not isinstance(v, dict))
+        for package, part in combination.items()
+    )
     return "-".join(chosen)
 
 
@@ -111,7 +141,7 @@ def attends_to_one_key(model: VLModel) -> set[str]:
     return {n for n, _ in model.named_parameters() if re.search(r"\.crossattention\.self\.(query|key)\.", n)}
 
 
-@pytest.mark.parametrize("combination", combinations(), ids=name_of)
+@pytest.mark.parametrize("combination", [*combinations(), *combinations_with_series()], ids=name_of)
 def test_grid(
     combination: dict[str, dict[str, Any]],
     make_model: Callable[..., Any],
@@ -123,8 +153,8 @@ def test_grid(
     what is left of it on disk, gradients and autocast.
     """
     model = make_model(**combination)
-    tasks = tiny_tree(**combination).decoder.tasks()
-    batch = batch_for(processor, tasks, examples)
+    tree = tiny_tree(**combination)
+    batch = batch_for(processor, tree.decoder.tasks(), examples, tree)
     with torch.no_grad():
         output = model(**batch)
         assert output.count.item() > 0
@@ -156,7 +186,7 @@ def check_what_changes_nothing(model: VLModel, batch: dict[str, Tensor], output:
         torch.testing.assert_close(alone, output.loss_sum, rtol=1e-4, atol=1e-5)
 
     # Nor what an image would show that is absent, and what a text would say that is masked throughout.
-    absent = [model(**without_first_image_and_last_text(batch, content)) for content in (False, True)]
+    absent = [model(**without_first_inputs_and_last_text(batch, content)) for content in (False, True)]
     assert absent[0].loss_sum.isfinite()
     torch.testing.assert_close(absent[1].loss_sum, absent[0].loss_sum, rtol=1e-4, atol=1e-5)
 
@@ -168,7 +198,7 @@ def check_what_changes_nothing(model: VLModel, batch: dict[str, Tensor], output:
 def check_parts_and_folder(model: VLModel, batch: dict[str, Tensor], output: VLOutput, folder: Path) -> None:
     assert same(model(**batch), output)  # to the last bit
     of_parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    assert set(of_parts) <= {"vision", "language", "topology", "decoder"}
+    assert set(of_parts) <= {"vision", "language", "inputs", "topology", "decoder"}
     assert sum(of_parts.values()) == sum(p.numel() for p in model.parameters())
 
     model.save_pretrained(folder)
@@ -187,30 +217,52 @@ def same(one: VLOutput, other: VLOutput) -> bool:
     return all(torch.equal(a, b) if a is not None and b is not None else a is b for a, b in pairs)
 
 
-def without_first_image_and_last_text(batch: dict[str, Tensor], other_content: bool) -> dict[str, Tensor]:
-    """Without an image or masked, and with other content behind the mask or with what was there."""
+def without_first_inputs_and_last_text(batch: dict[str, Tensor], other_content: bool) -> dict[str, Tensor]:
+    """Without inputs or masked, and with other content behind the mask or with what was there."""
     changed = {name: array.clone() for name, array in batch.items()}
     for name, array in changed.items():
         if name.endswith("text_mask_NT"):
             array[-1] = False
         elif name.endswith("input_ids_NT") and other_content:
             array[-1] = 13 - array[-1]  # of the fourteen words
-    return changed | {"pixels_BHWC": changed["pixels_BHWC"][1:], "image_place_B": torch.tensor([1, 0])}
+        elif name.endswith("x_BTC") and other_content:
+            array[~changed["imu.mask_BT"]] = 7.0
+    for name in [name for name in changed if name.startswith(("image.", "imu."))]:
+        changed[name] = changed[name][1:]
+        changed[f"{name.partition('.')[0]}.place_B"] = torch.tensor([1, 0])
+    return changed
 
 
 def padded_by_three(name: str, array: Tensor) -> Tensor:
-    return torch.nn.functional.pad(array, (0, 3)) if name.endswith("_NT") else array
+    if name.endswith(("_NT", "_BT")):
+        return torch.nn.functional.pad(array, (0, 3))
+    return torch.nn.functional.pad(array, (0, 0, 0, 3)) if name.endswith("_BTC") else array
 
 
 def of_one_image(batch: dict[str, Tensor], image: int) -> dict[str, Tensor]:
     """The rows of one image, with what belongs to them only."""
-    found = {"pixels_BHWC": batch["pixels_BHWC"][image][None]}
+    found = {}
     for name, array in batch.items():
         task = name.rpartition(".")[0]
-        rows = batch[f"{task}.text_image_N" if task else "text_image_N"] == image if name != "pixels_BHWC" else None
-        if rows is None or "distinct" in name:
+        if task in ("image", "imu"):
             continue
-        found[name] = torch.zeros_like(array[rows]) if name.endswith("text_image_N") else array[rows]
+        rows = batch[f"{task}.sample_N" if task else "sample_N"] == image
+        if "distinct" in name:
+            continue
+        found[name] = torch.zeros_like(array[rows]) if name.endswith("sample_N") else array[rows]
+    return found | select_inputs(batch, image)
+
+
+def select_inputs(batch: dict[str, Tensor], sample: int) -> dict[str, Tensor]:
+    """The inputs of one sample."""
+    found = {}
+    for name, array in batch.items():
+        of_input = name.rpartition(".")[0]
+        if of_input in ("image", "imu") and not name.endswith("place_B"):
+            place = int(batch[f"{of_input}.place_B"][sample]) if f"{of_input}.place_B" in batch else sample
+            found[name] = array[place : place + 1]
+            if not len(found[name]):
+                found[f"{of_input}.place_B"] = torch.tensor([0])
     return found
 
 
@@ -320,14 +372,14 @@ def test_saved_model_needs_no_other_folder(make_model: Callable[..., Any], tmp_p
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
-@pytest.mark.parametrize("vision", [v for kind in kinds("vlmodel.vision") for v in variants("vision", kind)], ids=str)
+@pytest.mark.parametrize("vision", [v for kind in VISION for v in variants("vision", kind)], ids=str)
 def test_features_in_place_of_images(
     vision: dict[str, Any], make_model: Callable[..., Any], batch: dict[str, Tensor]
 ) -> None:
     model = make_model(vision={**vision, "frozen": True}).train()
     assert tiny_tree(vision={**vision, "frozen": True}).vision.is_frozen()
-    texts = {name: value for name, value in batch.items() if name != "pixels_BHWC"}
-    kept = {**texts, "features_BF": model.vision.features(batch["pixels_BHWC"])}
+    texts = {name: value for name, value in batch.items() if name != "image.pixels_BHWC"}
+    kept = {**texts, "image.features_BF": model.vision.features(batch["image.pixels_BHWC"])}
     found = []
     for inputs in (batch, kept):
         model.zero_grad()
@@ -335,8 +387,8 @@ def test_features_in_place_of_images(
         loss.backward()
         found.append((loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
-    for wrong, given in (({**kept, **batch}, "both"), (texts, "neither")):
-        with pytest.raises(ValueError, match=f"pixels_BHWC or as features_BF, and {given} of them were given"):
+    for wrong, given in (({**kept, **batch}, "both were"), (texts, "neither was")):
+        with pytest.raises(ValueError, match=f"'image' comes as it is or as features, and {given} given"):
             model(**wrong)
 
 
@@ -446,7 +498,7 @@ def test_encoded_once_equals_encoded_for_each_text(
     model.vision.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
     once = model(**batch).logits_NK
     assert calls == [2]
-    split = [Example(e.image, (text,)) for e in examples for text in e.texts]
+    split = [Example(e.inputs, (text,)) for e in examples for text in e.texts]
     each = {name: torch.from_numpy(a) for name, a in collate(processor, split).items() if not name.startswith("labels")}
     torch.testing.assert_close(model(**{**each, "weights_N": None}).logits_NK, once, rtol=1e-5, atol=1e-6)
 
@@ -455,7 +507,7 @@ def test_equal_texts_are_encoded_once(
     make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
     first, second = examples
-    again = [first, Example(second.image, (*second.texts, *first.texts), ("no", "blue", "no"))]
+    again = [first, Example(second.inputs, (*second.texts, *first.texts), ("no", "blue", "no"))]
     batch = {name: torch.from_numpy(array) for name, array in collate(processor, again).items()}
     plain = {name: value for name, value in batch.items() if "distinct" not in name}
     model = make_model()
@@ -492,14 +544,13 @@ def _met(combination: dict[str, dict[str, Any]]) -> set[tuple[str, ...]]:
 
 def _has_every_kind(found: list[dict[str, dict[str, Any]]]) -> bool:
     return all(
-        {combination[package]["kind"] for combination in found} == set(kinds(f"vlmodel.{package}"))
-        for package in PACKAGES
+        {combination[package]["kind"] for combination in found} == set(kinds_of(package)) for package in PACKAGES
     )
 
 
 def _compiled() -> list[Any]:
     """The sample; what follows after every kind was had once is slow, as each takes seconds to compile."""
-    found = sample()
+    found = [*sample(), {"fusion": {"kind": "gated"}, "inputs": {"imu": IMU}}]
     enough = next(n for n in range(1, len(found) + 1) if _has_every_kind(found[:n]))
     return [
         pytest.param(combination, marks=pytest.mark.slow if n >= enough else (), id=name_of(combination))
@@ -514,8 +565,8 @@ def test_compiled_is_the_same(
     processor: VLProcessor,
     examples: list[Example],
 ) -> None:
-    model = make_model(**combination)
-    batch = batch_for(processor, tiny_tree(**combination).decoder.tasks(), examples)
+    model, tree = make_model(**combination), tiny_tree(**combination)
+    batch = batch_for(processor, tree.decoder.tasks(), examples, tree)
     torch.compiler.reset()  # else what is compiled counts towards one limit of all, as they share their code
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)

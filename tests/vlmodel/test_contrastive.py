@@ -223,7 +223,7 @@ def pictures(count: int) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def captioned() -> list[Example]:
-    return [Example(image, tuple(texts)) for image, texts in zip(pictures(4), CAPTIONS, strict=True)]
+    return [Example({"image": image}, tuple(texts)) for image, texts in zip(pictures(4), CAPTIONS, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +256,10 @@ def test_text_keys_are_those_of_what_the_model_reads(contrastive: VLProcessor, c
     assert len(set(keys)) == 6
     # In another batch, padded to another length, and after what is cut off anyway.
     longer = "a circle" + " red" * 20
-    other = collate(contrastive, [Example(captioned[0].image, ("a circle", longer, longer + " there"))])["text_key_N"]
+    other = collate(contrastive, [Example(captioned[0].inputs, ("a circle", longer, longer + " there"))])["text_key_N"]
     assert other[0] == keys[1]
     assert other[1] == other[2] != other[0]
-    assert collate(contrastive, [Example(captioned[0].image, ())])["text_key_N"].shape == (0,)
+    assert collate(contrastive, [Example(captioned[0].inputs, ())])["text_key_N"].shape == (0,)
 
 
 def test_nothing_is_fused_for_it(contrastive: VLProcessor, captioned: list[Example], tmp_path: Path) -> None:
@@ -351,8 +351,8 @@ TOGETHER = ("gathered", "apart", "lone images", "some captions", "captions of on
 def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Example]) -> dict[str, Case]:
     model = plain_model(contrastive, {"kind": "contrastive", "width": 8})
     # Uneven images and texts, a text of both, an image without any text, a pair of weight zero.
-    filler = Example(captioned[0].image, captioned[0].texts, weights=(0.0, 0.0))
-    cut = [captioned[:1], [*captioned[1:], Example(captioned[3].image, ()), filler]]
+    filler = Example(captioned[0].inputs, captioned[0].texts, weights=(0.0, 0.0))
+    cut = [captioned[:1], [*captioned[1:], Example(captioned[3].inputs, ()), filler]]
     halves = [tensors(contrastive, part) for part in (captioned[:2], captioned[2:])]
     found: dict[str, Case] = {
         "gathered": (model, [tensors(contrastive, part) for part in cut], [tensors(contrastive, captioned)]),
@@ -366,13 +366,14 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
     # Of two tasks, where one process or both have no row of one.
     heads = {"vqa": {"kind": "vqa"}, "find": {"kind": "contrastive", "width": 8}}
     both = for_tasks(processor, {"find": SPEC, "vqa": TaskSpec(reads="questions")})
-    none = [Example(example.image, ()) for example in captioned]
-    asked = [Example(captioned[0].image, ("what color?",), ("red",)), *none[1:]]
+    none = [Example(example.inputs, ()) for example in captioned]
+    asked = [Example(captioned[0].inputs, ("what color?",), ("red",)), *none[1:]]
     model = plain_model(both, {"kind": "multitask", "heads": heads})
     for name, captions in zip(TOGETHER[3:], (captioned, [*none[:3], captioned[3]], none), strict=True):
         parts = []
         for some in (slice(0, 3), slice(3, 4), slice(0, 4)):
-            arrays = both.collate_tasks(both.images(captioned[some]), {"find": captions[some], "vqa": asked[some]})
+            decoded = [both.decode_inputs(example) for example in captioned[some]]
+            arrays = both.collate_tasks(decoded, {"find": captions[some], "vqa": asked[some]})
             parts.append({key: torch.from_numpy(array) for key, array in arrays.items()})
         found[name] = (model, parts[:2], parts[2:])
     return found

@@ -90,7 +90,7 @@ def test_attention_whatever_side_is_padded(
         asking = Predictor(model, VLProcessor(ProcessorConfig(image_size=32, max_tokens=12), padded, LABELS))
         together = [p.attention_HW for texts in asking.predict(examples, attention=True) for p in texts]
         alone = [
-            asking.predict([Example(example.image, (text,))], attention=True)[0][0].attention_HW
+            asking.predict([Example(example.inputs, (text,))], attention=True)[0][0].attention_HW
             for example in examples
             for text in example.texts
         ]
@@ -119,7 +119,7 @@ def test_attention_with_one_token_a_text(
 
 def test_nothing_to_answer(predictor: Predictor, examples: list[Example]) -> None:
     assert predictor.predict([]) == []
-    assert predictor.predict([Example(examples[0].image, ())]) == [[]]
+    assert predictor.predict([Example(examples[0].inputs, ())]) == [[]]
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
@@ -130,7 +130,7 @@ def test_no_answer_at_all_is_refused(top_k: int, predictor: Predictor, examples:
 
 def test_a_broken_image_is_an_image_error(predictor: Predictor) -> None:
     with pytest.raises(ImageError):
-        predictor.predict([Example(b"broken", ("a",))])
+        predictor.predict([Example({"image": b"broken"}, ("a",))])
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_answers_and_attention_are_the_same(
     make_model: Callable[..., VLModel], tokenizer: PreTrainedTokenizerFast, examples: list[Example], worth_it: None
 ) -> None:
     model = make_model()
-    asked = [Example(examples[0].image, TEXTS), Example(examples[1].image, TEXTS[:2])]
+    asked = [Example(examples[0].inputs, TEXTS), Example(examples[1].inputs, TEXTS[:2])]
     plain, grouped = (
         Predictor(model, grouping(tokenizer, most)).predict(asked, attention=True) for most in (1, 3)
     )  # fmt: skip
@@ -226,7 +226,7 @@ def batch_of(model: VLModel, processor: VLProcessor, examples: list[Example], te
     """The texts about two images, as the model's feed gives them."""
     half = len(texts) // 2
     shared = (texts[:half], texts[half:])
-    asked = [Example(e.image, tuple(t), ("red",) * len(t)) for e, t in zip(examples, shared, strict=True)]
+    asked = [Example(e.inputs, tuple(t), ("red",) * len(t)) for e, t in zip(examples, shared, strict=True)]
     batch = batch_for(processor, {task: head.spec for task, head in model.decoder.task_decoders().items()}, asked)
     return {name: array.tolist() if stays_on_host(name) else array for name, array in batch.items()}
 

@@ -28,7 +28,7 @@ def matching(processor: VLProcessor) -> VLProcessor:
 
 def labelled(examples: list[Example], first: str | None, second: str, third: str) -> list[Example]:
     one, two = examples
-    return [Example(one.image, one.texts, (first, second), (1.0, 0.5)), Example(two.image, two.texts, (third,))]
+    return [Example(one.inputs, one.texts, (first, second), (1.0, 0.5)), Example(two.inputs, two.texts, (third,))]
 
 
 def tensors(processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def test_it_learns_which_texts_belong(
 ) -> None:
     one, two = examples
     texts = ("red", "the shape")
-    crossed = [Example(one.image, texts, ("match", "no match")), Example(two.image, texts, ("no match", "match"))]
+    crossed = [Example(one.inputs, texts, ("match", "no match")), Example(two.inputs, texts, ("no match", "match"))]
     model, batch = make_model(decoder=MATCHING).train(), tensors(matching, crossed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):

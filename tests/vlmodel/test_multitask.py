@@ -35,17 +35,20 @@ def several(processor: VLProcessor) -> VLProcessor:
 @pytest.fixture
 def rows(examples: list[Example]) -> dict[str, list[Example]]:
     """What each task makes of the two images."""
-    one, two = (example.image for example in examples)
+    one, two = (example.inputs for example in examples)
     return {
         "vqa": examples,
-        "match": [Example(one, ("red", "blue"), ("match", "no match")), Example(two, ("red",), ("no match",))],
+        "match": [
+            Example(one, ("red", "blue"), ("match", "no match")),
+            Example(two, ("red",), ("no match",)),
+        ],
         "find": [Example(one, ("red", "a circle")), Example(two, ("the shape",))],
     }
 
 
 def collate(processor: VLProcessor, rows: dict[str, list[Example]]) -> dict[str, Tensor]:
-    images = processor.images(next(iter(rows.values())))
-    return {name: torch.from_numpy(array) for name, array in processor.collate_tasks(images, rows).items()}
+    decoded = [processor.decode_inputs(example) for example in next(iter(rows.values()))]
+    return {name: torch.from_numpy(array) for name, array in processor.collate_tasks(decoded, rows).items()}
 
 
 def test_sums_are_those_of_the_tasks_by_their_weights(
@@ -61,11 +64,11 @@ def test_sums_are_those_of_the_tasks_by_their_weights(
     torch.testing.assert_close(out.loss, out.loss_sum / out.count)
     assert out.logits_NK is None
     # Each task's are those of the head alone.
-    vision = model.encode_images(batch["pixels_BHWC"])
+    encoded = model.encode_inputs(batch)
     for task, head in model.decoder.task_decoders().items():
         given = split(batch, task)
         targets = {name: given[name] for name in ("labels_N", "weights_N", "text_key_N") if name in given}
-        alone = head(model.encode_task(head, vision, given), **targets)
+        alone = head(model.encode_task(head, encoded, given), **targets)
         torch.testing.assert_close(out.tasks[task][:2], torch.stack([alone.loss_sum, alone.count]).double())
         assert alone.loss_sum > 0
 
@@ -74,7 +77,9 @@ def test_the_image_is_encoded_once(
     make_model: Callable[..., Any], several: VLProcessor, rows: dict[str, list[Example]]
 ) -> None:
     model, calls = make_model(decoder=DECODER), []
-    model.vision.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    model.vision.register_forward_hook(
+        lambda _, args, inputs, __: calls.append(len(inputs["pixels_BHWC"])), with_kwargs=True
+    )
     model(**collate(several, rows))
     assert calls == [2]
 
@@ -86,9 +91,9 @@ def test_every_parameter_gets_a_gradient_whatever_rows_there_are(
     """A task without a row in a worker's batch adds nothing, but its parameters are waited for by all workers."""
     decoder = {**DECODER, "heads": HEADS | {"tell": {"kind": "caption", "width": 16, "depth": 1, "heads": 2}}}
     model = make_model(decoder=decoder).train()
-    rows = rows | {"tell": [Example(e.image, ("",), ("a red circle",)) for e in rows["vqa"]]}
+    rows = rows | {"tell": [Example(e.inputs, ("",), ("a red circle",)) for e in rows["vqa"]]}
     present = {
-        task: [Example(e.image, ()) if task in missing else e for e in of_task] for task, of_task in rows.items()
+        task: [Example(e.inputs, ()) if task in missing else e for e in of_task] for task, of_task in rows.items()
     }
     out = model(**collate(for_tasks(processor, parse(Config, decoder).tasks()), present))
     for task, sums in out.tasks.items():

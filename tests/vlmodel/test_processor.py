@@ -48,7 +48,7 @@ def near(pixel: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -
 @pytest.mark.parametrize("format", ["PNG", "BMP", "WEBP"])
 def test_lossless_formats_of_the_right_size_come_through_untouched(processor: VLProcessor, format: str) -> None:
     options = {"lossless": True, "exact": True} if format == "WEBP" else {}
-    decoded = processor.decode(encode(PICTURE, format, **options))
+    decoded = processor.decode_image(encode(PICTURE, format, **options))
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, PICTURE)
 
@@ -57,26 +57,26 @@ def test_a_large_jpeg_is_hardly_changed_by_being_decoded_smaller(processor: VLPr
     smooth = Image.fromarray(PICTURE).resize((800, 600), Image.Resampling.BICUBIC)
     data = saved(smooth, "JPEG", quality=95)
     whole = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)
-    difference = np.abs(processor.decode(data).astype(int) - np.asarray(whole))
+    difference = np.abs(processor.decode_image(data).astype(int) - np.asarray(whole))
     assert difference.mean() < 2
 
 
 def test_squash_keeps_all_and_crop_the_center(processor: VLProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
     image = Image.new("RGB", (96, 32), RED)
     image.paste(GREEN, (32, 0, 64, 32))
-    squashed = processor.decode(saved(image))
+    squashed = processor.decode_image(saved(image))
     assert near(squashed[16, 1], RED)
     assert near(squashed[16, 16], GREEN)
     assert near(squashed[16, 30], RED)
     cropping = VLProcessor(ProcessorConfig(image_size=32, resize="crop"), tokenizer, LABELS)
-    assert (cropping.decode(saved(image)) == GREEN).all()
+    assert (cropping.decode_image(saved(image)) == GREEN).all()
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (3, 2)])
 def test_extreme_shapes(size: tuple[int, int], resize: str, tokenizer: PreTrainedTokenizerFast) -> None:
     processor = VLProcessor(parse(ProcessorConfig, {"image_size": 32, "resize": resize}), tokenizer, LABELS)
-    decoded = processor.decode(saved(Image.new("RGB", size, GREEN)))
+    decoded = processor.decode_image(saved(Image.new("RGB", size, GREEN)))
     assert decoded.shape == (32, 32, 3)
     assert (decoded == GREEN).all()
 
@@ -101,7 +101,7 @@ def test_exif_orientation(processor: VLProcessor, orientation: int, format: str)
     stored = image if orientation == 1 else image.transpose(undo[orientation])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    decoded = processor.decode(saved(stored, format, exif=exif, quality=95))
+    decoded = processor.decode_image(saved(stored, format, exif=exif, quality=95))
     assert near(decoded[5, 8], (0, 0, 255), 30)
     assert near(decoded[26, 8], RED, 30)
     assert near(decoded[5, 24], GREEN, 30)
@@ -109,26 +109,26 @@ def test_exif_orientation(processor: VLProcessor, orientation: int, format: str)
 
 def test_broken_exif_is_ignored(processor: VLProcessor) -> None:
     data = saved(halves(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
-    assert near(processor.decode(data)[16, 4], RED, 30)
+    assert near(processor.decode_image(data)[16, 4], RED, 30)
 
 
 def test_cmyk_palette_grey_and_one_bit(processor: VLProcessor) -> None:
     cmyk = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
-    assert near(processor.decode(saved(cmyk, "JPEG"))[16, 16], RED, 30)
+    assert near(processor.decode_image(saved(cmyk, "JPEG"))[16, 16], RED, 30)
     palette = halves().quantize(4)
-    assert near(processor.decode(saved(palette))[16, 4], RED)
-    assert near(processor.decode(saved(palette, "GIF"))[16, 28], GREEN)
-    assert (processor.decode(saved(Image.new("L", (9, 9), 77))) == 77).all()
-    assert (processor.decode(saved(Image.new("1", (9, 9), 1))) == 255).all()
+    assert near(processor.decode_image(saved(palette))[16, 4], RED)
+    assert near(processor.decode_image(saved(palette, "GIF"))[16, 28], GREEN)
+    assert (processor.decode_image(saved(Image.new("L", (9, 9), 77))) == 77).all()
+    assert (processor.decode_image(saved(Image.new("1", (9, 9), 1))) == 255).all()
 
 
 def test_sixteen_bits_are_scaled_not_clipped(processor: VLProcessor) -> None:
     grey = Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16))
-    assert (processor.decode(saved(grey)) == 127).all()
+    assert (processor.decode_image(saved(grey)) == 127).all()
     # RGB with 16 bits a channel: written by hand, as Pillow cannot.
     row = b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0) * 4
     data = png(struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0), row * 4)
-    assert near(processor.decode(data)[16, 16], (255, 128, 0), 1)
+    assert near(processor.decode_image(data)[16, 16], (255, 128, 0), 1)
 
 
 def png(header: bytes, rows: bytes) -> bytes:
@@ -144,10 +144,10 @@ def test_transparent_is_white(processor: VLProcessor, mode: str) -> None:
     image.paste((0, 0, 0, 255), (16, 0, 32, 32))
     if mode == "P":
         data = saved(image.convert("RGB").quantize(2), transparency=0)
-        decoded = processor.decode(data)
+        decoded = processor.decode_image(data)
         assert {tuple(decoded[16, 4]), tuple(decoded[16, 28])} & {(255, 255, 255)}
         return
-    decoded = processor.decode(saved(image if mode in ("RGBA", "PA") else image.convert(mode)))
+    decoded = processor.decode_image(saved(image if mode in ("RGBA", "PA") else image.convert(mode)))
     assert tuple(decoded[16, 4]) == (255, 255, 255)
     assert tuple(decoded[16, 28]) == (0, 0, 0)
 
@@ -155,7 +155,7 @@ def test_transparent_is_white(processor: VLProcessor, mode: str) -> None:
 def test_first_frame_of_an_animation(processor: VLProcessor) -> None:
     frames = [Image.new("RGB", (32, 32), colour) for colour in (RED, GREEN)]
     data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert near(processor.decode(data)[0, 0], RED)
+    assert near(processor.decode_image(data)[0, 0], RED)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP"])
@@ -164,7 +164,7 @@ def test_truncated_images(processor: VLProcessor, format: str, kept: float) -> N
     noise = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = encode(noise, format)
     with pytest.raises(ImageError) as caught:
-        processor.decode(data[: int(len(data) * kept)])
+        processor.decode_image(data[: int(len(data) * kept)])
     assert caught.value.reason in ("truncated", "undecodable")
     if format in ("JPEG", "PNG", "BMP") and kept == 0.5:
         assert caught.value.reason == "truncated"
@@ -177,14 +177,14 @@ def test_truncated_images(processor: VLProcessor, format: str, kept: float) -> N
 )
 def test_bytes_that_are_no_image(processor: VLProcessor, data: bytes) -> None:
     with pytest.raises(ImageError, match=rf"image \({len(data)} bytes") as caught:
-        processor.decode(data)
+        processor.decode_image(data)
     assert caught.value.reason in ("undecodable", "truncated")
 
 
 def test_formats_beyond_the_list_are_not_read(processor: VLProcessor) -> None:
     for format in ("PPM", "ICO", "TGA"):
         with pytest.raises(ImageError) as caught:
-            processor.decode(encode(PICTURE, format))
+            processor.decode_image(encode(PICTURE, format))
         assert caught.value.reason == "undecodable"
 
 
@@ -194,41 +194,41 @@ def test_bomb_is_refused_before_it_is_decoded(
 ) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("was decoded"))
     with pytest.raises(ImageError, match="max_pixels") as caught:
-        processor.decode(png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"\0" * 100))
+        processor.decode_image(png(struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"\0" * 100))
     assert caught.value.reason == "too_large"
 
 
 def test_max_pixels_is_a_setting(tokenizer: PreTrainedTokenizerFast) -> None:
     small = VLProcessor(ProcessorConfig(image_size=8, max_pixels=32 * 32), tokenizer, LABELS)
-    small.decode(encode(PICTURE))
+    small.decode_image(encode(PICTURE))
     with pytest.raises(ImageError, match=r"33 x 32.*max_pixels allows 1024"):
-        small.decode(saved(Image.new("RGB", (33, 32))))
+        small.decode_image(saved(Image.new("RGB", (33, 32))))
 
 
 def test_image_error_survives_pickling(processor: VLProcessor) -> None:
     import pickle
 
     with pytest.raises(ImageError) as caught:
-        processor.decode(b"no")
+        processor.decode_image(b"no")
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - of our own, as between workers
     assert (again.reason, str(again)) == (caught.value.reason, str(caught.value))
 
 
 def test_collate(processor: VLProcessor, examples: list[Example]) -> None:
     batch = collate(
-        processor, [*examples, Example(examples[0].image, ()), Example(examples[0].image, ("green?",), ("green",))]
+        processor, [*examples, Example(examples[0].inputs, ()), Example(examples[0].inputs, ("green?",), ("green",))]
     )
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
-        "pixels_BHWC": ((4, 32, 32, 3), "uint8"),
+        "image.pixels_BHWC": ((4, 32, 32, 3), "uint8"),
         "input_ids_NT": ((4, 8), "int64"),
         "text_mask_NT": ((4, 8), "bool"),
-        "text_image_N": ((4,), "int64"),
+        "sample_N": ((4,), "int64"),
         "labels_N": ((4,), "int64"),
         "weights_N": ((4,), "float32"),
         "distinct_U": ((4,), "int64"),
         "text_distinct_N": ((4,), "int64"),
     }
-    assert batch["text_image_N"].tolist() == [0, 0, 1, 3]
+    assert batch["sample_N"].tolist() == [0, 0, 1, 3]
     assert batch["labels_N"].tolist() == [2, 0, 1, -1]
     assert batch["weights_N"].tolist() == [1.0, 0.5, 1.0, 1.0]
     assert batch["input_ids_NT"][2].tolist() == [2, 9, 11, 13, 3, 0, 0, 0]
@@ -237,14 +237,14 @@ def test_collate(processor: VLProcessor, examples: list[Example]) -> None:
 
 def test_collate_of_little(processor: VLProcessor, examples: list[Example]) -> None:
     nothing = collate(processor, [])
-    assert nothing["pixels_BHWC"].shape == (0, 32, 32, 3)
-    silent = collate(processor, [Example(examples[0].image, ())])
-    assert silent["pixels_BHWC"].shape == (1, 32, 32, 3)
+    assert nothing["image.pixels_BHWC"].shape == (0, 32, 32, 3)
+    silent = collate(processor, [Example(examples[0].inputs, ())])
+    assert silent["image.pixels_BHWC"].shape == (1, 32, 32, 3)
     assert silent["input_ids_NT"].shape[0] == silent["labels_N"].size == 0
 
 
 def test_targets_and_weights_must_match_the_texts(processor: VLProcessor, examples: list[Example]) -> None:
-    image = examples[0].image
+    image = examples[0].inputs
     with pytest.raises(ValueError, match="2 texts have 1 targets"):
         collate(processor, [Example(image, ("a", "b"), ("red",))])
     with pytest.raises(ValueError, match="1 texts have 2 weights"):
@@ -302,15 +302,13 @@ def test_a_target_is_the_label_that_means_the_same(tokenizer: PreTrainedTokenize
         VLProcessor(ProcessorConfig(), tokenizer, ["yes", "no", "Yes"], normalizer="vqa")
 
 
-def test_a_model_of_an_earlier_version_compares_letter_by_letter(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    VLProcessor(ProcessorConfig(), tokenizer, ["yes", "no"], normalizer="vqa").save_pretrained(tmp_path)
+def test_a_processor_of_an_earlier_version_is_refused(processor: VLProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
     tree = json.loads((tmp_path / "processor.json").read_text())
-    del tree["normalizer"]
-    tree["labels"] = ["yes", "Yes"]
+    del tree["inputs"], tree["normalizer"]
     (tmp_path / "processor.json").write_text(json.dumps(tree))
-    assert VLProcessor.from_pretrained(tmp_path).label_id("Yes") == 1
+    with pytest.raises(ConfigError, match=r"lacks inputs, normalizer, as an earlier version wrote it; train .* anew"):
+        VLProcessor.from_pretrained(tmp_path)
 
 
 def test_distinct_texts(processor: VLProcessor) -> None:

@@ -91,7 +91,7 @@ def test_with_every_topology_and_fusion(
     model.train()(**batch).loss.backward()
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
     predictor = predictor_of(model, processor)
-    rows = [Example(e.image, e.texts if kind == "answer" else ("",) * len(e.texts)) for e in examples]
+    rows = [Example(e.inputs, e.texts if kind == "answer" else ("",) * len(e.texts)) for e in examples]
     with_map = [p for found in predictor.predict(rows, top_k=2, attention=True, max_new_tokens=4) for p in found]
     assert len(with_map) == 3
     assert all(1 <= len(p.answers) <= 2 for p in with_map)
@@ -235,7 +235,7 @@ def test_every_architecture(
 
     # A batch without any row has a gradient for every parameter too.
     model.zero_grad()
-    empty = batch_of(model, processor, [Example(e.image, ()) for e in examples])
+    empty = batch_of(model, processor, [Example(e.inputs, ()) for e in examples])
     output = model(**empty)
     output.loss.backward()
     assert (output.loss.item(), output.count.item()) == (0, 0)
@@ -324,7 +324,7 @@ def test_as_many_tokens_as_there_are_positions(make_model: Callable[..., Any], p
 def test_text_is_streamed(make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]) -> None:
     model = loud(make_model(decoder={"kind": "caption", **SMALL}))
     predictor = predictor_of(model, processor)
-    example = Example(examples[0].image, ("",))
+    example = Example(examples[0].inputs, ("",))
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60, skip_special_tokens=True)
     found: list[Any] = []
     writing = threading.Thread(
@@ -502,7 +502,7 @@ def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
     for caption, color in captions.items():
         file = io.BytesIO()
         Image.new("RGB", (32, 32), color).save(file, "PNG")
-        examples.append(Example(file.getvalue(), ("",), (caption,)))
+        examples.append(Example({"image": file.getvalue()}, ("",), (caption,)))
     batch = {name: torch.from_numpy(array) for name, array in collate(processor, examples).items()}
     torch.manual_seed(0)
     model = VLModel.from_tree(tree, processor).train()
@@ -516,7 +516,7 @@ def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
     model.eval().save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     predictor = Predictor.from_pretrained(tmp_path)
-    asked = [Example(example.image, ("",)) for example in examples]
+    asked = [Example(example.inputs, ("",)) for example in examples]
     for top_k in (1, 3):
         written = [found[0].answers[0] for found in predictor.predict(asked, top_k=top_k)]
         assert [text for text, _ in written] == list(captions)

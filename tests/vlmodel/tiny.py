@@ -28,9 +28,21 @@ DEFAULT_KINDS = {
 }  # fmt: skip
 
 
-def tiny_tree(**parts: dict[str, Any]) -> ModelConfig:
+IMU: dict[str, Any] = {
+    "kind": "series",
+    "channels": 3,
+    "stride": 2,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "dropout": 0.0,
+}
+"""Settings of a tiny encoder of the examples' input ``imu``."""
+
+
+def tiny_tree(inputs: dict[str, dict[str, Any]] | None = None, **parts: dict[str, Any]) -> ModelConfig:
     """Tiny parts, with the given settings on top."""
-    tree: dict[str, dict[str, Any]] = {}
+    tree: dict[str, dict[str, Any]] = {"inputs": inputs or {}}
     for package, default in DEFAULT_KINDS.items():
         changes = parts.get(package, {})
         kind = changes.get("kind", default)
@@ -40,21 +52,29 @@ def tiny_tree(**parts: dict[str, Any]) -> ModelConfig:
     return parse(ModelConfig, tree)
 
 
-def for_tasks(processor: VLProcessor, tasks: Mapping[str, TaskSpec]) -> VLProcessor:
-    """The same processor for other tasks."""
-    return VLProcessor(processor.config, processor.tokenizer, processor.labels, tasks)
+def for_tasks(processor: VLProcessor, tasks: Mapping[str, TaskSpec], tree: ModelConfig | None = None) -> VLProcessor:
+    """The same processor for other tasks, and for the inputs of a model."""
+    read = {"inputs": tree.inputs, "reads_images": tree.reads_images()} if tree is not None else {}
+    return VLProcessor(processor.config, processor.tokenizer, processor.labels, tasks, **read)
 
 
-def batch_for(processor: VLProcessor, tasks: Mapping[str, TaskSpec], examples: list[Example]) -> dict[str, Tensor]:
-    """The examples as the rows of each task."""
-    made = for_tasks(processor, tasks)
+def batch_for(
+    processor: VLProcessor, tasks: Mapping[str, TaskSpec], examples: list[Example], tree: ModelConfig | None = None
+) -> dict[str, Tensor]:
+    """The examples as the rows of each task, with the inputs of a model."""
+    made = for_tasks(processor, tasks, tree)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
-    return {name: torch.from_numpy(array) for name, array in made.collate_tasks(made.images(examples), rows).items()}
+    return {
+        name: torch.from_numpy(array)
+        for name, array in made.collate_tasks([made.decode_inputs(example) for example in examples], rows).items()
+    }
 
 
 def collate(processor: VLProcessor, examples: Sequence[Example]) -> dict[str, Any]:
     """The examples as the rows of the first task."""
-    return processor.collate_tasks(processor.images(examples), {next(iter(processor.tasks)): examples})
+    return processor.collate_tasks(
+        [processor.decode_inputs(example) for example in examples], {next(iter(processor.tasks)): examples}
+    )
 
 
 def as_rows(example: Example, fields: TaskSpec) -> Example:
@@ -66,4 +86,4 @@ def as_rows(example: Example, fields: TaskSpec) -> Example:
         "none": (),
     }[fields.target]
     texts = example.texts if fields.text else ("",) * len(example.texts)
-    return Example(example.image, texts, targets, example.weights)
+    return Example(example.inputs, texts, targets, example.weights)

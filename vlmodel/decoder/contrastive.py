@@ -30,6 +30,8 @@ class Config(parts.DecoderPart):
     """One space for images and texts; it reads the encoders' streams, and needs neither topology nor fusion."""
 
     kind: Literal["contrastive"] = "contrastive"
+    stream: str = "vision"
+    """The stream that is compared with the texts: vision, or a further input's name (model.inputs)."""
     width: int = Field(256, ge=1)
     """Width of the space."""
     temperature: float = Field(0.07, ge=1 / _LARGEST_SCALE, allow_inf_nan=False)
@@ -45,8 +47,11 @@ class Config(parts.DecoderPart):
     def reads_joint(self) -> bool:
         return False
 
+    def encoded_streams(self) -> frozenset[str]:
+        return frozenset({self.stream, "language"})
+
     def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> ContrastiveDecoder:
-        return ContrastiveDecoder(self, widths["vision"], widths["language"])
+        return ContrastiveDecoder(self, widths[self.stream], widths["language"])
 
 
 @dataclass(frozen=True)
@@ -98,11 +103,12 @@ class ContrastiveDecoder(parts.Decoder):
     reads_joint = False
     is_contrastive = True
 
-    def __init__(self, config: Config, vision: int, language: int) -> None:
+    def __init__(self, config: Config, compared: int, language: int) -> None:
         super().__init__()
+        self.stream = config.stream
         self.gather = config.gather
         self.dropout = nn.Dropout(config.dropout)
-        self.image = nn.Linear(vision, config.width, bias=False)
+        self.image = nn.Linear(compared, config.width, bias=False)
         self.text = nn.Linear(language, config.width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
@@ -129,8 +135,8 @@ class ContrastiveDecoder(parts.Decoder):
             ValueError: ``text_key_N`` is not given and texts of several workers are to be compared.
         """
         image_BD, text_ND = self.embed(encoded)
-        image_N, row_N = encoded.rows["vision"], encoded.rows["language"]
-        present_N = _is_present(encoded, "vision")[image_N] & _is_present(encoded, "language")[row_N]
+        image_N, row_N = encoded.rows[self.stream], encoded.rows["language"]
+        present_N = _is_present(encoded, self.stream)[image_N] & _is_present(encoded, "language")[row_N]
         weights_N = present_N.float() if weights_N is None else weights_N.float() * present_N
         gathers = self.gather and self.training and is_distributed()
         if gathers and text_key_N is None:
@@ -160,7 +166,7 @@ class ContrastiveDecoder(parts.Decoder):
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
         """The cosine of the angle between text and image, from -1 to 1."""
         image_BD, text_ND = self.embed(encoded)
-        cosine_N = (image_BD[encoded.rows["vision"]] * text_ND).sum(-1)
+        cosine_N = (image_BD[encoded.rows[self.stream]] * text_ND).sum(-1)
         return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
 
     def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
@@ -171,7 +177,7 @@ class ContrastiveDecoder(parts.Decoder):
                     self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_is_present(encoded, name)[:, None], 0))
                 ).float()
             )
-            for name, linear in (("vision", self.image), ("language", self.text))
+            for name, linear in ((self.stream, self.image), ("language", self.text))
         )
         return image_BD, text_UD.index_select(0, encoded.rows["language"])
 

@@ -51,6 +51,9 @@ class Config(parts.DecoderPart):
     def reads_encoded(self) -> bool:
         return any(head.reads_encoded() for head in self.heads.values())
 
+    def encoded_streams(self) -> frozenset[str]:
+        return frozenset().union(*(head.encoded_streams() for head in self.heads.values()))
+
     def selection_metric(self) -> Literal["accuracy", "loss"]:
         # The loss is the metric that all tasks have.
         return "loss" if any(head.selection_metric() == "loss" for head in self.heads.values()) else "accuracy"

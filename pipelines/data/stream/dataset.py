@@ -1,4 +1,4 @@
-"""Reading the samples of one indexed source, or of several: their texts, and their images or cached features.
+"""Reading the samples of one indexed source, or of several: their texts, and their inputs or cached features.
 
 A ``Source`` is small and picklable. What is large (the index, the readers, the processor) is opened once a process.
 """
@@ -6,25 +6,29 @@ A ``Source`` is small and picklable. What is large (the index, the readers, the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, Shard
-from pipelines.data.stream.feature_cache import FeatureCache, image_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FeatureCache, input_hashes, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from vlmodel.images.errors import ImageError
-from vlmodel.processor import VLProcessor
+from vlmodel.encoder_parts import IMAGE, TEXT, stream_of
+from vlmodel.media.base import MediumError
+from vlmodel.processor import VLProcessor, places
 from vlmodel.sample import Sample
 from vlmodel.task_spec import TaskSpec, join, split
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 Arrays = dict[str, np.ndarray]
 
@@ -39,9 +43,9 @@ class Source:
         split: train, val or test; "" takes all.
         processor: folder of the saved VLProcessor, whose tasks decide which samples are read: those with a text that
             a task uses.
-        features: feature caches, of each stream at most one. With one of "vision" a batch has ``features_BF`` (B, F)
-            in place of ``pixels_BHWC``, and no image is read; with one of "language" each task has
-            ``text_features_UTF`` and ``text_features_mask_UT`` of its distinct texts.
+        features: feature caches, of each stream at most one. With that of an input, a batch has features in place of
+            its arrays, and it is not read; with one of "language" each task has ``text_features_UTF`` and
+            ``text_features_mask_UT`` of its distinct texts.
         pixels: cache of decoded images on this node's disk.
         gpu: CUDA device of this process that decodes the images; "" decodes on the CPU.
     """
@@ -106,7 +110,7 @@ def with_pixel_cache(source: Source | Mixture, config: PixelCacheConfig, epochs:
 
 
 def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> Source:
-    if config.keep == "never" or _cache_of(source.features, "vision") or (config.keep == "auto" and epochs < 2):
+    if config.keep == "never" or _has_features(source, IMAGE) or (config.keep == "auto" and epochs < 2):
         return source
     if not _open_source(source).has_images:
         return source
@@ -116,7 +120,7 @@ def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> 
     if config.keep == "auto":
         plan = source.plan(shuffle=True)
         is_faster, decode_s, read_s = is_cache_faster(
-            lambda n: samples.load_images(plan.samples_between(n, n + 1))["pixels_BHWC"][0], pixels.folder
+            lambda n: samples.load_input(IMAGE, plan.samples_between(n, n + 1))["pixels_BHWC"][0], pixels.folder
         )
         log.info("an image takes %.2f ms to decode, %.2f ms to read from the cache", 1e3 * decode_s, 1e3 * read_s)
         if not is_faster:
@@ -131,30 +135,25 @@ class Samples:
         members = source.members if isinstance(source, Mixture) else (source,)
         self.sources = [_open_source(member) for member in members]
         self.processor = _load_processor(source.processor)
-        self._image_features, self._text_features = (_cache_of(source.features, s) for s in ("vision", "language"))
+        self._features = {cache.stream: cache for cache in source.features}
         self.size = sum(opened.size for opened in self.sources)
-        self._has_images = np.array([opened.has_images for opened in self.sources])
         self._has_images_alone = np.array([opened.index.modality == "images" for opened in self.sources])
 
     def read_texts(self, indices: SampleIndices) -> list[Sample]:
-        """The samples without their images, in the order of ``indices``; each shard is opened once."""
+        """The samples without their inputs, in the order of ``indices``; each shard is opened once."""
         records: list[Sample | None] = [None] * len(indices)
         for opened, shard, rows, positions in self._by_shard(indices):
-            for position, record in zip(positions, opened.reader.read(shard.name, rows, inputs=()), strict=True):
+            for position, record in zip(positions, opened.read(shard, rows), strict=True):
                 records[position] = record
         return [record for record in records if record is not None]
 
-    def with_image(self, indices: SampleIndices) -> SampleIndices:
-        """Those of the samples that have an image."""
-        return indices if self._has_images.all() else indices[np.flatnonzero(self._has_images[indices.source])]
-
-    def image_places(self, indices: SampleIndices) -> Arrays:
-        """``image_place_B`` (see ``VLModel.forward``); {} where each sample has an image."""
-        if self._has_images.all():
-            return {}
-        has_image_B = self._has_images[indices.source]
-        place_B = np.where(has_image_B, np.cumsum(has_image_B) - 1, has_image_B.sum())
-        return {"image_place_B": place_B.astype(np.int64, copy=False)}
+    def input_places(self, records: Sequence[Sample]) -> Arrays:
+        """``INPUT.place_B`` (see ``VLModel.forward``) of each input that some of the samples lack."""
+        return {
+            f"{name}.place_B": places(name in record.present for record in records)
+            for name in self.processor.reads
+            if any(name not in record.present for record in records)
+        }
 
     def unpaired_image_mask(self, indices: SampleIndices, weight: float) -> Arrays:
         """``unpaired_image_mask_B`` of contrastive tasks: which images come without texts, of samples of that weight;
@@ -173,18 +172,47 @@ class Samples:
                 keys[position] = key
         return keys
 
-    def load_images(self, indices: SampleIndices) -> Arrays:
-        """``features_BF`` where features are cached, else ``pixels_BHWC``, of samples that all have an image.
+    def load_inputs(self, indices: SampleIndices, places: Arrays) -> Arrays:
+        """The arrays of all inputs that the processor reads, by their names in a batch.
+
+        Args:
+            places: of ``input_places``, among other arrays.
 
         Raises:
-            DataError: a shard cannot be read, or an image of it cannot be decoded.
+            DataError: a shard cannot be read, or an input of it cannot be decoded.
         """
-        if (cache := self._image_features) is not None:
-            features_BF = np.empty((len(indices), cache.width), cache.precision)
-            for opened, shard, rows, positions in self._by_shard(indices):
-                hashes = image_hashes(opened.reader.image_sha256s(shard.name, rows))
-                features_BF[positions] = np.concatenate(cache.read([cache.file_of(opened.index, shard)], hashes))
-            return {"features_BF": features_BF}
+        arrays: Arrays = {}
+        for name in self.processor.reads:
+            arrays |= join(name, self.load_input(name, with_input(indices, places, name)))
+        return arrays
+
+    def load_input(self, name: str, indices: SampleIndices) -> Arrays:
+        """The arrays of one input, or its cached features, of samples that all have it; errors as ``load_inputs``."""
+        if (cache := self._features.get(stream_of(name))) is not None:
+            return self._read_features(name, cache, indices)
+        if name == IMAGE:
+            return {"pixels_BHWC": self._load_images(indices)}
+        decoded: list[Mapping[str, np.ndarray]] = [{}] * len(indices)
+        for opened, shard, rows, positions in self._by_shard(indices):
+            for position, record in zip(positions, opened.read(shard, rows, name), strict=True):
+                decoded[position] = opened.decoded(shard, record, partial(self.processor.decode_input, name), name)
+        return self.processor.inputs[name].collate(decoded)
+
+    def _read_features(self, name: str, cache: FeatureCache, indices: SampleIndices) -> Arrays:
+        features: list[np.ndarray] = [np.zeros(0)] * len(indices)
+        for opened, shard, rows, positions in self._by_shard(indices):
+            hashes = input_hashes(opened.sha256s(shard, rows, name))
+            found = cache.read([cache.file_of(opened.index, shard)], hashes)
+            for position, features_TF in zip(positions, found, strict=True):
+                features[position] = features_TF
+        if name == IMAGE:
+            return {
+                "features_BF": np.concatenate(features) if features else np.empty((0, cache.width), cache.precision)
+            }
+        features_BTF, mask_BT = padded(features, cache.width, cache.precision)
+        return {"features_BTF": features_BTF, "features_mask_BT": mask_BT}
+
+    def _load_images(self, indices: SampleIndices) -> NDArray[np.uint8]:
         size = self.processor.config.image_size
         pixels_BHWC = np.empty((len(indices), size, size, 3), np.uint8)
         shards = [
@@ -196,7 +224,7 @@ class Samples:
         else:
             for opened, shard, rows, out in shards:
                 opened.load_pixels(shard, rows, out, self.processor)
-        return {"pixels_BHWC": pixels_BHWC}
+        return pixels_BHWC
 
     def read_text_features(self, indices: SampleIndices, rows: Arrays) -> Arrays:
         """``text_features_UTF`` and ``text_features_mask_UT`` of each task's distinct texts; {} without such a cache.
@@ -209,7 +237,7 @@ class Samples:
             DataError: they cannot be read.
         """
         arrays: Arrays = {}
-        if (cache := self._text_features) is None:
+        if (cache := self._features.get(stream_of(TEXT))) is None:
             return arrays
         files = [cache.file_of(opened.index, shard) for opened, shard, _, _ in self._by_shard(indices)]
         for task in self.processor.tasks:
@@ -218,12 +246,7 @@ class Samples:
                 continue
             ids_UT, mask_UT = (of_task[name][of_task["distinct_U"]] for name in ("input_ids_NT", "text_mask_NT"))
             features = cache.read(files, text_hashes(ids_UT, mask_UT))
-            counts_U = np.array([len(of_text) for of_text in features], np.int64)
-            # A stream has at least one token.
-            mask_UT = np.arange(max(1, counts_U.max(initial=1))) < counts_U[:, None]
-            features_UTF = np.zeros((*mask_UT.shape, cache.width), cache.precision)
-            if len(features):
-                features_UTF[mask_UT] = np.concatenate(features)
+            features_UTF, mask_UT = padded(features, cache.width, cache.precision)
             arrays |= dict(join(task, {"text_features_UTF": features_UTF, "text_features_mask_UT": mask_UT}))
         return arrays
 
@@ -234,14 +257,14 @@ class Samples:
         files = [
             (opened, shard, record, out)
             for opened, shard, rows, outs in shards
-            for record, out in zip(opened.reader.read(shard.name, rows, texts=False), outs, strict=True)
+            for record, out in zip(opened.read(shard, rows, IMAGE), outs, strict=True)
         ]
         decoded = self.processor.decode_on_gpu(
-            gpu, [file[2].inputs["image"] for file in files], [file[3] for file in files]
+            gpu, [file[2].inputs[IMAGE] for file in files], [file[3] for file in files]
         )
         for (opened, shard, record, out), is_decoded in zip(files, decoded, strict=True):
             if not is_decoded:
-                opened.decode(shard, record, out, self.processor)
+                opened.decoded(shard, record, partial(self.processor.decode_image, out=out), IMAGE)
 
     def _by_shard(self, indices: SampleIndices) -> Iterator[tuple[_OpenedSource, Shard, list[int], list[int]]]:
         """(source, shard, rows of the shard, their positions in ``indices``) for each shard."""
@@ -304,19 +327,31 @@ class _OpenedSource:
         if not missing:
             return
         missing_rows, missing_out = [rows[n] for n in missing], [out[n] for n in missing]
-        records = self.reader.read(shard.name, missing_rows, texts=False)
-        for record, image in zip(records, missing_out, strict=True):
-            self.decode(shard, record, image, processor)
+        for record, image in zip(self.read(shard, missing_rows, IMAGE), missing_out, strict=True):
+            self.decoded(shard, record, partial(processor.decode_image, out=image), IMAGE)
         if cache is not None:
             cache.write(shard, missing_rows, missing_out)
 
-    def decode(self, shard: Shard, record: Sample, out: NDArray[np.uint8], processor: VLProcessor) -> None:
+    def read(self, shard: Shard, rows: Sequence[int], name: str = "") -> list[Sample]:
+        """Samples with the input of that name alone, or by default with their texts alone."""
+        return self.reader.read(shard.name, rows, inputs=(name,), texts=not name)
+
+    def sha256s(self, shard: Shard, rows: Sequence[int], name: str) -> list[str]:
+        """SHA-256 hashes of an input of samples that have it."""
+        return [sha256 for sha256 in self.reader.input_sha256s(shard.name, rows, name) if sha256 is not None]
+
+    def decoded(self, shard: Shard, record: Sample, decode: Callable[[bytes], T], name: str) -> T:
+        """What ``decode`` makes of an input of a sample.
+
+        Raises:
+            DataError: it cannot be decoded.
+        """
         try:
-            processor.decode(record.inputs["image"], out)
-        except ImageError as error:
+            return decode(record.inputs[name])
+        except MediumError as error:
             raise DataError(
-                f"sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the data "
-                "again with data.index.verify=decode, which leaves such samples out"
+                f"{name} of sample {record.key!r} in shard {shard.name!r} of {self.source.tars!r}: {error}; index the "
+                "data again with data.index.verify=decode, which leaves such samples out"
             ) from error
 
     def _rows_of(self, shard: int) -> Ints:
@@ -340,8 +375,32 @@ def _load_processor(folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(folder)
 
 
-def _cache_of(features: Sequence[FeatureCache], stream: str) -> FeatureCache | None:
-    return next((cache for cache in features if cache.stream == stream), None)
+def _has_features(source: Source, name: str) -> bool:
+    """Whether features of an input are cached."""
+    return any(cache.stream == stream_of(name) for cache in source.features)
+
+
+def with_input(indices: SampleIndices, arrays: Mapping[str, np.ndarray], name: str) -> SampleIndices:
+    """Those of the samples that have an input.
+
+    Args:
+        arrays: of the batch, with its ``input_places``.
+    """
+    place_B = arrays.get(f"{name}.place_B")
+    # A place past the last one is that of all samples without the input, of which there is one at least.
+    return indices if place_B is None else indices[np.flatnonzero(place_B < place_B.max())]
+
+
+def padded(
+    features: Sequence[NDArray[np.floating]], width: int, precision: str
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Features (T, F) of B inputs as (B, T, F) with a mask (B, T), of at least one token."""
+    counts_B = np.array([len(features_TF) for features_TF in features], np.int64)
+    mask_BT = np.arange(max(1, counts_B.max(initial=1))) < counts_B[:, None]
+    features_BTF = np.zeros((*mask_BT.shape, width), precision)
+    if len(features):
+        features_BTF[mask_BT] = np.concatenate(features)
+    return features_BTF, mask_BT
 
 
 def _can_use(modality: str, spec: TaskSpec) -> bool:

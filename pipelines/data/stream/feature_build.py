@@ -28,7 +28,7 @@ from torch import Tensor
 
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, image_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, input_hashes, text_hashes
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -135,8 +135,7 @@ def build_features(
 
 def encoder_of(model: VLModel, stream: str) -> Encoder:
     """The model's encoder of a stream."""
-    encoder: Encoder = getattr(model, stream)
-    return encoder
+    return model.encoder(stream)
 
 
 def digest(encoder: Encoder) -> str:
@@ -249,7 +248,7 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
     assert isinstance(encoder, VisionEncoder)
     count = sum(index.shard(shard).samples.values())
     row_of: dict[bytes, int] = {}
-    for row, hashed in enumerate(image_hashes(work.reader.image_sha256s(shard, range(count)))):
+    for row, hashed in enumerate(input_hashes(work.reader.image_sha256s(shard, range(count)))):
         row_of.setdefault(hashed, row)
 
     @torch.inference_mode()
@@ -260,7 +259,7 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
     def batches() -> Iterator[Rows]:
         for rows in _batched(row_of.values(), work.batch):
             records = work.reader.read(shard, rows, texts=False)
-            pixels = list(pool.map(work.processor.decode, [record.inputs["image"] for record in records]))
+            pixels = list(pool.map(work.processor.decode_image, [record.inputs["image"] for record in records]))
             yield encode(torch.from_numpy(np.stack(pixels)))
 
     return Table.of(list(row_of), [1] * len(row_of)), batches()

@@ -173,8 +173,8 @@ def text_hashes(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> list
     ]
 
 
-def image_hashes(sha256s: Iterable[str]) -> list[bytes]:
-    """The hash of each image, from the SHA-256 in the index."""
+def input_hashes(sha256s: Iterable[str]) -> list[bytes]:
+    """The hash of each input, from the SHA-256 in the index."""
     return [bytes.fromhex(sha256)[: _HASH.itemsize] for sha256 in sha256s]
 
 

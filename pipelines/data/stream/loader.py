@@ -1,7 +1,7 @@
 """Collated batches: the samples of the plan, read, decoded, augmented.
 
 The sequences here make batch ``i`` from ``i`` alone, in any process, and are small and picklable. A batch can be made
-at once, or in two halves, as the stream does (stream.py): its texts, which are small, on any node, and its images,
+at once, or in two halves, as the stream does (stream.py): its texts, which are small, on any node, and its inputs,
 which are large, where they are consumed.
 """
 
@@ -15,14 +15,18 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
-from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples
+from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples, with_input
 from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
 from pipelines.data.stream.rows import rows_to_answer, to_examples
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
 
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
 """Arrays about where a batch came from; all others are the model's inputs."""
+
+PIXELS = f"{IMAGE}.pixels_BHWC"
+"""The images of a batch."""
 
 ORIGIN = ("source_B", "epoch_B", "shard_B", "row_B")
 """The fields of ``SampleIndices``."""
@@ -37,13 +41,13 @@ class Batches(Sequence[Arrays]):
 
     @abstractmethod
     def rows(self, number: int) -> Arrays:
-        """All of a batch but its images and the cached features of its texts."""
+        """All of a batch but its inputs and the cached features of its texts."""
 
     @abstractmethod
     def images(self, rows: Arrays) -> Arrays:
-        """``pixels_BHWC`` or ``features_BF`` of a batch, and the cached features of its texts.
+        """The inputs of a batch, or their cached features, and those of its texts.
 
-        Samples without an image are left out (``image_place_B``).
+        Samples without an input are left out of its arrays (``INPUT.place_B``).
 
         Args:
             rows: at least ``image_inputs`` of the batch's rows.
@@ -85,19 +89,20 @@ class MicroBatches(Batches):
     def rows(self, number: int) -> Arrays:
         indices, weight = self._micro_batch_indices(number)
         samples = open_samples(self.source)
-        examples = _examples_by_task(samples, self._read_texts(samples, indices), weight)
-        masks = samples.image_places(indices) | samples.unpaired_image_mask(indices, weight)
+        records = self._read_texts(samples, indices)
+        examples = _examples_by_task(samples, records, weight)
+        masks = samples.input_places(records) | samples.unpaired_image_mask(indices, weight)
         provenance = _sample_provenance(indices, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | masks | provenance
 
     def images(self, rows: Arrays) -> Arrays:
         samples, indices = open_samples(self.source), _indices_of(rows)
-        with_image = samples.with_image(indices)
-        arrays = samples.load_images(with_image) | samples.read_text_features(indices, rows)
-        if self.augmentation.active:
+        arrays = samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
+        if self.augmentation.active and samples.processor.reads_images:
+            pixels_BHWC, with_image = arrays[PIXELS], with_input(indices, rows, IMAGE)
             for i, key in enumerate(samples.keys(with_image)):
                 rng = self._sample_generator(int(with_image.epoch[i]), key)
-                arrays["pixels_BHWC"][i] = augment(arrays["pixels_BHWC"][i], self.augmentation, rng)
+                pixels_BHWC[i] = augment(pixels_BHWC[i], self.augmentation, rng)
         return arrays
 
     def _read_texts(self, samples: Samples, indices: SampleIndices) -> list[Sample]:
@@ -108,7 +113,7 @@ class MicroBatches(Batches):
         side = samples.processor.config.image_size
         return [
             record._replace(texts=swapped(record.texts, self.augmentation.swap))
-            if "image" in record.present
+            if IMAGE in record.present
             and draw(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
             else record
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
@@ -165,12 +170,12 @@ class EvaluationBatches(Batches):
         plan = self.source.plan(window=samples.size, shuffle=self.sample > 0)
         indices = plan.samples_between(batch * self.batch, min((batch + 1) * self.batch, self.samples))
         records = samples.read_texts(indices)
-        provenance = samples.image_places(indices) | _sample_provenance(indices, batch, 1.0)
+        provenance = samples.input_places(records) | _sample_provenance(indices, batch, 1.0)
         if self.answering is None:
             return samples.processor.collate_rows(_examples_by_task(samples, records)) | provenance
         spec = samples.processor.tasks[self.answering]
         rows_by_sample = rows_to_answer(records, spec)
-        examples = [Example(b"", tuple(row.text for row in rows)) for rows in rows_by_sample]
+        examples = [Example({}, tuple(row.text for row in rows)) for rows in rows_by_sample]
         arrays = samples.processor.collate_rows({self.answering: examples}) | provenance
         rows = [row for of_sample in rows_by_sample for row in of_sample]
         truncated = samples.processor.truncated([row.text for row in rows]) if spec.text else [False] * len(rows)
@@ -180,13 +185,14 @@ class EvaluationBatches(Batches):
 
     def images(self, rows: Arrays) -> Arrays:
         samples, indices = open_samples(self.source), _indices_of(rows)
-        return samples.load_images(samples.with_image(indices)) | samples.read_text_features(indices, rows)
+        return samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
 
 
 def image_inputs(batches: Batches, rows: Arrays) -> Arrays:
     """Those of a batch's rows that ``Batches.images`` needs."""
     tokens = [name for name in rows if name.rpartition(".")[2] in _TOKENS] if batches.source.features else []
-    return {name: rows[name] for name in (*ORIGIN, *tokens)}
+    places = [name for name in rows if name.endswith(".place_B")]
+    return {name: rows[name] for name in (*ORIGIN, *places, *tokens)}
 
 
 def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:

@@ -40,7 +40,7 @@ def to_examples(records: Sequence[Sample], spec: TaskSpec, weight: float = 1.0) 
     """The rows that a task learns from, for each sample of a batch."""
     return [
         Example(
-            record.inputs.get("image", b""),
+            record.inputs,
             tuple(text for text, _ in rows),
             tuple(target for _, target in rows),
             (weight,) * len(rows),

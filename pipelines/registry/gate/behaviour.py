@@ -104,7 +104,9 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
         return ProbeResult(0)
 
     def answers(shown: Sequence[bytes], reword: Callable[[str], str] = str) -> list[Answer]:
-        examples = [Example(image, tuple(map(reword, asked))) for image, asked in zip(shown, texts, strict=True)]
+        examples = [
+            Example({"image": image}, tuple(map(reword, asked))) for image, asked in zip(shown, texts, strict=True)
+        ]
         best: list[Answer] = []
         for start in range(0, len(examples), _IMAGES_AT_ONCE):
             predicted = predictor.predict(examples[start : start + _IMAGES_AT_ONCE], top_k=1, task=task)

@@ -70,7 +70,9 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
     if not enabled:
         return Check(name, None, "", required, "registry.smoke_test is false")
     image, text = example
-    ((prediction,),) = Predictor.from_pretrained(candidate.folder).predict([Example(image, (text,))], top_k=1)
+    ((prediction,),) = Predictor.from_pretrained(candidate.folder).predict(
+        [Example({"image": image}, (text,))], top_k=1
+    )
     try:
         (answer,) = answers_in_fresh_process(candidate.package, [example])
     except SmokeError as error:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.serve.service import Embeddings, Matches, Task
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Prediction, Predictor
-from vlmodel.processor import Example, VLProcessor
+from vlmodel.processor import Decoded, Example, VLProcessor
 from vlmodel.task_spec import MATCH, TaskSpec
 
 if TYPE_CHECKING:
@@ -21,30 +22,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodedExample(Example):
-    """An example whose image was decoded before and whose encoded bytes are empty; without pixels it has no image."""
+    """An example whose inputs were decoded before, by their names."""
 
-    pixels_HWC: NDArray[np.uint8] | None = None
+    decoded: Decoded = field(default_factory=dict)
 
 
 class PredecodedProcessor(VLProcessor):
-    """A processor that takes decoded images, and that several threads may use."""
+    """A processor that takes decoded inputs, and that several threads may use."""
 
     # A tokenizer stores padding and truncation as state, which each call sets.
     _lock = threading.Lock()
 
     def collate_tasks(
-        self, images: Sequence[NDArray[np.uint8]], examples: Mapping[str, Sequence[Example]]
+        self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
     ) -> dict[str, NDArray[np.generic]]:
         with self._lock:
-            return super().collate_tasks(images, examples)
+            return super().collate_tasks(decoded, examples)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         with self._lock:
             return super().truncated(texts)
 
-    def images(self, examples: Sequence[Example]) -> list[NDArray[np.uint8]]:
-        pixels = [e.pixels_HWC if isinstance(e, DecodedExample) else None for e in examples]
-        return [self.decode(e.image) if p is None else p for e, p in zip(examples, pixels, strict=True)]
+    def decode_inputs(self, example: Example) -> Decoded:
+        return example.decoded if isinstance(example, DecodedExample) else super().decode_inputs(example)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class TaskAdapter(ABC):
 
     def _blank_example(self, text: str = "what is this?") -> DecodedExample:
         size = self.predictor.processor.config.image_size
-        return DecodedExample(b"", (text,), pixels_HWC=np.zeros((size, size, 3), np.uint8))
+        decoded = {IMAGE: {"pixels_HWC": np.zeros((size, size, 3), np.uint8)}}
+        return DecodedExample({}, (text,), decoded=decoded if self.predictor.processor.reads_images else {})
 
 
 class AnswerAdapter(TaskAdapter):
@@ -136,22 +137,16 @@ class EmbeddingAdapter(TaskAdapter):
     """A contrastive decoder: vectors of images and texts."""
 
     def run(self, items: Sequence[BatchItem]) -> list[Embeddings]:
-        examples = [item.example for item in items]
         # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
-        blank = self._blank_example()
-        assert blank.pixels_HWC is not None
-        pixels = [e.pixels_HWC for e in examples if e.pixels_HWC is not None]
-        processor = self.predictor.processor
-        batch = processor.collate_tasks([*pixels, blank.pixels_HWC], {self.name: [*examples, blank]})
-        present_B = np.array([e.pixels_HWC is not None for e in [*examples, blank]])
-        batch["image_place_B"] = np.where(present_B, present_B.cumsum() - 1, present_B.sum())
+        examples = [*(item.example for item in items), self._blank_example()]
+        batch = self.predictor.processor.collate_tasks([e.decoded for e in examples], {self.name: examples})
         embedded = self.predictor.embed_collated(batch, self.name)
         assert embedded is not None
         image_BD, text_ND = embedded
         stops = np.cumsum([len(e.texts) for e in examples])
         return [
-            Embeddings(image_BD[b] if present_B[b] else None, text_ND[stop - len(e.texts) : stop])
-            for b, (stop, e) in enumerate(zip(stops, examples, strict=True))
+            Embeddings(image_BD[b] if IMAGE in e.decoded else None, text_ND[stop - len(e.texts) : stop])
+            for b, (stop, e) in enumerate(zip(stops[:-1], examples[:-1], strict=True))
         ]
 
 

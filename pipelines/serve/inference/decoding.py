@@ -114,6 +114,6 @@ def _decode_or_error(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] 
     with the future that brings it to the event loop, so that tens of megabytes stay until the garbage is collected.
     """
     try:
-        return processor.decode(image, formats=WEB_FORMATS)
+        return processor.decode_image(image, formats=WEB_FORMATS)
     except ImageError as error:
         return _ERRORS[error.reason]

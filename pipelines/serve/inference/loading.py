@@ -28,7 +28,9 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
         )
     predictor = Predictor.from_pretrained(folder, device=device)
     plain = predictor.processor
-    processor = PredecodedProcessor(plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer)
+    processor = PredecodedProcessor(
+        plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer, plain.inputs, plain.reads_images
+    )
     return Predictor(predictor.model, processor, device)
 
 

@@ -24,6 +24,7 @@ from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, Tim
 from pipelines.serve.inference.decoding import ImageDecoder, pixel_limit
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import CaptionStream, Metrics, ModelInfo, ServiceRequest, ServiceResult, Task
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Prediction, Predictor
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
@@ -173,12 +174,12 @@ class InferenceService:
         started = time.perf_counter()
         _check_encodable(texts)
         processor = loaded.predictor.processor
-        pixels_HWC = None
+        decoded: dict[str, Mapping[str, Any]] = {}
         if image is not None:
             limit = pixel_limit(self._config, processor.config.image_size)
-            pixels_HWC = await self._decoder.decode(processor, image, limit)
+            decoded[IMAGE] = {"pixels_HWC": await self._decoder.decode(processor, image, limit)}
         truncated = tuple(await asyncio.to_thread(processor.truncated, texts)) if any(texts) else ()
-        example = DecodedExample(b"", tuple(texts), pixels_HWC=pixels_HWC)
+        example = DecodedExample({}, tuple(texts), decoded=decoded)
         return _Decoded(example, started, time.perf_counter(), truncated)
 
     async def _stream_caption(

@@ -29,7 +29,7 @@ class _Colours:
         self.processor = processor
 
     def predict_collated(self, batch: dict[str, Any], *_: object) -> list[list[tuple[str, float]]]:
-        return [[(str(red), 1.0)] for red in batch["pixels_BHWC"][batch["text_image_N"], 0, 0, 0].tolist()]
+        return [[(str(red), 1.0)] for red in batch["image.pixels_BHWC"][batch["sample_N"], 0, 0, 0].tolist()]
 
 
 def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> None:
@@ -40,7 +40,7 @@ def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> Non
     answerer._config, answerer._exchanged = PredictConfig(), 0.5
     keys = [str(n) for n in range(8)]
     pixels_BHWC = np.repeat(np.arange(8, dtype=np.uint8), 48).reshape(8, 4, 4, 3)
-    arrays = {"pixels_BHWC": pixels_BHWC, "text_image_N": np.repeat(np.arange(8), 2)}
+    arrays = {"image.pixels_BHWC": pixels_BHWC, "sample_N": np.repeat(np.arange(8), 2), "row_B": np.arange(8)}
     columns = {"split": ["val"] * 16, "key": [k for k in keys for _ in "ab"], "text": ["what is it?", "is it?"] * 8}
     found = answerer._answers_about_other_images(arrays, columns)
     drawn = [is_drawn("val", key, 0.5) for key in keys]

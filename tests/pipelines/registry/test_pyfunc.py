@@ -41,16 +41,16 @@ def test_rows_are_answered_in_order_and_each_image_is_decoded_once(
     model.load_context(context)
     rows = [(image, question) for question in QUESTIONS for image in pictures]
     predictor = Predictor.from_pretrained(checkpoint)
-    expected = [predictor.predict([Example(image, (question,))])[0][0].answers for image, question in rows]
+    expected = [predictor.predict([Example({"image": image}, (question,))])[0][0].answers for image, question in rows]
 
     decoded: list[bytes] = []
-    decode = model.predictor.processor.decode
+    decode = model.predictor.processor.decode_image
 
     def counted(data: bytes) -> object:
         decoded.append(data)
         return decode(data)
 
-    monkeypatch.setattr(model.predictor.processor, "decode", counted)
+    monkeypatch.setattr(model.predictor.processor, "decode_image", counted)
     table = model.predict(context, pd.DataFrame(rows, columns=["image", "question"]), {"top_k": 3})
     assert decoded == pictures
     assert list(table["answer"]) == [answers[0][0] for answers in expected]

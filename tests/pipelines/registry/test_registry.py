@@ -55,8 +55,8 @@ def test_a_model_is_registered_with_its_score_once(
 
     local = registry.download(version)
     image, question = example
-    predictions = Predictor.from_pretrained(local.folder).predict([Example(image, (question,))])
-    assert predictions == Predictor.from_pretrained(checkpoint).predict([Example(image, (question,))])
+    predictions = Predictor.from_pretrained(local.folder).predict([Example({"image": image}, (question,))])
+    assert predictions == Predictor.from_pretrained(checkpoint).predict([Example({"image": image}, (question,))])
     run = connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id)
     assert run.outputs is not None
     assert len(run.outputs.model_outputs) == 1
@@ -93,7 +93,7 @@ def test_the_stored_model_answers_by_itself(
     registry = Registry.open(tracking, storage)
     local = registry.download(registry.log_model(run_id, checkpoint, (pictures[0], QUESTION), score))
     predictor = Predictor.from_pretrained(checkpoint)
-    expected = [predictor.predict([Example(image, (QUESTION,))])[0][0].answers for image in pictures]
+    expected = [predictor.predict([Example({"image": image}, (QUESTION,))])[0][0].answers for image in pictures]
     assert smoke_answers == [expected[0][0][0]]
 
     # The stored code, and no other, says where it is.

@@ -109,7 +109,7 @@ def test_captions_are_those_of_the_predictor_and_a_streamed_one_is_the_greedy_on
         async with serving(folder) as client:
             for top_k in (1, 3):
                 got = (await client.post("/v1/caption", json={"image": TEXT, "top_k": top_k})).json()
-                [[expected]] = predictor.predict([Example(IMAGE, ("",))], top_k)
+                [[expected]] = predictor.predict([Example({"image": IMAGE}, ("",))], top_k)
                 assert [entry["caption"] for entry in got["captions"]] == [text for text, _ in expected.answers]
                 np.testing.assert_allclose(
                     [entry["probability"] for entry in got["captions"]], [p for _, p in expected.answers], rtol=1e-4

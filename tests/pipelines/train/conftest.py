@@ -48,10 +48,10 @@ def images_and_texts(images: int, texts: list[int], seed: int = 0) -> dict[str, 
     n = sum(texts)
     rows = np.repeat(np.arange(images), texts)
     return {
-        "pixels_BHWC": torch.from_numpy(pixels.astype(np.uint8)),
+        "image.pixels_BHWC": torch.from_numpy(pixels.astype(np.uint8)),
         "input_ids_NT": torch.from_numpy(rng.integers(2, 6, (n, 4))),
         "text_mask_NT": torch.ones(n, 4, dtype=torch.bool),
-        "text_image_N": torch.from_numpy(rows),
+        "sample_N": torch.from_numpy(rows),
         "labels_N": torch.from_numpy(labels[rows]),
         "weights_N": torch.ones(n),
     }

@@ -104,11 +104,11 @@ def batch_on(device: torch.device, processor: VLProcessor, model: VLModel) -> di
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
     asked = (("this", "what is this colour", "colour is this what is"), ("what colour", "this", "is this what"))
-    examples = [Example(file.getvalue(), texts, ("red", "blue", "this is")) for texts in asked]
+    examples = [Example({"image": file.getvalue()}, texts, ("red", "blue", "this is")) for texts in asked]
     tasks = {task: head.spec for task, head in model.decoder.task_decoders().items()}
     made = for_tasks(processor, tasks)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
-    return to_tensors(made.collate_tasks(made.images(examples), rows), device)
+    return to_tensors(made.collate_tasks([made.decode_inputs(example) for example in examples], rows), device)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -53,9 +53,9 @@ def step_of(model: VLModel, steps: int = 10, **config: object) -> TrainStep:
 
 def micro_batch(batch: dict[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
     """Images ``first`` to ``last`` of a batch with their texts."""
-    texts = (batch["text_image_N"] >= first) & (batch["text_image_N"] < last)
+    texts = (batch["sample_N"] >= first) & (batch["sample_N"] < last)
     cut = {name: t[texts] for name, t in batch.items() if name.endswith(("N", "NT"))}
-    return {"pixels_BHWC": batch["pixels_BHWC"][first:last], **cut, "text_image_N": cut["text_image_N"] - first}
+    return {"image.pixels_BHWC": batch["image.pixels_BHWC"][first:last], **cut, "sample_N": cut["sample_N"] - first}
 
 
 def weights(model: VLModel) -> dict[str, Tensor]:
@@ -110,8 +110,8 @@ def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor)
     seeing, remembering = trainers
     for step in range(4):
         batch = images_and_texts(4, TEXTS, seed=step)
-        kept = {name: value for name, value in batch.items() if name != "pixels_BHWC"}
-        kept["features_BF"] = remembering.model.vision.features(batch["pixels_BHWC"])
+        kept = {name: value for name, value in batch.items() if name != "image.pixels_BHWC"}
+        kept["image.features_BF"] = remembering.model.vision.features(batch["image.pixels_BHWC"])
         found = [t(step, [b], 1) for t, b in ((seeing, batch), (remembering, kept))]
         # Not weights: Adam makes a whole update of a gradient that is zero but for rounding, as that of a key's bias.
         torch.testing.assert_close(found[0].totals, found[1].totals, rtol=1e-5, atol=0)
@@ -120,8 +120,11 @@ def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor)
 
 def without_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same samples, none of which has an image."""
-    images = len(batch["pixels_BHWC"])
-    return batch | {"pixels_BHWC": batch["pixels_BHWC"][:0], "image_place_B": torch.zeros(images, dtype=torch.long)}
+    images = len(batch["image.pixels_BHWC"])
+    return batch | {
+        "image.pixels_BHWC": batch["image.pixels_BHWC"][:0],
+        "image.place_B": torch.zeros(images, dtype=torch.long),
+    }
 
 
 def _worker(
@@ -196,7 +199,7 @@ def test_shared_batchnorm_makes_two_workers_one(tiny_model: Callable[[], VLModel
 
 def test_a_worker_without_images_takes_part(tiny_model: Callable[[], VLModel], tmp_path: Path) -> None:
     batch = images_and_texts(4, TEXTS)
-    mixed = batch | {"pixels_BHWC": batch["pixels_BHWC"][1:], "image_place_B": torch.tensor([3, 0, 1, 2])}
+    mixed = batch | {"image.pixels_BHWC": batch["image.pixels_BHWC"][1:], "image.place_B": torch.tensor([3, 0, 1, 2])}
     alone = step_of(without_dropout(tiny_model()))
     expected = alone(0, [mixed], 1)
     for found in in_two_processes(tmp_path, tiny_model(), batch, shared=True, blind=[0]):

@@ -31,7 +31,7 @@ from pipelines.data.stream.feature_build import (
     digest,
     features_of,
 )
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, image_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, input_hashes, text_hashes
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -72,6 +72,7 @@ def new_model(processor: VLProcessor, seed: int = 0, config: ModelConfig = MODEL
 
 
 def vision_of(model: VLModel) -> VisionEncoder:
+    assert model.vision is not None
     return model.vision
 
 
@@ -146,12 +147,12 @@ def files(features: FeatureCache) -> dict[str, int]:
 
 def read(features: FeatureCache, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
     """The features of images."""
-    hashes = image_hashes(ShardReader(index).image_sha256s(shard.name, rows))
+    hashes = input_hashes(ShardReader(index).image_sha256s(shard.name, rows))
     return np.concatenate(features.read([features.file_of(index, shard)], hashes))
 
 
 def direct(index: Index, processor: VLProcessor, shard: Shard, rows: list[int]) -> np.ndarray:
-    pixels = [processor.decode(record.inputs["image"]) for record in ShardReader(index).read(shard.name, rows)]
+    pixels = [processor.decode_image(record.inputs["image"]) for record in ShardReader(index).read(shard.name, rows)]
     found: np.ndarray = new_model(processor).vision.features(torch.from_numpy(np.stack(pixels))).numpy()
     return found
 
@@ -350,8 +351,8 @@ def pairs(source: Source, kept: Source) -> Iterator[tuple[dict[str, np.ndarray],
 def test_batches_have_them_in_place_of_images(source: Source, kept: FeatureCache) -> None:
     processor = VLProcessor.from_pretrained(source.processor)
     for images, remembered in pairs(source, replace(source, features=(kept,))):
-        expected = new_model(processor).vision.features(torch.from_numpy(images.pop("pixels_BHWC"))).numpy()
-        np.testing.assert_allclose(remembered.pop("features_BF"), expected, rtol=1e-5, atol=1e-5)
+        expected = new_model(processor).vision.features(torch.from_numpy(images.pop("image.pixels_BHWC"))).numpy()
+        np.testing.assert_allclose(remembered.pop("image.features_BF"), expected, rtol=1e-5, atol=1e-5)
         assert images.keys() == remembered.keys()
         for name, array in images.items():
             np.testing.assert_array_equal(remembered[name], array, err_msg=name)
@@ -389,7 +390,7 @@ def test_ray_delivers_them(source: Source, both: tuple[FeatureCache, ...], decod
     config = StreamConfig(decoding=decoding, memory_mb=16)
     for start in (0, 3):
         for number, arrays in enumerate(stream(mine, config, start=start), start):
-            for name in ("features_BF", "text_features_UTF", "text_features_mask_UT"):
+            for name in ("image.features_BF", "text_features_UTF", "text_features_mask_UT"):
                 np.testing.assert_array_equal(arrays[name], mine[number][name], err_msg=f"batch {number}, {name}")
 
 
@@ -402,7 +403,7 @@ def test_the_model_gives_the_same_with_and_without_them(
     remembering = replace(source, features=(kept, build("language", config=config)))
     model = new_model(processor, config=config)
     for direct, remembered in pairs(source, remembering):
-        assert {"features_BF", "text_features_UTF", "text_features_mask_UT"} < remembered.keys()
+        assert {"image.features_BF", "text_features_UTF", "text_features_mask_UT"} < remembered.keys()
         losses = [model(**to_tensors(arrays, torch.device("cpu"))).loss for arrays in (direct, remembered)]
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     predictor = Predictor(model, processor)
@@ -410,7 +411,7 @@ def test_the_model_gives_the_same_with_and_without_them(
         asked = [EvaluationBatches(s, 4, answering="")[number] for s in (source, remembering)]
         exchanged = [
             arrays | {name: np.roll(arrays[name], 1, axis=0)}
-            for arrays, name in zip(asked, ("pixels_BHWC", "features_BF"), strict=True)
+            for arrays, name in zip(asked, ("image.pixels_BHWC", "image.features_BF"), strict=True)
         ]
         for one, other in (asked, exchanged):
             for a, b in zip(*(predictor.predict_collated(arrays) for arrays in (one, other)), strict=True):

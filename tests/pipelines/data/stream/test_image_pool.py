@@ -36,7 +36,7 @@ class Told(Batches):
     def images(self, rows: Arrays) -> Arrays:
         if rows["source_B"][0] == 1:
             raise FileNotFoundError("the tar is gone")
-        return {"pixels_BHWC": np.array([os.getpid(), threading.get_native_id(), torch_threads(), len(rows)])}
+        return {"image.pixels_BHWC": np.array([os.getpid(), threading.get_native_id(), torch_threads(), len(rows)])}
 
 
 def torch_threads() -> int:
@@ -63,9 +63,9 @@ def until_ready() -> None:
 def test_threads_do_the_work_until_processes_are_up() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
         if not image_pool._process_pool(2).ready:
-            assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] == os.getpid()
+            assert pool.submit(Told().rows(0))()["image.pixels_BHWC"][0] == os.getpid()
         until_ready()
-        pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["pixels_BHWC"].tolist()
+        pid, _, threads, names = pool.submit({**Told().rows(0), "more": np.zeros(9)})()["image.pixels_BHWC"].tolist()
     assert pid != os.getpid()
     assert threads == 1
     assert names == 4, "only what images are made from is sent"
@@ -76,7 +76,7 @@ def test_processes_stay_for_the_next_stream() -> None:
     for _ in range(3):
         with ImagePool(Told(), 2, in_processes=True) as pool:
             until_ready()
-            seen |= {int(pool.submit(Told().rows(0))()["pixels_BHWC"][0]) for _ in range(4)}
+            seen |= {int(pool.submit(Told().rows(0))()["image.pixels_BHWC"][0]) for _ in range(4)}
     assert len(seen) <= 2
 
 
@@ -86,20 +86,20 @@ def test_errors_reach_the_consumer_and_pixels_may_be_written_to() -> None:
         failing, fine = pool.submit(Told().rows(1)), pool.submit(Told().rows(2))
         with pytest.raises(FileNotFoundError, match="the tar is gone"):
             failing()
-        assert fine()["pixels_BHWC"].flags.writeable
+        assert fine()["image.pixels_BHWC"].flags.writeable
 
 
 def test_a_killed_process_is_an_error_that_says_what_to_do_and_the_next_stream_works() -> None:
     with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
-        killed = psutil.Process(int(pool.submit(Told().rows(0))()["pixels_BHWC"][0]))
+        killed = psutil.Process(int(pool.submit(Told().rows(0))()["image.pixels_BHWC"][0]))
         killed.kill()
         killed.wait()
         with pytest.raises(DecodingStoppedError, match=r"lower stream\.workers"):
             _until_it_fails(pool)
     with ImagePool(Told(), 2, in_processes=True) as pool:
         until_ready()
-        assert pool.submit(Told().rows(0))()["pixels_BHWC"][0] != os.getpid()
+        assert pool.submit(Told().rows(0))()["image.pixels_BHWC"][0] != os.getpid()
 
 
 def _until_it_fails(pool: ImagePool) -> None:

@@ -54,7 +54,7 @@ def parts(source: Source, rank: int = 0, world: int = 1, accumulation: int = 1, 
 
 
 def colours(arrays: dict[str, np.ndarray]) -> list[int]:
-    return arrays["pixels_BHWC"][arrays["counts_B"], 0, 0, 0].tolist()
+    return arrays["image.pixels_BHWC"][arrays["counts_B"], 0, 0, 0].tolist()
 
 
 def test_samples_without_questions_are_left_out_and_all_others_seen_each_epoch(source: Source) -> None:
@@ -81,7 +81,7 @@ def test_a_sample_of_a_split_is_drawn_by_hash(source: Source, world: int) -> Non
 def test_texts_point_at_their_images(source: Source) -> None:
     arrays = parts(source)[0]
     expected = Counter({row: n % 4 for row, n in enumerate(colours(arrays))})
-    assert Counter(arrays["text_image_N"].tolist()) == expected
+    assert Counter(arrays["sample_N"].tolist()) == expected
     assert arrays["labels_N"].tolist() == [n for row in range(8) for n in np.arange(expected[row]) % 2]
 
 
@@ -100,7 +100,7 @@ def test_a_worker_without_a_sample_still_has_a_batch_of_weight_zero(source: Sour
     batches = [share[last] for share in shares]
     assert [len(colours(batch)) for batch in batches].count(0) > 0
     for batch in batches:
-        assert len(batch["pixels_BHWC"]) == 1
+        assert len(batch["image.pixels_BHWC"]) == 1
         assert bool(batch["weights_N"].all()) == bool(batch["counts_B"].all())
 
 
@@ -130,23 +130,23 @@ def test_augmentation_depends_on_seed_epoch_and_sample_alone(source: Source) -> 
 
 def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each image is of one colour but for its left half, which is made black, so that it tells if it is mirrored."""
-    load_images = Samples.load_images
+    load_inputs = Samples.load_inputs
 
-    def halved(samples: Samples, indices: SampleIndices) -> dict[str, np.ndarray]:
-        seen = load_images(samples, indices)
-        seen["pixels_BHWC"][:, :, :8] = 0
+    def halved(samples: Samples, indices: SampleIndices, places: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen = load_inputs(samples, indices, places)
+        seen["image.pixels_BHWC"][:, :, :8] = 0
         return seen
 
-    monkeypatch.setattr(Samples, "load_images", halved)
+    monkeypatch.setattr(Samples, "load_inputs", halved)
     mine = parts(source, flip=0.5, min_area=0.5, swap={"what": "colour", "yes": "no"})
     plain = parts(source, flip=0.5, min_area=0.5)
     tokenizer = VLProcessor.from_pretrained(source.processor).tokenizer
     mirrored = 0
     for number in range(len(mine)):
         batch, other = mine[number], plain[number]
-        np.testing.assert_array_equal(batch["pixels_BHWC"], other["pixels_BHWC"])
-        flipped_B = batch["pixels_BHWC"][:, 0, 0].sum(-1) > batch["pixels_BHWC"][:, 0, -1].sum(-1)
-        flipped_N = flipped_B[batch["text_image_N"]]
+        np.testing.assert_array_equal(batch["image.pixels_BHWC"], other["image.pixels_BHWC"])
+        flipped_B = batch["image.pixels_BHWC"][:, 0, 0].sum(-1) > batch["image.pixels_BHWC"][:, 0, -1].sum(-1)
+        flipped_N = flipped_B[batch["sample_N"]]
         texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["input_ids_NT"]]
         assert [text.startswith("colour") for text in texts] == flipped_N.tolist()
         assert (batch["labels_N"] != other["labels_N"]).tolist() == flipped_N.tolist()
@@ -200,6 +200,6 @@ def test_a_gpu_decodes_a_batch_at_once_and_leaves_the_rest(
     build_index(str(tmp_path), IndexConfig(validation_fraction=0.0))
     mine = replace(source, tars=str(tmp_path), index_hash=Index.open(str(tmp_path)).hash)
     for expected, got in zip(parts(mine), parts(with_gpu_decoding(mine, "cpu")), strict=True):
-        difference = np.abs(got["pixels_BHWC"].astype(int) - expected["pixels_BHWC"])
+        difference = np.abs(got["image.pixels_BHWC"].astype(int) - expected["image.pixels_BHWC"])
         assert difference.max() <= 1
     assert calls == [8] * 3

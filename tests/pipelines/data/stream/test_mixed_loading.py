@@ -16,7 +16,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Mixture, Source, with_pixel_cache
-from pipelines.data.stream.feature_cache import FeatureCache, Table, image_hashes
+from pipelines.data.stream.feature_cache import FeatureCache, Table, input_hashes
 from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
@@ -75,7 +75,7 @@ def parts(mixture: Mixture, rank: int = 0, world: int = 1, accumulation: int = 1
 
 def colours(arrays: dict[str, np.ndarray]) -> list[tuple[int, int]]:
     """(base, number) of each image that counts."""
-    return [tuple(pixel) for pixel in arrays["pixels_BHWC"][arrays["counts_B"], 0, 0, :2].tolist()]
+    return [tuple(pixel) for pixel in arrays["image.pixels_BHWC"][arrays["counts_B"], 0, 0, :2].tolist()]
 
 
 def rows(arrays: dict[str, np.ndarray]) -> list[tuple[int, int, int, int]]:
@@ -99,7 +99,7 @@ def test_each_sample_has_the_rows_of_its_own_texts(mixture: Mixture) -> None:
     batch = parts(mixture)[0]
     of_source = [np.flatnonzero(batch["source_B"] == number).tolist() for number in (0, 1)]
     assert all(of_source)
-    assert [batch[f"{task}.text_image_N"].tolist() for task in ("ask", "name")] == of_source
+    assert [batch[f"{task}.sample_N"].tolist() for task in ("ask", "name")] == of_source
     assert not [name for name in model_inputs(batch) if name.startswith("source")]
 
 
@@ -140,7 +140,7 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp
         index = Index.open(source.tars)
         for shard, facts in enumerate(index.shards):
             rows = range(sum(facts.samples.values()))
-            hashes = image_hashes(ShardReader(index).image_sha256s(facts.name, rows))
+            hashes = input_hashes(ShardReader(index).image_sha256s(facts.name, rows))
             values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
             table = Table.of(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
             (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)
@@ -148,7 +148,7 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp
     for number in range(len(mine)):
         batch = mine[number]
         expected = np.stack([batch["source_B"], batch["shard_B"], batch["row_B"]], axis=1)
-        np.testing.assert_array_equal(batch["features_BF"], expected)
+        np.testing.assert_array_equal(batch["image.features_BF"], expected)
 
 
 def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_path: Path) -> None:
@@ -184,24 +184,24 @@ def test_texts_without_images_have_rows_and_no_pixels(with_texts: Mixture) -> No
         batch = mine[number]
         has_image_B = batch["source_B"] < 2
         seen.update(batch["source_B"].tolist())
-        assert len(batch["pixels_BHWC"]) == has_image_B.sum()
+        assert len(batch["image.pixels_BHWC"]) == has_image_B.sum()
         # Each sample's own image, which tells by its colour what it is of.
         expected = [((10, 20)[source], 4 * shard + row) for source, _, shard, row in rows(batch) if source < 2]
-        place_B = batch["image_place_B"]
-        found = [tuple(batch["pixels_BHWC"][place, 0, 0, :2].tolist()) for place in place_B[has_image_B]]
+        place_B = batch["image.place_B"]
+        found = [tuple(batch["image.pixels_BHWC"][place, 0, 0, :2].tolist()) for place in place_B[has_image_B]]
         assert found == expected
         assert (place_B[~has_image_B] == has_image_B.sum()).all()
-        asked = batch["source_B"][batch["ask.text_image_N"]]
+        asked = batch["source_B"][batch["ask.sample_N"]]
         assert set(asked.tolist()) <= {0, 2}
         assert len(asked) == (batch["source_B"] != 1).sum()
-        assert set(batch["source_B"][batch["name.text_image_N"]].tolist()) <= {1}
-        assert "image_place_B" in model_inputs(batch)
+        assert set(batch["source_B"][batch["name.sample_N"]].tolist()) <= {1}
+        assert "image.place_B" in model_inputs(batch)
     assert seen[2] == pytest.approx(seen.total() / 3, abs=1)
 
 
 def test_ray_delivers_texts_without_images_as_they_are_made_at_once(with_texts: Mixture) -> None:
     mine = parts_with_texts(with_texts, rank=1, world=4, flip=0.5)
-    assert not all(len(mine[number]["pixels_BHWC"]) for number in range(len(mine)))
+    assert not all(len(mine[number]["image.pixels_BHWC"]) for number in range(len(mine)))
     for number, arrays in enumerate(stream(mine, StreamConfig(memory_mb=16))):
         expected = mine[number]
         assert arrays.keys() == expected.keys()
@@ -217,7 +217,7 @@ def test_pixels_are_kept_of_the_sources_that_have_some(with_texts: Mixture, tmp_
     plain, cached = parts_with_texts(with_texts), parts_with_texts(kept)
     for _ in range(2):
         for number in range(len(plain)):
-            np.testing.assert_array_equal(cached[number]["pixels_BHWC"], plain[number]["pixels_BHWC"])
+            np.testing.assert_array_equal(cached[number]["image.pixels_BHWC"], plain[number]["image.pixels_BHWC"])
 
 
 def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, tmp_path: Path) -> None:
@@ -244,14 +244,14 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
     told = 0
     for number in range(len(mine)):
         batch = mine[number]
-        assert "image_place_B" not in batch
+        assert "image.place_B" not in batch
         assert "unpaired_image_mask_B" not in batch
         unpaired_image_mask_B = (batch["source_B"] == 2) & batch["counts_B"]
         np.testing.assert_array_equal(batch["find.unpaired_image_mask_B"], unpaired_image_mask_B)
-        assert not unpaired_image_mask_B[batch["find.text_image_N"]].any()
-        assert not unpaired_image_mask_B[batch["ask.text_image_N"]].any()
-        expected = processor.decode(photo(int(batch["row_B"][0]), (16, 16), "PNG"))
-        assert not unpaired_image_mask_B[0] or (batch["pixels_BHWC"][0] == expected).all()
+        assert not unpaired_image_mask_B[batch["find.sample_N"]].any()
+        assert not unpaired_image_mask_B[batch["ask.sample_N"]].any()
+        expected = processor.decode_image(photo(int(batch["row_B"][0]), (16, 16), "PNG"))
+        assert not unpaired_image_mask_B[0] or (batch["image.pixels_BHWC"][0] == expected).all()
         told += unpaired_image_mask_B.sum()
     assert told
     answering = VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], {"": tasks["ask"]})

@@ -53,13 +53,13 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Grows by one for each image that is decoded."""
     count: list[int] = []
-    decode = VLProcessor.decode
+    decode = VLProcessor.decode_image
 
     def counting(self: VLProcessor, data: bytes, out: np.ndarray) -> np.ndarray:
         count.append(len(data))
         return decode(self, data, out)
 
-    monkeypatch.setattr(VLProcessor, "decode", counting)
+    monkeypatch.setattr(VLProcessor, "decode_image", counting)
     yield count
     pixel_cache._disabled.clear()
 
@@ -95,7 +95,7 @@ def test_through_the_stream(source: Source, tmp_path: Path, decoded: list[int]) 
     kept = with_pixel_cache(source, config(tmp_path), 2)
     made = list(stream(epochs(kept, 3), StreamConfig(workers=3)))
     for expected, got in zip(epochs(source, 3), made, strict=True):
-        np.testing.assert_array_equal(got["pixels_BHWC"], expected["pixels_BHWC"])
+        np.testing.assert_array_equal(got["image.pixels_BHWC"], expected["image.pixels_BHWC"])
 
 
 def test_what_is_torn_is_decoded_again(source: Source, tmp_path: Path, decoded: list[int]) -> None:
@@ -201,7 +201,7 @@ def test_an_image_that_cannot_be_decoded_is_named(source: Source, monkeypatch: p
     def broken(self: VLProcessor, data: bytes, out: np.ndarray) -> np.ndarray:
         raise ImageError("undecodable", "undecodable image")
 
-    monkeypatch.setattr(VLProcessor, "decode", broken)
+    monkeypatch.setattr(VLProcessor, "decode_image", broken)
     with pytest.raises(DataError, match=r"sample '\d+' in shard 'train-00000\d.tar'.*index the data again"):
         epochs(replace(source))[0]
 

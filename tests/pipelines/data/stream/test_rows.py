@@ -18,7 +18,7 @@ def record(key: str, *captions: str, questions: tuple[Question, ...] = ()) -> Sa
 
 def learned(records: list[Sample], spec: TaskSpec) -> list[list[tuple[str, str | None]]]:
     examples = to_examples(records, spec, weight=0.5)
-    assert [example.image for example in examples] == [record.inputs["image"] for record in records]
+    assert [example.inputs for example in examples] == [record.inputs for record in records]
     assert all(example.weights == (0.5,) * len(example.texts) for example in examples)
     return [list(zip(example.texts, example.targets, strict=True)) for example in examples]
 

@@ -94,7 +94,7 @@ class Recorded:
         self.processor, self._answer = processor, answer
 
     def predict(self, examples: Sequence[Example], top_k: int, task: str) -> list[list[Prediction]]:
-        return [[Prediction([self._answer(e.image, text)]) for text in e.texts] for e in examples]
+        return [[Prediction([self._answer(e.inputs["image"], text)]) for text in e.texts] for e in examples]
 
 
 def observed(checkpoint: Path, shown: list[Sample], answer: Any) -> ProbeResult:

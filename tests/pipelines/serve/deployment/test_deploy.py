@@ -104,7 +104,9 @@ def client(address: str) -> Iterator[Client]:
 def test_answers_over_http_are_those_of_the_predictor(address: str, client: Client, model_folder: Path) -> None:
     image = picture(5)
     result = client.ask(image, QUESTIONS, top_k=4, attention=True)
-    [expected] = Predictor.from_pretrained(model_folder).predict([Example(image, tuple(QUESTIONS))], 4, attention=True)
+    [expected] = Predictor.from_pretrained(model_folder).predict(
+        [Example({"image": image}, tuple(QUESTIONS))], 4, attention=True
+    )
     assert [answer.question for answer in result.answers] == QUESTIONS
     for actual, plain in zip(result.answers, expected, strict=True):
         assert [ranked.answer for ranked in actual.answers] == [answer for answer, _ in plain.answers]
@@ -124,7 +126,8 @@ def test_burst_is_batched_and_each_request_gets_its_own_answer(client: Client, m
         answers = list(crowd.map(lambda image: client.ask(image, QUESTIONS[:1], top_k=1), images))
     predictor = Predictor.from_pretrained(model_folder)
     expected = [
-        predictions[0].answers[0] for predictions in predictor.predict([Example(i, (QUESTIONS[0],)) for i in images], 1)
+        predictions[0].answers[0]
+        for predictions in predictor.predict([Example({"image": i}, (QUESTIONS[0],)) for i in images], 1)
     ]
     result = [(answer.answers[0].answers[0].answer, answer.answers[0].answers[0].probability) for answer in answers]
     assert [name for name, _ in result] == [name for name, _ in expected]

@@ -32,15 +32,16 @@ def adapters(folder_of: Callable[[str], Path]) -> Callable[[str], dict[str, Task
     def load(name: str) -> dict[str, TaskAdapter]:
         predictor = Predictor.from_pretrained(folder_of(name))
         p = predictor.processor
-        processor = PredecodedProcessor(p.config, p.tokenizer, p.labels, p.tasks)
+        processor = PredecodedProcessor(p.config, p.tokenizer, p.labels, p.tasks, p.normalizer)
         return dict(task_adapters(Predictor(predictor.model, processor)))
 
     return load
 
 
 def decoded(adapter: TaskAdapter, seed: int | None, texts: tuple[str, ...]) -> DecodedExample:
-    pixels = None if seed is None else adapter.predictor.processor.decode(picture(seed))
-    return DecodedExample(b"", texts, pixels_HWC=pixels)
+    inputs = {} if seed is None else {"image": picture(seed)}
+    plain = Example(inputs, texts)
+    return DecodedExample({}, texts, decoded=adapter.predictor.processor.decode_inputs(plain))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_ranked_answers_do_not_depend_on_what_others_want(adapters: Any, decoder
     requested = [(1, True), (3, False), (2, True), (1, False)]
     items = [BatchItem(decoded(adapter, seed, texts), *want) for seed, want in enumerate(requested)]
     for seed, ((top_k, attention), result) in enumerate(zip(requested, adapter.run(items), strict=True)):
-        [alone] = adapter.predictor.predict([Example(picture(seed), texts)], top_k, attention)
+        [alone] = adapter.predictor.predict([Example({"image": picture(seed)}, texts)], top_k, attention)
         for actual, expected_prediction in zip(result, alone, strict=True):
             assert [text for text, _ in actual.answers] == [text for text, _ in expected_prediction.answers]
             np.testing.assert_allclose(
@@ -93,7 +94,7 @@ def test_a_matching_decoder_gives_the_probability_of_a_match(adapters: Any) -> N
     adapter = adapters("matching")["match"]
     items = [BatchItem(decoded(adapter, seed, TEXTS[: seed + 1])) for seed in range(3)]
     for seed, result in enumerate(adapter.run(items)):
-        [alone] = adapter.predictor.predict([Example(picture(seed), TEXTS[: seed + 1])], 2)
+        [alone] = adapter.predictor.predict([Example({"image": picture(seed)}, TEXTS[: seed + 1])], 2)
         assert result.method == "matching"
         expected = [dict(prediction.answers)["match"] for prediction in alone]
         np.testing.assert_allclose(result.probabilities, expected, atol=1e-5)

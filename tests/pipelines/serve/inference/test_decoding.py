@@ -57,7 +57,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(
 ) -> None:
     bombs = [saved(5000, 4000, form, **how) for form, how in (("WEBP", {"lossless": True}), ("PNG", {}), ("GIF", {}))]
     bombs.append(saved(5000, 4000, "JPEG", progressive=True))  # libjpeg holds all of it, whatever is asked for
-    monkeypatch.setattr(VLProcessor, "decode", lambda *_, **__: pytest.fail("was decoded"))
+    monkeypatch.setattr(VLProcessor, "decode_image", lambda *_, **__: pytest.fail("was decoded"))
     for bomb in bombs:
         with pytest.raises(ApiError) as refused:
             asyncio.run(decoder.decode(processor, bomb, LIMIT))
@@ -73,7 +73,7 @@ def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
     assert decoded_pixels(photograph, 1000) == 2500 * 2000
     assert decoded_pixels(photograph, 1001) == 5000 * 4000
     pixels = asyncio.run(decoder.decode(processor, photograph, LIMIT))
-    np.testing.assert_array_equal(pixels, processor.decode(photograph))
+    np.testing.assert_array_equal(pixels, processor.decode_image(photograph))
 
 
 def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_pixels_at_one_time_are_bounded_and_small_pictures_do_not_wait(
     may_end, lock = threading.Event(), threading.Lock()
     at_once = [0]
     most = [0]
-    decode = VLProcessor.decode
+    decode = VLProcessor.decode_image
 
     def holding(self: VLProcessor, data: bytes, **options: Any) -> np.ndarray:
         if data is not large:
@@ -124,7 +124,7 @@ def test_pixels_at_one_time_are_bounded_and_small_pictures_do_not_wait(
             at_once[0] -= 1
         return decode(self, data, **options)
 
-    monkeypatch.setattr(VLProcessor, "decode", holding)
+    monkeypatch.setattr(VLProcessor, "decode_image", holding)
 
     async def go() -> None:
         waiting = [asyncio.create_task(decoder.decode(processor, large, 2 * 1_500_000 + 1)) for _ in range(6)]
@@ -168,7 +168,7 @@ def test_cancelled_decoding_counts_its_pixels_until_it_ends(
         assert may_end.wait(60)
         return np.zeros((1, 1, 3), np.uint8)
 
-    monkeypatch.setattr(VLProcessor, "decode", holding)
+    monkeypatch.setattr(VLProcessor, "decode_image", holding)
 
     async def go() -> None:
         task = asyncio.create_task(decoder.decode(processor, saved(1500, 1000, "PNG"), LIMIT))
@@ -200,7 +200,7 @@ def test_refused_image_is_freed_without_garbage_collection(
         with pytest.raises(ApiError, match="truncated_image"):
             await decoder.decode(processor, saved(*size, "PNG"), LIMIT)
 
-    monkeypatch.setattr(VLProcessor, "decode", refusing)
+    monkeypatch.setattr(VLProcessor, "decode_image", refusing)
     gc.disable()
     try:
         asyncio.run(go())

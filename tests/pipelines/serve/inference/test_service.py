@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_predictor(service: InferenceService, sizes: Si
     cases: list[tuple[bytes, tuple[str, ...], int, bool]] = [(images[0], QUESTIONS, 3, True)]
     cases += [(image, QUESTIONS[: 1 + i % 2], 1 + i, i % 2 == 1) for i, image in enumerate(images)]
     for result, (image, questions, top_k, attention) in zip(answered, cases, strict=True):
-        [expected] = predictor.predict([Example(image, questions)], top_k, attention)
+        [expected] = predictor.predict([Example({"image": image}, questions)], top_k, attention)
         assert len(result.result) == len(questions)
         for actual, expected_prediction in zip(result.result, expected, strict=True):
             assert [answer for answer, _ in actual.answers] == [answer for answer, _ in expected_prediction.answers]

@@ -1,0 +1,95 @@
+"""Series: a convolutional stem and a Transformer over numbers in time, such as those of sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from vlmodel.encoder_parts import ModalityPart
+from vlmodel.locations import Location
+from vlmodel.media.base import CheckLimits, MediumError
+from vlmodel.media.series import decode
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmodel.modality._series import SeriesEncoder
+
+_MAX_VALUES = CheckLimits().max_values
+
+
+class Config(ModalityPart):
+    """A convolution over the time steps of each token, then Transformer layers."""
+
+    medium: ClassVar[str] = "series"
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"projection", "weights", "frozen"})
+
+    kind: Literal["series"] = "series"
+    channels: int = Field(ge=1)
+    """Numbers of a time step, which every series has."""
+    max_steps: int = Field(4096, ge=1)
+    """Longer series are cut to their first so many time steps."""
+    stride: int = Field(4, ge=1)
+    """Time steps of a token."""
+    mean: tuple[float, ...] = Field((), strict=False)
+    """Mean of each channel over the data, which is subtracted; () for none."""
+    std: tuple[float, ...] = Field((), strict=False)
+    """Standard deviation of each channel, by which it is divided; () for one."""
+    width: int = Field(128, ge=1)
+    """Width of the layers."""
+    depth: int = Field(2, ge=0)
+    """Transformer layers."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; they share the width evenly."""
+    expansion: int = Field(4, ge=1)
+    """Width of the feed-forward layers, in multiples of ``width``."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout after attention and within the feed-forward layers."""
+    projection: int | None = Field(None, ge=1)
+    """Width of a linear projection of the tokens; null for none."""
+    weights: Location = ""
+    """State dict (.safetensors) of an encoder of the same settings; "" from scratch."""
+    frozen: bool = False
+    """Do not train stem and layers (the projection is always trained); they then run without gradient."""
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Config:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values and (len(values) != self.channels or not np.isfinite(values).all()):
+                raise ValueError(
+                    f"{name} has {len(values)} numbers; give channels={self.channels} finite ones, or none"
+                )
+        if not all(std > 0 for std in self.std):
+            raise ValueError(f"std={self.std} must be positive")
+        return self
+
+    def is_frozen(self) -> bool:
+        return self.frozen
+
+    def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
+        """``x_TC`` float32, of at most ``max_steps`` time steps."""
+        x_TC = decode(data, _MAX_VALUES)
+        if x_TC.shape[1] != self.channels:
+            raise MediumError(
+                "wrong_shape", f"a series of {x_TC.shape[1]} channels; the model takes channels={self.channels}"
+            )
+        return {"x_TC": x_TC[: self.max_steps]}
+
+    def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
+        """``x_BTC`` float32, padded with zeros to the longest, and ``mask_BT``, True for real time steps."""
+        lengths_B = np.array([len(series["x_TC"]) for series in decoded], np.int64)
+        mask_BT = np.arange(lengths_B.max(initial=1)) < lengths_B[:, None]
+        x_BTC = np.zeros((*mask_BT.shape, self.channels), np.float32)
+        for series, x_TC in zip(decoded, x_BTC, strict=True):
+            x_TC[: len(series["x_TC"])] = series["x_TC"]
+        return {"x_BTC": x_BTC, "mask_BT": mask_BT}
+
+    def build(self) -> SeriesEncoder:
+        from vlmodel.modality._series import SeriesEncoder
+
+        return SeriesEncoder(self)
