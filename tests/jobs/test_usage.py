@@ -62,11 +62,11 @@ def test_help_shows_the_settings_of_the_kinds_on_the_line(capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "source.kind = table" in shown
     assert "source.file = required" in shown
-    assert "source.min_objects" not in shown
+    assert "source.image_size" not in shown
     assert shown.index("source.file") < shown.index("train.epochs"), "what the job is about comes first"
     assert main("import_data", ["--help", "--config", "demo", "model.fusion.kind=concat"]) == 0
     shown = capsys.readouterr().out
-    assert "source.min_objects" in shown
+    assert "source.image_size" in shown
     assert "model.fusion.rounds" not in shown
 
 

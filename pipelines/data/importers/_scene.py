@@ -13,8 +13,8 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-MAX_OBJECTS = 4
-"""As many large objects as are placed quickly."""
+MIN_OBJECTS, MAX_OBJECTS = 2, 4
+"""Of a scene; at most as many large objects as are placed quickly."""
 RADII = {"small": 0.11, "large": 0.175}
 """Radius of the circle around an object, by size."""
 MARGIN = 0.15
@@ -70,9 +70,9 @@ def place_of(obj: Object) -> str | None:
     return f"{'top' if obj.y < 0.5 else 'bottom'} {'left' if obj.x < 0.5 else 'right'}"
 
 
-def draw_scene(rng: random.Random, fewest: int, most: int) -> Scene:
-    """A scene of ``fewest`` to ``most`` objects, each number equally likely."""
-    appearances = _distinct_appearances(rng, rng.randint(fewest, most))
+def draw_scene(rng: random.Random) -> Scene:
+    """A scene of ``MIN_OBJECTS`` to ``MAX_OBJECTS`` objects, each number equally likely."""
+    appearances = _distinct_appearances(rng, rng.randint(MIN_OBJECTS, MAX_OBJECTS))
     sizes = [rng.choice(tuple(RADII)) for _ in appearances]
     # Sizes are drawn before places, else crowded scenes would have few large objects.
     positions = _place_apart(rng, [RADII[size] for size in sizes])

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipelines.data.importers._scene import MAX_OBJECTS, Scene, draw_scene
+from pipelines.data.importers._scene import Scene, draw_scene
 from pipelines.data.importers._scene_image import render
 from pipelines.data.importers._scene_texts import captions, questions
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
@@ -38,16 +37,6 @@ class Config(Importer):
     """Scenes in split test."""
     image_size: int = Field(default=64, ge=32, le=1024)
     """Width and height of a picture, in pixels."""
-    min_objects: int = Field(default=2, ge=2, le=MAX_OBJECTS)
-    """Fewest objects in a scene."""
-    max_objects: int = Field(default=4, ge=2, le=MAX_OBJECTS)
-    """Most objects in a scene."""
-
-    @model_validator(mode="after")
-    def _check_ranges(self) -> Self:
-        if self.min_objects > self.max_objects:
-            raise ValueError(f"min_objects = {self.min_objects} exceeds max_objects = {self.max_objects}; lower it")
-        return self
 
     def fingerprint(self) -> str:
         return f"scenes-{_VERSION}"
@@ -64,7 +53,7 @@ class Config(Importer):
         """The scene of that number."""
         # Seeding by a string is stable across machines and processes; a tuple's hash is not.
         rng = random.Random(f"{self.seed}/{split}/{number}")
-        scene: Scene = draw_scene(rng, self.min_objects, self.max_objects)
+        scene: Scene = draw_scene(rng)
         key = f"{split}-{number:06d}"
         texts = Texts(captions(scene, rng), questions(scene, rng, key))
         inputs = {"image": (render(scene, self.image_size), "png")} if self.wants("image") else {}
