@@ -119,10 +119,14 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
         except MediumError as error:
             remedy = "; raise that limit of data.index to take it" if error.reason == "too_large" else ""
             return Fault(key, member.name, member.offset, medium_reason(error.reason, medium.name), f"{error}{remedy}")
-        columns |= {f"{name}.{fact}": value for fact, value in facts.items()}
-        columns[f"{name}.offset"], columns[f"{name}.size"] = member.offset, member.size
-        columns[f"{name}.sha256"] = hashlib.sha256(member.data).hexdigest()
-        columns[f"{name}.extension"] = inputs[name].rpartition(".")[2]
+        facts |= {
+            "offset": member.offset,
+            "size": member.size,
+            "sha256": hashlib.sha256(member.data).hexdigest(),
+            "extension": inputs[name].rpartition(".")[2],
+        }
+        for column, value in facts.items():
+            columns[f"{name}.{column}"] = value
     json_bytes, txt_bytes = (member.data if member is not None else None for member in (json, txt))
     try:
         columns |= _text_columns(json_bytes, txt_bytes, rules)
@@ -133,11 +137,11 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
     texts = [kind for kind in ("captions", "questions") if columns[kind]]
     if not found and not texts:
         return Fault(key, first.name, first.offset, Reason.NO_INPUT, _no_input_detail(members, rules))
-    group = parse_group(json_bytes)
+    group, key_hash = parse_group(json_bytes), hash_key(key)
     return {
         "key": key,
-        "key_hash": hash_key(key),
-        "split_hash": hash_key(key if group is None else group),
+        "key_hash": key_hash,
+        "split_hash": key_hash if group is None else hash_key(group),
         "present": join_present([*found, *texts]),
         **columns,
         "json_offset": json.offset if json else None,
@@ -151,10 +155,10 @@ def _missing_fault(
     key: str, members: Mapping[str, Member], found: Mapping[str, Member], text: Member | None, rules: SampleRules
 ) -> Fault | None:
     """The fault of a sample that lacks an input which it must have."""
-    listing = ", ".join(f".{extension}" for extension in members)
     for name, is_required in rules.needed.items():
         if is_required and (text if name == TEXT else found.get(name)) is None:
             at = next(iter((found or members).values()))
+            listing = ", ".join(f".{extension}" for extension in members)
             detail = f"there is only {listing}; the input {name!r} ends in {known_extensions(name)}"
             return Fault(key, at.name, at.offset, missing_input(name), detail)
     return None

@@ -62,6 +62,11 @@ class _Group:
         has = {name for name in needed if (self.has_text if name == TEXT else name in self.inputs)}
         return bool(has) and all(name in has for name, is_required in needed.items() if is_required)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a member that it has already begins another sample."""
+        return self.is_complete or self.is_unknown
+
     def add(self, extension: str, member: Member) -> None:
         problem = member_problem(extension, member)
         found = self.rules.input_of(extension)
@@ -117,8 +122,7 @@ class SampleGroups:
         if self._rules.input_of(extension) is None:
             self._pass_over(f".{extension}")
         group = self._group
-        repeats = group is not None and extension in group.members and (group.is_complete or group.is_unknown)
-        if group is None or group.key != key or repeats:
+        if group is None or group.key != key or (extension in group.members and group.is_whole):
             self.finish_group("next")
             group = self._group = _Group(key, self._rules, self._after_corruption)
             self._after_corruption = False
