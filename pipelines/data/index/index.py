@@ -21,11 +21,9 @@ An opened ``Index`` takes memory for its shards, not for its samples.
 from __future__ import annotations
 
 import json
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -44,17 +42,12 @@ from pipelines.data.index.files import (
     without,
 )
 from pipelines.data.index.present import CanUse, split_present
-from pipelines.data.index.quarantine import describe_faults
+from pipelines.data.index.report import describe_index
 from pipelines.data.index.sample_check import input_columns
-from pipelines.data.index.survey import describe_survey
-from pipelines.data.tars.inputs import TEXT, input_of, needed_inputs
+from pipelines.data.tars.inputs import TEXT, needed_inputs
 from pipelines.data.tars.shards import SPLITS
-from pipelines.errors import DataError, printable
+from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
-
-_DIGITS = re.compile(r"\d+")
-_PATTERNS = 4
-_KINDS = 12
 
 
 @dataclass(frozen=True)
@@ -274,56 +267,8 @@ class Index:
         return dict(self._facts["survey"])
 
     def report(self) -> str:
-        """For a terminal: a table of the splits, what they share, and what was left out with its first examples."""
-        lines = [f"index {self.hash[:12]} of {self.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
-        lines[-1] += f"{'questions':>12}{'captions':>12}"
-        for split in SPLITS:
-            if of_split := [shard for shard in self.shards if split in shard.present]:
-                samples = self.count(lambda present: True, split)
-                texts = [sum(getattr(shard, what)[split] for shard in of_split) for what in TEXT_COUNTS]
-                lines.append(f"{split:<8}{len(of_split):>10,}{samples:>12,}{texts[0]:>12,}{texts[1]:>12,}")
-        lines += ["", *self._describe_inputs(), *self._describe_tars(), *self._describe_passed_over()]
-        lines += describe_survey(self.survey())
-        lines += ["", *describe_faults(self.quarantine(), self.quarantine_counts())]
-        return "\n".join(lines)
-
-    def _describe_inputs(self) -> Iterator[str]:
-        """The inputs, where there are others than images, and how many samples have those that may be missing."""
-        for name, medium in self.inputs.items():
-            if name != "image" or not self.needed[name]:
-                yield f"input {name} ({medium}): {self.count(partial(_has, name)):,} samples"
-
-    def _describe_passed_over(self) -> Iterator[str]:
-        """What no sample is made of, and how those that are inputs are read."""
-        passed_over = sorted(self.passed_over().items(), key=lambda item: (-item[1], item[0]))
-        if passed_over:
-            shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
-            more = sum(count for _, count in passed_over[_KINDS:])
-            yield f"no part of a sample: {shown}{f', others {more:,}' if more else ''}"
-        unread = {found.name for kind, _ in passed_over if (found := input_of(kind.removeprefix(".")))} - set(
-            self.needed
-        )
-        if unread:
-            read = json.dumps([*self._facts["scan"]["inputs"], *(f"{name}?" for name in sorted(unread))])
-            yield f"inputs that are not read: {', '.join(sorted(unread))}; data.index.inputs={read} reads them too"
-
-    def _describe_tars(self) -> list[str]:
-        """The name patterns of the tars of each split."""
-        lines = []
-        for split in SPLITS:
-            names = [row["name"] for row in self._table.select(["name", "split"]).to_pylist() if row["split"] == split]
-            patterns = Counter(printable(_DIGITS.sub("*", name)) for name in names)
-            shown = [f"{pattern} ({count:,})" for pattern, count in patterns.most_common(_PATTERNS)]
-            more = f", and {len(patterns) - _PATTERNS:,} other names" if len(patterns) > _PATTERNS else ""
-            if names:
-                lines.append(f"tars of {split}: {', '.join(shown)}{more}")
-        if fraction := self.split_assignment.fraction:
-            lines.append(f"val: {fraction:.0%} of the samples of these tars of train, by their keys' hash")
-        return lines
-
-
-def _has(name: str, present: frozenset[str]) -> bool:
-    return name in present
+        """For a terminal: see ``describe_index``."""
+        return describe_index(self, self._table)
 
 
 def _index_job_command(tars: str) -> str:

@@ -248,7 +248,9 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
     assert isinstance(encoder, VisionEncoder)
     count = sum(index.shard(shard).samples.values())
     row_of: dict[bytes, int] = {}
-    for row, hashed in enumerate(input_hashes(work.reader.image_sha256s(shard, range(count)))):
+    sha256s = enumerate(work.reader.input_sha256s(shard, range(count), "image"))
+    rows = {row: sha256 for row, sha256 in sha256s if sha256 is not None}
+    for row, hashed in zip(rows, input_hashes(rows.values()), strict=True):
         row_of.setdefault(hashed, row)
 
     @torch.inference_mode()

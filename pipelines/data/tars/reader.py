@@ -89,10 +89,6 @@ class ShardReader:
         sha256s: list[str | None] = self._rows(shard)[f"{name}.sha256"].take(pa.array(rows, pa.int64())).to_pylist()
         return sha256s
 
-    def image_sha256s(self, shard: str, rows: Sequence[int]) -> list[str]:
-        """``input_sha256s`` of images that are all there."""
-        return [sha256 for sha256 in self.input_sha256s(shard, rows, "image") if sha256 is not None]
-
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The metadata in the JSON of each sample beside its texts; the errors of ``read``."""
         samples = self._index_rows(shard, rows)

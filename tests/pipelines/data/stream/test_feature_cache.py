@@ -147,7 +147,7 @@ def files(features: FeatureCache) -> dict[str, int]:
 
 def read(features: FeatureCache, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
     """The features of images."""
-    hashes = input_hashes(ShardReader(index).image_sha256s(shard.name, rows))
+    hashes = input_hashes(ShardReader(index).input_sha256s(shard.name, rows, "image"))
     return np.concatenate(features.read([features.file_of(index, shard)], hashes))
 
 

@@ -140,7 +140,7 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp
         index = Index.open(source.tars)
         for shard, facts in enumerate(index.shards):
             rows = range(sum(facts.samples.values()))
-            hashes = input_hashes(ShardReader(index).image_sha256s(facts.name, rows))
+            hashes = input_hashes(ShardReader(index).input_sha256s(facts.name, rows, "image"))
             values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
             table = Table.of(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
             (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)

@@ -1,0 +1,82 @@
+"""An index described for a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from pipelines.data.index.files import TEXT_COUNTS
+from pipelines.data.index.quarantine import describe_faults
+from pipelines.data.index.survey import describe_survey
+from pipelines.data.tars.inputs import input_of
+from pipelines.data.tars.shards import SPLITS
+from pipelines.errors import printable
+
+if TYPE_CHECKING:
+    from pipelines.data.index.index import Index
+
+_DIGITS = re.compile(r"\d+")
+_PATTERNS = 4
+_KINDS = 12
+
+
+def describe_index(index: Index, shards: pa.Table) -> str:
+    """A table of the splits, what they share, what was left out with its first examples, and what was not read.
+
+    Args:
+        shards: rows of ``SHARD_SCHEMA``.
+    """
+    lines = [f"index {index.hash[:12]} of {index.tars}", "", f"{'split':<8}{'shards':>10}{'samples':>12}"]
+    lines[-1] += f"{'questions':>12}{'captions':>12}"
+    for split in SPLITS:
+        if of_split := [shard for shard in index.shards if split in shard.present]:
+            texts = [sum(getattr(shard, what)[split] for shard in of_split) for what in TEXT_COUNTS]
+            row = f"{split:<8}{len(of_split):>10,}{index.counts()[split]:>12,}"
+            lines.append(row + f"{texts[0]:>12,}{texts[1]:>12,}")
+    lines += ["", *_describe_inputs(index), *_describe_tars(index, shards), *_describe_passed_over(index)]
+    lines += describe_survey(index.survey())
+    lines += ["", *describe_faults(index.quarantine(), index.quarantine_counts())]
+    return "\n".join(lines)
+
+
+def _describe_inputs(index: Index) -> Iterator[str]:
+    """Each input, unless it is the image that all samples have, and how many samples have it."""
+    for name, medium in index.inputs.items():
+        if name != "image" or not index.needed[name]:
+            yield f"input {name} ({medium}): {index.count(partial(_has, name)):,} samples"
+
+
+def _has(name: str, present: frozenset[str]) -> bool:
+    return name in present
+
+
+def _describe_tars(index: Index, shards: pa.Table) -> Iterator[str]:
+    """The name patterns of the tars of each split."""
+    for split in SPLITS:
+        names = [row["name"] for row in shards.select(["name", "split"]).to_pylist() if row["split"] == split]
+        patterns = Counter(printable(_DIGITS.sub("*", name)) for name in names)
+        shown = [f"{pattern} ({count:,})" for pattern, count in patterns.most_common(_PATTERNS)]
+        more = f", and {len(patterns) - _PATTERNS:,} other names" if len(patterns) > _PATTERNS else ""
+        if names:
+            yield f"tars of {split}: {', '.join(shown)}{more}"
+    if fraction := index.split_assignment.fraction:
+        yield f"val: {fraction:.0%} of the samples of these tars of train, by their keys' hash"
+
+
+def _describe_passed_over(index: Index) -> Iterator[str]:
+    """What no sample is made of, and how those that are inputs are read."""
+    passed_over = sorted(index.passed_over().items(), key=lambda item: (-item[1], item[0]))
+    if passed_over:
+        shown = ", ".join(f"{printable(kind)} {count:,}" for kind, count in passed_over[:_KINDS])
+        more = sum(count for _, count in passed_over[_KINDS:])
+        yield f"no part of a sample: {shown}{f', others {more:,}' if more else ''}"
+    found = (input_of(kind.removeprefix(".")) for kind, _ in passed_over)
+    if unread := sorted({member.name for member in found if member is not None} - index.needed.keys()):
+        read = json.dumps([*index.scan["inputs"], *(f"{name}?" for name in unread)])
+        yield f"inputs that are not read: {', '.join(unread)}; data.index.inputs={read} reads them too"
