@@ -136,7 +136,13 @@ class LanguageEncoder(Encoder):
 
 
 class ModalityEncoder(Encoder):
-    """Base of the encoders of further inputs: ``forward`` takes the arrays that ``ModalityPart.collate`` makes."""
+    """Base of the encoders of further inputs: ``forward`` takes the arrays that ``ModalityPart.collate`` makes.
+
+    Attributes:
+        feature_width: F, of an encoder whose features can be cached.
+    """
+
+    feature_width: int
 
     def features(self, **arrays: Tensor) -> tuple[Tensor, Tensor]:
         """The backbone's output for B inputs, (B, T, F), and which of its tokens are real, (B, T)."""

@@ -180,15 +180,16 @@ class JobConfig(Section):
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""
         augment = self.train.augment
         changed = {"vision": augment.active, "language": augment.changes_texts}
-        return tuple(stream for stream in self.model.frozen_streams() if not changed[stream])
+        return tuple(stream for stream in self.model.frozen_streams() if not changed.get(stream))
 
     def _why_nothing_is_kept(self) -> str:
         kept = f"train.feature_cache={self.train.feature_cache!r} keeps what frozen encoders give"
         augment = self.train.augment
         if not self.model.frozen_streams():
             return (
-                f"{kept}, and with model.vision.frozen=false and model.language.frozen=false training changes that; "
-                "set one of them to true, or train.feature_cache=off"
+                f"{kept}, and with model.vision.frozen=false, model.language.frozen=false and "
+                "model.inputs.NAME.frozen=false training changes that; set one of them to true, or "
+                "train.feature_cache=off"
             )
         return (
             f"{kept} of each image and text, and train.augment (flip={augment.flip}, min_area={augment.min_area}, "

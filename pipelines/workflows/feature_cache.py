@@ -41,8 +41,8 @@ def features(
     cached = []
     for stream in streams:
         of_stream = features_of(stream, model, tree, processor, f"{work.storage}/_features", precision)
-        without = {"vision": "texts", "language": "images"}[stream]
-        for index in {index.hash: index for index in indexes if index.modality != without}.values():
+        needed = tree.encoders()[stream].input
+        for index in {index.hash: index for index in indexes if needed in index.needed}.values():
             with Progress(f"{label}  features of {stream}") as progress:
                 build_features(of_stream, index, model, tree, processor, resources, splits, progress)
         cached.append(of_stream)

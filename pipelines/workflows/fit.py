@@ -161,6 +161,7 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     return build_processor(
         indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
+        inputs=config.model.inputs, reads_images=config.model.reads_images(),
     )  # fmt: skip
 
 

@@ -51,7 +51,9 @@ def open_checked(work: Workspace) -> Index:
         DataError: there is no index, or no sample that a task can be trained or evaluated on.
     """
     index = open_index(work)
-    training_data.check_learnable(work, training_data.open_indexes(work, index))
+    indexes = training_data.open_indexes(work, index)
+    training_data.check_inputs(work, indexes)
+    training_data.check_learnable(work, indexes)
     check_evaluable(index, work.config.model.decoder.tasks(), _evaluation_split(index))
     return index
 

@@ -54,6 +54,33 @@ def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = Fal
     return by_name
 
 
+def check_inputs(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
+    """Refuse data without an input that the model encodes.
+
+    Args:
+        training_indexes: as of ``open_indexes``.
+
+    Raises:
+        DataError: no source has it, or one has it of another medium.
+    """
+    indexes = training_indexes.values()
+    for name, encoder in work.config.model.inputs.items():
+        if not any(name in index.inputs for index in indexes):
+            there = sorted(set().union(*(index.inputs for index in indexes)))
+            raise DataError(
+                f"model.inputs.{name}: no sample of {' and '.join(index.tars for index in indexes)} has the input "
+                f"{name!r} (indexed are {', '.join(there) or 'texts alone'}); add it to data.index.inputs "
+                f'("{name}?" where samples may lack it; data.mix.NAME.inputs) and run the index job again, or leave '
+                "its encoder out"
+            )
+        for index in indexes:
+            if (medium := index.inputs.get(name, encoder.medium)) != encoder.medium:
+                raise DataError(
+                    f"model.inputs.{name}.kind={encoder.kind!r} encodes {encoder.medium}, and {name!r} of "
+                    f"{index.tars} is {medium}; choose a kind for that, or other data"
+                )
+
+
 def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
     """Refuse data of which a task learns nothing.
 

@@ -44,7 +44,7 @@ class SeriesEncoder(parts.ModalityEncoder):
         )
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, config.projection) if config.projection else nn.Identity()
-        self.width = config.projection or width
+        self.width, self.feature_width = config.projection or width, width
         if config.frozen:
             self.freeze("steps", "patches", "layers", "norm")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, Shard
-from pipelines.data.stream.feature_cache import FeatureCache, input_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FeatureCache, input_hash, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
@@ -201,7 +201,7 @@ class Samples:
     def _read_features(self, name: str, cache: FeatureCache, indices: SampleIndices) -> Arrays:
         features: list[np.ndarray] = [np.zeros(0)] * len(indices)
         for opened, shard, rows, positions in self._by_shard(indices):
-            hashes = input_hashes(opened.sha256s(shard, rows, name))
+            hashes = [input_hash(sha256) for sha256 in opened.sha256s(shard, rows, name)]
             found = cache.read([cache.file_of(opened.index, shard)], hashes)
             for position, features_TF in zip(positions, found, strict=True):
                 features[position] = features_TF

@@ -10,10 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -28,14 +30,15 @@ from torch import Tensor
 
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, input_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, input_hash, text_hashes
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
 from vlmodel.config import dump
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
-from vlmodel.parts import Encoder, LanguageEncoder, VisionEncoder
+from vlmodel.parts import Encoder, LanguageEncoder, ModalityEncoder, VisionEncoder
 from vlmodel.processor import VLProcessor
 from vlmodel.sample import Texts
 
@@ -45,6 +48,7 @@ SPLITS = ("train", "val")
 T = TypeVar("T")
 
 _LOCK = ".lock"
+_CHUNK_ROWS = 4096
 _BATCHES_SORTED = 16
 """So many batches of texts are sorted by length together, which saves padding."""
 
@@ -77,8 +81,8 @@ def features_of(
         config: of ``model``.
         storage: folder that holds all feature caches.
     """
-    encoder, kind = encoder_of(model, stream), _KINDS[stream]
-    backbone, part = digest(encoder), getattr(config, stream)
+    encoder, kind = encoder_of(model, stream), _kind_of(stream)
+    backbone, part = digest(encoder), config.encoders()[stream].part
     facts = {
         "format": FORMAT,
         "stream": stream,
@@ -200,7 +204,10 @@ class _Builder:
         device = torch.device("cuda" if resources.gpus_per_worker else "cpu")
         threads = resources.threads or max(1, (os.cpu_count() or 1) // resources.workers)
         torch.set_num_threads(threads)
-        self._work = _Work(ShardReader(index), processor, encoder.to(device).eval(), device, pooled, resources.batch)
+        reader = ShardReader(index)
+        self._work = _Work(
+            features.stream, reader, processor, encoder.to(device).eval(), device, pooled, resources.batch
+        )
         self._threads = threads
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +218,7 @@ class _Builder:
         """Compute and write a shard's features, a few batches at a time."""
         features, index = self._features, self._work.reader.index
         with ThreadPoolExecutor(self._threads) as pool:
-            table, batches = _KINDS[features.stream].encode(self._work, shard, pool)
+            table, batches = _kind_of(features.stream).encode(self._work, shard, pool)
             with Folder(features.folder).writing(features.file_of(index, index.shard(shard))) as file:
                 file.write(table.to_bytes(features.row_bytes))
                 for rows_RF in batches:
@@ -231,6 +238,7 @@ class _Builder:
 class _Work:
     """What an actor encodes with; ``pooled``: a text has one row, and not one for each token."""
 
+    stream: str
     reader: ShardReader
     processor: VLProcessor
     encoder: Encoder
@@ -244,14 +252,9 @@ Rows = NDArray[np.floating[Any]]
 
 def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
     """A row for each distinct image of a shard."""
-    encoder, index = work.encoder, work.reader.index
+    encoder = work.encoder
     assert isinstance(encoder, VisionEncoder)
-    count = sum(index.shard(shard).samples.values())
-    row_of: dict[bytes, int] = {}
-    sha256s = enumerate(work.reader.input_sha256s(shard, range(count), "image"))
-    rows = {row: sha256 for row, sha256 in sha256s if sha256 is not None}
-    for row, hashed in zip(rows, input_hashes(rows.values()), strict=True):
-        row_of.setdefault(hashed, row)
+    row_of = _distinct_inputs(work, shard, IMAGE)
 
     @torch.inference_mode()
     def encode(pixels_BHWC: Tensor) -> Rows:
@@ -265,6 +268,48 @@ def _encode_images(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[T
             yield encode(torch.from_numpy(np.stack(pixels)))
 
     return Table.of(list(row_of), [1] * len(row_of)), batches()
+
+
+def _encode_further_input(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
+    """For each distinct input of a shard a row for each of its tokens, whose number is known once it is encoded: until
+    then the rows are in a temporary file.
+    """
+    encoder, name = work.encoder, work.stream
+    assert isinstance(encoder, ModalityEncoder)
+    row_of = _distinct_inputs(work, shard, name)
+    width, counts = encoder.feature_width, []
+
+    @torch.inference_mode()
+    def encode(arrays: Mapping[str, NDArray[Any]]) -> list[Rows]:
+        tensors = {array: torch.from_numpy(values).to(work.device) for array, values in arrays.items()}
+        features_BTF, mask_BT = encoder.features(**tensors)
+        pairs = zip(features_BTF.float().cpu().numpy(), mask_BT.cpu().numpy(), strict=True)
+        return [features_TF[mask_T] for features_TF, mask_T in pairs]
+
+    encoded = tempfile.TemporaryFile()  # noqa: SIM115 - closed with its last reference, in batches()
+    for rows in _batched(row_of.values(), work.batch):
+        records = work.reader.read(shard, rows, inputs=(name,), texts=False)
+        decoded = list(pool.map(partial(work.processor.decode_input, name), [r.inputs[name] for r in records]))
+        for features_TF in encode(work.processor.inputs[name].collate(decoded)):
+            counts.append(len(features_TF))
+            encoded.write(features_TF.tobytes())
+    encoded.seek(0)
+
+    def batches() -> Iterator[Rows]:
+        while data := encoded.read(_CHUNK_ROWS * width * np.dtype(np.float32).itemsize):
+            yield np.frombuffer(data, np.float32).reshape(-1, width)
+
+    return Table.of(list(row_of), counts), batches()
+
+
+def _distinct_inputs(work: _Work, shard: str, name: str) -> dict[bytes, int]:
+    """The row of each distinct input of a shard, by its hash."""
+    count = sum(work.reader.index.shard(shard).samples.values())
+    row_of: dict[bytes, int] = {}
+    for row, sha256 in enumerate(work.reader.input_sha256s(shard, range(count), name)):
+        if sha256 is not None:
+            row_of.setdefault(input_hash(sha256), row)
+    return row_of
 
 
 def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Table, Iterator[Rows]]:
@@ -377,4 +422,11 @@ _KINDS = {
     "vision": _Kind(_image_settings, lambda processor: "", _image_width, _encode_images),
     "language": _Kind(_text_settings, _text_inputs, _text_width, _encode_texts),
 }
-"""By stream."""
+_FURTHER = _Kind(
+    lambda config, processor: {}, lambda processor: "", lambda encoder, _: int(encoder.feature_width),
+    _encode_further_input,
+)  # fmt: skip
+
+
+def _kind_of(stream: str) -> _Kind:
+    return _KINDS.get(stream, _FURTHER)

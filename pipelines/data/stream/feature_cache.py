@@ -1,12 +1,12 @@
-"""The feature cache: what a frozen backbone computes of each image or text, computed once for all runs and data sets.
+"""The feature cache: what a frozen backbone computes of each image, text or other input, once for all runs and data.
 
 Its folder is named by the encoder, a digest of the weights and all else that the features depend on. In it, a file
 holds the features of the samples of a tar, each under the hash of its input: of an image's bytes, or of a text's token
 ids. ``feature_build.py`` writes it; reading it needs neither torch nor Ray.
 
 A file begins with four numbers (a mark, inputs I, rows R, its own size). Then come, for each input in the order of
-hashes, the hash, its first row and its number of rows, and then the R rows. An image has one row, a text one for each
-token, or one.
+hashes, the hash, its first row and its number of rows, and then the R rows. An image has one row, another input one for
+each token, a text the same or one.
 """
 
 from __future__ import annotations
@@ -173,9 +173,9 @@ def text_hashes(ids_NT: NDArray[np.integer], mask_NT: NDArray[np.bool_]) -> list
     ]
 
 
-def input_hashes(sha256s: Iterable[str]) -> list[bytes]:
-    """The hash of each input, from the SHA-256 in the index."""
-    return [bytes.fromhex(sha256)[: _HASH.itemsize] for sha256 in sha256s]
+def input_hash(sha256: str) -> bytes:
+    """The hash of an input, from the SHA-256 in the index."""
+    return bytes.fromhex(sha256)[: _HASH.itemsize]
 
 
 def _stated_size(folder: Folder, name: str) -> int:

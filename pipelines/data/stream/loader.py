@@ -80,7 +80,7 @@ class MicroBatches(Batches):
 
     def __post_init__(self) -> None:
         changed = {"vision": self.augmentation.active, "language": self.augmentation.changes_texts}
-        for stream in (cache.stream for cache in self.source.features if changed[cache.stream]):
+        for stream in (cache.stream for cache in self.source.features if changed.get(cache.stream)):
             raise ValueError(f"cached {stream} features are of unchanged inputs; do not augment, or train without them")
 
     def __len__(self) -> int:

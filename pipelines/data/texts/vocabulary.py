@@ -17,6 +17,7 @@ from pipelines.data.texts.lengths import TextLengths
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import Section
+from vlmodel.encoder_parts import ModalityPart
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task_spec import TaskSpec
 
@@ -48,12 +49,16 @@ def build_processor(
     folder: str,
     limits: Callable[[VLProcessor], tuple[int | None, int | None]],
     report: Callable[[str], object] = lambda line: None,
+    *,
+    inputs: Mapping[str, ModalityPart] | None = None,
+    reads_images: bool = True,
 ) -> VLProcessor:
     """The processor for a training of ``tasks`` on the data of ``indexes``; made once and saved in ``folder``.
 
     Args:
         limits: for a processor's tokenizer, most tokens that the model can read and can write.
         report: called with a line where answers of several spellings are merged.
+        inputs, reads_images: as of ``VLProcessor``.
 
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
@@ -73,7 +78,9 @@ def build_processor(
         )
     if line := _describe_merged(counted, labels, config.normalizer):
         report(line)
-    built = VLProcessor(processor, _make_tokenizer(indexes, config), labels, tasks, config.normalizer)
+    built = VLProcessor(
+        processor, _make_tokenizer(indexes, config), labels, tasks, config.normalizer, inputs, reads_images
+    )
     lengths = TextLengths.count(indexes, built.tokenizer, tasks)
     built.config = lengths.resolve(processor, *limits(built))
     saved = save_processor(built, folder)

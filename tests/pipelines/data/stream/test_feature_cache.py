@@ -31,7 +31,7 @@ from pipelines.data.stream.feature_build import (
     digest,
     features_of,
 )
-from pipelines.data.stream.feature_cache import FACTS, FeatureCache, input_hashes, text_hashes
+from pipelines.data.stream.feature_cache import FACTS, FeatureCache, input_hash, text_hashes
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.stream.stream import StreamConfig, stream
@@ -147,7 +147,7 @@ def files(features: FeatureCache) -> dict[str, int]:
 
 def read(features: FeatureCache, index: Index, shard: Shard, rows: list[int]) -> np.ndarray:
     """The features of images."""
-    hashes = input_hashes(ShardReader(index).input_sha256s(shard.name, rows, "image"))
+    hashes = [input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(shard.name, rows, "image")]
     return np.concatenate(features.read([features.file_of(index, shard)], hashes))
 
 

@@ -16,7 +16,7 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Mixture, Source, with_pixel_cache
-from pipelines.data.stream.feature_cache import FeatureCache, Table, input_hashes
+from pipelines.data.stream.feature_cache import FeatureCache, Table, input_hash
 from pipelines.data.stream.loader import MicroBatches, model_inputs
 from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.pixel_cache import PixelCacheConfig
@@ -140,7 +140,7 @@ def test_kept_features_come_from_the_source_of_each_sample(mixture: Mixture, tmp
         index = Index.open(source.tars)
         for shard, facts in enumerate(index.shards):
             rows = range(sum(facts.samples.values()))
-            hashes = input_hashes(ShardReader(index).input_sha256s(facts.name, rows, "image"))
+            hashes = [input_hash(sha256) for sha256 in ShardReader(index).input_sha256s(facts.name, rows, "image")]
             values = np.array([[number, shard, row] for row in rows], np.float32).tobytes()
             table = Table.of(hashes, [1] * len(rows)).to_bytes(kept.row_bytes)
             (tmp_path / kept.file_of(index, facts)).write_bytes(table + values)
