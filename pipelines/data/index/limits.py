@@ -46,15 +46,14 @@ def require_few_faults(
         problem, remedy = f"has {worst_run:,} faults in a row, with {limit}", "repair the tars, or raise that limit"
     else:
         return
-    needed = needed_inputs(config.inputs)
-    for name, is_required in needed.items():
-        if is_required and 2 * facts["quarantine"].get(missing_input(name), 0) > samples + faults:
+    for name, is_required in needed_inputs(config.inputs).items():
+        others = [other for other in config.inputs if other != name]
+        missing = facts["quarantine"].get(missing_input(name), 0)
+        if is_required and others and 2 * missing > samples + faults:
             remedy += (
-                f"; or, if they are to do without the input {name!r}, set data.index.inputs (data.mix.NAME.inputs)"
+                f"; or, if they are to do without the input {name!r}, set data.index.inputs (data.mix.NAME.inputs) to "
+                f"{json.dumps([*others, f'{name}?'])}, where it may be missing, or to {json.dumps(others)}"
             )
-            others = [other for other in config.inputs if other != name]
-            remedy += f" to {json.dumps([*others, f'{name}?'])}, where it may be missing"
-            remedy += f", or to {json.dumps(others)}" if others else ""
     if worst := _worst_tars(quarantine, shards):
         problem += f" (most in {worst})"
     if has_index:

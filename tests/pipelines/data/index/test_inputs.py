@@ -7,6 +7,8 @@ import io
 import json
 import pickle
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ from pipelines.data.tars.inputs import input_of, member_extension
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import Entry, header_of, photo, series, tar_bytes, texts, write_tar, zeroed
+from vlmodel import media
 from vlmodel.config import ConfigError, parse
+from vlmodel.media import registry
 
 ALL = ["image?", "imu?", "text?"]
 ALONE = IndexConfig(inputs=ALL, validation_fraction=0.0, max_quarantine_fraction=1.0)
@@ -264,8 +268,9 @@ class TestIndexed:
             self.index(tmp_path, IndexConfig(inputs=["image?", "sound"], max_quarantine_fraction=1.0))
         assert "missing_sound" in str(refused.value)
         assert '["image?", "sound?"], where it may be missing, or to ["image?"]' in str(refused.value)
-        with pytest.raises(DataError, match="do without the input 'imu'"):
+        with pytest.raises(DataError, match="has faults in 3 of 5 samples") as refused:
             self.index(tmp_path, IndexConfig(inputs=["imu"]))
+        assert "do without" not in str(refused.value), "nothing would be left"
 
     def test_one_input_in_two_media(self, tmp_path):
         write_tar(tmp_path, "a.tar", sample(1, "imu"))
@@ -292,3 +297,54 @@ class TestIndexed:
         assert [(row["key"], row["reason"]) for row in index.quarantine().to_pylist()] == [("1", "duplicate_key")]
         assert index.count(lambda present: "image" in present) == 0
         assert sample_count(index._table.to_pylist()[1]) == 1
+
+
+NEW_MEDIUM = """
+from vlmodel.media.base import Medium, MediumError
+
+
+class Weather(Medium):
+    name = "weather"
+    extensions = ("wx",)
+    columns = {"degrees": "float32"}
+
+    def check(self, data, limits):
+        try:
+            return {"degrees": float(data)}
+        except ValueError:
+            raise MediumError("undecodable", f"{data!r} is no temperature") from None
+
+
+MEDIUM = Weather()
+"""
+
+
+@pytest.fixture
+def new_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A file that a user adds to ``vlmodel/media``."""
+    caches = (registry.media, registry._media_by_extension, input_of)
+    (tmp_path / "weather.py").write_text(NEW_MEDIUM)
+    monkeypatch.setattr(media, "__path__", [*media.__path__, str(tmp_path)])
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    sys.modules.pop("vlmodel.media.weather", None)
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("new_medium", "in_this_process")
+def test_a_new_medium_is_one_file(tmp_path):
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    entries = [("1.wx", b"21.5"), ("1.left.wx", b"3"), ("2.wx", b"warm"), *sample(3, "image")]
+    write_tar(folder, "a.tar", entries)
+    config = ALONE.model_copy(update={"inputs": ("image?", "left?", "weather?")})
+    index = build_index(str(folder), config)
+    assert index.inputs == {"image": "image", "left": "weather", "weather": "weather"}
+    rows = index.rows("a.tar")
+    assert (rows["weather.degrees"].to_pylist(), rows["left.degrees"].to_pylist()) == ([21.5, None], [3.0, None])
+    (fault,) = index.quarantine().to_pylist()
+    assert (fault["reason"], fault["detail"]) == ("undecodable_weather", "b'warm' is no temperature")
+    (record,) = ShardReader(index).read("a.tar", [0], inputs=["weather"])
+    assert record.inputs == {"weather": b"21.5"}

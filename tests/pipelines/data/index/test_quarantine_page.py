@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,19 +16,20 @@ from PIL import Image
 from pipelines.data.index.fault import FAULT_SCHEMA
 from pipelines.data.index.quarantine_page import quarantine_page
 from pipelines.data.index.scan import scan_tar
+from pipelines.data.tars.inputs import PAIRS
 from pipelines.storage.folder import Folder
 from tests.pipelines.data.index.test_scan import png_of_size
-from tests.pipelines.data.tar_maker import BLOCK, Entry, link, photo, samples, tar_bytes, texts
+from tests.pipelines.data.tar_maker import BLOCK, Entry, link, photo, samples, series, tar_bytes, texts
 
 COUNTS = {"train": 1234, "val": 0, "test": 0}
 
 
-def page(folder: Path, **tars: bytes) -> str:
+def page(folder: Path, inputs: Sequence[str] = PAIRS, **tars: bytes) -> str:
     """The page of these tars, as the index job would make it."""
     rows = []
     for name, data in tars.items():
         (folder / f"{name}.tar").write_bytes(data)
-        scan = scan_tar(io.BytesIO(data).read, max_pixels=10_000_000, max_bytes=1 << 20)
+        scan = scan_tar(io.BytesIO(data).read, inputs=inputs, max_pixels=10_000_000, max_bytes=1 << 20)
         rows += [fault.row(f"{name}.tar") for fault in scan.faults]
     return quarantine_page(Folder(folder), pa.Table.from_pylist(rows, FAULT_SCHEMA), COUNTS)
 
@@ -77,6 +79,16 @@ def test_what_can_be_decoded_is_shown_and_of_the_rest_the_first_bytes(tmp_path: 
     assert pictures(html) == []
     assert "00 01 3c ff" in html
     assert "<pre>{&lt;</pre>" in html
+
+
+def test_of_another_medium_the_first_bytes_are_shown(tmp_path: Path) -> None:
+    entries = [("1.imu.csv", b"time,x\n0,1\n1\n"), ("2.imu.npy", series(2)[:-1]), ("3.jpg", split(red()))]
+    html = page(tmp_path, ["image?", "imu?"], a=tar_bytes(entries))
+    for reason in ("wrong_shape_series (1)", "truncated_series (1)", "truncated_image (1)"):
+        assert reason in html
+    assert "<pre>time,x\n0,1\n1\n</pre>" in html
+    assert "93 4e 55 4d 50 59" in html
+    assert len(pictures(html)) == 1
 
 
 def test_a_bomb_a_link_and_a_cut_tar(tmp_path: Path) -> None:
