@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,16 +43,24 @@ def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def test_every_example_is_a_kind_of_its_package() -> None:
     assert {path.rpartition("/")[0] for path in EXAMPLES} == {
-        "vlmodel/fusion", "vlmodel/vision", "pipelines/data/importers",
+        "vlmodel/fusion", "vlmodel/vision", "vlmodel/modality", "pipelines/data/importers",
     }  # fmt: skip
     for path in EXAMPLES:
         package, _, name = path.replace("/", ".").rpartition(".")
-        assert name in kinds(package)
+        assert (name in kinds(package)) is not name.startswith("_")
 
 
-@pytest.mark.parametrize("parts", [{"fusion": {"kind": "bilinear"}}, {"vision": {"kind": "convmixer", "depth": 1}}])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"fusion": {"kind": "bilinear"}},
+        {"vision": {"kind": "convmixer", "depth": 1}},
+        {"inputs": {"imu": {"kind": "recurrent", "channels": 3, "width": 16}}},
+        {"inputs": {"imu": {"kind": "recurrent", "channels": 3}}, "vision": {"kind": "none"}},
+    ],
+)
 def test_the_parts_train_and_a_saved_model_answers_the_same(
-    parts: dict[str, dict[str, str]],
+    parts: dict[str, Any],
     processor: VLProcessor,  # noqa: F811
     examples: list[Example],  # noqa: F811
     tmp_path: Path,
@@ -59,7 +68,7 @@ def test_the_parts_train_and_a_saved_model_answers_the_same(
     tree = tiny_tree(**parts)
     torch.manual_seed(0)
     model = VLModel.from_tree(tree, processor)
-    batch = batch_for(processor, tree.decoder.tasks(), examples)
+    batch = batch_for(processor, tree.decoder.tasks(), examples, tree)
     model(**batch).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     model.eval().save_pretrained(tmp_path)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, tiny_tree
+from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, tiny_modality, tiny_tree
 from vlmodel.config import ConfigError, kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
@@ -96,6 +96,7 @@ def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
         for kind in kinds_of("topology")
         for decoder in ("vqa", "caption")
     ]
+    found += [{"inputs": {"imu": tiny_modality(kind)}} for kind in kinds("vlmodel.modality") if kind != IMU["kind"]]
     return [combination for combination in found if not _refused(combination)]
 
 

@@ -40,6 +40,12 @@ IMU: dict[str, Any] = {
 """Settings of a tiny encoder of the examples' input ``imu``."""
 
 
+def tiny_modality(kind: str) -> dict[str, Any]:
+    """Settings of a tiny encoder of another kind for the same input."""
+    known = part_config("vlmodel.modality", kind).model_fields
+    return {"kind": kind, **{key: value for key, value in IMU.items() if key in known and key != "kind"}}
+
+
 def tiny_tree(inputs: dict[str, dict[str, Any]] | None = None, **parts: dict[str, Any]) -> ModelConfig:
     """Tiny parts, with the given settings on top."""
     tree: dict[str, dict[str, Any]] = {"inputs": inputs or {}}
