@@ -63,12 +63,9 @@ ALLOWED_IMPORTS = {
         "pipelines/serve/http/app.py",
         "pipelines/serve/http/routes/about.py",
         "pipelines/serve/http/routes/base.py",
-        "pipelines/serve/http/routes/caption.py",
-        "pipelines/serve/http/routes/embed.py",
         "pipelines/serve/http/routes/feedback.py",
-        "pipelines/serve/http/routes/match.py",
+        "pipelines/serve/http/routes/operations.py",
         "pipelines/serve/http/routes/page.py",
-        "pipelines/serve/http/routes/vqa.py",
     },
 }
 

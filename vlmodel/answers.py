@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -45,6 +46,14 @@ def normal_form(answer: str, normalizer: Normalizer) -> str:
     if normalizer == "none":
         return answer
     return normalize(answer) or answer.strip().lower()
+
+
+def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
+    """Whether each answer has the normal form of its target."""
+    return [
+        normal_form(target, normalizer) == normal_form(answer, normalizer)
+        for target, answer in zip(targets, predicted, strict=True)
+    ]
 
 
 @lru_cache(maxsize=2**16)  # a data set repeats few answers many times

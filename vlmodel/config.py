@@ -82,6 +82,15 @@ def part_config(package: str, kind: str) -> type[Part]:
     return config
 
 
+def parse_part(package: str, tree: Mapping[str, Any]) -> Any:
+    """Build the part of ``package`` that the ``kind`` of a plain tree names.
+
+    Raises:
+        ConfigError: there is no such part, or as ``parse``.
+    """
+    return parse(part_config(package, str(tree.get("kind", ""))), tree)
+
+
 class PartOf:
     """Marks a field that holds a part of ``package``; ``default`` is its kind if none is named."""
 

@@ -24,6 +24,11 @@ def stream_of(name: str) -> str:
     return _STREAMS.get(name, name)
 
 
+def input_of(stream: str) -> str:
+    """The input of a stream."""
+    return next((name for name, of_name in _STREAMS.items() if of_name == stream), stream)
+
+
 class EncoderPart(Part):
     """Configuration of an encoder.
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlmodel.array_names import split, stays_on_host
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import split, stays_on_host
 from vlmodel.tokens import DecoderInput, Fused
 
 if TYPE_CHECKING:
@@ -98,19 +98,42 @@ class Predictor:
         """The ``top_k`` best answers to each row of a batch of the processor's."""
         return self._run_batch(batch, top_k, False, task, settings)[0]
 
+    def embed(
+        self, examples: Sequence[Example], task: str | None = None
+    ) -> list[tuple[NDArray[np.float32] | None, NDArray[np.float32]]]:
+        """For each example the embedding of its input (D,), None without it, and those of its texts (N, D), by a task
+        that embeds.
+
+        Raises:
+            MediumError: an input cannot be decoded.
+        """
+        processor, name = self.processor, self._task_name(task)
+        decoded = [processor.decode_inputs(example) for example in examples]
+        # Encoders need at least one image and one text, so a blank of each is added to the batch and removed again.
+        blank = processor.blank_inputs()
+        batch = processor.collate_tasks([*decoded, blank], {name: [*examples, Example({}, ("?",))]})
+        embedded = self.embed_collated(batch, task)
+        assert embedded is not None
+        input_BD, text_ND = embedded
+        stops = np.cumsum([len(example.texts) for example in examples])
+        return [
+            (input_BD[b] if processor.tasks[name].embeds in decoded[b] else None, text_ND[stop - len(e.texts) : stop])
+            for b, (stop, e) in enumerate(zip(stops, examples, strict=True))
+        ]
+
     @torch.inference_mode()
     def embed_collated(
         self, batch: Mapping[str, NDArray[Any]], task: str | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Embeddings of the images (B, D) and the texts (N, D) of a batch, whose dot product is their similarity; None
-        for a task that is not contrastive.
+        for a task without embeddings.
         """
         name = self._task_name(task)
-        if not self.model.decoder.task_decoders()[name].is_contrastive:
+        if not self.processor.tasks[name].embeds:
             return None
-        decoder, encoded = self._encode_batch(batch, name, attention=False)
-        image_BD, text_ND = (embedding.float().cpu().numpy() for embedding in decoder.embed(encoded))
-        return image_BD, text_ND
+        head, encoded = self._encode_batch(batch, name, attention=False)
+        image_BD, text_ND = self.processor.tasks[name].embed(head, encoded)
+        return image_BD.float().cpu().numpy(), text_ND.float().cpu().numpy()
 
     def _task_name(self, task: str | None) -> str:
         names = list(self.processor.tasks)
@@ -130,8 +153,9 @@ class Predictor:
         """The answers to each row and, on request, its attention to the image grid (N, H, W)."""
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
-        decoder, encoded = self._encode_batch(batch, self._task_name(task), attention)
-        answers = decoder.answer(encoded, self.processor, top_k, **settings)
+        name = self._task_name(task)
+        decoder, encoded = self._encode_batch(batch, name, attention)
+        answers = self.processor.tasks[name].answer(decoder, encoded, self.processor, top_k, **settings)
         joint = encoded.joint
         if not attention or joint is None:
             return answers, None
@@ -149,7 +173,7 @@ class Predictor:
     def _encode_batch(
         self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
     ) -> tuple[Decoder, DecoderInput]:
-        """The task's decoder and its input."""
+        """The task's head and its input."""
         decoder = self.model.decoder.task_decoders()[task]
         of_task = {
             name: array.tolist() if stays_on_host(name) else torch.from_numpy(array).to(self.device)
@@ -161,7 +185,7 @@ class Predictor:
             for name, array in batch.items()
             if name.partition(".")[0] in self.processor.reads
         }
-        return decoder, self.model.encode_task(decoder, self.model.encode_inputs(of_inputs), of_task, attention)
+        return decoder, self.model.encode_task(task, self.model.encode_inputs(of_inputs), of_task, attention)
 
 
 def _attention_of_text(encoded: DecoderInput, joint: Fused) -> Tensor | None:

@@ -13,10 +13,11 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vlmodel import parts
+from vlmodel.array_names import split
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.encoder_parts import TEXT
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
-from vlmodel.task_spec import split
+from vlmodel.task import Task
 from vlmodel.tokens import DecoderInput, Fused, Streams, Tokens
 from vlmodel.weights import WeightsError, refuse_differences
 
@@ -78,7 +79,13 @@ class VLModel(PreTrainedModel):
                 f"the configuration {config.name_or_path!r} has no tree of parts, so it is none of a VLModel; name a "
                 "folder that VLModel.save_pretrained wrote, or make a model with VLModel.from_tree"
             )
-        tree = parse(ModelConfig, config.model)
+        try:
+            tree = parse(ModelConfig, config.model)
+        except ConfigError as error:
+            raise ConfigError(
+                f"the configuration {config.name_or_path!r} is of another version ({error}); train the model anew with "
+                "this one"
+            ) from None
         encodings = tree.encoders()
         self.vision: parts.VisionEncoder | None = tree.vision.build() if "vision" in encodings else None
         self.language: parts.LanguageEncoder | None = None
@@ -88,11 +95,12 @@ class VLModel(PreTrainedModel):
         self.streams_of_inputs = {stream: e.input for stream, e in encodings.items() if e.input != TEXT}
         widths = {name: self.encoder(name).width for name in encodings}
         self.topology: parts.Topology | None = None
-        if tree.decoder.reads_joint():
+        if tree.task.reads_joint():
             fusion = tree.fusion.build(tree.topology.fusion_widths(widths))
             self.topology = tree.topology.build(fusion, widths)
             widths["joint"] = self.topology.width
-        self.decoder: parts.Decoder = tree.decoder.build(widths, config.vocabulary)
+        self.tasks: dict[str, Task] = tree.task.tasks()
+        self.decoder: parts.Decoder = tree.task.build(widths, config.vocabulary)
         self._untrained = tuple(name for name, p in self.named_parameters() if not p.requires_grad)
         self.post_init()
         # transformers looks for tied weights among the direct children only.
@@ -166,7 +174,7 @@ class VLModel(PreTrainedModel):
         joint: Fused | None = None
         for task, decoder in self.decoder.task_decoders().items():
             of_task = split(arrays, task)
-            inputs = self.encode_task(decoder, encoded, of_task, output_attention and not decoded)
+            inputs = self.encode_task(task, encoded, of_task, output_attention and not decoded)
             decoded[task] = decoder(
                 inputs, **{name: value for name, value in of_task.items() if name not in TASK_INPUTS}
             )
@@ -229,22 +237,23 @@ class VLModel(PreTrainedModel):
         return Tokens.concatenate(encoded)
 
     def encode_task(
-        self, decoder: parts.Decoder, encoded: Streams, arrays: Mapping[str, Any], output_attention: bool = False
+        self, task: str, encoded: Streams, arrays: Mapping[str, Any], output_attention: bool = False
     ) -> DecoderInput:
-        """What the decoder of a task reads: the encoded streams and, if it reads it, the joint stream.
+        """What the head of a task reads: the encoded streams and, if it reads it, the joint stream.
 
         Args:
             encoded: the streams of the inputs.
             arrays: of the task, by their plain names.
         """
+        decoder, reads_text = self.decoder.task_decoders()[task], self.tasks[task].reads_text()
         sample_N = arrays["sample_N"]
         streams, rows = dict(encoded), dict.fromkeys(encoded, sample_N)
-        if decoder.spec.text:
+        if reads_text:
             streams["language"], rows["language"] = self._encode_task_texts(arrays)
         if not decoder.reads_joint or self.topology is None:
             return DecoderInput(streams, rows, None)
         options = {"pooled_only": decoder.pooled_only, "output_attention": output_attention}
-        if decoder.spec.text:
+        if reads_text:
             return DecoderInput(streams, rows, self.topology(streams, rows, **options))
         # Rows without texts of their own share all of their sample's: fused once, repeated afterwards.
         return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(sample_N))

@@ -12,6 +12,7 @@ from vlmodel.config import ConfigError, Section, part
 from vlmodel.encoder_parts import IMAGE, TEXT, ModalityPart
 from vlmodel.media.registry import media
 from vlmodel.streams import Adapters
+from vlmodel.tasks import DEFAULT
 
 if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -41,8 +42,8 @@ class ModelConfig(Section):
     """Where the streams meet."""
     fusion: part("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """How they meet."""
-    decoder: part("vlmodel.decoder", "vqa") = Field({}, validate_default=True)  # type: ignore[valid-type]
-    """The task."""
+    task: part("vlmodel.tasks", DEFAULT) = Field({}, validate_default=True)  # type: ignore[valid-type]
+    """What the model learns and answers."""
 
     @field_validator("inputs")
     @classmethod
@@ -60,22 +61,22 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _names_and_streams(self) -> ModelConfig:
-        if both := sorted(set(self.inputs) & set(self.decoder.tasks())):
+        if both := sorted(set(self.inputs) & set(self.task.tasks())):
             raise ValueError(f"{both[0]!r} is the name of an input and of a task; give one of them another name")
         encoded = set(self.encoders())
         if not encoded:
             raise ValueError(
-                f"vision.kind={self.vision.kind!r}, no inputs, and decoder.kind={self.decoder.kind!r} reads no text: "
+                f"vision.kind={self.vision.kind!r}, no inputs, and task.kind={self.task.kind!r} reads no text: "
                 "nothing is encoded; name an encoder (vision, inputs)"
             )
-        if missing := sorted(self.decoder.encoded_streams() - encoded):
+        if missing := sorted(self.task.encoded_streams() - encoded):
             raise ValueError(
-                f"decoder.kind={self.decoder.kind!r} reads the stream {missing[0]!r}, and the model has "
-                f"{', '.join(sorted(encoded))}; name another (decoder.stream), or its encoder (vision, inputs)"
+                f"task.kind={self.task.kind!r} reads the stream {missing[0]!r}, and the model has "
+                f"{', '.join(sorted(encoded))}; name another (task.stream), or its encoder (vision, inputs)"
             )
         if unread := sorted(set(self.inputs) - encoded):
             raise ValueError(
-                f"no task reads inputs.{unread[0]}; leave it out, or name it in decoder.stream of a contrastive task"
+                f"no task reads inputs.{unread[0]}; leave it out, or name it in task.stream of a contrastive task"
             )
         return self
 
@@ -83,10 +84,10 @@ class ModelConfig(Section):
     def _text_is_encoded_once(self) -> ModelConfig:
         if not self.topology.encodes_text:
             return self
-        if self.decoder.reads_encoded():
+        if self.task.reads_encoded():
             raise ValueError(
                 f"topology.kind={self.topology.kind!r} encodes the text together with the image, and "
-                f"decoder.kind={self.decoder.kind!r} reads it encoded alone, as every contrastive task does; use "
+                f"task.kind={self.task.kind!r} reads it encoded alone, as every contrastive task does; use "
                 "topology.kind='dual' or 'interactive', or leave that task out"
             )
         try:
@@ -105,12 +106,12 @@ class ModelConfig(Section):
         found = {}
         if self.vision.reads_images:
             found["vision"] = Encoding(IMAGE, self.vision)
-        if any(spec.text for spec in self.decoder.tasks().values()):
+        if self.task.reads_text():
             found["language"] = Encoding(TEXT, self.language)
         found |= {name: Encoding(name, encoder) for name, encoder in self.inputs.items()}
-        if self.decoder.reads_joint():
+        if self.task.reads_joint():
             return found
-        return {name: found[name] for name in found if name in self.decoder.encoded_streams()}
+        return {name: found[name] for name in found if name in self.task.encoded_streams()}
 
     def reads_images(self) -> bool:
         """Whether the input "image" is encoded."""
@@ -125,16 +126,14 @@ class ModelConfig(Section):
 
     def text_features(self) -> Literal["tokens", "pooled"]:
         """Whether the model needs the language features of each token of a text, or one vector for the whole text."""
-        reads_tokens = self.decoder.reads_joint() and (self.topology.reads_tokens or self.fusion.reads_tokens)
+        reads_tokens = self.task.reads_joint() and (self.topology.reads_tokens or self.fusion.reads_tokens)
         needs_tokens = reads_tokens and self.language.outputs_tokens()
         return "pooled" if self.language.can_pool_features() and not needs_tokens else "tokens"
 
     def resolve(self, vocabulary: parts.Vocabulary) -> ModelConfig:
         """The same with everything that building it needs."""
         language = self.language.without_layers() if self.topology.encodes_text else self.language
-        return self.model_copy(
-            update={"language": language.resolve(vocabulary), "decoder": self.decoder.resolve(vocabulary)}
-        )
+        return self.model_copy(update={"language": language.resolve(vocabulary), "task": self.task.resolve(vocabulary)})
 
     def check_processor(self, processor: ProcessorConfig) -> None:
         """Refuse a processor whose images or texts the encoders cannot take.
@@ -150,11 +149,11 @@ class ModelConfig(Section):
                 f"processor.max_tokens={processor.max_tokens} is more than the {longest} tokens that model.language "
                 "takes; lower the one or raise the other (language.positions)"
             )
-        longest = self.decoder.longest_target()
+        longest = self.task.longest_target()
         if longest is not None and processor.max_target_tokens > longest:
             raise ConfigError(
                 f"processor.max_target_tokens={processor.max_target_tokens} is more than the {longest} tokens that "
-                "model.decoder can write; lower the one or raise the other (decoder.positions)"
+                "model.task can write; lower the one or raise the other (task.positions)"
             )
 
     def text_limits(self, processor: VLProcessor) -> tuple[int | None, int | None]:
@@ -164,7 +163,7 @@ class ModelConfig(Section):
             WeightsError: a pretrained part does not exist.
         """
         resolved = self.resolve(vocabulary_of(processor))
-        return resolved.language.longest_text(), resolved.decoder.longest_target()
+        return resolved.language.longest_text(), resolved.task.longest_target()
 
 
 def vocabulary_of(processor: VLProcessor) -> parts.Vocabulary:

@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from torch import Tensor, nn
 
-from vlmodel import generation
 from vlmodel.config import ConfigError, Part
 from vlmodel.encoder_parts import EncoderPart as EncoderPart
 from vlmodel.encoder_parts import ModalityPart as ModalityPart
 from vlmodel.streams import Adapters
-from vlmodel.task_spec import TaskSpec
 from vlmodel.tokens import DecoderInput, Fused, Rows, Streams, Tokens
 
 if TYPE_CHECKING:
@@ -317,22 +315,18 @@ Answers = list[tuple[str, float]]
 
 
 class Decoder(Pretrainable):
-    """Base of the decoders. A decoder is a task: it defines what the task reads, its loss, counts and answers.
+    """Base of the heads of tasks: ``forward`` gives scores, loss and counts of a task's rows.
 
     Attributes:
-        spec: what the task reads of a sample.
-        pooled_only: the decoder reads only the pooled vector of the joint stream.
-        reads_joint: the decoder reads the joint stream; otherwise only the encoders' streams, and nothing is fused.
-        is_contrastive: the decoder embeds images and texts in one space (``embed``).
+        pooled_only: the head reads only the pooled vector of the joint stream.
+        reads_joint: the head reads the joint stream; otherwise only the encoders' streams, and nothing is fused.
     """
 
-    spec: TaskSpec
     pooled_only: bool = False
     reads_joint: bool = True
-    is_contrastive: bool = False
 
     def task_decoders(self) -> Mapping[str, Decoder]:
-        """The decoder of each task by the task's name; a single one is called ""."""
+        """The head of each task by the task's name; a single one is called ""."""
         return {"": self}
 
     def combine(self, decoded: Mapping[str, DecoderOutput]) -> DecoderOutput:
@@ -340,65 +334,9 @@ class Decoder(Pretrainable):
         return next(iter(decoded.values()))
 
     def forward(self, encoded: DecoderInput, **targets: Tensor | None) -> DecoderOutput:
-        """Scores, and loss and counts if there are targets; each task names its own."""
-        raise NotImplementedError
-
-    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
-        """The ``top_k`` best answers to each of the N rows.
-
-        Args:
-            settings: of generation, for decoders that generate (transformers' ``GenerationConfig``).
-        """
-        raise NotImplementedError
-
-    def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
-        """Embeddings of the B images and the N texts of a contrastive decoder; their dot product is the similarity."""
+        """Scores, and loss and counts if there are targets: the arrays of ``Task.collate_targets``."""
         raise NotImplementedError
 
     def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
-        """(N, T): the decoder's attention to the joint stream for the best answers; None if it has none of its own."""
+        """(N, T): the head's attention to the joint stream for the best answers; None if it has none of its own."""
         return None
-
-
-class DecoderPart(Part):
-    """Configuration of a decoder."""
-
-    def tasks(self) -> dict[str, TaskSpec]:
-        """What each task reads, by its name."""
-        raise NotImplementedError
-
-    def reads_joint(self) -> bool:
-        """Whether any task reads the joint stream; if none does, the model has no topology and no fusion."""
-        return True
-
-    def reads_encoded(self) -> bool:
-        """Whether any task reads the encoders' streams, for which the language encoder must have its layers."""
-        return not self.reads_joint()
-
-    def encoded_streams(self) -> frozenset[str]:
-        """The encoders' streams that tasks read as they are encoded, beside the joint one."""
-        return frozenset()
-
-    def resolve(self, vocabulary: Vocabulary) -> DecoderPart:
-        """As ``LanguagePart``'s."""
-        return self
-
-    def longest_target(self) -> int | None:
-        """Greatest number of tokens in a generated text, if there is a limit that is known."""
-        return None
-
-    def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
-        """Refuse settings of generation with which ``top_k`` texts cannot be generated, also for other tasks.
-
-        Raises:
-            ConfigError: naming the setting, its value and the remedy.
-        """
-        generation.check(settings, top_k, max_target_tokens)
-
-    def selection_metric(self) -> Literal["accuracy", "loss"]:
-        """The validation metric by which the best checkpoint is chosen."""
-        return "accuracy"
-
-    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
-        """Args: widths: of the encoded streams by their names, and of the "joint" one, if the decoder reads it."""
-        raise NotImplementedError

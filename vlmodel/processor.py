@@ -9,27 +9,27 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.config import ConfigError, Section, dump, parse, part_config
+from vlmodel.array_names import join
+from vlmodel.config import ConfigError, Section, dump, parse, parse_part
 from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.pillow import FORMATS
 from vlmodel.images.resize import Resize
 from vlmodel.lengths import group_by_length
-from vlmodel.task_spec import TaskSpec, is_match, join
+from vlmodel.tasks import DEFAULT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-V = TypeVar("V")
+    from vlmodel.task import Task
 
 _FILE = "processor.json"
 _MIN_LIMIT, _MAX_LIMIT = 32, 512
@@ -116,7 +116,7 @@ class VLProcessor:
         tokenizer: any fast tokenizer of transformers' with a padding token.
         labels: the answers that a classifier chooses among, in the order of the model's scores.
         normalizer: the rules by which answers are compared with each other and with the labels.
-        tasks: what each task reads, by its name; a single task is called "".
+        tasks: by their names; a single one is called "".
         inputs: the parts that decode and collate further inputs of a sample, by the inputs' names.
         reads_images: whether the input "image" is decoded too.
 
@@ -129,7 +129,7 @@ class VLProcessor:
         config: ProcessorConfig,
         tokenizer: PreTrainedTokenizerBase,
         labels: Sequence[str],
-        tasks: Mapping[str, TaskSpec] | None = None,
+        tasks: Mapping[str, Task] | None = None,
         normalizer: Normalizer = "none",
         inputs: Mapping[str, ModalityPart] | None = None,
         reads_images: bool = True,
@@ -137,7 +137,7 @@ class VLProcessor:
         self.normalizer: Normalizer = normalizer
         self.inputs, self.reads_images = dict(inputs or {}), reads_images
         self.config, self.tokenizer, self.labels = config.resolve(), tokenizer, list(labels)
-        self.tasks = dict(tasks) if tasks is not None else {"": TaskSpec(reads="questions")}
+        self.tasks = dict(tasks) if tasks is not None else {"": parse_part("vlmodel.tasks", {"kind": DEFAULT})}
         forms = [normal_form(label, normalizer) for label in self.labels]
         self._label_ids = {form: i for i, form in enumerate(forms)}
         if len(self._label_ids) != len(self.labels):
@@ -148,7 +148,7 @@ class VLProcessor:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
         self.begin_id = _first_of(tokenizer.bos_token_id, tokenizer.cls_token_id)
         self.end_id = _first_of(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        if None in (self.begin_id, self.end_id) and any(spec.target == "tokens" for spec in self.tasks.values()):
+        if None in (self.begin_id, self.end_id) and any(task.writes_text for task in self.tasks.values()):
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} has no token that begins or ends a text to be written; set "
                 "its bos_token and eos_token (or cls_token and sep_token)"
@@ -186,6 +186,11 @@ class VLProcessor:
         """Those of an example's inputs that are read; errors as of ``decode_input``."""
         return {name: self.decode_input(name, example.inputs[name]) for name in self.reads if name in example.inputs}
 
+    def blank_inputs(self) -> Decoded:
+        """An image without anything on it, decoded; {} where no images are read."""
+        size = self.config.image_size
+        return {IMAGE: {"pixels_HWC": np.zeros((size, size, 3), np.uint8)}} if self.reads_images else {}
+
     def decode_on_gpu(self, gpu: str, files: Sequence[bytes], out: Sequence[NDArray[np.uint8]]) -> NDArray[np.bool_]:
         """Decode the files that a CUDA device can decode into ``out``, and return which ones they are."""
         import torch
@@ -222,37 +227,12 @@ class VLProcessor:
         return {"pixels_BHWC": np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)}
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
-        """The N rows of each task over the examples, without their inputs; arrays are named by ``task_spec.join``.
-
-        Returns:
-            ``sample_N`` int64 (the sample of each row), ``weights_N`` float32; if the task takes texts, the arrays
-            of ``tokenize``; and by the task's target
-            "answer", "match": ``labels_N`` int64 (-1 if the target is unknown or none of the labels);
-            "tokens": the arrays of ``tokenize_targets``;
-            "none": ``text_key_N`` int64, which is equal for texts with equal tokens, in any batch.
+        """The rows of each task over the examples, without their inputs: ``Task.collate``; arrays are named by
+        ``array_names.join``.
         """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
-            rows |= join(task, self._collate_rows(self.tasks[task], of_task))
-        return rows
-
-    def _collate_rows(self, spec: TaskSpec, examples: Sequence[Example]) -> dict[str, NDArray[np.generic]]:
-        counts = [len(example.texts) for example in examples]
-        targets = list(chain.from_iterable(map(_targets_of, examples)))
-        rows: dict[str, NDArray[np.generic]] = {
-            "sample_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
-            "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
-        }
-        if spec.text:
-            rows |= self.tokenize([text for example in examples for text in example.texts])
-        if spec.target in ("answer", "match"):
-            number_of = self.label_id if spec.target == "answer" else is_match
-            numbers = (-1 if target is None else int(number_of(target)) for target in targets)
-            rows["labels_N"] = np.fromiter(numbers, np.int64, len(targets))
-        elif spec.target == "tokens":
-            rows |= self.tokenize_targets(targets)
-        elif spec.text:
-            rows["text_key_N"] = _token_hashes(rows["input_ids_NT"], rows["text_mask_NT"])
+            rows |= join(task, self.tasks[task].collate(of_task, self))
         return rows
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
@@ -311,7 +291,7 @@ class VLProcessor:
         """Write the tokenizer's files and ``processor.json`` (settings, labels, tasks and inputs) into ``folder``."""
         folder = Path(folder)
         self.tokenizer.save_pretrained(str(folder))
-        tasks = {task: dump(spec) for task, spec in self.tasks.items()}
+        tasks = {name: dump(task) for name, task in self.tasks.items()}
         tree = {
             "processor": dump(self.config),
             "labels": self.labels,
@@ -342,8 +322,11 @@ class VLProcessor:
                 f"{str(file)!r} lacks {', '.join(sorted(missing))}, as an earlier version wrote it; train the model "
                 "anew with this version"
             )
-        tasks = {task: parse(TaskSpec, spec) for task, spec in tree["tasks"].items()}
-        inputs = {name: _modality_part(encoder) for name, encoder in tree["inputs"].items()}
+        try:
+            tasks = {name: parse_part("vlmodel.tasks", task) for name, task in tree["tasks"].items()}
+            inputs = {name: parse_part("vlmodel.modality", encoder) for name, encoder in tree["inputs"].items()}
+        except ConfigError as error:
+            raise ConfigError(f"{str(file)!r} is of another version ({error}); train anew with this one") from None
         return cls(
             parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, tree["normalizer"],
             inputs, tree["reads_images"],
@@ -366,36 +349,6 @@ def places(has_input: Iterable[bool]) -> NDArray[np.int64]:
     """For each of B samples the index of its input among the P given ones, or P for a sample without it, (B,)."""
     has_B = np.fromiter(has_input, np.bool_)
     return np.where(has_B, np.cumsum(has_B) - 1, has_B.sum()).astype(np.int64, copy=False)
-
-
-def _modality_part(tree: Mapping[str, Any]) -> ModalityPart:
-    part: Any = parse(part_config("vlmodel.modality", tree["kind"]), tree)
-    return part
-
-
-def _targets_of(example: Example) -> Sequence[str | None]:
-    return _value_per_text(example, "targets", example.targets or None, None)
-
-
-def _weights_of(example: Example) -> Sequence[float]:
-    return _value_per_text(example, "weights", example.weights, 1.0)
-
-
-def _value_per_text(example: Example, name: str, values: Sequence[V] | None, default: V) -> Sequence[V]:
-    """A value for each text: the given ones, or the default."""
-    if values is None:
-        return [default] * len(example.texts)
-    if len(values) != len(example.texts):
-        raise ValueError(f"{len(example.texts)} texts have {len(values)} {name}: {example.texts[:3]!r}...")
-    return values
-
-
-def _token_hashes(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
-    """A multilinear hash of each text's tokens (Lemire & Kaser 2014), independent of process, padding and its side."""
-    position_NT = np.cumsum(mask_NT, axis=1) - 1
-    factors_T = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, (ids_NT.shape[1],), np.uint64)
-    terms_NT = (ids_NT.astype(np.uint64) + 1) * factors_T[position_NT]
-    return np.where(mask_NT, terms_NT, np.uint64(0)).sum(axis=1, dtype=np.uint64).view(np.int64)
 
 
 def _first_of(*ids: int | None) -> int | None:

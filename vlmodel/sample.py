@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+TEXTS = frozenset({"captions", "questions"})
+"""The names in ``Sample.present`` that stand for texts; the others are inputs."""
+
 
 @dataclass(frozen=True)
 class Question:

@@ -12,8 +12,7 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
-from pipelines.evaluate.build_report import build_report
-from pipelines.evaluate.example_scores import score_examples
+from pipelines.evaluate.build_report import build_report, score_examples
 from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
 from pipelines.evaluate.predict import PredictConfig, collect, predict
 from pipelines.evaluate.report import Report
@@ -21,7 +20,8 @@ from pipelines.report import training_pictures
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.inference import Predictor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.sample import TEXTS
+from vlmodel.task import Task
 
 EXAMPLES = 12
 """Cards on the page of right and wrong examples."""
@@ -47,7 +47,7 @@ class Assessment:
     normalizer: Normalizer = "none"
 
 
-def check_evaluable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> None:
+def check_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None:
     """Refuse data that models cannot be evaluated on: samples need images and the texts of each task.
 
     Args:
@@ -56,17 +56,17 @@ def check_evaluable(index: Index, tasks: Mapping[str, TaskSpec], split: str) -> 
     Raises:
         DataError: the samples have no images, or none of the split has the texts of a task.
     """
-    if index.modality != "pairs":
+    if not index.count(lambda present: bool(present & TEXTS) and bool(present - TEXTS)):
         raise DataError(
             f"models are judged on images with texts, and {index.tars} holds {index.modality} alone; name such pairs "
             "in data.tars, and this in data.mix to train on it too"
         )
-    for task, spec in tasks.items():
-        if not index.count_with(spec.reads, split):
+    for name, task in tasks.items():
+        if not index.count(task.can_learn, split):
             raise DataError(
-                f"no {split or 'indexed'} sample of {index.tars} has {spec.reads}, by which "
-                f"{f'task {task!r}' if task else 'the model'} is judged; choose data or a split that has some"
-                f"{', or leave the task out' if task else ''}"
+                f"no {split or 'indexed'} sample of {index.tars} has {task.learns_from}, by which "
+                f"{f'task {name!r}' if name else 'the model'} is judged; choose data or a split that has some"
+                f"{', or leave the task out' if name else ''}"
             )
 
 
@@ -102,22 +102,22 @@ def assess(
         baselines = Baselines.of_training(index, [], processor.tasks, processor.normalizer)
     trained_on = training and source.split != "train" and index.hash in baselines.trained_on
     assessments = []
-    for task, spec in processor.tasks.items():
-        answers = pa.concat_tables(list(collect(predict(model, source, config, stream, task))))
+    for name, task in processor.tasks.items():
+        answers = pa.concat_tables(list(collect(predict(model, source, config, stream, name))))
         split = source.split or "all"
-        report = build_report(answers, split, spec, baselines, processor.labels, processor.normalizer)
-        if trained_on and index.count_with(spec.reads, "train"):
+        report = build_report(answers, split, task, baselines, processor.labels, processor.normalizer, name)
+        if trained_on and index.count(task.can_learn, "train"):
             sample = predict(
-                model, replace(source, split="train"), config, stream, task, sample=report.samples, shuffled=0
+                model, replace(source, split="train"), config, stream, name, sample=report.samples, shuffled=0
             )  # fmt: skip
-            scores = score_examples(pa.concat_tables(list(collect(sample))), spec, processor.normalizer)
+            scores = score_examples(pa.concat_tables(list(collect(sample))), task, processor.normalizer)
             if len(scores):
                 report = replace(report, training=(scores.value, len(scores)))
-        rows = choose_examples(answers, spec, examples, normalizer=processor.normalizer)
-        cards = make_cards(rows, index, predictor, task)
+        rows = choose_examples(answers, task, examples, normalizer=processor.normalizer)
+        cards = make_cards(rows, index, predictor, name)
         first = answers.slice(0, 1).to_pylist()[0]
         example = (image_bytes(first["key"], index, first["split"]), first["text"])
-        assessments.append(Assessment(task, report, answers, cards, example, processor.normalizer))
+        assessments.append(Assessment(name, report, answers, cards, example, processor.normalizer))
     return assessments
 
 

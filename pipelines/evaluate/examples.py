@@ -5,22 +5,19 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.data.index.index import Index
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from pipelines.evaluate.example_scores import answers_match
+from pipelines.evaluate.answered import answered_rows
 from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
-from vlmodel.task_spec import MATCH, TaskSpec, is_match
+from vlmodel.task import Task
 
 _HELD_OUT_FIRST = ("val", "test", "train")
-_MAX_CAPTIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class ExampleRow:
         title: text above the picture.
         answer: the right answer; for captions one that people gave.
         predicted, probability: the best answer.
-        right: whether it is right; None for captions.
+        right: whether it is right; None where that is no question of right and wrong.
     """
 
     key: str
@@ -47,10 +44,17 @@ class ExampleRow:
 
 
 def choose_examples(
-    answers: pa.Table, spec: TaskSpec, count: int, seed: int = 0, normalizer: Normalizer = "none"
+    answers: pa.Table, task: Task, count: int, seed: int = 0, normalizer: Normalizer = "none"
 ) -> list[ExampleRow]:
     """Up to ``count`` rows, half of them wrong if there are so many; the same for the same table."""
-    rows = _retrieved_rows(answers) if spec.target == "none" else _answered_rows(answers, spec, normalizer)
+    columns = {name: answers[name].to_pylist() for name in ("key", "split", "text")}
+    rows = [
+        ExampleRow(
+            columns["key"][one.row], columns["split"][one.row], columns["text"][one.row], one.title, one.answer,
+            one.predicted, one.probability, one.right,
+        )
+        for one in task.examples(answered_rows(answers), normalizer)
+    ]  # fmt: skip
     rng = random.Random(seed)
     wrong = [row for row in rows if row.right is False]
     others = [row for row in rows if row.right is not False]
@@ -86,40 +90,6 @@ def image_bytes(key: str, index: Index, split: str = "") -> bytes:
         if (name, key) in images:
             return images[name, key]
     raise DataError(f"the index of {index.tars} has no sample {key!r}{f' of split {split!r}' if split else ''}")
-
-
-def _answered_rows(answers: pa.Table, spec: TaskSpec, normalizer: Normalizer) -> list[ExampleRow]:
-    answered = answers.filter(pc.is_valid(answers["target"]))
-    rows = []
-    columns = (answered[name].to_pylist() for name in ("key", "split", "text", "target", "predicted", "probability"))
-    for key, split, text, target, predicted, probability in zip(*columns, strict=True):
-        title = text
-        right: bool | None = None
-        if spec.target == "match":
-            right = is_match(target) == (predicted == MATCH)
-        elif spec.target == "tokens" and not spec.text:
-            title = ""
-        else:
-            (right,) = answers_match([target], [predicted], normalizer)
-        rows.append(ExampleRow(key, split, text, title, target, predicted, probability, right))
-    return rows
-
-
-def _retrieved_rows(answers: pa.Table) -> list[ExampleRow]:
-    """For each image the nearest of the first captions; right if it is one of the image's."""
-    some = answers.slice(0, _MAX_CAPTIONS)
-    first = some.filter(pc.is_valid(some["image_embedding"]))
-    image_BD, text_ND = (np.stack(t[c].to_pylist()) for t, c in ((first, "image_embedding"), (some, "text_embedding")))
-    similarity_BN = image_BD @ text_ND.T
-    samples, texts = _sample_ids(some), some["text"].to_pylist()
-    nearest_B = zip(
-        _sample_ids(first), first["text"].to_pylist(), similarity_BN.argmax(1), similarity_BN.max(1), strict=True
-    )
-    title = f"of {len(texts)} captions the nearest"
-    return [
-        ExampleRow(key, split, own, title, own, texts[n], float(similarity), samples[n] == (split, key))
-        for (split, key), own, n, similarity in nearest_B
-    ]
 
 
 def _sample_ids(answers: pa.Table) -> list[tuple[str, str]]:

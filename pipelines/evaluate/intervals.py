@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.evaluate.example_scores import ExampleScores
+from vlmodel.metrics.scores import ExampleScores
 
 CONFIDENCE = 0.95
 _RESAMPLES = 1000

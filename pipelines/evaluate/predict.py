@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, batch_dataset
 from pipelines.data.stream.wire import unpack
 from pipelines.errors import DataError
+from vlmodel.array_names import join, split
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
 from vlmodel.processor import Example, VLProcessor, places
-from vlmodel.task_spec import join, split
 
 SCHEMA = pa.schema(
     [
@@ -50,10 +51,10 @@ SCHEMA = pa.schema(
         pa.field("text_embedding", pa.list_(pa.float32())),
     ]
 )
-"""A row for each row of the task (``pipelines.data.stream.rows.Row``): the sample (samples of different splits may have
+"""A row for each row of the task (``vlmodel.task.Row``): the sample (samples of different splits may have
 the same key), the request, the right answer (null if unknown), whether the text was cut (``processor.max_tokens``),
 the best answer, and the ``top_k`` best. ``shuffled`` is the best answer about the image of another sample (null if the
-model was not asked). A contrastive task has its embeddings, the image's in the first row of each sample."""
+model was not asked). A task that embeds has its vectors, the image's in the first row of each sample."""
 
 
 _BATCHES_PER_TASK = 16
@@ -184,14 +185,13 @@ def predict(
     task = next(iter(tasks)) if task is None else task
     if task not in tasks:
         raise ConfigError(f"evaluate.task={task!r} is no task of this model; it has {', '.join(map(repr, tasks))}")
-    members, spec = Index.open(source.tars).modality, tasks[task]
-    if (members == "texts" and spec.needs_image) or (members == "images" and spec.text):
-        missing = "images" if members == "texts" else "texts"
+    index = Index.open(source.tars)
+    if not index.count(tasks[task].can_answer):
         raise DataError(
-            f"{source.tars} holds {members} alone, and the model's task{f' {task!r}' if task else ''} is about "
-            f"{missing}; name data that has some, or another task in evaluate.task"
+            f"{source.tars} holds {index.modality} alone, and the model's task{f' {task!r}' if task else ''} is about "
+            f"{tasks[task].learns_from}; name data that has some, or another task in evaluate.task"
         )
-    batches = EvaluationBatches(source, config.batch, answering=task, sample=sample)
+    batches = EvaluationBatches(replace(source, answering=task), config.batch, sample=sample)
     dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)
     return dataset.map_batches(
         _PredictActor,

@@ -14,12 +14,13 @@ class Report:
     Attributes:
         samples: number of images.
         rows: number of rows of the task that counted, called ``unit``.
-        unit: questions, images, pairs or captions.
+        unit: what the rows are: questions, images, pairs.
         metric: name of the metric by which models are compared; higher is better.
         metrics: all metrics of the model.
         baselines: the same metrics, or some of them, of each baseline.
         notes: remarks for the reader.
-        by_answer: for each right answer its number of rows and its accuracy, most frequent first; empty for captions.
+        by_answer: for each right answer its number of rows and its accuracy, most frequent first; empty
+            where answers are no classes.
         interval: 95 % interval of the metric by which models are compared.
         comparisons: that metric beside each baseline, on the baseline's rows.
         subset_metrics: for each baseline that covers only a part of the rows, the model's metrics on those rows.

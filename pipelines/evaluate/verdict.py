@@ -8,8 +8,8 @@ from typing import Literal
 
 from scipy import stats
 
-from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import CONFIDENCE, difference_interval
+from vlmodel.metrics.scores import ExampleScores
 
 Relation = Literal["better", "unclear", "worse"]
 """Of a model to a baseline: significantly better or worse, or neither."""

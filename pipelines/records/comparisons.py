@@ -21,8 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pipelines.records.corrections import SpoolFullError
 from pipelines.storage.folder import Folder
 
-Task = Literal["vqa", "caption", "match", "embed"]
-
 _SUFFIX = ".jsonl"
 _MAX_BUFFERED = 10_000
 """Comparisons that a writer buffers at most."""
@@ -64,17 +62,18 @@ class Comparison(_Line):
     """One request that both models got.
 
     Attributes:
+        task: the name of the operation.
         mode: of the service.
         model: name in the registry.
         image: SHA-256 of the encoded image, "" without one; corrections have it too.
         fallback: whether the champion answered for the challenger.
-        agreement: from 0 to 1, defined by the task (serve/agreement.py); None where one model did not answer.
+        agreement: from 0 to 1, as the operation defines it; None where one model did not answer.
         difference: the largest difference of probabilities, for matching.
         texts: where both answered in words.
     """
 
     time_ns: int
-    task: Task
+    task: str = Field(min_length=1)
     mode: Literal["shadow", "canary"]
     model: str
     image: _Image

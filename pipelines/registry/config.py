@@ -8,9 +8,9 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipelines.evaluate.predict import SCHEMA
-from pipelines.records.comparisons import Task
 from vlmodel.config import Section
 from vlmodel.locations import Location
+from vlmodel.operations.base import all_operations
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Rewording = Literal["case", "punctuation", "politeness"]
@@ -32,10 +32,23 @@ class LiveConfig(Section):
     challenger and can be served as one. "pass": the gate decides by the hold-out, as without live traffic."""
     errors: Share = 0.01
     """Largest difference between its share of failed requests and the champion's."""
-    agreement: dict[Task, Share] = {"vqa": 0.7, "match": 0.7}
-    """Lowest agreement with the champion's answers, by task; tasks left out are not checked."""
+    agreement: dict[str, Share] = Field(default_factory=lambda: _least_agreements())
+    """Lowest agreement with the champion's answers, by operation (vqa, caption, match, ...); those left out are not
+    checked."""
     latency: float = Field(1.5, gt=0)
     """Largest median and 95th percentile of the latency, as multiples of the champion's."""
+
+    @field_validator("agreement")
+    @classmethod
+    def _known_operations(cls, agreement: dict[str, float]) -> dict[str, float]:
+        if unknown := sorted(agreement.keys() - all_operations().keys()):
+            raise ValueError(f"{unknown[0]!r} is no operation; they are {', '.join(all_operations())}")
+        return agreement
+
+
+def _least_agreements() -> dict[str, float]:
+    least = {name: operation.least_agreement for name, operation in all_operations().items()}
+    return {name: share for name, share in least.items() if share is not None}
 
 
 class GateConfig(Section):

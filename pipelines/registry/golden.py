@@ -120,7 +120,7 @@ def _predict_image_variants(predictor: Predictor, task: str, text: str, images: 
 
 
 def _generates_text(predictor: Predictor, task: str) -> bool:
-    return predictor.processor.tasks[task].target == "tokens"
+    return predictor.processor.tasks[task].writes_text
 
 
 def _scores_differ(answers: Answers, others: Answers, tolerance: float, exact: bool) -> bool:

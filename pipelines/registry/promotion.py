@@ -14,7 +14,7 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
-from pipelines.evaluate.example_scores import ExampleScores, score_examples
+from pipelines.evaluate.build_report import score_examples
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
@@ -26,9 +26,10 @@ from pipelines.registry.registry import Registry
 from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
 from vlmodel.inference import Predictor
+from vlmodel.metrics.scores import ExampleScores
 from vlmodel.processor import VLProcessor
 from vlmodel.sample import Sample
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import Task
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def run_gate(
 
 
 def compare_on_holdout(
-    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
+    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, Task], config: GateConfig
 ) -> tuple[list[Check], list[Difference]]:
     """Compare answers row by row. The first task must be better; the others are treated as slices.
 
@@ -135,7 +136,7 @@ def compare_on_holdout(
 
 
 def compare_on_new_data(
-    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, TaskSpec], config: GateConfig
+    candidate: Sequence[Assessment], champion: Sequence[Assessment], tasks: Mapping[str, Task], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
     """Compare answers about new data, row by row, for each task.
 
@@ -221,15 +222,15 @@ def roll_back(registry: Registry, reason: str, tracker_of: Callable[[ModelVersio
 
 
 def _score_both(
-    candidate: Assessment, champion: Assessment, tasks: Mapping[str, TaskSpec]
+    candidate: Assessment, champion: Assessment, tasks: Mapping[str, Task]
 ) -> tuple[ExampleScores, ExampleScores]:
     """Per-example scores of both models, by the candidate's rules for normalizing answers."""
-    spec, normalizer = tasks[candidate.task], candidate.normalizer
-    return score_examples(candidate.answers, spec, normalizer), score_examples(champion.answers, spec, normalizer)
+    task, normalizer = tasks[candidate.task], candidate.normalizer
+    return score_examples(candidate.answers, task, normalizer), score_examples(champion.answers, task, normalizer)
 
 
 def _compare_on_new_data(
-    candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, TaskSpec], config: GateConfig
+    candidate: LocalModel, champion: LocalModel, new: Holdout, tasks: Mapping[str, Task], config: GateConfig
 ) -> tuple[Check, list[Difference]]:
     """``compare_on_new_data``; the check does not apply if the new tars have no right answers."""
     try:

@@ -10,12 +10,12 @@ from typing import Self, TypeVar
 import httpx
 
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.routes.base import TaskResponse
-from pipelines.serve.http.routes.caption import CaptionResponse
-from pipelines.serve.http.routes.embed import EmbedResponse
 from pipelines.serve.http.routes.feedback import FeedbackResponse
-from pipelines.serve.http.routes.match import MatchResponse
-from pipelines.serve.http.routes.vqa import VQAResponse
+from vlmodel.operations.ask import VQAResponse
+from vlmodel.operations.base import TaskResponse
+from vlmodel.operations.describe import CaptionResponse
+from vlmodel.operations.embed import EmbedResponse
+from vlmodel.operations.match import MatchResponse
 
 ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray.serve.metrics import Counter, Histogram
 
-from pipelines.serve.service import ChallengerMetrics, Metrics, Task
+from pipelines.serve.service import ChallengerMetrics, Metrics
 
 _SECONDS = [0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
 _SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]
@@ -43,7 +43,7 @@ class RayMetrics(Metrics):
         self._requests.inc(tags={**tags, "status": str(status), "code": code})
         self._latency.observe(seconds, tags=tags)
 
-    def batch(self, task: Task, size: int, seconds: float, version: str) -> None:
+    def batch(self, task: str, size: int, seconds: float, version: str) -> None:
         tags = {"task": task, "model_version": version}
         self._batch_size.observe(size, tags=tags)
         self._batch_seconds.observe(seconds, tags=tags)
@@ -73,13 +73,13 @@ class RayChallengerMetrics(ChallengerMetrics):
             tag_keys=("reason",),
         )
 
-    def called(self, task: Task, outcome: str, version: str) -> None:
+    def called(self, task: str, outcome: str, version: str) -> None:
         self._requests.inc(tags={"task": task, "outcome": outcome, "model_version": version})
 
-    def compared(self, task: Task, agreement: float, version: str) -> None:
+    def compared(self, task: str, agreement: float, version: str) -> None:
         self._agreement.observe(agreement, tags={"task": task, "model_version": version})
 
-    def fell_back(self, task: Task, reason: str) -> None:
+    def fell_back(self, task: str, reason: str) -> None:
         self._fallbacks.inc(tags={"task": task, "reason": reason})
 
     def dropped(self, reason: str) -> None:

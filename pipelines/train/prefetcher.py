@@ -11,7 +11,7 @@ import torch
 
 from pipelines.data.stream.dataset import Arrays
 from pipelines.data.stream.loader import model_inputs
-from vlmodel.task_spec import stays_on_host
+from vlmodel.array_names import stays_on_host
 
 
 class DevicePrefetcher:

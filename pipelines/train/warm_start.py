@@ -18,7 +18,6 @@ from pipelines.tracking.provenance import flatten
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import TaskSpec
 from vlmodel.weights import WeightsError
 
 _FOLDER = "init"
@@ -53,9 +52,7 @@ def as_local(folder: str) -> Iterator[Path]:
         yield model
 
 
-def load_matching_processor(
-    model: Path, config: ModelConfig, processor: ProcessorConfig, tasks: Mapping[str, TaskSpec]
-) -> VLProcessor:
+def load_matching_processor(model: Path, config: ModelConfig, processor: ProcessorConfig) -> VLProcessor:
     """The processor of a model folder, with which training continues. Refuses a model whose settings differ from the
     configured ones: weights of the same shape can mean something else.
 
@@ -72,7 +69,6 @@ def load_matching_processor(
     changes = [
         *_setting_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, saved))),
         *_setting_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
-        *_setting_differences("tasks", _as_trees(tasks), _as_trees(loaded.tasks)),
     ]
     if changes:
         raise ConfigError(
@@ -86,10 +82,6 @@ def with_inferred_limits(configured: ProcessorConfig, existing: ProcessorConfig)
     """The configured settings; those limits that are 0 (inferred from data) are taken from ``existing``."""
     limits = [name for name in ("max_tokens", "max_target_tokens") if not getattr(configured, name)]
     return configured.model_copy(update={name: getattr(existing, name) for name in limits})
-
-
-def _as_trees(tasks: Mapping[str, TaskSpec]) -> dict[str, Any]:
-    return {task: dump(spec) for task, spec in tasks.items()}
 
 
 def _setting_differences(prefix: str, configured: Mapping[str, Any], stored: Mapping[str, Any]) -> list[str]:

@@ -105,7 +105,7 @@ def train_worker(spec: RunSpec) -> None:
     try:
         with tracker:
             hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
-            selection_metric, patience = spec.model.decoder.selection_metric(), spec.train.patience
+            selection_metric, patience = spec.model.task.selection_metric(), spec.train.patience
             train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
             if (
                 rank == 0

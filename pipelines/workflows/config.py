@@ -146,10 +146,10 @@ class JobConfig(Section):
             most = (
                 self.processor.max_target_tokens
                 or self.processor.resolve(
-                    target_limit=self.model.decoder.longest_target(), longest_target=sys.maxsize
+                    target_limit=self.model.task.longest_target(), longest_target=sys.maxsize
                 ).max_target_tokens
             )
-            self.model.decoder.check_generation(predict.generation, predict.top_k, most)
+            self.model.task.check_generation(predict.generation, predict.top_k, most)
         except ConfigError as error:
             raise ValueError(f"predict.generation: {error}") from None
         return self

@@ -141,7 +141,7 @@ def _initial_model(work: Workspace) -> str:
     if copy := warm_start.find_model(work.run_folder):
         return copy
     chosen = choose_model(work.changed(evaluate=config.evaluate.model_copy(update={"model": config.train.init})))
-    warm_start.load_matching_processor(chosen.folder, config.model, config.processor, config.model.decoder.tasks())
+    warm_start.load_matching_processor(chosen.folder, config.model, config.processor)
     print(f"train {config.name}: begins with {chosen.name} version {chosen.version}", flush=True)
     return warm_start.store_model(chosen.folder, work.run_folder)
 
@@ -159,7 +159,7 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
             return save_processor(VLProcessor.from_pretrained(model), str(folder))
     config = work.config
     return build_processor(
-        indexes, config.vocabulary, config.processor, config.model.decoder.tasks(), str(folder),
+        indexes, config.vocabulary, config.processor, config.model.task.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
         inputs=config.model.inputs, reads_images=config.model.reads_images(),
     )  # fmt: skip

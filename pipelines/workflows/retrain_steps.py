@@ -12,7 +12,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.tars.inputs import PAIRS
-from pipelines.data.texts.corpus import count_answers
+from pipelines.data.texts.corpus import count_labels
 from pipelines.data.texts.vocabulary import known_answer_share
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import assess
@@ -82,10 +82,10 @@ def checked(work: Workspace, cycle: Cycle) -> Facts:
         raise DataError(
             f"{evaluation_index.tars} has no validation split, by which candidate and champion are compared; add one"
         )
-    for task, fields in work.config.model.decoder.tasks().items():
-        if not new.count_with(fields.reads, "train"):
-            name = f" of task {task!r}" if task else ""
-            raise DataError(f"no training sample of {new.tars} has {fields.reads}, which the model{name} reads")
+    for name, task in work.config.model.task.tasks().items():
+        if not new.count(task.can_learn, "train"):
+            of_task = f" of task {name!r}" if name else ""
+            raise DataError(f"no training sample of {new.tars} has {task.learns_from}, which the model{of_task} reads")
 
     statistics = drift.collect_statistics(new)
     before, compared_with = _statistics_before(work, evaluation_index)
@@ -232,13 +232,14 @@ def _choose_initial_model(work: Workspace, new: Index) -> tuple[str, str]:
     champion = registry.find()
     if champion is None:
         return "", "there is no champion"
-    tasks = work.config.model.decoder.tasks()
+    tasks = work.config.model.task.tasks()
     processor = warm_start.load_matching_processor(
-        registry.download(champion).folder, work.config.model, work.config.processor, tasks
+        registry.download(champion).folder, work.config.model, work.config.processor
     )
-    if not any(fields.target == "answer" for fields in tasks.values()):
+    choosing = [task for task in tasks.values() if task.chooses_label]
+    if not choosing:
         return champion.version, "it is the champion"
-    share = known_answer_share(count_answers(new), processor)
+    share = known_answer_share(count_labels(new, choosing), processor)
     knows = f"the champion (version {champion.version}) knows {share:.4f} of the new answers"
     if share < _LEAST_KNOWN_ANSWERS:
         return "", f"{knows}, less than {_LEAST_KNOWN_ANSWERS}"

@@ -90,14 +90,12 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
     Raises:
         DataError: no source has training samples with the texts of a task.
     """
-    for task, spec in work.config.model.decoder.tasks().items():
-        usable = [index for index in training_indexes.values() if index.modality != "texts" or not spec.needs_image]
-        if not sum(index.count_with(spec.reads, "train") for index in usable):
+    for name, task in work.config.model.task.tasks().items():
+        if not sum(index.count(task.can_learn, "train") for index in training_indexes.values()):
             raise DataError(
-                f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has {spec.reads}"
-                f"{' with an image' if spec.needs_image else ''}, of which "
-                f"{f'task {task!r}' if task else 'the model'} learns; choose data that has some"
-                f"{', or leave the task out of model.decoder.heads' if task else ''}"
+                f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has "
+                f"{task.learns_from}, of which {f'task {name!r}' if name else 'the model'} learns; choose data that "
+                f"has some{', or leave the task out of model.task.heads' if name else ''}"
             )
 
 
@@ -133,9 +131,8 @@ def training(
 
     Raises:
         ConfigError: a source is too rare to be mixed.
-        DataError: a source has no samples with the texts that the tasks read, or images alone, of which none learns.
+        DataError: a source has no samples that a task can use.
     """
-    _refuse_idle(work, training_indexes)
     train = work.config.train
     sources = {
         name: Source(index.tars, index.hash, "train", str(processor), features)
@@ -166,15 +163,3 @@ def index_facts(index: Index, source_folder: str) -> dict[str, object]:
         "counts": index.counts(),
         "quarantine": index.quarantine_counts(),
     }
-
-
-def _refuse_idle(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
-    """A captioner writes about images without texts, and learns nothing of them."""
-    if any(spec.target == "none" for spec in work.config.model.decoder.tasks().values()):
-        return
-    for index in training_indexes.values():
-        if index.modality == "images":
-            raise DataError(
-                f"{index.tars} holds images alone, and only contrastive tasks learn of images without texts; leave it "
-                "out of data.mix, or add such a task"
-            )

@@ -68,7 +68,7 @@ def index_with_validation(work: Workspace) -> Index:
 
 def metric_name(config: JobConfig) -> str:
     """The validation metric by which trainings are compared, as tables name it; higher is better."""
-    return "val accuracy" if config.model.decoder.selection_metric() == "accuracy" else "exp(-val loss)"
+    return "val accuracy" if config.model.task.selection_metric() == "accuracy" else "exp(-val loss)"
 
 
 def shared_metric(cells: Iterable[Cell[JobConfig]], setting: str) -> str:
@@ -88,7 +88,7 @@ def shared_metric(cells: Iterable[Cell[JobConfig]], setting: str) -> str:
         compared = " and ".join(f"{slug!r} by {metric}" for metric, slug in slugs.items())
         raise ConfigError(
             f"{setting}: trainings are compared by one figure, and these are not: {compared}; make it one search for "
-            "each figure, with only those model.decoder settings that share it"
+            "each figure, with only those model.task settings that share it"
         )
     (metric,) = slugs
     return metric

@@ -32,7 +32,7 @@ def run(work: Workspace) -> list[Row]:
     # Whole choices and the ends of ranges: what these accept is left to the trials.
     ends = {key: values for key, d in work.config.tune.space.items() for values in d.values()}
     check_grid(shared, ends, "tune.space")
-    metric = shared_metric(first_valid_cells(shared, ends, "tune.space", "model.decoder"), "tune.space")
+    metric = shared_metric(first_valid_cells(shared, ends, "tune.space", "model.task"), "tune.space")
     index, folder = index_with_validation(work), work.run_folder
     with (
         run_folder.exclusive(work.run_folder),

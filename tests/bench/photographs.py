@@ -17,10 +17,10 @@ from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import corpus, train_tokenizer
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Texts
-from vlmodel.task_spec import TaskSpec
+from vlmodel.tasks import contrastive
 
 WORDS = ("a", "dog", "cat", "man", "woman", "runs", "sits", "over", "the", "grass", "water", "red", "small", "near")
-READS = {"": TaskSpec(reads="captions", target="none")}
+READS = {"": contrastive.Config()}
 
 
 class Data(NamedTuple):

@@ -26,24 +26,24 @@ from pipelines.data.importers.flickr import Config as Flickr
 from pipelines.data.importing.importer import SourceSample
 from pipelines.data.stream.augment import AugmentConfig, augment
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.metrics.retrieval import retrieval_scores
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.prefetcher import to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.bench.conftest import Figure
 from vlmodel.config import parse
 from vlmodel.images.decoders.cpu import decode
+from vlmodel.metrics.retrieval import retrieval_scores
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.tasks import contrastive
 
 SIDE, HELD_OUT, BATCH, EPOCHS = 56, 200, 64, 40
 SEEDS = [int(seed) for seed in os.environ.get("BENCH_SEEDS", "0,1,2").split(",")]
 MODEL: dict[str, Any] = {
     "vision": {"name": "resnet18", "stages": 4, "projection": 192},
     "language": {"width": 192, "pooling": "mean"},
-    "decoder": {"kind": "contrastive"},
+    "task": {"kind": "contrastive"},
 }
 OPTIMIZER = OptimizerConfig(backbone_lr=1e-3, head_lr=1e-3, weight_decay=0.05)
 AUGMENT = AugmentConfig(flip=0.5, min_area=0.6)
@@ -102,7 +102,7 @@ def recall(model: VLModel, processor: VLProcessor, pixels: Pixels, records: Sequ
     """Share of captions with their photograph among the first ten."""
     head: Any = model.decoder
     given = batch_of(processor, pixels, records, next(model.parameters()).device)
-    image_BD, text_ND = head.embed(model.encode_task(head, model.encode_inputs(given), given))
+    image_BD, text_ND = head.embed(model.encode_task("", model.encode_inputs(given), given))
     return retrieval_scores(image_BD, text_ND, given["sample_N"])["text_to_image_recall_at_10"]
 
 
@@ -115,9 +115,7 @@ def test_accuracy(shared_data: Callable[[str], Path], figure: Figure) -> None:
     learn, held_out = photographs(shared_data("flickr8k-subset"))
     captions = chain.from_iterable(record.texts.captions for record in learn)
     config = ProcessorConfig(image_size=SIDE, max_tokens=32)
-    processor = VLProcessor(
-        config, train_tokenizer(captions, 2000), [], {"": TaskSpec(reads="captions", target="none")}
-    )
+    processor = VLProcessor(config, train_tokenizer(captions, 2000), [], {"": contrastive.Config()})
     seen, asked = (
         {name: [decoder(record.inputs["image"][0]) for record in records] for name, decoder in DECODERS.items()}
         for records in (learn, held_out)

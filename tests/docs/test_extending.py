@@ -68,7 +68,7 @@ def test_the_parts_train_and_a_saved_model_answers_the_same(
     tree = tiny_tree(**parts)
     torch.manual_seed(0)
     model = VLModel.from_tree(tree, processor)
-    batch = batch_for(processor, tree.decoder.tasks(), examples, tree)
+    batch = batch_for(processor, tree.task.tasks(), examples, tree)
     model(**batch).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     model.eval().save_pretrained(tmp_path)

@@ -18,7 +18,6 @@ from pipelines.registry.versions import LocalModel
 from pipelines.serve.client import Client
 from pipelines.serve.deployment import deploy
 from pipelines.serve.deployment.address import address_of
-from pipelines.serve.http.routes.vqa import VQAResponse
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows import promote, serve
 from pipelines.workflows.config import JobConfig
@@ -26,6 +25,7 @@ from pipelines.workflows.workspace import Workspace
 from tests.pipelines.registry.conftest import QUESTION, picture, save_model
 from tests.pipelines.serve.deployment.test_deploy import free_port
 from vlmodel.config import parse
+from vlmodel.operations.ask import VQAResponse
 
 SCORE = VersionScore(metric="accuracy", value=0.9, floor=0.67, index_hash="ab" * 32, split="val", count=1000)
 

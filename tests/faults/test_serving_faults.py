@@ -13,10 +13,10 @@ import pytest
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.deployment import deploy
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.routes.vqa import QuestionAnswers
 from tests.faults.load import open_loop, percentile_ms, question_about
 from tests.faults.services import Service, cluster, flip_a_bit, replicas, seconds_until
 from tests.pipelines.registry.conftest import QUESTION, picture
+from vlmodel.operations.ask import QuestionAnswers
 
 RATE = 20.0  # requests/s
 QUIET_S = 5.0

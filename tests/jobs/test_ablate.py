@@ -116,18 +116,18 @@ def test_a_wrong_key_is_refused_before_anything_runs(pretended: Pretended) -> No
 
 def test_cells_with_different_metrics_are_refused_before_training(pretended: Pretended) -> None:
     says = (
-        r"ablate\.grid: .*'decoder-vqa-.*8' by val accuracy and 'decoder-answer-.*8' by exp\(-val loss\); make it one "
+        r"ablate\.grid: .*'task-vqa-.*8' by val accuracy and 'task-answer-.*8' by exp\(-val loss\); make it one "
         "search for each figure"
     )
     with pytest.raises(ConfigError, match=says):
-        pretended.run('ablate.grid={"model.decoder.kind"=["vqa","answer"],"train.batch"=[8]}')
+        pretended.run('ablate.grid={"model.task.kind"=["vqa","answer"],"train.batch"=[8]}')
     assert not pretended.trained
     assert not list(pretended.folder.iterdir())
 
 
 def test_a_grid_is_judged_by_the_figure_of_its_cells(pretended: Pretended) -> None:
     # The base chooses an answer; both cells of the grid write.
-    rows = pretended.run('ablate.grid={"model.decoder.kind"=["answer","caption"]}')
+    rows = pretended.run('ablate.grid={"model.task.kind"=["answer","caption"]}')
     assert [row["exp(-val loss)"] for row in rows] == [0.5, 0.5]
     assert not any("val accuracy" in row for row in rows)
 

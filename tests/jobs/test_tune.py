@@ -49,8 +49,8 @@ def test_samples_are_plain_and_short() -> None:
         ('{"train.epochs"={choice=[1, 2]}}', "'train.epochs' is how long a trial may last", 2),
         ('{"train.batch"={uniform=[1.0, 2.5]}}', "train.batch = 1.0", 1),
         (
-            '{"model.decoder.kind"={choice=["vqa", "answer"]}}',
-            "'decoder-answer' by exp(-val loss); make it one search",
+            '{"model.task.kind"={choice=["vqa", "answer"]}}',
+            "'task-answer' by exp(-val loss); make it one search",
             1,
         ),
     ],

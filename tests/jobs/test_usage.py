@@ -144,8 +144,8 @@ def test_wrong_settings_are_refused(override: str, says: str, capsys: pytest.Cap
         (["processor.image_size=8"], "processor.image_size=8 is smaller than one grid cell of model.vision"),
         (["processor.max_tokens=500"], "processor.max_tokens=500 is more than the 128 tokens that model.language"),
         (
-            ["model.decoder.kind=caption", "processor.max_target_tokens=500"],
-            "processor.max_target_tokens=500 is more than the 128 tokens that model.decoder can write",
+            ["model.task.kind=caption", "processor.max_target_tokens=500"],
+            "processor.max_target_tokens=500 is more than the 128 tokens that model.task can write",
         ),
         (["train.step.compile=true", "processor.length_groups=3"], "compile each cut anew, and after a few give"),
         (
@@ -160,8 +160,8 @@ def test_parts_that_do_not_fit_are_refused(overrides: list[str], says: str, caps
 
 
 def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    heads = "model.decoder.heads={ask={kind='vqa'}, tell={kind='caption', positions=100}}"
-    longer = ["model.decoder.kind=multitask", heads, "predict.generation={max_new_tokens=101}"]
+    heads = "model.task.heads={ask={kind='vqa'}, tell={kind='caption', positions=100}}"
+    longer = ["model.task.kind=multitask", heads, "predict.generation={max_new_tokens=101}"]
     assert main("train", longer) == 2
     says = "predict.generation: max_new_tokens=101 is more than the 100 that the decoder knows; lower the one or raise"
     assert says in capsys.readouterr().err

@@ -72,6 +72,6 @@ def make_model(processor: VLProcessor) -> Callable[..., Any]:
     def make(seed: int = 0, **parts: dict[str, Any]) -> VLModel:
         torch.manual_seed(seed)
         tree = tiny_tree(**parts)
-        return VLModel.from_tree(tree, for_tasks(processor, tree.decoder.tasks(), tree)).eval()
+        return VLModel.from_tree(tree, for_tasks(processor, tree.task.tasks(), tree)).eval()
 
     return make

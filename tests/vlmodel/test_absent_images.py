@@ -30,7 +30,7 @@ def batch_of(
     processor: VLProcessor, decoder: dict[str, Any], examples: list[Example], has_image: list[bool]
 ) -> dict[str, Tensor]:
     """The examples as a batch, of which some are without their images."""
-    batch = batch_for(processor, tiny_tree(decoder=decoder).decoder.tasks(), examples)
+    batch = batch_for(processor, tiny_tree(task=decoder).task.tasks(), examples)
     present_B = torch.tensor(has_image)
     place_B = torch.where(present_B, present_B.cumsum(0) - 1, present_B.sum())
     return batch | {"image.pixels_BHWC": batch["image.pixels_BHWC"][present_B], "image.place_B": place_B}
@@ -71,7 +71,7 @@ def test_a_mixed_batch_is_the_sum_of_its_halves(
 ) -> None:
     """Loss and gradients add up, each parameter has one even without any image, and absent images are no statistics."""
     chosen = {"kind": decoder}
-    model = make_model(topology={"kind": topology}, fusion={"kind": fusion}, decoder=chosen)
+    model = make_model(topology={"kind": topology}, fusion={"kind": fusion}, task=chosen)
     pairs = batch_of(processor, chosen, examples, [True, True])
     del pairs["image.place_B"]
     before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}

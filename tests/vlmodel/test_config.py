@@ -149,7 +149,7 @@ def test_unknown_kind_names_the_kinds() -> None:
         parse(Tree, {"fusion": {"kind": "bilinear"}})
 
 
-@pytest.mark.parametrize("package", ["vision", "language", "topology", "fusion", "decoder"])
+@pytest.mark.parametrize("package", ["vision", "language", "topology", "fusion", "tasks"])
 def test_kind_is_the_name_of_the_file(package: str) -> None:
     for kind in kinds(f"vlmodel.{package}"):
         assert part_config(f"vlmodel.{package}", kind).model_fields["kind"].default == kind
@@ -211,26 +211,24 @@ def test_parts_by_their_names_have_their_own_keys() -> None:
 def test_tasks_of_a_model_by_overrides_in_any_order(tmp_path: Path) -> None:
     """A part within a part: the outer kind is set first, whatever was named first."""
     overrides = [
-        "decoder.heads.match.pairs=questions",
-        "decoder.heads.match.kind=matching",
-        "decoder.heads.vqa.kind=vqa",
-        "decoder.heads.vqa.hidden=8",
-        "decoder.weights.vqa=2.0",
-        "decoder.kind=multitask",
+        "task.heads.match.pairs=questions",
+        "task.heads.match.kind=matching",
+        "task.heads.vqa.kind=vqa",
+        "task.heads.vqa.hidden=8",
+        "task.weights.vqa=2.0",
+        "task.kind=multitask",
     ]
     for order in (overrides, overrides[::-1]):
-        decoder = load(ModelConfig, None, order).decoder
+        decoder = load(ModelConfig, None, order).task
         assert (decoder.heads["match"].pairs, decoder.heads["vqa"].hidden) == ("questions", 8)
     file = tmp_path / "model.toml"
-    file.write_text(
-        "[decoder]\nkind = 'multitask'\n[decoder.heads.a]\nhidden = 8\n[decoder.heads.b]\nkind = 'matching'\n"
-    )
-    decoder = load(ModelConfig, file, ["decoder.heads.a.kind=vqa", "decoder.heads.b.kind=contrastive"]).decoder
+    file.write_text("[task]\nkind = 'multitask'\n[task.heads.a]\nhidden = 8\n[task.heads.b]\nkind = 'matching'\n")
+    decoder = load(ModelConfig, file, ["task.heads.a.kind=vqa", "task.heads.b.kind=contrastive"]).task
     assert (decoder.heads["a"].hidden, decoder.heads["b"].kind) == (8, "contrastive")
     with pytest.raises(
-        ConfigError, match=r"unknown key 'decoder\.heads\.b\.hidden'; valid keys of .*: dropout, gather, kind"
+        ConfigError, match=r"unknown key 'task\.heads\.b\.hidden'; valid keys of .*: dropout, gather, kind"
     ):
-        load(ModelConfig, file, ["decoder.heads.b.kind=contrastive", "decoder.heads.b.hidden=8"])
+        load(ModelConfig, file, ["task.heads.b.kind=contrastive", "task.heads.b.hidden=8"])
 
 
 def test_a_kind_that_does_not_exist_can_be_overridden(tmp_path: Path) -> None:

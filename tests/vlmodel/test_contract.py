@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, tiny_modality, tiny_tree
+from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, package_of, tiny_modality, tiny_tree
 from vlmodel.config import ConfigError, kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
@@ -39,8 +39,8 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"architecture": "electra", "pooling": "attention", "output": "pooled"},
     ],
     ("fusion", "transformer"): [{}, {"pooling": "mean"}, {"pooling": "attention"}],
-    ("decoder", "vqa"): [{}, {"hidden": 8, "label_smoothing": 0.1}],
-    ("decoder", "multitask"): [
+    ("task", "vqa"): [{}, {"hidden": 8, "label_smoothing": 0.1}],
+    ("task", "multitask"): [
         {
             "heads": {
                 "ask": {"kind": "vqa"},
@@ -83,16 +83,15 @@ def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
     where a decoder does not ask for one.
     """
     inputs = {"imu": IMU}
-    meetings = itertools.product(*([variants(p, k)[0] for k in kinds_of(p)] for p in ("topology", "fusion", "decoder")))
+    meetings = itertools.product(*([variants(p, k)[0] for k in kinds_of(p)] for p in ("topology", "fusion", "task")))
     found = [
-        {"topology": topology, "fusion": fusion, "decoder": decoder, "inputs": inputs}
-        for topology, fusion, decoder in meetings
+        {"topology": topology, "fusion": fusion, "task": task, "inputs": inputs} for topology, fusion, task in meetings
     ]
     for combination in found:
-        if combination["decoder"]["kind"] == "contrastive":
-            combination["decoder"] = {**combination["decoder"], "stream": "imu"}
+        if combination["task"]["kind"] == "contrastive":
+            combination["task"] = {**combination["task"], "stream": "imu"}
     found += [
-        {"vision": {"kind": "none"}, "topology": {"kind": kind}, "decoder": {"kind": decoder}, "inputs": inputs}
+        {"vision": {"kind": "none"}, "topology": {"kind": kind}, "task": {"kind": decoder}, "inputs": inputs}
         for kind in kinds_of("topology")
         for decoder in ("vqa", "caption")
     ]
@@ -101,12 +100,12 @@ def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
 
 
 def kinds_of(package: str) -> list[str]:
-    return VISION if package == "vision" else kinds(f"vlmodel.{package}")
+    return VISION if package == "vision" else kinds(package_of(package))
 
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
     """One topology is the text's encoder, which a decoder that reads the encoders alone would never see."""
-    return combination["topology"]["kind"] == "single" and combination["decoder"]["kind"] in (
+    return combination["topology"]["kind"] == "single" and combination["task"]["kind"] in (
         "contrastive",
         "multitask",
     )
@@ -120,11 +119,11 @@ def name_of(combination: dict[str, dict[str, Any]]) -> str:
     return "-".join(chosen)
 
 
-@pytest.mark.parametrize("decoder", ["contrastive", "multitask"])
-def test_what_the_grid_leaves_out_is_refused(decoder: str) -> None:
-    settings = variants("decoder", decoder)[0]
+@pytest.mark.parametrize("task", ["contrastive", "multitask"])
+def test_what_the_grid_leaves_out_is_refused(task: str) -> None:
+    settings = variants("task", task)[0]
     with pytest.raises(ConfigError, match=r"topology.*single"):
-        tiny_tree(topology={"kind": "single"}, decoder=settings)
+        tiny_tree(topology={"kind": "single"}, task=settings)
 
 
 def without_gradient(model: VLModel) -> list[str]:
@@ -155,7 +154,7 @@ def test_grid(
     """
     model = make_model(**combination)
     tree = tiny_tree(**combination)
-    batch = batch_for(processor, tree.decoder.tasks(), examples, tree)
+    batch = batch_for(processor, tree.task.tasks(), examples, tree)
     with torch.no_grad():
         output = model(**batch)
         assert output.count.item() > 0
@@ -308,7 +307,7 @@ def test_same_seed_same_model_same_answer(make_model: Callable[..., Any], batch:
         {},
         {"fusion": {"kind": "concat"}, "language": {"architecture": "roberta"}},
         {"vision": {"name": "densenet121", "stages": 2, "frozen_stages": 1}, "fusion": {"pooling": "attention"}},
-        {"vision": {"stem": "small"}, "language": {"architecture": "electra"}, "decoder": {"hidden": 8}},
+        {"vision": {"stem": "small"}, "language": {"architecture": "electra"}, "task": {"hidden": 8}},
     ],
     ids=name_of,
 )
@@ -567,7 +566,7 @@ def test_compiled_is_the_same(
     examples: list[Example],
 ) -> None:
     model, tree = make_model(**combination), tiny_tree(**combination)
-    batch = batch_for(processor, tree.decoder.tasks(), examples, tree)
+    batch = batch_for(processor, tree.task.tasks(), examples, tree)
     torch.compiler.reset()  # else what is compiled counts towards one limit of all, as they share their code
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(**batch).loss, model(**batch).loss)

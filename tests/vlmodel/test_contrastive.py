@@ -20,12 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.vlmodel.conftest import encode
 from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
 from vlmodel.config import ConfigError, parse
-from vlmodel.decoder.contrastive import SPEC, Config, ContrastiveDecoder
+from vlmodel.decoder.contrastive import ContrastiveDecoder
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.tasks import vqa
+from vlmodel.tasks.contrastive import Config
 from vlmodel.tokens import DecoderInput, Tokens
 
 CAPTIONS = [["a red circle", "a circle"], ["the shape"], ["a circle", "is red", "the color"], ["a red shape"]]
@@ -43,7 +44,7 @@ def encoded(image_BD: Tensor, text_UD: Tensor, image_N: Sequence[int], text_N: S
 
 def make(seed: int = 0, **settings: Any) -> ContrastiveDecoder:
     torch.manual_seed(seed)
-    return parse(Config, {"width": 8, **settings}).build({"vision": 6, "language": 5}, None)
+    return ContrastiveDecoder(parse(Config, {"width": 8, **settings}), 6, 5)
 
 
 def test_dropout_is_of_what_the_encoders_give_and_in_training_alone() -> None:
@@ -228,7 +229,7 @@ def captioned() -> list[Example]:
 
 @pytest.fixture(scope="module")
 def contrastive(processor: VLProcessor) -> VLProcessor:
-    return for_tasks(processor, {"": SPEC})
+    return for_tasks(processor, {"": Config()})
 
 
 def tensors(processor: VLProcessor, examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -247,7 +248,7 @@ def plain_model(processor: VLProcessor, decoder: dict[str, Any]) -> VLModel:
         "heads": 2,
         "feed_forward": 16,
     }
-    return VLModel.from_tree(tiny_tree(vision=vision, decoder=decoder), processor)
+    return VLModel.from_tree(tiny_tree(vision=vision, task=decoder), processor)
 
 
 def test_text_keys_are_those_of_what_the_model_reads(contrastive: VLProcessor, captioned: list[Example]) -> None:
@@ -302,10 +303,10 @@ def test_compiled_is_the_same(contrastive: VLProcessor, captioned: list[Example]
     [{"kind": "contrastive"}, {"kind": "multitask", "heads": {"a": {"kind": "contrastive"}, "b": {"kind": "vqa"}}}],
 )
 def test_a_topology_that_encodes_text_is_refused(decoder: dict[str, Any]) -> None:
-    message = f"topology.kind='single' .* decoder.kind='{decoder['kind']}' .* use topology.kind='dual'"
+    message = f"topology.kind='single' .* task.kind='{decoder['kind']}' .* use topology.kind='dual'"
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, {"topology": {"kind": "single"}, "decoder": decoder})
-    for tree in ({"topology": {"kind": "single"}}, {"decoder": decoder}):
+        parse(ModelConfig, {"topology": {"kind": "single"}, "task": decoder})
+    for tree in ({"topology": {"kind": "single"}}, {"task": decoder}):
         parse(ModelConfig, tree)
 
 
@@ -339,7 +340,7 @@ def _worker(rank: int, port: int, folder: str, cases: dict[str, Case]) -> None:
 def with_unpaired(processor: VLProcessor, examples: list[Example], count: int) -> dict[str, Tensor]:
     """A batch, and ``count`` further images without texts."""
     rng = np.random.default_rng(7)
-    lone = [Example(encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)), ()) for _ in range(count)]
+    lone = [Example({"image": encode(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))}, ()) for _ in range(count)]
     unpaired_image_mask_B = torch.arange(len(examples) + count) >= len(examples)
     return tensors(processor, [*examples, *lone]) | {"unpaired_image_mask_B": unpaired_image_mask_B}
 
@@ -365,7 +366,7 @@ def cases(contrastive: VLProcessor, processor: VLProcessor, captioned: list[Exam
     }
     # Of two tasks, where one process or both have no row of one.
     heads = {"vqa": {"kind": "vqa"}, "find": {"kind": "contrastive", "width": 8}}
-    both = for_tasks(processor, {"find": SPEC, "vqa": TaskSpec(reads="questions")})
+    both = for_tasks(processor, {"find": Config(), "vqa": vqa.Config()})
     none = [Example(example.inputs, ()) for example in captioned]
     asked = [Example(captioned[0].inputs, ("what color?",), ("red",)), *none[1:]]
     model = plain_model(both, {"kind": "multitask", "heads": heads})
@@ -419,6 +420,6 @@ def test_keys_are_needed_to_compare_with_others(
     batch = tensors(contrastive, captioned)
     del batch["text_key_N"]
     model = plain_model(contrastive, {"kind": "contrastive"}).train()
-    with pytest.raises(ValueError, match=r"text_key_N is needed .* decoder\.gather=false"):
+    with pytest.raises(ValueError, match=r"text_key_N is needed .* task\.gather=false"):
         model(**batch)
     assert model.eval()(**batch).count.item() == 7

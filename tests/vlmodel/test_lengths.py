@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.vlmodel.tiny import batch_for
 from vlmodel import lengths
+from vlmodel.array_names import stays_on_host
 from vlmodel.inference import Predictor
 from vlmodel.lengths import group_by_length
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
-from vlmodel.task_spec import stays_on_host
 
 LABELS = ["yes", "no", "red", "blue"]
 TEXTS = (
@@ -137,7 +137,7 @@ def outcome(model: VLModel, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Te
         {"language": {"architecture": "mpnet"}, "fusion": {"pooling": "mean"}},
         {"language": {"architecture": "deberta-v2", "output": "pooled"}},
         {"topology": {"kind": "single"}},
-        {"decoder": {"kind": "contrastive"}},
+        {"task": {"kind": "contrastive"}},
     ],
     ids=["bert", "roberta", "xlnet", "mpnet", "deberta-v2", "single", "contrastive"],
 )
@@ -169,7 +169,7 @@ def test_groups_of_several_tasks(
 ) -> None:
     small = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
     heads = {"ask": {"kind": "vqa"}, "near": {"kind": "contrastive", "width": 16}, "tell": {"kind": "caption", **small}}
-    model = make_model(decoder={"kind": "multitask", "heads": heads})
+    model = make_model(task={"kind": "multitask", "heads": heads})
     plain, grouped = (batch_of(model, grouping(tokenizer, most), examples, TEXTS) for most in (1, 3))
     assert {name for name in grouped if stays_on_host(name)} == {"ask.distinct_groups_G3", "near.distinct_groups_G3"}
     torch.testing.assert_close(model(**grouped).loss, model(**plain).loss, rtol=1e-5, atol=1e-5)
@@ -227,7 +227,7 @@ def batch_of(model: VLModel, processor: VLProcessor, examples: list[Example], te
     half = len(texts) // 2
     shared = (texts[:half], texts[half:])
     asked = [Example(e.inputs, tuple(t), ("red",) * len(t)) for e, t in zip(examples, shared, strict=True)]
-    batch = batch_for(processor, {task: head.spec for task, head in model.decoder.task_decoders().items()}, asked)
+    batch = batch_for(processor, model.tasks, asked)
     return {name: array.tolist() if stays_on_host(name) else array for name, array in batch.items()}
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
 from vlmodel.config import parse
-from vlmodel.decoder.matching import Config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.sample import Question, Texts
+from vlmodel.tasks.matching import Config
 
 MATCHING = {"kind": "matching", "hidden": 8}
 
@@ -36,13 +36,18 @@ def tensors(processor: VLProcessor, examples: list[Example]) -> dict[str, Tensor
 
 
 def test_what_it_reads() -> None:
-    assert parse(Config, {}).tasks() == {"": TaskSpec(reads="captions", text=True, target="match")}
-    assert parse(Config, {"pairs": "questions"}).tasks() == {"": TaskSpec(reads="questions", text=True, target="match")}
+    texts = Texts(("a caption",), (Question("a statement?", "yes"),))
+    for pairs, read in (("captions", "a caption"), ("questions", "a statement?")):
+        config = parse(Config, {"pairs": pairs})
+        assert list(config.texts_read(texts)) == [read]
+        assert config.reads_text()
+        assert [pairs in present for present in ({"image", pairs}, {pairs}) if config.can_learn(frozenset(present))]
+        assert not config.can_learn(frozenset({pairs}))
 
 
 def test_loss_and_counts(make_model: Callable[..., Any], matching: VLProcessor, examples: list[Example]) -> None:
     """No answers are needed, and "yes" and "match" say the same."""
-    model = make_model(decoder={**MATCHING, "label_smoothing": 0.2})
+    model = make_model(task={**MATCHING, "label_smoothing": 0.2})
     batch = tensors(matching, labelled(examples, "Yes ", "no match", "match"))
     assert batch["labels_N"].tolist() == [1, 0, 1]
     out = model(**batch)
@@ -57,7 +62,7 @@ def test_loss_and_counts(make_model: Callable[..., Any], matching: VLProcessor, 
 def test_an_unknown_pair_is_not_counted(
     make_model: Callable[..., Any], matching: VLProcessor, examples: list[Example]
 ) -> None:
-    model = make_model(decoder=MATCHING)
+    model = make_model(task=MATCHING)
     batch = tensors(matching, labelled(examples, None, "no", "entailment"))
     assert batch["labels_N"].tolist() == [-1, 0, 1]
     out = model(**batch)
@@ -67,7 +72,7 @@ def test_an_unknown_pair_is_not_counted(
 
 
 def test_answers(make_model: Callable[..., Any], matching: VLProcessor, examples: list[Example]) -> None:
-    model = make_model(decoder=MATCHING)
+    model = make_model(task=MATCHING)
     batch = tensors(matching, labelled(examples, "yes", "no", "yes"))
     with torch.no_grad():
         model.decoder.head[-1].weight.mul_(5)
@@ -91,7 +96,7 @@ def test_it_learns_which_texts_belong(
     one, two = examples
     texts = ("red", "the shape")
     crossed = [Example(one.inputs, texts, ("match", "no match")), Example(two.inputs, texts, ("no match", "match"))]
-    model, batch = make_model(decoder=MATCHING).train(), tensors(matching, crossed)
+    model, batch = make_model(task=MATCHING).train(), tensors(matching, crossed)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
@@ -104,7 +109,7 @@ def test_it_learns_which_texts_belong(
 def test_saved_and_loaded_without_answers(matching: VLProcessor, examples: list[Example], tmp_path: Path) -> None:
     """A model that chooses among no answers of the data."""
     nameless = VLProcessor(matching.config, matching.tokenizer, [], matching.tasks)
-    model = VLModel.from_tree(tiny_tree(decoder=MATCHING), nameless).eval()
+    model = VLModel.from_tree(tiny_tree(task=MATCHING), nameless).eval()
     model.save_pretrained(tmp_path)
     nameless.save_pretrained(tmp_path)
     batch = tensors(nameless, labelled(examples, "yes", "no", "yes"))

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tests.vlmodel.tiny import for_tasks, tiny_tree
+from vlmodel.array_names import split
 from vlmodel.config import ConfigError, parse
-from vlmodel.decoder.multitask import Config
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import split
+from vlmodel.tasks.multitask import Config
 
 HEADS: dict[str, dict[str, Any]] = {
     "vqa": {"kind": "vqa", "hidden": 8},
@@ -54,7 +54,7 @@ def collate(processor: VLProcessor, rows: dict[str, list[Example]]) -> dict[str,
 def test_sums_are_those_of_the_tasks_by_their_weights(
     make_model: Callable[..., Any], several: VLProcessor, rows: dict[str, list[Example]]
 ) -> None:
-    model, batch = make_model(decoder=DECODER), collate(several, rows)
+    model, batch = make_model(task=DECODER), collate(several, rows)
     out = model(**batch)
     assert list(out.tasks) == ["find", "match", "vqa"]
     combined = sum(WEIGHTS.get(task, 1.0) * sums for task, sums in out.tasks.items())
@@ -68,7 +68,7 @@ def test_sums_are_those_of_the_tasks_by_their_weights(
     for task, head in model.decoder.task_decoders().items():
         given = split(batch, task)
         targets = {name: given[name] for name in ("labels_N", "weights_N", "text_key_N") if name in given}
-        alone = head(model.encode_task(head, encoded, given), **targets)
+        alone = head(model.encode_task(task, encoded, given), **targets)
         torch.testing.assert_close(out.tasks[task][:2], torch.stack([alone.loss_sum, alone.count]).double())
         assert alone.loss_sum > 0
 
@@ -76,7 +76,7 @@ def test_sums_are_those_of_the_tasks_by_their_weights(
 def test_the_image_is_encoded_once(
     make_model: Callable[..., Any], several: VLProcessor, rows: dict[str, list[Example]]
 ) -> None:
-    model, calls = make_model(decoder=DECODER), []
+    model, calls = make_model(task=DECODER), []
     model.vision.register_forward_hook(
         lambda _, args, inputs, __: calls.append(len(inputs["pixels_BHWC"])), with_kwargs=True
     )
@@ -90,7 +90,7 @@ def test_every_parameter_gets_a_gradient_whatever_rows_there_are(
 ) -> None:
     """A task without a row in a worker's batch adds nothing, but its parameters are waited for by all workers."""
     decoder = {**DECODER, "heads": HEADS | {"tell": {"kind": "caption", "width": 16, "depth": 1, "heads": 2}}}
-    model = make_model(decoder=decoder).train()
+    model = make_model(task=decoder).train()
     rows = rows | {"tell": [Example(e.inputs, ("",), ("a red circle",)) for e in rows["vqa"]]}
     present = {
         task: [Example(e.inputs, ()) if task in missing else e for e in of_task] for task, of_task in rows.items()
@@ -111,7 +111,7 @@ def test_every_parameter_gets_a_gradient_whatever_rows_there_are(
 def test_saved_and_loaded_is_the_same(
     make_model: Callable[..., Any], several: VLProcessor, rows: dict[str, list[Example]], tmp_path: Path
 ) -> None:
-    model, batch = make_model(decoder=DECODER), collate(several, rows)
+    model, batch = make_model(task=DECODER), collate(several, rows)
     model.save_pretrained(tmp_path)
     several.save_pretrained(tmp_path)
     loaded = Predictor.from_pretrained(tmp_path)
@@ -130,7 +130,7 @@ def test_saved_and_loaded_is_the_same(
 def test_each_task_is_answered(
     make_model: Callable[..., Any], several: VLProcessor, rows: dict[str, list[Example]]
 ) -> None:
-    predictor = Predictor(make_model(decoder=DECODER), several)
+    predictor = Predictor(make_model(task=DECODER), several)
     named = {
         task: {
             name for example in predictor.predict(rows[task], task=task) for row in example for name, _ in row.answers
@@ -153,8 +153,8 @@ def test_each_task_is_answered(
 
 def test_tasks_without_text_or_fusion_build_neither(processor: VLProcessor) -> None:
     heads = {"a": {"kind": "contrastive"}, "b": {"kind": "contrastive", "width": 8}}
-    tree = tiny_tree(decoder={"kind": "multitask", "heads": heads})
-    model = VLModel.from_tree(tree, for_tasks(processor, tree.decoder.tasks()))
+    tree = tiny_tree(task={"kind": "multitask", "heads": heads})
+    model = VLModel.from_tree(tree, for_tasks(processor, tree.task.tasks()))
     assert model.topology is None
     assert model.language is not None
 
@@ -165,8 +165,8 @@ def test_tasks_without_text_or_fusion_build_neither(processor: VLProcessor) -> N
         ({"heads": {"a": {}}}, r"heads = .*at least 2"),
         ({"heads": {"a": {}, "b c": {}}}, r"heads has 'b c'; a task's name has letters"),
         ({"heads": {"a": {}, "values": {}}}, r"heads.values: .* give it another name"),
-        ({"heads": {"a": {}, "b": {"kind": "multitask", "heads": HEADS}}}, "heads.b is itself a multitask decoder"),
-        ({"heads": {"a": {}, "b": {"kind": "vqqa"}}}, r"heads.b: kind 'vqqa' is not a part of vlmodel.decoder; choose"),
+        ({"heads": {"a": {}, "b": {"kind": "multitask", "heads": HEADS}}}, "heads.b is itself of several tasks"),
+        ({"heads": {"a": {}, "b": {"kind": "vqqa"}}}, r"heads.b: kind 'vqqa' is not a part of vlmodel.tasks; .*choose"),
         ({"weights": {"vqaa": 1.0}}, "weights has 'vqaa', which is no task; the tasks are"),
         ({"weights": {"vqa": 0.0}}, "weights.vqa=0.0 must be a number above 0; remove the head"),
         ({"weights": {"vqa": float("nan")}}, "weights.vqa=nan must be a number above 0"),

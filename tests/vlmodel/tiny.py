@@ -11,9 +11,10 @@ from torch import Tensor
 from vlmodel.config import parse, part_config
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.sample import TEXTS, Question, Sample, Texts
+from vlmodel.task import Task
 
-PACKAGES = ("vision", "language", "topology", "fusion", "decoder")
+PACKAGES = ("vision", "language", "topology", "fusion", "task")
 
 TINY: dict[tuple[str, str], dict[str, Any]] = {
     ("vision", "cnn"): {"name": "resnet18", "stages": 1, "projection": 16},
@@ -24,7 +25,7 @@ TINY: dict[tuple[str, str], dict[str, Any]] = {
 """Settings that make a kind tiny; another kind is made of width 16 where it has one, and without dropout."""
 
 DEFAULT_KINDS = {
-    "vision": "cnn", "language": "transformer", "topology": "dual", "fusion": "transformer", "decoder": "vqa"
+    "vision": "cnn", "language": "transformer", "topology": "dual", "fusion": "transformer", "task": "vqa"
 }  # fmt: skip
 
 
@@ -46,26 +47,31 @@ def tiny_modality(kind: str) -> dict[str, Any]:
     return {"kind": kind, **{key: value for key, value in IMU.items() if key in known and key != "kind"}}
 
 
+def package_of(setting: str) -> str:
+    """The package of the parts of a setting."""
+    return "vlmodel.tasks" if setting == "task" else f"vlmodel.{setting}"
+
+
 def tiny_tree(inputs: dict[str, dict[str, Any]] | None = None, **parts: dict[str, Any]) -> ModelConfig:
     """Tiny parts, with the given settings on top."""
     tree: dict[str, dict[str, Any]] = {"inputs": inputs or {}}
     for package, default in DEFAULT_KINDS.items():
         changes = parts.get(package, {})
         kind = changes.get("kind", default)
-        known = part_config(f"vlmodel.{package}", kind).model_fields
+        known = part_config(package_of(package), kind).model_fields
         small = {key: value for key, value in {"width": 16, "dropout": 0.0}.items() if key in known}
         tree[package] = {"kind": kind, **TINY.get((package, kind), small), **changes}
     return parse(ModelConfig, tree)
 
 
-def for_tasks(processor: VLProcessor, tasks: Mapping[str, TaskSpec], tree: ModelConfig | None = None) -> VLProcessor:
+def for_tasks(processor: VLProcessor, tasks: Mapping[str, Task], tree: ModelConfig | None = None) -> VLProcessor:
     """The same processor for other tasks, and for the inputs of a model."""
     read = {"inputs": tree.inputs, "reads_images": tree.reads_images()} if tree is not None else {}
     return VLProcessor(processor.config, processor.tokenizer, processor.labels, tasks, **read)
 
 
 def batch_for(
-    processor: VLProcessor, tasks: Mapping[str, TaskSpec], examples: list[Example], tree: ModelConfig | None = None
+    processor: VLProcessor, tasks: Mapping[str, Task], examples: list[Example], tree: ModelConfig | None = None
 ) -> dict[str, Tensor]:
     """The examples as the rows of each task, with the inputs of a model."""
     made = for_tasks(processor, tasks, tree)
@@ -83,13 +89,12 @@ def collate(processor: VLProcessor, examples: Sequence[Example]) -> dict[str, An
     )
 
 
-def as_rows(example: Example, fields: TaskSpec) -> Example:
-    """Questions and answers as what a task reads: captions are made of the questions."""
-    targets: tuple[str | None, ...] = {
-        "answer": example.targets,
-        "match": tuple(("match", "no match")[n % 2] for n in range(len(example.texts))),
-        "tokens": example.targets if fields.reads == "questions" else example.texts,
-        "none": (),
-    }[fields.target]
-    texts = example.texts if fields.text else ("",) * len(example.texts)
-    return Example(example.inputs, texts, targets, example.weights)
+def as_rows(example: Example, task: Task) -> Example:
+    """Questions and answers as the rows of a task: captions are made of the questions."""
+    answered = zip(example.texts, example.targets or [None] * len(example.texts), strict=True)
+    questions = tuple(Question(text, target) for text, target in answered)
+    sample = Sample("", example.inputs, Texts(example.texts, questions), frozenset(example.inputs) | TEXTS)
+    rows = task.training_rows([sample])[0]
+    if len(rows) > len(example.texts):
+        raise AssertionError(f"{task.kind} makes {len(rows)} rows of {len(example.texts)} texts")
+    return Example(example.inputs, tuple(row.text for row in rows), tuple(row.target for row in rows), example.weights)

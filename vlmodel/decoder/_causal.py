@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmodel import parts
 from vlmodel.config import ConfigError
 from vlmodel.weights import from_plain, open_config, open_model, plain, refuse_missing
 
 if TYPE_CHECKING:
-    from vlmodel.decoder._sequence import SequenceConfig
+    from vlmodel.parts import Vocabulary
+    from vlmodel.tasks._generation import GenerationTask
 
-_SETTING = "decoder.pretrained"
+_SETTING = "task.pretrained"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def unsupported_reason(name: str) -> str | None:
     return f"is none of the decoders that were tried; use one of {', '.join(ARCHITECTURES)}"
 
 
-def new_decoder_config(config: SequenceConfig, vocabulary: parts.Vocabulary) -> dict[str, Any]:
+def new_decoder_config(config: GenerationTask, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of a new decoder, as plain values."""
     names = ARCHITECTURES[config.architecture]
     settings = {
@@ -90,7 +90,7 @@ def new_decoder_config(config: SequenceConfig, vocabulary: parts.Vocabulary) -> 
     return _as_decoder(from_plain(settings), vocabulary)
 
 
-def from_pretrained(source: str, vocabulary: parts.Vocabulary) -> dict[str, Any]:
+def from_pretrained(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of the decoder or encoder at ``source``, as a decoder, in plain values.
 
     Raises:
@@ -131,7 +131,7 @@ def is_cross_attention(inner: Any, key: str) -> bool:
     return any(part in key for part in ARCHITECTURES[inner.config.model_type].cross_attention)
 
 
-def _as_decoder(config: Any, vocabulary: parts.Vocabulary) -> dict[str, Any]:
+def _as_decoder(config: Any, vocabulary: Vocabulary) -> dict[str, Any]:
     config.is_encoder_decoder = False
     config.is_decoder = config.add_cross_attention = True
     config.pad_token_id, config.bos_token_id = vocabulary.padding, vocabulary.begin

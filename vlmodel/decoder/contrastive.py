@@ -1,57 +1,23 @@
-"""Contrastive learning: images and texts are embedded in one space, where those that belong together are near."""
+"""The head that embeds images and texts in one space, where those that belong together are near."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
 from vlmodel.distributed import all_gather_counts, gather, is_distributed
-from vlmodel.task_spec import TaskSpec
+from vlmodel.tasks.contrastive import LARGEST_SCALE
 from vlmodel.tokens import DecoderInput
 
 if TYPE_CHECKING:
-    from vlmodel.processor import VLProcessor
-
-SPEC = TaskSpec(reads="captions", target="none")
-
-_LARGEST_SCALE = 100.0
-
-
-class Config(parts.DecoderPart):
-    """One space for images and texts; it reads the encoders' streams, and needs neither topology nor fusion."""
-
-    kind: Literal["contrastive"] = "contrastive"
-    stream: str = "vision"
-    """The stream that is compared with the texts: vision, or a further input's name (model.inputs)."""
-    width: int = Field(256, ge=1)
-    """Width of the space."""
-    temperature: float = Field(0.07, ge=1 / _LARGEST_SCALE, allow_inf_nan=False)
-    """Initial temperature of the softmax; it is learned, and never falls below 0.01."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before the projections, which overfit to few pairs."""
-    gather: bool = True
-    """Compare with the images and texts of all workers, and not only with the worker's own."""
-
-    def tasks(self) -> dict[str, TaskSpec]:
-        return {"": SPEC}
-
-    def reads_joint(self) -> bool:
-        return False
-
-    def encoded_streams(self) -> frozenset[str]:
-        return frozenset({self.stream, "language"})
-
-    def build(self, widths: Mapping[str, int], vocabulary: parts.Vocabulary) -> ContrastiveDecoder:
-        return ContrastiveDecoder(self, widths[self.stream], widths["language"])
+    from vlmodel.tasks.contrastive import Config
 
 
 @dataclass(frozen=True)
@@ -99,9 +65,7 @@ class ContrastiveDecoder(parts.Decoder):
     where workers may have different numbers of batches, the worker's own. Accumulation makes their number smaller.
     """
 
-    spec = SPEC
     reads_joint = False
-    is_contrastive = True
 
     def __init__(self, config: Config, compared: int, language: int) -> None:
         super().__init__()
@@ -115,7 +79,7 @@ class ContrastiveDecoder(parts.Decoder):
     @property
     def temperature(self) -> float:
         """The learned temperature, by which similarities are divided before their softmax."""
-        return max(1 / _LARGEST_SCALE, math.exp(-self.log_scale.item()))
+        return max(1 / LARGEST_SCALE, math.exp(-self.log_scale.item()))
 
     def forward(  # type: ignore[override]
         self,
@@ -142,7 +106,7 @@ class ContrastiveDecoder(parts.Decoder):
         if gathers and text_key_N is None:
             raise ValueError(
                 "text_key_N is needed to tell equal texts of several workers; give what VLProcessor makes, or set "
-                "decoder.gather=false"
+                "task.gather=false"
             )
         own = _Pairs(
             image_BD,
@@ -156,18 +120,12 @@ class ContrastiveDecoder(parts.Decoder):
         if self.training:
             # Clamped in the forward pass instead, a scale above the limit would get no gradient.
             with torch.no_grad():
-                self.log_scale.clamp_(max=math.log(_LARGEST_SCALE))
+                self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
         with torch.autocast(image_BD.device.type, enabled=False):
             of_image_3B, of_text_3N = _both_directions(own, candidates, self.log_scale.exp())
         means_3N = (of_image_3B.index_select(1, image_N) + of_text_3N) / 2
         loss_sum, count, correct = (means_3N * weights_N).sum(1).unbind()
         return parts.DecoderOutput(None, loss_sum, count, correct, count)
-
-    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
-        """The cosine of the angle between text and image, from -1 to 1."""
-        image_BD, text_ND = self.embed(encoded)
-        cosine_N = (image_BD[encoded.rows[self.stream]] * text_ND).sum(-1)
-        return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
 
     def embed(self, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
         """The embeddings of the B images and the N texts: float vectors of length one, zeros if missing."""

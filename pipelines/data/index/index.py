@@ -246,10 +246,6 @@ class Index:
         """Number of the samples of a split, or of all, that are of use."""
         return sum(shard.count(usable, split) for shard in self.shards)
 
-    def count_with(self, reads: Literal["questions", "captions"], split: str = "") -> int:
-        """Samples of a split, or of all, with at least one such text."""
-        return self.count(lambda present: reads in present, split)
-
     def counts(self) -> dict[str, int]:
         """Samples of each split, zero where there are none."""
         return {split: self.count(lambda present: True, split) for split in SPLITS}

@@ -15,16 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.data.index.index import Index, Shard
+from pipelines.data.index.present import usable_mask
 from pipelines.data.stream.feature_cache import FeatureCache, input_hash, text_hashes
 from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_cache_faster, open_pixel_cache
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
+from vlmodel.array_names import join, split
 from vlmodel.encoder_parts import IMAGE, TEXT, stream_of
 from vlmodel.media.base import MediumError
 from vlmodel.processor import VLProcessor, places
 from vlmodel.sample import Sample
-from vlmodel.task_spec import TaskSpec, join, split
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,8 @@ class Source:
         tars: folder or URI of the tars and their index.
         index_hash: the version of the index that the plan was made of.
         split: train, val or test; "" takes all.
-        processor: folder of the saved VLProcessor, whose tasks decide which samples are read: those with a text that
-            a task uses.
+        processor: folder of the saved VLProcessor, whose tasks decide which samples are read.
+        answering: the task for which samples are read that it can answer; None reads those that training uses.
         features: feature caches, of each stream at most one. With that of an input, a batch has features in place of
             its arrays, and it is not read; with one of "language" each task has ``text_features_UTF`` and
             ``text_features_mask_UT`` of its distinct texts.
@@ -57,12 +58,13 @@ class Source:
     features: tuple[FeatureCache, ...] = ()
     pixels: PixelCache | None = None
     gpu: str = ""
+    answering: str | None = None
 
     def plan(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
         """The plan over this source's samples.
 
         Raises:
-            DataError: the split has no sample with such texts.
+            DataError: the split has no sample that is read.
         """
         return Plan(self.index_hash, _open_source(self).counts, seed, window, shuffle, block)
 
@@ -137,7 +139,7 @@ class Samples:
         self.processor = _load_processor(source.processor)
         self._features = {cache.stream: cache for cache in source.features}
         self.size = sum(opened.size for opened in self.sources)
-        self._has_images_alone = np.array([opened.index.modality == "images" for opened in self.sources])
+        self.tasks_with_helpers = [task for task in self.processor.tasks if self._has_helpers(task)]
 
     def read_texts(self, indices: SampleIndices) -> list[Sample]:
         """The samples without their inputs, in the order of ``indices``; each shard is opened once."""
@@ -154,16 +156,6 @@ class Samples:
             for name in self.processor.reads
             if any(name not in record.present for record in records)
         }
-
-    def unpaired_image_mask(self, indices: SampleIndices, weight: float) -> Arrays:
-        """``unpaired_image_mask_B`` of contrastive tasks: which images come without texts, of samples of that weight;
-        {} where every source has texts.
-        """
-        if not self._has_images_alone.any():
-            return {}
-        mask = {"unpaired_image_mask_B": self._has_images_alone[indices.source] & (weight > 0)}
-        contrastive = [task for task, spec in self.processor.tasks.items() if spec.target == "none"]
-        return {name: array for task in contrastive for name, array in join(task, mask)}
 
     def keys(self, indices: SampleIndices) -> list[str]:
         keys = [""] * len(indices)
@@ -250,6 +242,14 @@ class Samples:
             arrays |= dict(join(task, {"text_features_UTF": features_UTF, "text_features_mask_UT": mask_UT}))
         return arrays
 
+    def _has_helpers(self, name: str) -> bool:
+        """Whether a source has samples that the task uses and learns nothing of."""
+        task = self.processor.tasks[name]
+        return any(
+            opened.index.count(lambda present: task.can_use(present) and not task.can_learn(present))
+            for opened in self.sources
+        )
+
     def _decode_on_gpu(
         self, gpu: str, shards: Sequence[tuple[_OpenedSource, Shard, list[int], list[NDArray[np.uint8]]]]
     ) -> None:
@@ -280,7 +280,7 @@ def open_samples(source: Source | Mixture) -> Samples:
     """The samples of a source, opened once a process.
 
     Raises:
-        DataError: that version of the index is gone, or the split has no sample with texts of the tasks.
+        DataError: that version of the index is gone, or the split has no sample that a task can use.
     """
     return Samples(source)
 
@@ -293,30 +293,27 @@ class _OpenedSource:
         self.index = Index.open(source.tars, source.index_hash)
         self.reader = ShardReader(self.index)
         self.has_images = self.index.modality != "texts"
-        specs = [
-            spec for spec in _load_processor(source.processor).tasks.values() if _can_use(self.index.modality, spec)
-        ]
-        if not specs:
-            raise DataError(
-                f"{source.tars} holds {self.index.modality} alone (data.index.inputs), and the model's tasks cannot "
-                "use them; leave this source out"
-            )
-        # All samples of images alone are read.
-        self.reads = sorted({spec.reads for spec in specs}) if self.index.modality != "images" else []
-        # Every other sample has a caption or a question, so with both kinds all are read too.
-        reads = frozenset(self.reads)
-        self.counts: Ints = np.array(
-            [shard.count(lambda has: not reads or bool(reads & has), source.split) for shard in self.index.shards],
-            np.int64,
-        )
+        self.counts: Ints = np.array([shard.count(self.is_read, source.split) for shard in self.index.shards], np.int64)
         self.size = int(self.counts.sum())
         if not self.size:
-            counts = {split: n for split, n in self.index.counts().items() if n}
-            raise DataError(
-                f"{source.tars} has no {source.split or 'indexed'} sample with {' or '.join(self.reads)} "
-                f"(it has {counts}); choose another split, or raise data.index.validation_fraction and index again"
-            )
+            self._refuse_empty()
         self.rows = lru_cache(maxsize=256)(self._rows_of)
+
+    def is_read(self, present: frozenset[str]) -> bool:
+        """Whether samples that have these things are read."""
+        tasks = _load_processor(self.source.processor).tasks
+        if self.source.answering is not None:
+            return tasks[self.source.answering].can_answer(present)
+        return any(task.can_use(present) for task in tasks.values())
+
+    def _refuse_empty(self) -> None:
+        counts = {name: n for name, n in self.index.counts().items() if n}
+        wanted = sorted({task.learns_from for task in _load_processor(self.source.processor).tasks.values()})
+        raise DataError(
+            f"{self.source.tars} has no {self.source.split or 'indexed'} sample with {' or '.join(wanted)} (it has "
+            f"{counts}); leave this source out, choose another split, or raise data.index.validation_fraction and "
+            "index again"
+        )
 
     def load_pixels(
         self, shard: Shard, rows: Sequence[int], out: Sequence[NDArray[np.uint8]], processor: VLProcessor
@@ -355,11 +352,9 @@ class _OpenedSource:
             ) from error
 
     def _rows_of(self, shard: int) -> Ints:
-        """The rows of a shard that are of the split and have a text that a task uses."""
+        """The rows of a shard that are of the split and are read."""
         table = self.index.rows(self.index.shards[shard].name)
-        chosen = np.ones(table.num_rows, np.bool_)
-        if self.reads:
-            chosen = np.logical_or.reduce([table[reads].to_numpy() > 0 for reads in self.reads])
+        chosen = usable_mask(table, self.is_read)
         if self.source.split:
             chosen &= np.asarray(table["split"].to_pylist()) == self.source.split
         return np.flatnonzero(chosen).astype(np.int64)
@@ -401,8 +396,3 @@ def padded(
     if len(features):
         features_BTF[mask_BT] = np.concatenate(features)
     return features_BTF, mask_BT
-
-
-def _can_use(modality: str, spec: TaskSpec) -> bool:
-    """Whether a task can use such samples."""
-    return {"pairs": True, "texts": not spec.needs_image, "images": spec.uses_unpaired_images}[modality]

@@ -40,7 +40,7 @@ from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Encoder, LanguageEncoder, ModalityEncoder, VisionEncoder
 from vlmodel.processor import VLProcessor
-from vlmodel.sample import Texts
+from vlmodel.task import Task
 
 FORMAT = 3
 SPLITS = ("train", "val")
@@ -316,14 +316,15 @@ def _encode_texts(work: _Work, shard: str, pool: ThreadPoolExecutor) -> tuple[Ta
     """For each distinct text of a shard that a task reads, a row for each of its tokens, or one."""
     encoder = work.encoder
     assert isinstance(encoder, LanguageEncoder)
-    reads = _text_kinds_read(work.processor)
+    readers = _readers(work.processor)
     count = sum(work.reader.index.shard(shard).samples.values())
     ids_of: dict[bytes, NDArray[np.int32]] = {}
     for rows in _batched(range(count), work.batch):
         texts = [
             text
             for record in work.reader.read(shard, rows, inputs=())
-            for text in _texts_read_by_model(record.texts, reads)
+            for task in readers
+            for text in task.texts_read(record.texts)
         ]
         tokenized = work.processor.tokenize(texts)
         ids_NT, mask_NT = tokenized["input_ids_NT"].astype(np.int32), tokenized["text_mask_NT"].astype(np.bool_)
@@ -396,15 +397,9 @@ def _text_inputs(processor: VLProcessor) -> str:
     """A digest of which texts are read, and of what turns them into token ids."""
     # A tokenizer also stores the truncation and padding that it was last called with.
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    facts = [sorted(_text_kinds_read(processor)), processor.config.max_tokens, tokenizer]
+    readers = sorted({json.dumps(task.identity(), sort_keys=True) for task in _readers(processor)})
+    facts = [readers, processor.config.max_tokens, tokenizer]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _texts_read_by_model(texts: Texts, reads: Collection[str]) -> Iterator[str]:
-    if "captions" in reads:
-        yield from texts.captions
-    if "questions" in reads:
-        yield from (question.question for question in texts.questions)
 
 
 def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -414,8 +409,9 @@ def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
-def _text_kinds_read(processor: VLProcessor) -> set[str]:
-    return {spec.reads for spec in processor.tasks.values() if spec.text}
+def _readers(processor: VLProcessor) -> list[Task]:
+    """The tasks that read texts."""
+    return [task for task in processor.tasks.values() if task.reads_text()]
 
 
 _KINDS = {

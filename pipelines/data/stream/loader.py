@@ -10,17 +10,18 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples, with_input
 from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
-from pipelines.data.stream.rows import rows_to_answer, to_examples
+from vlmodel.array_names import join
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
+from vlmodel.task import Row, Task, answerable_rows, learnable_rows
 
 PROVENANCE = frozenset({"step", "source_B", "epoch_B", "shard_B", "row_B", "counts_B", "rows_json"})
 """Arrays about where a batch came from; all others are the model's inputs."""
@@ -91,7 +92,10 @@ class MicroBatches(Batches):
         samples = open_samples(self.source)
         records = self._read_texts(samples, indices)
         examples = _examples_by_task(samples, records, weight)
-        masks = samples.input_places(records) | samples.unpaired_image_mask(indices, weight)
+        of_samples: Arrays = {}
+        for task in samples.tasks_with_helpers:
+            of_samples |= join(task, samples.processor.tasks[task].collate_samples(records, weight))
+        masks = samples.input_places(records) | of_samples
         provenance = _sample_provenance(indices, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | masks | provenance
 
@@ -140,16 +144,15 @@ class MicroBatches(Batches):
 class EvaluationBatches(Batches):
     """Every ``world``-th batch of a split in index order, from batch ``rank`` on.
 
-    The batches are the same for any number of workers, so metrics agree to the last bit.
+    The batches are the same for any number of workers, so metrics agree to the last bit. Of a source for answering
+    only the rows of that task are made, without targets for the model, and ``rows_json`` lists them: key and split of
+    the sample, the fields of ``Row``, and whether the text is truncated.
     """
 
     source: Source
     batch: int
     rank: int = 0
     world: int = 1
-    answering: str | None = None
-    """The task to answer: only its rows are made, without targets for the model, and ``rows_json`` lists them (fields
-    of ``Row``, and whether the text is truncated). None makes the rows of training."""
     sample: int = 0
     """Only so many samples, chosen by hash; 0 takes all."""
 
@@ -171,15 +174,13 @@ class EvaluationBatches(Batches):
         indices = plan.samples_between(batch * self.batch, min((batch + 1) * self.batch, self.samples))
         records = samples.read_texts(indices)
         provenance = samples.input_places(records) | _sample_provenance(indices, batch, 1.0)
-        if self.answering is None:
+        if (name := self.source.answering) is None:
             return samples.processor.collate_rows(_examples_by_task(samples, records)) | provenance
-        spec = samples.processor.tasks[self.answering]
-        rows_by_sample = rows_to_answer(records, spec)
+        task = samples.processor.tasks[name]
+        rows_by_sample = answerable_rows(task, records)
         examples = [Example({}, tuple(row.text for row in rows)) for rows in rows_by_sample]
-        arrays = samples.processor.collate_rows({self.answering: examples}) | provenance
-        rows = [row for of_sample in rows_by_sample for row in of_sample]
-        truncated = samples.processor.truncated([row.text for row in rows]) if spec.text else [False] * len(rows)
-        described = [(*astuple(row), is_truncated) for row, is_truncated in zip(rows, truncated, strict=True)]
+        arrays = samples.processor.collate_rows({name: examples}) | provenance
+        described = _describe_rows(samples, task, records, rows_by_sample)
         arrays["rows_json"] = np.frombuffer(json.dumps(described).encode(), np.uint8)
         return arrays
 
@@ -202,7 +203,26 @@ def model_inputs(arrays: Mapping[str, np.ndarray]) -> Arrays:
 
 def _examples_by_task(samples: Samples, records: Sequence[Sample], weight: float = 1.0) -> dict[str, list[Example]]:
     """The rows of each task, of all samples."""
-    return {task: to_examples(records, spec, weight) for task, spec in samples.processor.tasks.items()}
+    return {name: _to_examples(task, records, weight) for name, task in samples.processor.tasks.items()}
+
+
+def _to_examples(task: Task, records: Sequence[Sample], weight: float) -> list[Example]:
+    return [
+        Example({}, tuple(row.text for row in rows), tuple(row.target for row in rows), (weight,) * len(rows))
+        for rows in learnable_rows(task, records)
+    ]
+
+
+def _describe_rows(
+    samples: Samples, task: Task, records: Sequence[Sample], rows_by_sample: Sequence[Sequence[Row]]
+) -> list[tuple[object, ...]]:
+    """The fields of ``rows_json``."""
+    rows = [(record, row) for record, of_sample in zip(records, rows_by_sample, strict=True) for row in of_sample]
+    truncated = samples.processor.truncated([row.text for _, row in rows]) if task.reads_text() else [False] * len(rows)
+    return [
+        (record.key, record.split, row.text, row.target, row.references, row.id, is_truncated)
+        for (record, row), is_truncated in zip(rows, truncated, strict=True)
+    ]
 
 
 def _indices_of(rows: Arrays) -> SampleIndices:

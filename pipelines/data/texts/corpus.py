@@ -15,6 +15,7 @@ from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.sample import Texts
+from vlmodel.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,28 +56,34 @@ def corpus(index: Index, split: str = "train") -> Iterator[str]:
             yield question.question
 
 
-def count_answers(index: Index, split: str = "train") -> Counter[str]:
-    """How often each answer (``Question.answer``) occurs in a split, counted by Ray Data, a task a shard.
+def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> Counter[str]:
+    """How often each answer that tasks may take as a label occurs in a split, counted by Ray Data, a task a shard.
 
     Raises:
         DataError: as ``corpus``.
     """
     _require_samples(index, split)
+    of_tasks = list(tasks)
 
     def count(row: dict[str, Any]) -> dict[str, Any]:
-        answers = Counter(
-            question.answer
-            for texts in read_texts(index, split, [row["item"]])
-            for question in texts.questions
-            if question.answer is not None
-        )
+        labels: Counter[str] = Counter()
+        for texts in read_texts(index, split, [row["item"]]):
+            labels.update(each_once(task.labels(texts) for task in of_tasks))
         # As JSON: a column of Ray Data takes its type from the first rows.
-        return {"counts": json.dumps(answers)}
+        return {"counts": json.dumps(labels)}
 
     total: Counter[str] = Counter()
     for row in map_shards(_shards_of(index, split), count):
         total.update(json.loads(row["counts"]))
     return Counter(dict(sorted(total.items(), key=_most_frequent_first)))
+
+
+def each_once(of_tasks: Iterable[Iterable[str]]) -> list[str]:
+    """The texts of several tasks: each as often as the task has it that has it most often."""
+    total: Counter[str] = Counter()
+    for texts in of_tasks:
+        total |= Counter(texts)
+    return list(total.elements())
 
 
 def answer_vocabulary(

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.data.index.index import Index
 from pipelines.data.index.shard_pass import map_shards
-from pipelines.data.texts.corpus import read_texts
+from pipelines.data.texts.corpus import each_once, read_texts
 from pipelines.storage.folder import Folder
 from vlmodel.processor import ProcessorConfig
 from vlmodel.sample import Texts
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ class TextLengths:
     written: Counter[int] = field(default_factory=Counter)
 
     @classmethod
-    def count(cls, indexes: Iterable[Index], tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, TaskSpec]) -> Self:
+    def count(cls, indexes: Iterable[Index], tokenizer: PreTrainedTokenizerBase, tasks: Mapping[str, Task]) -> Self:
         """Count the texts of the training split of the indexes by Ray Data, a task a shard.
 
         Raises:
@@ -105,20 +105,11 @@ class TextLengths:
         return cls.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[TaskSpec]) -> tuple[list[str], list[str]]:
-    """The texts that a model of the tasks reads, and those that it learns to write."""
-    specs = list(tasks)
-    read = {spec.reads for spec in specs if spec.text}
-    written = {spec.reads for spec in specs if spec.target == "tokens"}
-    captions = [caption for texts in samples for caption in texts.captions]
-    questions = [question for texts in samples for question in texts.questions]
-    return (
-        [*(captions if "captions" in read else ()), *(q.question for q in questions if "questions" in read)],
-        [
-            *(captions if "captions" in written else ()),
-            *(q.answer for q in questions if q.answer is not None and "questions" in written),
-        ],
-    )
+def _read_and_written_texts(samples: Sequence[Texts], tasks: Iterable[Task]) -> tuple[list[str], list[str]]:
+    """The texts that a model of the tasks reads, and those that it learns to write; each once."""
+    of_tasks = list(tasks)
+    read = [text for texts in samples for text in each_once(task.texts_read(texts) for task in of_tasks)]
+    return read, [text for texts in samples for text in each_once(task.texts_written(texts) for task in of_tasks)]
 
 
 def _token_lengths(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[int]:

@@ -12,14 +12,14 @@ from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from pipelines.data.index.index import Index
-from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_answers, spellings_of, train_tokenizer
+from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_labels, spellings_of, train_tokenizer
 from pipelines.data.texts.lengths import TextLengths
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import Section
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import Task
 
 
 class VocabularyConfig(Section):
@@ -45,7 +45,7 @@ def build_processor(
     indexes: Sequence[Index],
     config: VocabularyConfig,
     processor: ProcessorConfig,
-    tasks: Mapping[str, TaskSpec],
+    tasks: Mapping[str, Task],
     folder: str,
     limits: Callable[[VLProcessor], tuple[int | None, int | None]],
     report: Callable[[str], object] = lambda line: None,
@@ -65,12 +65,12 @@ def build_processor(
     """
     if Path(folder).is_dir():
         return VLProcessor.from_pretrained(folder)
-    classifies = any(spec.target == "answer" for spec in tasks.values())
+    choosing = [task for task in tasks.values() if task.chooses_label]
     counted: Counter[str] = Counter()
-    for index in indexes if classifies else ():
-        counted.update(count_answers(index, "train"))
+    for index in indexes if choosing else ():
+        counted.update(count_labels(index, choosing))
     labels = answer_vocabulary(counted, config.answers, config.min_answer_count, config.normalizer)
-    if classifies and len(labels) < 2:
+    if choosing and len(labels) < 2:
         raise DataError(
             f"the training split of {' and '.join(index.tars for index in indexes)} has {len(labels)} different "
             "answers, and a classifier needs at least two; check the source's answers, or lower "

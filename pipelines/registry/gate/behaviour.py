@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.rows import rows_to_answer
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from pipelines.registry.config import GateConfig, Rewording
@@ -23,7 +22,7 @@ from pipelines.registry.gate.check import Check
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import answerable_rows
 
 _IMAGES_AT_ONCE = 16
 _CONFIDENCE_LOSS = 0.1
@@ -58,7 +57,7 @@ class ProbeResult:
 
     Attributes:
         rows: number of rows.
-        agreement: share of equal answers to each rewording; empty if the task is given no text.
+        agreement: share of equal answers to each rewording that must not change them (``Task.invariances``).
         image_use: share of answers that changed or lost confidence about another image; None if all images are equal.
         confidence, blank_confidence: mean confidence about the true image and about a blank one.
         finite: whether all confidences are finite.
@@ -97,8 +96,8 @@ def probe_records(index: Index, split: str, config: GateConfig) -> list[Sample]:
 
 def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
     """Ask the model about the records as they are, reworded, about each other's images, and about a blank image."""
-    spec = predictor.processor.tasks[task]
-    texts = [[row.text for row in rows] for rows in rows_to_answer(records, spec)]
+    asked = predictor.processor.tasks[task]
+    texts = [[row.text for row in rows] for rows in answerable_rows(asked, records)]
     images = [record.inputs["image"] for record in records]
     if not any(texts):
         return ProbeResult(0)
@@ -114,7 +113,11 @@ def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> Pro
         return best
 
     original = answers(images)
-    agreement = {kind: _answer_agreement(original, answers(images, REWORDINGS[kind])) for kind in _rewordings(spec)}
+    agreement = {
+        kind: _answer_agreement(original, answers(images, reword))
+        for kind, reword in REWORDINGS.items()
+        if kind in asked.invariances
+    }
     # A table may ask about one picture in many samples, so the next image may be the same one.
     others = [
         next((image for image in (*images[n:], *images[:n]) if image != images[n]), None) for n in range(len(images))
@@ -193,15 +196,6 @@ def _check_blank(name: str, candidate: ProbeResult, config: GateConfig) -> Check
         required=f"an answer, with a confidence of at most {highest:.3f}",
         explanation="a model should not be surer about a blank image than about a true one",
     )
-
-
-def _rewordings(spec: TaskSpec) -> list[Rewording]:
-    """Rewordings that do not change the right answer: polite phrases fit questions only, and a contrastive task gives
-    no answer.
-    """
-    if not spec.text or spec.target == "none":
-        return []
-    return [kind for kind in REWORDINGS if kind != "politeness" or (spec.reads, spec.target) != ("captions", "match")]
 
 
 def _answer_agreement(original: Sequence[Answer], reworded: Sequence[Answer]) -> float:

@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import difference_interval
 from pipelines.registry.config import QUESTION_TYPE, GateConfig
 from pipelines.registry.gate.check import Check, Difference
+from vlmodel.metrics.scores import ExampleScores
 
 RESAMPLES = 2000
 """Of each bootstrap."""

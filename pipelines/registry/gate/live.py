@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipelines.evaluate.example_scores import ExampleScores
-from pipelines.records.comparisons import Comparison, InvalidLine, Task, read, text_hash
+from pipelines.records.comparisons import Comparison, InvalidLine, read, text_hash
 from pipelines.records.corrections import Correction, read_corrections
 from pipelines.registry.config import GateConfig, LiveConfig
 from pipelines.registry.gate import comparison
 from pipelines.registry.gate.check import Check, Difference
+from vlmodel.metrics.scores import ExampleScores
 
 CorrectAnswers = Mapping[tuple[str, str], str]
 """Hash of the right answer, by image and hash of the question."""
@@ -43,7 +43,7 @@ class LiveStatistics:
     candidate_errors: Counter[str] = field(default_factory=Counter)
     champion_errors: Counter[str] = field(default_factory=Counter)
     seconds: list[tuple[float, float]] = field(default_factory=list)
-    agreements: defaultdict[Task, list[float]] = field(default_factory=lambda: defaultdict(list))
+    agreements: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     corrected: list[tuple[str, bool, bool]] = field(default_factory=list)
 
     @property
@@ -150,7 +150,7 @@ def _check_errors(live: LiveStatistics, settings: LiveConfig) -> Check:
     )
 
 
-def _check_agreement(task: Task, agreements: Sequence[float], least: float) -> Check:
+def _check_agreement(task: str, agreements: Sequence[float], least: float) -> Check:
     name = f"live agreement ({task})"
     if not agreements:
         return Check(name, None, "", f"at least {least:.1%}", "no request of this task was compared", True)

@@ -8,7 +8,6 @@ from pipelines.registry.gate.check import Check
 from pipelines.registry.registry import Registry
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.versions import ROLLBACK_TAG, LocalModel, ModelVersion
-from vlmodel.config import dump
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example, VLProcessor
 
@@ -82,5 +81,5 @@ def check_smoke_test(candidate: LocalModel, example: tuple[bytes, str], *, enabl
 
 
 def _input_schema(model: LocalModel) -> dict[str, object]:
-    tasks = {task: dump(spec) for task, spec in VLProcessor.from_pretrained(model.folder).tasks.items()}
+    tasks = {name: task.identity() for name, task in VLProcessor.from_pretrained(model.folder).tasks.items()}
     return {"signature": package.signature(model.package), "tasks": tasks}

@@ -8,11 +8,11 @@ import time
 from typing import Any
 
 from pipelines.records.comparisons import Comparison, ComparisonWriter, ModelResult, TextPair, text_hash
-from pipelines.serve.challenger.agreement import agreement, answer_pairs, confidence, difference
 from pipelines.serve.challenger.background import BackgroundTasks
 from pipelines.serve.challenger.calls import Outcome
 from pipelines.serve.config import ChallengerConfig
-from pipelines.serve.service import ChallengerMetrics, ModelInfo, ServiceRequest, Task
+from pipelines.serve.service import ChallengerMetrics, ModelInfo, ServiceRequest
+from vlmodel.operations.base import Operation, all_operations
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,9 @@ class ComparisonRecorder:
             model: the champion.
             fallback: whether the champion answered in the challenger's place.
         """
+        operation = all_operations()[request.task]
         task, both = request.task, champion.answer is not None and challenger.answer is not None
-        score = agreement(task, champion.result, challenger.result) if both else None
+        score = operation.agreement(champion.result, challenger.result) if both else None
         if score is not None:
             self._metrics.compared(task, score, challenger_version)
         if self._writer is None:
@@ -66,12 +67,12 @@ class ComparisonRecorder:
             mode="canary" if self._config.mode == "canary" else "shadow",
             model=model.name if model else "",
             image=await asyncio.to_thread(lambda: request.image_sha256),
-            champion=_model_result(task, champion, model.version if model else ""),
-            challenger=_model_result(task, challenger, challenger_version),
+            champion=_model_result(operation, champion, model.version if model else ""),
+            challenger=_model_result(operation, challenger, challenger_version),
             fallback=fallback,
             agreement=score,
-            difference=difference(task, champion.result, challenger.result) if both else None,
-            texts=_text_pairs(request, champion.result, challenger.result) if both else (),
+            difference=operation.difference(champion.result, challenger.result) if both else None,
+            texts=_text_pairs(operation, request, champion.result, challenger.result) if both else (),
         )
         if not self._writer.add(comparison):
             self._metrics.dropped("record")
@@ -99,18 +100,19 @@ class ComparisonRecorder:
             log.warning("comparisons with the challenger are not written: %s", error)
 
 
-def _model_result(task: Task, outcome: Outcome, version: str) -> ModelResult:
+def _model_result(operation: Operation, outcome: Outcome, version: str) -> ModelResult:
     if outcome.answer is None:
         return ModelResult(version=version, error=outcome.error)
     return ModelResult(
         version=outcome.answer.model.version,
         seconds=sum(outcome.answer.stages_s.values()),
-        confidence=confidence(task, outcome.result),
+        confidence=operation.confidence(outcome.result),
     )
 
 
-def _text_pairs(request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
-    pairs = zip(answer_pairs(request, champion), answer_pairs(request, challenger), strict=True)
+def _text_pairs(operation: Operation, request: ServiceRequest, champion: Any, challenger: Any) -> tuple[TextPair, ...]:
+    best = (operation.best_answers(request.texts, result) for result in (champion, challenger))
+    pairs = zip(*best, strict=True)
     return tuple(
         TextPair(asked=text_hash(text), champion=text_hash(answer), challenger=text_hash(challenger_answer))
         for (text, answer), (_, challenger_answer) in pairs

@@ -22,14 +22,15 @@ from pipelines.serve.challenger.background import BackgroundTasks
 from pipelines.serve.challenger.calls import ChallengerCaller, ChallengerClient, Outcome, outcome_of
 from pipelines.serve.challenger.recorder import ComparisonRecorder
 from pipelines.serve.config import ServeConfig
-from pipelines.serve.service import CaptionStream, ChallengerMetrics, ModelInfo, Service, ServiceRequest, ServiceResult
+from pipelines.serve.service import AnswerStream, ChallengerMetrics, ModelInfo, Service, ServiceRequest, ServiceResult
+from vlmodel.operations.base import all_operations
 
 # The beginning of an image tells it from others; hashing all of a large one would block the event loop.
 _HASHED_BYTES = 1 << 16
 
 
 class ChallengerRouter:
-    """A ``Service``. Embeddings are always the champion's: vectors of two models cannot be mixed in one index.
+    """A ``Service``. Results of two models that cannot be mixed, such as vectors, are always the champion's.
 
     Args:
         config: ``config.challenger`` has the mode, the share and the limits.
@@ -63,15 +64,15 @@ class ChallengerRouter:
         """See ``Service``."""
         if not self.is_chosen(request):
             return await self._champion.run(request)
-        if self._is_canary and request.task != "embed":
+        if self._is_canary and all_operations()[request.task].may_mix_models:
             return await self._run_canary(request)
         champion = await outcome_of(self._champion.run(request))
         self._run_shadow(request, champion)
         return champion.unwrap()
 
-    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+    async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``. It is the champion's: pieces that were sent cannot be taken back."""
-        pieces = await self._champion.stream_caption(request)
+        pieces = await self._champion.stream(request)
         return self._stream_and_shadow(request, pieces) if self.is_chosen(request) else pieces
 
     async def check_image(self, image: bytes) -> ServiceResult:
@@ -116,7 +117,7 @@ class ChallengerRouter:
             self._background.spawn(self._compare_outcomes(request, champion, challenger, fallback=True))
         return champion.unwrap()
 
-    async def _stream_and_shadow(self, request: ServiceRequest, pieces: CaptionStream) -> CaptionStream:
+    async def _stream_and_shadow(self, request: ServiceRequest, pieces: AnswerStream) -> AnswerStream:
         async with aclosing(pieces):
             async for piece in pieces:
                 if isinstance(piece, ServiceResult):

@@ -23,7 +23,7 @@ from pipelines.serve.http.middleware import (
     RequestMetrics,
     error_body,
 )
-from pipelines.serve.http.routes import about, caption, embed, feedback, match, page, vqa
+from pipelines.serve.http.routes import about, feedback, operations, page
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Metrics, Service
 
@@ -55,7 +55,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     _add_error_handlers(app)
-    for routes in (vqa, caption, match, embed, feedback, about):
+    for routes in (operations, feedback, about):
         app.include_router(routes.router(service, config))
     app.include_router(page.router())
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from pipelines.serve.http.routes.base import TaskRequest, TaskResponse, with_examples
+from vlmodel.operations.base import TaskRequest, TaskResponse, with_examples
 
 _ERRORS = {
     400: "The body is not JSON, or not a form in UTF-8, or not in gzip.",
@@ -58,9 +58,10 @@ def documentation(request_type: type[TaskRequest], response_type: type[TaskRespo
 def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
     """JSON and form; FastAPI itself can declare only one of them for a route."""
     schema = request_type.model_json_schema()
-    examples = schema.pop("examples")
+    examples = schema.pop("examples", [{}])
     properties, required = dict(schema["properties"]), list(schema.get("required", ()))
-    properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
+    if "image" in properties:
+        properties["image"] = {"type": "string", "format": "binary", "description": "The image file."}
     for singular, plural in request_type.repeatable.items():
         description = f"{properties[plural]['description']} Repeat the field to send several."
         properties[singular] = {"type": "array", "items": {"type": "string"}, "description": description}
@@ -74,7 +75,7 @@ def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
             },
             "multipart/form-data": {
                 "schema": {"type": "object", "properties": properties, "required": required},
-                "example": {**examples[0], "image": "@picture.jpg"},
+                "example": {**examples[0], **({"image": "@picture.jpg"} if "image" in examples[0] else {})},
             },
         },
     }

@@ -8,9 +8,10 @@ from pathlib import Path
 from pipelines.registry import golden
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.errors import ServeError
-from pipelines.serve.inference.adapters import PredecodedProcessor, TaskAdapter
+from pipelines.serve.inference.predecoded import PredecodedProcessor, blank_example
 from pipelines.storage import manifest
 from vlmodel.inference import Predictor
+from vlmodel.operations.base import Item, Operation
 
 
 def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
@@ -34,12 +35,17 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
     return Predictor(predictor.model, processor, device)
 
 
-def warm_up(adapters: Iterable[TaskAdapter], max_batch_size: int) -> None:
-    """Run the first passes, which allocate memory and choose kernels, before any caller waits for them."""
-    for adapter in adapters:
-        for item in adapter.warm_up_items():
+def warm_up(predictor: Predictor, operations: Iterable[tuple[str, Operation]], max_batch_size: int) -> None:
+    """Run the first passes, which allocate memory and choose kernels, before any caller waits for them.
+
+    Args:
+        operations: each with the name of the task that does it.
+    """
+    example = blank_example(predictor.processor)
+    for task, operation in operations:
+        for top_k, attention in operation.warm_up(predictor.processor.tasks[task]):
             for batch_size in {1, max_batch_size}:
-                adapter.run([item] * batch_size)
+                operation.run(predictor, task, [Item(example, top_k, attention)] * batch_size)
 
 
 def check_golden_answers(predictor: Predictor, file: Path, tolerance: float) -> None:

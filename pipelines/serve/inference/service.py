@@ -19,13 +19,14 @@ from pipelines.registry.errors import ArtifactError
 from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, no_such_task, not_ready
 from pipelines.serve.inference import loading
-from pipelines.serve.inference.adapters import AnswerAdapter, BatchItem, DecodedExample, TaskAdapter, task_adapters
 from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, TimedResult
 from pipelines.serve.inference.decoding import ImageDecoder, pixel_limit
+from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
-from pipelines.serve.service import CaptionStream, Metrics, ModelInfo, ServiceRequest, ServiceResult, Task
+from pipelines.serve.service import AnswerStream, Metrics, ModelInfo, ServiceRequest, ServiceResult
 from vlmodel.encoder_parts import IMAGE
-from vlmodel.inference import Prediction, Predictor
+from vlmodel.inference import Predictor
+from vlmodel.operations.base import Item, Operation, operations_of
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
 _HANGING_TIMEOUTS = 6
@@ -33,12 +34,17 @@ _HANGING_TIMEOUTS = 6
 
 @dataclass(frozen=True)
 class _LoadedModel:
-    """A model with queues of its own: what was decoded for one model never reaches another."""
+    """A model with queues of its own: what was decoded for one model never reaches another.
+
+    Attributes:
+        operations: by their names, each with the name of the task that does it.
+        batchers: of each operation.
+    """
 
     predictor: Predictor
     info: ModelInfo
-    adapters: Mapping[Task, TaskAdapter]
-    batchers: Mapping[Task, Batcher[BatchItem, TimedResult[Any]]]
+    operations: Mapping[str, tuple[str, Operation]]
+    batchers: Mapping[str, Batcher[Item, TimedResult[Any]]]
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,13 @@ class InferenceService:
         try:
             read = partial(loading.load_predictor, Path(folder), digest, device)
             predictor = await asyncio.to_thread(run_at_low_priority, read)
-            adapters = task_adapters(predictor)
-            if not adapters:
-                tasks = ", ".join(map(repr, predictor.processor.tasks))
-                raise ValueError(f"this service can do none of its tasks ({tasks}); serve a model with another decoder")
+            operations = operations_of(predictor.processor.tasks)
+            if not operations:
+                tasks = ", ".join(task.kind for task in predictor.processor.tasks.values())
+                raise ValueError(f"none of its tasks ({tasks}) is one that can be served; serve a model with another")
         except (OSError, ValueError, RuntimeError) as error:
             raise ServeError(f"{model} does not load: {error}") from error
-        warm_up = partial(loading.warm_up, adapters.values(), self._config.max_batch_size)
+        warm_up = partial(loading.warm_up, predictor, operations.values(), self._config.max_batch_size)
         await self._threads.run(warm_up, measured=False)
         if golden_file and self._config.golden_tolerance < 1:
             tolerance = self._config.golden_tolerance
@@ -105,30 +111,26 @@ class InferenceService:
         info = ModelInfo(
             name=name,
             version=version,
-            tasks=tuple(adapters),
+            tasks=tuple(operations),
             labels=len(processor.labels),
             image_size=processor.config.image_size,
             resize=processor.config.resize,
         )
-        batchers = {task: self._make_batcher(task, adapter, version) for task, adapter in adapters.items()}
-        self._loaded = _LoadedModel(predictor, info, adapters, batchers)
+        batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
+        self._loaded = _LoadedModel(predictor, info, operations, batchers)
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
-        # A caption is an answer to an empty question.
-        texts = ("",) if request.task == "caption" else request.texts
-        decoded = await self._decode_request(loaded, request.image, texts)
-        timed = await loaded.batchers[request.task].submit(BatchItem(decoded.example, request.top_k, request.attention))
+        decoded = await self._decode_request(loaded, request.image, request.texts)
+        timed = await loaded.batchers[request.task].submit(Item(decoded.example, request.top_k, request.attention))
         return _service_result(loaded, decoded, timed)
 
-    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+    async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``."""
-        loaded = self._get_loaded("caption")
-        adapter = loaded.adapters["caption"]
-        assert isinstance(adapter, AnswerAdapter)
-        decoded = await self._decode_request(loaded, request.image, ("",))
-        return self._stream_caption(loaded, adapter, decoded, request.attention)
+        loaded = self._get_loaded(request.task)
+        decoded = await self._decode_request(loaded, request.image, request.texts)
+        return self._stream(loaded, request.task, Item(decoded.example, attention=request.attention), decoded)
 
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
@@ -152,21 +154,23 @@ class InferenceService:
         self._decoder.close()
         self._threads.close()
 
-    def _make_batcher(self, task: Task, adapter: TaskAdapter, version: str) -> Batcher[BatchItem, TimedResult[Any]]:
-        async def run(items: list[BatchItem]) -> list[TimedResult[Any]]:
+    def _make_batcher(
+        self, predictor: Predictor, task: str, operation: Operation, version: str
+    ) -> Batcher[Item, TimedResult[Any]]:
+        async def run(items: list[Item]) -> list[TimedResult[Any]]:
             texts = sum(len(item.example.texts) for item in items)
             # Times within a kind differ by at most a factor of two for each of both numbers.
-            kind = f"{task} {len(items).bit_length()} {texts.bit_length()}"
-            timed = await self._threads.run(partial(adapter.run, items), kind=kind)
-            self._metrics.batch(task, len(items), timed.seconds, version)
+            kind = f"{operation.name} {len(items).bit_length()} {texts.bit_length()}"
+            timed = await self._threads.run(partial(operation.run, predictor, task, items), kind=kind)
+            self._metrics.batch(operation.name, len(items), timed.seconds, version)
             return [TimedResult(result, timed.started, timed.ended) for result in timed.result]
 
         return Batcher(run, self._config.max_batch_size, self._passes)
 
-    def _get_loaded(self, task: Task) -> _LoadedModel:
+    def _get_loaded(self, task: str) -> _LoadedModel:
         if self._loaded is None:
             raise not_ready()
-        if task not in self._loaded.adapters:
+        if task not in self._loaded.operations:
             raise no_such_task(task, self._loaded.info.name, self._loaded.info.tasks)
         return self._loaded
 
@@ -182,14 +186,13 @@ class InferenceService:
         example = DecodedExample({}, tuple(texts), decoded=decoded)
         return _Decoded(example, started, time.perf_counter(), truncated)
 
-    async def _stream_caption(
-        self, loaded: _LoadedModel, adapter: AnswerAdapter, decoded: _Decoded, attention: bool
-    ) -> CaptionStream:
+    async def _stream(self, loaded: _LoadedModel, name: str, item: Item, decoded: _Decoded) -> AnswerStream:
+        task, operation = loaded.operations[name]
         streamer = AsyncTextIteratorStreamer(loaded.predictor.processor.tokenizer, True, skip_special_tokens=True)
 
-        def generate() -> list[Prediction]:
+        def generate() -> Any:
             try:
-                return adapter.generate(BatchItem(decoded.example, attention=attention), streamer)
+                return operation.stream(loaded.predictor, task, item, streamer)
             finally:
                 # The loop below must end also if the pass fails.
                 streamer.end()
@@ -202,7 +205,7 @@ class InferenceService:
             timed = await running
         finally:
             running.cancel()
-        self._metrics.batch("caption", 1, timed.seconds, loaded.info.version)
+        self._metrics.batch(name, 1, timed.seconds, loaded.info.version)
         yield _service_result(loaded, decoded, timed)
 
 

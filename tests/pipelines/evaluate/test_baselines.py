@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import FILE, AnswerPrior, Baselines, check_learnable
+from pipelines.evaluate.baselines import FILE, Baselines, check_learnable
 from tests.pipelines.data.tar_maker import photo
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED
+from vlmodel.metrics.answer_prior import AnswerPrior
 from vlmodel.sample import Question, Texts
 
 TEXTS = [
@@ -21,7 +21,7 @@ TEXTS = [
     Texts(("a dog runs fast",), (Question("is it red?", "yes"), Question("is it big?", None))),
     Texts((), (Question("is it red?", "yes"), Question("is it red?", "no"), Question("how many?", "2"))),
 ]
-QUESTIONS = pa.chunked_array([["is it red?", "how many?", "never asked"]])
+QUESTIONS = ["is it red?", "how many?", "never asked"]
 
 
 def test_answers_in_other_spellings_count_together() -> None:
@@ -31,25 +31,24 @@ def test_answers_in_other_spellings_count_together() -> None:
 
 
 def test_they_are_the_same_once_they_were_kept(tmp_path: Path) -> None:
-    learned = Baselines.learn(iter(TEXTS), [ASKED, CAPTIONED], "vqa", ["ab12"])
-    assert learned.answers is not None
-    assert learned.answers.predict(QUESTIONS) == ["yes", "2", "yes"]
-    assert learned.caption in ("a dog runs", "a dog", "a dog runs fast")
+    learned = Baselines.learn(TEXTS, {"ask": ASKED, "tell": CAPTIONED}, "vqa", ["ab12"])
+    assert AnswerPrior(**learned.tasks["ask"]).predict(QUESTIONS) == ["yes", "2", "yes"]
+    assert learned.tasks["tell"]["caption"] in ("a dog runs", "a dog", "a dog runs fast")
     learned.save(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {FILE}
-    kept = Baselines.load(tmp_path)
-    assert kept is not None
-    assert kept.answers is not None
-    assert kept.answers.predict(QUESTIONS) == ["yes", "2", "yes"]
-    assert (kept.answers.normalizer, kept.caption, kept.trained_on) == ("vqa", learned.caption, ("ab12",))
+    assert Baselines.load(tmp_path) == learned
+    assert learned.trained_on == ("ab12",)
     assert Baselines.load(tmp_path / "nowhere") is None
+    (tmp_path / FILE).write_text('{"answers": null, "caption": null, "trained_on": []}')
+    with pytest.raises(DataError, match="is of another version; train the model anew"):
+        Baselines.load(tmp_path)
 
 
 def test_only_what_a_task_needs_is_learned() -> None:
-    assert Baselines.learn(TEXTS, [COMPARED, MATCHED], "none") == Baselines()
-    assert Baselines.learn(TEXTS, [CAPTIONED], "none").answers is None
+    assert Baselines.learn(TEXTS, {"find": COMPARED, "match": MATCHED}, "none") == Baselines()
+    assert list(Baselines.learn(TEXTS, {"find": COMPARED, "tell": CAPTIONED}, "none").tasks) == ["tell"]
     with pytest.raises(DataError, match="no answered question"):
-        Baselines.learn([Texts(("a dog",))], [ASKED], "none")
+        Baselines.learn([Texts(("a dog",))], {"": ASKED}, "none")
 
 
 def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_have_no_training_split(
@@ -67,6 +66,6 @@ def test_they_are_learned_from_what_is_trained_on_where_the_data_to_judge_by_hav
     ):
         check_learnable(judged, {"": ASKED})
     found = Baselines.of_training(judged, [trained], {"": ASKED}, "none")
-    assert found.answers == AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")])
+    assert found.tasks == {"": AnswerPrior.learn([("is it red?", "Yes."), ("how many?", "two")]).to_tree()}
     assert found.trained_on == (trained.hash,)
     check_learnable(judged, {"": COMPARED})

@@ -9,17 +9,20 @@ import pyarrow as pa
 import pytest
 
 from pipelines.errors import DataError
-from pipelines.evaluate.baselines import AnswerPrior, Baselines
-from pipelines.evaluate.build_report import build_report, report_on_answers
+from pipelines.evaluate.baselines import Baselines
+from pipelines.evaluate.build_report import build_report
 from pipelines.evaluate.examples import choose_examples
 from pipelines.evaluate.predict import SCHEMA
+from pipelines.evaluate.report import Report
+from vlmodel.metrics.answer_prior import AnswerPrior
 from vlmodel.sample import Question, Texts
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import Task
+from vlmodel.tasks import caption, contrastive, matching, vqa
 
-ASKED = TaskSpec(reads="questions", target="answer")
-CAPTIONED = TaskSpec(reads="captions", text=False, target="tokens")
-MATCHED = TaskSpec(reads="questions", target="match")
-COMPARED = TaskSpec(reads="captions", target="none")
+ASKED = vqa.Config()
+CAPTIONED = caption.Config()
+MATCHED = matching.Config(pairs="questions")
+COMPARED = contrastive.Config()
 
 
 def table(*rows: dict[str, Any]) -> pa.Table:
@@ -49,7 +52,17 @@ TRAINING = [
     Texts(("a dog runs", "a dog"), (Question("is it red?", "yes"), Question("how many?", "2"))),
     Texts(("a dog runs fast",), (Question("is it red?", "yes"),)),
 ]
-BASELINES = Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none")
+LEARNED_BY = {
+    task.kind: Baselines.learn(TRAINING, {"": task}, "none") for task in (ASKED, CAPTIONED, MATCHED, COMPARED)
+}
+
+
+def report_of(rows: pa.Table, split: str, task: Task, *more: Any) -> Report:
+    return build_report(rows, split, task, LEARNED_BY[task.kind], *more)
+
+
+def report_on_answers(rows: pa.Table, split: str, prior: AnswerPrior, *more: Any) -> Report:
+    return build_report(rows, split, ASKED, Baselines({"": prior.to_tree()}), *more)
 
 
 def test_baselines_are_the_most_frequent_answers() -> None:
@@ -125,11 +138,11 @@ def test_a_model_below_its_baseline_is_called_so() -> None:
 
 def test_answers_in_other_spellings_are_right_by_the_rules() -> None:
     rows = answers(("a", "q", "Two dogs.", "2 dogs"), ("b", "q", "Yes", "yes"), ("c", "q", "yes", "no"))
-    report = build_report(rows, "val", ASKED, BASELINES, ["yes", "no", "2 dogs"], "vqa")
+    report = report_of(rows, "val", ASKED, ["yes", "no", "2 dogs"], "vqa")
     assert report.value == pytest.approx(2 / 3)
     assert report.by_answer == [("yes", 2, 0.5), ("2 dogs", 1, 1.0)]
     assert "outside the model's vocabulary" not in str(report)
-    assert build_report(rows, "val", ASKED, BASELINES, ["yes", "no"]).value == 0
+    assert report_of(rows, "val", ASKED, ["yes", "no"]).value == 0
     assert [row.right for row in choose_examples(rows, ASKED, 3, normalizer="vqa")].count(True) == 2
 
 
@@ -137,13 +150,13 @@ def test_texts_that_were_cut_are_counted() -> None:
     rows = pa.concat_tables(
         [answers(("a", "q", "yes", "yes"), truncated=True), answers(("b", "q", "yes", "yes"), truncated=False)]
     )
-    assert "1 of 2 texts were cut" in str(build_report(rows, "val", ASKED, BASELINES))
-    assert "cut" not in str(build_report(rows.slice(1), "val", ASKED, BASELINES))
+    assert "1 of 2 texts were cut" in str(report_of(rows, "val", ASKED))
+    assert "cut" not in str(report_of(rows.slice(1), "val", ASKED))
 
 
 def test_several_annotators_make_agreement_a_metric() -> None:
     given = answers(("a", "how many?", "2", "2"), references=["2"] * 3 + ["3"] * 7)
-    report = build_report(given, "val", ASKED, BASELINES, ["2", "yes"])
+    report = report_of(given, "val", ASKED, ["2", "yes"])
     assert report.metrics["vqa_accuracy"] == pytest.approx((3 * 2 / 3 + 7) / 10)
     assert report.baselines["question_only"]["vqa_accuracy"] == report.metrics["vqa_accuracy"]
     assert report.baselines["majority"]["vqa_accuracy"] == 0
@@ -172,7 +185,7 @@ def test_captions_stand_beside_a_constant_one_and_those_of_other_images() -> Non
             ("b", ["two men sit on a bench", "men sitting"], "two men sit on a bench", "a dog runs on grass"),
         )
     ]  # fmt: skip
-    report = build_report(table(*rows), "val", CAPTIONED, BASELINES)
+    report = report_of(table(*rows), "val", CAPTIONED)
     assert (report.metric, report.unit, report.rows) == ("cider", "images", 2)
     assert report.metrics["bleu_4"] == pytest.approx(1, abs=1e-6)
     assert report.value > report.baseline
@@ -191,7 +204,7 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
             ("d", "no", "no match", 0.7),
         )
     ]
-    report = build_report(table(*rows), "val", MATCHED, BASELINES)
+    report = report_of(table(*rows), "val", MATCHED)
     assert report.value == pytest.approx(0.75)
     assert report.metrics["roc_auc"] == 1
     assert report.baselines["constant"] == {"accuracy": 0.5, "balanced_accuracy": 0.5, "roc_auc": 0.5}
@@ -199,7 +212,7 @@ def test_matching_counts_both_kinds_alike_and_knows_a_match_by_any_name() -> Non
 
 def test_matching_of_one_kind_is_evaluated_by_accuracy_and_says_why() -> None:
     pairs = answers(("a", "t", "match", "match"), ("b", "t", "yes", "no match"), probability=0.6)
-    report = build_report(pairs, "val", MATCHED, BASELINES)
+    report = report_of(pairs, "val", MATCHED)
     assert (report.metric, report.value, report.baseline) == ("accuracy", 0.5, 1.0)
     assert report.metrics.keys() == {"accuracy", "ece"}
     assert "every pair is a match, so only accuracy can be said" in str(report)
@@ -213,16 +226,13 @@ def test_captions_without_a_word_are_no_references() -> None:
         {"key": "b", "references": ["...", "?!"], **said},
         {"key": "c", "references": ["two men"], **said},
     ]
-    report = build_report(table(*rows), "val", CAPTIONED, BASELINES)
+    report = report_of(table(*rows), "val", CAPTIONED)
     assert (report.rows, report.samples) == (2, 3)
-    assert (
-        report.metrics
-        == build_report(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED, BASELINES).metrics
-    )
+    assert report.metrics == report_of(table(rows[0] | {"references": ["a dog"]}, rows[2]), "val", CAPTIONED).metrics
     with pytest.raises(DataError, match="no image of split 'val' has a caption with a word"):
-        build_report(table(rows[1]), "val", CAPTIONED, BASELINES)
+        report_of(table(rows[1]), "val", CAPTIONED)
     with pytest.raises(DataError, match="none of the 1 captions has a word; the training split needs at least one"):
-        Baselines.learn([Texts(("...",))], [CAPTIONED], "none")
+        Baselines.learn([Texts(("...",))], {"": CAPTIONED}, "none")
 
 
 def test_retrieval_ranks_both_ways() -> None:
@@ -233,7 +243,7 @@ def test_retrieval_ranks_both_ways() -> None:
          "text_embedding": basis[(image + n) % 3]}
         for image in range(3) for n in range(2)
     ]  # fmt: skip
-    report = build_report(table(*rows), "val", COMPARED, BASELINES)
+    report = report_of(table(*rows), "val", COMPARED)
     assert (report.samples, report.rows, report.unit) == (3, 6, "captions")
     assert report.metrics["text_to_image_recall_at_1"] == 0.5
     assert report.baselines["chance"]["text_to_image_recall_at_1"] == pytest.approx(1 / 3)
@@ -245,12 +255,12 @@ def test_retrieval_ranks_both_ways() -> None:
 
 def test_nothing_to_score_is_said() -> None:
     with pytest.raises(DataError, match="no question of split 'test' has a right answer"):
-        build_report(answers(("a", "q", None, "yes")), "test", ASKED, BASELINES, ["yes"])
-    with pytest.raises(DataError, match="no answered question"):
+        report_of(answers(("a", "q", None, "yes")), "test", ASKED, ["yes"])
+    with pytest.raises(ValueError, match="no answered question"):
         AnswerPrior.learn([])
     captions = table({"key": "a", "text": "", "references": [], "predicted": "x", "probability": 1.0})
     with pytest.raises(DataError, match="no image of split 'test' has a caption"):
-        build_report(captions, "test", CAPTIONED, BASELINES)
+        report_of(captions, "test", CAPTIONED)
 
 
 def test_examples_are_half_wrong_where_there_are_enough() -> None:

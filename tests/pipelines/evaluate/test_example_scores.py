@@ -10,11 +10,10 @@ import pyarrow as pa
 import pytest
 
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.build_report import build_report
-from pipelines.evaluate.example_scores import score_examples
+from pipelines.evaluate.build_report import build_report, score_examples
 from tests.pipelines.evaluate.test_build_report import ASKED, CAPTIONED, COMPARED, MATCHED, answers, table
 from vlmodel.sample import Question, Texts
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import Task
 
 TRAINING = [Texts(("a dog runs", "a cat sleeps"), (Question("is it red?", "yes"),))]
 
@@ -42,7 +41,7 @@ def compared() -> pa.Table:
     return table(*rows)
 
 
-CASES: Sequence[tuple[TaskSpec, pa.Table]] = [
+CASES: Sequence[tuple[Task, pa.Table]] = [
     (ASKED, answers(("a", "red?", "yes", "yes"), ("a", "?", None, "no"), ("b", "red?", "no", "yes"))),
     (MATCHED, answers(*((f"k{n}", "a dog", "match" if n < 3 else "no match", "match") for n in range(4)))),
     (
@@ -58,8 +57,8 @@ CASES: Sequence[tuple[TaskSpec, pa.Table]] = [
 @pytest.mark.parametrize(
     ("fields", "found"), CASES, ids=["answers", "pairs", "one kind", "no words", "captions", "retrieval"]
 )
-def test_the_mean_of_the_rows_is_the_metric_of_the_report(fields: TaskSpec, found: pa.Table) -> None:
-    report = build_report(found, "val", fields, Baselines.learn(TRAINING, [ASKED, CAPTIONED], "none"))
+def test_the_mean_of_the_rows_is_the_metric_of_the_report(fields: Task, found: pa.Table) -> None:
+    report = build_report(found, "val", fields, Baselines.learn(TRAINING, {"": fields}, "none"))
     assert score_examples(found, fields).value == pytest.approx(report.value, abs=1e-12)
     for comparison in report.comparisons:
         assert comparison.model == pytest.approx(report.value, abs=1e-12)

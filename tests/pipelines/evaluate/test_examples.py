@@ -13,9 +13,9 @@ from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.errors import DataError
+from pipelines.evaluate.answered import sample_numbers
 from pipelines.evaluate.baselines import Baselines
-from pipelines.evaluate.build_report import build_report
-from pipelines.evaluate.example_scores import image_ids, score_examples
+from pipelines.evaluate.build_report import build_report, score_examples
 from pipelines.evaluate.examples import choose_examples, image_bytes, make_cards
 from tests.pipelines.evaluate.test_build_report import ASKED, COMPARED, table
 from vlmodel.inference import Prediction
@@ -78,7 +78,7 @@ def test_the_page_shows_the_picture_that_was_asked_about(index: Index) -> None:
 
 def test_one_key_in_two_splits_is_two_images() -> None:
     rows = [{"key": "0", "split": split, "predicted": "x"} for split in ("train", "val", "val")]
-    found = image_ids(table(*rows))
+    found = sample_numbers(table(*rows))
     assert (found[0] != found[1], found[1] == found[2]) == (True, True)
 
 

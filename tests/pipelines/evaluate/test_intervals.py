@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.evaluate.intervals import confidence_interval, difference_interval
+from vlmodel.metrics.scores import ExampleScores
 
 
 def scores_of(values: list[float], images: list[int] | None = None, *, binary: bool = True) -> ExampleScores:

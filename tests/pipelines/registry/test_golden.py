@@ -67,7 +67,7 @@ def test_every_kind_of_task_has_golden_answers(decoded: Callable[[str], Predicto
     found = golden.create(predictor, {task: (picture(1), "is there a circle ?") for task in tasks})
     assert {one.task for one in found} == set(tasks)
     assert golden.differences(predictor, found, 1e-4) == []
-    written = [one for one in found if tasks[one.task].target == "tokens"]
+    written = [one for one in found if tasks[one.task].writes_text]
     for one in written:
         other = one.model_copy(update={"answers": [(f"{one.answers[0][0]} or not", one.answers[0][1])]})
         assert len(golden.differences(predictor, [other], 0.5)) == 1, "a text that is written is another by a letter"

@@ -14,8 +14,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipelines.evaluate.assess import Assessment
-from pipelines.evaluate.baselines import AnswerPrior
-from pipelines.evaluate.build_report import report_on_answers
 from pipelines.registry.config import GateConfig
 from pipelines.registry.errors import ChampionChangedError
 from pipelines.registry.gate import comparison, stored
@@ -33,8 +31,9 @@ from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.address import TrackingConfig, TrackingError
 from pipelines.tracking.store import connect
 from pipelines.tracking.tracker import NullTracker, Tracker
-from tests.pipelines.evaluate.test_build_report import ASKED, answers
+from tests.pipelines.evaluate.test_build_report import ASKED, answers, report_on_answers
 from tests.pipelines.registry.conftest import FAST, stored_file
+from vlmodel.metrics.answer_prior import AnswerPrior
 
 CONFIG = GateConfig()
 PRIOR = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
@@ -225,12 +224,12 @@ def test_another_kind_of_model_is_not_of_the_schema(registry: Registry, versions
     assert stored.check_schema(candidate, None).passed
     file = champion.folder / "processor.json"
     tree = json.loads(file.read_text())
-    tree["tasks"] = {"": {"reads": "questions", "text": True, "target": "match"}}
+    tree["tasks"] = {"": {"kind": "matching"}}
     file.write_text(json.dumps(tree))
     check = stored.check_schema(candidate, champion)
     assert check.passed is False
-    assert "'target': 'answer'" in check.measured
-    assert "'target': 'match'" in check.measured
+    assert "'kind': 'vqa'" in check.measured
+    assert "'kind': 'matching'" in check.measured
 
 
 @pytest.mark.usefixtures("versions")

@@ -90,10 +90,10 @@ def test_first_valid_cells_find_each_value_of_a_section(base: JobConfig) -> None
     grid = {
         "train.epochs": [1, 2],
         "model.topology.kind": ["single", "dual"],
-        "model.decoder.kind": ["vqa", "contrastive", "answer"],
+        "model.task.kind": ["vqa", "contrastive", "answer"],
     }
-    found = [cell.settings for cell in first_valid_cells(base, grid, "tune.space", "model.decoder")]
-    assert [(s["model.decoder.kind"], s["model.topology.kind"]) for s in found] == [
+    found = [cell.settings for cell in first_valid_cells(base, grid, "tune.space", "model.task")]
+    assert [(s["model.task.kind"], s["model.topology.kind"]) for s in found] == [
         ("vqa", "single"), ("contrastive", "dual"), ("answer", "single")
     ]  # fmt: skip
     assert {s["train.epochs"] for s in found} == {1}

@@ -13,15 +13,15 @@ import pytest
 from PIL import Image
 
 from pipelines.serve.service import (
-    CaptionStream,
-    Embeddings,
-    Matches,
+    AnswerStream,
     ModelInfo,
     Service,
     ServiceRequest,
     ServiceResult,
 )
 from vlmodel.inference import Prediction
+from vlmodel.operations.embed import Embeddings
+from vlmodel.operations.match import Matches
 
 LABELS = ["blue", "circle", "green", "no", "red", "square", "yes"]
 
@@ -67,11 +67,11 @@ def save_model(folder: Path, decoder: dict[str, Any]) -> Path:
         "vision": {"name": "resnet18", "stages": 2},
         "language": {"width": 16, "depth": 1, "heads": 2, "expansion": 2},
         "fusion": {"width": 16, "rounds": 1, "heads": 2, "expansion": 2},
-        "decoder": decoder,
+        "task": decoder,
     }
     tree = parse(ModelConfig, parts)
     processor = VLProcessor(
-        ProcessorConfig(image_size=32, max_tokens=12, max_target_tokens=8), tokenizer, LABELS, tree.decoder.tasks()
+        ProcessorConfig(image_size=32, max_tokens=12, max_target_tokens=8), tokenizer, LABELS, tree.task.tasks()
     )
     torch.manual_seed(0)
     VLModel.from_tree(tree, processor).save_pretrained(folder)
@@ -124,11 +124,11 @@ class FakeService:
         self.seen.append((image, top_k, attention))
         return self.answered([Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention))])
 
-    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+    async def stream(self, request: ServiceRequest) -> AnswerStream:
         self.seen.append((request.image, "streamed", request.attention))
         return self.pieces(request.attention)
 
-    async def pieces(self, attention: bool) -> CaptionStream:
+    async def pieces(self, attention: bool) -> AnswerStream:
         yield "a "
         yield "circle"
         yield self.answered([Prediction([("a circle", 0.5)], weights(attention))])

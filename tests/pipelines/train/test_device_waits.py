@@ -36,7 +36,7 @@ BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
 DECODERS: dict[str, dict[str, Any]] = {
-    **{kind: {"kind": kind} for kind in kinds("vlmodel.decoder") if kind != "multitask"},
+    **{kind: {"kind": kind} for kind in kinds("vlmodel.task") if kind != "multitask"},
     "multitask": {
         "kind": "multitask",
         "heads": {
@@ -105,7 +105,7 @@ def batch_on(device: torch.device, processor: VLProcessor, model: VLModel) -> di
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
     asked = (("this", "what is this colour", "colour is this what is"), ("what colour", "this", "is this what"))
     examples = [Example({"image": file.getvalue()}, texts, ("red", "blue", "this is")) for texts in asked]
-    tasks = {task: head.spec for task, head in model.decoder.task_decoders().items()}
+    tasks = model.tasks
     made = for_tasks(processor, tasks)
     rows = {task: [as_rows(example, fields) for example in examples] for task, fields in tasks.items()}
     return to_tensors(made.collate_tasks([made.decode_inputs(example) for example in examples], rows), device)
@@ -123,8 +123,8 @@ def test_a_step_waits_for_nothing(
     monkeypatch.setattr(lengths, "MIN_SAVED_SHARE", 0.0)
     monkeypatch.setattr(lengths, "MIN_SAVED_TOKENS", 0)
     place = torch.device(device)
-    tree = tiny_tree(decoder={**SMALL, **DECODERS[decoder]} if decoder in ("answer", "caption") else DECODERS[decoder])
-    model = VLModel.from_tree(tree, for_tasks(writing_processor, tree.decoder.tasks())).to(place)
+    tree = tiny_tree(task={**SMALL, **DECODERS[decoder]} if decoder in ("answer", "caption") else DECODERS[decoder])
+    model = VLModel.from_tree(tree, for_tasks(writing_processor, tree.task.tasks())).to(place)
     step = TrainStep(model, OptimizerConfig(), StepConfig(ema=ema), steps=10, seed=0)
     batch = batch_on(place, writing_processor, model)
     assert all(len(groups) == 2 for name, groups in batch.items() if name.endswith("G3"))

@@ -16,7 +16,6 @@ from vlmodel.config import ConfigError, load
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import TaskSpec
 from vlmodel.weights import WeightsError
 
 
@@ -70,7 +69,7 @@ def test_a_copy_that_was_altered_is_refused(saved: Path, tmp_path: Path, tiny_pr
 
 def test_the_same_settings_are_accepted(saved: Path, tiny_processor: VLProcessor) -> None:
     config = load(ModelConfig, None, TINY)
-    processor = warm_start.load_matching_processor(saved, config, tiny_processor.config, config.decoder.tasks())
+    processor = warm_start.load_matching_processor(saved, config, tiny_processor.config)
     assert processor.labels == tiny_processor.labels
 
 
@@ -91,11 +90,11 @@ def test_other_settings_are_refused_by_name(
     config = load(ModelConfig, None, [*find_model, *model])
     settings = ProcessorConfig(**{"image_size": 32, "max_tokens": 8, **processor})
     with pytest.raises(ConfigError, match=r"train\.init names a model of other settings") as refused:
-        warm_start.load_matching_processor(saved, config, settings, config.decoder.tasks())
+        warm_start.load_matching_processor(saved, config, settings)
     assert says in str(refused.value)
 
 
 def test_another_task_is_refused(saved: Path, tiny_processor: VLProcessor) -> None:
-    config = load(ModelConfig, None, TINY)
-    with pytest.raises(ConfigError, match=r"tasks\.\.reads: questions there, captions here"):
-        warm_start.load_matching_processor(saved, config, tiny_processor.config, {"": TaskSpec(reads="captions")})
+    config = load(ModelConfig, None, [*TINY, "task.kind=matching"])
+    with pytest.raises(ConfigError, match=r"model\.task\.kind: vqa there, matching here"):
+        warm_start.load_matching_processor(saved, config, tiny_processor.config)

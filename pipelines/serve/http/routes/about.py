@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import not_ready
 from pipelines.serve.http.openapi import ErrorBody
-from pipelines.serve.service import ModelInfo, Service, Task
+from pipelines.serve.service import ModelInfo, Service
 
 
 class Limits(BaseModel):
@@ -27,7 +27,7 @@ class ModelDescription(BaseModel):
 
     name: str
     version: str
-    tasks: list[Task] = Field(description="What it can do: each is a route, POST /v1/TASK.")
+    tasks: list[str] = Field(description="What it can do: each is a route, POST /v1/TASK.")
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, or `crop` to its middle.")

@@ -1,27 +1,16 @@
-"""What the tasks' routes share: base schemas, and a handler that reads a request and responds in time."""
+"""What the routes share: a handler that reads a request and responds in time."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 from fastapi import Request
 from fastapi.responses import Response
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from pydantic import ValidationError
+from pydantic_core.core_schema import ErrorType
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -29,159 +18,34 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, no_such_task, not_ready
 from pipelines.serve.http.middleware import STARTED, VERSION
-from pipelines.serve.service import Service, ServiceResult, Task
-from vlmodel.images.base64 import from_base64
-from vlmodel.inference import Prediction
+from pipelines.serve.service import Service, ServiceResult
+from vlmodel.operations.base import ModelVersion, TaskRequest, TaskResponse
 
-RequestT = TypeVar("RequestT", bound="TaskRequest")
-ResponseT = TypeVar("ResponseT", bound="TaskResponse")
+RequestT = TypeVar("RequestT", bound=TaskRequest)
+ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 T = TypeVar("T")
 
-# A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
-EXAMPLE_IMAGE = (
-    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cKCi5uRl6AAAAJklEQVR4"
-    "2mNggAHmA0wsCkwcAkwCHEwMDFD04QfTjw9Mfx7AVQEAdUIG1racT0IAAAAASUVORK5CYII="
-)
-EXAMPLE_MODEL: JsonDict = {"name": "vlmodel", "version": "3"}
-TRUNCATED_DESCRIPTION = "Whether it has more tokens than the model takes, so that only its beginning was used."
-IMAGE_DESCRIPTION = (
-    "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
-)
-
-# Errors of the schemas that have a code of their own; any other is an "invalid_request".
-_ERROR_CODES = frozenset(
-    {
-        "bad_base64", "empty_image", "empty_question", "empty_text", "no_correction", "no_question", "no_text",
-        "nothing_to_embed", "one_streamed", "too_many_fields", "too_many_questions", "too_many_texts",
-    }
-)  # fmt: skip
+# Errors of the schemas that are their own have a code of their own; any of pydantic's is an "invalid_request".
+_PYDANTICS = frozenset(get_args(ErrorType))
 _UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
 _MAX_FIELDS = 32
-
-
-def with_examples(*examples: JsonDict) -> ConfigDict:
-    """Examples of a schema, for the OpenAPI page."""
-    return ConfigDict(json_schema_extra={"examples": [*examples]})
-
-
-def _from_base64(value: Any) -> Any:
-    """Base64 to bytes; bytes (an uploaded file) stay as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return from_base64(value)
-    except ValueError as error:
-        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
-
-
-def _not_empty(image: bytes) -> bytes:
-    if not image:
-        raise PydanticCustomError("empty_image", "the image has no bytes; send the content of an image file")
-    return image
-
-
-def _not_blank(name: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if not text.strip():
-            raise PydanticCustomError(f"empty_{name}", "the {name} is empty; write something", {"name": name})
-        return text
-
-    return check
-
-
-ImageBytes = Annotated[
-    bytes,
-    BeforeValidator(_from_base64),
-    AfterValidator(_not_empty),
-    WithJsonSchema({"type": "string", "format": "byte"}),
-]
-Question = Annotated[str, AfterValidator(_not_blank("question"))]
-Text = Annotated[str, AfterValidator(_not_blank("text"))]
-# Two ways to give texts; see ``one_or_several``.
-OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
-SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
-
-
-class TaskRequest(BaseModel):
-    """Base of the requests. Unknown fields are refused: they are typos.
-
-    The validation context has the most entries of the lists, by field.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    repeatable: ClassVar[Mapping[str, str]] = {}
-    """Fields of a form that may be repeated, and the field that then holds all values."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_count(cls, fields: Any, info: ValidationInfo) -> Any:
-        """Count before validating: a body has room for millions of entries, each with an error of its own."""
-        if not isinstance(fields, dict):
-            return fields
-        if len(fields) > _MAX_FIELDS:
-            message = "{count} fields in one request; send those that are documented"
-            raise PydanticCustomError("too_many_fields", message, {"count": len(fields)})
-        limits: Mapping[str, int] = info.context or {}
-        for name, most in limits.items():
-            if isinstance(values := fields.get(name), list) and len(values) > most:
-                message = "{count} {name} in one request; send at most {most}"
-                details = {"count": len(values), "name": name, "most": most}
-                raise PydanticCustomError(f"too_many_{name}", message, details)
-        return fields
-
-
-class ModelVersion(BaseModel):
-    """A model in the registry."""
-
-    name: str
-    version: str
-
-
-class TaskResponse(BaseModel):
-    """Fields of every response."""
-
-    model: ModelVersion = Field(description="The model that gave this answer.")
-    latency_ms: float = Field(description="Time inside the service, from the head of the request to its answer.")
-
-
-class AttentionMap(BaseModel):
-    """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
-
-    rows: int
-    columns: int
-    weights: list[list[float]] = Field(description="`rows` lists of `columns` weights, from the top left.")
-
-
-def one_or_several(name: str, value: str | None, values: list[str] | None) -> tuple[str, ...]:
-    """The texts of a field that may be given as ``name`` or, in the plural, several times.
-
-    Raises:
-        PydanticCustomError: both or neither is given, or the list is empty.
-    """
-    if (value is None) == (values is None):
-        message = "give either '{name}' or '{name}s', and not both"
-        raise PydanticCustomError(f"no_{name}", message, {"name": name})
-    if values is not None and not values:
-        raise PydanticCustomError(f"empty_{name}", "'{name}s' is empty; give at least one", {"name": name})
-    return (value,) if value is not None else tuple(values or ())
 
 
 class RequestHandler:
     """Reads one request and sends its response, within ``config.request_timeout_s`` from here on.
 
     Args:
-        task: what the model must be able to do; None for a request that needs no task.
+        operation: what the model must be able to do; None for a request that needs no model.
 
     Raises:
         ApiError: there is no model, or it lacks the task; the body is not read then.
     """
 
-    def __init__(self, request: Request, service: Service, config: ServeConfig, task: Task | None = None) -> None:
+    def __init__(self, request: Request, service: Service, config: ServeConfig, operation: str | None = None) -> None:
         if service.model is None:
             raise not_ready()
-        if task is not None and task not in service.model.tasks:
-            raise no_such_task(task, service.model.name, service.model.tasks)
+        if operation is not None and operation not in service.model.tasks:
+            raise no_such_task(operation, service.model.name, service.model.tasks)
         self._request, self._config = request, config
         self._deadline = asyncio.get_running_loop().time() + config.request_timeout_s
 
@@ -248,20 +112,6 @@ def check_lengths(texts: Sequence[str], name: str, config: ServeConfig) -> None:
 def truncated_flags(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
     """For each text, whether it was truncated."""
     return list(result.truncated or [False] * len(texts))
-
-
-def attention_map(prediction: Prediction) -> AttentionMap | None:
-    """The schema of a prediction's attention."""
-    if prediction.attention_HW is None:
-        return None
-    rows, columns = prediction.attention_HW.shape
-    weights = prediction.attention_HW.astype(float).round(6).tolist()
-    return AttentionMap(rows=rows, columns=columns, weights=weights)
-
-
-def clip_probability(value: float) -> float:
-    """Without rounding errors beyond 0 and 1."""
-    return min(1.0, max(0.0, float(value)))
 
 
 async def _parse_request(request: Request, request_type: type[RequestT], config: ServeConfig) -> RequestT:
@@ -363,4 +213,4 @@ def _validation_message(error: ValidationError, request_type: type[TaskRequest])
             "model_type": f"the body is JSON, but not an object; send one with the fields {fields}",
         }.get(detail["type"], f"{where}: {detail['msg']}{value}" if where else f"{detail['msg']}{value}")
         lines.append(line)
-    return ApiError(422, code if code in _ERROR_CODES else "invalid_request", "; ".join(lines))
+    return ApiError(422, "invalid_request" if code in _PYDANTICS else code, "; ".join(lines))

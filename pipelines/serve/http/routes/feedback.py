@@ -19,22 +19,23 @@ from pipelines.serve.http.openapi import documentation
 from pipelines.serve.http.routes import base
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Service
+from vlmodel.operations import base as schemas
 
 _log = logging.getLogger(__name__)
 
 
-class FeedbackRequest(base.TaskRequest):
+class FeedbackRequest(schemas.TaskRequest):
     """What is right of a picture: the answer to a question, or a caption."""
 
-    model_config = base.with_examples(
-        {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
-        {"image": base.EXAMPLE_IMAGE, "caption": "a red circle on white"},
+    model_config = schemas.with_examples(
+        {"image": schemas.EXAMPLE_IMAGE, "question": "What colour is the circle?", "answer": "red", "version": "3"},
+        {"image": schemas.EXAMPLE_IMAGE, "caption": "a red circle on white"},
     )
 
-    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
-    question: base.Question | None = Field(default=None, description="The question that was answered wrongly.")
-    answer: base.Text | None = Field(default=None, description="Its right answer.")
-    caption: base.Text | None = Field(default=None, description="A right caption; in place of question and answer.")
+    image: schemas.ImageBytes = Field(description=schemas.IMAGE_DESCRIPTION)
+    question: schemas.Question | None = Field(default=None, description="The question that was answered wrongly.")
+    answer: schemas.Text | None = Field(default=None, description="Its right answer.")
+    caption: schemas.Text | None = Field(default=None, description="A right caption; instead of an answer.")
     version: str = Field(default="", max_length=64, description="Model version of the answer that is corrected.")
 
     @model_validator(mode="after")
@@ -44,11 +45,11 @@ class FeedbackRequest(base.TaskRequest):
         return self
 
 
-class FeedbackResponse(base.TaskResponse):
+class FeedbackResponse(schemas.TaskResponse):
     """The correction was stored."""
 
-    model_config = base.with_examples(
-        {"id": "01769817600000000000-5f0c1a2b", "model": base.EXAMPLE_MODEL, "latency_ms": 3.1}
+    model_config = schemas.with_examples(
+        {"id": "01769817600000000000-5f0c1a2b", "model": schemas.EXAMPLE_MODEL, "latency_ms": 3.1}
     )
 
     id: str = Field(description="Name of the correction, for who wants it taken back.")

@@ -408,7 +408,7 @@ def test_the_model_gives_the_same_with_and_without_them(
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
     predictor = Predictor(model, processor)
     for number in range(2):
-        asked = [EvaluationBatches(s, 4, answering="")[number] for s in (source, remembering)]
+        asked = [EvaluationBatches(replace(s, answering=""), 4)[number] for s in (source, remembering)]
         exchanged = [
             arrays | {name: np.roll(arrays[name], 1, axis=0)}
             for arrays, name in zip(asked, ("image.pixels_BHWC", "image.features_BF"), strict=True)

@@ -156,7 +156,7 @@ def test_texts_change_with_their_mirrored_image(source: Source, monkeypatch: pyt
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_counts_each_sample_once(source: Source, world: int) -> None:
-    shares = [EvaluationBatches(source, 4, rank, world, answering="") for rank in range(world)]
+    shares = [EvaluationBatches(replace(source, answering=""), 4, rank, world) for rank in range(world)]
     seen = [colour for share in shares for number in range(len(share)) for colour in colours(share[number])]
     assert sorted(seen) == [n for n in range(SAMPLES) if n % 4]
 

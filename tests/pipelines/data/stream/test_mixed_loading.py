@@ -30,7 +30,7 @@ from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Texts
-from vlmodel.task_spec import TaskSpec
+from vlmodel.tasks import caption, contrastive, vqa
 
 ASKED, NAMED = 11, 23
 """Samples of the two sources: of one with a question each, and of one with a caption each."""
@@ -54,7 +54,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Mixtur
         (folder / name).mkdir()
     asked = write(folder / "asked", 10, ASKED, Texts((), (Question("what is it?", "a colour"),)))
     named = write(folder / "named", 20, NAMED, Texts(("a colour",), ()))
-    tasks = {"ask": TaskSpec(reads="questions"), "name": TaskSpec(reads="captions", text=False, target="tokens")}
+    tasks = {"ask": vqa.Config(), "name": caption.Config()}
     tokenizer = train_tokenizer(["what is it? a colour"], 64)
     made = VLProcessor(ProcessorConfig(image_size=16), tokenizer, ["a colour", "no"], tasks)
     made.save_pretrained(folder / "processor")
@@ -157,7 +157,9 @@ def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_p
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
     assert replace(named, processor=str(tmp_path)).plan(shuffle=True).size == NAMED
-    with pytest.raises(DataError, match=r"asked has no train sample with captions \(it has {'train': 11}\)"):
+    with pytest.raises(
+        DataError, match=r"asked has no train sample with captions with an image \(it has {'train': 11}\)"
+    ):
         replace(asked, processor=str(tmp_path)).plan(shuffle=True)
 
 
@@ -225,14 +227,14 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, 
     processor = VLProcessor.from_pretrained(said.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"holds texts alone .* the model's tasks cannot use them; leave this"):
+    with pytest.raises(DataError, match=r"has no train sample with captions with an image .*; leave this source out"):
         replace(said, processor=str(tmp_path)).plan(shuffle=True)
 
 
 def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path) -> None:
     """Beside captioned images, texts alone, and with a task that compares."""
     processor = VLProcessor.from_pretrained(mixture.processor)
-    tasks = {"ask": TaskSpec(reads="questions"), "find": TaskSpec(reads="captions", target="none")}
+    tasks = {"ask": vqa.Config(), "find": contrastive.Config()}
     VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], tasks).save_pretrained(tmp_path / "finder")
     (tmp_path / "lone").mkdir()
     write_tar(tmp_path / "lone", "train-000000.tar", [(f"{n}.png", photo(n, (16, 16), "PNG")) for n in range(9)])
@@ -257,7 +259,7 @@ def test_images_without_texts_are_seen_and_told(mixture: Mixture, tmp_path: Path
     answering = VLProcessor(processor.config, processor.tokenizer, ["a colour", "no"], {"": tasks["ask"]})
     answering.save_pretrained(tmp_path / "answering")
     unanswered = replace(mixed.members[2], processor=str(tmp_path / "answering"))
-    with pytest.raises(DataError, match=r"holds images alone .* cannot use them"):
+    with pytest.raises(DataError, match=r"has no train sample with questions .*; leave this source out"):
         unanswered.plan(shuffle=True)
 
 

@@ -27,7 +27,7 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.errors import DataError
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Texts
-from vlmodel.task_spec import TaskSpec
+from vlmodel.tasks import contrastive
 
 SAMPLES, SIDE = 13, 16
 ROW = 3 * SIDE * SIDE
@@ -43,7 +43,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, ray_local: None) -> Source:
             Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(image, "JPEG")
             writer.add(f"{number:03d}", {"image": (image.getvalue(), "jpg")}, Texts(("a picture",), ()))
     index = build_index(str(folder), IndexConfig(validation_fraction=0.0))
-    reads = {"": TaskSpec(reads="captions", target="none")}
+    reads = {"": contrastive.Config()}
     processor = VLProcessor(ProcessorConfig(image_size=SIDE), train_tokenizer(["a picture"], 64), [], reads)
     processor.save_pretrained(folder / "processor")
     return Source(str(folder), index.hash, "train", str(folder / "processor"))

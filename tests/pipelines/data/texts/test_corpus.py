@@ -15,9 +15,10 @@ import pytest
 from pipelines.data.index.build import build_index
 from pipelines.data.index.config import IndexConfig
 from pipelines.data.index.index import Index
-from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_answers, train_tokenizer
+from pipelines.data.texts.corpus import answer_vocabulary, corpus, count_labels, train_tokenizer
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo, write_tar
+from vlmodel.tasks import vqa
 
 SENTENCES = [
     f"The {color} {shape} is {place} the box, isn't it? Ça va {n}"
@@ -51,10 +52,10 @@ def test_corpus_is_the_texts_in_the_order_of_the_index(index):
 
 
 def test_answers_are_counted(index):
-    counts = count_answers(index)
+    counts = count_labels(index, [vqa.Config()])
     assert counts == Counter({"no": 3, "red": 2, "blue": 1, "yes": 1})
     assert list(counts) == ["no", "red", "blue", "yes"]
-    assert count_answers(index, "val") == Counter()
+    assert count_labels(index, [vqa.Config()], "val") == Counter()
 
 
 def test_answer_vocabulary():

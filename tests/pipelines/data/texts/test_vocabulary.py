@@ -16,9 +16,10 @@ from pipelines.data.texts.corpus import train_tokenizer
 from pipelines.data.texts.vocabulary import VocabularyConfig, build_processor, known_answer_share, text_lengths
 from tests.pipelines.data.tar_maker import photo, write_tar
 from vlmodel.processor import ProcessorConfig, VLProcessor
-from vlmodel.task_spec import TaskSpec
+from vlmodel.task import Task
+from vlmodel.tasks import caption, vqa
 
-TASKS = {"": TaskSpec(reads="questions")}
+TASKS: dict[str, Task] = {"": vqa.Config()}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def build(index: Index, tmp_path: Path) -> Callable[..., tuple[VLProcessor, str,
     """Builds a processor of given settings; it, the line about texts, and what was reported."""
 
     def make(
-        config: ProcessorConfig, tasks: dict[str, TaskSpec] = TASKS, most: int | None = None
+        config: ProcessorConfig, tasks: dict[str, Task] = TASKS, most: int | None = None
     ) -> tuple[VLProcessor, str, list[str]]:
         folder, lines = str(tmp_path / "processor"), list[str]()
         made = build_processor(
@@ -100,7 +101,7 @@ def test_the_limit_of_the_model_holds(build: Callable[..., tuple[VLProcessor, st
 def test_texts_to_be_written_have_a_limit_of_their_own(
     build: Callable[..., tuple[VLProcessor, str, list[str]]],
 ) -> None:
-    tasks = {"": TaskSpec(reads="captions", text=False, target="tokens")}
+    tasks: dict[str, Task] = {"": caption.Config()}
     made, line, _ = build(ProcessorConfig(max_tokens=8), tasks)
     assert (made.config.max_tokens, made.config.max_target_tokens) == (8, 37)
     assert line == "4 texts to be written have up to 37 tokens, and none is cut (processor.max_target_tokens=37)"

@@ -5,7 +5,6 @@ import pyarrow as pa
 import pytest
 from numpy.typing import ArrayLike
 
-from pipelines.evaluate.example_scores import ExampleScores
 from pipelines.registry.config import GateConfig
 from pipelines.registry.gate import comparison
 from pipelines.registry.gate.comparison import (
@@ -21,6 +20,7 @@ from pipelines.registry.gate.comparison import (
 )
 from tests.pipelines.evaluate.test_build_report import answers
 from vlmodel.config import ConfigError, parse
+from vlmodel.metrics.scores import ExampleScores
 
 CONFIG = GateConfig()
 

@@ -20,10 +20,11 @@ from pipelines.serve.challenger.router import ChallengerRouter
 from pipelines.serve.config import ChallengerConfig, ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.service import ChallengerMetrics, Embeddings, Metrics, ServiceRequest, ServiceResult
+from pipelines.serve.service import ChallengerMetrics, Metrics, ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService, ask
 from tests.pipelines.serve.http_client import TEXT, events, send
 from vlmodel.inference import Prediction
+from vlmodel.operations.embed import Embeddings
 
 IMAGE = b"an image"
 BLUE = Prediction([("no", 0.5), ("yes", 0.25)])
@@ -195,7 +196,7 @@ def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
         assert (await scene.service.run(ServiceRequest("embed", IMAGE, ("a", "b")))).model.version == "7"
-        pieces = [piece async for piece in await scene.service.stream_caption(ServiceRequest("caption", IMAGE))]
+        pieces = [piece async for piece in await scene.service.stream(ServiceRequest("caption", IMAGE, ("",)))]
         assert pieces[:2] == ["a ", "circle"]
         assert isinstance(pieces[2], ServiceResult)
         assert pieces[2].alias == "champion"

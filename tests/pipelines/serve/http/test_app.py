@@ -21,13 +21,13 @@ from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http import app as app_module
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.routes.caption import CaptionRequest, CaptionResponse
-from pipelines.serve.http.routes.embed import EmbedRequest, EmbedResponse
-from pipelines.serve.http.routes.match import MatchRequest, MatchResponse
-from pipelines.serve.http.routes.vqa import VQARequest, VQAResponse
 from pipelines.serve.service import Metrics
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, http, json_scope, send
+from vlmodel.operations.ask import VQARequest, VQAResponse
+from vlmodel.operations.describe import CaptionRequest, CaptionResponse
+from vlmodel.operations.embed import EmbedRequest, EmbedResponse
+from vlmodel.operations.match import MatchRequest, MatchResponse
 
 KEY = "correct horse battery staple"
 HASH = hashlib.sha256(KEY.encode()).hexdigest()

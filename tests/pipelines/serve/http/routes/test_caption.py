@@ -11,10 +11,10 @@ import pytest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.routes.caption import CaptionResponse
-from pipelines.serve.service import CaptionStream, Metrics, ServiceRequest
+from pipelines.serve.service import AnswerStream, Metrics, ServiceRequest
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, events, json_scope, send
+from vlmodel.operations.describe import CaptionResponse
 
 
 @pytest.fixture
@@ -79,12 +79,12 @@ class Failing(FakeService):
         super().__init__()
         self.error, self.late, self.closed = error, late, False
 
-    async def stream_caption(self, request: ServiceRequest) -> CaptionStream:
+    async def stream(self, request: ServiceRequest) -> AnswerStream:
         if not self.late:
             raise self.error
         return self.pieces(request.attention)
 
-    async def pieces(self, attention: bool) -> CaptionStream:
+    async def pieces(self, attention: bool) -> AnswerStream:
         try:
             yield "a "
             raise self.error
@@ -127,7 +127,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
     class Endless(FakeService):
         closed = False
 
-        async def pieces(self, attention: bool) -> CaptionStream:
+        async def pieces(self, attention: bool) -> AnswerStream:
             try:
                 yield "a "
                 await asyncio.Event().wait()
@@ -148,7 +148,7 @@ def test_a_client_that_leaves_ends_the_stream() -> None:
             super().__init__()
             self.closed = asyncio.Event()
 
-        async def pieces(self, attention: bool) -> CaptionStream:
+        async def pieces(self, attention: bool) -> AnswerStream:
             try:
                 while True:
                     yield "a "
@@ -184,7 +184,7 @@ def test_pieces_are_sent_when_they_are_written_and_not_at_the_end() -> None:
             super().__init__()
             self.read = asyncio.Event()
 
-        async def pieces(self, attention: bool) -> CaptionStream:
+        async def pieces(self, attention: bool) -> AnswerStream:
             yield "a "
             await self.read.wait()
             yield self.answered((await super().caption(IMAGE, 1, False)).result)

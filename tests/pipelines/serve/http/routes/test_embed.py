@@ -8,9 +8,9 @@ import pytest
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.routes.embed import EmbedResponse
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, send
+from vlmodel.operations.embed import EmbedResponse
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import pytest
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
-from pipelines.serve.http.routes.match import MatchResponse
-from pipelines.serve.service import Matches, ServiceRequest, ServiceResult
+from pipelines.serve.service import ServiceRequest, ServiceResult
 from tests.pipelines.serve.conftest import FakeService
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, send
+from vlmodel.operations.match import Matches, MatchResponse
 
 
 @pytest.fixture

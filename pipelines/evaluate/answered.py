@@ -1,0 +1,51 @@
+"""From a table of answers to what a task judges: plain data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vlmodel.judging import AnsweredRows
+from vlmodel.task import Row
+
+
+def answered_rows(answers: pa.Table) -> AnsweredRows:
+    """The rows of a table of ``predict.SCHEMA``."""
+    columns = {
+        name: answers[name].to_pylist() for name in ("text", "target", "references", "id", "answers", "predicted")
+    }
+    asked = zip(columns["text"], columns["target"], columns["references"], columns["id"], strict=True)
+    return AnsweredRows(
+        sample_N=sample_numbers(answers),
+        rows=[Row(text, target, tuple(references or ()), identifier) for text, target, references, identifier in asked],
+        predicted=columns["predicted"],
+        probability=answers["probability"].to_pylist(),
+        ranked=[ranked or [] for ranked in columns["answers"]],
+        shuffled=answers["shuffled"].to_pylist(),
+        shuffled_probability=answers["shuffled_probability"].to_pylist(),
+        image_embedding=_vectors(answers["image_embedding"]),
+        text_embedding=_vectors(answers["text_embedding"]),
+    )
+
+
+def sample_numbers(answers: pa.Table) -> NDArray[np.int64]:
+    """A number for the sample of each row. Samples of different splits may have the same key."""
+    codes = [
+        pc.dictionary_encode(answers[name], null_encoding="encode").combine_chunks().indices.to_numpy().astype(np.int64)
+        for name in ("split", "key")
+    ]
+    return np.unique(np.stack(codes), axis=1, return_inverse=True)[1].astype(np.int64).ravel()
+
+
+def _vectors(column: pa.ChunkedArray) -> list[NDArray[np.float32] | None]:
+    """The vectors of a column, some of them null."""
+    flat = column.combine_chunks()
+    valid = pc.is_valid(flat).to_numpy(zero_copy_only=False)
+    vectors: list[NDArray[np.float32] | None] = [None] * len(flat)
+    if valid.any():
+        values_VD = np.asarray(flat.drop_null().flatten(), np.float32).reshape(int(valid.sum()), -1)
+        for row, vector_D in zip(np.flatnonzero(valid).tolist(), values_VD, strict=True):
+            vectors[row] = vector_D
+    return vectors

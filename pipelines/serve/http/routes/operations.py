@@ -1,0 +1,105 @@
+"""POST /v1/NAME: a route for each operation that the installed tasks declare."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import BaseModel
+
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.http.middleware import ERROR_CODE, error_body
+from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.routes import base
+from pipelines.serve.service import AnswerStream, Service, ServiceRequest, ServiceResult
+from vlmodel.operations.base import Operation, Query, all_operations
+
+_log = logging.getLogger(__name__)
+
+
+class Piece(BaseModel):
+    """The data of an event `piece`: what was written since the last one."""
+
+    text: str
+
+
+def router(service: Service, config: ServeConfig) -> APIRouter:
+    """The routes of all operations.
+
+    Raises:
+        ConfigError: two installed tasks have operations of one name with different fields.
+    """
+    routes = APIRouter()
+    for operation in all_operations().values():
+        _add_route(routes, operation, service, config)
+    return routes
+
+
+def _add_route(routes: APIRouter, operation: Operation, service: Service, config: ServeConfig) -> None:
+    documented = documentation(operation.request, operation.response)
+    if operation.streaming:
+        documented["responses"][200] = {
+            "description": f"The answer. {operation.streaming}",
+            "content": {
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'event: piece\ndata: {"text":"a red "}\n\nevent: done\ndata: {"model": ...}\n\n',
+                }
+            },
+        }
+
+    @routes.post(
+        f"/v1/{operation.name}",
+        name=operation.name,
+        summary=operation.summary,
+        description=operation.description,
+        **documented,
+    )
+    async def answer(request: Request) -> Response:
+        handler = base.RequestHandler(request, service, config, operation.name)
+        query = operation.query(await handler.read(operation.request))
+        base.check_lengths(query.texts, operation.text_name, config)
+        asked = ServiceRequest(operation.name, query.inputs.get("image"), query.texts, query.top_k, query.attention)
+        if not query.stream:
+            result = await handler.within_time(service.run(asked))
+            return handler.respond(operation.response, result, **_fields(operation, query, result))
+        stream = await handler.within_time(service.stream(asked))
+        return StreamingResponse(
+            _events(handler, request, operation, query, stream),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
+
+
+def _fields(operation: Operation, query: Query, result: ServiceResult) -> dict[str, Any]:
+    return operation.fields(query, result.result, base.truncated_flags(result, query.texts))
+
+
+async def _events(
+    handler: base.RequestHandler, request: Request, operation: Operation, query: Query, stream: AnswerStream
+) -> AsyncIterator[bytes]:
+    """The events of a stream. The status was sent before, so an error is an event too."""
+    try:
+        # Closed also if the client leaves, so that an answer that nobody awaits is not generated.
+        async with aclosing(stream):
+            while isinstance(piece := await handler.within_time(anext(stream)), str):
+                yield _server_sent_event("piece", Piece(text=piece).model_dump_json().encode())
+            whole = handler.body(operation.response, piece, **_fields(operation, query, piece))
+            yield _server_sent_event("done", whole.model_dump_json().encode())
+    except ApiError as error:
+        request.scope[ERROR_CODE] = error.code
+        yield _server_sent_event("error", error_body(error))
+    except Exception:
+        _log.exception("a streamed answer failed")
+        request.scope[ERROR_CODE] = internal().code
+        yield _server_sent_event("error", error_body(internal()))
+
+
+def _server_sent_event(name: str, data: bytes) -> bytes:
+    """https://html.spec.whatwg.org/multipage/server-sent-events.html; JSON on one line needs no more."""
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), data)

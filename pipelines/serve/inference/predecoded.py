@@ -1,0 +1,46 @@
+"""Examples whose inputs were decoded before they joined a batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vlmodel.processor import Decoded, Example, VLProcessor
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class DecodedExample(Example):
+    """An example whose inputs were decoded before, by their names."""
+
+    decoded: Decoded = field(default_factory=dict)
+
+
+class PredecodedProcessor(VLProcessor):
+    """A processor that takes decoded inputs, and that several threads may use."""
+
+    # A tokenizer stores padding and truncation as state, which each call sets.
+    _lock = threading.Lock()
+
+    def collate_tasks(
+        self, decoded: Sequence[Decoded], examples: Mapping[str, Sequence[Example]]
+    ) -> dict[str, NDArray[np.generic]]:
+        with self._lock:
+            return super().collate_tasks(decoded, examples)
+
+    def truncated(self, texts: Sequence[str]) -> list[bool]:
+        with self._lock:
+            return super().truncated(texts)
+
+    def decode_inputs(self, example: Example) -> Decoded:
+        return example.decoded if isinstance(example, DecodedExample) else super().decode_inputs(example)
+
+
+def blank_example(processor: VLProcessor) -> DecodedExample:
+    """An image without anything on it, if images are read, and a text."""
+    return DecodedExample({}, ("what is this?",), decoded=processor.blank_inputs())

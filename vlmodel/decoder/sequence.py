@@ -1,0 +1,254 @@
+"""A head that generates a text, token by token."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmodel import parts
+from vlmodel.decoder import _causal
+from vlmodel.layers import as_transformers_mask
+from vlmodel.tokens import DecoderInput
+from vlmodel.weights import from_plain
+
+if TYPE_CHECKING:
+    from vlmodel.processor import VLProcessor
+    from vlmodel.tasks._generation import GenerationTask
+
+Memory = tuple[Tensor, Tensor]
+"""The sequence that cross-attention reads (N, S, D), and which of its tokens are real (N, S)."""
+
+
+class SequenceDecoder(parts.Decoder):
+    """A causal language model of transformers with cross-attention to the joint stream.
+
+    Its output is tied to its word embeddings. The cross-attention reads the joint tokens and, after them, their pooled
+    vector, so that the layers that make this vector are trained too. If no token is real it reads zeros.
+
+    A fusion that keeps no sequence gives the pooled vector alone. A softmax over one key is constant: the queries and
+    keys of the cross-attention then have a gradient of zero, and only its values are learned.
+    """
+
+    def __init__(self, config: GenerationTask, width: int) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        assert config.resolved is not None
+        self.config = config
+        self.inner = AutoModelForCausalLM.from_config(from_plain(config.resolved), trust_remote_code=False)
+        self.begin, self.end, self.padding = (
+            int(config.resolved[f"{name}_token_id"]) for name in ("bos", "eos", "pad")
+        )
+        # Without a padding token transformers does not warn about the padding after a text's end.
+        self.inner.config.pad_token_id = None
+        # Some architectures have defaults of their own, such as a token to end with.
+        self.inner.generation_config = GenerationConfig()
+        hidden_size = self.inner.config.hidden_size
+        self.adapter: nn.Module = nn.Identity() if width == hidden_size else nn.Linear(width, hidden_size)
+
+    def forward(  # type: ignore[override]
+        self,
+        encoded: DecoderInput,
+        target_ids_NT: Tensor | None = None,
+        target_mask_NT: Tensor | None = None,
+        weights_N: Tensor | None = None,
+    ) -> parts.DecoderOutput:
+        """Cross-entropy of each token given the correct ones before it, and how many tokens are predicted correctly.
+
+        Args:
+            target_ids_NT: the texts, each between the tokens that begin and end it; the first token is not predicted.
+            target_mask_NT: True where a token is real; all False for an unknown text.
+            weights_N: weight of each text's tokens in loss and counts; one if not given.
+        """
+        if target_ids_NT is None or target_mask_NT is None:
+            return parts.DecoderOutput()
+        memory = self._cross_attention_memory(encoded)
+        weights_NT = target_mask_NT[:, 1:].float()
+        if weights_N is not None:
+            weights_NT = weights_NT * weights_N[:, None]
+        if not len(target_ids_NT):
+            # transformers cannot reshape an empty batch. A row of weight zero takes its place, so that every parameter
+            # still has a gradient.
+            memory = F.pad(memory[0], (0, 0, 0, 0, 0, 1)), F.pad(memory[1], (0, 0, 0, 1), value=True)
+            target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
+        logits_NTK = self._forward_texts(self.inner, target_ids_NT[:, :-1], memory).logits
+        labels_NT = target_ids_NT[:, 1:]
+        loss_NT = self._cross_entropy(logits_NTK, labels_NT, self.config.label_smoothing)
+        correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
+        count = weights_NT.sum()
+        return parts.DecoderOutput(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
+
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+        """At most ``top_k`` different texts for each row, each with its probability.
+
+        The probability is the product of those of its tokens, including the last one. A single text is generated
+        greedily; ``top_k`` texts by a search with as many beams, ranked by probability unless ``length_penalty`` says
+        otherwise; with ``do_sample`` they are samples, the most probable first.
+
+        Args:
+            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which gets the tokens of
+                a single row's text as they are generated (transformers' ``TextStreamer`` with ``skip_prompt=True``).
+
+        Raises:
+            ConfigError: as ``check_generation``.
+            ValueError: ``streamer`` and more than one text.
+        """
+        streamer = settings.pop("streamer", None)
+        memory = self._cross_attention_memory(encoded)
+        count = len(memory[0])
+        if streamer is not None and (count != 1 or top_k != 1 or settings.get("num_beams", 1) != 1):
+            raise ValueError(
+                f"streamer takes the text of one row as it is written, and there are {count} rows with "
+                f"top_k={top_k} and num_beams={settings.get('num_beams', 1)}; make all of them 1"
+            )
+        if not count:
+            return []
+        ids_NkT = self._generate_ids(memory, self._generation_config(processor, top_k, settings), streamer)
+        # One of the k after the other, so that it takes no more memory than training.
+        ranked = []
+        for ids_NT in ids_NkT.unbind(1):
+            logits_NTK = self._forward_texts(self.inner, ids_NT[:, :-1], memory).logits
+            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _up_to_end(ids_NT[:, 1:], self.end)
+            texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
+            ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
+        return [_unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
+
+    def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
+        """See ``Decoder``: the mean of ``token_attention`` over the text's tokens, without the one that ends it."""
+        fused = encoded.fused
+        if any(stop > fused.tokens.mask_BT.shape[1] for _, stop in fused.spans.values()):
+            # The spans are those of a topology before a fusion that keeps no sequence.
+            return None
+        tokens, weights_NLT = self.token_attention(encoded, processor, [row[0][0] for row in answers])
+        lengths_N = torch.tensor([max(1, len(row) - 1) for row in tokens], device=weights_NLT.device)
+        mask_NL = torch.arange(weights_NLT.shape[1], device=lengths_N.device) < lengths_N[:, None]
+        return (weights_NLT * mask_NL.unsqueeze(-1)).sum(1) / lengths_N[:, None]
+
+    def token_attention(
+        self, encoded: DecoderInput, processor: VLProcessor, texts: Sequence[str]
+    ) -> tuple[list[list[str]], Tensor]:
+        """Cross-attention weights over the fused stream with which each token of N ``texts`` is predicted.
+
+        Returns:
+            The tokens of each text with the one that ends it, and the attention (N, L, T), averaged over layers and
+            heads, without that to the pooled vector. Padding has zeros.
+        """
+        memory, length = self._cross_attention_memory(encoded), encoded.fused.tokens.mask_BT.shape[1]
+        targets = processor.tokenize_targets(texts)
+        ids_NT, mask_NT = (
+            torch.from_numpy(targets[key]).to(memory[0].device) for key in ("target_ids_NT", "target_mask_NT")
+        )
+        layers = self._forward_texts(
+            self._eager_attention_model(), ids_NT[:, :-1], memory, output_attentions=True
+        ).cross_attentions
+        weights_NLT = torch.stack([weights_NHLT.float().mean(1) for weights_NHLT in layers]).mean(0)[..., :length]
+        ids = [row[1 : int(count)] for row, count in zip(ids_NT.tolist(), mask_NT.sum(1), strict=True)]
+        tokens = [list(processor.tokenizer.convert_ids_to_tokens(row)) for row in ids]
+        return tokens, weights_NLT * mask_NT[:, 1:, None]
+
+    def load_pretrained(self) -> None:
+        if self.config.pretrained:
+            _causal.load(self.inner, self.config.pretrained)
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        """See ``Decoder``; cross-attention is always new."""
+        if self.config.pretrained:
+            yield from (
+                p for key, p in self.inner.named_parameters() if not _causal.is_cross_attention(self.inner, key)
+            )
+
+    def _cross_attention_memory(self, encoded: DecoderInput) -> Memory:
+        tokens = encoded.fused.tokens
+        x_NSD, mask_NS = tokens.x_BTD, tokens.mask_BT
+        present_N1 = mask_NS.any(1, keepdim=True)
+        if encoded.fused.keeps_sequence:
+            mask_NS = torch.cat([mask_NS, present_N1], dim=1)
+            x_NSD = torch.cat([x_NSD, tokens.pooled_BD.unsqueeze(1)], dim=1)
+        return self.adapter(x_NSD.masked_fill(~mask_NS.unsqueeze(-1), 0)), mask_NS | ~present_N1
+
+    def _forward_texts(self, inner: Any, ids_NT: Tensor, memory: Memory, **options: Any) -> Any:
+        """One pass over whole texts. Causal attention hides the padding on their right."""
+        x_NSD, mask_NS = memory
+        length = ids_NT.shape[1]
+        causal_TT = torch.ones(length, length, dtype=torch.bool, device=ids_NT.device).tril()
+        return inner(
+            input_ids=ids_NT,
+            attention_mask=as_transformers_mask(inner, causal_TT[None, None]),
+            encoder_hidden_states=x_NSD,
+            encoder_attention_mask=as_transformers_mask(inner, mask_NS[:, None, None]),
+            use_cache=False,
+            **options,
+        )
+
+    def _cross_entropy(self, logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0) -> Tensor:
+        return F.cross_entropy(
+            logits_NTK.float().flatten(0, 1), labels_NT.flatten(), reduction="none", label_smoothing=smoothing
+        ).view_as(labels_NT)
+
+    def _eager_attention_model(self) -> Any:
+        """The same model, with the same weights, that returns its attention; other threads may be using ``inner``."""
+        weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
+        inner = copy.deepcopy(self.inner, {id(tensor): tensor for tensor in weights})
+        inner.set_attn_implementation("eager")
+        return inner
+
+    def _generate_ids(self, memory: Memory, generation: Any, streamer: Any) -> Tensor:
+        """The generated texts of each row (N, k, T), with the token that begins them."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        x_NSD, mask_NS = memory
+        begin_N1 = torch.full((len(x_NSD), 1), self.begin, device=x_NSD.device)
+        ids_NT: Tensor = self.inner.generate(
+            input_ids=begin_N1,
+            attention_mask=torch.ones_like(begin_N1),
+            encoder_hidden_states=x_NSD,
+            encoder_attention_mask=as_transformers_mask(self.inner, mask_NS[:, None, None]),
+            # By default transformers caches self-attention only.
+            cache=EncoderDecoderCache(*(DynamicCache(config=self.inner.config) for _ in range(2))),
+            generation_config=generation,
+            streamer=streamer,
+        )
+        return ids_NT.unflatten(0, (len(x_NSD), -1))
+
+    def _generation_config(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
+        from transformers import GenerationConfig
+
+        self.config.check_generation(settings, top_k, processor.config.max_target_tokens)
+        sampled = settings.get("do_sample", False)
+        chosen: dict[str, Any] = {
+            "max_new_tokens": processor.config.max_target_tokens - 1,
+            "num_beams": 1 if sampled else top_k,
+        }
+        chosen |= settings
+        if chosen["num_beams"] > 1:
+            chosen.setdefault("length_penalty", 0.0)
+        if sampled:
+            chosen["top_k"] = 0  # sample from all tokens, unless top_p and the like restrict them
+        return GenerationConfig(
+            **chosen,
+            num_return_sequences=top_k,
+            bos_token_id=self.begin,
+            eos_token_id=self.end,
+            pad_token_id=self.padding,
+        )
+
+
+def _up_to_end(ids_NT: Tensor, end: int) -> Tensor:
+    """True for the tokens of each text up to the first ``end``, and for that."""
+    ends_NT = ids_NT == end
+    return (ends_NT.cumsum(1) - ends_NT.long()) == 0
+
+
+def _unique_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
+    """Each text once, in their order or by probability."""
+    ordered = sorted(texts, key=lambda answer: -answer[1]) if by_probability else texts
+    answers: dict[str, float] = {}
+    for text, probability in ordered:
+        answers.setdefault(text, probability)
+    return list(answers.items())

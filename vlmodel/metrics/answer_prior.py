@@ -1,0 +1,59 @@
+"""The baseline of answering questions: answers from the question alone."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlmodel.answers import Normalizer, normal_form
+
+
+@dataclass(frozen=True)
+class AnswerPrior:
+    """Answers from the question alone.
+
+    Attributes:
+        majority: the most frequent answer.
+        by_question: the most frequent answer to each exact question; other questions get ``majority``.
+    """
+
+    majority: str
+    by_question: dict[str, str]
+
+    @classmethod
+    def learn(cls, pairs: Iterable[tuple[str, str]], normalizer: Normalizer = "none") -> AnswerPrior:
+        """From (question, answer) pairs. Of equally frequent answers the alphabetically first counts.
+
+        Args:
+            normalizer: answers with the same normal form are one answer, in its most frequent spelling.
+
+        Raises:
+            ValueError: there are none.
+        """
+        spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        to_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for question, answer in pairs:
+            form = normal_form(answer, normalizer)
+            spellings[form][answer] += 1
+            to_question[question][form] += 1
+        if not spellings:
+            raise ValueError("no answered question to learn from; the training split needs at least one")
+        spelling = {form: _most_frequent(counts) for form, counts in spellings.items()}
+        forms = Counter({form: counts.total() for form, counts in spellings.items()})
+        by_question = {question: spelling[_most_frequent(counts)] for question, counts in to_question.items()}
+        return cls(spelling[_most_frequent(forms)], by_question)
+
+    def predict(self, questions: Sequence[str]) -> list[str]:
+        """The answer to each question."""
+        return [self.by_question.get(question, self.majority) for question in questions]
+
+    def to_tree(self) -> dict[str, Any]:
+        """As plain values. Questions with the majority's answer need no entry."""
+        others = {question: answer for question, answer in self.by_question.items() if answer != self.majority}
+        return {"majority": self.majority, "by_question": others}
+
+
+def _most_frequent(counts: Counter[str]) -> str:
+    return min(counts, key=lambda answer: (-counts[answer], answer))

@@ -1,0 +1,112 @@
+"""The operation of answering questions, POST /v1/vqa."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, Field, model_validator
+
+from vlmodel.operations import base
+from vlmodel.operations.base import Query
+from vlmodel.operations.ranked import RankedAnswers
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Prediction
+
+
+class VQARequest(base.TaskRequest):
+    """One picture and one or more questions about it."""
+
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "question": "What colour is the circle?"},
+        {
+            "image": base.EXAMPLE_IMAGE,
+            "questions": ["How many squares are there?", "Is there a red circle?"],
+            "top_k": 3,
+            "attention": True,
+        },
+    )
+    repeatable = {"question": "questions"}
+
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    question: base.Question | None = Field(default=None, description="One question; give this or `questions`.")
+    questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
+    top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
+    attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
+
+    @model_validator(mode="after")
+    def _check_questions(self) -> VQARequest:
+        self.all_questions()
+        return self
+
+    def all_questions(self) -> tuple[str, ...]:
+        return base.one_or_several("question", self.question, self.questions)
+
+
+class RankedAnswer(BaseModel):
+    """One answer that the model can give."""
+
+    answer: str
+    probability: float = Field(ge=0, le=1)
+
+
+class QuestionAnswers(BaseModel):
+    """A question with its ranked answers."""
+
+    question: str
+    answers: list[RankedAnswer] = Field(description="Most probable first.")
+    attention: base.AttentionMap | None = None
+    truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
+
+
+class VQAResponse(base.TaskResponse):
+    """The answers to one request."""
+
+    model_config = base.with_examples(
+        {
+            "answers": [
+                {
+                    "question": "What colour is the circle?",
+                    "answers": [{"answer": "red", "probability": 0.97}, {"answer": "blue", "probability": 0.02}],
+                    "attention": None,
+                    "truncated": False,
+                }
+            ],
+            "model": base.EXAMPLE_MODEL,
+            "latency_ms": 21.4,
+        }
+    )
+
+    answers: list[QuestionAnswers] = Field(description="One for each question, in the order asked.")
+
+
+class Ask(RankedAnswers):
+    """Questions about a picture."""
+
+    name: ClassVar[str] = "vqa"
+    summary: ClassVar[str] = "Ask about a picture"
+    description: ClassVar[str] = (
+        "Send a picture with one or more questions, as JSON with the image in base64 or as a multipart form."
+    )
+    request: ClassVar[type[base.TaskRequest]] = VQARequest
+    response: ClassVar[type[base.TaskResponse]] = VQAResponse
+    text_name: ClassVar[str] = "question"
+    least_agreement: ClassVar[float | None] = 0.7
+
+    def query(self, request: VQARequest) -> Query:
+        return Query({"image": request.image}, request.all_questions(), request.top_k, request.attention)
+
+    def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
+        answers = [
+            QuestionAnswers(
+                question=question,
+                answers=[
+                    RankedAnswer(answer=text, probability=base.clip_probability(p)) for text, p in prediction.answers
+                ],
+                attention=base.attention_map(prediction),
+                truncated=is_truncated,
+            )
+            for question, prediction, is_truncated in zip(query.texts, result, truncated, strict=True)
+        ]
+        return {"answers": answers}

@@ -1,0 +1,300 @@
+"""An operation: one thing that a service does with a model, ``POST /v1/NAME``. The tasks declare theirs.
+
+It has the schemas of request and response, how a model answers a batch, and how two models' results are compared. HTTP
+itself is not known here, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
+
+from vlmodel.config import ConfigError, kinds, part_config
+from vlmodel.images.base64 import from_base64
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Prediction, Predictor
+    from vlmodel.processor import Example
+    from vlmodel.task import Task
+
+# A red disc on white, 16 x 16, so that the examples of the OpenAPI page can be sent as they are.
+EXAMPLE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEX////cKCi5uRl6AAAAJklEQVR4"
+    "2mNggAHmA0wsCkwcAkwCHEwMDFD04QfTjw9Mfx7AVQEAdUIG1racT0IAAAAASUVORK5CYII="
+)
+EXAMPLE_MODEL: JsonDict = {"name": "vlmodel", "version": "3"}
+TRUNCATED_DESCRIPTION = "Whether it has more tokens than the model takes, so that only its beginning was used."
+IMAGE_DESCRIPTION = (
+    "A JPEG, PNG, WebP, BMP or GIF file, in base64; lines, the URL-safe alphabet and a data: URL are fine."
+)
+
+_MAX_FIELDS = 32
+
+
+def with_examples(*examples: JsonDict) -> ConfigDict:
+    """Examples of a schema, for the OpenAPI page."""
+    return ConfigDict(json_schema_extra={"examples": [*examples]})
+
+
+def _from_base64(value: Any) -> Any:
+    """Base64 to bytes; bytes (an uploaded file) stay as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return from_base64(value)
+    except ValueError as error:
+        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
+
+
+def _not_empty(image: bytes) -> bytes:
+    if not image:
+        raise PydanticCustomError("empty_image", "the image has no bytes; send the content of an image file")
+    return image
+
+
+def _not_blank(name: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if not text.strip():
+            raise PydanticCustomError(f"empty_{name}", "the {name} is empty; write something", {"name": name})
+        return text
+
+    return check
+
+
+ImageBytes = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    AfterValidator(_not_empty),
+    WithJsonSchema({"type": "string", "format": "byte"}),
+]
+Question = Annotated[str, AfterValidator(_not_blank("question"))]
+Text = Annotated[str, AfterValidator(_not_blank("text"))]
+# Two ways to give texts; see ``one_or_several``.
+OneText = Annotated[Text | None, Field(description="One text; give this or `texts`.")]
+SeveralTexts = Annotated[list[Text] | None, Field(description="Several texts.")]
+
+
+class TaskRequest(BaseModel):
+    """Base of the requests. Unknown fields are refused: they are typos.
+
+    The validation context has the most entries of the lists, by field; "texts" stands for those that it does not name.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    repeatable: ClassVar[Mapping[str, str]] = {}
+    """Fields of a form that may be repeated, and the field that then holds all values."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_count(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Count before validating: a body has room for millions of entries, each with an error of its own."""
+        if not isinstance(fields, dict):
+            return fields
+        if len(fields) > _MAX_FIELDS:
+            message = "{count} fields in one request; send those that are documented"
+            raise PydanticCustomError("too_many_fields", message, {"count": len(fields)})
+        limits: Mapping[str, int] = info.context or {}
+        for name in limits.keys() | (cls.model_fields.keys() & fields.keys() if limits else ()):
+            most = limits.get(name, limits.get("texts", 0))
+            if isinstance(values := fields.get(name), list) and len(values) > most:
+                message = "{count} {name} in one request; send at most {most}"
+                details = {"count": len(values), "name": name, "most": most}
+                raise PydanticCustomError(f"too_many_{name}", message, details)
+        return fields
+
+
+class ModelVersion(BaseModel):
+    """A model in the registry."""
+
+    name: str
+    version: str
+
+
+class TaskResponse(BaseModel):
+    """Fields of every response."""
+
+    model: ModelVersion = Field(description="The model that gave this answer.")
+    latency_ms: float = Field(description="Time inside the service, from the head of the request to its answer.")
+
+
+class AttentionMap(BaseModel):
+    """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
+
+    rows: int
+    columns: int
+    weights: list[list[float]] = Field(description="`rows` lists of `columns` weights, from the top left.")
+
+
+def one_or_several(name: str, value: str | None, values: list[str] | None) -> tuple[str, ...]:
+    """The texts of a field that may be given as ``name`` or, in the plural, several times.
+
+    Raises:
+        PydanticCustomError: both or neither is given, or the list is empty.
+    """
+    if (value is None) == (values is None):
+        message = "give either '{name}' or '{name}s', and not both"
+        raise PydanticCustomError(f"no_{name}", message, {"name": name})
+    if values is not None and not values:
+        raise PydanticCustomError(f"empty_{name}", "'{name}s' is empty; give at least one", {"name": name})
+    return (value,) if value is not None else tuple(values or ())
+
+
+def attention_map(prediction: Prediction) -> AttentionMap | None:
+    """The schema of a prediction's attention."""
+    if prediction.attention_HW is None:
+        return None
+    rows, columns = prediction.attention_HW.shape
+    weights = prediction.attention_HW.astype(float).round(6).tolist()
+    return AttentionMap(rows=rows, columns=columns, weights=weights)
+
+
+def clip_probability(value: float) -> float:
+    """Without rounding errors beyond 0 and 1."""
+    return min(1.0, max(0.0, float(value)))
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a request asks of a model.
+
+    Attributes:
+        inputs: encoded, by the names of the sample's inputs.
+        texts: the text of each row; "" for a row of a task that reads no text.
+        top_k: how many answers each row gets.
+        attention: whether the result includes attention maps.
+        stream: whether the answer is sent while it is generated.
+    """
+
+    inputs: Mapping[str, bytes] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
+    top_k: int = 1
+    attention: bool = False
+    stream: bool = False
+
+
+@dataclass(frozen=True)
+class Item:
+    """One request of a batch."""
+
+    example: Example
+    top_k: int = 1
+    attention: bool = False
+
+
+class Operation(ABC):
+    """One operation. Several tasks may declare operations of one name, with the same schemas, which differ in ``run``.
+
+    Attributes:
+        name: of the route, and in the records of a service.
+        summary, description: of the route.
+        request, response: the schemas; ``fields`` gives those of the response.
+        text_name: what a text is called in errors, in the singular.
+        streaming: how the answer is sent while it is generated, for the documentation; "" where it is not.
+        rank: of the operations of one name that a model has, the one of the lowest rank is served.
+        may_mix_models: whether a challenger may answer some of the requests in the champion's place.
+        least_agreement: share of results that must be the champion's before a challenger takes its place; None where
+            that is not asked.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    description: ClassVar[str]
+    request: ClassVar[type[TaskRequest]]
+    response: ClassVar[type[TaskResponse]]
+    text_name: ClassVar[str] = "text"
+    streaming: ClassVar[str] = ""
+    rank: ClassVar[int] = 0
+    may_mix_models: ClassVar[bool] = True
+    least_agreement: ClassVar[float | None] = None
+
+    @abstractmethod
+    def query(self, request: Any) -> Query:
+        """What a valid request asks."""
+
+    @abstractmethod
+    def fields(self, query: Query, result: Any, truncated: Sequence[bool]) -> dict[str, Any]:
+        """The response's fields, without those of ``TaskResponse``.
+
+        Args:
+            result: of ``run``.
+            truncated: for each text, whether it was cut.
+        """
+
+    @abstractmethod
+    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> Sequence[Any]:
+        """A result for each item, in order, which does not depend on the other items.
+
+        Args:
+            task: the model's name of the task.
+        """
+
+    def stream(self, predictor: Predictor, task: str, item: Item, streamer: Any) -> Any:
+        """The result for one item, generated; ``streamer`` gets its text token by token meanwhile."""
+        raise NotImplementedError
+
+    def warm_up(self, task: Task) -> Iterable[tuple[int, bool]]:
+        """(top_k, attention) of a request for each way of computing."""
+        return ((1, False),)
+
+    def agreement(self, champion: Any, challenger: Any) -> float:
+        """How far two models' results of one request agree, from 0 to 1."""
+        raise NotImplementedError
+
+    def difference(self, champion: Any, challenger: Any) -> float | None:
+        """The largest difference of two results' probabilities; None where that says nothing."""
+        return None
+
+    def confidence(self, result: Any) -> float | None:
+        """How sure the model is of a result; None where it says nothing of that."""
+        return None
+
+    def best_answers(self, query_texts: Sequence[str], result: Any) -> list[tuple[str, str]]:
+        """What people can correct: (question, best answer), with "" as the question of a caption."""
+        return []
+
+
+@cache
+def all_operations() -> dict[str, Operation]:
+    """One operation of each name, of all installed tasks: those that any model may be asked for.
+
+    Raises:
+        ConfigError: two tasks have operations of one name with different schemas.
+    """
+    found: dict[str, Operation] = {}
+    for kind in kinds("vlmodel.tasks"):
+        for operation in getattr(part_config("vlmodel.tasks", kind), "operations", ()):
+            other = found.setdefault(operation.name, operation)
+            if (other.request, other.response) != (operation.request, operation.response):
+                raise ConfigError(
+                    f"task {kind!r} has an operation {operation.name!r} of other fields than another task's; rename it"
+                )
+    return found
+
+
+def operations_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Operation]]:
+    """The operations of a model's tasks, each with the name of the task that does it: of several the one of the lowest
+    rank, then the first.
+    """
+    found: dict[str, tuple[str, Operation]] = {}
+    for name in all_operations():
+        able = [(task, one) for task in tasks for one in tasks[task].operations if one.name == name]
+        if able:
+            found[name] = min(able, key=lambda pair: pair[1].rank)
+    return found

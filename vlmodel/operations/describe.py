@@ -1,0 +1,96 @@
+"""The operation of captioning, POST /v1/caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from vlmodel.operations import base
+from vlmodel.operations.base import Query
+from vlmodel.operations.ranked import RankedAnswers
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Prediction
+
+
+class CaptionRequest(base.TaskRequest):
+    """One picture to be described."""
+
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "top_k": 3},
+        {"image": base.EXAMPLE_IMAGE, "attention": True},
+        {"image": base.EXAMPLE_IMAGE, "stream": True},
+    )
+
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    top_k: int = Field(
+        default=1,
+        ge=1,
+        le=10,
+        description="How many captions: one is written greedily, more by a search of as many beams.",
+    )
+    attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
+    stream: bool = Field(
+        default=False, description="Send the one caption as server-sent events, while it is being written."
+    )
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> CaptionRequest:
+        if self.stream and self.top_k > 1:
+            message = "one caption is streamed as it is written, and top_k={top_k}; set it to 1, or stream to false"
+            raise PydanticCustomError("one_streamed", message, {"top_k": self.top_k})
+        return self
+
+
+class RankedCaption(BaseModel):
+    """One caption."""
+
+    caption: str
+    probability: float = Field(ge=0, le=1, description="Product of the probabilities of its tokens, its end included.")
+
+
+class CaptionResponse(base.TaskResponse):
+    """The captions of one picture."""
+
+    model_config = base.with_examples(
+        {
+            "captions": [
+                {"caption": "a red circle on white", "probability": 0.41},
+                {"caption": "a red disc", "probability": 0.17},
+            ],
+            "attention": None,
+            "model": base.EXAMPLE_MODEL,
+            "latency_ms": 48.2,
+        }
+    )
+
+    captions: list[RankedCaption] = Field(
+        description="Most probable first; fewer than asked for where beams end in the same text."
+    )
+    attention: base.AttentionMap | None = Field(default=None, description="Of the first caption.")
+
+
+class Describe(RankedAnswers):
+    """Captions of a picture."""
+
+    name: ClassVar[str] = "caption"
+    summary: ClassVar[str] = "Describe a picture"
+    description: ClassVar[str] = "Send a picture, as JSON with the image in base64 or as a multipart form."
+    request: ClassVar[type[base.TaskRequest]] = CaptionRequest
+    response: ClassVar[type[base.TaskResponse]] = CaptionResponse
+    streaming: ClassVar[str] = (
+        "`stream: true` answers with server-sent events instead: `piece` with what was written since the last one,\n"
+        "then `done` with the whole answer; or `error`, in the shape of every error, where it cannot be finished."
+    )
+
+    def query(self, request: CaptionRequest) -> Query:
+        # A caption is an answer to an empty question.
+        return Query({"image": request.image}, ("",), request.top_k, request.attention, request.stream)
+
+    def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
+        [prediction] = result
+        captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
+        return {"captions": captions, "attention": base.attention_map(prediction)}

@@ -1,0 +1,115 @@
+"""The operation of embedding pictures and texts, POST /v1/embed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from vlmodel.operations import base
+from vlmodel.operations.base import Item, Operation, Query
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+
+
+class EmbedRequest(base.TaskRequest):
+    """A picture, texts, or both."""
+
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
+        {"image": base.EXAMPLE_IMAGE},
+        {"texts": ["a red circle", "a blue square"]},
+    )
+    repeatable = {"text": "texts"}
+
+    image: base.ImageBytes | None = Field(default=None, description=base.IMAGE_DESCRIPTION)
+    text: base.OneText = None
+    texts: base.SeveralTexts = None
+
+    @model_validator(mode="after")
+    def _check_not_empty(self) -> EmbedRequest:
+        if not self.all_texts() and self.image is None:
+            raise PydanticCustomError("nothing_to_embed", "there is nothing to embed; give 'image', 'texts' or both")
+        return self
+
+    def all_texts(self) -> tuple[str, ...]:
+        """There may be none."""
+        if self.text is None and self.texts is None:
+            return ()
+        return base.one_or_several("text", self.text, self.texts)
+
+
+class EmbedResponse(base.TaskResponse):
+    """Vectors of length one, in one space: their dot product is the cosine similarity."""
+
+    model_config = base.with_examples(
+        {
+            "width": 3,
+            "image": [0.6, 0.0, 0.8],
+            "texts": [[0.0, 0.6, 0.8]],
+            "truncated": [False],
+            "model": base.EXAMPLE_MODEL,
+            "latency_ms": 17.2,
+        }
+    )
+
+    width: int = Field(description="Width of the space.")
+    image: list[float] | None = Field(default=None, description="The picture's vector.")
+    texts: list[list[float]] = Field(description="One vector for each text, in the order given.")
+    truncated: list[bool] = Field(default=[], description=f"For each text. {base.TRUNCATED_DESCRIPTION}")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of length one in the space of a contrastive model; ``image_D`` is None without an image."""
+
+    image_D: NDArray[np.float32] | None
+    text_ND: NDArray[np.float32]
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """All of them."""
+        return self.text_ND if self.image_D is None else np.concatenate([self.image_D[None], self.text_ND])
+
+
+class Embed(Operation):
+    """Pictures and texts as vectors; the result is ``Embeddings``."""
+
+    name: ClassVar[str] = "embed"
+    summary: ClassVar[str] = "Turn pictures and texts into vectors"
+    description: ClassVar[str] = (
+        "Send a picture, texts or both, as JSON with the image in base64 or as a multipart form."
+    )
+    request: ClassVar[type[base.TaskRequest]] = EmbedRequest
+    response: ClassVar[type[base.TaskResponse]] = EmbedResponse
+    # Vectors of two models cannot be mixed in one index.
+    may_mix_models: ClassVar[bool] = False
+
+    def query(self, request: EmbedRequest) -> Query:
+        return Query({} if request.image is None else {"image": request.image}, request.all_texts())
+
+    def fields(self, query: Query, result: Embeddings, truncated: Sequence[bool]) -> dict[str, Any]:
+        return {
+            "width": result.text_ND.shape[1],
+            "image": None if result.image_D is None else result.image_D.tolist(),
+            "texts": result.text_ND.tolist(),
+            "truncated": list(truncated),
+        }
+
+    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> list[Embeddings]:
+        return [Embeddings(*vectors) for vectors in predictor.embed([item.example for item in items], task)]
+
+    def agreement(self, champion: Embeddings, challenger: Embeddings) -> float:
+        """The smallest cosine between the two models' vectors, at least 0. Models that were trained independently have
+        unrelated spaces and are near 0 however good they are.
+        """
+        vectors_ND, others_ND = champion.vectors, challenger.vectors
+        if vectors_ND.shape != others_ND.shape:
+            return 0.0
+        return float(np.clip((vectors_ND * others_ND).sum(1).min(), 0.0, 1.0))

@@ -1,0 +1,160 @@
+"""The operation of image-text matching, POST /v1/match."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field, model_validator
+
+from vlmodel.operations import base
+from vlmodel.operations.base import Operation, Query
+
+_COSINE_TOLERANCE = 0.1
+"""Two cosines of a single text agree within this, as there is no other text to rank it against."""
+
+
+class MatchRequest(base.TaskRequest):
+    """One picture and one or more texts that may belong to it."""
+
+    model_config = base.with_examples(
+        {"image": base.EXAMPLE_IMAGE, "text": "a red circle"},
+        {"image": base.EXAMPLE_IMAGE, "texts": ["a red circle", "a blue square"]},
+    )
+    repeatable = {"text": "texts"}
+
+    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    text: base.OneText = None
+    texts: base.SeveralTexts = None
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> MatchRequest:
+        self.all_texts()
+        return self
+
+    def all_texts(self) -> tuple[str, ...]:
+        return base.one_or_several("text", self.text, self.texts)
+
+
+class TextMatch(BaseModel):
+    """Whether a text belongs to the picture."""
+
+    text: str
+    probability: float | None = Field(
+        ge=0,
+        le=1,
+        description="See `method`; null for a single text by `similarity`, as there is nothing to choose among.",
+    )
+    similarity: float | None = Field(
+        default=None, ge=-1, le=1, description="By `similarity`: cosine of the angle between text and picture."
+    )
+    truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
+
+
+class MatchResponse(base.TaskResponse):
+    """How well each text fits the picture."""
+
+    model_config = base.with_examples(
+        {
+            "method": "matching",
+            "temperature": None,
+            "matches": [
+                {"text": "a red circle", "probability": 0.98, "similarity": None, "truncated": False},
+                {"text": "a blue square", "probability": 0.03, "similarity": None, "truncated": False},
+            ],
+            "model": base.EXAMPLE_MODEL,
+            "latency_ms": 23.9,
+        },
+        {
+            "method": "similarity",
+            "temperature": 0.05,
+            "matches": [
+                {"text": "a red circle", "probability": 0.9526, "similarity": 0.36, "truncated": False},
+                {"text": "a blue square", "probability": 0.0474, "similarity": 0.21, "truncated": False},
+            ],
+            "model": base.EXAMPLE_MODEL,
+            "latency_ms": 19.3,
+        },
+    )
+
+    method: Literal["matching", "similarity"] = Field(
+        description="`matching`: a matching decoder judges each text by itself. `similarity`: a contrastive decoder "
+        "compares; probabilities are the softmax of similarity / temperature over the texts of the request."
+    )
+    temperature: float | None = Field(default=None, description="By `similarity`: the temperature that was learned.")
+    matches: list[TextMatch] = Field(description="One for each text, in the order given.")
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How well each of N texts fits an image.
+
+    Attributes:
+        probabilities: by "matching", that the text belongs to the image; by "similarity", the softmax over the N texts,
+            None for a single text.
+        similarities: cosines, by "similarity".
+        temperature: of the softmax, by "similarity".
+    """
+
+    method: Literal["matching", "similarity"]
+    probabilities: Sequence[float | None]
+    similarities: Sequence[float] | None = None
+    temperature: float | None = None
+
+    @property
+    def scores(self) -> list[float]:
+        """The probabilities; the cosine of a single text by similarity."""
+        probabilities = [probability for probability in self.probabilities if probability is not None]
+        return probabilities or list(self.similarities or ())
+
+
+class Match(Operation):
+    """Texts that may belong to a picture; the result is ``Matches``. Tasks subclass it with their ``run``."""
+
+    name: ClassVar[str] = "match"
+    summary: ClassVar[str] = "Which texts belong to a picture?"
+    description: ClassVar[str] = (
+        "Send a picture with one or more texts, as JSON with the image in base64 or as a multipart form.\n\n"
+        "By a matching decoder each text gets the probability that it belongs to the picture. By a contrastive one it\n"
+        "gets the cosine similarity, and its share among the texts sent."
+    )
+    request: ClassVar[type[base.TaskRequest]] = MatchRequest
+    response: ClassVar[type[base.TaskResponse]] = MatchResponse
+    least_agreement: ClassVar[float | None] = 0.7
+
+    def query(self, request: MatchRequest) -> Query:
+        return Query({"image": request.image}, request.all_texts())
+
+    def fields(self, query: Query, result: Matches, truncated: Sequence[bool]) -> dict[str, Any]:
+        similarities: Sequence[float | None] = result.similarities or [None] * len(query.texts)
+        matches = [
+            TextMatch(
+                text=text,
+                probability=None if share is None else base.clip_probability(share),
+                similarity=None if cosine is None else min(1.0, max(-1.0, cosine)),
+                truncated=is_truncated,
+            )
+            for text, share, cosine, is_truncated in zip(
+                query.texts, result.probabilities, similarities, truncated, strict=True
+            )
+        ]
+        return {"method": result.method, "temperature": result.temperature, "matches": matches}
+
+    def agreement(self, champion: Matches, challenger: Matches) -> float:
+        """1 if both rank the same text first; of a single text, if both say that it fits, or if cosines are close."""
+        scores, others = champion.scores, challenger.scores
+        if len(scores) > 1:
+            return float(int(np.argmax(scores)) == int(np.argmax(others)))
+        if champion.probabilities[0] is None or challenger.probabilities[0] is None:
+            return float(abs(scores[0] - others[0]) <= _COSINE_TOLERANCE)
+        return float((scores[0] >= 0.5) == (others[0] >= 0.5))
+
+    def difference(self, champion: Matches, challenger: Matches) -> float:
+        """Of the texts' probabilities; of the cosines for a single text."""
+        return max(abs(a - b) for a, b in zip(champion.scores, challenger.scores, strict=True))
+
+    def confidence(self, result: Matches) -> float:
+        """The highest score."""
+        return max(result.scores)

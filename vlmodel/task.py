@@ -1,0 +1,296 @@
+"""The task: what a model learns, what it is asked, and how its answers are judged. A file of ``tasks/`` each.
+
+torch is not imported here, nor by the files of ``tasks/`` until they build their head: processes that only decode and
+collate stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+
+from vlmodel import generation
+from vlmodel.config import Part
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from vlmodel.answers import Normalizer
+    from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement
+    from vlmodel.metrics.scores import ExampleScores
+    from vlmodel.operations.base import Operation
+    from vlmodel.parts import Answers, Decoder, Vocabulary
+    from vlmodel.processor import Example, VLProcessor
+    from vlmodel.sample import Sample, Texts
+    from vlmodel.tokens import DecoderInput
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing to be learned or answered about a sample.
+
+    Attributes:
+        text: the model's input beside the sample's other inputs; "" where the task takes no text.
+        target: the right answer, None where it is unknown or there is none.
+        references: every right answer there is: all captions of an image, all annotators' answers.
+        id: the source's identifier of a question.
+    """
+
+    text: str = ""
+    target: str | None = None
+    references: tuple[str, ...] = ()
+    id: str | None = None
+
+
+class TaskPart(Part):
+    """What a model is configured for: a ``Task``, or several of them (``tasks/multitask.py``)."""
+
+    def tasks(self) -> dict[str, Task]:
+        """The tasks by their names, in the order of a saved model; a single one is called ""."""
+        raise NotImplementedError
+
+    def reads_text(self) -> bool:
+        """Whether the model gets the text of a row, of any task; without it a sample has one answer."""
+        return True
+
+    def reads_joint(self) -> bool:
+        """Whether any task reads the joint stream; if none does, the model has no topology and no fusion."""
+        return True
+
+    def reads_encoded(self) -> bool:
+        """Whether any task reads the encoders' streams, for which the language encoder must have its layers."""
+        return not self.reads_joint()
+
+    def encoded_streams(self) -> frozenset[str]:
+        """The encoders' streams that tasks read as they are encoded, beside the joint one."""
+        return frozenset()
+
+    def resolve(self, vocabulary: Vocabulary) -> TaskPart:
+        """As ``LanguagePart``'s."""
+        return self
+
+    def longest_target(self) -> int | None:
+        """Greatest number of tokens in a generated text, if there is a limit that is known."""
+        return None
+
+    def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
+        """Refuse settings of generation with which ``top_k`` texts cannot be generated, also for other tasks.
+
+        Raises:
+            ConfigError: naming the setting, its value and the remedy.
+        """
+        generation.check(settings, top_k, max_target_tokens)
+
+    def selection_metric(self) -> Literal["accuracy", "loss"]:
+        """The validation metric by which the best checkpoint is chosen."""
+        return "accuracy"
+
+    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
+        """The head, an ``nn.Module``.
+
+        Args:
+            widths: of the encoded streams by their names, and of the "joint" one, if the head reads it.
+        """
+        raise NotImplementedError
+
+
+class Task(TaskPart):
+    """One task. A new one is a file with a subclass ``Config``; what it does not define works as here.
+
+    Attributes:
+        writes_text: the model generates its answer token by token, so that answers are compared as whole texts.
+        chooses_label: the model chooses among the processor's labels, which are those of ``labels``.
+        learns_baseline: a baseline is learned from the texts of the training split (``learn_baseline``).
+        invariances: the rewordings of a text that must not change the answer (``registry.gate.agreement``).
+        operations: by which it is served.
+        learns_from: what a sample needs for ``can_learn``, for messages: "questions", "captions with an image".
+    """
+
+    writes_text: ClassVar[bool] = False
+    chooses_label: ClassVar[bool] = False
+    learns_baseline: ClassVar[bool] = False
+    invariances: ClassVar[frozenset[str]] = frozenset()
+    operations: ClassVar[tuple[Operation, ...]] = ()
+
+    @property
+    def learns_from(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def embeds(self) -> str:
+        """The input of which the model gives vectors, beside those of texts (``embed``); "" for tasks without."""
+        return ""
+
+    def tasks(self) -> dict[str, Task]:
+        return {"": self}
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a model to take another one's place before its clients."""
+        return {"kind": self.kind}
+
+    # Samples to rows.
+
+    def can_answer(self, present: frozenset[str]) -> bool:
+        """Whether a sample that has these things (``Sample.present``) makes rows to be answered."""
+        raise NotImplementedError
+
+    def can_learn(self, present: frozenset[str]) -> bool:
+        """Whether such a sample makes rows to learn from."""
+        return self.can_answer(present)
+
+    def can_use(self, present: frozenset[str]) -> bool:
+        """Whether training reads such a sample: it makes rows, or helps those of others (``collate_samples``)."""
+        return self.can_learn(present)
+
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        """The rows that the task learns from, for each sample of a batch. Those of samples that ``can_learn`` refuses
+        are dropped.
+        """
+        raise NotImplementedError
+
+    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        """The rows to be answered, for each sample of a batch. Those of samples that ``can_answer`` refuses are
+        dropped.
+        """
+        return self.training_rows(samples)
+
+    def texts_read(self, texts: Texts) -> Iterable[str]:
+        """Of a sample's texts those that its model reads."""
+        return ()
+
+    def texts_written(self, texts: Texts) -> Iterable[str]:
+        """Of a sample's texts those that its model learns to generate."""
+        return ()
+
+    def labels(self, texts: Texts) -> Iterable[str]:
+        """Of a sample's texts those that are, or mean the same as, a label; the most frequent ones are the labels."""
+        return ()
+
+    # Rows to arrays.
+
+    def collate(self, examples: Sequence[Example], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
+        """The N rows of all examples.
+
+        Returns:
+            ``sample_N`` int64 (the sample of each row), ``weights_N`` float32; the arrays of
+            ``VLProcessor.tokenize`` if the task reads texts; and those of ``collate_targets``.
+        """
+        counts = [len(example.texts) for example in examples]
+        arrays: dict[str, NDArray[np.generic]] = {
+            "sample_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
+            "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
+        }
+        if self.reads_text():
+            arrays |= processor.tokenize([text for example in examples for text in example.texts])
+        targets = list(chain.from_iterable(map(_targets_of, examples)))
+        return arrays | self.collate_targets(targets, arrays, processor)
+
+    def collate_targets(
+        self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """Arrays of the right answers, which the head's ``forward`` takes by their names.
+
+        Args:
+            targets: of the N rows; None where unknown.
+            arrays: the others of these rows.
+        """
+        raise NotImplementedError
+
+    def collate_samples(self, samples: Sequence[Sample], weight: float) -> dict[str, NDArray[np.generic]]:
+        """Arrays about the B samples themselves, of training batches whose sources have samples that the task uses and
+        learns nothing of.
+
+        Args:
+            weight: of each sample; 0 where a batch only takes part in collectives.
+        """
+        return {}
+
+    # Arrays to answers.
+
+    def answer(
+        self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[Answers]:
+        """The ``top_k`` best answers to each of the N rows, with their probabilities or scores.
+
+        Args:
+            head: what ``build`` made.
+            settings: of generation, for tasks that generate (transformers' ``GenerationConfig``).
+        """
+        raise NotImplementedError
+
+    def embed(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
+        """Embeddings of B inputs and N texts, of a task that ``embeds``; their dot product is the similarity."""
+        raise NotImplementedError
+
+    # Answers to judgements.
+
+    def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
+        """What answers without looking, learned from the texts of a training split; plain values that are stored with
+        the model, and given to ``judge``.
+
+        Raises:
+            ValueError: nothing can be learned from these texts.
+        """
+        raise NotImplementedError
+
+    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+        """Scores of those rows that have a right answer, whose ``value`` is the metric by which models are compared.
+
+        Args:
+            normalizer: the rules by which answers in words are compared.
+        """
+        raise NotImplementedError
+
+    def judge(
+        self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
+    ) -> Judgement:
+        """All metrics, beside those of baselines.
+
+        Args:
+            baseline: what ``learn_baseline`` gave; None for tasks without.
+            labels: the answers that a classifier chooses among.
+
+        Raises:
+            NothingToJudgeError: no row has a right answer.
+        """
+        raise NotImplementedError
+
+    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+        """Rows for the page of examples, which shows some of them."""
+        raise NotImplementedError
+
+
+def learnable_rows(task: Task, samples: Sequence[Sample]) -> list[list[Row]]:
+    """The rows that a task learns from, for each sample of a batch; none of samples that it cannot learn from."""
+    made = zip(samples, task.training_rows(samples), strict=True)
+    return [rows if task.can_learn(sample.present) else [] for sample, rows in made]
+
+
+def answerable_rows(task: Task, samples: Sequence[Sample]) -> list[list[Row]]:
+    """The rows to be answered, for each sample of a batch; none of samples that the task cannot answer."""
+    made = zip(samples, task.rows_to_answer(samples), strict=True)
+    return [rows if task.can_answer(sample.present) else [] for sample, rows in made]
+
+
+def _targets_of(example: Example) -> Sequence[str | None]:
+    return _value_per_text(example, "targets", example.targets or None, None)
+
+
+def _weights_of(example: Example) -> Sequence[float]:
+    return _value_per_text(example, "weights", example.weights, 1.0)
+
+
+def _value_per_text(example: Example, name: str, values: Sequence[V] | None, default: V) -> Sequence[V]:
+    """A value for each text: the given ones, or the default."""
+    if values is None:
+        return [default] * len(example.texts)
+    if len(values) != len(example.texts):
+        raise ValueError(f"{len(example.texts)} texts have {len(values)} {name}: {example.texts[:3]!r}...")
+    return values

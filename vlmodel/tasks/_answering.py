@@ -1,0 +1,108 @@
+"""How answers to questions are judged, whether they are chosen or generated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vlmodel.answers import Normalizer, answers_match, normal_form
+from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics
+from vlmodel.metrics.answer_prior import AnswerPrior
+from vlmodel.metrics.scores import ExampleScores
+from vlmodel.operations.ask import Ask
+from vlmodel.operations.base import Operation
+from vlmodel.sample import Sample, Texts
+from vlmodel.task import Row, Task
+from vlmodel.tasks._judging import Comparisons, examples_of, with_target
+from vlmodel.tasks._texts import question_rows, questions_of
+
+_MIN_CLASSES_PER_TOP_K = 10
+"""Top-k accuracy is reported only with more classes than this many times k: with fewer, nearly all answers count."""
+
+
+class QuestionTask(Task):
+    """A task that answers questions in words: its rows, and how they are judged."""
+
+    learns_baseline: ClassVar[bool] = True
+    operations: ClassVar[tuple[Operation, ...]] = (Ask(),)
+    invariances: ClassVar[frozenset[str]] = frozenset({"case", "punctuation", "politeness"})
+
+    @property
+    def learns_from(self) -> str:
+        return "questions"
+
+    def can_answer(self, present: frozenset[str]) -> bool:
+        return "questions" in present
+
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        return question_rows(samples)
+
+    def texts_read(self, texts: Texts) -> Iterable[str]:
+        return questions_of(texts)
+
+    def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
+        """The most frequent answer to each question (``AnswerPrior``)."""
+        questions = (question for texts in samples for question in texts.questions)
+        pairs = ((one.question, one.answer) for one in questions if one.answer is not None)
+        return AnswerPrior.learn(pairs, normalizer).to_tree()
+
+    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+        """1 for each right answer, 0 for each wrong one."""
+        row_N = np.array([n for n, target in enumerate(answered.targets) if target is not None], np.int64)
+        pairs = [(answered.targets[n] or "", answered.predicted[n]) for n in row_N]
+        right_N = np.array(answers_match((t for t, _ in pairs), (p for _, p in pairs), normalizer), np.float64)
+        return ExampleScores.of_one_group(right_N, answered.sample_N, row_N, binary=True)
+
+    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+        return examples_of(answered, lambda target, best: answers_match([target], [best], normalizer)[0])
+
+    def judge(
+        self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
+    ) -> Judgement:
+        """Accuracy, agreement with several annotators, calibration."""
+        from vlmodel.metrics.calibration import calibration_error
+
+        assert baseline is not None
+        known = with_target(answered, "question")
+        targets = [target or "" for target in known.targets]
+        right = answers_match(targets, known.predicted, normalizer)
+        metrics_of = partial(self._metrics, annotated=any(len(row.references) > 1 for row in known.rows), by=normalizer)
+        metrics = metrics_of(known) | _top_k(known, targets, labels, normalizer)
+        metrics |= calibration_error(np.clip(known.probability, 0, 1).tolist(), right)
+        prior = AnswerPrior(**baseline)
+        compared = Comparisons(known, metrics_of, partial(self.score, normalizer=normalizer))
+        compared.add("majority", f'always "{prior.majority}"', [prior.majority] * len(known))
+        compared.add("question_only", "the question alone", prior.predict(known.texts))
+        compared.add_shuffled()
+        forms = [normal_form(target, normalizer) for target in targets]
+        notes = [f"{sum(right)} of {len(right)} questions answered right"]
+        classes = {normal_form(label, normalizer) for label in labels}
+        if unknown := sum(bool(labels) and form not in classes for form in forms):
+            notes.append(f"{unknown} right answers are outside the model's vocabulary and count as wrong")
+        return compared.judgement("questions", "accuracy", metrics, notes, _by_answer(forms, right))
+
+    def _metrics(self, answered: AnsweredRows, annotated: bool, by: Normalizer) -> Metrics:
+        from vlmodel.metrics.answers import vqa_accuracy
+
+        metrics = {"accuracy": self.score(answered, by).value}
+        if annotated:
+            metrics |= vqa_accuracy(answered.predicted, [row.references for row in answered.rows])
+        return metrics
+
+
+def _top_k(answered: AnsweredRows, targets: Sequence[str], labels: Sequence[str], normalizer: Normalizer) -> Metrics:
+    k = max(len(best) for best in answered.ranked)
+    if k < 2 or len(labels) <= _MIN_CLASSES_PER_TOP_K * k:
+        return {}
+    ranked = zip(targets, answered.ranked, strict=True)
+    hits = (any(answers_match([target] * len(best), best, normalizer)) for target, best in ranked)
+    return {f"top{k}_accuracy": sum(hits) / len(targets)}
+
+
+def _by_answer(forms: Sequence[str], right: Sequence[bool]) -> list[tuple[str, int, float]]:
+    totals, hit = Counter(forms), Counter(form for form, ok in zip(forms, right, strict=True) if ok)
+    return [(form, n, hit[form] / n) for form, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]

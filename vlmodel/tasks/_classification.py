@@ -1,0 +1,59 @@
+"""Tasks that choose among classes, by a classifier on the pooled joint vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from vlmodel.task import Task
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmodel.decoder.classifier import Classifier
+    from vlmodel.parts import Answers, Decoder
+    from vlmodel.processor import VLProcessor
+    from vlmodel.tokens import DecoderInput
+
+
+class ClassificationTask(Task):
+    """A task of one choice among ``classes`` a row."""
+
+    hidden: int | None = Field(None, ge=1)
+    """Width of a hidden layer with GELU; null for a linear classifier."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the last layer."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread evenly over all classes (Szegedy et al. 2016)."""
+
+    def classes(self, processor: VLProcessor) -> Sequence[str]:
+        """The names of the classes, in the order of the scores."""
+        raise NotImplementedError
+
+    def class_id(self, answer: str, processor: VLProcessor) -> int:
+        """The class of a right answer, -1 if it is none of them."""
+        raise NotImplementedError
+
+    def build_classifier(self, width: int, classes: int, *, counts_unknown: bool = True) -> Classifier:
+        """The head; see ``Classifier``."""
+        from vlmodel.decoder.classifier import Classifier
+
+        return Classifier(width, classes, self.hidden, self.dropout, self.label_smoothing, counts_unknown)
+
+    def collate_targets(
+        self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """``labels_N`` int64: the class of each row, -1 if the target is unknown or no class."""
+        ids = (-1 if target is None else self.class_id(target, processor) for target in targets)
+        return {"labels_N": np.fromiter(ids, np.int64, len(targets))}
+
+    def answer(
+        self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[Answers]:
+        """The most probable classes, ties in the order of the classes."""
+        from vlmodel.decoder.classifier import best_classes
+
+        return best_classes(head(encoded).logits_NK, self.classes(processor), top_k)

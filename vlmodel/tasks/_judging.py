@@ -1,0 +1,99 @@
+"""What several tasks share to judge answers: baselines collected one by one, and other samples' inputs as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from vlmodel.judging import AnsweredRows, BesideBaseline, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
+from vlmodel.metrics.scores import ExampleScores
+
+
+class Comparisons:
+    """Collects baselines.
+
+    Args:
+        answered: the rows that count.
+        metrics_of, scores_of: of answered rows.
+    """
+
+    def __init__(
+        self,
+        answered: AnsweredRows,
+        metrics_of: Callable[[AnsweredRows], Metrics],
+        scores_of: Callable[[AnsweredRows], ExampleScores],
+    ) -> None:
+        self.answered, self._metrics_of, self._scores_of = answered, metrics_of, scores_of
+        self.baselines: list[BesideBaseline] = []
+
+    @cached_property
+    def scores(self) -> ExampleScores:
+        return self._scores_of(self.answered)
+
+    def add(self, name: str, description: str, predicted: Sequence[str], metrics: Metrics | None = None) -> None:
+        """A baseline's answers to all rows."""
+        given = self.answered.with_answers(predicted)
+        metrics = self._metrics_of(given) if metrics is None else metrics
+        self.baselines.append(BesideBaseline(name, description, metrics, self._scores_of(given), self.scores))
+
+    def add_shuffled(self) -> None:
+        """The model's own answers about other images, on the rows that have them."""
+        rows = [n for n, answer in enumerate(self.answered.shuffled) if answer is not None]
+        if not rows:
+            return
+        same = self.answered.take(rows)
+        shuffled = same.with_answers(
+            [answer or "" for answer in same.shuffled],
+            [float("nan") if p is None else p for p in same.shuffled_probability],
+        )
+        self.baselines.append(
+            BesideBaseline(
+                "image_shuffled",
+                "its own answers about other images",
+                self._metrics_of(shuffled),
+                self._scores_of(shuffled),
+                self._scores_of(same),
+                self._metrics_of(same) if len(same) < len(self.answered) else None,
+            )
+        )
+
+    def judgement(
+        self,
+        unit: str,
+        metric: str,
+        metrics: Metrics,
+        notes: Sequence[str] = (),
+        by_answer: Sequence[tuple[str, int, float]] = (),
+    ) -> Judgement:
+        return Judgement(
+            unit, len(self.answered), metric, metrics, self.scores, self.baselines, tuple(notes), tuple(by_answer)
+        )
+
+
+def with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
+    """The rows with a right answer.
+
+    Raises:
+        NothingToJudgeError: there is none.
+    """
+    rows = [n for n, target in enumerate(answered.targets) if target is not None]
+    if not rows:
+        raise NothingToJudgeError(unit, "a right answer to score against")
+    return answered.take(rows)
+
+
+def split_floors(scores: Metrics) -> tuple[Metrics, Metrics]:
+    """The model's metrics, and those of the baseline, whose names begin with ``floor_``."""
+    baseline = {name.removeprefix("floor_"): value for name, value in scores.items() if name.startswith("floor_")}
+    return {name: value for name, value in scores.items() if not name.startswith("floor_")}, baseline
+
+
+def examples_of(
+    answered: AnsweredRows, is_right: Callable[[str, str], bool | None], titled: bool = True
+) -> list[ExampleAnswer]:
+    """An example of each row with a right answer; ``is_right`` takes that and the model's."""
+    return [
+        ExampleAnswer(n, row.text if titled else "", row.target, best, p, is_right(row.target, best))
+        for n, (row, best, p) in enumerate(zip(answered.rows, answered.predicted, answered.probability, strict=True))
+        if row.target is not None
+    ]

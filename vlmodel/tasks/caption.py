@@ -1,0 +1,100 @@
+"""Captioning: a text is generated from the image alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from vlmodel.answers import Normalizer
+from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
+from vlmodel.metrics.scores import ExampleScores
+from vlmodel.operations.base import Operation
+from vlmodel.operations.describe import Describe
+from vlmodel.sample import TEXTS, Sample, Texts
+from vlmodel.task import Row
+from vlmodel.tasks._generation import GenerationTask
+from vlmodel.tasks._judging import Comparisons, examples_of
+from vlmodel.tasks._texts import captions_of
+
+
+class Config(GenerationTask):
+    """A decoder that generates captions."""
+
+    learns_baseline: ClassVar[bool] = True
+    operations: ClassVar[tuple[Operation, ...]] = (Describe(),)
+
+    kind: Literal["caption"] = "caption"
+
+    @property
+    def learns_from(self) -> str:
+        return "captions with an input"
+
+    def reads_text(self) -> bool:
+        return False
+
+    def can_answer(self, present: frozenset[str]) -> bool:
+        return bool(present - TEXTS)
+
+    def can_learn(self, present: frozenset[str]) -> bool:
+        return "captions" in present and bool(present - TEXTS)
+
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        return [[Row(target=caption) for caption in sample.texts.captions] for sample in samples]
+
+    def rows_to_answer(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        """One row an image; the first caption stands for the right answer."""
+        captions = (sample.texts.captions for sample in samples)
+        return [[Row(target=next(iter(given), None), references=given)] for given in captions]
+
+    def texts_written(self, texts: Texts) -> Iterable[str]:
+        return captions_of(texts)
+
+    def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
+        """The most typical caption, for all images."""
+        from vlmodel.metrics.captions import constant_caption
+
+        captions = [caption for texts in samples for caption in texts.captions]
+        try:
+            return {"caption": constant_caption(captions)}
+        except ValueError as error:
+            raise ValueError(f"captions stand beside the most typical one of the training split: {error}") from None
+
+    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+        """The CIDEr-D of each image that has a caption with a word."""
+        from vlmodel.metrics.captions import cider_of_each, with_words
+
+        references = with_words(row.references for row in answered.rows)
+        row_N = np.flatnonzero([bool(captions) for captions in references])
+        score_N = cider_of_each(
+            [answered.predicted[n] for n in row_N.tolist()], [references[n] for n in row_N.tolist()]
+        )
+        return ExampleScores.of_one_group(score_N, answered.sample_N, row_N, binary=False)
+
+    def judge(
+        self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
+    ) -> Judgement:
+        """BLEU, ROUGE-L and CIDEr-D."""
+        from vlmodel.metrics.captions import caption_scores, with_words
+
+        assert baseline is not None
+        references = with_words(row.references for row in answered.rows)
+        rows = [n for n, captions in enumerate(references) if captions]
+        if not rows:
+            raise NothingToJudgeError("image", "a caption with a word to compare with")
+
+        def metrics_of(given: AnsweredRows) -> Metrics:
+            return caption_scores(given.predicted, with_words(row.references for row in given.rows))
+
+        captioned = answered.take(rows)
+        compared = Comparisons(captioned, metrics_of, partial(self.score, normalizer=normalizer))
+        constant = baseline["caption"]
+        compared.add("constant_caption", "one caption for all images", [constant] * len(captioned))
+        compared.add_shuffled()
+        notes = [f'constant caption: "{constant}"', f"{len(set(captioned.predicted))} different captions"]
+        return compared.judgement("images", "cider", metrics_of(captioned), notes)
+
+    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+        return examples_of(answered, lambda target, best: None, titled=False)

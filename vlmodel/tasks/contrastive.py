@@ -1,0 +1,220 @@
+"""Contrastive learning: images and texts are embedded in one space, where those that belong together are near."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vlmodel.answers import Normalizer
+from vlmodel.encoder_parts import IMAGE, input_of
+from vlmodel.judging import AnsweredRows, BesideBaseline, ExampleAnswer, Judgement, NothingToJudgeError
+from vlmodel.metrics.scores import ExampleScores
+from vlmodel.operations.base import Item, Operation
+from vlmodel.operations.embed import Embed
+from vlmodel.operations.match import Match, Matches
+from vlmodel.sample import TEXTS, Sample, Texts
+from vlmodel.task import Row, Task
+from vlmodel.tasks._judging import split_floors
+from vlmodel.tasks._texts import captions_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from vlmodel.inference import Predictor
+    from vlmodel.parts import Answers, Decoder, Vocabulary
+    from vlmodel.processor import VLProcessor
+    from vlmodel.tokens import DecoderInput
+
+LARGEST_SCALE = 100.0
+_MAX_CAPTIONS = 2000
+"""So many captions are compared for the page of examples."""
+
+
+class MatchBySimilarity(Match):
+    """Cosines, and a softmax over the texts, as in CLIP (Radford et al. 2021, section 3.1)."""
+
+    rank: ClassVar[int] = 1  # a matching task judges each text by itself
+
+    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> list[Matches]:
+        predictions = predictor.predict([item.example for item in items], top_k=1, task=task)
+        temperature: float = predictor.model.decoder.task_decoders()[task].temperature
+        return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
+
+
+class Config(Task):
+    """One space for images and texts; it reads the encoders' streams, and needs neither topology nor fusion."""
+
+    operations: ClassVar[tuple[Operation, ...]] = (MatchBySimilarity(), Embed())
+
+    kind: Literal["contrastive"] = "contrastive"
+    stream: str = "vision"
+    """The stream that is compared with the texts: vision, or a further input's name (model.inputs)."""
+    width: int = Field(256, ge=1)
+    """Width of the space."""
+    temperature: float = Field(0.07, ge=1 / LARGEST_SCALE, allow_inf_nan=False)
+    """Initial temperature of the softmax; it is learned, and never falls below 0.01."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before the projections, which overfit to few pairs."""
+    gather: bool = True
+    """Compare with the images and texts of all workers, and not only with the worker's own."""
+
+    @property
+    def learns_from(self) -> str:
+        return f"captions with {'an image' if self.embeds == IMAGE else f'the input {self.embeds!r}'}"
+
+    @property
+    def embeds(self) -> str:
+        return input_of(self.stream)
+
+    def reads_joint(self) -> bool:
+        return False
+
+    def encoded_streams(self) -> frozenset[str]:
+        return frozenset({self.stream, "language"})
+
+    def can_answer(self, present: frozenset[str]) -> bool:
+        return {self.embeds, "captions"} <= present
+
+    def can_use(self, present: frozenset[str]) -> bool:
+        return self.can_answer(present) or self._is_alone(present)
+
+    def _is_alone(self, present: frozenset[str]) -> bool:
+        return self.embeds in present and not present & TEXTS
+
+    def training_rows(self, samples: Sequence[Sample]) -> list[list[Row]]:
+        return [[Row(caption) for caption in sample.texts.captions] for sample in samples]
+
+    def texts_read(self, texts: Texts) -> Iterable[str]:
+        return captions_of(texts)
+
+    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
+        from vlmodel.decoder.contrastive import ContrastiveDecoder
+
+        return ContrastiveDecoder(self, widths[self.stream], widths["language"])
+
+    def collate_targets(
+        self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """``text_key_N`` int64, which is equal for texts with equal tokens, in any batch."""
+        return {"text_key_N": _token_hashes(arrays["input_ids_NT"], arrays["text_mask_NT"])}
+
+    def collate_samples(self, samples: Sequence[Sample], weight: float) -> dict[str, NDArray[np.generic]]:
+        """``unpaired_image_mask_B`` bool: the images without texts, which are negatives of all texts."""
+        alone = [weight > 0 and self._is_alone(sample.present) for sample in samples]
+        return {"unpaired_image_mask_B": np.array(alone, np.bool_)}
+
+    def answer(
+        self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[Answers]:
+        """The cosine of the angle between text and image, from -1 to 1."""
+        image_BD, text_ND = self.embed(head, encoded)
+        cosine_N = (image_BD[encoded.rows[self.stream]] * text_ND).sum(-1)
+        return [[("similarity", cosine)] for cosine in cosine_N.tolist()]
+
+    def embed(self, head: Decoder, encoded: DecoderInput) -> tuple[Tensor, Tensor]:
+        from vlmodel.decoder.contrastive import ContrastiveDecoder
+
+        assert isinstance(head, ContrastiveDecoder)
+        return head.embed(encoded)
+
+    def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
+        """The mean of the recalls at 1, 5 and 10 of each text and of each image, which are two groups: each row counts
+        for its text, and the first row of an image for the image too.
+        """
+        from vlmodel.metrics.retrieval import RANKS, retrieval_ranks
+
+        ranks = retrieval_ranks(*_vectors(answered))
+        text_N, first_B = np.arange(len(answered)), _first_rows(answered)
+        row_N = np.concatenate([text_N, first_B])
+        rank_N = np.concatenate([ranks[way].numpy(force=True) for way in ("text_to_image", "image_to_text")])
+        return ExampleScores(
+            score_N=(rank_N[:, None] <= np.array(RANKS)).mean(1),
+            group_N=np.repeat(np.arange(2), [len(text_N), len(first_B)]),
+            image_N=answered.sample_N[row_N],
+            row_N=row_N,
+            binary=False,
+        )
+
+    def judge(
+        self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
+    ) -> Judgement:
+        """Recall and median rank in both directions, beside a random order."""
+        from vlmodel.metrics.retrieval import retrieval_scores
+
+        if not len(_first_rows(answered)):
+            raise NothingToJudgeError("image", "a caption to be found by")
+        metrics, expected = split_floors(retrieval_scores(*_vectors(answered)))
+        # One metric to compare models by: the mean of all recalls; the field's "rsum" is their sum.
+        for recalls in (metrics, expected):
+            values = [value for name, value in recalls.items() if "recall_at" in name]
+            recalls["mean_recall"] = sum(values) / len(values)
+        scores = self.score(answered, normalizer)
+        chance = BesideBaseline("chance", "chance", expected, _random_order(answered, scores), scores)
+        return Judgement("captions", len(answered), "mean_recall", metrics, scores, [chance])
+
+    def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
+        """For each image the nearest of the first captions; right if it is one of the image's."""
+        some = answered.take(range(min(len(answered), _MAX_CAPTIONS)))
+        first_B = _first_rows(some)
+        image_BD = np.stack([some.image_embedding[row] for row in first_B])
+        similarity_BN = image_BD @ np.stack(some.text_embedding).T
+        title = f"of {len(some)} captions the nearest"
+        nearest = zip(first_B.tolist(), similarity_BN.argmax(1), similarity_BN.max(1), strict=True)
+        return [
+            ExampleAnswer(
+                row, title, some.texts[row], some.texts[n], float(cosine), bool(some.sample_N[n] == some.sample_N[row])
+            )
+            for row, n, cosine in nearest
+        ]
+
+
+def _softmax_matches(cosines: Sequence[float], temperature: float) -> Matches:
+    scores_N = np.array(cosines) / temperature
+    shares_N = np.exp(scores_N - scores_N.max())
+    shares_N /= shares_N.sum()
+    probabilities: list[float | None] = [None] if len(cosines) == 1 else shares_N.tolist()
+    return Matches("similarity", probabilities, cosines, temperature)
+
+
+def _first_rows(answered: AnsweredRows) -> NDArray[np.int64]:
+    """The rows that have the embedding of their image."""
+    return np.flatnonzero([vector is not None for vector in answered.image_embedding]).astype(np.int64)
+
+
+def _vectors(answered: AnsweredRows) -> tuple[Tensor, Tensor, Tensor]:
+    """The embeddings of images and texts, and for each text the row of its image."""
+    import torch
+
+    first_B = _first_rows(answered)
+    place = {sample: b for b, sample in enumerate(answered.sample_N[first_B].tolist())}
+    image_BD = np.stack([answered.image_embedding[row] for row in first_B])
+    text_ND = np.stack(answered.text_embedding)
+    text_image_N = torch.tensor([place[sample] for sample in answered.sample_N.tolist()])
+    return torch.from_numpy(image_BD), torch.from_numpy(text_ND), text_image_N
+
+
+def _random_order(answered: AnsweredRows, scores: ExampleScores) -> ExampleScores:
+    """Expected scores of a random order of all images and of all texts, on the rows of a model's scores."""
+    import torch
+
+    from vlmodel.metrics.retrieval import RANKS, chance_of_images
+
+    _, image_R = np.unique(answered.sample_N, return_inverse=True)
+    texts_B = np.bincount(image_R)
+    of_text = np.mean([min(1.0, k / len(texts_B)) for k in RANKS])
+    of_image_B = np.mean([chance_of_images(torch.from_numpy(texts_B), k).numpy() for k in RANKS], axis=0)
+    score_N = np.where(scores.group_N == 0, of_text, of_image_B[image_R[scores.row_N]])
+    return replace(scores, score_N=score_N)
+
+
+def _token_hashes(ids_NT: NDArray[np.generic], mask_NT: NDArray[np.generic]) -> NDArray[np.int64]:
+    """A multilinear hash of each text's tokens (Lemire & Kaser 2014), independent of process, padding and its side."""
+    position_NT = np.cumsum(mask_NT, axis=1) - 1
+    factors_T = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, (ids_NT.shape[1],), np.uint64)
+    terms_NT = (ids_NT.astype(np.uint64) + 1) * factors_T[position_NT]
+    return np.where(mask_NT, terms_NT, np.uint64(0)).sum(axis=1, dtype=np.uint64).view(np.int64)

@@ -1,0 +1,41 @@
+"""Visual question answering as classification over a closed vocabulary of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from vlmodel.config import ConfigError
+from vlmodel.sample import Texts
+from vlmodel.tasks._answering import QuestionTask
+from vlmodel.tasks._classification import ClassificationTask
+from vlmodel.tasks._texts import answers_of
+
+if TYPE_CHECKING:
+    from vlmodel.parts import Decoder, Vocabulary
+    from vlmodel.processor import VLProcessor
+
+
+class Config(QuestionTask, ClassificationTask):
+    """A classifier of the answers that are the processor's labels. Rows with other answers cannot be correct."""
+
+    chooses_label: ClassVar[bool] = True
+
+    kind: Literal["vqa"] = "vqa"
+
+    def labels(self, texts: Texts) -> Iterable[str]:
+        return answers_of(texts)
+
+    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
+        if vocabulary.labels < 2:
+            raise ConfigError(
+                f"task.kind='vqa' chooses among answers, and there are {vocabulary.labels}; give at least two "
+                "labels, such as the most frequent answers of the training data"
+            )
+        return self.build_classifier(widths["joint"], vocabulary.labels)
+
+    def classes(self, processor: VLProcessor) -> Sequence[str]:
+        return processor.labels
+
+    def class_id(self, answer: str, processor: VLProcessor) -> int:
+        return processor.label_id(answer)
