@@ -119,11 +119,8 @@ class ServeConfig(Section):
     max_body_bytes: int = Field(default=10 << 20, ge=1024)
     """Largest request body, decompressed; a larger one is refused with 413 before all of it is read."""
 
-    max_questions: int = Field(default=16, ge=1)
-    """Most questions in one request."""
-
     max_texts: int = Field(default=64, ge=1)
-    """Most texts in one request to match or embed."""
+    """Most questions, or texts to match or embed, in one request."""
 
     max_question_chars: int = Field(default=1000, ge=1)
     """Longest question or text, in characters. The tokenizer truncates far below this; it bounds the work on hostile

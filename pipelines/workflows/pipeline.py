@@ -59,7 +59,7 @@ def _ask_one(work: Workspace, address: str) -> None:
         for row in range(table.num_rows):
             if table["split"][row].as_py() == work.config.evaluate.split and table["questions"][row].as_py():
                 (record,) = ShardReader(samples).read(shard.name, [row])
-                questions = record.texts.questions[: work.config.serve.max_questions]
+                questions = record.texts.questions[: work.config.serve.max_texts]
                 with Client(address, ssl_context=tls.pinned_context(work.config.serve.tls)) as service:
                     response = service.ask(record.inputs["image"], [q.question for q in questions])
                 print(f"\nHTTP answers about {record.key} (model {response.model.name} {response.model.version}):")

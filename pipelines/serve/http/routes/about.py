@@ -73,7 +73,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             feedback=bool(config.feedback.folder),
             limits=Limits(
                 body_bytes=config.max_body_bytes,
-                questions=config.max_questions,
+                questions=config.max_texts,
                 texts=config.max_texts,
                 question_chars=config.max_question_chars,
             ),

@@ -117,7 +117,7 @@ def truncated_flags(result: ServiceResult, texts: Sequence[str]) -> list[bool]:
 async def _parse_request(request: Request, request_type: type[RequestT], config: ServeConfig) -> RequestT:
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     media_type = content_type.decode("latin-1").lower()
-    limits = {"questions": config.max_questions, "texts": config.max_texts}
+    limits = dict.fromkeys(("questions", "texts"), config.max_texts)
     try:
         if media_type == "application/json":
             body = await request.body()
@@ -140,7 +140,7 @@ def _check_json_size(body: bytes, config: ServeConfig) -> None:
     lists that fit into a body takes seconds.
     """
     parts = sum(map(body.count, (b",", b"[", b"{")))
-    most = max(config.max_questions, config.max_texts) * config.max_question_chars + _MAX_FIELDS
+    most = config.max_texts * config.max_question_chars + _MAX_FIELDS
     if parts > most:
         message = f"the body has {parts} commas and opening brackets; send JSON of at most {most}"
         raise ApiError(400, "bad_json", message)
@@ -165,7 +165,7 @@ async def _read_form(
     form_type = f'multipart/form-data; boundary="{boundary.decode("latin-1")}"; charset=latin-1'
     headers = Headers({"content-type": form_type if boundary else "multipart/form-data"})
     # Each text may be in a field of its own.
-    max_fields = max(config.max_questions, config.max_texts) + _MAX_FIELDS
+    max_fields = config.max_texts + _MAX_FIELDS
     parser = MultiPartParser(
         headers, request.stream(), max_files=1, max_fields=max_fields, max_part_size=config.max_body_bytes
     )

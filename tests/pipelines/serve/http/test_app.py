@@ -42,7 +42,7 @@ def post(app: Any, body: Any, **options: Any) -> httpx.Response:
 
 @pytest.fixture
 def app(service: FakeService) -> Any:
-    return create_app(service, ServeConfig(max_questions=3, max_question_chars=40, max_body_bytes=20_000))
+    return create_app(service, ServeConfig(max_texts=3, max_question_chars=40, max_body_bytes=20_000))
 
 
 def test_json_reaches_the_service_and_the_answer_has_the_documented_shape(app: Any, service: FakeService) -> None:
@@ -221,7 +221,7 @@ def test_a_form_has_a_bounded_number_of_fields_and_of_files(app: Any, service: F
 def test_json_is_bounded_in_number_and_depth(
     app: Any, service: FakeService, content: bytes, code: str, hint: str
 ) -> None:
-    app = create_app(service, ServeConfig(max_questions=3, max_question_chars=40, max_body_bytes=100_000))
+    app = create_app(service, ServeConfig(max_texts=3, max_question_chars=40, max_body_bytes=100_000))
     response = send(app, "POST", "/v1/vqa", content=content, headers={"content-type": "application/json"})
     assert (response.status_code, error_code(response)) == (400 if code == "bad_json" else 422, code)
     assert hint in response.json()["error"]["message"]
@@ -229,7 +229,7 @@ def test_json_is_bounded_in_number_and_depth(
 
 
 def test_texts_full_of_commas_are_taken(service: FakeService) -> None:
-    app = create_app(service, ServeConfig(max_texts=3, max_questions=3, max_question_chars=40))
+    app = create_app(service, ServeConfig(max_texts=3, max_question_chars=40))
     assert post(app, {"image": TEXT, "questions": ["," * 40] * 3}).status_code == 200
 
 
