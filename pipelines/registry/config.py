@@ -69,16 +69,12 @@ class GateConfig(Section):
     answers; a larger, significant drop fails the gate."""
     tolerances: dict[str, Share] = {}
     """Of single slices, in place of tolerance, as {"target=yes" = 0.05}."""
-    probe_images: int = Field(64, ge=2)
-    """Images of the hold-out for the behavioural checks, which run in the job's process."""
     agreement: dict[Rewording, Share] = {"case": 0.95, "punctuation": 0.8, "politeness": 0.2}
     """Lowest share of answers that stay the same when texts are reworded, by kind of rewording; kinds left out are not
     checked. The low value for politeness is for language encoders that were trained on few fixed phrases; raise it for
     others."""
     image_use: Share = 0.05
     """Lowest share of rows whose answer changes, or loses 0.1 of its confidence, when another image is shown."""
-    blank_confidence: Share = 0.1
-    """How far the mean confidence about a blank image may exceed that about the true one."""
     behaviour_tolerance: Share = 0.1
     """How far the agreement with rewordings and the use of the image may be below the champion's."""
     live: LiveConfig = LiveConfig()

@@ -84,7 +84,7 @@ def run_gate(
         return GateDecision(*names, tuple(checks))
     assessments = holdout.evaluate(candidate_model, config.gate.split)
     checks.append(stored.check_smoke_test(candidate_model, assessments[0].example, enabled=config.smoke_test))
-    records = probe_records(holdout.index, config.gate.split, config.gate)
+    records = probe_records(holdout.index, config.gate.split)
     checks += [*_behaviour_checks(candidate_model, champion_model, records, config.gate)]
     checks.append(check_baselines(assessments[0]))
     if champion_model is None:

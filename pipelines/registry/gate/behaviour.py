@@ -25,6 +25,10 @@ from vlmodel.sample import Sample
 from vlmodel.task import answerable_rows
 
 _IMAGES_AT_ONCE = 16
+_IMAGES = 64
+"""Of the hold-out; the checks run in the job's process."""
+_BLANK_CONFIDENCE = 0.1
+"""How far the mean confidence about a blank image may exceed that about the true one."""
 _CONFIDENCE_LOSS = 0.1
 """A confidence that falls by more than this counts as a changed answer."""
 
@@ -73,8 +77,8 @@ class ProbeResult:
     blank_error: str = ""
 
 
-def probe_records(index: Index, split: str, config: GateConfig) -> list[Sample]:
-    """``config.probe_images`` samples of the split, the same each time; all if there are no more.
+def probe_records(index: Index, split: str) -> list[Sample]:
+    """64 samples of the split, the same each time; all if there are no more.
 
     Raises:
         DataError: the split is empty.
@@ -87,7 +91,7 @@ def probe_records(index: Index, split: str, config: GateConfig) -> list[Sample]:
     ]
     if not rows:
         raise DataError(f"split {split!r} of {index.tars!r} has no samples to judge by; choose registry.gate.split")
-    drawn = sorted(random.Random(0).sample(rows, min(config.probe_images, len(rows))))
+    drawn = sorted(random.Random(0).sample(rows, min(_IMAGES, len(rows))))
     reader, records = ShardReader(index), list[Sample]()
     for name in dict.fromkeys(shard for shard, _ in drawn):
         records += reader.read(name, [row for shard, row in drawn if shard == name])
@@ -170,7 +174,7 @@ def behaviour_checks(
         unit, reason = "of the answers change or lose confidence", "answers must depend on the image"
         champion_share = champion.image_use if champion else None
         checks.append(_check_share(name, candidate.image_use, champion_share, config.image_use, config, unit, reason))
-    return [*checks, _check_blank(f"blank image{suffix}", candidate, config)]
+    return [*checks, _check_blank(f"blank image{suffix}", candidate)]
 
 
 def _check_share(
@@ -182,13 +186,13 @@ def _check_share(
     return Check(name, candidate >= least, f"{candidate:.1%} {unit}", f"at least {least:.1%}", reason)
 
 
-def _check_blank(name: str, candidate: ProbeResult, config: GateConfig) -> Check:
+def _check_blank(name: str, candidate: ProbeResult) -> Check:
     measured = f"confidence {candidate.blank_confidence:.3f}, about true images {candidate.confidence:.3f}"
     if candidate.blank_error:
         measured = candidate.blank_error
     elif not candidate.finite:
         measured = "a confidence is not finite"
-    highest = candidate.confidence + config.blank_confidence
+    highest = candidate.confidence + _BLANK_CONFIDENCE
     return Check(
         name=name,
         passed=not candidate.blank_error and candidate.finite and candidate.blank_confidence <= highest,
