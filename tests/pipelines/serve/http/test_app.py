@@ -221,7 +221,7 @@ def test_a_form_has_a_bounded_number_of_fields_and_of_files(app: Any, service: F
 def test_json_is_bounded_in_number_and_depth(
     app: Any, service: FakeService, content: bytes, code: str, hint: str
 ) -> None:
-    app = create_app(service, ServeConfig(max_texts=3, max_question_chars=40, max_body_bytes=100_000))
+    app = create_app(service, ServeConfig(max_question_chars=40, max_body_bytes=100_000))
     response = send(app, "POST", "/v1/vqa", content=content, headers={"content-type": "application/json"})
     assert (response.status_code, error_code(response)) == (400 if code == "bad_json" else 422, code)
     assert hint in response.json()["error"]["message"]
