@@ -14,7 +14,9 @@ def run(work: Workspace) -> ImportSummary:
     """Write the tars; does nothing where they are complete already."""
     summary = import_data(work.config.source, work.config.data.tars)
     for split, counts in summary.splits.items():
-        print(f"import {split}: {counts.samples} samples, {counts.questions} questions, {counts.captions} captions")
+        numbers = [f"{counts.samples} samples", f"{counts.questions} questions", f"{counts.captions} captions"]
+        numbers += [f"{count} with {name}" for name, count in sorted(counts.inputs.items())]
+        print(f"import {split}: {', '.join(numbers)}")
         if counts.unanswered:
             remedy = _answer_remedy(work.config.source)
             print(f"import {split}: {counts.unanswered} of these questions have no answer{remedy}")

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
 from pipelines.data.tars.errors import Reason, SampleError, missing_input
-from pipelines.data.tars.inputs import TEXT, needed_inputs
+from pipelines.data.tars.inputs import PAIRS, TEXT, needed_inputs
 from pipelines.data.tars.shards import SPLITS, ShardWriter
 from pipelines.errors import DataError
 from pipelines.report.progress import Progress
@@ -34,12 +34,15 @@ T = TypeVar("T")
 
 @dataclass
 class SplitCounts:
-    """Counts of one split; ``unanswered``: questions without an answer."""
+    """Counts of one split; ``unanswered``: questions without an answer; ``inputs``: samples that have an input other
+    than image and text, by its name.
+    """
 
     samples: int = 0
     captions: int = 0
     questions: int = 0
     unanswered: int = 0
+    inputs: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -179,7 +182,10 @@ def _write_sample(
         sample_of_file[sample.file] = f"sample {sample.key!r} of split {sample.split!r}"
     counts = summary.splits.setdefault(sample.split, SplitCounts())
     counts.samples += 1
-    if TEXT in needed_inputs(writers[sample.split].inputs):
+    needed = needed_inputs(writers[sample.split].inputs)
+    for name in sample.inputs.keys() & needed.keys() - set(PAIRS):
+        counts.inputs[name] = counts.inputs.get(name, 0) + 1
+    if TEXT in needed:
         counts.captions += len(sample.texts.captions)
         counts.questions += len(sample.texts.questions)
         counts.unanswered += sum(question.answer is None for question in sample.texts.questions)

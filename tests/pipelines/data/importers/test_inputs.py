@@ -55,7 +55,9 @@ def test_columns_of_a_table_name_files(source: Path, tmp_path: Path, read_all: C
     (source / "imu" / "0.npy").write_bytes(series(99, (40, 3)))
     assert config.fingerprint() != before
 
-    import_data(config, tmp_path / "out", progress=False)
+    summary = import_data(config, tmp_path / "out", progress=False)
+    assert summary.splits["train"].inputs == {"imu": 1, "left": 1}
+    assert import_data(config, tmp_path / "out", progress=False).splits == summary.splits, "as the manifest has it"
     written = members_of(tmp_path / "out" / "train-000000.tar")
     assert list(written) == ["0.jpg", "0.imu.npy", "0.left.png", "0.json", "1.jpg", "1.json"]
     assert written["0.imu.npy"] == series(99, (40, 3))
