@@ -58,8 +58,8 @@ def check_evaluable(index: Index, tasks: Mapping[str, Task], split: str) -> None
     """
     if not index.count(lambda present: bool(present & TEXTS) and bool(present - TEXTS)):
         raise DataError(
-            f"models are judged on images with texts, and {index.tars} holds {index.modality} alone; name such pairs "
-            "in data.tars, and this in data.mix to train on it too"
+            f"models are judged on images with texts, and no sample of {index.tars} is such a pair (it was indexed as "
+            f"{index.scan['inputs']}); name pairs in data.tars, and this in data.mix to train on it too"
         )
     for name, task in tasks.items():
         if not index.count(task.can_learn, split):

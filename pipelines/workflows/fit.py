@@ -30,6 +30,7 @@ from pipelines.workflows.models import choose_model
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump
 from vlmodel.processor import VLProcessor
+from vlmodel.sample import TEXTS
 
 _SIDES_SAMPLES = 2000
 """Samples whose texts are searched for "left" and "right", which mirrored images make false."""
@@ -118,7 +119,7 @@ def _warn_of_mirrored_sides(work: Workspace, indexes: list[Index]) -> None:
     augment = work.config.train.augment
     if not augment.flip or augment.swap:
         return
-    for index in (index for index in indexes if index.modality == "pairs"):
+    for index in (index for index in indexes if index.count(lambda has: "image" in has and bool(has & TEXTS))):
         texts = list(chain.from_iterable(map(all_texts, islice(read_texts(index, "train"), _SIDES_SAMPLES))))
         if count := sum(map(names_a_side, texts)):
             print(

@@ -24,7 +24,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +44,7 @@ from pipelines.data.index.files import (
 from pipelines.data.index.present import CanUse, split_present
 from pipelines.data.index.report import describe_index
 from pipelines.data.index.sample_check import input_columns
-from pipelines.data.tars.inputs import TEXT, needed_inputs
+from pipelines.data.tars.inputs import needed_inputs
 from pipelines.data.tars.shards import SPLITS
 from pipelines.errors import DataError
 from pipelines.storage.folder import Folder
@@ -230,13 +230,6 @@ class Index:
     def needed(self) -> dict[str, bool]:
         """The inputs that were read, texts among them, and whether each sample has each (``IndexConfig.inputs``)."""
         return needed_inputs(self._facts["scan"]["inputs"])
-
-    @property
-    def modality(self) -> Literal["pairs", "texts", "images"]:
-        """Whether its samples are images with texts, or one of both alone."""
-        if "image" not in self.needed:
-            return "texts"
-        return "pairs" if TEXT in self.needed else "images"
 
     def passed_over(self) -> dict[str, int]:
         """Number of tar members that are part of no sample, by extension (".cls"), "hidden" or "no extension"."""

@@ -292,7 +292,7 @@ class _OpenedSource:
         self.source = source
         self.index = Index.open(source.tars, source.index_hash)
         self.reader = ShardReader(self.index)
-        self.has_images = self.index.modality != "texts"
+        self.has_images = IMAGE in self.index.inputs
         self.counts: Ints = np.array([shard.count(self.is_read, source.split) for shard in self.index.shards], np.int64)
         self.size = int(self.counts.sum())
         if not self.size:
