@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from vlmodel import parts
+from vlmodel import bases, parts
 from vlmodel.array_names import split
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.encoder_parts import TEXT
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.task import Task
 from vlmodel.tokens import DecoderInput, Fused, Streams, Tokens
-from vlmodel.weights import WeightsError, refuse_differences
+from vlmodel.weights import refuse_differences
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -74,13 +75,9 @@ class VLModel(PreTrainedModel):
 
     def __init__(self, config: VLConfig) -> None:
         super().__init__(config)
-        if config.model is None:
-            raise ConfigError(
-                f"the configuration {config.name_or_path!r} has no tree of parts, so it is none of a VLModel; name a "
-                "folder that VLModel.save_pretrained wrote, or make a model with VLModel.from_tree"
-            )
+        stored = config.check_tree(str(config.name_or_path))
         try:
-            tree = parse(ModelConfig, config.model)
+            tree = parse(ModelConfig, stored)
         except ConfigError as error:
             raise ConfigError(
                 f"the configuration {config.name_or_path!r} is of another version ({error}); train the model anew with "
@@ -122,31 +119,61 @@ class VLModel(PreTrainedModel):
             part.load_pretrained()
         return model
 
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, stored: bases.Bases | None = None, **kwargs: Any
+    ) -> None:
+        """As transformers', in one file of weights; what is frozen is stored apart, see ``vlmodel.bases``.
+
+        Args:
+            stored: the model's bases, if they are stored (``bases.store``); by default they are stored within the
+                folder, which then is complete.
+        """
+        folder = Path(save_directory)
+        named = bases.store(self, folder / bases.FOLDER) if stored is None else stored
+        if others := sorted(named.keys() ^ bases.frozen_tensors(self).keys()):
+            raise ValueError(f"stored={dict(named)} are not this model's bases: {', '.join(others)}; use bases.store")
+        frozen = bases.frozen_names(self)
+        trained = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        super().save_pretrained(folder, state_dict=trained, max_shard_size=sys.maxsize, **kwargs)
+        bases.write_names(named, folder)
+
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', with safetensors only.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        base_folder: str | Path | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """The model that ``save_pretrained`` wrote.
+
+        Args:
+            pretrained_model_name_or_path: its folder.
+            base_folder: where its bases are searched for first, see ``vlmodel.bases``.
+            args, output_loading_info, kwargs: as transformers'.
 
         Raises:
+            ConfigError: the folder's configuration is none of a VLModel, or of an earlier version of this program.
             WeightsError: the weights cannot be read, or are not exactly those that the configuration describes.
+            BaseError: a base is missing, or another one.
         """
-        with_info = kwargs.pop("output_loading_info", False)
-        kwargs.setdefault("use_safetensors", True)
-        folder = str(args[0]) if args else "?"
-        try:
-            # ``refuse_differences`` names weights of another shape, transformers' own error would not.
-            loaded: Any = super().from_pretrained(
-                *args, **{**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True}
-            )
-        except SafetensorError as error:  # neither a ValueError nor an OSError
-            raise WeightsError(f"the weights in {folder!r} are damaged: {error}; restore the file") from error
+        folder = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or VLConfig.from_pretrained(folder, local_files_only=True)
+        config.check_tree(folder)
+        # ``refuse_differences`` names weights of another shape, transformers' own error would not.
+        kwargs |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        with bases.opened_weights(Path(folder), Path(base_folder) if base_folder else None) as weights:
+            loaded: Any = super().from_pretrained(None, *args, state_dict=weights, **kwargs)
         model, info = loaded
+        model.name_or_path = model.config.name_or_path = folder
         refuse_differences(folder, info)
         # transformers replaces the parameters of ``__init__`` by trained, contiguous ones.
         for name in model._untrained:
             model.get_parameter(name).requires_grad_(False)
         if model.vision is not None:
             model.vision.to(memory_format=torch.channels_last)
-        return (model, info) if with_info else model
+        return (model, info) if output_loading_info else model
 
     def forward(self, output_attention: bool = False, **arrays: Any) -> VLOutput:
         """Encode each input of B samples once; for each task encode its texts, fuse each row with its sample, decode.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
 
 
+FORMAT = 2
+"""Version of what a model's folder holds: since 2 the frozen weights lie apart (``vlmodel.bases``)."""
 RESERVED = (IMAGE, TEXT, "vision", "language", "joint")
 """Names of inputs and streams that no further input may have."""
 
@@ -177,6 +179,7 @@ class VLConfig(PreTrainedConfig):
     """transformers' configuration of a ``VLModel``.
 
     Attributes:
+        format: version of what a model's folder holds.
         model: the resolved ``ModelConfig`` as a plain tree; the model is rebuilt from it alone.
         vocab_size, pad_token_id: of the tokenizer.
         begin_token_id, end_token_id: tokens that begin and end a generated text; -1 where there are none.
@@ -185,11 +188,30 @@ class VLConfig(PreTrainedConfig):
 
     model_type = "vlmodel"
 
+    format: int = 0
     model: dict[str, Any] | None = None
     vocab_size: int = 30522
     pad_token_id: int = 0
     begin_token_id: int = -1
     end_token_id: int = -1
+
+    def check_tree(self, folder: str) -> dict[str, Any]:
+        """The tree of parts of the model in a folder.
+
+        Raises:
+            ConfigError: there is none, or it is of another version of this program.
+        """
+        if self.model is None:
+            raise ConfigError(
+                f"the configuration {folder!r} has no tree of parts, so it is none of a VLModel; name a folder that "
+                "VLModel.save_pretrained wrote, or make a model with VLModel.from_tree"
+            )
+        if self.format != FORMAT:
+            raise ConfigError(
+                f"the model in {folder!r} was saved by another version of this program (format {self.format}, and this "
+                f"version reads {FORMAT}); train it anew with this version"
+            )
+        return self.model
 
     @property
     def vocabulary(self) -> parts.Vocabulary:
@@ -202,6 +224,7 @@ class VLConfig(PreTrainedConfig):
         """The configuration of a model for the tokenizer and labels of ``processor``."""
         vocabulary = vocabulary_of(processor)
         return cls(
+            format=FORMAT,
             model=model,
             vocab_size=vocabulary.size,
             pad_token_id=vocabulary.padding,

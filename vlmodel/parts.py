@@ -55,6 +55,12 @@ class Pretrainable(nn.Module):
         """The trained parameters with pretrained values, which need a smaller learning rate than new ones."""
         return iter(())
 
+    def frozen_names(self) -> Iterator[str]:
+        """Names, as in ``state_dict``, of all weights and statistics that training never changes. They are stored once
+        for all models that have the same ones (``vlmodel.bases``).
+        """
+        return iter(())
+
 
 class Encoder(Pretrainable):
     """Base of the encoders: turns one input into ``Tokens`` of ``width``. Subclasses define ``forward``.
@@ -81,6 +87,10 @@ class Encoder(Pretrainable):
         """All weights that training never changes, by their names; cached features depend on no others."""
         parameters = {name: p.detach() for name, p in self.named_parameters() if not p.requires_grad}
         return parameters | dict(self.named_buffers())
+
+    def frozen_names(self) -> Iterator[str]:
+        for name in self._frozen:
+            yield from (f"{name}.{key}" for key in self.get_submodule(name).state_dict())
 
     def freeze(self, *names: str) -> None:
         """Exclude submodules from training: no gradient, and always in evaluation mode (BatchNorm, dropout)."""

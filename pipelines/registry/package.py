@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ import vlmodel.config
 from pipelines.registry import golden
 from pipelines.registry.errors import ArtifactError
 from pipelines.storage import manifest
+from vlmodel import bases
 
 _REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "simplejpeg", "tokenizers", "torch",
@@ -47,7 +49,7 @@ def build(
     """Write an MLflow model into a folder that does not exist yet. Returns the sha256 of its manifest.
 
     Args:
-        checkpoint: folder that ``VLModel`` and ``VLProcessor`` saved.
+        checkpoint: folder that ``VLModel`` and ``VLProcessor`` saved, without bases in it.
         example: (encoded image, question), the input example.
         origin: the MLflow model description to complete, with the ids of its run and logged model.
         answers: golden answers to store.
@@ -72,6 +74,34 @@ def build(
         shutil.rmtree(cache)
     golden.write(answers, package)
     return manifest.write(package)
+
+
+@contextmanager
+def without_bases(checkpoint: Path) -> Iterator[Path]:
+    """The folder of a model without the bases that may lie in it: itself, or a temporary copy beside which they lie.
+
+    Raises:
+        BaseError: one is missing or another.
+    """
+    if not (checkpoint / bases.FOLDER).exists():
+        yield checkpoint
+        return
+    with TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "model"
+        shutil.copytree(checkpoint, copy, ignore=lambda folder, _: [bases.FOLDER] if Path(folder) == checkpoint else [])
+        link_bases(checkpoint, Path(scratch))
+        yield copy
+
+
+def link_bases(checkpoint: Path, folder: Path) -> None:
+    """Make the bases of a model be found by copies of it that lie in a folder.
+
+    Raises:
+        BaseError: one is missing or another.
+    """
+    (folder / bases.FOLDER).mkdir()
+    for file in set(bases.find(checkpoint).values()):
+        (folder / bases.FOLDER / file.name).symlink_to(file)
 
 
 def verify(package: Path, expected: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
@@ -15,7 +16,10 @@ from pipelines.registry import golden, package
 from pipelines.registry.errors import ArtifactError
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
+from pipelines.storage import bases
+from pipelines.storage.folder import Folder
 from pipelines.tracking.store import mlflow_errors
+from vlmodel.bases import FOLDER, BaseError, names_of
 from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)
@@ -25,12 +29,13 @@ class PackageStore:
     """Stores and downloads packages.
 
     Args:
-        cache: local folder of downloaded packages.
+        storage: the folder that holds the bases of all versions (``pipelines.storage.bases``).
+        cache: local folder of downloaded packages and bases.
         smoke_test: whether each package must answer in a fresh process before it is stored.
     """
 
-    def __init__(self, client: MlflowClient, cache: Path, *, smoke_test: bool = True) -> None:
-        self._client, self._cache, self._smoke_test = client, cache, smoke_test
+    def __init__(self, client: MlflowClient, storage: Folder, cache: Path, *, smoke_test: bool = True) -> None:
+        self._client, self._storage, self._cache, self._smoke_test = client, storage, cache, smoke_test
 
     def store(
         self,
@@ -40,11 +45,17 @@ class PackageStore:
         example: tuple[bytes, str],
         examples: Mapping[str, tuple[bytes, str]] | None,
     ) -> str:
-        """Build and store the package of a checkpoint's inference part. Returns the sha256 of its manifest.
+        """Build and store the package of a checkpoint's inference part, and its bases unless they are stored. Returns
+        the sha256 of the package's manifest.
+
+        Args:
+            checkpoint: as ``package.without_bases`` gives it.
 
         Raises:
+            BaseError: a base is missing or another.
             SmokeError: it does not load or answer in a fresh process; nothing is stored.
         """
+        bases.publish(checkpoint, self._storage)
         predictor = Predictor.from_pretrained(checkpoint)
         answers = golden.create(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
@@ -52,15 +63,17 @@ class PackageStore:
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
             manifest_hash = package.build(checkpoint, built, example, origin, answers)
             if self._smoke_test:
+                package.link_bases(checkpoint, Path(scratch))
                 answers_in_fresh_process(built, [example])
             self._client.log_model_artifacts(model_id, str(built))
         return manifest_hash
 
     def download(self, version: ModelVersion) -> LocalModel:
-        """The files of a version in the local cache, verified each time; a damaged copy is downloaded again.
+        """The files of a version in the local cache, verified each time, and its bases, verified once in a process; a
+        damaged copy is downloaded again.
 
         Raises:
-            ArtifactError: the stored files are not those that were registered.
+            ArtifactError: the stored files are not those that were registered, or a base is missing or another.
         """
         expected = _manifest_hash(version)
         local = self._cache / version.name / f"{version.version}-{expected[:16]}"
@@ -73,16 +86,20 @@ class PackageStore:
         if not local.is_dir():
             self._download_package(version, local, expected)
         folder = package.inference_folder(local)
+        with _refused_bases(version):
+            bases.fetch(names_of(folder), self._storage, self._cache / FOLDER)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
     def verify_stored(self, version: ModelVersion) -> None:
-        """Compare the stored files, not the local copy, with what was registered.
+        """Compare the stored files and bases, not the local copies, with what was registered.
 
         Raises:
             ArtifactError: they differ.
         """
         with TemporaryDirectory() as scratch:
-            self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
+            fetched = self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
+            with _refused_bases(version):
+                bases.check(names_of(package.inference_folder(fetched)), self._storage)
 
     def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +127,14 @@ class PackageStore:
             )
         package.verify(fetched, expected)
         return fetched
+
+
+@contextmanager
+def _refused_bases(version: ModelVersion) -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        raise ArtifactError(f"version {version.version} of model {version.name!r}: {error}") from error
 
 
 def _manifest_hash(version: ModelVersion) -> str:

@@ -41,9 +41,11 @@ class VisualQuestionAnswering(PythonModel):
     """Answers a question about an image in each row of a table."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Check the files against their manifest and load the model.
+        """Check the files against their manifest and load the model, with the frozen weights that it is built on, which
+        are found as ``vlmodel.bases`` says.
 
         Raises:
+            BaseError: they are missing or others.
             ManifestError: a file is not what was stored.
         """
         folder = Path(context.artifacts["model"])

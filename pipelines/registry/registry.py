@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 
+from pipelines.registry import package
 from pipelines.registry.alias_changes import AliasChanges
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import RegistryError
@@ -26,6 +27,7 @@ from pipelines.registry.versions import (
     Versions,
 )
 from pipelines.storage import manifest
+from pipelines.storage.folder import Folder
 from pipelines.tracking.address import TrackingConfig
 from pipelines.tracking.store import mlflow_errors, open_store
 from pipelines.tracking.tracker import RUN_TAG
@@ -38,9 +40,11 @@ class Registry(Versions):
     ``PackageStore``; ``promote``, ``rollback`` and ``set_challenger`` are those of ``AliasChanges``.
     """
 
-    def __init__(self, client: MlflowClient, name: str, cache: Path, lock: Path, *, smoke_test: bool = True) -> None:
+    def __init__(
+        self, client: MlflowClient, name: str, storage: Folder, cache: Path, lock: Path, *, smoke_test: bool = True
+    ) -> None:
         super().__init__(client, name)
-        self._packages = PackageStore(client, cache, smoke_test=smoke_test)
+        self._packages = PackageStore(client, storage, cache, smoke_test=smoke_test)
         self.download, self.verify_stored = self._packages.download, self._packages.verify_stored
         changes = AliasChanges(self, self._packages, lock)
         self.promote, self.rollback, self.set_challenger = changes.promote, changes.rollback, changes.set_challenger
@@ -60,7 +64,7 @@ class Registry(Versions):
         client = open_store(tracking, storage)
         # In the storage folder, which all nodes share.
         lock = (cache if "://" in storage else Path(storage).absolute()) / f".{tracking.model_name}.lock"
-        return cls(client, tracking.model_name, cache, lock, smoke_test=config.smoke_test)
+        return cls(client, tracking.model_name, Folder(storage), cache, lock, smoke_test=config.smoke_test)
 
     def log_model(
         self,
@@ -71,7 +75,8 @@ class Registry(Versions):
         step: int = 0,
         examples: Mapping[str, tuple[bytes, str]] | None = None,
     ) -> ModelVersion:
-        """Store the inference part of a checkpoint with its run and register it as a new version.
+        """Store the inference part of a checkpoint with its run and register it as a new version. Frozen weights are
+        stored once for all versions that are built on them.
 
         Repeating it with the same files of the same run returns the same version, as after a restart.
 
@@ -84,11 +89,12 @@ class Registry(Versions):
             examples: one for each task of the model, for its golden answers; by default ``example``, for the first.
 
         Raises:
+            BaseError: frozen weights that it is built on are missing or others.
             SmokeError: it does not load or answer in a fresh process; nothing is registered.
             TrackingError: the server refused it.
         """
-        fingerprint = manifest.digest(checkpoint)
-        with mlflow_errors(f"register model {self.name!r}"):
+        with package.without_bases(checkpoint) as trained, mlflow_errors(f"register model {self.name!r}"):
+            fingerprint = manifest.digest(trained)
             self._create_model()
             for registered in self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'"):
                 if registered.tags.get(MODEL_TAG) == fingerprint:
@@ -100,7 +106,7 @@ class Registry(Versions):
                 run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
-                tags[MANIFEST_TAG] = self._packages.store(logged.model_id, run_id, checkpoint, example, examples)
+                tags[MANIFEST_TAG] = self._packages.store(logged.model_id, run_id, trained, example, examples)
                 tags[MODEL_TAG] = fingerprint
                 self.client.finalize_logged_model(logged.model_id, "READY")
             except BaseException:

@@ -137,6 +137,11 @@ class Folder:
         """The folder of this name within it."""
         return Folder(f"{self.uri.rstrip('/')}/{name}")
 
+    @property
+    def parent(self) -> Folder:
+        """The folder that it lies in."""
+        return Folder(self.uri.rstrip("/").rpartition("/")[0])
+
     def walk(self) -> list[str]:
         """Paths of all files in it and its subfolders, sorted; [] where it does not exist."""
         fs, folder = self._filesystem_and_path

@@ -17,15 +17,18 @@ from pipelines.storage.folder import CHUNK, Folder
 from pipelines.storage.manifest import MANIFEST, FileFacts, Manifest, ManifestError
 
 
-def store(local: Path, folder: Folder) -> Manifest:
+def store(local: Path, folder: Folder, without: str = "") -> Manifest:
     """Copy all files of a local folder to storage, then write their manifest there. What an earlier copy has left there
     is removed first.
+
+    Args:
+        without: a subfolder that is left out.
 
     Raises:
         ManifestError: a link, or what is neither a file nor a folder.
         OSError: after several attempts.
     """
-    names = manifest.names_in(local)
+    names = [name for name in manifest.names_in(local) if not without or not name.startswith(f"{without}/")]
     folder.remove(MANIFEST)
     for name in set(folder.walk()).difference(names):
         folder.remove(name)

@@ -6,6 +6,8 @@
         state.json      number of steps, metrics, configuration
         manifest.json   sha256 and size of every other file, uploaded last
 
+What is frozen lies once, in ``_bases`` of the storage folder above the run's (``pipelines.storage.bases``);
+``model/bases.json`` names it by its hash.
 Random states are not stored: every step seeds its generators from (seed, step, rank), see step.py.
 """
 
@@ -21,9 +23,10 @@ from typing import Any
 
 import torch
 
-from pipelines.storage import stored
+from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import Manifest, ManifestError
+from vlmodel.bases import FILE, names_of
 from vlmodel.errors import ExpectedError
 
 log = logging.getLogger(__name__)
@@ -31,11 +34,19 @@ log = logging.getLogger(__name__)
 MODEL = "model"
 TRAINER = "trainer.pt"
 _STATE = "state.json"
+_FORMAT = 2
+"""Version of what a checkpoint holds: since 2 without frozen weights."""
 _PREFIX = "step-"
 
 
 class CheckpointError(ExpectedError):
     """A checkpoint is missing, incomplete or altered. The message names it and the remedy."""
+
+
+class OldCheckpointError(CheckpointError):
+    """A whole checkpoint of another version of this program. It must not be passed over, as the run would then begin
+    again in the same folder.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,10 +76,13 @@ class StoredCheckpoint:
 
         Raises:
             CheckpointError: a file is missing, altered or was added.
+            BaseError: what its model is built on is missing or altered.
         """
         with ExitStack() as stack:
             with _refused():
                 local = stack.enter_context(stored.as_local(self.folder, self.manifest, part))
+            if not self.folder.is_local and part in ("", MODEL):
+                bases.link(local / MODEL, self.folder.parent.parent)
             yield local
 
 
@@ -80,7 +94,7 @@ def folder_name(step: int) -> str:
 def write(folder: Path, trainer: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     """Add the trainer's state and the run's to a local folder that holds ``model/``; ``upload`` completes it."""
     torch.save(dict(trainer), folder / TRAINER)
-    (folder / _STATE).write_text(json.dumps(state, indent=1, sort_keys=True), encoding="utf-8")
+    (folder / _STATE).write_text(json.dumps({"format": _FORMAT, **state}, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def upload(folder: Path, target: Folder) -> None:
@@ -101,10 +115,15 @@ def upload(folder: Path, target: Folder) -> None:
 def listed(run: str) -> Iterator[StoredCheckpoint]:
     """The checkpoints of a run, newest first, of each only the manifest and the state compared; those in which they are
     wrong are skipped with a warning.
+
+    Raises:
+        OldCheckpointError: one is of another version of this program.
     """
     for folder in _checkpoint_folders(run):
         try:
             yield find(folder)
+        except OldCheckpointError:
+            raise
         except CheckpointError as error:
             _warn_skipped(error)
 
@@ -114,18 +133,30 @@ def find(folder: Folder) -> StoredCheckpoint:
 
     Raises:
         CheckpointError: there is no complete one.
+        OldCheckpointError: it is of another version of this program.
     """
     with _refused():
         manifest = stored.read_manifest(folder)
         state: dict[str, Any] = json.loads(stored.read(folder, manifest, _STATE))
+    if state.get("format") != _FORMAT:
+        raise OldCheckpointError(
+            f"{folder.uri} was written by another version of this program (format {state.get('format', 1)}, and this "
+            f"version reads {_FORMAT}); train anew with this version, under another name"
+        )
     return StoredCheckpoint(folder, manifest, int(state["step"]), state)
 
 
 def newest_state(run: str) -> dict[str, Any] | None:
-    """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read."""
+    """The state of the newest checkpoint of a run that has a valid one, else None. Its other files are not read.
+
+    Raises:
+        OldCheckpointError: it is of another version of this program.
+    """
     for folder in _checkpoint_folders(run):
         try:
             return find(folder).state
+        except OldCheckpointError:
+            raise
         except CheckpointError:
             continue  # whoever loads checkpoints reports it
     return None
@@ -167,6 +198,17 @@ def best(run: str, part: str = "") -> Iterator[tuple[StoredCheckpoint, Path]]:
         if found is None:
             raise CheckpointError(f"no usable checkpoint under {run}; run the train job first")
         yield found
+
+
+def check_bases(run: str) -> None:
+    """See that the frozen weights with which a run continues are there, before workers start.
+
+    Raises:
+        BaseError: one is missing or another.
+    """
+    with newest(run, f"{MODEL}/{FILE}") as found:
+        if found is not None:
+            bases.check(names_of(found[1] / MODEL), Folder(run).parent)
 
 
 def read_trainer(folder: Path, device: torch.device) -> dict[str, Any]:

@@ -1,40 +1,63 @@
-"""Exponential moving average (EMA) of the weights, updated without a device synchronization."""
+"""Exponential moving average (EMA) of the trained weights, updated without a device synchronization."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import chain
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 
-class EMA(AveragedModel):
-    """EMA of parameters and buffers; integer buffers are copied.
+class EMA(nn.Module):
+    """EMA of the trained parameters and of buffers; integer buffers are copied. Frozen weights are the model's own.
 
-    torch's own update copies its counter to the device in each step, and the host waits for it.
+    torch's ``AveragedModel`` copies frozen weights too, and its counter to the device in each step, for which the host
+    waits.
+
+    Args:
+        frozen: names in ``state_dict`` of what training never changes.
+
+    Attributes:
+        module: the model with averaged weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, use_buffers=True)
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, frozen: Collection[str] = ()) -> None:
+        super().__init__()
+        self.decay, self.updates = decay, 0
+        shared = [tensor for name, tensor in _tensors(model).items() if name in frozen]
+        self.module = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
+        self._names = [name for name in _tensors(model) if name not in frozen]
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Update the average with the weights of ``model``; the first call copies them."""
-        # The counter is in host memory.
-        weight = 1.0 if self.n_averaged == 0 else 1.0 - self.decay
+        weight = 1.0 if self.updates == 0 else 1.0 - self.decay
+        averages, values = _tensors(self.module), _tensors(model)
         averaged, current = [], []
-        for average, value in zip(_averaged_tensors(self.module), _averaged_tensors(model), strict=True):
-            if average.is_floating_point():
-                averaged.append(average)
-                current.append(value)
+        for name in self._names:
+            if averages[name].is_floating_point():
+                averaged.append(averages[name])
+                current.append(values[name])
             else:
-                average.copy_(value)
+                averages[name].copy_(values[name])
         torch._foreach_lerp_(averaged, current, weight)
-        self.n_averaged += 1
+        self.updates += 1
+
+    def state(self) -> dict[str, Any]:
+        """What ``load_state`` restores, without frozen weights."""
+        weights = self.module.state_dict()
+        return {"updates": self.updates, "weights": {name: weights[name] for name in self._names if name in weights}}
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state`` returned for the same model."""
+        self.updates = int(state["updates"])
+        averages = _tensors(self.module)
+        for name, value in state["weights"].items():
+            averages[name].copy_(value)
 
 
-def _averaged_tensors(model: nn.Module) -> Iterator[Tensor]:
-    return chain(model.parameters(), model.buffers())
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters()) | dict(model.named_buffers())

@@ -22,6 +22,7 @@ from pipelines.data.stream.plan import derive_seed
 from pipelines.train.batchnorm import synchronize_batchnorm
 from pipelines.train.ema import EMA
 from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
+from vlmodel import bases
 from vlmodel.config import Section
 from vlmodel.errors import ExpectedError
 from vlmodel.model import VLModel
@@ -81,7 +82,8 @@ class TrainStep:
         self.config, self.schedule = config, optimizer
         self.optimizer = build_optimizer(model, optimizer)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.average = EMA(model, config.ema) if config.ema else None
+        self._frozen = bases.frozen_names(model)
+        self.average = EMA(model, config.ema, self._frozen) if config.ema else None
         forward: nn.Module = torch.compile(model) if config.compile else model  # type: ignore[assignment]
         # Buffers are broadcast from rank 0 before they are read (broadcast_buffers), not in each forward pass.
         self.forward = (
@@ -167,17 +169,25 @@ class TrainStep:
             self.average.update_parameters(self.model)
         return grad_norm
 
-    def state(self) -> dict[str, object]:
-        """What continues the training bit for bit, as tensors and plain containers."""
-        average = self.average.state_dict() if self.average is not None else None
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "average": average}
+    def state(self) -> dict[str, Any]:
+        """What continues the training bit for bit, as tensors and plain containers, without frozen weights."""
+        trained = {name: value for name, value in self.model.state_dict().items() if name not in self._frozen}
+        average = self.average.state() if self.average is not None else None
+        return {"model": trained, "optimizer": self.optimizer.state_dict(), "average": average}
 
-    def load_state(self, state: Mapping[str, object]) -> None:
-        """Continue from ``state``; the model must have the same configuration."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[arg-type]
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``state``; the model must have the same configuration and the same frozen weights.
+
+        Raises:
+            ValueError: it has other weights to train.
+        """
+        missing, unexpected = self.model.load_state_dict(state["model"], strict=False)
+        if others := sorted({*unexpected, *missing} - self._frozen):
+            names = ", ".join(others[:3])
+            raise ValueError(f"the state is of a model with other trained weights ({names}); give it that model's step")
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
-            self.average.load_state_dict(state["average"])  # type: ignore[arg-type]
+            self.average.load_state(state["average"])
 
 
 def _count_texts(micro_batch: Mapping[str, Any], device: torch.device) -> Tensor:

@@ -11,10 +11,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.storage import stored
+from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import MANIFEST, ManifestError
 from pipelines.tracking.provenance import flatten
+from vlmodel.bases import FOLDER
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import ProcessorConfig, VLProcessor
@@ -30,9 +31,14 @@ def find_model(run: str) -> str:
 
 
 def store_model(model: Path, run: str) -> str:
-    """Copy a model's folder into that of a run in storage. Returns the copy's folder."""
+    """Copy a model's folder into that of a run, and its bases to the storage above. Returns the copy's folder.
+
+    Raises:
+        BaseError: a base is missing or another.
+    """
     folder = Folder(run).child(_FOLDER)
-    stored.store(model, folder)
+    bases.publish(model, folder.parent.parent)
+    stored.store(model, folder, without=FOLDER)
     return folder.uri
 
 
@@ -41,7 +47,7 @@ def as_local(folder: str) -> Iterator[Path]:
     """A folder that ``store_model`` returned, locally: in place if storage is local, else a temporary download.
 
     Raises:
-        WeightsError: a file is missing or was altered since.
+        WeightsError: a file or a base is missing, or was altered since.
     """
     source = Folder(folder)
     with ExitStack() as stack:
@@ -49,6 +55,8 @@ def as_local(folder: str) -> Iterator[Path]:
             model = stack.enter_context(stored.as_local(source, stored.read_manifest(source)))
         except ManifestError as error:
             raise WeightsError(f"{error}; delete {folder}, and it is copied again from train.init") from error
+        if not source.is_local:
+            bases.link(model, source.parent.parent)
         yield model
 
 
@@ -57,15 +65,10 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
     configured ones: weights of the same shape can mean something else.
 
     Raises:
-        ConfigError: naming each setting that differs, with both values.
-        WeightsError: the folder's configuration is of another version.
+        ConfigError: naming each setting that differs, with both values; or the folder is of another version.
     """
     loaded = VLProcessor.from_pretrained(model)
-    saved = VLConfig.from_pretrained(str(model)).model
-    if saved is None:
-        raise WeightsError(
-            f"{str(model / 'config.json')!r} describes no parts; train that model anew with this version"
-        )
+    saved = VLConfig.from_pretrained(str(model)).check_tree(str(model))
     changes = [
         *_setting_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, saved))),
         *_setting_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +27,17 @@ from pipelines.data.stream.feature_build import check_backbones
 from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
 from pipelines.data.stream.plan import Schedule, derive_seed
 from pipelines.data.stream.stream import StreamConfig, stream
+from pipelines.storage import bases
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import NullTracker, RunHandle, Tracker
 from pipelines.tracking.unsent_metrics import UnsentMetrics
 from pipelines.train import checkpoint, warm_start
+from pipelines.train.checkpoint import StoredCheckpoint
 from pipelines.train.loop import Progress, SampleLog, TrainConfig, patience_is_exhausted, restore_progress, train
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.validation import ValidationResult, evaluate
+from vlmodel.bases import Bases, names_of
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
@@ -83,10 +86,24 @@ def train_worker(spec: RunSpec) -> None:
     torch.set_num_threads(spec.train.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
 
     processor = VLProcessor.from_pretrained(spec.train_source.processor)
-    model = new_model(spec.model, processor, spec.seed, spec.init)
-    model.to(device)  # type: ignore[arg-type]
-    trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
-    progress = restore_progress(_restore_newest_checkpoint(spec, trainer, rank, device))
+    with _newest_checkpoint(spec, rank) as found:
+        # A checkpoint names the frozen weights with which its other weights were trained.
+        model: VLModel = (
+            new_model(spec.model, processor, spec.seed, spec.init)
+            if found is None
+            else VLModel.from_pretrained(found[1] / checkpoint.MODEL, local_files_only=True)
+        )
+        model.to(device)  # type: ignore[arg-type]
+        trainer = TrainStep(model, spec.train.optimizer, spec.train.step, steps=spec.schedule.steps, seed=spec.seed)
+        stored: Bases = {}
+        if found is not None:
+            trainer.load_state(checkpoint.read_trainer(found[1], device))
+            stored = names_of(found[1] / checkpoint.MODEL)
+    progress = restore_progress(found[0].state if found is not None else None)
+    if rank == 0 and found is not None:
+        _print_line(f"continues from {found[0].path} (step {progress.step} of {spec.schedule.steps})")
+    elif rank == 0:
+        stored = bases.store(model, Folder(spec.folder).parent)
     check_backbones(model, spec.train_source.features)
 
     source = spec.train_source
@@ -104,7 +121,7 @@ def train_worker(spec: RunSpec) -> None:
         tracker = Tracker.attach(spec.run, UnsentMetrics(spec.folder))
     try:
         with tracker:
-            hooks = _Hooks(spec, trainer, processor, tracker, rank, world)
+            hooks = _Hooks(spec, trainer, processor, stored, tracker, rank, world)
             selection_metric, patience = spec.model.task.selection_metric(), spec.train.patience
             train(trainer, spec.schedule, prefetcher, spec.train, progress, hooks, ledger, selection_metric)
             if (
@@ -154,33 +171,35 @@ def new_model(config: ModelConfig, processor: VLProcessor, seed: int, init: str 
     return VLModel.from_tree(config, processor)
 
 
-def _restore_newest_checkpoint(
-    spec: RunSpec, trainer: TrainStep, rank: int, device: torch.device
-) -> dict[str, Any] | None:
-    """Load the newest valid checkpoint. Rank 0 chooses it, so that all ranks load the same."""
+@contextmanager
+def _newest_checkpoint(spec: RunSpec, rank: int) -> Iterator[tuple[StoredCheckpoint, Path] | None]:
+    """The newest valid checkpoint and its local folder; None if the run has none. Rank 0 chooses it, so that all ranks
+    load the same.
+    """
     with ExitStack() as stack:
         found = stack.enter_context(checkpoint.newest(spec.folder)) if rank == 0 else None
         path = broadcast_from_rank_zero(found[0].path if found is not None else None)
-        if path is None:
-            return None
-        if found is None:
+        if path is not None and found is None:
             chosen = checkpoint.find(Folder(path))
-            found = chosen, stack.enter_context(chosen.as_local(checkpoint.TRAINER))
-        chosen, folder = found
-        trainer.load_state(checkpoint.read_trainer(folder, device))
-    if rank == 0:
-        _print_line(f"continues from {path} (step {chosen.step} of {spec.schedule.steps})")
-    return chosen.state
+            found = chosen, stack.enter_context(chosen.as_local())
+        yield found
 
 
 class _Hooks:
     """Connects the loop with Ray Train, storage and tracking."""
 
     def __init__(
-        self, spec: RunSpec, trainer: TrainStep, processor: VLProcessor, tracker: NullTracker, rank: int, world: int
+        self,
+        spec: RunSpec,
+        trainer: TrainStep,
+        processor: VLProcessor,
+        stored: Bases,
+        tracker: NullTracker,
+        rank: int,
+        world: int,
     ) -> None:
         self._spec, self._trainer, self._processor, self._tracker = spec, trainer, processor, tracker
-        self._rank = rank
+        self._stored, self._rank = stored, rank
         self._validation: _CachedBatches | None = None
         if spec.val_source is not None:
             batches = EvaluationBatches(spec.val_source, spec.train.evaluation_batch, rank, world)
@@ -230,7 +249,7 @@ class _Hooks:
         return bool(broadcast_from_rank_zero(answer))
 
     def _write_checkpoint(self, folder: Path, progress: Progress, selection: float) -> None:
-        self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL)
+        self._trainer.evaluated.save_pretrained(folder / checkpoint.MODEL, stored=self._stored)
         self._processor.save_pretrained(folder / checkpoint.MODEL)
         for file in self._spec.beside_model:
             shutil.copy(file, folder / checkpoint.MODEL)

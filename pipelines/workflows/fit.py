@@ -62,6 +62,7 @@ def fit(
         print(f"{label}  {line}", flush=True)
     if not (folder / FILE).is_file():
         Baselines.of_training(index, training, processor.tasks, processor.normalizer).save(folder)
+    checkpoint.check_bases(work.run_folder)
     _restore_record(work, tracker)
     tracker.log_params(dump(work.config), volatile=work.config.volatile())
     training_data.record(work, index, tracker)

@@ -41,7 +41,12 @@ def bytecode_as_before() -> Iterator[None]:
     sys.dont_write_bytecode, sys.pycache_prefix = before
 
 
-def save_model(folder: Path, seed: int) -> Path:
+def save_model(folder: Path, seed: int, tower: Path | None = None) -> Path:
+    """Save a model with new weights.
+
+    Args:
+        tower: a state dict of torchvision's ResNet-18, on which the model is built, frozen.
+    """
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "what", "colour", "is", "the", "shape", "?"]
     tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -50,7 +55,8 @@ def save_model(folder: Path, seed: int) -> Path:
     )
     processor = VLProcessor(ProcessorConfig(image_size=32, max_tokens=8), fast, ["yes", "no", "red", "blue"])
     torch.manual_seed(seed)
-    model = VLModel.from_tree(parse(ModelConfig, TREE), processor)
+    vision = {"vision": {"grid": 2, "projection": 16, "weights": str(tower), "frozen": True}} if tower else {}
+    model = VLModel.from_tree(parse(ModelConfig, TREE | vision), processor)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

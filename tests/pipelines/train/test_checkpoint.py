@@ -7,19 +7,24 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 
+from pipelines.storage import bases, manifest
 from pipelines.storage.folder import Folder
 from pipelines.train import checkpoint
 from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
-from tests.pipelines.train.conftest import images_and_texts
+from tests.pipelines.train.conftest import TINY, images_and_texts
+from vlmodel.bases import BaseError
+from vlmodel.config import load
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
 
 
@@ -142,6 +147,109 @@ def test_what_a_killed_upload_has_left_is_replaced(store: Callable[[int, float],
     assert newest_step(str(folder.parent)) is None
     store(10, 0.5)
     assert newest_step(str(folder.parent)) == 10
+
+
+FROZEN = [*TINY, "vision.stages=4", "vision.frozen=true", "language.frozen_layers=1"]
+
+
+def new_trainer(processor: VLProcessor, seed: int) -> TrainStep:
+    torch.manual_seed(seed)
+    model = VLModel.from_tree(load(ModelConfig, None, FROZEN), processor)
+    return TrainStep(model, OptimizerConfig(), StepConfig(ema=0.5), steps=10, seed=0)
+
+
+def store_frozen(trainer: TrainStep, processor: VLProcessor, run: str, step: int) -> Folder:
+    """A checkpoint as a worker makes it."""
+    folder = Folder(run).child(checkpoint.folder_name(step))
+    with TemporaryDirectory() as scratch:
+        stored = bases.store(trainer.model, Folder(run).parent)
+        trainer.evaluated.save_pretrained(Path(scratch) / checkpoint.MODEL, stored=stored)
+        processor.save_pretrained(Path(scratch) / checkpoint.MODEL)
+        checkpoint.write(Path(scratch), trainer.state(), {"step": step, "selection": 0.5, "history": []})
+        checkpoint.upload(Path(scratch), folder)
+    return folder
+
+
+@pytest.fixture(params=["local", "memory"])
+def run(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder of a run in a storage."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    storage = str(tmp_path / "storage") if request.param == "local" else f"memory://store/{tmp_path.name}"
+    return f"{storage}/run"
+
+
+def test_a_frozen_tower_lies_once_and_a_checkpoint_holds_what_was_trained(
+    run: str, tiny_processor: VLProcessor
+) -> None:
+    trainer = new_trainer(tiny_processor, 0)
+    for step in (1, 2):
+        trainer(step - 1, [images_and_texts(4, [1, 2, 1, 1], seed=step)], 1)
+        folder = store_frozen(trainer, tiny_processor, run, step)
+        trained = 4 * sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        copies = {"model/model.safetensors": 1, "trainer.pt": 4}  # weights, their average, two moments
+        for name, count in copies.items():
+            assert folder.stamp(name).size < count * trained + (1 << 20)
+    storage = Folder(run).parent
+    tower, texts = sorted(storage.child("_bases").files(), key=lambda file: -file.size)
+    assert tower.size > 4 * 11_000_000 > 100 * trained, "ResNet-18"
+    assert texts.size < trained
+
+
+def test_a_training_on_frozen_weights_continues_bit_for_bit(run: str, tiny_processor: VLProcessor) -> None:
+    batches = [images_and_texts(4, [1, 2, 1, 1], seed=step) for step in range(6)]
+    whole = new_trainer(tiny_processor, 0)
+    for step in range(3):
+        whole(step, [batches[step]], 1)
+    store_frozen(whole, tiny_processor, run, 3)
+    for step in range(3, 6):
+        whole(step, [batches[step]], 1)
+
+    with checkpoint.newest(run) as found:
+        assert found is not None
+        model = VLModel.from_pretrained(found[1] / checkpoint.MODEL)
+        again = TrainStep(model, OptimizerConfig(), StepConfig(ema=0.5), steps=10, seed=0)
+        again.load_state(checkpoint.read_trainer(found[1], torch.device("cpu")))
+    for step in range(3, 6):
+        again(step, [batches[step]], 1)
+    for one, other in ((whole.model, again.model), (whole.evaluated, again.evaluated)):
+        state = other.state_dict()
+        assert [name for name, value in one.state_dict().items() if not torch.equal(value, state[name])] == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "altered"])
+def test_a_run_whose_base_is_missing_or_altered_is_refused(run: str, tiny_processor: VLProcessor, damage: str) -> None:
+    checkpoint.check_bases(run)
+    store_frozen(new_trainer(tiny_processor, 0), tiny_processor, run, 1)
+    checkpoint.check_bases(run)
+    folder = Folder(run).parent.child("_bases")
+    tower = max(folder.files(), key=lambda file: file.size)
+    if damage == "missing":
+        folder.remove(tower.name)
+    else:
+        folder.write(tower.name, folder.read(tower.name)[:-1])
+    with pytest.raises(BaseError, match=rf"{tower.name}.* restore it from a backup|{tower.name}.* altered or cut off"):
+        checkpoint.check_bases(run)
+    with pytest.raises(BaseError), checkpoint.best(run, checkpoint.MODEL) as (_, local):
+        VLModel.from_pretrained(local / checkpoint.MODEL)
+
+
+def test_a_checkpoint_of_another_version_is_not_passed_over(store: Callable[[int, float], Path]) -> None:
+    store(10, 0.5)
+    folder = store(20, 0.9)
+    state = json.loads((folder / "state.json").read_text())
+    del state["format"]
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "manifest.json").write_bytes(manifest.to_bytes(manifest.of_folder(folder)))
+    run, says = (
+        str(folder.parent),
+        r"another version .*\(format 1, .* reads 2\); train anew with this version, under another",
+    )
+    with pytest.raises(CheckpointError, match=says):
+        newest_step(run)
+    with pytest.raises(CheckpointError, match=says):
+        best_step(run)
+    with pytest.raises(CheckpointError, match=says):
+        checkpoint.newest_state(run)
 
 
 @pytest.mark.parametrize("place", ["file", "memory"])

@@ -152,7 +152,7 @@ def test_the_average_waits_for_nothing() -> None:
     for _ in range(2):
         with Waiting("meta"):
             average.update_parameters(model)
-    assert average.n_averaged.item() == 2
+    assert average.updates == 2
 
 
 def test_the_average_is_its_formula() -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.train.optim import OptimizerConfig, build_optimizer, lr_factor
 from pipelines.train.step import NonFiniteLossError, StepConfig, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
+from vlmodel import bases
 from vlmodel.config import load
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
@@ -116,6 +117,30 @@ def test_steps_on_kept_features_are_those_on_images(tiny_processor: VLProcessor)
         # Not weights: Adam makes a whole update of a gradient that is zero but for rounding, as that of a key's bias.
         torch.testing.assert_close(found[0].totals, found[1].totals, rtol=1e-5, atol=0)
         torch.testing.assert_close(found[0].grad_norm, found[1].grad_norm, rtol=1e-4, atol=0)
+
+
+FROZEN = [*TINY, "vision.frozen=true", "language.frozen_layers=1"]
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_what_is_frozen_is_neither_averaged_nor_in_the_state(tiny_processor: VLProcessor, ema: float) -> None:
+    trainer = step_of(VLModel.from_tree(load(ModelConfig, None, FROZEN), tiny_processor), ema=ema)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for number in range(3):
+        trainer(number, [images_and_texts(4, TEXTS, seed=number)], 1)
+    frozen = bases.frozen_names(trainer.model)
+    assert {name.split(".")[0] for name in frozen} == {"vision", "language"}
+    now, evaluated = trainer.model.state_dict(), trainer.evaluated.state_dict()
+    for name in frozen:
+        assert torch.equal(now[name], before[name]), name
+        assert evaluated[name].data_ptr() == now[name].data_ptr(), "one copy for both"
+    assert not torch.equal(now["vision.projection.weight"], before["vision.projection.weight"])
+    assert (evaluated["vision.projection.weight"].data_ptr() != now["vision.projection.weight"].data_ptr()) == bool(ema)
+    state = trainer.state()
+    assert state["model"].keys() == now.keys() - frozen
+    assert not ema or state["average"]["weights"].keys() == now.keys() - frozen
+    with pytest.raises(ValueError, match="of a model with other trained weights"):
+        step_of(VLModel.from_tree(load(ModelConfig, None, TINY), tiny_processor)).load_state(state)
 
 
 def without_images(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,132 @@
+"""The bases of models (``vlmodel.bases``) in a storage folder: ``STORAGE/_bases/SHA256.safetensors``.
+
+Every run, warm start and registered version of that storage shares them. They are written once and never changed, and
+nothing deletes them: a base to which no model refers any more may stay, or be deleted by hand while no job runs.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from pipelines.storage import stored
+from pipelines.storage.folder import Folder
+from pipelines.storage.manifest import FileFacts, ManifestError
+from vlmodel import bases
+from vlmodel.bases import Base, BaseError, Bases
+
+
+def store(model: nn.Module, storage: Folder) -> dict[str, Base]:
+    """Write the bases of a model's parts, unless they are there. Each appears as a whole or not at all, also where two
+    jobs write it at once.
+
+    Raises:
+        OSError: after several attempts.
+    """
+    folder = storage.child(bases.FOLDER)
+    if folder.is_local:
+        return bases.store(model, Path(folder.path("")))
+    with TemporaryDirectory(prefix="bases-") as scratch:
+        found = bases.store(model, Path(scratch))
+        for base in found.values():
+            _put(Path(scratch) / base.name, base, folder)
+    return found
+
+
+def publish(model: Path, storage: Folder) -> None:
+    """Copy the bases of the model in a local folder to storage, unless they are there.
+
+    Raises:
+        BaseError: one is missing or another.
+        OSError: after several attempts.
+    """
+    files, named = bases.find(model), bases.names_of(model)
+    for part, file in files.items():
+        _put(file, named[part], storage.child(bases.FOLDER))
+
+
+def fetch(named: Bases, storage: Folder, cache: Path) -> None:
+    """Put bases of a storage into a local folder, each once: as a hard link where that is possible, else as a copy.
+
+    Raises:
+        BaseError: one is missing or another.
+        OSError: after several attempts.
+    """
+    for base in named.values():
+        file = cache / base.name
+        if not _is_whole(file, base):
+            _copy_verified(storage.child(bases.FOLDER), base, file)
+
+
+def check(named: Bases, storage: Folder) -> None:
+    """Compare bases of a storage with their hashes.
+
+    Raises:
+        BaseError: one is missing or another.
+        OSError: after several attempts.
+    """
+    folder = storage.child(bases.FOLDER)
+    for base in named.values():
+        if folder.is_local:
+            _verify_stored(Path(folder.path(base.name)), base)
+            continue
+        with TemporaryDirectory(prefix="bases-") as scratch:
+            _copy_verified(folder, base, Path(scratch) / base.name)
+
+
+def link(model: Path, storage: Folder) -> None:
+    """Make the bases of a temporary copy of a model from remote storage be found within it.
+
+    Raises:
+        BaseError, OSError: as ``fetch``.
+    """
+    if named := bases.names_of(model):
+        cache = cache_folder()
+        fetch(named, storage, cache)
+        (model / bases.FOLDER).symlink_to(cache)
+
+
+def cache_folder() -> Path:
+    """Where this machine keeps the bases that it has downloaded."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / bases.FOLDER
+
+
+def _put(file: Path, base: Base, folder: Folder) -> None:
+    if not folder.exists(base.name) or folder.stamp(base.name).size != base.bytes:
+        folder.put(file, base.name)
+
+
+def _is_whole(file: Path, base: Base) -> bool:
+    try:
+        bases.verify(file, base)
+    except (BaseError, FileNotFoundError):
+        return False
+    return True
+
+
+def _verify_stored(file: Path, base: Base) -> None:
+    if not file.is_file():
+        raise BaseError(f"{str(file)!r}, on which a model is built, is missing; restore it from a backup")
+    bases.verify(file, base)
+
+
+def _copy_verified(folder: Folder, base: Base, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".download-", dir=file.parent) as scratch:
+        copy = Path(scratch) / base.name
+        if folder.is_local:
+            source = Path(folder.path(base.name))
+            _verify_stored(source, base)
+            with suppress(OSError):  # another file system, or one without links
+                copy.hardlink_to(source)
+        if not copy.exists():
+            try:
+                stored.download(folder, base.name, FileFacts(base.bytes, base.sha256), copy)
+            except ManifestError as error:
+                raise BaseError(f"{error}; a model is built on it: restore it from a backup") from error
+        copy.replace(file)
+    bases.verify(file, base)

@@ -1,0 +1,221 @@
+"""Bases: the frozen weights of a model's parts, which lie once, however many models are built on them.
+
+    _bases/SHA256.safetensors   all weights and statistics of one part that training never changes; written once
+    model/model.safetensors     what was trained, and buffers
+    model/bases.json            the bases of the model's parts, by their hash
+
+A base is searched for in the folder that is given, in that which the environment variable ``VLMODEL_BASES`` names, and
+in the folder ``_bases`` within the model's folder or beside any folder above it: so a model finds its bases in the
+storage where it was trained, and a copy of it that has ``_bases`` within is complete. A file counts by its hash alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vlmodel.parts import Pretrainable
+from vlmodel.weights import WeightsError
+
+FOLDER, FILE, ENVIRONMENT = "_bases", "bases.json", "VLMODEL_BASES"
+WEIGHTS = "model.safetensors"
+
+
+class BaseError(WeightsError):
+    """Frozen weights that a model is built on are missing, or are other ones. The message names them and the remedy."""
+
+
+class Base(BaseModel):
+    """The frozen weights of one part.
+
+    Attributes:
+        sha256: of the file.
+        bytes: its size.
+        tensors: how many it holds.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    bytes: int
+    tensors: int
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return f"{self.sha256}.safetensors"
+
+
+Bases = Mapping[str, Base]
+"""The bases of a model by the path of their part within it."""
+
+_BASES = TypeAdapter(dict[str, Base])
+# The files of which this process knows that they are what their name says, as they were then.
+_verified: dict[tuple[int, ...], str] = {}
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """What training never changes, by the path of its part and its name within the part."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Pretrainable) and (names := list(module.frozen_names())):
+            state = module.state_dict()
+            found[path] = {name: state[name] for name in names}
+    return found
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    """Names within the model of what training never changes."""
+    return frozenset(f"{part}.{name}" for part, tensors in frozen_tensors(model).items() for name in tensors)
+
+
+def store(model: nn.Module, folder: Path) -> dict[str, Base]:
+    """Write the bases of a model's parts into a folder, unless they are there. Of several processes that do so at once
+    each writes a whole file.
+    """
+    return {part: _store_tensors(tensors, folder) for part, tensors in frozen_tensors(model).items()}
+
+
+def write_names(bases: Bases, model: Path) -> None:
+    """Record in a model's folder which bases its weights are built on."""
+    if bases:
+        (model / FILE).write_bytes(_BASES.dump_json(dict(bases), indent=1))
+    else:
+        (model / FILE).unlink(missing_ok=True)
+
+
+def names_of(model: Path) -> dict[str, Base]:
+    """The bases that the weights in a model's folder are built on; {} if it holds them all itself.
+
+    Raises:
+        BaseError: the record is damaged.
+    """
+    try:
+        return _BASES.validate_json((model / FILE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValidationError as error:
+        reason = str(error).replace("\n", " ")
+        raise BaseError(f"{str(model / FILE)!r} is damaged ({reason}); restore the file from a backup") from None
+
+
+def find(model: Path, given: Path | None = None) -> dict[str, Path]:
+    """The files of the bases of the model in a folder, by part, each compared with its hash, once in a process.
+
+    Args:
+        given: a folder that is searched first.
+
+    Raises:
+        BaseError: one is nowhere, or its contents are not what its name says.
+    """
+    files = {}
+    for part, base in names_of(model).items():
+        places = _places(model, given)
+        candidates = [place / base.name for place in places]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if file is None:
+            searched = ", ".join(str(place) for place in places if place.is_dir()) or "no folder of bases"
+            raise BaseError(
+                f"the model in {str(model)!r} is built on frozen weights of its part {part!r}, the base {base.name} "
+                f"of {base.bytes / 1e6:.1f} MB, which was not found (searched: {searched}); copy that file from the "
+                f"folder {FOLDER} of the storage where the model was trained into {str(model / FOLDER)!r}, or name a "
+                f"folder that has it in the environment variable {ENVIRONMENT}"
+            )
+        verify(file, base)
+        files[part] = file
+    return files
+
+
+def verify(file: Path, base: Base) -> None:
+    """Compare a file with what a base must be. It is hashed once in a process, until it changes.
+
+    Raises:
+        BaseError: it is another, damaged or cut off.
+    """
+    stamp = _stamp(file)
+    if _verified.get(stamp) == base.sha256:
+        return
+    with file.open("rb") as opened:
+        actual = hashlib.file_digest(opened, "sha256").hexdigest()
+    if actual != base.sha256:
+        raise BaseError(
+            f"{str(file)!r} ({file.stat().st_size} bytes, sha256 {actual}) is not the base of {base.bytes} bytes that "
+            "its name says: it was altered or cut off; delete it, and copy it again from a backup, or from another "
+            "storage where it was used"
+        )
+    _verified[stamp] = base.sha256
+
+
+@contextmanager
+def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str, Any]]:
+    """All weights of the model in a folder by name: its own, and those of its bases. They are read when they are used,
+    within the block.
+
+    Args:
+        given: a folder of bases, searched first.
+
+    Raises:
+        WeightsError: there are none, or they cannot be read.
+        BaseError: a base is missing or another.
+    """
+    own = model / WEIGHTS
+    if not own.is_file():
+        raise WeightsError(f"{str(model)!r} holds no weights (no {WEIGHTS}); name the `model` folder of a checkpoint")
+    files = {"": own, **{f"{part}.": file for part, file in find(model, given).items()}}
+    weights: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for prefix, file in files.items():
+            try:
+                tensors = stack.enter_context(safe_open(file, framework="pt", device="cpu"))
+            except SafetensorError as error:  # neither a ValueError nor an OSError
+                raise WeightsError(
+                    f"the weights in {str(file.parent)!r} are damaged: {error}; restore the file"
+                ) from error
+            named = {f"{prefix}{name}": tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+            if twice := sorted(weights.keys() & named.keys()):
+                raise WeightsError(f"{str(own)!r} and {str(file)!r} both hold {twice[0]!r}; restore the model's folder")
+            weights |= named
+        yield weights
+
+
+def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> Base:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{secrets.token_hex(8)}.partial"
+    try:
+        # The same weights make the same file, whatever their device and memory layout.
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        with temporary.open("rb") as opened:
+            os.fsync(opened.fileno())
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        base = Base(sha256=sha256, bytes=temporary.stat().st_size, tensors=len(tensors))
+        target = folder / base.name
+        if not target.is_file() or target.stat().st_size != base.bytes:
+            temporary.replace(target)
+            _verified[_stamp(target)] = sha256
+    finally:
+        temporary.unlink(missing_ok=True)
+    return base
+
+
+def _places(model: Path, given: Path | None) -> list[Path]:
+    folder = model.resolve()
+    named = [given] if given is not None else []
+    if variable := os.environ.get(ENVIRONMENT):
+        named.append(Path(variable))
+    return [*named, *(above / FOLDER for above in (folder, *folder.parents))]
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Another one after any change: nobody can set the time of a change of the inode."""
+    facts = file.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
