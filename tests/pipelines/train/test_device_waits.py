@@ -36,7 +36,7 @@ BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
 DECODERS: dict[str, dict[str, Any]] = {
-    **{kind: {"kind": kind} for kind in kinds("vlmodel.task") if kind != "multitask"},
+    **{kind: {"kind": kind} for kind in kinds("vlmodel.tasks") if kind != "multitask"},
     "multitask": {
         "kind": "multitask",
         "heads": {
