@@ -23,8 +23,8 @@ ResponseT = TypeVar("ResponseT", bound=TaskResponse)
 class Client:
     """The service at ``address``, over persistent connections. Threads may share a client.
 
-    Images are encoded files. Every call raises ``ServeError``, with the reason, if the service cannot be reached or
-    refuses the request.
+    Images and further inputs (``inputs``, by their names) are encoded files. Every call raises ``ServeError``, with the
+    reason, if the service cannot be reached or refuses the request.
 
     Args:
         address: such as ``https://vlm.example.org:8000``.
@@ -60,24 +60,42 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def ask(self, image: bytes, questions: Sequence[str], *, top_k: int = 5, attention: bool = False) -> VQAResponse:
-        """The ``top_k`` most probable answers to each question about an image."""
+    def ask(
+        self,
+        image: bytes | None,
+        questions: Sequence[str],
+        *,
+        top_k: int = 5,
+        attention: bool = False,
+        inputs: Mapping[str, bytes] | None = None,
+    ) -> VQAResponse:
+        """The ``top_k`` most probable answers to each question about an image, or other inputs."""
         fields = {"question": questions, "top_k": str(top_k), "attention": str(attention).lower()}
-        return self._post_task("vqa", VQAResponse, image, fields)
+        return self._post_task("vqa", VQAResponse, image, fields, inputs)
 
-    def caption(self, image: bytes, *, top_k: int = 1, attention: bool = False) -> CaptionResponse:
-        """At most ``top_k`` captions of an image."""
-        return self._post_task(
-            "caption", CaptionResponse, image, {"top_k": str(top_k), "attention": str(attention).lower()}
-        )
+    def caption(
+        self,
+        image: bytes | None,
+        *,
+        top_k: int = 1,
+        attention: bool = False,
+        inputs: Mapping[str, bytes] | None = None,
+    ) -> CaptionResponse:
+        """At most ``top_k`` captions of an image, or other inputs."""
+        fields = {"top_k": str(top_k), "attention": str(attention).lower()}
+        return self._post_task("caption", CaptionResponse, image, fields, inputs)
 
-    def match(self, image: bytes, texts: Sequence[str]) -> MatchResponse:
-        """How well each text fits an image."""
-        return self._post_task("match", MatchResponse, image, {"text": texts})
+    def match(
+        self, image: bytes | None, texts: Sequence[str], *, inputs: Mapping[str, bytes] | None = None
+    ) -> MatchResponse:
+        """How well each text fits an image, or other inputs."""
+        return self._post_task("match", MatchResponse, image, {"text": texts}, inputs)
 
-    def embed(self, image: bytes | None = None, texts: Sequence[str] = ()) -> EmbedResponse:
-        """An image, texts or both as vectors of length one."""
-        return self._post_task("embed", EmbedResponse, image, {"text": texts})
+    def embed(
+        self, image: bytes | None = None, texts: Sequence[str] = (), *, inputs: Mapping[str, bytes] | None = None
+    ) -> EmbedResponse:
+        """An image (or the input that the model embeds), texts or both as vectors of length one."""
+        return self._post_task("embed", EmbedResponse, image, {"text": texts}, inputs)
 
     def correct_answer(self, image: bytes, question: str, answer: str, *, version: str = "") -> FeedbackResponse:
         """Send the right answer; ``version`` is that of the model that was wrong."""
@@ -89,7 +107,12 @@ class Client:
         return self._post_task("feedback", FeedbackResponse, image, {"caption": caption, "version": version})
 
     def _post_task(
-        self, route: str, response_type: type[ResponseT], image: bytes | None, fields: Mapping[str, str | Sequence[str]]
+        self,
+        route: str,
+        response_type: type[ResponseT],
+        image: bytes | None,
+        fields: Mapping[str, str | Sequence[str]],
+        inputs: Mapping[str, bytes] | None = None,
     ) -> ResponseT:
         # All fields as parts, as httpx does not send a form without files as multipart.
         parts: list[tuple[str, tuple[str | None, str | bytes]]] = [
@@ -97,8 +120,8 @@ class Client:
             for name, values in fields.items()
             for value in ([values] if isinstance(values, str) else values)
         ]
-        if image is not None:
-            parts.append(("image", ("image", image)))
+        files = {**(inputs or {}), **({"image": image} if image is not None else {})}
+        parts += [(name, (name, data)) for name, data in files.items()]
         try:
             response = self._http.post(f"/v1/{route}", files=parts)
         except httpx.HTTPError as error:

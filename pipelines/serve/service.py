@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
@@ -15,6 +15,7 @@ class ModelInfo:
 
     Attributes:
         tasks: the names of the operations (``vlmodel.operations.base``) that it can be asked for.
+        inputs: names of the inputs that it takes, beside texts.
     """
 
     name: str
@@ -23,6 +24,7 @@ class ModelInfo:
     labels: int
     image_size: int
     resize: str
+    inputs: tuple[str, ...] = ("image",)
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class ServiceRequest:
 
     Attributes:
         task: the name of the operation.
-        image: encoded; None where there is none.
+        inputs: encoded, by their names, such as "image"; none where texts alone are embedded.
         texts: as of ``vlmodel.operations.base.Query``.
         top_k: how many answers each text gets.
         attention: whether the result includes attention maps.
     """
 
     task: str
-    image: bytes | None
+    inputs: Mapping[str, bytes]
     texts: tuple[str, ...] = ()
     top_k: int = 1
     attention: bool = False
@@ -46,7 +48,7 @@ class ServiceRequest:
     @cached_property
     def image_sha256(self) -> str:
         """Corrections name images by it too; "" without an image."""
-        return "" if self.image is None else hashlib.sha256(self.image).hexdigest()
+        return hashlib.sha256(self.inputs["image"]).hexdigest() if "image" in self.inputs else ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlmodel.inference import Prediction
 
 
-class VQARequest(base.TaskRequest):
+class VQARequest(base.InputsRequest):
     """One picture and one or more questions about it."""
 
     model_config = base.with_examples(
@@ -29,7 +29,7 @@ class VQARequest(base.TaskRequest):
     )
     repeatable = {"question": "questions"}
 
-    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    image: base.ImageUnlessInputs = Field(default=None, validate_default=True, description=base.IMAGE_DESCRIPTION)
     question: base.Question | None = Field(default=None, description="One question; give this or `questions`.")
     questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
     top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
@@ -95,7 +95,7 @@ class Ask(RankedAnswers):
     least_agreement: ClassVar[float | None] = 0.7
 
     def query(self, request: VQARequest) -> Query:
-        return Query({"image": request.image}, request.all_questions(), request.top_k, request.attention)
+        return Query(request.with_image(request.image), request.all_questions(), request.top_k, request.attention)
 
     def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
         answers = [

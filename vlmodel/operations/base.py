@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from vlmodel.config import ConfigError, kinds, part_config
 from vlmodel.images.base64 import from_base64
@@ -77,12 +77,21 @@ def _not_blank(name: str) -> Callable[[str], str]:
     return check
 
 
+def _image_or_inputs(image: bytes | None, info: ValidationInfo) -> bytes | None:
+    if image is None and not info.data.get("inputs"):
+        raise PydanticKnownError("missing")
+    return image
+
+
 ImageBytes = Annotated[
     bytes,
     BeforeValidator(_from_base64),
     AfterValidator(_not_empty),
     WithJsonSchema({"type": "string", "format": "byte"}),
 ]
+InputBytes = Annotated[bytes, BeforeValidator(_from_base64), WithJsonSchema({"type": "string", "format": "byte"})]
+# In an ``InputsRequest``: required unless there are other inputs; its default is None, and validated.
+ImageUnlessInputs = Annotated[ImageBytes | None, AfterValidator(_image_or_inputs)]
 Question = Annotated[str, AfterValidator(_not_blank("question"))]
 Text = Annotated[str, AfterValidator(_not_blank("text"))]
 # Two ways to give texts; see ``one_or_several``.
@@ -118,6 +127,20 @@ class TaskRequest(BaseModel):
                 details = {"count": len(values), "name": name, "most": most}
                 raise PydanticCustomError(f"too_many_{name}", message, details)
         return fields
+
+
+class InputsRequest(TaskRequest):
+    """Base of the requests about a sample: an image, and further inputs of models that take some."""
+
+    inputs: dict[str, InputBytes] = Field(
+        default={},
+        description="Further inputs that the model takes (`inputs` of `/v1/model`), by their names: files in base64. "
+        "In a form each is a file with that name.",
+    )
+
+    def with_image(self, image: bytes | None) -> dict[str, bytes]:
+        """All inputs of the request."""
+        return self.inputs if image is None else {**self.inputs, "image": image}
 
 
 class ModelVersion(BaseModel):

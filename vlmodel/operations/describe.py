@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlmodel.inference import Prediction
 
 
-class CaptionRequest(base.TaskRequest):
+class CaptionRequest(base.InputsRequest):
     """One picture to be described."""
 
     model_config = base.with_examples(
@@ -25,7 +25,7 @@ class CaptionRequest(base.TaskRequest):
         {"image": base.EXAMPLE_IMAGE, "stream": True},
     )
 
-    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    image: base.ImageUnlessInputs = Field(default=None, validate_default=True, description=base.IMAGE_DESCRIPTION)
     top_k: int = Field(
         default=1,
         ge=1,
@@ -88,7 +88,7 @@ class Describe(RankedAnswers):
 
     def query(self, request: CaptionRequest) -> Query:
         # A caption is an answer to an empty question.
-        return Query({"image": request.image}, ("",), request.top_k, request.attention, request.stream)
+        return Query(request.with_image(request.image), ("",), request.top_k, request.attention, request.stream)
 
     def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
         [prediction] = result

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlmodel.inference import Predictor
 
 
-class EmbedRequest(base.TaskRequest):
+class EmbedRequest(base.InputsRequest):
     """A picture, texts, or both."""
 
     model_config = base.with_examples(
@@ -34,7 +34,7 @@ class EmbedRequest(base.TaskRequest):
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> EmbedRequest:
-        if not self.all_texts() and self.image is None:
+        if not self.all_texts() and self.image is None and not self.inputs:
             raise PydanticCustomError("nothing_to_embed", "there is nothing to embed; give 'image', 'texts' or both")
         return self
 
@@ -92,7 +92,7 @@ class Embed(Operation):
     may_mix_models: ClassVar[bool] = False
 
     def query(self, request: EmbedRequest) -> Query:
-        return Query({} if request.image is None else {"image": request.image}, request.all_texts())
+        return Query(request.with_image(request.image), request.all_texts())
 
     def fields(self, query: Query, result: Embeddings, truncated: Sequence[bool]) -> dict[str, Any]:
         return {

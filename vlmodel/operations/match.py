@@ -16,7 +16,7 @@ _COSINE_TOLERANCE = 0.1
 """Two cosines of a single text agree within this, as there is no other text to rank it against."""
 
 
-class MatchRequest(base.TaskRequest):
+class MatchRequest(base.InputsRequest):
     """One picture and one or more texts that may belong to it."""
 
     model_config = base.with_examples(
@@ -25,7 +25,7 @@ class MatchRequest(base.TaskRequest):
     )
     repeatable = {"text": "texts"}
 
-    image: base.ImageBytes = Field(description=base.IMAGE_DESCRIPTION)
+    image: base.ImageUnlessInputs = Field(default=None, validate_default=True, description=base.IMAGE_DESCRIPTION)
     text: base.OneText = None
     texts: base.SeveralTexts = None
 
@@ -125,7 +125,7 @@ class Match(Operation):
     least_agreement: ClassVar[float | None] = 0.7
 
     def query(self, request: MatchRequest) -> Query:
-        return Query({"image": request.image}, request.all_texts())
+        return Query(request.with_image(request.image), request.all_texts())
 
     def fields(self, query: Query, result: Matches, truncated: Sequence[bool]) -> dict[str, Any]:
         similarities: Sequence[float | None] = result.similarities or [None] * len(query.texts)

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_TRIED = 32
+"""Samples of which those with an image are decoded to compare that with the pixel cache."""
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -120,9 +123,12 @@ def _with_pixel_cache(source: Source, config: PixelCacheConfig, epochs: int) -> 
     if (pixels := open_pixel_cache(samples.sources[0].index, samples.processor.config, config)) is None:
         return source
     if config.keep == "auto":
-        plan = source.plan(shuffle=True)
+        tried = source.plan(shuffle=True).samples_between(0, _TRIED)
+        tried = with_input(tried, samples.input_places(samples.read_texts(tried)), IMAGE)
+        if not len(tried):
+            return source
         is_faster, decode_s, read_s = is_cache_faster(
-            lambda n: samples.load_input(IMAGE, plan.samples_between(n, n + 1))["pixels_BHWC"][0], pixels.folder
+            lambda n: samples.load_input(IMAGE, tried[np.array([n % len(tried)])])["pixels_BHWC"][0], pixels.folder
         )
         log.info("an image takes %.2f ms to decode, %.2f ms to read from the cache", 1e3 * decode_s, 1e3 * read_s)
         if not is_faster:
@@ -292,7 +298,8 @@ class _OpenedSource:
         self.source = source
         self.index = Index.open(source.tars, source.index_hash)
         self.reader = ShardReader(self.index)
-        self.has_images = IMAGE in self.index.inputs
+        # Of those that are decoded.
+        self.has_images = IMAGE in self.index.inputs and _load_processor(source.processor).reads_images
         self.counts: Ints = np.array([shard.count(self.is_read, source.split) for shard in self.index.shards], np.int64)
         self.size = int(self.counts.sum())
         if not self.size:

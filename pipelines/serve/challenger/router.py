@@ -80,14 +80,14 @@ class ChallengerRouter:
         return await self._champion.check_image(image)
 
     def is_chosen(self, request: ServiceRequest) -> bool:
-        """Whether the challenger is called too: the same for all requests about an image (about the same texts without
-        an image), and for each challenger version another share of the images.
+        """Whether the challenger is called too: the same for all requests about the same inputs (about the same texts
+        without any), and for each challenger version another share of them.
         """
         key = hashlib.sha256(self._challenger.version.encode() + b"\0")
-        if request.image is None:
+        for _, data in sorted(request.inputs.items()):
+            key.update(len(data).to_bytes(8) + data[:_HASHED_BYTES])
+        if not request.inputs:
             key.update("\0".join(request.texts).encode())
-        else:
-            key.update(len(request.image).to_bytes(8) + request.image[:_HASHED_BYTES])
         return (int.from_bytes(key.digest()[:8]) >> 11) / 2**53 < self._config.share
 
     async def close(self) -> None:

@@ -7,14 +7,16 @@ pixels of the budget; small ones need none.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError
 from vlmodel.images.decoders.cpu import decoded_pixels
 from vlmodel.images.errors import ImageError
 from vlmodel.images.pillow import WEB_FORMATS
+from vlmodel.media.base import MediumError
 from vlmodel.processor import VLProcessor
 
 if TYPE_CHECKING:
@@ -73,6 +75,18 @@ class ImageDecoder:
             raise ApiError(*decoded)
         return decoded
 
+    async def decode_input(self, processor: VLProcessor, name: str, data: bytes) -> Mapping[str, NDArray[Any]]:
+        """The arrays of a further input; its bytes bound the memory that it takes.
+
+        Raises:
+            ApiError: it cannot be decoded.
+        """
+        loop = asyncio.get_running_loop()
+        decoded = await loop.run_in_executor(self._pool, _decode_input_or_error, processor, name, data)
+        if isinstance(decoded, tuple):
+            raise ApiError(*decoded)
+        return decoded
+
     def close(self) -> None:
         """Cancel what waits, and end the threads after their present work."""
         self._pool.shutdown(cancel_futures=True)
@@ -117,3 +131,10 @@ def _decode_or_error(processor: VLProcessor, image: bytes) -> NDArray[np.uint8] 
         return processor.decode_image(image, formats=WEB_FORMATS)
     except ImageError as error:
         return _ERRORS[error.reason]
+
+
+def _decode_input_or_error(processor: VLProcessor, name: str, data: bytes) -> Mapping[str, NDArray[Any]] | _Error:
+    try:
+        return processor.decode_input(name, data)
+    except MediumError as error:
+        return (413 if error.reason == "too_large" else 422, f"{error.reason}_input", f"input {name!r}: {error}")

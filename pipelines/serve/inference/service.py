@@ -115,6 +115,7 @@ class InferenceService:
             labels=len(processor.labels),
             image_size=processor.config.image_size,
             resize=processor.config.resize,
+            inputs=processor.reads,
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
         self._loaded = _LoadedModel(predictor, info, operations, batchers)
@@ -122,21 +123,21 @@ class InferenceService:
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
-        decoded = await self._decode_request(loaded, request.image, request.texts)
+        decoded = await self._decode_request(loaded, request.inputs, request.texts)
         timed = await loaded.batchers[request.task].submit(Item(decoded.example, request.top_k, request.attention))
         return _service_result(loaded, decoded, timed)
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
-        decoded = await self._decode_request(loaded, request.image, request.texts)
+        decoded = await self._decode_request(loaded, request.inputs, request.texts)
         return self._stream(loaded, request.task, Item(decoded.example, attention=request.attention), decoded)
 
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
         if self._loaded is None:
             raise not_ready()
-        decoded = await self._decode_request(self._loaded, image, ())
+        decoded = await self._decode_request(self._loaded, {IMAGE: image}, ())
         return ServiceResult(None, self._loaded.info, {"decode": decoded.ended - decoded.started})
 
     def check_health(self) -> None:
@@ -174,14 +175,23 @@ class InferenceService:
             raise no_such_task(task, self._loaded.info.name, self._loaded.info.tasks)
         return self._loaded
 
-    async def _decode_request(self, loaded: _LoadedModel, image: bytes | None, texts: Sequence[str]) -> _Decoded:
+    async def _decode_request(
+        self, loaded: _LoadedModel, inputs: Mapping[str, bytes], texts: Sequence[str]
+    ) -> _Decoded:
         started = time.perf_counter()
         _check_encodable(texts)
         processor = loaded.predictor.processor
+        if unknown := sorted(set(inputs) - set(processor.reads)):
+            taken = ", ".join(processor.reads) or "texts alone"
+            message = f"the model takes no input {unknown[0][:80]!r}; it takes {taken}"
+            raise ApiError(422, "unknown_input", message)
         decoded: dict[str, Mapping[str, Any]] = {}
-        if image is not None:
-            limit = pixel_limit(self._config, processor.config.image_size)
-            decoded[IMAGE] = {"pixels_HWC": await self._decoder.decode(processor, image, limit)}
+        for name, data in inputs.items():
+            if name == IMAGE:
+                limit = pixel_limit(self._config, processor.config.image_size)
+                decoded[IMAGE] = {"pixels_HWC": await self._decoder.decode(processor, data, limit)}
+            else:
+                decoded[name] = await self._decoder.decode_input(processor, name, data)
         truncated = tuple(await asyncio.to_thread(processor.truncated, texts)) if any(texts) else ()
         example = DecodedExample({}, tuple(texts), decoded=decoded)
         return _Decoded(example, started, time.perf_counter(), truncated)

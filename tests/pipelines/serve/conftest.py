@@ -105,15 +105,15 @@ class FakeService:
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         if request.task == "vqa":
-            return await self.answer(request.image, request.texts, request.top_k, request.attention)
+            return await self.answer(request.inputs.get("image"), request.texts, request.top_k, request.attention)
         if request.task == "caption":
-            return await self.caption(request.image, request.top_k, request.attention)
-        self.seen.append((request.image, request.texts))
+            return await self.caption(request.inputs.get("image"), request.top_k, request.attention)
+        self.seen.append((request.inputs.get("image"), request.texts))
         if request.task == "match":
             return self.answered(Matches("matching", [1.0000001] * len(request.texts)))
         unit = np.array([0.6, 0.8], np.float32)
         text_ND = np.array([unit] * len(request.texts)).reshape(-1, 2)
-        return self.answered(Embeddings(None if request.image is None else unit, text_ND))
+        return self.answered(Embeddings(None if not request.inputs else unit, text_ND))
 
     async def answer(self, image: bytes | None, questions: Sequence[str], top_k: int, attention: bool) -> ServiceResult:
         self.seen.append((image, tuple(questions), top_k, attention))
@@ -125,7 +125,7 @@ class FakeService:
         return self.answered([Prediction([("a circle", 0.5), ("a square", 0.25)][:top_k], weights(attention))])
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
-        self.seen.append((request.image, "streamed", request.attention))
+        self.seen.append((request.inputs.get("image"), "streamed", request.attention))
         return self.pieces(request.attention)
 
     async def pieces(self, attention: bool) -> AnswerStream:
@@ -142,7 +142,7 @@ def ask(
     service: Service, image: bytes, questions: Sequence[str], top_k: int = 1, attention: bool = False
 ) -> Coroutine[Any, Any, ServiceResult]:
     """Questions about an image."""
-    return service.run(ServiceRequest("vqa", image, tuple(questions), top_k, attention))
+    return service.run(ServiceRequest("vqa", {"image": image}, tuple(questions), top_k, attention))
 
 
 def weights(attention: bool) -> Any:

@@ -29,6 +29,7 @@ class ModelDescription(BaseModel):
     version: str
     tasks: list[str] = Field(description="What it can do: each is a route, POST /v1/TASK.")
     labels: int = Field(description="Number of answers that it chooses among; 0 where it writes them, or gives none.")
+    inputs: list[str] = Field(description="What it takes beside texts: `image`, and names of further inputs.")
     image_size: int = Field(description="Side of the square, in pixels, that a picture is resized to.")
     resize: str = Field(description="How a picture becomes square: `squash`, or `crop` to its middle.")
     feedback: bool = Field(description="Whether corrections are taken, at POST /v1/feedback.")
@@ -68,6 +69,7 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
             version=info.version,
             tasks=list(info.tasks),
             labels=info.labels,
+            inputs=list(info.inputs),
             image_size=info.image_size,
             resize=info.resize,
             feedback=bool(config.feedback.folder),

@@ -28,7 +28,7 @@ T = TypeVar("T")
 # Errors of the schemas that are their own have a code of their own; any of pydantic's is an "invalid_request".
 _PYDANTICS = frozenset(get_args(ErrorType))
 _UTF_8 = ("utf-8", "utf8", "us-ascii", "ascii")
-_MAX_FIELDS = 32
+_MAX_FIELDS, _MAX_FILES = 32, 16
 
 
 class RequestHandler:
@@ -124,7 +124,7 @@ async def _parse_request(request: Request, request_type: type[RequestT], config:
             _check_json_size(body, config)
             return request_type.model_validate_json(body, strict=True, context=limits)
         if media_type == "multipart/form-data":
-            fields = await _read_form(request, request_type.repeatable, options, config)
+            fields = await _read_form(request, request_type, options, config)
             return request_type.model_validate(fields, context=limits)
     except ValidationError as error:
         raise _validation_message(error, request_type) from None
@@ -147,9 +147,9 @@ def _check_json_size(body: bytes, config: ServeConfig) -> None:
 
 
 async def _read_form(
-    request: Request, repeatable: Mapping[str, str], options: Mapping[bytes, bytes], config: ServeConfig
+    request: Request, request_type: type[TaskRequest], options: Mapping[bytes, bytes], config: ServeConfig
 ) -> dict[str, Any]:
-    """The fields of a form: texts, and the bytes of its file.
+    """The fields of a form: texts, and the bytes of its files, of which those without a field of their own are inputs.
 
     Raises:
         ApiError: it is no form, has too many fields, or is not in UTF-8.
@@ -167,25 +167,29 @@ async def _read_form(
     # Each text may be in a field of its own.
     max_fields = config.max_texts + _MAX_FIELDS
     parser = MultiPartParser(
-        headers, request.stream(), max_files=1, max_fields=max_fields, max_part_size=config.max_body_bytes
+        headers, request.stream(), max_files=_MAX_FILES, max_fields=max_fields, max_part_size=config.max_body_bytes
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise ApiError(400, "bad_request", f"the form cannot be read: {error.message}") from None
     fields: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
+    repeatable, known = request_type.repeatable, request_type.model_fields
     plurals = set(repeatable.values())
     try:
         for raw_name in form:
             values = [await v.read() if isinstance(v, UploadFile) else _utf_8(v) for v in form.getlist(raw_name)]
             name = _utf_8(raw_name)
-            fields[name] = values if len(values) > 1 or name in plurals else values[0]
+            is_input = name not in known and isinstance(values[0], bytes)
+            of_kind = inputs if is_input and "inputs" in known else fields
+            of_kind[name] = values if len(values) > 1 or name in plurals else values[0]
     finally:
         await form.close()
     for singular, plural in repeatable.items():
         if isinstance(fields.get(singular), list):
             fields[plural] = fields.pop(singular)
-    return fields
+    return fields | ({"inputs": inputs} if inputs else {})
 
 
 def _utf_8(latin_1: str) -> str:

@@ -112,7 +112,7 @@ class Scene:
 
 
 def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> None:
-    requests = [ServiceRequest("vqa", n.to_bytes(4), (f"question {n % 7}",)) for n in range(20_000)]
+    requests = [ServiceRequest("vqa", {"image": n.to_bytes(4)}, (f"question {n % 7}",)) for n in range(20_000)]
     chosen = {}
     for share in (0.0, 0.25, 0.6, 1.0):
         service = Scene(tmp_path, "canary", share).service
@@ -126,7 +126,7 @@ def test_the_share_is_kept_and_an_image_stays_on_its_side(tmp_path: Path) -> Non
     another.challenger.version = "9"
     picked = {n for n, request in enumerate(requests) if another.service.is_chosen(request)}
     assert len(picked & chosen[0.25]) < 0.3 * len(picked), "each challenger has a share of its own"
-    texts = [ServiceRequest("embed", None, (f"text {n}",)) for n in range(2000)]
+    texts = [ServiceRequest("embed", {}, (f"text {n}",)) for n in range(2000)]
     assert 400 < sum(map(Scene(tmp_path, "shadow", 0.25).service.is_chosen, texts)) < 600
 
 
@@ -195,8 +195,10 @@ def test_a_canary_answers_and_is_compared(tmp_path: Path) -> None:
 def test_embeddings_and_streamed_captions_are_the_champions_and_are_compared(tmp_path: Path) -> None:
     async def go() -> None:
         scene = Scene(tmp_path, "canary")
-        assert (await scene.service.run(ServiceRequest("embed", IMAGE, ("a", "b")))).model.version == "7"
-        pieces = [piece async for piece in await scene.service.stream(ServiceRequest("caption", IMAGE, ("",)))]
+        assert (await scene.service.run(ServiceRequest("embed", {"image": IMAGE}, ("a", "b")))).model.version == "7"
+        pieces = [
+            piece async for piece in await scene.service.stream(ServiceRequest("caption", {"image": IMAGE}, ("",)))
+        ]
         assert pieces[:2] == ["a ", "circle"]
         assert isinstance(pieces[2], ServiceResult)
         assert pieces[2].alias == "champion"

@@ -203,6 +203,8 @@ def test_a_form_has_a_bounded_number_of_fields_and_of_files(app: Any, service: F
     assert (more.status_code, error_code(more)) == (400, "bad_request")
     assert "Too many fields" in more.json()["error"]["message"]
     files = send(app, "POST", "/v1/vqa", files=[("image", IMAGE), ("image", IMAGE)], data={"question": "a"})
+    assert (files.status_code, error_code(files)) == (422, "invalid_request")
+    files = send(app, "POST", "/v1/vqa", files=[(f"imu{n}", b"1") for n in range(17)], data={"question": "a"})
     assert (files.status_code, error_code(files)) == (400, "bad_request")
     assert service.seen == []
 

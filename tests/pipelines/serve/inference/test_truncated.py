@@ -34,9 +34,9 @@ def test_the_service_knows_which_texts_are_cut(service: InferenceService, folder
         image = picture()
         return [
             await ask(service, image, TEXTS, 1, False),
-            await service.run(ServiceRequest("match", image, TEXTS)),
-            await service.run(ServiceRequest("embed", None, TEXTS)),
-            await service.run(ServiceRequest("embed", image)),
+            await service.run(ServiceRequest("match", {"image": image}, TEXTS)),
+            await service.run(ServiceRequest("embed", {}, TEXTS)),
+            await service.run(ServiceRequest("embed", {"image": image})),
         ]
 
     assert [answered.truncated for answered in asyncio.run(go())] == [*[(False, True)] * 3, ()]
