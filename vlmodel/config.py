@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+import os
 import pkgutil
 import tomllib
 import types
@@ -24,6 +26,10 @@ from pydantic_core import ErrorDetails
 from vlmodel.errors import ExpectedError
 
 S = TypeVar("S", bound="Section")
+
+
+PARTS = "VLMODEL_PARTS"
+"""Environment variable that names packages with further parts."""
 
 
 class ConfigError(ExpectedError, ValueError):
@@ -62,10 +68,39 @@ def may_change(section: type[Section], prefix: str = "") -> Iterator[str]:
             yield from may_change(inner, f"{prefix}{name}.")
 
 
+def modules_of(package: str) -> dict[str, str]:
+    """The public modules of ``package`` by their names, sorted: those of vlmodel, and of the packages that the
+    environment variable ``VLMODEL_PARTS`` names (comma-separated), which have sub-packages of the same names.
+
+    Raises:
+        ConfigError: such a package is not installed, or has a module that is there already.
+    """
+    found: dict[str, str] = {}
+    for home in (package, *_homes_elsewhere(package)):
+        for module in pkgutil.iter_modules(importlib.import_module(home).__path__):
+            if module.name.startswith("_"):
+                continue
+            if (other := found.setdefault(module.name, f"{home}.{module.name}")) != f"{home}.{module.name}":
+                raise ConfigError(f"{other} and {home}.{module.name} have one name; rename the file of {PARTS}")
+    return dict(sorted(found.items()))
+
+
+def _homes_elsewhere(package: str) -> Iterator[str]:
+    root, _, sub_package = package.partition(".")
+    for name in os.environ.get(PARTS, "").split(",") if root == "vlmodel" else ():
+        if not name.strip():
+            continue
+        if importlib.util.find_spec(name.strip()) is None:
+            raise ConfigError(
+                f"{PARTS} names {name.strip()!r}, which is not installed; install it, or correct the name"
+            )
+        if importlib.util.find_spec(home := f"{name.strip()}.{sub_package}") is not None:
+            yield home
+
+
 def kinds(package: str) -> list[str]:
-    """Names of the parts in ``package``: its public module names, sorted."""
-    folder = importlib.import_module(package).__path__
-    return sorted(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+    """Names of the parts in ``package``, sorted (``modules_of``)."""
+    return list(modules_of(package))
 
 
 def part_config(package: str, kind: str) -> type[Part]:
@@ -74,11 +109,15 @@ def part_config(package: str, kind: str) -> type[Part]:
     Raises:
         ConfigError: there is no such file; the message lists those that exist.
     """
-    if kind not in kinds(package):
+    module = modules_of(package).get(kind)
+    if module is None:
         close = difflib.get_close_matches(kind, kinds(package), 1)
         meant = f"did you mean {close[0]!r}? " if close else ""
-        raise ConfigError(f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(kinds(package))}")
-    config: type[Part] = importlib.import_module(f"{package}.{kind}").Config
+        raise ConfigError(
+            f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(kinds(package))}, or name the "
+            f"package that has it in {PARTS}"
+        )
+    config: type[Part] = importlib.import_module(module).Config
     return config
 
 

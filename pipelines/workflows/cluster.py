@@ -20,7 +20,7 @@ from ray.data import DataContext
 from transformers.utils import logging as transformers_logging
 
 from pipelines.workflows import signals
-from vlmodel.config import Section
+from vlmodel.config import PARTS, Section
 from vlmodel.errors import ExpectedError
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -167,7 +167,7 @@ def _join_cluster(address: str) -> None:
     _require_answer(address)
     # A submitted job has its working directory already; a second one would hide it.
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    variables = {name: os.environ[name] for name in _ENVIRONMENT}
+    variables = {name: os.environ[name] for name in (*_ENVIRONMENT, PARTS) if name in os.environ}
     environment: dict[str, object] = {"env_vars": variables}
     if not submitted:
         environment |= {"working_dir": str(_REPOSITORY), "excludes": _NOT_SHIPPED}

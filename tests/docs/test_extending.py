@@ -6,6 +6,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 from pipelines.data.importing.run import import_data
 from pipelines.data.tars.errors import Reason
 from tests.vlmodel.conftest import examples, processor, tokenizer  # noqa: F401 - fixtures
-from tests.vlmodel.tiny import batch_for, tiny_tree
+from tests.vlmodel.tiny import batch_for, for_tasks, tiny_tree
 from vlmodel.config import kinds, parse, part_config
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
@@ -43,7 +44,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def test_every_example_is_a_kind_of_its_package() -> None:
     assert {path.rpartition("/")[0] for path in EXAMPLES} == {
-        "vlmodel/fusion", "vlmodel/vision", "vlmodel/modality", "pipelines/data/importers",
+        "vlmodel/fusion", "vlmodel/vision", "vlmodel/modality", "vlmodel/tasks", "pipelines/data/importers",
     }  # fmt: skip
     for path in EXAMPLES:
         package, _, name = path.replace("/", ".").rpartition(".")
@@ -55,6 +56,7 @@ def test_every_example_is_a_kind_of_its_package() -> None:
     [
         {"fusion": {"kind": "bilinear"}},
         {"vision": {"kind": "convmixer", "depth": 1}},
+        {"task": {"kind": "counting"}},
         {"inputs": {"imu": {"kind": "recurrent", "channels": 3, "width": 16}}},
         {"inputs": {"imu": {"kind": "recurrent", "channels": 3}}, "vision": {"kind": "none"}},
     ],
@@ -67,8 +69,9 @@ def test_the_parts_train_and_a_saved_model_answers_the_same(
 ) -> None:
     tree = tiny_tree(**parts)
     torch.manual_seed(0)
-    model = VLModel.from_tree(tree, processor)
-    batch = batch_for(processor, tree.task.tasks(), examples, tree)
+    model = VLModel.from_tree(tree, for_tasks(processor, tree.task.tasks(), tree))
+    counted = [replace(example, targets=("3", "1")[: len(example.texts)]) for example in examples]
+    batch = batch_for(processor, tree.task.tasks(), counted, tree)
     model(**batch).loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     model.eval().save_pretrained(tmp_path)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pkgutil
 
 from vlmodel import media as package
+from vlmodel.config import modules_of
 from vlmodel.media.base import Medium
 
 _OTHERS = ("base", "registry")
@@ -14,10 +14,9 @@ _OTHERS = ("base", "registry")
 
 @functools.cache
 def media() -> dict[str, Medium]:
-    """Every medium by its name: the ``MEDIUM`` of each file of this package."""
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    files = [name for name in names if not name.startswith("_") and name not in _OTHERS]
-    return {name: importlib.import_module(f"{package.__name__}.{name}").MEDIUM for name in files}
+    """Every medium by its name: the ``MEDIUM`` of each file of this package, and of others (``VLMODEL_PARTS``)."""
+    files = {name: module for name, module in modules_of(package.__name__).items() if name not in _OTHERS}
+    return {name: importlib.import_module(module).MEDIUM for name, module in files.items()}
 
 
 def medium_of(extension: str) -> Medium | None:

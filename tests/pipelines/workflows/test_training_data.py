@@ -190,7 +190,7 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
         ),
         (
             ["model.task.kind=caption", "data.mix={}"],
-            r"asked has captions with an image, of which the model learns;",
+            r"asked has captions with an input, of which the model learns;",
         ),
     ],
 )

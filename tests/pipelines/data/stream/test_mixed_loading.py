@@ -158,7 +158,7 @@ def test_a_source_without_what_the_tasks_read_is_refused(mixture: Mixture, tmp_p
     captioner.save_pretrained(tmp_path)
     assert replace(named, processor=str(tmp_path)).plan(shuffle=True).size == NAMED
     with pytest.raises(
-        DataError, match=r"asked has no train sample with captions with an image \(it has {'train': 11}\)"
+        DataError, match=r"asked has no train sample with captions with an input \(it has {'train': 11}\)"
     ):
         replace(asked, processor=str(tmp_path)).plan(shuffle=True)
 
@@ -227,7 +227,7 @@ def test_texts_of_which_no_task_makes_anything_are_refused(with_texts: Mixture, 
     processor = VLProcessor.from_pretrained(said.processor)
     captioner = VLProcessor(processor.config, processor.tokenizer, [], {"": processor.tasks["name"]})
     captioner.save_pretrained(tmp_path)
-    with pytest.raises(DataError, match=r"has no train sample with captions with an image .*; leave this source out"):
+    with pytest.raises(DataError, match=r"has no train sample with captions with an input .*; leave this source out"):
         replace(said, processor=str(tmp_path)).plan(shuffle=True)
 
 
