@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.answered import answered_rows
 from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
+from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 from vlmodel.task import Task
@@ -63,14 +65,19 @@ def choose_examples(
 
 
 def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task: str = "") -> list[Card]:
-    """Cards for ``training_pictures.examples_page``: the decoded image with the attention for the answer."""
-    images = _read_images({(row.split, row.key) for row in rows}, index)
+    """Cards for ``training_pictures.examples_page``: the decoded image with the attention for the answer. Samples
+    without an image have none.
+    """
+    inputs_of = _read_inputs({(row.split, row.key) for row in rows}, index, {IMAGE, *predictor.processor.reads})
     cards = []
     for row in rows:
-        image = images[row.split, row.key]
-        ((prediction,),) = predictor.predict([Example({"image": image}, (row.text,))], 1, attention=True, task=task)
+        inputs = inputs_of[row.split, row.key]
+        if IMAGE not in inputs:
+            continue
+        ((prediction,),) = predictor.predict([Example(inputs, (row.text,))], 1, attention=True, task=task)
         shown = {name: getattr(row, name) for name in ("title", "answer", "predicted", "probability", "right")}
-        cards.append(Card(predictor.processor.decode_image(image), **shown, attention_HW=prediction.attention_HW))
+        image = predictor.processor.decode_image(inputs[IMAGE])
+        cards.append(Card(image, **shown, attention_HW=prediction.attention_HW))
     return cards
 
 
@@ -85,11 +92,13 @@ def image_bytes(key: str, index: Index, split: str = "") -> bytes:
         DataError: there is no such sample.
     """
     splits = (split,) if split else _HELD_OUT_FIRST
-    images = _read_images({(name, key) for name in splits}, index)
+    inputs_of = _read_inputs({(name, key) for name in splits}, index, {IMAGE})
     for name in splits:
-        if (name, key) in images:
-            return images[name, key]
-    raise DataError(f"the index of {index.tars} has no sample {key!r}{f' of split {split!r}' if split else ''}")
+        if IMAGE in inputs_of.get((name, key), {}):
+            return inputs_of[name, key][IMAGE]
+    raise DataError(
+        f"the index of {index.tars} has no image of sample {key!r}{f' in split {split!r}' if split else ''}"
+    )
 
 
 def _sample_ids(answers: pa.Table) -> list[tuple[str, str]]:
@@ -97,14 +106,15 @@ def _sample_ids(answers: pa.Table) -> list[tuple[str, str]]:
     return list(zip(answers["split"].to_pylist(), answers["key"].to_pylist(), strict=True))
 
 
-def _read_images(samples: set[tuple[str, str]], index: Index) -> dict[tuple[str, str], bytes]:
-    """The images of those (split, key) pairs that the index has."""
-    reader, images = ShardReader(index), dict[tuple[str, str], bytes]()
+def _read_inputs(
+    samples: set[tuple[str, str]], index: Index, names: Collection[str]
+) -> dict[tuple[str, str], Mapping[str, bytes]]:
+    """The named inputs of those (split, key) pairs that the index has."""
+    reader, found = ShardReader(index), dict[tuple[str, str], Mapping[str, bytes]]()
     for shard in index.shards:
-        if len(images) == len(samples):
+        if len(found) == len(samples):
             break
         rows = [row for row, sample in enumerate(_sample_ids(index.rows(shard.name))) if sample in samples]
-        images |= {
-            (record.split, record.key): record.inputs["image"] for record in reader.read(shard.name, rows, texts=False)
-        }
-    return images
+        records = reader.read(shard.name, rows, inputs=names, texts=False)
+        found |= {(record.split, record.key): record.inputs for record in records}
+    return found

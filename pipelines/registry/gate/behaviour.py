@@ -101,6 +101,7 @@ def probe_records(index: Index, split: str) -> list[Sample]:
 def run_probe(predictor: Predictor, records: Sequence[Sample], task: str) -> ProbeResult:
     """Ask the model about the records as they are, reworded, about each other's images, and about a blank image."""
     asked = predictor.processor.tasks[task]
+    records = [record for record in records if "image" in record.inputs]
     texts = [[row.text for row in rows] for rows in answerable_rows(asked, records)]
     images = [record.inputs["image"] for record in records]
     if not any(texts):

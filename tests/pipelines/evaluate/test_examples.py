@@ -55,6 +55,7 @@ class _Shows:
     """Stands for a model; its processor gives a picture's colour."""
 
     processor: _Shows
+    reads = ("image",)
 
     def __init__(self) -> None:
         self.processor = self
