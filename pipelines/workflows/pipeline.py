@@ -19,6 +19,8 @@ from pipelines.tracking.address import TrackingError, page_command, tracking_uri
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
+from vlmodel.operations.ask import Ask
+from vlmodel.operations.base import operations_of
 
 _PAGE_START_S = 180
 
@@ -52,7 +54,13 @@ def run(work: Workspace) -> None:
 
 
 def _ask_one(work: Workspace, address: str) -> None:
-    """Ask the service about the first image of the evaluated split, and print its answers beside the right ones."""
+    """Ask the service about the first image of the evaluated split, and print its answers beside the right ones; of a
+    model that answers no questions, only say where it is asked.
+    """
+    operations = operations_of(work.config.model.task.tasks())
+    if Ask.name not in operations:
+        print(f"\nthe model answers at {' and '.join(f'{address}/v1/{name}' for name in operations)}", flush=True)
+        return
     samples = work.newest_index()
     for shard in samples.shards:
         table = samples.rows(shard.name)

@@ -157,10 +157,11 @@ class Samples:
 
     def input_places(self, records: Sequence[Sample]) -> Arrays:
         """``INPUT.place_B`` (see ``VLModel.forward``) of each input that some of the samples lack."""
+        present = {record.present for record in records}
         return {
             f"{name}.place_B": places(name in record.present for record in records)
             for name in self.processor.reads
-            if any(name not in record.present for record in records)
+            if any(name not in of_some for of_some in present)
         }
 
     def keys(self, indices: SampleIndices) -> list[str]:

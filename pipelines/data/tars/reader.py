@@ -16,7 +16,8 @@ from pipelines.errors import DataError
 from vlmodel.sample import Sample, Texts
 
 _CACHED_SHARDS = 256
-_COLUMNS = ("key", "split", "present", "json_offset", "json_size", "txt_offset", "txt_size", "texts_hash")
+_COLUMNS = ("key", "split", "present")
+_TEXT_COLUMNS = ("json_offset", "json_size", "txt_offset", "txt_size", "texts_hash")
 
 Range = tuple[int, int]
 
@@ -46,8 +47,8 @@ class ShardReader:
             DataError: the shard cannot be read, or is not the one that was indexed.
             IndexError: there is no such row.
         """
-        samples = self._index_rows(shard, rows)
         names = [name for name in self._inputs if name in inputs]
+        samples = self._index_rows(shard, rows, names, texts)
         ranges: list[Range] = []
         places: list[tuple[dict[str, int], slice]] = []
         for sample in samples:
@@ -91,7 +92,7 @@ class ShardReader:
 
     def read_metadata(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         """The metadata in the JSON of each sample beside its texts; the errors of ``read``."""
-        samples = self._index_rows(shard, rows)
+        samples = self._index_rows(shard, rows, (), True)
         stored = [sample for sample in samples if sample["json_offset"] is not None]
         pieces = iter(self._read_ranges(shard, [(sample["json_offset"], sample["json_size"]) for sample in stored]))
         metadata = []
@@ -104,11 +105,12 @@ class ShardReader:
         return metadata
 
     def _read_rows(self, shard: str) -> pa.Table:
-        of_inputs = (f"{name}.{column}" for name in self._inputs for column in ("offset", "size", "sha256"))
-        return self.index.rows(shard).select([*_COLUMNS, *of_inputs])
+        return self.index.rows(shard).select([*_COLUMNS, *_TEXT_COLUMNS, *_input_columns(self._inputs)])
 
-    def _index_rows(self, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        samples: list[dict[str, Any]] = self._rows(shard).take(pa.array(rows, pa.int64())).to_pylist()
+    def _index_rows(self, shard: str, rows: Sequence[int], inputs: Sequence[str], texts: bool) -> list[dict[str, Any]]:
+        """These rows, with the columns of some inputs and of the texts: each column costs its time in every batch."""
+        columns = [*_COLUMNS, *(_TEXT_COLUMNS if texts else ()), *_input_columns(inputs)]
+        samples: list[dict[str, Any]] = self._rows(shard).select(columns).take(pa.array(rows, pa.int64())).to_pylist()
         return samples
 
     def _read_ranges(self, shard: str, ranges: Sequence[Range]) -> list[bytes]:
@@ -145,6 +147,10 @@ class ShardReader:
         where = f"sample {sample['key']!r} in shard {shard!r} of {self.index.tars!r}"
         remedy = "run the index job again, with data.index.force=true where the tar's size and time are unchanged"
         return DataError(f"{where} is not what was indexed; the shard has changed: {remedy}")
+
+
+def _input_columns(inputs: Sequence[str]) -> list[str]:
+    return [f"{name}.{column}" for name in inputs for column in ("offset", "size", "sha256")]
 
 
 def _input_range(sample: dict[str, Any], name: str) -> Range:

@@ -200,7 +200,7 @@ def test_a_rollback_goes_back_and_never_returns_to_what_was_given_up(
         ((prediction,),) = Predictor.from_pretrained(registry.champion().folder).predict([Example(*asked)])
         return np.array([probability for _, probability in prediction.answers]).tobytes()
 
-    asked = (example[0], (example[1],))
+    asked = ({"image": example[0]}, (example[1],))
     registry.promote("1", "first", over=None)
     before = answers()
     registry.promote("2", "better", over="1")
