@@ -161,7 +161,7 @@ def test_help_of_every_job(job: str, monkeypatch: pytest.MonkeyPatch, capsys: py
         runpy.run_module(f"jobs.{job}", run_name="__main__", alter_sys=True)
     assert not stopped.value.code
     shown = capsys.readouterr().out
-    assert f"python -m jobs.{job}" in shown
+    assert ("raylm JOB" if job == "cli" else f"python -m jobs.{job}") in shown
     assert "--config" in shown
 
 

@@ -186,10 +186,11 @@ class JobConfig(Section):
         kept = f"train.feature_cache={self.train.feature_cache!r} keeps what frozen encoders give"
         augment = self.train.augment
         if not self.model.frozen_streams():
+            further = self.model.inputs
+            parts = (f"model.{'inputs.' if name in further else ''}{name}" for name in self.model.encoders())
+            trained = " and ".join(f"{part}.frozen=false" for part in parts)
             return (
-                f"{kept}, and with model.vision.frozen=false, model.language.frozen=false and "
-                "model.inputs.NAME.frozen=false training changes that; set one of them to true, or "
-                "train.feature_cache=off"
+                f"{kept}, and with {trained} training changes that; set one of them to true, or train.feature_cache=off"
             )
         return (
             f"{kept} of each image and text, and train.augment (flip={augment.flip}, min_area={augment.min_area}, "

@@ -54,7 +54,7 @@ def test_a_challenger_of_another_kind_is_refused(tmp_path: Path, deployed: list[
     other = save_model(tmp_path / "other", DECODERS["caption"])
     version = service.registry.log_model(run_id, other, (picture(0), ""), SCORE)
     service.registry.set_challenger(version.version, is_usable=True)
-    with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'tokens'"):
+    with pytest.raises(RegistryError, match=r"challenger \(version 2\) and champion \(version 1\) .*'kind': 'caption'"):
         serve.start(Workspace(service.config))
     assert deployed == []
 

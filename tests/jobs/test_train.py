@@ -78,7 +78,7 @@ def test_other_data_are_refused(config: Begun, monkeypatch: pytest.MonkeyPatch) 
 def test_a_source_that_was_added_to_a_mix_is_another_setting(config: Begun) -> None:
     claim(config("data.mix.a.tars=a"))
     claim(config("data.mix.a.tars=moved"))
-    with pytest.raises(ConfigError, match=r"data\.mix\.b\.members: nothing -> "):
+    with pytest.raises(ConfigError, match=r"data\.mix\.b\.inputs: nothing -> "):
         claim(config("data.mix.a.tars=a", "data.mix.b.tars=b"))
 
 

@@ -126,7 +126,7 @@ def test_the_command_raylm_runs_the_jobs(capsys: pytest.CaptureFixture[str]) -> 
         (
             "train.feature_cache=float32",
             "train.feature_cache='float32' keeps what frozen encoders give, and with model.vision.frozen=false and "
-            "model.inputs.NAME.frozen=false training changes that; set one of them to true",
+            "model.language.frozen=false training changes that; set one of them to true",
         ),
     ],
 )

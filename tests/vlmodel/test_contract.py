@@ -496,7 +496,9 @@ def test_encoded_once_equals_encoded_for_each_text(
 ) -> None:
     model = make_model()
     calls = []
-    model.vision.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    model.vision.register_forward_hook(
+        lambda _, __, inputs, ___: calls.append(len(inputs["pixels_BHWC"])), with_kwargs=True
+    )
     once = model(**batch).logits_NK
     assert calls == [2]
     split = [Example(e.inputs, (text,)) for e in examples for text in e.texts]

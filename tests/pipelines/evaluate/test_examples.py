@@ -47,7 +47,7 @@ def test_the_picture_of_a_key_is_that_of_the_split(index: Index) -> None:
         assert colour(image_bytes("0", index, split)) == expected
     assert colour(image_bytes("0", index)) == COLOURS["val"]
     assert colour(image_bytes("alone", index)) == COLOURS["train"]
-    with pytest.raises(DataError, match="no sample 'alone' of split 'val'"):
+    with pytest.raises(DataError, match="no image of sample 'alone' in split 'val'"):
         image_bytes("alone", index, "val")
 
 

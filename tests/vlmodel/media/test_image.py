@@ -52,7 +52,7 @@ DECODE = """
 from vlmodel.images.errors import ImageError as Refused
 from vlmodel.media import image
 from vlmodel.processor import VLProcessor
-look = VLProcessor.from_pretrained(sys.argv[2]).decode
+look = VLProcessor.from_pretrained(sys.argv[2]).decode_image
 """
 # The peak of a process's own memory: that of getrusage may be of the process that started it.
 MEASURE = """
