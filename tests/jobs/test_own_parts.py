@@ -31,8 +31,9 @@ async def go():
     await service.load(sys.argv[1], "own", "1")
     transport = httpx.ASGITransport(create_app(service, config), client=("127.0.0.1", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        image = base64.b64encode(open(sys.argv[2], "rb").read()).decode()
-        answer = await client.post("/v1/count", json={"image": image, "question": "how many?"})
+        image, imu = (base64.b64encode(open(file, "rb").read()).decode() for file in sys.argv[2:])
+        body = {"image": image, "inputs": {"imu": imu}, "question": "how many?"}
+        answer = await client.post("/v1/count", json=body)
         model = await client.get("/v1/model")
         print(answer.status_code, answer.json()["number"], model.json()["tasks"])
     service.close()
@@ -92,12 +93,14 @@ def test_parts_of_an_own_package_do_all_that_others_do(
     assert pq.read_table(answers).num_rows == 8
     assert all(float(number) == float(number) for number in pq.read_table(answers)["predicted"].to_pylist())
     (picture := acme / "picture.jpg").write_bytes(photo(1))
+    (imu := acme / "imu.npy").write_bytes(series(1))
     model = next(
         file.parent for file in (acme / "runs").rglob("config.json") if (file.parent / "processor.json").is_file()
     )
     served = subprocess.run(
-        [sys.executable, "-c", SERVE, str(model), str(picture)], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", SERVE, str(model), str(picture), str(imu)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert served.returncode == 0, served.stderr
     status, number, tasks = served.stdout.split(maxsplit=2)
     assert (status, tasks.strip()) == ("200", "['count']")
