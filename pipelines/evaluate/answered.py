@@ -16,10 +16,12 @@ def answered_rows(answers: pa.Table) -> AnsweredRows:
     columns = {
         name: answers[name].to_pylist() for name in ("text", "target", "references", "id", "answers", "predicted")
     }
-    asked = zip(columns["text"], columns["target"], columns["references"], columns["id"], strict=True)
+    of_rows = zip(columns["text"], columns["target"], columns["references"], columns["id"], strict=True)
     return AnsweredRows(
         sample_N=sample_numbers(answers),
-        rows=[Row(text, target, tuple(references or ()), identifier) for text, target, references, identifier in asked],
+        rows=[
+            Row(text, target, tuple(references or ()), identifier) for text, target, references, identifier in of_rows
+        ],
         predicted=columns["predicted"],
         probability=answers["probability"].to_pylist(),
         ranked=[ranked or [] for ranked in columns["answers"]],

@@ -16,6 +16,7 @@ from pipelines.report.training_pictures import Card
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Predictor
+from vlmodel.judging import ExampleAnswer
 from vlmodel.processor import Example
 from vlmodel.task import Task
 
@@ -29,20 +30,13 @@ class ExampleRow:
     Attributes:
         key, split: of the sample.
         text: of the request.
-        title: text above the picture.
-        answer: the right answer; for captions one that people gave.
-        predicted, probability: the best answer.
-        right: whether it is right; None where that is no question of right and wrong.
+        answer: what the page shows of it.
     """
 
     key: str
     split: str
     text: str
-    title: str
-    answer: str
-    predicted: str
-    probability: float
-    right: bool | None
+    answer: ExampleAnswer
 
 
 def choose_examples(
@@ -51,15 +45,12 @@ def choose_examples(
     """Up to ``count`` rows, half of them wrong if there are so many; the same for the same table."""
     columns = {name: answers[name].to_pylist() for name in ("key", "split", "text")}
     rows = [
-        ExampleRow(
-            columns["key"][one.row], columns["split"][one.row], columns["text"][one.row], one.title, one.answer,
-            one.predicted, one.probability, one.right,
-        )
-        for one in task.examples(answered_rows(answers), normalizer)
-    ]  # fmt: skip
+        ExampleRow(columns["key"][answer.row], columns["split"][answer.row], columns["text"][answer.row], answer)
+        for answer in task.examples(answered_rows(answers), normalizer)
+    ]
     rng = random.Random(seed)
-    wrong = [row for row in rows if row.right is False]
-    others = [row for row in rows if row.right is not False]
+    wrong = [row for row in rows if row.answer.right is False]
+    others = [row for row in rows if row.answer.right is not False]
     some_wrong = rng.sample(wrong, min(len(wrong), count // 2))
     return some_wrong + rng.sample(others, min(len(others), count - len(some_wrong)))
 
@@ -75,7 +66,7 @@ def make_cards(rows: list[ExampleRow], index: Index, predictor: Predictor, task:
         if IMAGE not in inputs:
             continue
         ((prediction,),) = predictor.predict([Example(inputs, (row.text,))], 1, attention=True, task=task)
-        shown = {name: getattr(row, name) for name in ("title", "answer", "predicted", "probability", "right")}
+        shown = {name: getattr(row.answer, name) for name in ("title", "answer", "predicted", "probability", "right")}
         image = predictor.processor.decode_image(inputs[IMAGE])
         cards.append(Card(image, **shown, attention_HW=prediction.attention_HW))
     return cards

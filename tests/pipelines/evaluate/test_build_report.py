@@ -143,7 +143,7 @@ def test_answers_in_other_spellings_are_right_by_the_rules() -> None:
     assert report.by_answer == [("yes", 2, 0.5), ("2 dogs", 1, 1.0)]
     assert "outside the model's vocabulary" not in str(report)
     assert report_of(rows, "val", ASKED, ["yes", "no"]).value == 0
-    assert [row.right for row in choose_examples(rows, ASKED, 3, normalizer="vqa")].count(True) == 2
+    assert [row.answer.right for row in choose_examples(rows, ASKED, 3, normalizer="vqa")].count(True) == 2
 
 
 def test_texts_that_were_cut_are_counted() -> None:
@@ -274,7 +274,8 @@ def test_examples_are_half_wrong_where_there_are_enough() -> None:
 
 def test_captions_and_retrieved_texts_make_examples_too() -> None:
     captions = table({"key": "a", "text": "", "target": "t", "references": ["t"], "predicted": "x", "probability": 1.0})
-    (chosen,) = choose_examples(captions, CAPTIONED, 4)
+    (example,) = choose_examples(captions, CAPTIONED, 4)
+    chosen = example.answer
     assert (chosen.title, chosen.right, chosen.answer, chosen.predicted) == ("", None, "t", "x")
     rows = [
         {"key": key, "text": text, "probability": 1.0, "image_embedding": image, "text_embedding": description}
@@ -284,6 +285,6 @@ def test_captions_and_retrieved_texts_make_examples_too() -> None:
             ("b", "of b", [0.5, 0.1], [0.0, 1.0]),
         )
     ]  # fmt: skip
-    found = {row.key: row for row in choose_examples(table(*rows), COMPARED, 4)}
+    found = {row.key: row.answer for row in choose_examples(table(*rows), COMPARED, 4)}
     assert (found["a"].predicted, found["a"].right) == ("of a", True)
     assert (found["b"].predicted, found["b"].right, found["b"].answer) == ("of a", False, "of b")

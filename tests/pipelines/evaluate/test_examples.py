@@ -95,7 +95,7 @@ def test_what_belongs_to_an_image_of_the_same_key_is_found_wrong() -> None:
     assert report.samples == 2
     assert report.metrics["text_to_image_recall_at_1"] == 0.5
     assert score_examples(table(*rows), COMPARED).value == pytest.approx(report.value)
-    assert {chosen.split: chosen.right for chosen in choose_examples(table(*rows), COMPARED, 4)} == {
+    assert {chosen.split: chosen.answer.right for chosen in choose_examples(table(*rows), COMPARED, 4)} == {
         "train": True,
         "val": True,
     }
