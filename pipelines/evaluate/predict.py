@@ -117,7 +117,9 @@ class _PredictActor:
         neighbours may show the same scene.
         """
         size = len(arrays["row_B"])
-        drawn = [is_drawn(*sample, self._exchanged) for sample in zip(columns["split"], columns["key"], strict=True)]
+        drawn = [
+            is_in_hash_sample(*sample, self._exchanged) for sample in zip(columns["split"], columns["key"], strict=True)
+        ]
         rows = np.flatnonzero(drawn).tolist()
         if size < 2 or not rows:
             return {}
@@ -154,7 +156,7 @@ def select_inputs(
     return chosen
 
 
-def is_drawn(split_name: str, key: str, share: float) -> bool:
+def is_in_hash_sample(split_name: str, key: str, share: float) -> bool:
     """Whether a sample belongs to a share of all samples, which is the same in every run."""
     digest = hashlib.sha256(f"exchanged|{split_name}|{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64

@@ -45,7 +45,7 @@ class GoldenAnswer(BaseModel):
 _GOLDEN = TypeAdapter(list[GoldenAnswer])
 
 
-def create(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
+def record_answers(predictor: Predictor, examples: Mapping[str, tuple[bytes, str]]) -> list[GoldenAnswer]:
     """Answer each task's example: as it is, and transposed and stored in other formats.
 
     Generated texts are the result of many choices, and rounding decides near ties. So only those are stored that are

@@ -57,7 +57,7 @@ class PackageStore:
         """
         bases.publish(checkpoint, self._storage)
         predictor = Predictor.from_pretrained(checkpoint)
-        answers = golden.create(predictor, examples or {next(iter(predictor.processor.tasks)): example})
+        answers = golden.record_answers(predictor, examples or {next(iter(predictor.processor.tasks)): example})
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)

@@ -64,7 +64,7 @@ class Change:
     flipped: bool
 
 
-def draw(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> Change:
+def draw_change(config: AugmentConfig, height: int, width: int, rng: np.random.Generator) -> Change:
     """The change of an image of this size."""
     crop = None
     if config.min_area < 1:
@@ -75,13 +75,13 @@ def draw(config: AugmentConfig, height: int, width: int, rng: np.random.Generato
 
 
 def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Generator) -> np.ndarray:
-    """A copy of the uint8 image, of the same size, changed by ``draw``."""
+    """A copy of the uint8 image, of the same size, changed by ``draw_change``."""
     # Importing torch takes seconds, which tasks that augment nothing save.
     import torch
     from torchvision.transforms.v2 import functional as tv
 
     height, width, _ = pixels_HWC.shape
-    change = draw(config, height, width, rng)
+    change = draw_change(config, height, width, rng)
     image = torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
     if change.crop is not None:
         image = tv.resized_crop(image, *change.crop, list(image.shape[-2:]), antialias=True)

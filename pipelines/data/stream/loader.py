@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data.stream.augment import AugmentConfig, augment, draw, swapped
+from pipelines.data.stream.augment import AugmentConfig, augment, draw_change, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples, with_input
 from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
 from vlmodel.array_names import join
@@ -118,7 +118,7 @@ class MicroBatches(Batches):
         return [
             record._replace(texts=swapped(record.texts, self.augmentation.swap))
             if IMAGE in record.present
-            and draw(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
+            and draw_change(self.augmentation, side, side, self._sample_generator(epoch, record.key)).flipped
             else record
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]

@@ -16,7 +16,7 @@ from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
-from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_drawn, predict, write
+from pipelines.evaluate.predict import PredictConfig, _PredictActor, is_in_hash_sample, predict, write
 from tests.pipelines.evaluate.test_build_report import table
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.sample import Question, Texts
@@ -43,17 +43,17 @@ def test_drawn_images_are_exchanged_for_ones_that_are_half_a_batch_away() -> Non
     arrays = {"image.pixels_BHWC": pixels_BHWC, "sample_N": np.repeat(np.arange(8), 2), "row_B": np.arange(8)}
     columns = {"split": ["val"] * 16, "key": [k for k in keys for _ in "ab"], "text": ["what is it?", "is it?"] * 8}
     found = answerer._answers_about_other_images(arrays, columns)
-    drawn = [is_drawn("val", key, 0.5) for key in keys]
+    drawn = [is_in_hash_sample("val", key, 0.5) for key in keys]
     expected = [str((n + 4) % 8) if drawn[n] else None for n in range(8) for _ in "ab"]
     assert 0 < sum(drawn) < 8
     assert found["shuffled"] == expected
 
 
 def test_a_share_is_drawn_by_hash() -> None:
-    assert sum(is_drawn("val", str(n), 0.25) for n in range(4000)) == pytest.approx(1000, abs=100)
-    assert all(is_drawn("val", str(n), 1.0) for n in range(100))
-    assert not any(is_drawn("val", str(n), 0.0) for n in range(100))
-    pairs = [(is_drawn("val", str(n), 0.5), is_drawn("test", str(n), 0.5)) for n in range(100)]
+    assert sum(is_in_hash_sample("val", str(n), 0.25) for n in range(4000)) == pytest.approx(1000, abs=100)
+    assert all(is_in_hash_sample("val", str(n), 1.0) for n in range(100))
+    assert not any(is_in_hash_sample("val", str(n), 0.0) for n in range(100))
+    pairs = [(is_in_hash_sample("val", str(n), 0.5), is_in_hash_sample("test", str(n), 0.5)) for n in range(100)]
     assert any(one != other for one, other in pairs)
 
 

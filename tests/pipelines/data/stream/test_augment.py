@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipelines.data.stream.augment import AugmentConfig, all_texts, augment, draw, names_a_side, swapped
+from pipelines.data.stream.augment import AugmentConfig, all_texts, augment, draw_change, names_a_side, swapped
 from vlmodel.config import ConfigError, parse
 from vlmodel.sample import Question, Texts
 
@@ -62,7 +62,7 @@ def test_what_is_drawn_is_what_is_done(min_area: float) -> None:
     config = AugmentConfig(flip=0.5, min_area=min_area)
     turned = 0
     for seed in range(40):
-        change = draw(config, 16, 16, np.random.default_rng(seed))
+        change = draw_change(config, 16, 16, np.random.default_rng(seed))
         row = augment(image, config, np.random.default_rng(seed))[0, :, 0].astype(int)
         assert change.flipped == (row[0] > row[-1])
         turned += change.flipped
