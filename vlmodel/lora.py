@@ -1,0 +1,134 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) of peft, in any module.
+
+``inject`` puts an adapter beside each layer that it targets. The layer's own weights are frozen and move under the name
+``base_layer``; the adapter's are trained. The second of its two matrices begins as zero, so that the module first
+computes what it did before.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from vlmodel.config import ConfigError, Section
+from vlmodel.weights import WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_ADAPTER = "default"
+
+
+class Lora(Section):
+    """Low-rank adapters."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of the change of each weight matrix."""
+    alpha: float = Field(16.0, gt=0)
+    """The change is multiplied by alpha / rank, so that one learning rate fits several ranks."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout of what an adapter reads."""
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """"all-linear", or the layers that get an adapter, each by its name or the end of its path: ["q_proj", "v_proj"]."""
+
+
+def inject(module: nn.Module, config: Lora, exclude: Collection[str] = ()) -> None:
+    """Put adapters into a module, in place, and freeze all of its other parameters.
+
+    Linear layers within torch's ``MultiheadAttention`` get none: it reads their weights itself, without calling them.
+
+    Args:
+        exclude: paths of layers that "all-linear" leaves out, such as the output of a language model.
+
+    Raises:
+        ConfigError: the module has no such layer, or one that can have no adapter.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers.pytorch_utils import Conv1D
+
+    paths = _paths(module, config, exclude)
+    layers = [module.get_submodule(path) for path in paths]
+    module.requires_grad_(False)
+    peft_config = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number
+        lora_dropout=config.dropout,
+        # An expression that these paths alone match; peft compares the names of a list with the ends of all paths.
+        target_modules="|".join(map(re.escape, paths)),
+        # GPT-2's layers keep their weights the other way around; peft would set this itself, with a warning.
+        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers),
+    )
+    try:
+        inject_adapter_in_model(peft_config, module, _ADAPTER)
+    except ValueError as error:
+        raise ConfigError(f"lora.targets={config.targets!r}: {error}") from None
+
+
+def trained_state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module's adapters, by peft's names, as in the files of other programs that read adapters."""
+    from peft import get_peft_model_state_dict
+
+    return dict(get_peft_model_state_dict(module, adapter_name=_ADAPTER, save_embedding_layers=False))
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Give the adapters of ``inject`` the weights of ``trained_state``.
+
+    Raises:
+        WeightsError: they are those of other adapters.
+    """
+    from peft import set_peft_model_state_dict
+
+    own = {name: tuple(tensor.shape) for name, tensor in trained_state(module).items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if other := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+        name = other[0]
+        raise WeightsError(
+            f"{len(other)} weights are not those of these adapters, such as {name!r}: {given.get(name)} where "
+            f"{own.get(name)} is needed (None: there is none); use the settings of lora with which they were trained"
+        )
+    set_peft_model_state_dict(module, dict(state), adapter_name=_ADAPTER)
+
+
+def merge(module: nn.Module) -> None:
+    """Add the adapters to the weights beside them, in place, and remove them: the module is again as it was before
+    ``inject``, with other weights.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for path, layer in list(module.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge(safe_merge=True)
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(module, "peft_config"):
+        del module.peft_config
+
+
+def _paths(module: nn.Module, config: Lora, exclude: Collection[str]) -> list[str]:
+    """Paths of the layers that get an adapter."""
+    from torch import nn
+    from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+    from transformers.pytorch_utils import Conv1D
+
+    named = dict(module.named_modules())
+    if config.targets == "all-linear":
+        linear = {path for path, layer in named.items() if isinstance(layer, nn.Linear | Conv1D)}
+        paths = {p for p in linear - set(exclude) if not isinstance(named[p], NonDynamicallyQuantizableLinear)}
+        if not paths:
+            raise ConfigError(f"lora.targets='all-linear': {type(module).__name__} has no linear layer")
+        return sorted(paths)
+    found: set[str] = set()
+    for target in config.targets:
+        ends = {path for path in named if path == target or path.endswith(f".{target}")}
+        if not ends:
+            names = sorted({path.rpartition(".")[2] for path, layer in named.items() if isinstance(layer, nn.Linear)})
+            raise ConfigError(
+                f"lora.targets names {target!r}, and {type(module).__name__} has no such layer; its linear layers are "
+                f"called {', '.join(names[:20])}"
+            )
+        found |= ends
+    return sorted(found)
