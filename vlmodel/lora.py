@@ -32,7 +32,7 @@ class Lora(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout of what an adapter reads."""
     targets: Literal["all-linear"] | list[str] = "all-linear"
-    """"all-linear", or the layers that get an adapter, each by its name or the end of its path: ["q_proj", "v_proj"]."""
+    """"all-linear", or layers by their names or the ends of their paths: ["q_proj", "v_proj"]."""
 
 
 def inject(module: nn.Module, config: Lora, exclude: Collection[str] = ()) -> None:

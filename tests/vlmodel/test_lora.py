@@ -51,7 +51,7 @@ def block(**settings: Any) -> Block:
     return module
 
 
-x_BCHW = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+INPUT = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
 
 def test_adapters_first_change_nothing_and_are_all_that_is_trained() -> None:
@@ -63,7 +63,7 @@ def test_adapters_first_change_nothing_and_are_all_that_is_trained() -> None:
     trained = {name.partition(".lora_")[0] for name, p in adapted.named_parameters() if p.requires_grad}
     # Attention reads the weights of its output layer without calling it: an adapter there would learn nothing.
     assert trained == {"fc", "mlp.0", "mlp.2"}
-    changed(adapted)(x_BCHW).square().sum().backward()
+    changed(adapted)(INPUT).square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in adapted.parameters() if p.requires_grad)
 
 
@@ -71,9 +71,9 @@ def test_a_reload_is_bit_equal() -> None:
     first, second = changed(block(rank=3)), block(rank=3)
     state = lora.trained_state(first)
     assert {tuple(tensor.shape) for name, tensor in state.items() if "fc" in name} == {(3, 4), (8, 3)}
-    assert not second(x_BCHW).equal(first(x_BCHW))
+    assert not second(INPUT).equal(first(INPUT))
     lora.load_state(second, state)
-    assert second(x_BCHW).equal(first(x_BCHW))
+    assert second(INPUT).equal(first(INPUT))
 
 
 @pytest.mark.parametrize("other", [{"rank": 2}, {"rank": 3, "targets": ["fc"]}])
@@ -85,12 +85,12 @@ def test_weights_of_other_adapters_are_refused(other: dict[str, Any]) -> None:
 def test_merged_adapters_leave_the_module_as_it_was_with_other_weights() -> None:
     torch.manual_seed(0)
     bare, adapted = Block(), changed(block(rank=2))
-    expected = adapted(x_BCHW)
+    expected = adapted(INPUT)
     lora.merge(adapted)
     assert dict(adapted.named_modules()).keys() == dict(bare.named_modules()).keys()
     assert adapted.state_dict().keys() == bare.state_dict().keys()
-    assert not adapted(x_BCHW).equal(bare.eval()(x_BCHW))
-    torch.testing.assert_close(adapted(x_BCHW), expected, atol=1e-5, rtol=1e-5)
+    assert not adapted(INPUT).equal(bare.eval()(INPUT))
+    torch.testing.assert_close(adapted(INPUT), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("error")
