@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.workflows.config import JobConfig
-from vlmodel.config import kinds
-from vlmodel.explain import Setting, packages_of, settings_of, settings_of_kind
+from vlmodel.config import part_kinds
+from vlmodel.explain import SettingDoc, packages_of, settings_of, settings_of_kind
 
 FILE = Path(__file__).with_name("SETTINGS.md")
 HELP = Path(__file__).parents[1] / "jobs" / "settings.json"
@@ -40,7 +40,7 @@ def text() -> str:
         lines.append(f"## {package}\n")
         lines.append(f"{' and '.join(keys) or 'Parts of parts'}: one file a kind in `{package.replace('.', '/')}/`.")
         lines += [f"Default: `{s['default']}`. {s['doc']}" for s in settings if s["package"] == package]
-        for kind in kinds(package):
+        for kind in part_kinds(package):
             lines += ["", f"### {package.rpartition('.')[2]}.kind={kind}\n", *_lines(settings_of_kind(package, kind))]
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
@@ -49,13 +49,13 @@ def text() -> str:
 def stored() -> dict[str, Any]:
     """The file as it should be that ``--help`` reads."""
     packages = {
-        package: {kind: settings_of_kind(package, kind) for kind in kinds(package)}
+        package: {kind: settings_of_kind(package, kind) for kind in part_kinds(package)}
         for package in packages_of(JobConfig)
     }
     return {"settings": list(settings_of(JobConfig)), "packages": packages}
 
 
-def _lines(settings: Iterable[Setting]) -> Iterator[str]:
+def _lines(settings: Iterable[SettingDoc]) -> Iterator[str]:
     for setting in settings:
         yield f"- `{setting['key']}` = `{setting['default']}`. {setting['doc']}"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlmodel.explain import Setting
+    from vlmodel.explain import SettingDoc
 
 FILE = Path(__file__).with_name("settings.json")
 _MAX_WIDTH = 118
@@ -70,7 +70,9 @@ def _collect(tree: Mapping[str, Any], prefix: str, kinds: dict[str, str]) -> Non
             kinds[prefix.removesuffix(".")] = value
 
 
-def _explained(settings: Sequence[Setting], prefix: str, chosen: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+def _explained(
+    settings: Sequence[SettingDoc], prefix: str, chosen: Mapping[str, str]
+) -> Iterator[tuple[str, str, str]]:
     """(key, default, meaning) of each setting, those of chosen parts included."""
     for setting in settings:
         key, package = f"{prefix}{setting['key']}", setting["package"]
@@ -85,8 +87,8 @@ def _explained(settings: Sequence[Setting], prefix: str, chosen: Mapping[str, st
             yield from _explained(_settings_of_kind(package, kind), f"{part}.", chosen)
 
 
-def _settings_of_kind(package: str, kind: str) -> Sequence[Setting]:
-    stored: Sequence[Setting] | None = _stored()["packages"][package].get(kind)
+def _settings_of_kind(package: str, kind: str) -> Sequence[SettingDoc]:
+    stored: Sequence[SettingDoc] | None = _stored()["packages"][package].get(kind)
     if stored is not None:
         return stored
     # A kind of a package that the user installed, or none at all.

@@ -38,14 +38,14 @@ _CORRECTED = {
 
 
 def normal_form(answer: str, normalizer: Normalizer) -> str:
-    """The form in which equal answers are identical: ``normalize``, or the answer itself by "none".
+    """The form in which equal answers are identical: ``normalize_answer``, or the answer itself by "none".
 
-    An answer of which ``normalize`` leaves nothing (an article, such as the choice "A", or punctuation) is its own
-    normal form, in lower case.
+    An answer of which ``normalize_answer`` leaves nothing (an article, such as the choice "A", or punctuation) is its
+    own normal form, in lower case.
     """
     if normalizer == "none":
         return answer
-    return normalize(answer) or answer.strip().lower()
+    return normalize_answer(answer) or answer.strip().lower()
 
 
 def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: Normalizer) -> list[bool]:
@@ -57,7 +57,7 @@ def answers_match(targets: Iterable[str], predicted: Iterable[str], normalizer: 
 
 
 @lru_cache(maxsize=2**16)  # a data set repeats few answers many times
-def normalize(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """An answer as VQA's evaluation compares it.
 
     Lower case, no punctuation but apostrophe, colon and decimal point, digits for the numbers to ten, no articles,

@@ -15,7 +15,7 @@ def stays_on_host(name: str) -> bool:
     return name.rpartition(".")[2] == "distinct_groups_G3"
 
 
-def split(arrays: Mapping[str, V], task: str) -> dict[str, V]:
+def select_task_arrays(arrays: Mapping[str, V], task: str) -> dict[str, V]:
     """The arrays of a batch for ``task``, by their plain names. A single task is called "" and has no prefix."""
     if not task:
         return {name: value for name, value in arrays.items() if "." not in name}
@@ -23,8 +23,8 @@ def split(arrays: Mapping[str, V], task: str) -> dict[str, V]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-def join(task: str, arrays: Mapping[str, V]) -> Iterator[tuple[str, V]]:
-    """The inverse of ``split``."""
+def prefix_array_names(task: str, arrays: Mapping[str, V]) -> Iterator[tuple[str, V]]:
+    """Each array under its name in the batch: the inverse of ``select_task_arrays``."""
     prefix = f"{task}." if task else ""
     for name, value in arrays.items():
         yield prefix + name, value

@@ -31,11 +31,11 @@ FOLDER, FILE, ENVIRONMENT = "_bases", "bases.json", "VLMODEL_BASES"
 WEIGHTS = "model.safetensors"
 
 
-class BaseError(WeightsError):
+class BaseWeightsError(WeightsError):
     """Frozen weights that a model is built on are missing, or are other ones. The message names them and the remedy."""
 
 
-class Base(BaseModel):
+class BaseWeights(BaseModel):
     """The frozen weights of one part.
 
     Attributes:
@@ -56,10 +56,10 @@ class Base(BaseModel):
         return f"{self.sha256}.safetensors"
 
 
-Bases = Mapping[str, Base]
+Bases = Mapping[str, BaseWeights]
 """The bases of a model by the path of their part within it."""
 
-_BASES = TypeAdapter(dict[str, Base])
+_BASES = TypeAdapter(dict[str, BaseWeights])
 # The files of which this process knows that they are what their name says, as they were then.
 _verified: dict[tuple[int, ...], str] = {}
 
@@ -79,14 +79,14 @@ def frozen_names(model: nn.Module) -> frozenset[str]:
     return frozenset(f"{part}.{name}" for part, tensors in frozen_tensors(model).items() for name in tensors)
 
 
-def store(model: nn.Module, folder: Path) -> dict[str, Base]:
+def store_bases(model: nn.Module, folder: Path) -> dict[str, BaseWeights]:
     """Write the bases of a model's parts into a folder, unless they are there. Of several processes that do so at once
     each writes a whole file.
     """
     return {part: _store_tensors(tensors, folder) for part, tensors in frozen_tensors(model).items()}
 
 
-def write_names(bases: Bases, model: Path) -> None:
+def record_bases(bases: Bases, model: Path) -> None:
     """Record in a model's folder which bases its weights are built on."""
     if bases:
         (model / FILE).write_bytes(_BASES.dump_json(dict(bases), indent=1))
@@ -94,11 +94,11 @@ def write_names(bases: Bases, model: Path) -> None:
         (model / FILE).unlink(missing_ok=True)
 
 
-def names_of(model: Path) -> dict[str, Base]:
+def recorded_bases(model: Path) -> dict[str, BaseWeights]:
     """The bases that the weights in a model's folder are built on; {} if it holds them all itself.
 
     Raises:
-        BaseError: the record is damaged.
+        BaseWeightsError: the record is damaged.
     """
     try:
         return _BASES.validate_json((model / FILE).read_bytes())
@@ -106,49 +106,49 @@ def names_of(model: Path) -> dict[str, Base]:
         return {}
     except ValidationError as error:
         reason = str(error).replace("\n", " ")
-        raise BaseError(f"{str(model / FILE)!r} is damaged ({reason}); restore the file from a backup") from None
+        raise BaseWeightsError(f"{str(model / FILE)!r} is damaged ({reason}); restore the file from a backup") from None
 
 
-def find(model: Path, given: Path | None = None) -> dict[str, Path]:
+def find_base_files(model: Path, given: Path | None = None) -> dict[str, Path]:
     """The files of the bases of the model in a folder, by part, each compared with its hash, once in a process.
 
     Args:
         given: a folder that is searched first.
 
     Raises:
-        BaseError: one is nowhere, or its contents are not what its name says.
+        BaseWeightsError: one is nowhere, or its contents are not what its name says.
     """
     files = {}
-    for part, base in names_of(model).items():
-        places = _places(model, given)
+    for part, base in recorded_bases(model).items():
+        places = _base_folders(model, given)
         candidates = [place / base.name for place in places]
         file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
             searched = ", ".join(str(place) for place in places if place.is_dir()) or "no folder of bases"
-            raise BaseError(
+            raise BaseWeightsError(
                 f"the model in {str(model)!r} is built on frozen weights of its part {part!r}, the base {base.name} "
                 f"of {base.bytes / 1e6:.1f} MB, which was not found (searched: {searched}); copy that file from the "
                 f"folder {FOLDER} of the storage where the model was trained into {str(model / FOLDER)!r}, or name a "
                 f"folder that has it in the environment variable {ENVIRONMENT}"
             )
-        verify(file, base)
+        verify_base_file(file, base)
         files[part] = file
     return files
 
 
-def verify(file: Path, base: Base) -> None:
+def verify_base_file(file: Path, base: BaseWeights) -> None:
     """Compare a file with what a base must be. It is hashed once in a process, until it changes.
 
     Raises:
-        BaseError: it is another, damaged or cut off.
+        BaseWeightsError: it is another, damaged or cut off.
     """
-    stamp = _stamp(file)
+    stamp = _file_version(file)
     if _verified.get(stamp) == base.sha256:
         return
     with file.open("rb") as opened:
         actual = hashlib.file_digest(opened, "sha256").hexdigest()
     if actual != base.sha256:
-        raise BaseError(
+        raise BaseWeightsError(
             f"{str(file)!r} ({file.stat().st_size} bytes, sha256 {actual}) is not the base of {base.bytes} bytes that "
             "its name says: it was altered or cut off; delete it, and copy it again from a backup, or from another "
             "storage where it was used"
@@ -166,12 +166,12 @@ def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str,
 
     Raises:
         WeightsError: there are none, or they cannot be read.
-        BaseError: a base is missing or another.
+        BaseWeightsError: a base is missing or another.
     """
     own = model / WEIGHTS
     if not own.is_file():
         raise WeightsError(f"{str(model)!r} holds no weights (no {WEIGHTS}); name the `model` folder of a checkpoint")
-    files = {"": own, **{f"{part}.": file for part, file in find(model, given).items()}}
+    files = {"": own, **{f"{part}.": file for part, file in find_base_files(model, given).items()}}
     weights: dict[str, Any] = {}
     with ExitStack() as stack:
         for prefix, file in files.items():
@@ -188,7 +188,7 @@ def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str,
         yield weights
 
 
-def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> Base:
+def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> BaseWeights:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{secrets.token_hex(8)}.partial"
     try:
@@ -197,17 +197,17 @@ def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> Base:
         with temporary.open("rb") as opened:
             os.fsync(opened.fileno())
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-        base = Base(sha256=sha256, bytes=temporary.stat().st_size, tensors=len(tensors))
+        base = BaseWeights(sha256=sha256, bytes=temporary.stat().st_size, tensors=len(tensors))
         target = folder / base.name
         if not target.is_file() or target.stat().st_size != base.bytes:
             temporary.replace(target)
-            _verified[_stamp(target)] = sha256
+            _verified[_file_version(target)] = sha256
     finally:
         temporary.unlink(missing_ok=True)
     return base
 
 
-def _places(model: Path, given: Path | None) -> list[Path]:
+def _base_folders(model: Path, given: Path | None) -> list[Path]:
     folder = model.resolve()
     named = [given] if given is not None else []
     if variable := os.environ.get(ENVIRONMENT):
@@ -215,7 +215,7 @@ def _places(model: Path, given: Path | None) -> list[Path]:
     return [*named, *(above / FOLDER for above in (folder, *folder.parents))]
 
 
-def _stamp(file: Path) -> tuple[int, ...]:
+def _file_version(file: Path) -> tuple[int, ...]:
     """Another one after any change: nobody can set the time of a change of the inode."""
     facts = file.stat()
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns

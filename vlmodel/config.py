@@ -59,16 +59,16 @@ it learns. Of a field that holds a section it means all settings of that section
 """
 
 
-def may_change(section: type[Section], prefix: str = "") -> Iterator[str]:
+def changeable_keys(section: type[Section], prefix: str = "") -> Iterator[str]:
     """Dotted keys of the fields marked ``MAY_CHANGE``."""
     for name, field in section.model_fields.items():
         if field.json_schema_extra == MAY_CHANGE:
             yield f"{prefix}{name}"
-        elif (inner := section_of(field.annotation)) is not None:
-            yield from may_change(inner, f"{prefix}{name}.")
+        elif (inner := section_class(field.annotation)) is not None:
+            yield from changeable_keys(inner, f"{prefix}{name}.")
 
 
-def modules_of(package: str) -> dict[str, str]:
+def public_modules(package: str) -> dict[str, str]:
     """The public modules of ``package`` by their names, sorted: those of vlmodel, and of the packages that the
     environment variable ``VLMODEL_PARTS`` names (comma-separated), which have sub-packages of the same names.
 
@@ -76,7 +76,7 @@ def modules_of(package: str) -> dict[str, str]:
         ConfigError: such a package is not installed, or has a module that is there already.
     """
     found: dict[str, str] = {}
-    for home in (package, *_homes_elsewhere(package)):
+    for home in (package, *_external_packages(package)):
         for module in pkgutil.iter_modules(importlib.import_module(home).__path__):
             if module.name.startswith("_"):
                 continue
@@ -85,7 +85,7 @@ def modules_of(package: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _homes_elsewhere(package: str) -> Iterator[str]:
+def _external_packages(package: str) -> Iterator[str]:
     root, _, sub_package = package.partition(".")
     for name in os.environ.get(PARTS, "").split(",") if root == "vlmodel" else ():
         if not name.strip():
@@ -98,9 +98,9 @@ def _homes_elsewhere(package: str) -> Iterator[str]:
             yield home
 
 
-def kinds(package: str) -> list[str]:
-    """Names of the parts in ``package``, sorted (``modules_of``)."""
-    return list(modules_of(package))
+def part_kinds(package: str) -> list[str]:
+    """Names of the parts in ``package``, sorted (``public_modules``)."""
+    return list(public_modules(package))
 
 
 def part_config(package: str, kind: str) -> type[Part]:
@@ -109,13 +109,13 @@ def part_config(package: str, kind: str) -> type[Part]:
     Raises:
         ConfigError: there is no such file; the message lists those that exist.
     """
-    module = modules_of(package).get(kind)
+    module = public_modules(package).get(kind)
     if module is None:
-        close = difflib.get_close_matches(kind, kinds(package), 1)
+        close = difflib.get_close_matches(kind, part_kinds(package), 1)
         meant = f"did you mean {close[0]!r}? " if close else ""
         raise ConfigError(
-            f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(kinds(package))}, or name the "
-            f"package that has it in {PARTS}"
+            f"kind {kind!r} is not a part of {package}; {meant}choose one of {', '.join(part_kinds(package))}, or name "
+            f"the package that has it in {PARTS}"
         )
     config: type[Part] = importlib.import_module(module).Config
     return config
@@ -210,7 +210,7 @@ def _apply_override(section: type[Section], tree: dict[str, Any], override: str)
     holder, _ = _locate_setting(section, tree, parents)
     if leaf == "kind" and isinstance(holder, PartOf) and node.get("kind", holder.default) != value:
         node.clear()
-    owner = _class_of(holder, node)
+    owner = _section_class_of(holder, node)
     field = owner.model_fields.get(leaf) if owner else None
     if field is not None and field.annotation is str and not isinstance(value, str):
         value = text  # a name may look like a number
@@ -229,14 +229,14 @@ def part_markers(field: FieldInfo) -> tuple[PartOf | None, PartOf | type[Section
     if typing.get_origin(field.annotation) is not dict:
         return own, None
     _, values = typing.get_args(field.annotation)
-    return own, _marker_in(typing.get_args(values)[1:]) or section_of(values)
+    return own, _marker_in(typing.get_args(values)[1:]) or section_class(values)
 
 
 def _marker_in(metadata: Sequence[Any]) -> PartOf | None:
     return next((m for m in metadata if isinstance(m, PartOf)), None)
 
 
-def section_of(annotation: Any) -> type[Section] | None:
+def section_class(annotation: Any) -> type[Section] | None:
     """The section class that an annotation names, alone or beside None; None if it names none."""
     candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     for candidate in candidates:
@@ -249,7 +249,7 @@ def _explain_error(section: type[Section], tree: Mapping[str, Any], detail: Erro
     location = [str(step) for step in detail["loc"]]
     key = ".".join(location)
     if detail["type"] == "extra_forbidden":
-        owner = _class_of(*_locate_setting(section, tree, location[:-1]))
+        owner = _section_class_of(*_locate_setting(section, tree, location[:-1]))
         names = sorted(owner.model_fields) if owner else []
         where = ".".join(location[:-1]) or "the top level"
         close = difflib.get_close_matches(location[-1], names, 1)
@@ -276,16 +276,16 @@ def _locate_setting(
         if item is not None:
             current, item = item, None
         else:
-            owner = _class_of(current, node)
+            owner = _section_class_of(current, node)
             field = owner.model_fields.get(step) if owner else None
             if field is None:
                 return owner, node
             marker, item = part_markers(field)
-            current = marker or section_of(field.annotation)
+            current = marker or section_class(field.annotation)
         node = node.get(step, {}) if isinstance(node, Mapping) else {}
     return current, node
 
 
-def _class_of(holder: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
+def _section_class_of(holder: type[Section] | PartOf | None, node: Mapping[str, Any]) -> type[Section] | None:
     """The section class of what ``_locate_setting`` returns."""
     return part_config(holder.package, node.get("kind", holder.default)) if isinstance(holder, PartOf) else holder

@@ -35,7 +35,7 @@ def _cpu_group(world: dist.ProcessGroup) -> dist.ProcessGroup:
     return group
 
 
-def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
+def gather_rows(x: Tensor, counts: Sequence[int]) -> Tensor:
     """Rows ``x`` of all processes, in the order of the ranks. A collective, and so is its gradient.
 
     The gradient of a row is the sum of its gradients in all processes, as for the sum of their losses.
@@ -44,11 +44,11 @@ def gather(x: Tensor, counts: Sequence[int]) -> Tensor:
         x: (counts[rank], ...).
         counts: rows of each process, which may differ.
     """
-    gathered: Tensor = _Gather.apply(x, counts)
+    gathered: Tensor = _GatherRows.apply(x, counts)
     return gathered
 
 
-class _Gather(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: Sequence[int]) -> Tensor:
         ctx.start, ctx.count = sum(counts[: dist.get_rank()]), len(x)

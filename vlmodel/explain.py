@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterator
 from typing import TypedDict
 
-from vlmodel.config import PartOf, Section, kinds, part_config, part_markers, section_of
+from vlmodel.config import PartOf, Section, part_config, part_kinds, part_markers, section_class
 
 
-class Setting(TypedDict):
+class SettingDoc(TypedDict):
     """One setting.
 
     Attributes:
@@ -25,27 +25,27 @@ class Setting(TypedDict):
     package: str
 
 
-def settings_of(section: type[Section], prefix: str = "") -> Iterator[Setting]:
+def settings_of(section: type[Section], prefix: str = "") -> Iterator[SettingDoc]:
     """The settings of a section and the sections in it, in their order. Those of a part are not listed: they depend on
     its kind.
     """
     for name, field in section.model_fields.items():
         key, doc = f"{prefix}{name}", " ".join((field.description or "").split())
         marker, item = part_markers(field)
-        inner = section_of(field.annotation)
+        inner = section_class(field.annotation)
         if item is not None:
             key = f"{key}.NAME"
             marker, inner = (item, None) if isinstance(item, PartOf) else (None, item)
         if marker is not None:
-            yield Setting(key=key, default=marker.default, doc=doc, package=marker.package)
+            yield SettingDoc(key=key, default=marker.default, doc=doc, package=marker.package)
         elif inner is not None:
             yield from settings_of(inner, f"{key}.")
         else:
             default = "required" if field.is_required() else json.dumps(field.get_default(call_default_factory=True))
-            yield Setting(key=key, default=default, doc=doc, package="")
+            yield SettingDoc(key=key, default=default, doc=doc, package="")
 
 
-def settings_of_kind(package: str, kind: str) -> list[Setting]:
+def settings_of_kind(package: str, kind: str) -> list[SettingDoc]:
     """The settings of a part's kind, without ``kind`` itself."""
     return [setting for setting in settings_of(part_config(package, kind)) if setting["key"] != "kind"]
 
@@ -58,5 +58,5 @@ def packages_of(section: type[Section]) -> list[str]:
         package = waiting.pop(0)
         if package and package not in found:
             found.append(package)
-            waiting += [s["package"] for kind in kinds(package) for s in settings_of_kind(package, kind)]
+            waiting += [s["package"] for kind in part_kinds(package) for s in settings_of_kind(package, kind)]
     return found

@@ -35,7 +35,7 @@ _SAMPLING_ONLY = ("min_p", "temperature", "top_p", "typical_p")
 """Settings that transformers ignores without ``do_sample``."""
 
 
-def check(settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
+def check_generation_settings(settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
     """Refuse settings with which no decoder can generate ``top_k`` texts.
 
     Args:

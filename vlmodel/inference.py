@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlmodel.array_names import split, stays_on_host
+from vlmodel.array_names import select_task_arrays, stays_on_host
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
-from vlmodel.tokens import DecoderInput, Fused
+from vlmodel.tokens import DecoderInput, FusedStream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,7 +177,7 @@ class Predictor:
         decoder = self.model.decoder.task_decoders()[task]
         of_task = {
             name: array.tolist() if stays_on_host(name) else torch.from_numpy(array).to(self.device)
-            for name, array in split(batch, task).items()
+            for name, array in select_task_arrays(batch, task).items()
             if name in TASK_INPUTS
         }
         of_inputs = {
@@ -188,7 +188,7 @@ class Predictor:
         return decoder, self.model.encode_task(task, self.model.encode_inputs(of_inputs), of_task, attention)
 
 
-def _attention_of_text(encoded: DecoderInput, joint: Fused) -> Tensor | None:
+def _attention_of_text(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:
     """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text.
 
     The mask is the encoder's, which moves padding behind the tokens, and not the tokenizer's.

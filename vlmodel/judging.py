@@ -77,7 +77,7 @@ class AnsweredRows:
 
 
 @dataclass(frozen=True)
-class BesideBaseline:
+class BaselineScores:
     """A baseline on some or all of the rows, and the model on the same ones.
 
     Attributes:
@@ -116,7 +116,7 @@ class Judgement:
     metric: str
     metrics: Metrics
     scores: ExampleScores
-    baselines: Sequence[BesideBaseline] = ()
+    baselines: Sequence[BaselineScores] = ()
     notes: Sequence[str] = ()
     by_answer: Sequence[tuple[str, int, float]] = ()
 

@@ -19,7 +19,7 @@ _SECRET_PARAMETER = re.compile(
 )
 
 
-def redact(text: str) -> str:
+def redact_secrets(text: str) -> str:
     """``text`` without the user, the password and the secret parameters of any address in it.
 
     >>> redact("postgresql://ann:pw@db:5432/mlflow?password=pw&a=1")
@@ -31,7 +31,7 @@ def redact(text: str) -> str:
 
 
 def _checked_location(value: str) -> str:
-    if (shown := redact(value)) != value:
+    if (shown := redact_secrets(value)) != value:
         raise ValueError(
             f"{shown!r} holds credentials, and settings are stored and shown; leave them out of the address and give "
             "them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for S3)"

@@ -14,13 +14,13 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vlmodel import bases, parts
-from vlmodel.array_names import split
+from vlmodel.array_names import select_task_arrays
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.encoder_parts import TEXT
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.task import Task
-from vlmodel.tokens import DecoderInput, Fused, Streams, Tokens
-from vlmodel.weights import refuse_differences
+from vlmodel.tokens import DecoderInput, FusedStream, Streams, Tokens
+from vlmodel.weights import refuse_mismatched_weights
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -129,13 +129,13 @@ class VLModel(PreTrainedModel):
                 folder, which then is complete.
         """
         folder = Path(save_directory)
-        named = bases.store(self, folder / bases.FOLDER) if stored is None else stored
+        named = bases.store_bases(self, folder / bases.FOLDER) if stored is None else stored
         if others := sorted(named.keys() ^ bases.frozen_tensors(self).keys()):
             raise ValueError(f"stored={dict(named)} are not this model's bases: {', '.join(others)}; use bases.store")
         frozen = bases.frozen_names(self)
         trained = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
         super().save_pretrained(folder, state_dict=trained, max_shard_size=sys.maxsize, **kwargs)
-        bases.write_names(named, folder)
+        bases.record_bases(named, folder)
 
     @classmethod
     def from_pretrained(
@@ -156,18 +156,18 @@ class VLModel(PreTrainedModel):
         Raises:
             ConfigError: the folder's configuration is none of a VLModel, or of an earlier version of this program.
             WeightsError: the weights cannot be read, or are not exactly those that the configuration describes.
-            BaseError: a base is missing, or another one.
+            BaseWeightsError: a base is missing, or another one.
         """
         folder = str(pretrained_model_name_or_path)
         config = kwargs.pop("config", None) or VLConfig.from_pretrained(folder, local_files_only=True)
         config.check_tree(folder)
-        # ``refuse_differences`` names weights of another shape, transformers' own error would not.
+        # ``refuse_mismatched_weights`` names weights of another shape, transformers' own error would not.
         kwargs |= {"config": config, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with bases.opened_weights(Path(folder), Path(base_folder) if base_folder else None) as weights:
             loaded: Any = super().from_pretrained(None, *args, state_dict=weights, **kwargs)
         model, info = loaded
         model.name_or_path = model.config.name_or_path = folder
-        refuse_differences(folder, info)
+        refuse_mismatched_weights(folder, info)
         # transformers replaces the parameters of ``__init__`` by trained, contiguous ones.
         for name in model._untrained:
             model.get_parameter(name).requires_grad_(False)
@@ -198,9 +198,9 @@ class VLModel(PreTrainedModel):
         """
         encoded = self.encode_inputs(arrays)
         decoded: dict[str, parts.DecoderOutput] = {}
-        joint: Fused | None = None
+        joint: FusedStream | None = None
         for task, decoder in self.decoder.task_decoders().items():
-            of_task = split(arrays, task)
+            of_task = select_task_arrays(arrays, task)
             inputs = self.encode_task(task, encoded, of_task, output_attention and not decoded)
             decoded[task] = decoder(
                 inputs, **{name: value for name, value in of_task.items() if name not in TASK_INPUTS}
@@ -228,7 +228,7 @@ class VLModel(PreTrainedModel):
     def encode_inputs(self, arrays: Mapping[str, Any]) -> dict[str, Tokens]:
         """The streams of all inputs but the texts, of B rows each; see ``forward``."""
         return {
-            stream: self._encode_input(stream, name, split(arrays, name))
+            stream: self._encode_input(stream, name, select_task_arrays(arrays, name))
             for stream, name in self.streams_of_inputs.items()
         }
 

@@ -10,8 +10,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlmodel import parts
 from vlmodel.config import ConfigError, Section, part
 from vlmodel.encoder_parts import IMAGE, TEXT, ModalityPart
-from vlmodel.media.registry import media
-from vlmodel.streams import Adapters
+from vlmodel.media.registry import all_media
+from vlmodel.streams import StreamAdapters
 from vlmodel.tasks import DEFAULT
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ RESERVED = (IMAGE, TEXT, "vision", "language", "joint")
 """Names of inputs and streams that no further input may have."""
 
 
-class Encoding(NamedTuple):
+class InputEncoding(NamedTuple):
     """Which input an encoder encodes, and with which part."""
 
     input: str
@@ -51,13 +51,13 @@ class ModelConfig(Section):
     @classmethod
     def _inputs_have_names(cls, inputs: dict[str, ModalityPart]) -> dict[str, ModalityPart]:
         for name, encoder in inputs.items():
-            others = [*RESERVED, *(medium for medium in media() if medium not in (*RESERVED, encoder.medium))]
+            others = [*RESERVED, *(medium for medium in all_media() if medium not in (*RESERVED, encoder.medium))]
             if not name.isidentifier() or name in others:
                 raise ValueError(
                     f"{name!r} is no name for a further input: it has letters, digits and underscores only, and is "
                     f"none of {', '.join(others)}"
                 )
-            if hasattr(Adapters({}, 1), name):
+            if hasattr(StreamAdapters({}, 1), name):
                 raise ValueError(f"torch's modules have a {name!r} of their own; give the input another name")
         return dict(sorted(inputs.items()))
 
@@ -100,17 +100,17 @@ class ModelConfig(Section):
             ) from None
         return self
 
-    def encoders(self) -> dict[str, Encoding]:
+    def encoders(self) -> dict[str, InputEncoding]:
         """What is encoded, by stream: the one place that knows which inputs vision and language encode.
 
         What no task reads is left out: data-parallel training waits for the gradient of every parameter.
         """
         found = {}
         if self.vision.reads_images:
-            found["vision"] = Encoding(IMAGE, self.vision)
+            found["vision"] = InputEncoding(IMAGE, self.vision)
         if self.task.reads_text():
-            found["language"] = Encoding(TEXT, self.language)
-        found |= {name: Encoding(name, encoder) for name, encoder in self.inputs.items()}
+            found["language"] = InputEncoding(TEXT, self.language)
+        found |= {name: InputEncoding(name, encoder) for name, encoder in self.inputs.items()}
         if self.task.reads_joint():
             return found
         return {name: found[name] for name in found if name in self.task.encoded_streams()}

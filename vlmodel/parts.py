@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError, Part
 from vlmodel.encoder_parts import EncoderPart as EncoderPart
 from vlmodel.encoder_parts import ModalityPart as ModalityPart
-from vlmodel.streams import Adapters
-from vlmodel.tokens import DecoderInput, Fused, Rows, Streams, Tokens
+from vlmodel.streams import StreamAdapters
+from vlmodel.tokens import DecoderInput, FusedStream, Rows, Streams, Tokens
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -227,7 +227,7 @@ class Fusion(nn.Module):
     """
 
     width: int
-    adapters: Adapters
+    adapters: StreamAdapters
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         """Bring the stream ``name`` to the width of the fusion.
@@ -236,7 +236,7 @@ class Fusion(nn.Module):
         """
         return self.adapters.adapt(name, tokens)
 
-    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
         """Make one stream of adapted ``streams``, which have equally many rows.
 
         Args:
@@ -269,7 +269,7 @@ class Topology(nn.Module):
 
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    ) -> FusedStream:
         """Make one stream with a row for each text.
 
         Args:

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from vlmodel.answers import Normalizer, normal_form
-from vlmodel.array_names import join
+from vlmodel.array_names import prefix_array_names
 from vlmodel.config import ConfigError, Section, dump, parse, parse_part
 from vlmodel.encoder_parts import IMAGE, ModalityPart
 from vlmodel.images.decoders.cpu import decode
@@ -146,8 +146,8 @@ class VLProcessor:
             raise ConfigError(f"labels must differ, and these repeat: {', '.join(repeated[:5])}")
         if tokenizer.pad_token_id is None:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
-        self.begin_id = _first_of(tokenizer.bos_token_id, tokenizer.cls_token_id)
-        self.end_id = _first_of(tokenizer.eos_token_id, tokenizer.sep_token_id)
+        self.begin_id = _first_not_none(tokenizer.bos_token_id, tokenizer.cls_token_id)
+        self.end_id = _first_not_none(tokenizer.eos_token_id, tokenizer.sep_token_id)
         if None in (self.begin_id, self.end_id) and any(task.writes_text for task in self.tasks.values()):
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} has no token that begins or ends a text to be written; set "
@@ -209,14 +209,14 @@ class VLProcessor:
     def collate_inputs(self, decoded: Sequence[Decoded]) -> dict[str, NDArray[np.generic]]:
         """The arrays of each input that is read, named ``INPUT.array``: ``image.pixels_BHWC`` uint8, and those of the
         further inputs' parts. If not all samples have an input, its arrays have those that do, and ``INPUT.place_B``
-        int64 is the place of each sample among them (see ``places``).
+        int64 is the place of each sample among them (see ``input_indices``).
         """
         arrays: dict[str, NDArray[np.generic]] = {}
         for name in self.reads:
             given = [of_sample[name] for of_sample in decoded if name in of_sample]
-            arrays |= join(name, self._collate_input(name, given))
+            arrays |= prefix_array_names(name, self._collate_input(name, given))
             if len(given) < len(decoded):
-                arrays[f"{name}.place_B"] = places(name in of_sample for of_sample in decoded)
+                arrays[f"{name}.place_B"] = input_indices(name in of_sample for of_sample in decoded)
         return arrays
 
     def _collate_input(self, name: str, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -228,11 +228,11 @@ class VLProcessor:
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
         """The rows of each task over the examples, without their inputs: ``Task.collate``; arrays are named by
-        ``array_names.join``.
+        ``array_names.prefix_array_names``.
         """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
-            rows |= join(task, self.tasks[task].collate(of_task, self))
+            rows |= prefix_array_names(task, self.tasks[task].collate(of_task, self))
         return rows
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
@@ -345,11 +345,11 @@ class VLProcessor:
         }
 
 
-def places(has_input: Iterable[bool]) -> NDArray[np.int64]:
+def input_indices(has_input: Iterable[bool]) -> NDArray[np.int64]:
     """For each of B samples the index of its input among the P given ones, or P for a sample without it, (B,)."""
     has_B = np.fromiter(has_input, np.bool_)
     return np.where(has_B, np.cumsum(has_B) - 1, has_B.sum()).astype(np.int64, copy=False)
 
 
-def _first_of(*ids: int | None) -> int | None:
+def _first_not_none(*ids: int | None) -> int | None:
     return next((number for number in ids if number is not None), None)

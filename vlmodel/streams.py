@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel.layers import Attention, feed_forward_network, masked_mean
-from vlmodel.tokens import Fused, Rows, Streams, Tokens
+from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 ANCHOR = "language"
 """The stream whose pooled vector is its first token ([CLS])."""
@@ -21,7 +21,7 @@ ANCHOR = "language"
 Spans = dict[str, tuple[int, int]]
 
 
-class Adapters(nn.ModuleDict):
+class StreamAdapters(nn.ModuleDict):
     """A linear layer for each stream, which brings it to one width; its bias is the modality embedding.
 
     Padding is set to zero first, so that its values change nothing. The tokens of a missing stream are then its
@@ -56,7 +56,7 @@ class Adapters(nn.ModuleDict):
         return complete
 
 
-class PooledAdapters(Adapters):
+class PooledAdapters(StreamAdapters):
     """Adapters of the pooled vectors: a stream becomes one token, which is zero in the rows where it is missing."""
 
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
@@ -111,14 +111,14 @@ class CoAttention(nn.Module):
                 )
                 x_BQD = x_BQD + self.dropout(attended)
                 if weights_BQS is not None:
-                    start, stop = spans_of(x)[name]
+                    start, stop = stream_spans(x)[name]
                     within = weights_BQS.new_zeros(*weights_BQS.shape[:2], stop - start)
                     weights.append(torch.cat([weights_BQS[..., :start], within, weights_BQS[..., start:]], dim=-1))
             result[name] = x_BQD + self.dropout(self.feed_forwards[name](self.feed_forward_norms[name](x_BQD)))
         return result, torch.cat(weights, dim=1) if weights else None
 
 
-def spans_of(x: Mapping[str, Tensor]) -> Spans:
+def stream_spans(x: Mapping[str, Tensor]) -> Spans:
     """(start, stop) of each stream (B, T, D) in the joint sequence."""
     spans, start = {}, 0
     for name, x_BTD in x.items():
@@ -129,17 +129,19 @@ def spans_of(x: Mapping[str, Tensor]) -> Spans:
 
 def block_diagonal(weights: Mapping[str, Tensor]) -> Tensor:
     """The self-attention weights of all streams (B, T, T), in the joint sequence (B, Q, S)."""
-    spans = spans_of(weights)
+    spans = stream_spans(weights)
     total = max(stop for _, stop in spans.values())
     return torch.cat([F.pad(w, (spans[name][0], total - spans[name][1])) for name, w in weights.items()], dim=1)
 
 
-def pool(name: str, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
+def pool_stream(name: str, x_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """The pooled vector (B, D) of a stream: the anchor's first token, the mean of the real tokens of another."""
     return x_BTD[:, 0] if name == ANCHOR else masked_mean(x_BTD, mask_BT)
 
 
-def prepend_attention(fused: Fused, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]) -> Fused:
+def prepend_attention(
+    fused: FusedStream, rounds: Sequence[Tensor], spans: Spans, given: Collection[str]
+) -> FusedStream:
     """``fused`` with the attention (B, Q, S) of a topology's ``rounds``, over a sequence of ``spans``, before its own.
 
     A fusion without a sequence gets the topology's spans, too; one with another sequence keeps its own attention only.

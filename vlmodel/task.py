@@ -86,7 +86,7 @@ class TaskPart(Part):
         Raises:
             ConfigError: naming the setting, its value and the remedy.
         """
-        generation.check(settings, top_k, max_target_tokens)
+        generation.check_generation_settings(settings, top_k, max_target_tokens)
 
     def selection_metric(self) -> Literal["accuracy", "loss"]:
         """The validation metric by which the best checkpoint is chosen."""

@@ -63,7 +63,7 @@ Rows = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Fused:
+class FusedStream:
     """What a topology returns: one stream made of all.
 
     Attributes:
@@ -80,10 +80,10 @@ class Fused:
     attention_LBQS: Tensor | None = None
     keeps_sequence: bool = True
 
-    def select(self, index_N: Tensor) -> Fused:
+    def select(self, index_N: Tensor) -> FusedStream:
         """The same, repeated or reordered along the first dimension: row n is row ``index_N[n]``."""
         attention = None if self.attention_LBQS is None else self.attention_LBQS.index_select(1, index_N)
-        return Fused(self.tokens.select(index_N), self.spans, attention, self.keeps_sequence)
+        return FusedStream(self.tokens.select(index_N), self.spans, attention, self.keeps_sequence)
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class DecoderInput:
 
     streams: Streams
     rows: Rows
-    joint: Fused | None
+    joint: FusedStream | None
 
     @property
-    def fused(self) -> Fused:
+    def fused(self) -> FusedStream:
         """``joint``, for decoders that read it."""
         assert self.joint is not None
         return self.joint

@@ -68,7 +68,7 @@ def open_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple
     return model, set(info["missing_keys"])
 
 
-def refuse_missing(setting: str, source: str, missing: Iterable[str]) -> None:
+def refuse_missing_weights(setting: str, source: str, missing: Iterable[str]) -> None:
     """Refuse a source that lacks weights of its own architecture.
 
     Raises:
@@ -81,7 +81,7 @@ def refuse_missing(setting: str, source: str, missing: Iterable[str]) -> None:
         )
 
 
-def refuse_differences(folder: str, info: Mapping[str, Any]) -> None:
+def refuse_mismatched_weights(folder: str, info: Mapping[str, Any]) -> None:
     """Refuse weights that are not exactly those of the model that was built.
 
     Args:
@@ -104,14 +104,14 @@ def refuse_differences(folder: str, info: Mapping[str, Any]) -> None:
         )
 
 
-def plain(config: Any) -> dict[str, Any]:
+def config_to_dict(config: Any) -> dict[str, Any]:
     """transformers' configuration as plain values. JSON makes them equal before a checkpoint is written and after."""
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
     return {key: value for key, value in values.items() if key not in _NOT_OF_THE_ARCHITECTURE}
 
 
-def from_plain(values: Mapping[str, Any]) -> Any:
-    """The inverse of ``plain``."""
+def config_from_dict(values: Mapping[str, Any]) -> Any:
+    """The inverse of ``config_to_dict``."""
     from transformers import AutoConfig
 
     settings = {key: value for key, value in values.items() if key != "model_type"}

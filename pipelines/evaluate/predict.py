@@ -26,11 +26,11 @@ from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, batch_dataset
 from pipelines.data.stream.wire import unpack
 from pipelines.errors import DataError
-from vlmodel.array_names import join, split
+from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
 from vlmodel.parts import Answers
-from vlmodel.processor import Example, VLProcessor, places
+from vlmodel.processor import Example, VLProcessor, input_indices
 
 SCHEMA = pa.schema(
     [
@@ -147,12 +147,12 @@ def select_inputs(
     """The inputs of some samples of a batch, in the order of ``sample_B``."""
     chosen: dict[str, np.ndarray] = {}
     for name in names:
-        of_input = split(arrays, name)
+        of_input = select_task_arrays(arrays, name)
         place_B = of_input.pop("place_B", np.arange(1 + sample_B.max()))[sample_B]
         is_given_B = place_B < len(next(iter(of_input.values())))
-        chosen |= join(name, {array: values[place_B[is_given_B]] for array, values in of_input.items()})
+        chosen |= prefix_array_names(name, {array: values[place_B[is_given_B]] for array, values in of_input.items()})
         if not is_given_B.all():
-            chosen[f"{name}.place_B"] = places(is_given_B)
+            chosen[f"{name}.place_B"] = input_indices(is_given_B)
     return chosen
 
 

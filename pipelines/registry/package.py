@@ -81,7 +81,7 @@ def without_bases(checkpoint: Path) -> Iterator[Path]:
     """The folder of a model without the bases that may lie in it: itself, or a temporary copy beside which they lie.
 
     Raises:
-        BaseError: one is missing or another.
+        BaseWeightsError: one is missing or another.
     """
     if not (checkpoint / bases.FOLDER).exists():
         yield checkpoint
@@ -97,10 +97,10 @@ def link_bases(checkpoint: Path, folder: Path) -> None:
     """Make the bases of a model be found by copies of it that lie in a folder.
 
     Raises:
-        BaseError: one is missing or another.
+        BaseWeightsError: one is missing or another.
     """
     (folder / bases.FOLDER).mkdir()
-    for file in set(bases.find(checkpoint).values()):
+    for file in set(bases.find_base_files(checkpoint).values()):
         (folder / bases.FOLDER / file.name).symlink_to(file)
 
 

@@ -19,7 +19,7 @@ from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
 from pipelines.tracking.store import mlflow_errors
-from vlmodel.bases import FOLDER, BaseError, names_of
+from vlmodel.bases import FOLDER, BaseWeightsError, recorded_bases
 from vlmodel.inference import Predictor
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class PackageStore:
             checkpoint: as ``package.without_bases`` gives it.
 
         Raises:
-            BaseError: a base is missing or another.
+            BaseWeightsError: a base is missing or another.
             SmokeError: it does not load or answer in a fresh process; nothing is stored.
         """
         bases.publish(checkpoint, self._storage)
@@ -87,7 +87,7 @@ class PackageStore:
             self._download_package(version, local, expected)
         folder = package.inference_folder(local)
         with _refused_bases(version):
-            bases.fetch(names_of(folder), self._storage, self._cache / FOLDER)
+            bases.fetch(recorded_bases(folder), self._storage, self._cache / FOLDER)
         return LocalModel(version.name, version.version, version.run_id, version.tags, local, folder)
 
     def verify_stored(self, version: ModelVersion) -> None:
@@ -99,7 +99,7 @@ class PackageStore:
         with TemporaryDirectory() as scratch:
             fetched = self._fetch_and_verify(version, Path(scratch), _manifest_hash(version))
             with _refused_bases(version):
-                bases.check(names_of(package.inference_folder(fetched)), self._storage)
+                bases.check(recorded_bases(package.inference_folder(fetched)), self._storage)
 
     def _download_package(self, version: ModelVersion, local: Path, expected: str) -> None:
         local.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +133,7 @@ class PackageStore:
 def _refused_bases(version: ModelVersion) -> Iterator[None]:
     try:
         yield
-    except BaseError as error:
+    except BaseWeightsError as error:
         raise ArtifactError(f"version {version.version} of model {version.name!r}: {error}") from error
 
 

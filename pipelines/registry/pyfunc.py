@@ -45,7 +45,7 @@ class VisualQuestionAnswering(PythonModel):
         are found as ``vlmodel.bases`` says.
 
         Raises:
-            BaseError: they are missing or others.
+            BaseWeightsError: they are missing or others.
             ManifestError: a file is not what was stored.
         """
         folder = Path(context.artifacts["model"])

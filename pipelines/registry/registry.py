@@ -89,7 +89,7 @@ class Registry(Versions):
             examples: one for each task of the model, for its golden answers; by default ``example``, for the first.
 
         Raises:
-            BaseError: frozen weights that it is built on are missing or others.
+            BaseWeightsError: frozen weights that it is built on are missing or others.
             SmokeError: it does not load or answer in a fresh process; nothing is registered.
             TrackingError: the server refused it.
         """

@@ -17,10 +17,10 @@ from pipelines.storage import stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import FileFacts, ManifestError
 from vlmodel import bases
-from vlmodel.bases import Base, BaseError, Bases
+from vlmodel.bases import Bases, BaseWeights, BaseWeightsError
 
 
-def store(model: nn.Module, storage: Folder) -> dict[str, Base]:
+def store(model: nn.Module, storage: Folder) -> dict[str, BaseWeights]:
     """Write the bases of a model's parts, unless they are there. Each appears as a whole or not at all, also where two
     jobs write it at once.
 
@@ -29,9 +29,9 @@ def store(model: nn.Module, storage: Folder) -> dict[str, Base]:
     """
     folder = storage.child(bases.FOLDER)
     if folder.is_local:
-        return bases.store(model, Path(folder.path("")))
+        return bases.store_bases(model, Path(folder.path("")))
     with TemporaryDirectory(prefix="bases-") as scratch:
-        found = bases.store(model, Path(scratch))
+        found = bases.store_bases(model, Path(scratch))
         for base in found.values():
             _put(Path(scratch) / base.name, base, folder)
     return found
@@ -41,10 +41,10 @@ def publish(model: Path, storage: Folder) -> None:
     """Copy the bases of the model in a local folder to storage, unless they are there.
 
     Raises:
-        BaseError: one is missing or another.
+        BaseWeightsError: one is missing or another.
         OSError: after several attempts.
     """
-    files, named = bases.find(model), bases.names_of(model)
+    files, named = bases.find_base_files(model), bases.recorded_bases(model)
     for part, file in files.items():
         _put(file, named[part], storage.child(bases.FOLDER))
 
@@ -53,7 +53,7 @@ def fetch(named: Bases, storage: Folder, cache: Path) -> None:
     """Put bases of a storage into a local folder, each once: as a hard link where that is possible, else as a copy.
 
     Raises:
-        BaseError: one is missing or another.
+        BaseWeightsError: one is missing or another.
         OSError: after several attempts.
     """
     for base in named.values():
@@ -66,7 +66,7 @@ def check(named: Bases, storage: Folder) -> None:
     """Compare bases of a storage with their hashes.
 
     Raises:
-        BaseError: one is missing or another.
+        BaseWeightsError: one is missing or another.
         OSError: after several attempts.
     """
     folder = storage.child(bases.FOLDER)
@@ -82,9 +82,9 @@ def link(model: Path, storage: Folder) -> None:
     """Make the bases of a temporary copy of a model from remote storage be found within it.
 
     Raises:
-        BaseError, OSError: as ``fetch``.
+        BaseWeightsError, OSError: as ``fetch``.
     """
-    if named := bases.names_of(model):
+    if named := bases.recorded_bases(model):
         cache = cache_folder()
         fetch(named, storage, cache)
         (model / bases.FOLDER).symlink_to(cache)
@@ -95,26 +95,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raylm" / bases.FOLDER
 
 
-def _put(file: Path, base: Base, folder: Folder) -> None:
+def _put(file: Path, base: BaseWeights, folder: Folder) -> None:
     if not folder.exists(base.name) or folder.stamp(base.name).size != base.bytes:
         folder.put(file, base.name)
 
 
-def _is_whole(file: Path, base: Base) -> bool:
+def _is_whole(file: Path, base: BaseWeights) -> bool:
     try:
-        bases.verify(file, base)
-    except (BaseError, FileNotFoundError):
+        bases.verify_base_file(file, base)
+    except (BaseWeightsError, FileNotFoundError):
         return False
     return True
 
 
-def _verify_stored(file: Path, base: Base) -> None:
+def _verify_stored(file: Path, base: BaseWeights) -> None:
     if not file.is_file():
-        raise BaseError(f"{str(file)!r}, on which a model is built, is missing; restore it from a backup")
-    bases.verify(file, base)
+        raise BaseWeightsError(f"{str(file)!r}, on which a model is built, is missing; restore it from a backup")
+    bases.verify_base_file(file, base)
 
 
-def _copy_verified(folder: Folder, base: Base, file: Path) -> None:
+def _copy_verified(folder: Folder, base: BaseWeights, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".download-", dir=file.parent) as scratch:
         copy = Path(scratch) / base.name
@@ -127,6 +127,6 @@ def _copy_verified(folder: Folder, base: Base, file: Path) -> None:
             try:
                 stored.download(folder, base.name, FileFacts(base.bytes, base.sha256), copy)
             except ManifestError as error:
-                raise BaseError(f"{error}; a model is built on it: restore it from a backup") from error
+                raise BaseWeightsError(f"{error}; a model is built on it: restore it from a backup") from error
         copy.replace(file)
-    bases.verify(file, base)
+    bases.verify_base_file(file, base)

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from pipelines.tracking.relocation import FILES
 from vlmodel.config import Section
 from vlmodel.errors import ExpectedError
-from vlmodel.locations import redact
+from vlmodel.locations import redact_secrets
 
 DATABASE = "mlflow.db"
 DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433, "oracle": 1521}
@@ -44,10 +44,10 @@ class TrackingConfig(Section):
     @field_validator("uri")
     @classmethod
     def _without_password(cls, uri: str) -> str:
-        if redact(uri) != uri:
+        if redact_secrets(uri) != uri:
             raise ValueError(
-                f"{redact(uri)!r} holds credentials; give the address in MLFLOW_TRACKING_URI, or the credentials in "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN"
+                f"{redact_secrets(uri)!r} holds credentials; give the address in MLFLOW_TRACKING_URI, or the "
+                "credentials in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD or MLFLOW_TRACKING_TOKEN"
             )
         return uri
 
@@ -124,15 +124,15 @@ def check_reachable(uri: str) -> None:
     except (OSError, sqlite3.Error) as error:
         if "locked" in str(error):
             raise TrackingError(
-                f"the tracking store {redact(uri)} is held by another process (see which: lsof {sqlite_file(uri)}); "
-                "end that, or wait for it"
+                f"the tracking store {redact_secrets(uri)} is held by another process (see which: lsof "
+                f"{sqlite_file(uri)}); end that, or wait for it"
             ) from error
         remedy = (
             "choose a storage folder that can be written, or move the damaged file away"
             if scheme == "sqlite"
             else "start the server (mlflow server --backend-store-uri sqlite:///mlflow.db) or correct tracking.uri"
         )
-        raise TrackingError(f"the tracking store {redact(uri)} cannot be reached: {error}; {remedy}") from error
+        raise TrackingError(f"the tracking store {redact_secrets(uri)} cannot be reached: {error}; {remedy}") from error
 
 
 def _check_sqlite(path: Path) -> None:

@@ -11,7 +11,7 @@ from pipelines.tracking.address import TrackingError, check_reachable
 from pipelines.tracking.metric_queue import MetricPoint, MetricQueue, QueueError
 from pipelines.tracking.store import mlflow_errors
 from pipelines.tracking.unsent_metrics import UnsentMetrics
-from vlmodel.locations import redact
+from vlmodel.locations import redact_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -92,7 +92,7 @@ class MetricWriter:
         try:
             self._queue.close(1.0 if self._queue.is_failing else _CLOSE_WAIT_S)
         except QueueError as error:
-            log.warning("%s; they are saved in the run's folder", redact(str(error)))
+            log.warning("%s; they are saved in the run's folder", redact_secrets(str(error)))
         self._save_unsent(self._queue.unsent())
 
     def _new_queue(self, unsent: Sequence[MetricPoint] = ()) -> MetricQueue:
@@ -124,6 +124,6 @@ class MetricWriter:
             yield
         except QueueError as error:
             raise TrackingError(
-                f"{redact(str(error))}; check that the tracking store {redact(self._uri)} runs and has space, then run "
-                "again"
+                f"{redact_secrets(str(error))}; check that the tracking store {redact_secrets(self._uri)} runs and has "
+                "space, then run again"
             ) from error

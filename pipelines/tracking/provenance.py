@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from vlmodel.locations import redact
+from vlmodel.locations import redact_secrets
 
 _SECRET_WORDS = frozenset({"password", "passwd", "secret", "token", "apikey", "credential", "credentials"})
 
@@ -27,7 +27,7 @@ def without_secrets(tree: Any, key: str = "") -> Any:
         return [without_secrets(value, key) for value in tree]
     if isinstance(tree, str):
         words = set(re.split(r"[^a-z]+", re.sub(r"api[_-]?key", "apikey", key.lower())))
-        return "***" if tree and words & _SECRET_WORDS else redact(tree)
+        return "***" if tree and words & _SECRET_WORDS else redact_secrets(tree)
     return tree
 
 

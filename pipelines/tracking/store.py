@@ -21,7 +21,7 @@ from pipelines.tracking.address import (
     sqlite_file,
     tracking_uri,
 )
-from vlmodel.locations import redact
+from vlmodel.locations import redact_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,7 +73,7 @@ def connect(uri: str) -> MlflowClient:
         # a sqlite database logs fifty migrations.
         for name, level in _LOG_LEVELS.items():
             logging.getLogger(name).setLevel(level)
-        with mlflow_errors(f"open the tracking store {redact(uri)}"):
+        with mlflow_errors(f"open the tracking store {redact_secrets(uri)}"):
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     return client
@@ -109,7 +109,7 @@ def mlflow_errors(action: str) -> Iterator[None]:
         yield
     except MlflowException as error:
         # After the first line, a database's error repeats the SQL statement and all its values.
-        reason = redact(str(error)).strip().partition("\n")[0][:_MAX_REASON]
+        reason = redact_secrets(str(error)).strip().partition("\n")[0][:_MAX_REASON]
         raise TrackingError(f"could not {action}: {reason}") from error
 
 
@@ -121,7 +121,7 @@ def redacted_stdout() -> Iterator[None]:
         with contextlib.redirect_stdout(printed):
             yield
     finally:
-        print(redact(printed.getvalue()), end="", flush=True)
+        print(redact_secrets(printed.getvalue()), end="", flush=True)
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _database_lock(uri: str) -> Iterator[None]:
             stack.enter_context(locked(database.with_name(f".{database.name}.lock"), busy, _OPENING_S))
         except OSError as error:
             raise TrackingError(
-                f"the tracking store {redact(uri)} cannot be reached: {error}; choose a storage folder that can be "
-                "written"
+                f"the tracking store {redact_secrets(uri)} cannot be reached: {error}; choose a storage folder that "
+                "can be written"
             ) from error
         yield

@@ -26,7 +26,7 @@ import torch
 from pipelines.storage import bases, stored
 from pipelines.storage.folder import Folder
 from pipelines.storage.manifest import Manifest, ManifestError
-from vlmodel.bases import FILE, names_of
+from vlmodel.bases import FILE, recorded_bases
 from vlmodel.errors import ExpectedError
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class StoredCheckpoint:
 
         Raises:
             CheckpointError: a file is missing, altered or was added.
-            BaseError: what its model is built on is missing or altered.
+            BaseWeightsError: what its model is built on is missing or altered.
         """
         with ExitStack() as stack:
             with _refused():
@@ -204,11 +204,11 @@ def check_bases(run: str) -> None:
     """See that the frozen weights with which a run continues are there, before workers start.
 
     Raises:
-        BaseError: one is missing or another.
+        BaseWeightsError: one is missing or another.
     """
     with newest(run, f"{MODEL}/{FILE}") as found:
         if found is not None:
-            bases.check(names_of(found[1] / MODEL), Folder(run).parent)
+            bases.check(recorded_bases(found[1] / MODEL), Folder(run).parent)
 
 
 def read_trainer(folder: Path, device: torch.device) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def store_model(model: Path, run: str) -> str:
     """Copy a model's folder into that of a run, and its bases to the storage above. Returns the copy's folder.
 
     Raises:
-        BaseError: a base is missing or another.
+        BaseWeightsError: a base is missing or another.
     """
     folder = Folder(run).child(_FOLDER)
     bases.publish(model, folder.parent.parent)

@@ -37,7 +37,7 @@ from pipelines.train.loop import Progress, SampleLog, TrainConfig, patience_is_e
 from pipelines.train.prefetcher import DevicePrefetcher
 from pipelines.train.step import NonFiniteLossError, TrainStep
 from pipelines.train.validation import ValidationResult, evaluate
-from vlmodel.bases import Bases, names_of
+from vlmodel.bases import Bases, recorded_bases
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import VLProcessor
@@ -98,7 +98,7 @@ def train_worker(spec: RunSpec) -> None:
         stored: Bases = {}
         if found is not None:
             trainer.load_state(checkpoint.read_trainer(found[1], device))
-            stored = names_of(found[1] / checkpoint.MODEL)
+            stored = recorded_bases(found[1] / checkpoint.MODEL)
     progress = restore_progress(found[0].state if found is not None else None)
     if rank == 0 and found is not None:
         _print_line(f"continues from {found[0].path} (step {progress.step} of {spec.schedule.steps})")

@@ -22,7 +22,7 @@ from pipelines.serve.config import ServeConfig
 from pipelines.tracking.address import TrackingConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.workflows.cluster import ClusterConfig
-from vlmodel.config import MAY_CHANGE, ConfigError, Section, may_change, part
+from vlmodel.config import MAY_CHANGE, ConfigError, Section, changeable_keys, part
 from vlmodel.locations import Location
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig
@@ -174,7 +174,7 @@ class JobConfig(Section):
         """Dotted keys of the settings with which a run may be continued though they differ: those marked
         ``MAY_CHANGE``, and where the sources of a mix lie.
         """
-        return (*may_change(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
+        return (*changeable_keys(JobConfig), *(f"data.mix.{name}.tars" for name in self.data.mix))
 
     def kept_streams(self) -> tuple[str, ...]:
         """Streams of the model whose features can be kept: their encoder rests, and what it is given stays the same."""

@@ -19,7 +19,7 @@ from pipelines.data.importing.run import import_data
 from pipelines.data.tars.errors import Reason
 from tests.vlmodel.conftest import examples, processor, tokenizer  # noqa: F401 - fixtures
 from tests.vlmodel.tiny import batch_for, for_tasks, tiny_tree
-from vlmodel.config import kinds, parse, part_config
+from vlmodel.config import parse, part_config, part_kinds
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
 
@@ -48,7 +48,7 @@ def test_every_example_is_a_kind_of_its_package() -> None:
     }  # fmt: skip
     for path in EXAMPLES:
         package, _, name = path.replace("/", ".").rpartition(".")
-        assert (name in kinds(package)) is not name.startswith("_")
+        assert (name in part_kinds(package)) is not name.startswith("_")
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_parts_of_an_own_package_do_all_that_others_do(
 
 
 def test_a_package_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlmodel.config import ConfigError, kinds
+    from vlmodel.config import ConfigError, part_kinds
 
     monkeypatch.setenv("VLMODEL_PARTS", "no_such_package")
     with pytest.raises(ConfigError, match="names 'no_such_package', which is not installed"):
-        kinds("vlmodel.fusion")
-    assert kinds("pipelines.data.importers")
+        part_kinds("vlmodel.fusion")
+    assert part_kinds("pipelines.data.importers")

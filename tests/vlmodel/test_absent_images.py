@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.vlmodel.tiny import batch_for, tiny_tree
-from vlmodel.config import kinds
+from vlmodel.config import part_kinds
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.tokens import Tokens
 
-MEETINGS = list(itertools.product(kinds("vlmodel.topology"), kinds("vlmodel.fusion")))
+MEETINGS = list(itertools.product(part_kinds("vlmodel.topology"), part_kinds("vlmodel.fusion")))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_every_encoder_takes_a_batch_without_images(
     assert not any(value.any() for name, value in gradients.items() if name.startswith("vision."))
 
 
-@pytest.mark.parametrize("topology", kinds("vlmodel.topology"))
+@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
 def test_where_all_have_an_image_nothing_changes(
     topology: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:

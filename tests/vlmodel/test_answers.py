@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vlmodel.answers import normal_form, normalize
+from vlmodel.answers import normal_form, normalize_answer
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ from vlmodel.answers import normal_form, normalize
     ],
 )
 def test_normalized_answers(answer: str, plain: str) -> None:
-    assert normalize(answer) == plain
+    assert normalize_answer(answer) == plain
 
 
 def test_answers_of_which_the_rules_leave_nothing_are_themselves() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.models import resnet18
 
 from vlmodel import bases
-from vlmodel.bases import BaseError
+from vlmodel.bases import BaseWeightsError
 from vlmodel.config import ConfigError
 from vlmodel.model import VLModel
 from vlmodel.weights import WeightsError
@@ -50,7 +50,7 @@ def test_a_folder_holds_what_was_trained_and_its_bases_apart(
     model.save_pretrained(tmp_path / "model")
     trained = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
     assert trained < (tmp_path / "model" / "model.safetensors").stat().st_size < trained + 50_000
-    named = bases.names_of(tmp_path / "model")
+    named = bases.recorded_bases(tmp_path / "model")
     assert named.keys() == {"vision"}
     base = only_base(tmp_path / "model" / "_bases")
     assert (base.name, base.stat().st_size) == (named["vision"].name, named["vision"].bytes)
@@ -64,18 +64,18 @@ def test_a_folder_holds_what_was_trained_and_its_bases_apart(
 def test_a_model_without_frozen_weights_has_no_bases(make_model: Make, model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     make_model().save_pretrained(tmp_path)
-    assert bases.names_of(tmp_path) == {}
+    assert bases.recorded_bases(tmp_path) == {}
     VLModel.from_pretrained(tmp_path)
 
 
 def test_models_of_the_same_frozen_weights_share_one_file(model: Any, make_model: Make, tmp_path: Path) -> None:
-    stored = bases.store(model, tmp_path / "_bases")
+    stored = bases.store_bases(model, tmp_path / "_bases")
     file = only_base(tmp_path / "_bases")
     inode = file.stat().st_ino
     other = make_model(vision=FROZEN, fusion={"rounds": 1})
     other.vision.backbone.load_state_dict(model.vision.backbone.state_dict())
     other.vision.backbone.to(memory_format=torch.contiguous_format)
-    assert bases.store(other, tmp_path / "_bases") == stored
+    assert bases.store_bases(other, tmp_path / "_bases") == stored
     assert only_base(tmp_path / "_bases").stat().st_ino == inode, "it is not written again"
     for number, each in enumerate((model, other)):
         each.save_pretrained(tmp_path / "runs" / str(number), stored=stored)
@@ -89,20 +89,22 @@ def test_a_base_is_found(model: Any, tmp_path: Path, where: str, monkeypatch: py
     folder = tmp_path / "a" / "b" / "model"
     places = {"beside": tmp_path / "a" / "b" / "_bases", "above": tmp_path / "_bases"}
     place = places.get(where, tmp_path / "elsewhere")
-    model.save_pretrained(folder, stored=bases.store(model, place))
+    model.save_pretrained(folder, stored=bases.store_bases(model, place))
     if where == "environment":
         monkeypatch.setenv("VLMODEL_BASES", str(place))
     assert equal(VLModel.from_pretrained(folder, base_folder=place if where == "argument" else None), model)
 
 
 def test_a_copy_with_its_base_is_complete_and_one_without_is_refused(model: Any, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path / "storage" / "model", stored=bases.store(model, tmp_path / "storage" / "_bases"))
+    model.save_pretrained(
+        tmp_path / "storage" / "model", stored=bases.store_bases(model, tmp_path / "storage" / "_bases")
+    )
     copy = tmp_path / "elsewhere" / "model"
     shutil.copytree(tmp_path / "storage" / "model", copy)
     base = only_base(tmp_path / "storage" / "_bases")
     (tmp_path / "elsewhere" / "_bases").mkdir()
     says = rf"part 'vision', the base {base.name} .* \(searched: .*elsewhere/_bases\); copy that .*VLMODEL_BASES"
-    with pytest.raises(BaseError, match=says):
+    with pytest.raises(BaseWeightsError, match=says):
         VLModel.from_pretrained(copy)
     shutil.copytree(base.parent, copy / "_bases")
     assert equal(VLModel.from_pretrained(copy), model)
@@ -111,9 +113,11 @@ def test_a_copy_with_its_base_is_complete_and_one_without_is_refused(model: Any,
 def test_another_base_is_refused(model: Any, make_model: Make, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     base = only_base(tmp_path / "_bases")
-    bases.store(make_model(vision=FROZEN), tmp_path / "other")
+    bases.store_bases(make_model(vision=FROZEN), tmp_path / "other")
     shutil.copy(only_base(tmp_path / "other"), base)
-    with pytest.raises(BaseError, match=r"is not the base of \d+ bytes that its name says.*delete it, and copy it"):
+    with pytest.raises(
+        BaseWeightsError, match=r"is not the base of \d+ bytes that its name says.*delete it, and copy it"
+    ):
         VLModel.from_pretrained(tmp_path)
 
 
@@ -128,14 +132,14 @@ def test_a_base_that_is_changed_while_it_is_used_is_noticed(model: Any, tmp_path
         data[-1] ^= 1
     base.write_bytes(data if damage == "altered" else data[:-1])
     os.utime(base, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    with pytest.raises(BaseError, match="it was altered or cut off"):
+    with pytest.raises(BaseWeightsError, match="it was altered or cut off"):
         VLModel.from_pretrained(tmp_path)
 
 
 def test_a_base_is_hashed_once_in_a_process(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model.save_pretrained(tmp_path)
     shutil.copytree(tmp_path / "_bases", tmp_path / "copy" / "_bases")
-    base = bases.names_of(tmp_path)["vision"]
+    base = bases.recorded_bases(tmp_path)["vision"]
     copy = tmp_path / "copy" / "_bases" / base.name
     hashed: list[object] = []
     digest = hashlib.file_digest
@@ -146,17 +150,17 @@ def test_a_base_is_hashed_once_in_a_process(model: Any, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(hashlib, "file_digest", counted)
     for _ in range(3):
-        bases.verify(copy, base)
+        bases.verify_base_file(copy, base)
         VLModel.from_pretrained(tmp_path)
     assert len(hashed) == 1, "what this process has written itself it knows"
 
 
 def test_a_base_that_was_cut_off_is_written_again(model: Any, tmp_path: Path) -> None:
-    bases.store(model, tmp_path)
+    bases.store_bases(model, tmp_path)
     file = only_base(tmp_path)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    bases.store(model, tmp_path)
+    bases.store_bases(model, tmp_path)
     assert file.read_bytes() == whole
     assert [path.name for path in tmp_path.iterdir()] == [file.name], "nothing is left of the writing"
 
@@ -168,7 +172,7 @@ def test_a_base_that_was_cut_off_is_written_again(model: Any, tmp_path: Path) ->
 def test_a_damaged_record_is_refused(model: Any, tmp_path: Path, record: str) -> None:
     model.save_pretrained(tmp_path)
     (tmp_path / "bases.json").write_text(record)
-    with pytest.raises(BaseError, match=r"bases\.json' is damaged"):
+    with pytest.raises(BaseWeightsError, match=r"bases\.json' is damaged"):
         VLModel.from_pretrained(tmp_path)
 
 

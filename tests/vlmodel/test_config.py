@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from vlmodel.config import ConfigError, Section, dump, kinds, load, parse, part, part_config
+from vlmodel.config import ConfigError, Section, dump, load, parse, part, part_config, part_kinds
 from vlmodel.model_config import ModelConfig
 
 
@@ -151,7 +151,7 @@ def test_unknown_kind_names_the_kinds() -> None:
 
 @pytest.mark.parametrize("package", ["vision", "language", "topology", "fusion", "tasks"])
 def test_kind_is_the_name_of_the_file(package: str) -> None:
-    for kind in kinds(f"vlmodel.{package}"):
+    for kind in part_kinds(f"vlmodel.{package}"):
         assert part_config(f"vlmodel.{package}", kind).model_fields["kind"].default == kind
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, package_of, tiny_modality, tiny_tree
-from vlmodel.config import ConfigError, kinds
+from vlmodel.config import ConfigError, part_kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
 from vlmodel.model import VLModel, VLOutput
@@ -52,7 +52,7 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
 }
 CROSSED = {("language", "transformer"): 3}
 """So many variants of a kind are combined with every other part; of others the first alone."""
-VISION = [kind for kind in kinds("vlmodel.vision") if kind != "none"]
+VISION = [kind for kind in part_kinds("vlmodel.vision") if kind != "none"]
 """Kinds of vision encoders."""
 
 
@@ -95,12 +95,14 @@ def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
         for kind in kinds_of("topology")
         for decoder in ("vqa", "caption")
     ]
-    found += [{"inputs": {"imu": tiny_modality(kind)}} for kind in kinds("vlmodel.modality") if kind != IMU["kind"]]
+    found += [
+        {"inputs": {"imu": tiny_modality(kind)}} for kind in part_kinds("vlmodel.modality") if kind != IMU["kind"]
+    ]
     return [combination for combination in found if not _refused(combination)]
 
 
 def kinds_of(package: str) -> list[str]:
-    return VISION if package == "vision" else kinds(package_of(package))
+    return VISION if package == "vision" else part_kinds(package_of(package))
 
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
@@ -409,7 +411,7 @@ def both_ways(model: VLModel, direct: dict[str, Tensor], kept: dict[str, Tensor]
 @pytest.mark.parametrize("fusion", ["concat", "transformer"])
 @pytest.mark.parametrize(
     "language",
-    [v for kind in kinds("vlmodel.language") for v in variants("language", kind)]
+    [v for kind in part_kinds("vlmodel.language") for v in variants("language", kind)]
     + [{"kind": "transformer", "pooling": "mean", "projection": 12, "activation": "gelu"}],
     ids=str,
 )
@@ -474,7 +476,7 @@ def test_requesting_attention_changes_no_answer(
     assert not to_padding.any()
 
 
-@pytest.mark.parametrize("fusion", kinds("vlmodel.fusion"))
+@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
 def test_absent_stream_changes_nothing(fusion: str, make_model: Callable[..., Any], batch: dict[str, Tensor]) -> None:
     """Where all tokens of a stream are masked, what they hold is not seen."""
     from vlmodel.tokens import Tokens

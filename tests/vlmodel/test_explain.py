@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmodel.config import Section, kinds, part
+from vlmodel.config import Section, part, part_kinds
 from vlmodel.explain import packages_of, settings_of, settings_of_kind
 from vlmodel.model_config import ModelConfig
 
@@ -30,6 +30,6 @@ def test_every_setting_of_the_model_is_documented() -> None:
     settings = [*settings_of(ModelConfig)]
     packages = packages_of(ModelConfig)
     assert {setting["package"] for setting in settings} <= set(packages)
-    settings += [s for package in packages for kind in kinds(package) for s in settings_of_kind(package, kind)]
+    settings += [s for package in packages for kind in part_kinds(package) for s in settings_of_kind(package, kind)]
     assert "rounds" in {setting["key"] for setting in settings}
     assert [setting["key"] for setting in settings if not setting["doc"]] == []

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vlmodel.config import ConfigError
-from vlmodel.generation import SETTINGS, check
+from vlmodel.generation import SETTINGS, check_generation_settings
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from vlmodel.generation import SETTINGS, check
     ],
 )
 def test_settings_that_can_be(settings: dict[str, Any]) -> None:
-    check(settings, 5, 32)
+    check_generation_settings(settings, 5, 32)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_settings_that_can_be(settings: dict[str, Any]) -> None:
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check(settings, 5, 32)
+        check_generation_settings(settings, 5, 32)
 
 
 def test_each_setting_is_one_of_transformers() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError, load
-from vlmodel.locations import redact
+from vlmodel.locations import redact_secrets
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_an_address_with_credentials_is_refused_and_not_shown(address: str) -> N
     ],
 )  # fmt: skip
 def test_secret_parameters_are_removed(name: str) -> None:
-    assert redact(f"https://h/p?a=1&{name}=ab12&b=2") == f"https://h/p?a=1&{name}=***&b=2"
-    assert redact(f"https://h/p?{name}=ab12") == f"https://h/p?{name}=***"
+    assert redact_secrets(f"https://h/p?a=1&{name}=ab12&b=2") == f"https://h/p?a=1&{name}=***&b=2"
+    assert redact_secrets(f"https://h/p?{name}=ab12") == f"https://h/p?{name}=***"
 
 
 @pytest.mark.parametrize("name", ["keyword", "design", "signal", "monkey", "tokens_per_text", "page", "assign"])
 def test_other_parameters_stay(name: str) -> None:
-    assert redact(f"https://h/p?{name}=ab12") == f"https://h/p?{name}=ab12"
+    assert redact_secrets(f"https://h/p?{name}=ab12") == f"https://h/p?{name}=ab12"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.vlmodel.tiny import for_tasks, tiny_tree
-from vlmodel.array_names import split
+from vlmodel.array_names import select_task_arrays
 from vlmodel.config import ConfigError, parse
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
@@ -66,7 +66,7 @@ def test_sums_are_those_of_the_tasks_by_their_weights(
     # Each task's are those of the head alone.
     encoded = model.encode_inputs(batch)
     for task, head in model.decoder.task_decoders().items():
-        given = split(batch, task)
+        given = select_task_arrays(batch, task)
         targets = {name: given[name] for name in ("labels_N", "weights_N", "text_key_N") if name in given}
         alone = head(model.encode_task(task, encoded, given), **targets)
         torch.testing.assert_close(out.tasks[task][:2], torch.stack([alone.loss_sum, alone.count]).double())

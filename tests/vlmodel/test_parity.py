@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from vlmodel import parts
-from vlmodel.config import ConfigError, kinds, parse, part_config
+from vlmodel.config import ConfigError, parse, part_config, part_kinds
 from vlmodel.fusion.interactive import Config as InteractiveFusion
 from vlmodel.fusion.transformer import Config as FusionConfig
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.processor import VLProcessor
-from vlmodel.tokens import DecoderInput, Fused, Tokens
+from vlmodel.tokens import DecoderInput, FusedStream, Tokens
 from vlmodel.vision import _backbones
 from vlmodel.vision._positions import sine_positions
 from vlmodel.vision.cnn import Config as CNNConfig
@@ -75,7 +75,7 @@ def test_vision_tokens_are_torchvisions_feature_map(
             part.running_var.uniform_(0.5, 1.5)
     reference.double()
     with monkeypatch.context() as building:
-        building.setattr(_backbones, "create", lambda *_: copy.deepcopy(reference))
+        building.setattr(_backbones, "create_backbone", lambda *_: copy.deepcopy(reference))
         actual = config.build().eval().double()
     with torch.no_grad():
         expected = features(reference, normalised(PIXELS))
@@ -279,9 +279,9 @@ class Keep(parts.Fusion):
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         return tokens
 
-    def forward(self, streams: Mapping[str, Tokens], **_: bool) -> Fused:
+    def forward(self, streams: Mapping[str, Tokens], **_: bool) -> FusedStream:
         self.streams = streams
-        return Fused(streams["vision"], {})
+        return FusedStream(streams["vision"], {})
 
 
 def test_interactive_fusion_is_its_formula() -> None:
@@ -369,7 +369,7 @@ def test_transformer_fusion_is_its_formula(pooled_only: bool) -> None:
 
 
 def test_order_of_streams_in_the_mapping_is_nothing() -> None:
-    for kind in kinds("vlmodel.fusion"):
+    for kind in part_kinds("vlmodel.fusion"):
         torch.manual_seed(0)
         config: Any = parse(part_config("vlmodel.fusion", kind), {"kind": kind, "width": 16})
         fusion = config.build({"language": 16, "vision": 16, "audio": 16}).eval()
@@ -407,7 +407,7 @@ def test_written_texts_are_transformers_own(architecture: str, kind: str, proces
 
     mask_NS = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 5])
     joint = Tokens(torch.randn(3, 5, 16), mask_NS, torch.randn(3, 16))
-    encoded = DecoderInput({}, {}, Fused(joint, {"vision": (0, 5)}))
+    encoded = DecoderInput({}, {}, FusedStream(joint, {"vision": (0, 5)}))
     seen = {
         "encoder_hidden_states": torch.cat([joint.x_BTD, joint.pooled_BD[:, None]], dim=1),
         "encoder_attention_mask": torch.cat([mask_NS, torch.ones(3, 1, dtype=torch.bool)], dim=1).long(),

@@ -21,14 +21,14 @@ from transformers import AutoModel, PreTrainedTokenizerFast, TextIteratorStreame
 
 from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.tiny import batch_for, collate, for_tasks, tiny_tree
-from vlmodel.config import ConfigError, kinds, parse
+from vlmodel.config import ConfigError, parse, part_kinds
 from vlmodel.decoder._causal import ARCHITECTURES
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
 from vlmodel.model_config import ModelConfig
 from vlmodel.parts import Vocabulary
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
-from vlmodel.tokens import DecoderInput, Fused, Tokens
+from vlmodel.tokens import DecoderInput, FusedStream, Tokens
 from vlmodel.weights import WeightsError
 
 KINDS = ("caption", "answer")
@@ -57,7 +57,7 @@ def memory(rows: int, width: int = 16, seed: int = 0) -> DecoderInput:
     mask_BT = torch.ones(rows, 6, dtype=torch.bool)
     mask_BT[::2, 4:] = False
     tokens = Tokens(torch.randn(rows, 6, width), mask_BT, torch.randn(rows, width))
-    return DecoderInput({}, {}, Fused(tokens, {"vision": (0, 6)}))
+    return DecoderInput({}, {}, FusedStream(tokens, {"vision": (0, 6)}))
 
 
 class Waits(TorchDispatchMode):
@@ -75,7 +75,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("topology", "fusion", "kind"),
-    list(itertools.product(kinds("vlmodel.topology"), kinds("vlmodel.fusion"), KINDS)),
+    list(itertools.product(part_kinds("vlmodel.topology"), part_kinds("vlmodel.fusion"), KINDS)),
 )
 def test_with_every_topology_and_fusion(
     topology: str,
@@ -165,7 +165,7 @@ def test_a_missing_stream_changes_nothing(make_model: Callable[..., Any], proces
         tokens = memory(1, seed=seed).fused.tokens
         x_BTD = tokens.x_BTD.clone().requires_grad_()
         absent = Tokens(x_BTD, torch.zeros_like(tokens.mask_BT), tokens.pooled_BD)
-        encoded = DecoderInput({}, {}, Fused(absent, {}))
+        encoded = DecoderInput({}, {}, FusedStream(absent, {}))
         losses.append(decoder(encoded, **given).loss_sum)
         losses[-1].backward()
         assert not x_BTD.grad.any()
@@ -391,7 +391,7 @@ def test_a_joint_stream_of_one_token_is_attended_once(
     _, weights_NLT = decoder.token_attention(encoded, processor, ["a red circle"] * 3)
     assert torch.equal(weights_NLT, torch.ones(3, 4, 1))
     # Twice the same key is as good as once, so that models trained so write what they wrote.
-    twice = DecoderInput({}, {}, Fused(joint, {}))
+    twice = DecoderInput({}, {}, FusedStream(joint, {}))
     assert decoder._cross_attention_memory(twice)[0].shape == (3, 2, 16)
     targets = {name: batch[name] for name in ("target_ids_NT", "target_mask_NT", "weights_N")}
     torch.testing.assert_close(decoder(twice, **targets).loss_sum, output.loss_sum)
@@ -405,7 +405,10 @@ def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
     decoder = make_model(task={"kind": "caption", **SMALL}).decoder
     tokens = memory(1).fused.tokens
     pooled = Tokens(tokens.x_BTD[:, :1], tokens.mask_BT[:, :1], tokens.pooled_BD)
-    assert decoder.attention(DecoderInput({}, {}, Fused(pooled, {"vision": (0, 6)})), processor, [[("a", 1.0)]]) is None
+    assert (
+        decoder.attention(DecoderInput({}, {}, FusedStream(pooled, {"vision": (0, 6)})), processor, [[("a", 1.0)]])
+        is None
+    )
 
 
 def test_label_smoothing(make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]) -> None:

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from vlmodel import parts
-from vlmodel.config import kinds, part_config
-from vlmodel.tokens import Fused, Tokens
+from vlmodel.config import part_config, part_kinds
+from vlmodel.tokens import FusedStream, Tokens
 
 WIDTHS = {"audio": 7, "language": 12, "vision": 10}
 TOKENS = {"audio": 3, "language": 5, "vision": 4}
@@ -26,10 +26,10 @@ STREAMS = [("vision",), ("audio", "vision"), ("language", "vision"), ("audio", "
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "transformer": [{"pooling": "cls"}, {"pooling": "mean"}, {"pooling": "attention"}]
 }
-FUSIONS = [(kind, variant) for kind in kinds("vlmodel.fusion") for variant in VARIANTS.get(kind, [{}])]
+FUSIONS = [(kind, variant) for kind in part_kinds("vlmodel.fusion") for variant in VARIANTS.get(kind, [{}])]
 GRID = [
     (topology, fusion, names)
-    for topology, fusion, names in itertools.product(kinds("vlmodel.topology"), FUSIONS, STREAMS)
+    for topology, fusion, names in itertools.product(part_kinds("vlmodel.topology"), FUSIONS, STREAMS)
     if fusion[1].get("pooling") != "cls" or "language" in names
 ]
 grid = pytest.mark.parametrize(
@@ -245,9 +245,9 @@ class OtherSequence(parts.Fusion):
     def adapt(self, name: str, tokens: Tokens) -> Tokens:
         return tokens
 
-    def forward(self, streams: Mapping[str, Tokens], **_: bool) -> Fused:
+    def forward(self, streams: Mapping[str, Tokens], **_: bool) -> FusedStream:
         tokens = streams["vision"]
-        return Fused(tokens, {"vision": (0, 4)}, torch.ones(1, 3, 4, 4))
+        return FusedStream(tokens, {"vision": (0, 4)}, torch.ones(1, 3, 4, 4))
 
 
 @pytest.mark.parametrize("topology", ["single", "interactive"])
@@ -259,7 +259,7 @@ def test_attention_over_another_sequence_stays_apart(topology: str) -> None:
     assert fused.attention_LBQS.shape == (1, 3, 4, 4)
 
 
-@pytest.mark.parametrize("topology", kinds("vlmodel.topology"))
+@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
 def test_a_shared_image_is_adapted_once(topology: str) -> None:
     model = build(topology, ("transformer", {}), ("language", "vision"))
     outer = model.fusion.adapters if topology == "dual" else model.adapters
@@ -272,7 +272,7 @@ def test_a_shared_image_is_adapted_once(topology: str) -> None:
 
 
 def test_who_encodes_text() -> None:
-    found = [kind for kind in kinds("vlmodel.topology") if small("topology", kind).encodes_text]
+    found = [kind for kind in part_kinds("vlmodel.topology") if small("topology", kind).encodes_text]
     assert found == ["single"]
 
 
@@ -289,8 +289,8 @@ def test_heads_must_share_the_width(kind: str) -> None:
         config(width=10)
 
 
-@pytest.mark.parametrize("topology", kinds("vlmodel.topology"))
-@pytest.mark.parametrize("fusion", kinds("vlmodel.fusion"))
+@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
 def test_compiled_is_the_same(topology: str, fusion: str) -> None:
     """In one graph, which also says that nothing of it waits for a value of a tensor."""
     names = ("language", "vision")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmodel.config import ConfigError
-from vlmodel.weights import from_plain, open_config, open_model, plain, refuse_missing
+from vlmodel.weights import config_from_dict, config_to_dict, open_config, open_model, refuse_missing_weights
 
 if TYPE_CHECKING:
     from vlmodel.parts import Vocabulary
@@ -21,7 +21,7 @@ _SETTING = "task.pretrained"
 
 
 @dataclass(frozen=True)
-class Architecture:
+class DecoderArchitecture:
     """How an architecture names its settings and its weights.
 
     Attributes:
@@ -41,8 +41,8 @@ class Architecture:
     cross_attention: tuple[str, ...] = ("crossattention",)
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "bart": Architecture(
+ARCHITECTURES: dict[str, DecoderArchitecture] = {
+    "bart": DecoderArchitecture(
         ("d_model",),
         "decoder_layers",
         "decoder_attention_heads",
@@ -51,9 +51,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         attention_dropout="attention_dropout",
         cross_attention=("encoder_attn",),
     ),
-    "bert": Architecture(),
-    "electra": Architecture(("hidden_size", "embedding_size")),
-    "gpt2": Architecture(
+    "bert": DecoderArchitecture(),
+    "electra": DecoderArchitecture(("hidden_size", "embedding_size")),
+    "gpt2": DecoderArchitecture(
         ("n_embd",),
         "n_layer",
         "n_head",
@@ -87,10 +87,10 @@ def new_decoder_config(config: GenerationTask, vocabulary: Vocabulary) -> dict[s
         names.positions: config.positions,
         names.attention_dropout: 0.0,
     }
-    return _as_decoder(from_plain(settings), vocabulary)
+    return _as_decoder(config_from_dict(settings), vocabulary)
 
 
-def from_pretrained(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
+def pretrained_decoder_config(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of the decoder or encoder at ``source``, as a decoder, in plain values.
 
     Raises:
@@ -110,7 +110,7 @@ def longest_target(resolved: dict[str, Any]) -> int:
     return int(resolved[ARCHITECTURES[resolved["model_type"]].positions])
 
 
-def load(inner: Any, source: str) -> None:
+def load_decoder_weights(inner: Any, source: str) -> None:
     """Read the weights at ``source`` into ``inner``; they may lack the head and the cross-attention.
 
     Raises:
@@ -118,9 +118,9 @@ def load(inner: Any, source: str) -> None:
     """
     from transformers import AutoModelForCausalLM
 
-    model, missing = open_model(AutoModelForCausalLM, _SETTING, source, from_plain(plain(inner.config)))
+    model, missing = open_model(AutoModelForCausalLM, _SETTING, source, config_from_dict(config_to_dict(inner.config)))
     body = f"{inner.base_model_prefix}."
-    refuse_missing(
+    refuse_missing_weights(
         _SETTING, source, (key for key in missing if key.startswith(body) and not is_cross_attention(inner, key))
     )
     inner.load_state_dict(model.state_dict())
@@ -136,4 +136,4 @@ def _as_decoder(config: Any, vocabulary: Vocabulary) -> dict[str, Any]:
     config.is_decoder = config.add_cross_attention = True
     config.pad_token_id, config.bos_token_id = vocabulary.padding, vocabulary.begin
     config.eos_token_id = vocabulary.end
-    return plain(config)
+    return config_to_dict(config)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlmodel import parts
-from vlmodel.distributed import all_gather_counts, gather, is_distributed
+from vlmodel.distributed import all_gather_counts, gather_rows, is_distributed
 from vlmodel.tasks.contrastive import LARGEST_SCALE
 from vlmodel.tokens import DecoderInput
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class _ImageTextPairs:
     """A images and M texts, each with one of the images.
 
     Attributes:
@@ -39,16 +39,21 @@ class _Pairs:
     counted_M: Tensor
     unpaired_A: Tensor | None = None
 
-    def gathered(self) -> _Pairs:
+    def gathered(self) -> _ImageTextPairs:
         """The pairs of all processes."""
         counts = all_gather_counts([len(self.image_AD), len(self.text_MD)])
         images, texts = ([of_rank[i] for of_rank in counts] for i in (0, 1))
         image_M = self.image_M + sum(images[: dist.get_rank()])
-        integers_M3 = gather(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
+        integers_M3 = gather_rows(torch.stack([image_M, self.key_M, self.counted_M.long()], dim=1), texts)
         image_M, key_M, counted_M = integers_M3.unbind(1)
-        unpaired_A = None if self.unpaired_A is None else gather(self.unpaired_A.long(), images).bool()
-        return _Pairs(
-            gather(self.image_AD, images), gather(self.text_MD, texts), image_M, key_M, counted_M.bool(), unpaired_A
+        unpaired_A = None if self.unpaired_A is None else gather_rows(self.unpaired_A.long(), images).bool()
+        return _ImageTextPairs(
+            gather_rows(self.image_AD, images),
+            gather_rows(self.text_MD, texts),
+            image_M,
+            key_M,
+            counted_M.bool(),
+            unpaired_A,
         )
 
 
@@ -100,7 +105,7 @@ class ContrastiveDecoder(parts.Decoder):
         """
         image_BD, text_ND = self.embed(encoded)
         image_N, row_N = encoded.rows[self.stream], encoded.rows["language"]
-        present_N = _is_present(encoded, self.stream)[image_N] & _is_present(encoded, "language")[row_N]
+        present_N = _has_stream(encoded, self.stream)[image_N] & _has_stream(encoded, "language")[row_N]
         weights_N = present_N.float() if weights_N is None else weights_N.float() * present_N
         gathers = self.gather and self.training and is_distributed()
         if gathers and text_key_N is None:
@@ -108,7 +113,7 @@ class ContrastiveDecoder(parts.Decoder):
                 "text_key_N is needed to tell equal texts of several workers; give what VLProcessor makes, or set "
                 "task.gather=false"
             )
-        own = _Pairs(
+        own = _ImageTextPairs(
             image_BD,
             text_ND,
             image_N,
@@ -122,7 +127,7 @@ class ContrastiveDecoder(parts.Decoder):
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
         with torch.autocast(image_BD.device.type, enabled=False):
-            of_image_3B, of_text_3N = _both_directions(own, candidates, self.log_scale.exp())
+            of_image_3B, of_text_3N = _both_retrieval_losses(own, candidates, self.log_scale.exp())
         means_3N = (of_image_3B.index_select(1, image_N) + of_text_3N) / 2
         loss_sum, count, correct = (means_3N * weights_N).sum(1).unbind()
         return parts.DecoderOutput(None, loss_sum, count, correct, count)
@@ -132,7 +137,7 @@ class ContrastiveDecoder(parts.Decoder):
         image_BD, text_UD = (
             F.normalize(
                 linear(
-                    self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_is_present(encoded, name)[:, None], 0))
+                    self.dropout(encoded.streams[name].pooled_BD.masked_fill(~_has_stream(encoded, name)[:, None], 0))
                 ).float()
             )
             for name, linear in ((self.stream, self.image), ("language", self.text))
@@ -140,23 +145,23 @@ class ContrastiveDecoder(parts.Decoder):
         return image_BD, text_UD.index_select(0, encoded.rows["language"])
 
 
-def _both_directions(own: _Pairs, candidates: _Pairs, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """``_one_direction`` for own images among all texts, (3, B), and for own texts among all images, (3, N)."""
+def _both_retrieval_losses(own: _ImageTextPairs, candidates: _ImageTextPairs, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """``_retrieval_loss`` for own images among all texts, (3, B), and for own texts among all images, (3, N)."""
     equal_NM = (own.key_M[:, None] == candidates.key_M) & own.counted_M[:, None] & candidates.counted_M
     equal_NM = equal_NM.float()
     images, texts = len(own.image_AD), len(candidates.text_MD)
     positive_BM = equal_NM.new_zeros(images, texts).index_add(0, own.image_M, equal_NM) > 0
-    of_image_3B = _one_direction(scale * own.image_AD @ candidates.text_MD.T, positive_BM, candidates.counted_M)
+    of_image_3B = _retrieval_loss(scale * own.image_AD @ candidates.text_MD.T, positive_BM, candidates.counted_M)
     texts, images = len(own.text_MD), len(candidates.image_AD)
     positive_NA = equal_NM.new_zeros(texts, images).index_add(1, candidates.image_M, equal_NM) > 0
     counted_A = equal_NM.new_zeros(images).index_add(0, candidates.image_M, candidates.counted_M.float()) > 0
     if candidates.unpaired_A is not None:
         counted_A = counted_A | candidates.unpaired_A
-    of_text_3N = _one_direction(scale * own.text_MD @ candidates.image_AD.T, positive_NA, counted_A)
+    of_text_3N = _retrieval_loss(scale * own.text_MD @ candidates.image_AD.T, positive_NA, counted_A)
     return of_image_3B, of_text_3N
 
 
-def _one_direction(scores_QC: Tensor, positive_QC: Tensor, counted_C: Tensor) -> Tensor:
+def _retrieval_loss(scores_QC: Tensor, positive_QC: Tensor, counted_C: Tensor) -> Tensor:
     """Loss, whether it is counted, and whether the best candidate is a positive, of Q queries among C: (3, Q)."""
     lowest = torch.finfo(scores_QC.dtype).min
     negative_QC = counted_C & ~positive_QC
@@ -172,5 +177,5 @@ def _one_direction(scores_QC: Tensor, positive_QC: Tensor, counted_C: Tensor) ->
     return torch.stack([(log_sum_Q - mean_Q) * counted_Q, counted_Q.float(), correct_Q.float()])
 
 
-def _is_present(encoded: DecoderInput, name: str) -> Tensor:
+def _has_stream(encoded: DecoderInput, name: str) -> Tensor:
     return encoded.streams[name].mask_BT.any(1)

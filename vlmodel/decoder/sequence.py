@@ -15,7 +15,7 @@ from vlmodel import parts
 from vlmodel.decoder import _causal
 from vlmodel.layers import as_transformers_mask
 from vlmodel.tokens import DecoderInput
-from vlmodel.weights import from_plain
+from vlmodel.weights import config_from_dict
 
 if TYPE_CHECKING:
     from vlmodel.processor import VLProcessor
@@ -41,7 +41,7 @@ class SequenceDecoder(parts.Decoder):
 
         assert config.resolved is not None
         self.config = config
-        self.inner = AutoModelForCausalLM.from_config(from_plain(config.resolved), trust_remote_code=False)
+        self.inner = AutoModelForCausalLM.from_config(config_from_dict(config.resolved), trust_remote_code=False)
         self.begin, self.end, self.padding = (
             int(config.resolved[f"{name}_token_id"]) for name in ("bos", "eos", "pad")
         )
@@ -114,7 +114,7 @@ class SequenceDecoder(parts.Decoder):
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
             logits_NTK = self._forward_texts(self.inner, ids_NT[:, :-1], memory).logits
-            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _up_to_end(ids_NT[:, 1:], self.end)
+            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _mask_up_to_end(ids_NT[:, 1:], self.end)
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
             ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
         return [_unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
@@ -154,7 +154,7 @@ class SequenceDecoder(parts.Decoder):
 
     def load_pretrained(self) -> None:
         if self.config.pretrained:
-            _causal.load(self.inner, self.config.pretrained)
+            _causal.load_decoder_weights(self.inner, self.config.pretrained)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         """See ``Decoder``; cross-attention is always new."""
@@ -239,7 +239,7 @@ class SequenceDecoder(parts.Decoder):
         )
 
 
-def _up_to_end(ids_NT: Tensor, end: int) -> Tensor:
+def _mask_up_to_end(ids_NT: Tensor, end: int) -> Tensor:
     """True for the tokens of each text up to the first ``end``, and for that."""
     ends_NT = ids_NT == end
     return (ends_NT.cumsum(1) - ends_NT.long()) == 0

@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmodel import parts
 from vlmodel.streams import PooledAdapters
-from vlmodel.tokens import Fused, Streams, Tokens
+from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(parts.FusionPart):
@@ -47,8 +47,8 @@ class ConcatFusion(parts.Fusion):
             nn.LayerNorm(config.width),
         )
 
-    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
         complete = self.adapters.complete(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
         fused_BD = self.mlp(torch.cat([tokens.pooled_BD for tokens in complete], dim=-1))
-        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)
+        return FusedStream(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)

@@ -12,7 +12,7 @@ from torch import nn
 from vlmodel import parts
 from vlmodel.layers import masked_softmax
 from vlmodel.streams import PooledAdapters
-from vlmodel.tokens import Fused, Streams, Tokens
+from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(parts.FusionPart):
@@ -50,7 +50,7 @@ class GatedFusion(parts.Fusion):
         self.gate = nn.Linear(joint, joint) if len(widths) > 1 else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
         complete = self.adapters.complete(streams).values()
         present_B1 = torch.stack([tokens.mask_BT for tokens in complete]).any(0)
         # Each stream has one token, its pooled vector, so T is the number of streams.
@@ -61,4 +61,4 @@ class GatedFusion(parts.Fusion):
             scores_BTD = self.gate(x_BTD.flatten(1)).view_as(x_BTD)
             hidden_BTD = masked_softmax(scores_BTD, mask_BT1, dim=1) * hidden_BTD
         fused_BD = self.dropout(hidden_BTD.sum(1))
-        return Fused(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)
+        return FusedStream(Tokens(fused_BD.unsqueeze(1), present_B1, fused_BD), {}, keeps_sequence=False)

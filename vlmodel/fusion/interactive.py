@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings
-from vlmodel.streams import ANCHOR, Adapters, CoAttention, pool, spans_of
-from vlmodel.tokens import Fused, Streams, Tokens
+from vlmodel.streams import ANCHOR, CoAttention, StreamAdapters, pool_stream, stream_spans
+from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.FusionPart):
@@ -38,7 +38,7 @@ class InteractiveFusion(parts.Fusion):
     def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
         super().__init__()
         self.width = config.width
-        self.adapters = Adapters(widths, config.width)
+        self.adapters = StreamAdapters(widths, config.width)
         self.layers = nn.ModuleList(
             CoAttention(widths, config.width, config.heads, config.expansion * config.width, config.dropout)
             for _ in range(config.rounds)
@@ -46,11 +46,11 @@ class InteractiveFusion(parts.Fusion):
         self.norms = nn.ModuleDict({name: nn.LayerNorm(config.width) for name in sorted(widths)})
         self.combine = nn.Linear(len(widths) * config.width, config.width)
 
-    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
         complete = self.adapters.complete(streams)
         x = {name: tokens.x_BTD for name, tokens in complete.items()}
         mask = {name: tokens.mask_BT for name, tokens in complete.items()}
-        spans = {name: span for name, span in spans_of(x).items() if name in streams}
+        spans = {name: span for name, span in stream_spans(x).items() if name in streams}
         # If only the pooled vector is read, the last round of the anchor is computed for its first token alone.
         short = pooled_only and not output_attention
         attention: list[Tensor] = []
@@ -60,11 +60,11 @@ class InteractiveFusion(parts.Fusion):
             if weights is not None:
                 attention.append(weights)
         x = {name: self.norms[name](x_BTD) for name, x_BTD in x.items()}
-        pooled = [pool(name, x[name], mask[name]) * mask[name].any(1, keepdim=True) for name in x]
+        pooled = [pool_stream(name, x[name], mask[name]) * mask[name].any(1, keepdim=True) for name in x]
         pooled_BD = self.combine(torch.cat(pooled, dim=-1))
         mask_BT = torch.cat(list(mask.values()), dim=1)
         if short:
             pooled_token = Tokens(pooled_BD.unsqueeze(1), mask_BT.any(1, keepdim=True), pooled_BD)
-            return Fused(pooled_token, {}, keeps_sequence=False)
+            return FusedStream(pooled_token, {}, keeps_sequence=False)
         tokens = Tokens(torch.cat(list(x.values()), dim=1), mask_BT, pooled_BD)
-        return Fused(tokens, spans, torch.stack(attention) if attention else None)
+        return FusedStream(tokens, spans, torch.stack(attention) if attention else None)

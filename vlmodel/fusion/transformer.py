@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings, TransformerLayer, masked_mean, masked_softmax
-from vlmodel.streams import ANCHOR, Adapters, spans_of
-from vlmodel.tokens import Fused, Streams, Tokens
+from vlmodel.streams import ANCHOR, StreamAdapters, stream_spans
+from vlmodel.tokens import FusedStream, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.FusionPart):
@@ -40,7 +40,7 @@ class TransformerFusion(parts.Fusion):
         super().__init__()
         self.width = config.width
         self.first = config.pooling == "cls" and ANCHOR in widths
-        self.adapters = Adapters(widths, config.width)
+        self.adapters = StreamAdapters(widths, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(config.width, config.heads, config.expansion * config.width, config.dropout)
             for _ in range(config.rounds)
@@ -48,9 +48,9 @@ class TransformerFusion(parts.Fusion):
         self.norm = nn.LayerNorm(config.width)
         self.mix = nn.Linear(config.width, 1, bias=False) if config.pooling == "attention" else None
 
-    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> Fused:
+    def forward(self, streams: Streams, *, pooled_only: bool = False, output_attention: bool = False) -> FusedStream:
         complete = self.adapters.complete(streams)
-        spans = spans_of({name: tokens.x_BTD for name, tokens in complete.items()})
+        spans = stream_spans({name: tokens.x_BTD for name, tokens in complete.items()})
         x_BTD = torch.cat([tokens.x_BTD for tokens in complete.values()], dim=1)
         mask_BT = torch.cat([tokens.mask_BT for tokens in complete.values()], dim=1)
         first = slice(spans[ANCHOR][0], spans[ANCHOR][0] + 1) if self.first else None
@@ -64,10 +64,10 @@ class TransformerFusion(parts.Fusion):
                 attention.append(weights)
         x_BTD = self.norm(x_BTD)
         if short:
-            return Fused(Tokens(x_BTD, mask_BT[:, first], x_BTD[:, 0]), {}, keeps_sequence=False)
+            return FusedStream(Tokens(x_BTD, mask_BT[:, first], x_BTD[:, 0]), {}, keeps_sequence=False)
         tokens = Tokens(x_BTD, mask_BT, self._pool_sequence(x_BTD, mask_BT, first))
         given = {name: span for name, span in spans.items() if name in streams}
-        return Fused(tokens, given, torch.stack(attention) if attention else None)
+        return FusedStream(tokens, given, torch.stack(attention) if attention else None)
 
     def _pool_sequence(self, x_BTD: Tensor, mask_BT: Tensor, first: slice | None) -> Tensor:
         if first is not None:

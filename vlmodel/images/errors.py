@@ -13,13 +13,13 @@ def check_pixel_count(height: int, width: int, limit: int | None) -> None:
     """Refuse an image of more pixels than ``limit``.
 
     Raises:
-        ImageError: too_large.
+        ImageError: "too_large".
     """
     if limit is not None and height * width > limit:
-        raise too_large(f"{width} x {height} = {height * width} pixels", limit)
+        raise too_large_error(f"{width} x {height} = {height * width} pixels", limit)
 
 
-def too_large(size: str, limit: int | None) -> ImageError:
+def too_large_error(size: str, limit: int | None) -> ImageError:
     """The error about an image of this size."""
     allowed = f"; max_pixels allows {limit}" if limit is not None else ""
     return ImageError("too_large", f"image of too many pixels ({size}){allowed}")

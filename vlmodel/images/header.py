@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vlmodel.images.containers import boxes, jpeg, png, tiff, webp
-from vlmodel.images.containers.base import Header
+from vlmodel.images.containers.base import ImageHeader
 
 WITHOUT_END = ("gif", "bmp")
 """Formats of which only a decoder knows whether they are complete."""
 
-_ENDS: dict[str, Callable[[bytes, Header], int | None]] = {
+_ENDS: dict[str, Callable[[bytes, ImageHeader], int | None]] = {
     "jpeg": jpeg.image_end,
     "png": png.image_end,
     "webp": webp.image_end,
     "tiff": tiff.image_end,
     "jpeg2000": boxes.jpeg2000_end,
-    "avif": boxes.media_end,
-    "heif": boxes.media_end,
+    "avif": boxes.heif_end,
+    "heif": boxes.heif_end,
 }
 
 
-def read_header(data: bytes) -> Header | None:
+def read_header(data: bytes) -> ImageHeader | None:
     """The header of a file of a known format, by its first bytes; None for other files."""
     if data.startswith(b"\xff\xd8\xff"):
         return jpeg.read(data)
@@ -33,17 +33,17 @@ def read_header(data: bytes) -> Header | None:
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return webp.read(data)
     if data.startswith((b"GIF87a", b"GIF89a")):
-        return Header("gif")
+        return ImageHeader("gif")
     if data.startswith(b"BM"):
-        return Header("bmp")
+        return ImageHeader("bmp")
     if data.startswith(tiff.SIGNATURES):
-        return Header("tiff")
+        return ImageHeader("tiff")
     if data.startswith((boxes.JP2, boxes.CODESTREAM)):
         return boxes.read_jpeg2000(data)
     return boxes.read_brands(data) if data[4:8] == b"ftyp" else None
 
 
-def without_metadata(data: bytes, header: Header) -> bytes:
+def without_metadata(data: bytes, header: ImageHeader) -> bytes:
     """The file without its metadata, at which readers may fail; the same bytes if it has none."""
     if header.format == "avif":
         return boxes.without_exif_item(data)
@@ -54,10 +54,10 @@ def without_metadata(data: bytes, header: Header) -> bytes:
         pieces.append(data[at:start])
         at = end
     rest = b"".join([*pieces, data[at:]])
-    return webp.without_flags(rest) if header.format == "webp" else rest
+    return webp.repair_webp_header(rest) if header.format == "webp" else rest
 
 
-def image_end(data: bytes, header: Header) -> int | None:
+def image_end(data: bytes, header: ImageHeader) -> int | None:
     """Position after the image's last byte, whatever follows it; None if the image is cut off before it.
 
     Of an animation the first image counts. Formats ``WITHOUT_END`` take the whole file.
@@ -66,7 +66,7 @@ def image_end(data: bytes, header: Header) -> int | None:
     return len(data) if end is None else end(data, header)
 
 
-def is_complete(data: bytes, header: Header) -> bool:
+def is_complete(data: bytes, header: ImageHeader) -> bool:
     """Whether the file contains the image's end; always True for formats ``WITHOUT_END``."""
     if header.format == "jpeg" and header.scan >= 0 and not header.buffered:
         # A single scan cannot contain the end marker, and the usual file ends with it: fast to find from behind.
@@ -74,6 +74,6 @@ def is_complete(data: bytes, header: Header) -> bool:
     return image_end(data, header) is not None
 
 
-def is_plain_jpeg(header: Header | None) -> bool:
+def is_plain_jpeg(header: ImageHeader | None) -> bool:
     """Whether it is a JPEG of 8 bits, grey or in colour, that has a scan."""
     return header is not None and header.scan >= 0 and header.size is not None and header.components in (1, 3)

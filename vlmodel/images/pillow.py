@@ -11,11 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile
 
-from vlmodel.images.containers.base import Header
+from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.containers.exif import ORIENTATION
-from vlmodel.images.errors import ImageError, check_pixel_count, too_large
+from vlmodel.images.errors import ImageError, check_pixel_count, too_large_error
 from vlmodel.images.header import is_complete, read_header, without_metadata
-from vlmodel.images.resize import oriented
+from vlmodel.images.resize import turn_upright
 
 _READERS = {
     "jpeg": "JPEG",
@@ -60,7 +60,7 @@ class OpenedImage(NamedTuple):
     """
 
     image: ImageFile.ImageFile
-    header: Header
+    header: ImageHeader
 
     @property
     def size(self) -> tuple[int, int]:
@@ -85,7 +85,7 @@ class OpenedImage(NamedTuple):
         rgb = _to_rgb(self.image)
         if self._exif_orientation == 1:
             return rgb
-        return Image.fromarray(np.ascontiguousarray(oriented(np.asarray(rgb), self._exif_orientation)))
+        return Image.fromarray(np.ascontiguousarray(turn_upright(np.asarray(rgb), self._exif_orientation)))
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def open_image(data: bytes, max_pixels: int | None = None, formats: Collection[s
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise too_large(str(error), max_pixels) from None
+        raise too_large_error(str(error), max_pixels) from None
     except Exception as error:  # decoders raise anything on broken bytes
         kind: Literal["truncated", "undecodable"] = "truncated" if _is_cut_off(error, data, header) else "undecodable"
         first = data[:8].hex(" ") or "no bytes"
@@ -183,7 +183,7 @@ def _register_heif() -> None:
     pillow_heif.options.DECODE_THREADS = 1
 
 
-def _is_cut_off(error: Exception, data: bytes, header: Header | None) -> bool:
+def _is_cut_off(error: Exception, data: bytes, header: ImageHeader | None) -> bool:
     if header is not None and not is_complete(data, header):
         return True
     return isinstance(error, EOFError) or "truncated" in str(error).lower()

@@ -16,7 +16,7 @@ _INVERSE = {6: 8, 8: 6}
 """Orientations that undo others; those not named undo themselves."""
 
 
-def oriented(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def turn_upright(pixels_HWC: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     """The upright image, by EXIF's orientation from 1 to 8: a view."""
     if orientation in (3, 4, 6, 7):
         pixels_HWC = pixels_HWC[::-1]
@@ -31,7 +31,7 @@ def center_square(height: int, width: int) -> tuple[int, int, int]:
     return (height - side) // 2, (width - side) // 2, side
 
 
-def resized(
+def resize_to_square(
     pixels_HWC: NDArray[np.uint8],
     size: int,
     resize: Resize,
@@ -49,11 +49,11 @@ def resized(
     if orientation != 1:
         # The small image is turned, as a filter is slow on pixels whose neighbours are far apart in memory.
         if resize == "crop":
-            upright_HWC = oriented(pixels_HWC, orientation)
+            upright_HWC = turn_upright(pixels_HWC, orientation)
             top, left, side = center_square(*upright_HWC.shape[:2])
             square_HWC = upright_HWC[top : top + side, left : left + side]
-            pixels_HWC = oriented(square_HWC, _INVERSE.get(orientation, orientation))
-        small_HWC = oriented(resized(pixels_HWC, size, "squash"), orientation)
+            pixels_HWC = turn_upright(square_HWC, _INVERSE.get(orientation, orientation))
+        small_HWC = turn_upright(resize_to_square(pixels_HWC, size, "squash"), orientation)
         if out_HWC is None:
             return np.ascontiguousarray(small_HWC)
         out_HWC[:] = small_HWC

@@ -15,7 +15,7 @@ from vlmodel.config import ConfigError
 
 
 @dataclass(frozen=True)
-class Architecture:
+class EncoderArchitecture:
     """What the settings of an architecture do not tell.
 
     Attributes:
@@ -37,26 +37,26 @@ class Architecture:
     works_without_layers: bool = True
 
 
-_ROBERTA = Architecture(first_position=None)
+_ROBERTA = EncoderArchitecture(first_position=None)
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "albert": Architecture(layers=""),
-    "bert": Architecture(),
+ARCHITECTURES: dict[str, EncoderArchitecture] = {
+    "albert": EncoderArchitecture(layers=""),
+    "bert": EncoderArchitecture(),
     "camembert": _ROBERTA,
     "data2vec-text": _ROBERTA,
-    "deberta": Architecture(mask="rows"),
-    "deberta-v2": Architecture(mask="rows", works_without_layers=False),
-    "distilbert": Architecture(layers="transformer.layer"),
-    "electra": Architecture(),
-    "ernie": Architecture(),
-    "megatron-bert": Architecture(),
-    "modernbert": Architecture(layers="layers", mask="windows", works_without_layers=False),
-    "mpnet": Architecture(first_position=2),
+    "deberta": EncoderArchitecture(mask="rows"),
+    "deberta-v2": EncoderArchitecture(mask="rows", works_without_layers=False),
+    "distilbert": EncoderArchitecture(layers="transformer.layer"),
+    "electra": EncoderArchitecture(),
+    "ernie": EncoderArchitecture(),
+    "megatron-bert": EncoderArchitecture(),
+    "modernbert": EncoderArchitecture(layers="layers", mask="windows", works_without_layers=False),
+    "mpnet": EncoderArchitecture(first_position=2),
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "xlm-roberta-xl": _ROBERTA,
-    "xlnet": Architecture(layers="layer", mask="rows", cls="last", limited=False),
+    "xlnet": EncoderArchitecture(layers="layer", mask="rows", cls="last", limited=False),
 }
 
 _PADDING_LEAKS = "lets the padding of a text change its tokens"
@@ -145,13 +145,13 @@ def keep_first_layers(config: Any, layers: int) -> None:
         config.layer_types = config.layer_types[:layers]
 
 
-def first_modules(name: str, encoder: Any, layers: int) -> list[str]:
+def first_layer_paths(name: str, encoder: Any, layers: int) -> list[str]:
     """Paths within ``encoder`` of its embeddings and its first ``layers``."""
     embeddings = [child for child, _ in encoder.named_children() if "embed" in child]
     return embeddings + [f"{ARCHITECTURES[name].layers}.{i}" for i in range(layers)]
 
 
-def drop_unused(encoder: Any) -> None:
+def drop_unused_weights(encoder: Any) -> None:
     """Remove or freeze what no loss reaches: data-parallel training waits for every parameter's gradient."""
     children = dict(encoder.named_modules())
     if "pooler" in children:

@@ -15,7 +15,7 @@ from vlmodel.language import _architectures
 from vlmodel.language._architectures import ARCHITECTURES
 from vlmodel.layers import ACTIVATIONS, as_transformers_mask, check_activation, check_heads, masked_mean, masked_softmax
 from vlmodel.tokens import Tokens
-from vlmodel.weights import from_plain, open_config, open_model, plain, refuse_missing
+from vlmodel.weights import config_from_dict, config_to_dict, open_config, open_model, refuse_missing_weights
 
 _SETTING = "language.pretrained"
 _FEED_FORWARD = ("intermediate_size", "hidden_dim", "d_inner", "d_ff")
@@ -88,7 +88,7 @@ class Config(parts.LanguagePart):
         if self.resolved is not None:
             return self
         whole = self._from_pretrained(vocabulary) if self.pretrained else self._from_scratch(vocabulary)
-        config = self.model_copy(update={"resolved": plain(whole)})
+        config = self.model_copy(update={"resolved": config_to_dict(whole)})
         config.transformers_config()
         return config
 
@@ -127,7 +127,7 @@ class Config(parts.LanguagePart):
             ConfigError: there are fewer layers than ``layers`` or ``frozen_layers``, or one layer is repeated.
         """
         assert self.resolved is not None
-        return self._cut_layers(from_plain(self.resolved))
+        return self._cut_layers(config_from_dict(self.resolved))
 
     def _cut_layers(self, config: Any) -> Any:
         if self.layers is not None:
@@ -190,7 +190,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         self.config = config
         inner = config.transformers_config()
         self.encoder = AutoModel.from_config(inner, trust_remote_code=False)
-        _architectures.drop_unused(self.encoder)
+        _architectures.drop_unused_weights(self.encoder)
         self.projection: nn.Module = nn.Identity()
         if config.projection is not None:
             self.projection = nn.Linear(inner.hidden_size, config.projection)
@@ -202,7 +202,7 @@ class TransformerEncoder(parts.LanguageEncoder):
         if config.frozen:
             self.freeze("encoder")
         elif config.frozen_layers:
-            first = _architectures.first_modules(self._name, self.encoder, config.frozen_layers)
+            first = _architectures.first_layer_paths(self._name, self.encoder, config.frozen_layers)
             self.freeze(*(f"encoder.{path}" for path in first))
 
     def forward(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tokens:
@@ -280,9 +280,9 @@ class TransformerEncoder(parts.LanguageEncoder):
         from transformers import AutoModel
 
         assert self.config.resolved is not None
-        whole, missing = open_model(AutoModel, _SETTING, source, from_plain(self.config.resolved))
+        whole, missing = open_model(AutoModel, _SETTING, source, config_from_dict(self.config.resolved))
         own, state = self.encoder.state_dict(), whole.state_dict()
-        refuse_missing(_SETTING, source, missing & set(own))
+        refuse_missing_weights(_SETTING, source, missing & set(own))
         self.encoder.load_state_dict({key: state[key] for key in own})
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 import simplejpeg
 from PIL import Image
 
-from vlmodel.images.containers.base import Header
+from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.errors import ImageError, check_pixel_count
 from vlmodel.images.header import WITHOUT_END, image_end, is_complete, is_plain_jpeg, read_header
 from vlmodel.images.pillow import OpenedImage, open_image
@@ -60,7 +60,7 @@ class ImageMedium(Medium):
                 return _check_opened_image(opened, data, limits)
 
 
-def _check_plain_jpeg(data: bytes, header: Header, verify: Verify) -> dict[str, Fact] | None:
+def _check_plain_jpeg(data: bytes, header: ImageHeader, verify: Verify) -> dict[str, Fact] | None:
     """As ``_check_opened_image``, without Pillow, whose header parsing takes most of the time; None if only Pillow can
     tell.
     """
@@ -90,8 +90,8 @@ def _check_opened_image(opened: OpenedImage, data: bytes, limits: CheckLimits) -
     return {"format": header.format, "width": width, "height": height}
 
 
-def _require_whole_blocks(data: bytes, header: Header) -> None:
-    if (lost := _lost_block(data, header)) is not None:
+def _require_whole_blocks(data: bytes, header: ImageHeader) -> None:
+    if (lost := _find_zeroed_block(data, header)) is not None:
         raise ImageError("undecodable", f"a block of zeros at byte {lost} of the image: lost data")
 
 
@@ -108,7 +108,7 @@ def _decodes_cleanly(jpeg: bytes) -> bool:
     return True
 
 
-def _lost_block(data: bytes, header: Header) -> int | None:
+def _find_zeroed_block(data: bytes, header: ImageHeader) -> int | None:
     """Offset of a run of zeros that covers whole blocks and no more; None where there is none.
 
     Borders of blocks are those of the tar, in which the member's data begins on one. A run within metadata, or behind

@@ -6,16 +6,16 @@ import functools
 import importlib
 
 from vlmodel import media as package
-from vlmodel.config import modules_of
+from vlmodel.config import public_modules
 from vlmodel.media.base import Medium
 
 _OTHERS = ("base", "registry")
 
 
 @functools.cache
-def media() -> dict[str, Medium]:
+def all_media() -> dict[str, Medium]:
     """Every medium by its name: the ``MEDIUM`` of each file of this package, and of others (``VLMODEL_PARTS``)."""
-    files = {name: module for name, module in modules_of(package.__name__).items() if name not in _OTHERS}
+    files = {name: module for name, module in public_modules(package.__name__).items() if name not in _OTHERS}
     return {name: importlib.import_module(module).MEDIUM for name, module in files.items()}
 
 
@@ -26,4 +26,4 @@ def medium_of(extension: str) -> Medium | None:
 
 @functools.cache
 def _media_by_extension() -> dict[str, Medium]:
-    return {extension: medium for medium in media().values() for extension in medium.extensions}
+    return {extension: medium for medium in all_media().values() for extension in medium.extensions}

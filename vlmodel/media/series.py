@@ -36,11 +36,11 @@ class SeriesMedium(Medium):
         if is_npy and limits.verify == "header":
             length, channels = _read_header(data, limits.max_values).shape
         else:
-            length, channels = decode(data, limits.max_values).shape
+            length, channels = decode_series(data, limits.max_values).shape
         return {"format": "npy" if is_npy else "csv", "length": length, "channels": channels}
 
 
-def decode(data: bytes, max_values: int) -> NDArray[np.float32]:
+def decode_series(data: bytes, max_values: int) -> NDArray[np.float32]:
     """A series as (T, C), T and C at least 1, all numbers finite.
 
     Nothing is unpickled, and no more memory is taken than the file's size and ``max_values`` allow.
@@ -58,14 +58,14 @@ def decode(data: bytes, max_values: int) -> NDArray[np.float32]:
     return x_TC
 
 
-class _Header(NamedTuple):
+class _SeriesHeader(NamedTuple):
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     order: Literal["C", "F"]
     offset: int
 
 
-def _read_header(data: bytes, max_values: int) -> _Header:
+def _read_header(data: bytes, max_values: int) -> _SeriesHeader:
     file = io.BytesIO(data)
     try:
         version = npy.read_magic(file)
@@ -83,7 +83,7 @@ def _read_header(data: bytes, max_values: int) -> _Header:
     missing = file.tell() + length * channels * dtype.itemsize - len(data)
     if missing > 0:
         raise MediumError("truncated", f"{missing} bytes of an array of shape {shape} and {dtype} are missing")
-    return _Header((length, channels), dtype, "F" if fortran_order else "C", file.tell())
+    return _SeriesHeader((length, channels), dtype, "F" if fortran_order else "C", file.tell())
 
 
 def _decode_npy(data: bytes, max_values: int) -> NDArray[np.float32]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vlmodel.answers import normalize
+from vlmodel.answers import normalize_answer
 
 
 def vqa_accuracy(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """``vqa_accuracy``, the mean of ``agreement`` over all questions.
+    """``vqa_accuracy``, the mean of ``annotator_agreement`` over all questions.
 
     Args:
         references: the annotators' answers to each question, at least one; VQA v2 has ten.
     """
-    total = sum(agreement(answer, given) for answer, given in zip(predicted, references, strict=True))
+    total = sum(annotator_agreement(answer, given) for answer, given in zip(predicted, references, strict=True))
     return {"vqa_accuracy": total / len(predicted)}
 
 
-def agreement(predicted: str, references: Sequence[str]) -> float:
+def annotator_agreement(predicted: str, references: Sequence[str]) -> float:
     """How far annotators agree with an answer, from 0 to 1: the rule of VQA (Antol et al. 2015, arXiv 1505.00468).
 
     Leave out one annotator; the score is the number of the others who gave the answer, divided by 3, and at most 1;
@@ -28,8 +28,8 @@ def agreement(predicted: str, references: Sequence[str]) -> float:
     Both sides are normalized. The official program does not normalize the annotators' answers if all are equal; those
     of VQA v2 are normalized already.
     """
-    answer = normalize(predicted)
-    agree = sum(normalize(reference) == answer for reference in references)
+    answer = normalize_answer(predicted)
+    agree = sum(normalize_answer(reference) == answer for reference in references)
     if len(references) == 1:
         return float(agree)
     needed = min(3, len(references) - 1)

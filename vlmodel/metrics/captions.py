@@ -24,7 +24,7 @@ _STOPS = ".?!…。！？।؟۔"
 _MARKS = frozenset(_STOPS + "`'\"()[]{},:;-–—‘’“”«»、，：；（）「」『』《》،؛")
 
 
-def tokenize(caption: str) -> str:
+def tokenize_caption(caption: str) -> str:
     """The words of a caption as the metrics count them: lower case, without punctuation, separated by blanks.
 
     The COCO evaluation uses the Penn Treebank tokens of a Java program without quotes, brackets, stops, commas, colons
@@ -61,9 +61,9 @@ def caption_scores(predicted: Sequence[str], references: Sequence[Sequence[str]]
     return scores
 
 
-def with_words(references: Iterable[Sequence[str]]) -> list[list[str]]:
+def drop_wordless_references(references: Iterable[Sequence[str]]) -> list[list[str]]:
     """The references of each image that have a word; a caption cannot be scored against others."""
-    return [[caption for caption in captions if tokenize(caption)] for captions in references]
+    return [[caption for caption in captions if tokenize_caption(caption)] for captions in references]
 
 
 def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
@@ -72,7 +72,7 @@ def cider_of_each(predicted: Sequence[str], references: Sequence[Sequence[str]])
     return np.asarray(Cider().compute_score(truths, results)[1], np.float64)
 
 
-def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
+def most_typical_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0) -> str:
     """The training caption that is most similar to all others: the baseline that gives one caption for all images.
 
     Similarity is CIDEr's, the cosine of n-grams of one to four words weighted by their rarity. It is the consensus
@@ -89,7 +89,7 @@ def constant_caption(captions: Iterable[str], limit: int = 20_000, seed: int = 0
     if len(every) > limit:
         every = random.Random(seed).sample(every, limit)
     sample = sorted(every)  # of equally typical captions the alphabetically first
-    words = [tokenize(caption) for caption in sample]
+    words = [tokenize_caption(caption) for caption in sample]
     if not any(words):
         raise ValueError(f"none of the {len(words)} captions has a word; the training split needs at least one")
     similarity_N = np.zeros(len(words))
@@ -105,8 +105,8 @@ def _tokenized_captions(
     predicted: Sequence[str], references: Sequence[Sequence[str]]
 ) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
     """The input of pycocoevalcap: the tokenized captions and references of each image."""
-    results = {image: [tokenize(caption)] for image, caption in enumerate(predicted)}
-    truths = {image: list(filter(None, map(tokenize, captions))) for image, captions in enumerate(references)}
+    results = {image: [tokenize_caption(caption)] for image, caption in enumerate(predicted)}
+    truths = {image: list(filter(None, map(tokenize_caption, captions))) for image, captions in enumerate(references)}
     if empty := [image for image, captions in truths.items() if not captions]:
         raise ValueError(
             f"references[{empty[0]}] is {list(references[empty[0]])!r}; {len(empty)} of {len(truths)} images have no "

@@ -39,7 +39,8 @@ def retrieval_scores(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) ->
     texts_B = torch.bincount(text_image_N.to(text_ND.device), minlength=len(image_BD))
     scores |= {f"floor_text_to_image_recall_at_{k}": min(1.0, k / len(image_BD)) for k in RANKS}
     return scores | {
-        f"floor_image_to_text_recall_at_{k}": chance_of_images(texts_B[texts_B > 0], k).mean().item() for k in RANKS
+        f"floor_image_to_text_recall_at_{k}": random_recall_of_images(texts_B[texts_B > 0], k).mean().item()
+        for k in RANKS
     }
 
 
@@ -83,7 +84,7 @@ def _ranks_of_texts(image_BD: Tensor, text_ND: Tensor, text_image_N: Tensor) -> 
     return torch.cat(ranks)
 
 
-def chance_of_images(texts_B: Tensor, k: int) -> Tensor:
+def random_recall_of_images(texts_B: Tensor, k: int) -> Tensor:
     """For each image, by its number of texts, the probability that one of them is among ``k`` drawn from all without
     replacement.
     """

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from vlmodel.encoder_parts import ModalityPart
 from vlmodel.locations import Location
 from vlmodel.media.base import CheckLimits, MediumError
-from vlmodel.media.series import decode
+from vlmodel.media.series import decode_series
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class Config(ModalityPart):
 
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
         """``x_TC`` float32, of at most ``max_steps`` time steps."""
-        x_TC = decode(data, _MAX_VALUES)
+        x_TC = decode_series(data, _MAX_VALUES)
         if x_TC.shape[1] != self.channels:
             raise MediumError(
                 "wrong_shape", f"a series of {x_TC.shape[1]} channels; the model takes channels={self.channels}"

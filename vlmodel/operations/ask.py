@@ -104,7 +104,7 @@ class Ask(RankedAnswers):
                 answers=[
                     RankedAnswer(answer=text, probability=base.clip_probability(p)) for text, p in prediction.answers
                 ],
-                attention=base.attention_map(prediction),
+                attention=base.to_attention_map(prediction),
                 truncated=is_truncated,
             )
             for question, prediction, is_truncated in zip(query.texts, result, truncated, strict=True)

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from vlmodel.config import ConfigError, kinds, part_config
+from vlmodel.config import ConfigError, part_config, part_kinds
 from vlmodel.images.base64 import from_base64
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def one_or_several(name: str, value: str | None, values: list[str] | None) -> tu
     return (value,) if value is not None else tuple(values or ())
 
 
-def attention_map(prediction: Prediction) -> AttentionMap | None:
+def to_attention_map(prediction: Prediction) -> AttentionMap | None:
     """The schema of a prediction's attention."""
     if prediction.attention_HW is None:
         return None
@@ -213,7 +213,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Item:
+class BatchedRequest:
     """One request of a batch."""
 
     example: Example
@@ -261,14 +261,14 @@ class Operation(ABC):
         """
 
     @abstractmethod
-    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> Sequence[Any]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> Sequence[Any]:
         """A result for each item, in order, which does not depend on the other items.
 
         Args:
             task: the model's name of the task.
         """
 
-    def stream(self, predictor: Predictor, task: str, item: Item, streamer: Any) -> Any:
+    def stream(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> Any:
         """The result for one item, generated; ``streamer`` gets its text token by token meanwhile."""
         raise NotImplementedError
 
@@ -301,7 +301,7 @@ def all_operations() -> dict[str, Operation]:
         ConfigError: two tasks have operations of one name with different schemas.
     """
     found: dict[str, Operation] = {}
-    for kind in kinds("vlmodel.tasks"):
+    for kind in part_kinds("vlmodel.tasks"):
         for operation in getattr(part_config("vlmodel.tasks", kind), "operations", ()):
             other = found.setdefault(operation.name, operation)
             if (other.request, other.response) != (operation.request, operation.response):

@@ -93,4 +93,4 @@ class Describe(RankedAnswers):
     def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
         [prediction] = result
         captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
-        return {"captions": captions, "attention": base.attention_map(prediction)}
+        return {"captions": captions, "attention": base.to_attention_map(prediction)}

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from vlmodel.operations import base
-from vlmodel.operations.base import Item, Operation, Query
+from vlmodel.operations.base import BatchedRequest, Operation, Query
 
 if TYPE_CHECKING:
     from vlmodel.inference import Predictor
@@ -102,7 +102,7 @@ class Embed(Operation):
             "truncated": list(truncated),
         }
 
-    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> list[Embeddings]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Embeddings]:
         return [Embeddings(*vectors) for vectors in predictor.embed([item.example for item in items], task)]
 
     def agreement(self, champion: Embeddings, challenger: Embeddings) -> float:

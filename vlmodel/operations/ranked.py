@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmodel.operations.base import Item, Operation
+from vlmodel.operations.base import BatchedRequest, Operation
 
 if TYPE_CHECKING:
     from vlmodel.inference import Prediction, Predictor
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 class RankedAnswers(Operation):
     """The result is a ``Prediction`` for each text."""
 
-    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> list[list[Prediction]]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[list[Prediction]]:
         from vlmodel.inference import Prediction
 
         results: list[list[Prediction]] = [[] for _ in items]
-        for top_k, indices in _passes(items, apart=predictor.processor.tasks[task].writes_text).items():
+        for top_k, indices in _group_by_answer_count(items, apart=predictor.processor.tasks[task].writes_text).items():
             attention = any(items[i].attention for i in indices)
             predictions = predictor.predict([items[i].example for i in indices], top_k, attention, task)
             for i, of_item in zip(indices, predictions, strict=True):
@@ -31,7 +31,7 @@ class RankedAnswers(Operation):
                 ]
         return results
 
-    def stream(self, predictor: Predictor, task: str, item: Item, streamer: Any) -> list[Prediction]:
+    def stream(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> list[Prediction]:
         [predictions] = predictor.predict([item.example], 1, item.attention, task, streamer=streamer)
         return predictions
 
@@ -51,7 +51,7 @@ class RankedAnswers(Operation):
         return [(text, answer) for text, (answer, _) in zip(query_texts, _first_answers(result), strict=True)]
 
 
-def _passes(items: Sequence[Item], apart: bool) -> dict[int, list[int]]:
+def _group_by_answer_count(items: Sequence[BatchedRequest], apart: bool) -> dict[int, list[int]]:
     """Indices of the items of each pass, by its number of answers.
 
     Args:

@@ -17,7 +17,7 @@ from vlmodel.operations.ask import Ask
 from vlmodel.operations.base import Operation
 from vlmodel.sample import Sample, Texts
 from vlmodel.task import Row, Task
-from vlmodel.tasks._judging import Comparisons, examples_of, with_target
+from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_with_target
 from vlmodel.tasks._texts import question_rows, questions_of
 
 _MIN_CLASSES_PER_TOP_K = 10
@@ -58,7 +58,7 @@ class QuestionTask(Task):
         return ExampleScores.of_one_group(right_N, answered.sample_N, row_N, binary=True)
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        return examples_of(answered, lambda target, best: answers_match([target], [best], normalizer)[0])
+        return example_answers(answered, lambda target, best: answers_match([target], [best], normalizer)[0])
 
     def judge(
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
@@ -67,14 +67,14 @@ class QuestionTask(Task):
         from vlmodel.metrics.calibration import calibration_error
 
         assert baseline is not None
-        known = with_target(answered, "question")
+        known = rows_with_target(answered, "question")
         targets = [target or "" for target in known.targets]
         right = answers_match(targets, known.predicted, normalizer)
         metrics_of = partial(self._metrics, annotated=any(len(row.references) > 1 for row in known.rows), by=normalizer)
-        metrics = metrics_of(known) | _top_k(known, targets, labels, normalizer)
+        metrics = metrics_of(known) | _top_k_accuracy(known, targets, labels, normalizer)
         metrics |= calibration_error(np.clip(known.probability, 0, 1).tolist(), right)
         prior = AnswerPrior(**baseline)
-        compared = Comparisons(known, metrics_of, partial(self.score, normalizer=normalizer))
+        compared = BaselineComparisons(known, metrics_of, partial(self.score, normalizer=normalizer))
         compared.add("majority", f'always "{prior.majority}"', [prior.majority] * len(known))
         compared.add("question_only", "the question alone", prior.predict(known.texts))
         compared.add_shuffled()
@@ -83,7 +83,7 @@ class QuestionTask(Task):
         classes = {normal_form(label, normalizer) for label in labels}
         if unknown := sum(bool(labels) and form not in classes for form in forms):
             notes.append(f"{unknown} right answers are outside the model's vocabulary and count as wrong")
-        return compared.judgement("questions", "accuracy", metrics, notes, _by_answer(forms, right))
+        return compared.judgement("questions", "accuracy", metrics, notes, _accuracy_by_answer(forms, right))
 
     def _metrics(self, answered: AnsweredRows, annotated: bool, by: Normalizer) -> Metrics:
         from vlmodel.metrics.answers import vqa_accuracy
@@ -94,7 +94,9 @@ class QuestionTask(Task):
         return metrics
 
 
-def _top_k(answered: AnsweredRows, targets: Sequence[str], labels: Sequence[str], normalizer: Normalizer) -> Metrics:
+def _top_k_accuracy(
+    answered: AnsweredRows, targets: Sequence[str], labels: Sequence[str], normalizer: Normalizer
+) -> Metrics:
     k = max(len(best) for best in answered.ranked)
     if k < 2 or len(labels) <= _MIN_CLASSES_PER_TOP_K * k:
         return {}
@@ -103,6 +105,6 @@ def _top_k(answered: AnsweredRows, targets: Sequence[str], labels: Sequence[str]
     return {f"top{k}_accuracy": sum(hits) / len(targets)}
 
 
-def _by_answer(forms: Sequence[str], right: Sequence[bool]) -> list[tuple[str, int, float]]:
+def _accuracy_by_answer(forms: Sequence[str], right: Sequence[bool]) -> list[tuple[str, int, float]]:
     totals, hit = Counter(forms), Counter(form for form, ok in zip(forms, right, strict=True) if ok)
     return [(form, n, hit[form] / n) for form, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]

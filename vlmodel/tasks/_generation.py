@@ -67,7 +67,7 @@ class GenerationTask(Task):
         if self.resolved is not None:
             return self
         if self.pretrained:
-            resolved = _causal.from_pretrained(self.pretrained, vocabulary)
+            resolved = _causal.pretrained_decoder_config(self.pretrained, vocabulary)
         else:
             resolved = _causal.new_decoder_config(self, vocabulary)
         return self.model_copy(update={"resolved": resolved})

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from vlmodel.judging import AnsweredRows, BesideBaseline, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
 
 
-class Comparisons:
+class BaselineComparisons:
     """Collects baselines.
 
     Args:
@@ -24,7 +24,7 @@ class Comparisons:
         scores_of: Callable[[AnsweredRows], ExampleScores],
     ) -> None:
         self.answered, self._metrics_of, self._scores_of = answered, metrics_of, scores_of
-        self.baselines: list[BesideBaseline] = []
+        self.baselines: list[BaselineScores] = []
 
     @cached_property
     def scores(self) -> ExampleScores:
@@ -34,7 +34,7 @@ class Comparisons:
         """A baseline's answers to all rows."""
         given = self.answered.with_answers(predicted)
         metrics = self._metrics_of(given) if metrics is None else metrics
-        self.baselines.append(BesideBaseline(name, description, metrics, self._scores_of(given), self.scores))
+        self.baselines.append(BaselineScores(name, description, metrics, self._scores_of(given), self.scores))
 
     def add_shuffled(self) -> None:
         """The model's own answers about other images, on the rows that have them."""
@@ -47,7 +47,7 @@ class Comparisons:
             [float("nan") if p is None else p for p in same.shuffled_probability],
         )
         self.baselines.append(
-            BesideBaseline(
+            BaselineScores(
                 "image_shuffled",
                 "its own answers about other images",
                 self._metrics_of(shuffled),
@@ -70,7 +70,7 @@ class Comparisons:
         )
 
 
-def with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
+def rows_with_target(answered: AnsweredRows, unit: str) -> AnsweredRows:
     """The rows with a right answer.
 
     Raises:
@@ -88,7 +88,7 @@ def split_floors(scores: Metrics) -> tuple[Metrics, Metrics]:
     return {name: value for name, value in scores.items() if not name.startswith("floor_")}, baseline
 
 
-def examples_of(
+def example_answers(
     answered: AnsweredRows, is_right: Callable[[str, str], bool | None], titled: bool = True
 ) -> list[ExampleAnswer]:
     """An example of each row with a right answer; ``is_right`` takes that and the model's."""

@@ -16,7 +16,7 @@ from vlmodel.operations.describe import Describe
 from vlmodel.sample import TEXTS, Sample, Texts
 from vlmodel.task import Row
 from vlmodel.tasks._generation import GenerationTask
-from vlmodel.tasks._judging import Comparisons, examples_of
+from vlmodel.tasks._judging import BaselineComparisons, example_answers
 from vlmodel.tasks._texts import captions_of
 
 
@@ -54,19 +54,19 @@ class Config(GenerationTask):
 
     def learn_baseline(self, samples: Iterable[Texts], normalizer: Normalizer) -> dict[str, Any]:
         """The most typical caption, for all images."""
-        from vlmodel.metrics.captions import constant_caption
+        from vlmodel.metrics.captions import most_typical_caption
 
         captions = [caption for texts in samples for caption in texts.captions]
         try:
-            return {"caption": constant_caption(captions)}
+            return {"caption": most_typical_caption(captions)}
         except ValueError as error:
             raise ValueError(f"captions stand beside the most typical one of the training split: {error}") from None
 
     def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """The CIDEr-D of each image that has a caption with a word."""
-        from vlmodel.metrics.captions import cider_of_each, with_words
+        from vlmodel.metrics.captions import cider_of_each, drop_wordless_references
 
-        references = with_words(row.references for row in answered.rows)
+        references = drop_wordless_references(row.references for row in answered.rows)
         row_N = np.flatnonzero([bool(captions) for captions in references])
         score_N = cider_of_each(
             [answered.predicted[n] for n in row_N.tolist()], [references[n] for n in row_N.tolist()]
@@ -77,19 +77,19 @@ class Config(GenerationTask):
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """BLEU, ROUGE-L and CIDEr-D."""
-        from vlmodel.metrics.captions import caption_scores, with_words
+        from vlmodel.metrics.captions import caption_scores, drop_wordless_references
 
         assert baseline is not None
-        references = with_words(row.references for row in answered.rows)
+        references = drop_wordless_references(row.references for row in answered.rows)
         rows = [n for n, captions in enumerate(references) if captions]
         if not rows:
             raise NothingToJudgeError("image", "a caption with a word to compare with")
 
         def metrics_of(given: AnsweredRows) -> Metrics:
-            return caption_scores(given.predicted, with_words(row.references for row in given.rows))
+            return caption_scores(given.predicted, drop_wordless_references(row.references for row in given.rows))
 
         captioned = answered.take(rows)
-        compared = Comparisons(captioned, metrics_of, partial(self.score, normalizer=normalizer))
+        compared = BaselineComparisons(captioned, metrics_of, partial(self.score, normalizer=normalizer))
         constant = baseline["caption"]
         compared.add("constant_caption", "one caption for all images", [constant] * len(captioned))
         compared.add_shuffled()
@@ -97,4 +97,4 @@ class Config(GenerationTask):
         return compared.judgement("images", "cider", metrics_of(captioned), notes)
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        return examples_of(answered, lambda target, best: None, titled=False)
+        return example_answers(answered, lambda target, best: None, titled=False)

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from vlmodel.answers import Normalizer
 from vlmodel.encoder_parts import IMAGE, input_of
-from vlmodel.judging import AnsweredRows, BesideBaseline, ExampleAnswer, Judgement, NothingToJudgeError
+from vlmodel.judging import AnsweredRows, BaselineScores, ExampleAnswer, Judgement, NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
-from vlmodel.operations.base import Item, Operation
+from vlmodel.operations.base import BatchedRequest, Operation
 from vlmodel.operations.embed import Embed
 from vlmodel.operations.match import Match, Matches
 from vlmodel.sample import TEXTS, Sample, Texts
@@ -40,7 +40,7 @@ class MatchBySimilarity(Match):
 
     rank: ClassVar[int] = 1  # a matching task judges each text by itself
 
-    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> list[Matches]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Matches]:
         predictions = predictor.predict([item.example for item in items], top_k=1, task=task)
         temperature: float = predictor.model.decoder.task_decoders()[task].temperature
         return [_softmax_matches([p.answers[0][1] for p in of_item], temperature) for of_item in predictions]
@@ -128,8 +128,8 @@ class Config(Task):
         """
         from vlmodel.metrics.retrieval import RANKS, retrieval_ranks
 
-        ranks = retrieval_ranks(*_vectors(answered))
-        text_N, first_B = np.arange(len(answered)), _first_rows(answered)
+        ranks = retrieval_ranks(*_stack_embeddings(answered))
+        text_N, first_B = np.arange(len(answered)), _rows_with_image_embedding(answered)
         row_N = np.concatenate([text_N, first_B])
         rank_N = np.concatenate([ranks[way].numpy(force=True) for way in ("text_to_image", "image_to_text")])
         return ExampleScores(
@@ -146,21 +146,21 @@ class Config(Task):
         """Recall and median rank in both directions, beside a random order."""
         from vlmodel.metrics.retrieval import retrieval_scores
 
-        if not len(_first_rows(answered)):
+        if not len(_rows_with_image_embedding(answered)):
             raise NothingToJudgeError("image", "a caption to be found by")
-        metrics, expected = split_floors(retrieval_scores(*_vectors(answered)))
+        metrics, expected = split_floors(retrieval_scores(*_stack_embeddings(answered)))
         # One metric to compare models by: the mean of all recalls; the field's "rsum" is their sum.
         for recalls in (metrics, expected):
             values = [value for name, value in recalls.items() if "recall_at" in name]
             recalls["mean_recall"] = sum(values) / len(values)
         scores = self.score(answered, normalizer)
-        chance = BesideBaseline("chance", "chance", expected, _random_order(answered, scores), scores)
+        chance = BaselineScores("chance", "chance", expected, _random_order_scores(answered, scores), scores)
         return Judgement("captions", len(answered), "mean_recall", metrics, scores, [chance])
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         """For each image the nearest of the first captions; right if it is one of the image's."""
         some = answered.take(range(min(len(answered), _MAX_CAPTIONS)))
-        first_B = _first_rows(some)
+        first_B = _rows_with_image_embedding(some)
         image_BD = np.stack([some.image_embedding[row] for row in first_B])
         similarity_BN = image_BD @ np.stack(some.text_embedding).T
         title = f"of {len(some)} captions the nearest"
@@ -181,16 +181,16 @@ def _softmax_matches(cosines: Sequence[float], temperature: float) -> Matches:
     return Matches("similarity", probabilities, cosines, temperature)
 
 
-def _first_rows(answered: AnsweredRows) -> NDArray[np.int64]:
+def _rows_with_image_embedding(answered: AnsweredRows) -> NDArray[np.int64]:
     """The rows that have the embedding of their image."""
     return np.flatnonzero([vector is not None for vector in answered.image_embedding]).astype(np.int64)
 
 
-def _vectors(answered: AnsweredRows) -> tuple[Tensor, Tensor, Tensor]:
+def _stack_embeddings(answered: AnsweredRows) -> tuple[Tensor, Tensor, Tensor]:
     """The embeddings of images and texts, and for each text the row of its image."""
     import torch
 
-    first_B = _first_rows(answered)
+    first_B = _rows_with_image_embedding(answered)
     place = {sample: b for b, sample in enumerate(answered.sample_N[first_B].tolist())}
     image_BD = np.stack([answered.image_embedding[row] for row in first_B])
     text_ND = np.stack(answered.text_embedding)
@@ -198,16 +198,16 @@ def _vectors(answered: AnsweredRows) -> tuple[Tensor, Tensor, Tensor]:
     return torch.from_numpy(image_BD), torch.from_numpy(text_ND), text_image_N
 
 
-def _random_order(answered: AnsweredRows, scores: ExampleScores) -> ExampleScores:
+def _random_order_scores(answered: AnsweredRows, scores: ExampleScores) -> ExampleScores:
     """Expected scores of a random order of all images and of all texts, on the rows of a model's scores."""
     import torch
 
-    from vlmodel.metrics.retrieval import RANKS, chance_of_images
+    from vlmodel.metrics.retrieval import RANKS, random_recall_of_images
 
     _, image_R = np.unique(answered.sample_N, return_inverse=True)
     texts_B = np.bincount(image_R)
     of_text = np.mean([min(1.0, k / len(texts_B)) for k in RANKS])
-    of_image_B = np.mean([chance_of_images(torch.from_numpy(texts_B), k).numpy() for k in RANKS], axis=0)
+    of_image_B = np.mean([random_recall_of_images(torch.from_numpy(texts_B), k).numpy() for k in RANKS], axis=0)
     score_N = np.where(scores.group_N == 0, of_text, of_image_B[image_R[scores.row_N]])
     return replace(scores, score_N=score_N)
 

@@ -11,12 +11,12 @@ import numpy as np
 from vlmodel.answers import Normalizer
 from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics
 from vlmodel.metrics.scores import ExampleScores
-from vlmodel.operations.base import Item, Operation
+from vlmodel.operations.base import BatchedRequest, Operation
 from vlmodel.operations.match import Match, Matches
 from vlmodel.sample import TEXTS, Sample, Texts
 from vlmodel.task import Row
 from vlmodel.tasks._classification import ClassificationTask
-from vlmodel.tasks._judging import Comparisons, examples_of, split_floors, with_target
+from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_with_target, split_floors
 from vlmodel.tasks._texts import captions_of, question_rows, questions_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ MATCHES = frozenset({MATCH, "matched", "yes", "true", "1", "entailment", "entail
 class MatchByClass(Match):
     """The probability that each text belongs to the image."""
 
-    def run(self, predictor: Predictor, task: str, items: Sequence[Item]) -> list[Matches]:
+    def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[Matches]:
         predictions = predictor.predict([item.example for item in items], top_k=2, task=task)
         return [Matches("matching", [dict(p.answers)[MATCH] for p in of_item]) for of_item in predictions]
 
@@ -91,11 +91,13 @@ class Config(ClassificationTask):
         self, answered: AnsweredRows, baseline: Mapping[str, Any] | None, labels: Sequence[str], normalizer: Normalizer
     ) -> Judgement:
         """Accuracy of both classes alike, the area under the curve, calibration."""
-        pairs = with_target(answered, "pair")
-        metrics, constant = _metrics(pairs)
+        pairs = rows_with_target(answered, "pair")
+        metrics, constant = _matching_metrics(pairs)
         both = "balanced_accuracy" in metrics
         only_matches = not both and is_match(pairs.targets[0] or "")
-        compared = Comparisons(pairs, lambda given: _metrics(given)[0], partial(self.score, normalizer=normalizer))
+        compared = BaselineComparisons(
+            pairs, lambda given: _matching_metrics(given)[0], partial(self.score, normalizer=normalizer)
+        )
         answer = MATCH if both or only_matches else NO_MATCH
         compared.add("constant", "one answer for all pairs", [answer] * len(pairs), constant)
         shuffled = zip(pairs.targets, pairs.shuffled, strict=True)
@@ -109,7 +111,7 @@ class Config(ClassificationTask):
         return compared.judgement("pairs", metric, metrics, [] if both else [one_class])
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
-        return examples_of(answered, lambda target, best: is_match(target) == (best == MATCH))
+        return example_answers(answered, lambda target, best: is_match(target) == (best == MATCH))
 
 
 def is_match(answer: str) -> bool:
@@ -117,7 +119,7 @@ def is_match(answer: str) -> bool:
     return answer.strip().lower() in MATCHES
 
 
-def _metrics(answered: AnsweredRows) -> tuple[Metrics, Metrics]:
+def _matching_metrics(answered: AnsweredRows) -> tuple[Metrics, Metrics]:
     """The model's metrics, and those of a constant answer."""
     from vlmodel.metrics.matching import matching_scores
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from vlmodel import parts
-from vlmodel.tokens import Fused, Rows, Streams
+from vlmodel.tokens import FusedStream, Rows, Streams
 
 
 class Config(parts.TopologyPart):
@@ -25,9 +25,9 @@ class DualEncoder(parts.Topology):
 
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    ) -> FusedStream:
         adapted = {name: self.fusion.adapt(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():
             adapted[name] = adapted[name].select(index_N)
-        fused: Fused = self.fusion(adapted, pooled_only=pooled_only, output_attention=output_attention)
+        fused: FusedStream = self.fusion(adapted, pooled_only=pooled_only, output_attention=output_attention)
         return fused

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.layers import Attention, AttentionSettings
-from vlmodel.streams import Adapters, CoAttention, block_diagonal, pool, prepend_attention, spans_of
-from vlmodel.tokens import Fused, Rows, Streams, Tokens
+from vlmodel.streams import CoAttention, StreamAdapters, block_diagonal, pool_stream, prepend_attention, stream_spans
+from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.TopologyPart):
@@ -42,7 +42,7 @@ class InteractiveStreams(parts.Topology):
 
     def __init__(self, config: Config, fusion: parts.Fusion, widths: Mapping[str, int]) -> None:
         super().__init__(fusion)
-        self.adapters = Adapters(widths, config.width)
+        self.adapters = StreamAdapters(widths, config.width)
         size = (config.width, config.heads)
         self.own = nn.ModuleList(SelfAttention(widths, *size, config.dropout) for _ in range(config.depth))
         self.cross = nn.ModuleList(
@@ -52,7 +52,7 @@ class InteractiveStreams(parts.Topology):
 
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    ) -> FusedStream:
         adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
         complete = self.adapters.complete(adapted, rows)
         x = {name: tokens.x_BTD for name, tokens in complete.items()}
@@ -67,11 +67,11 @@ class InteractiveStreams(parts.Topology):
             x, weights_BQS = cross(x, mask, None, output_attention)
             if weights_BQS is not None:
                 attention.append(weights_BQS)
-        spans = spans_of(x)
+        spans = stream_spans(x)
         encoded = {}
         for name, norm in self.norms.items():
             x_BTD = norm(x[name])
-            tokens = Tokens(x_BTD, mask[name], pool(name, x_BTD, mask[name]))
+            tokens = Tokens(x_BTD, mask[name], pool_stream(name, x_BTD, mask[name]))
             encoded[name] = self.fusion.adapt(name, tokens)
         fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
         return prepend_attention(fused, attention, spans, streams)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vlmodel import parts
 from vlmodel.layers import AttentionSettings, TransformerLayer
-from vlmodel.streams import Adapters, pool, prepend_attention, spans_of
-from vlmodel.tokens import Fused, Rows, Streams, Tokens
+from vlmodel.streams import StreamAdapters, pool_stream, prepend_attention, stream_spans
+from vlmodel.tokens import FusedStream, Rows, Streams, Tokens
 
 
 class Config(AttentionSettings, parts.TopologyPart):
@@ -43,7 +43,7 @@ class SingleStream(parts.Topology):
 
     def __init__(self, config: Config, fusion: parts.Fusion, widths: Mapping[str, int]) -> None:
         super().__init__(fusion)
-        self.adapters = Adapters(widths, config.width)
+        self.adapters = StreamAdapters(widths, config.width)
         self.layers = nn.ModuleList(
             TransformerLayer(config.width, config.heads, config.expansion * config.width, config.dropout)
             for _ in range(config.depth)
@@ -52,7 +52,7 @@ class SingleStream(parts.Topology):
 
     def forward(
         self, streams: Streams, rows: Rows, *, pooled_only: bool = False, output_attention: bool = False
-    ) -> Fused:
+    ) -> FusedStream:
         adapted = {name: self.adapters.adapt(name, tokens) for name, tokens in streams.items()}
         for name, index_N in rows.items():
             adapted[name] = adapted[name].select(index_N)
@@ -65,10 +65,10 @@ class SingleStream(parts.Topology):
             if weights is not None:
                 attention.append(weights)
         x_BTD = self.norm(x_BTD)
-        spans = spans_of({name: tokens.x_BTD for name, tokens in complete.items()})
+        spans = stream_spans({name: tokens.x_BTD for name, tokens in complete.items()})
         encoded = {}
         for name, (start, stop) in spans.items():
             x, mask = x_BTD[:, start:stop], mask_BT[:, start:stop]
-            encoded[name] = self.fusion.adapt(name, Tokens(x, mask, pool(name, x, mask)))
+            encoded[name] = self.fusion.adapt(name, Tokens(x, mask, pool_stream(name, x, mask)))
         fused = self.fusion(encoded, pooled_only=pooled_only, output_attention=output_attention)
         return prepend_attention(fused, attention, spans, streams)

@@ -33,7 +33,7 @@ _ONE_SIZE = {"maxvit_t": 224}  # its attention divides the image into a fixed nu
 
 
 @dataclass(frozen=True)
-class Layout:
+class BackboneLayout:
     """The structure of a backbone, computed on the meta device, without weights or arithmetic.
 
     Attributes:
@@ -54,7 +54,7 @@ class Layout:
     keys: frozenset[str]
 
 
-def names() -> list[str]:
+def backbone_names() -> list[str]:
     """Names of the usable backbones, torchvision's and CIFAR's."""
     import torchvision
 
@@ -62,9 +62,9 @@ def names() -> list[str]:
     return [n for n in models if not n.startswith(_VIT)] + [f"{PREFIX}{depth}" for depth in DEPTHS]
 
 
-def check(name: str, stem: Stem) -> None:
+def check_backbone(name: str, stem: Stem) -> None:
     """ValueError if there is no backbone ``name``, or it cannot have this ``stem``."""
-    known = names()
+    known = backbone_names()
     if name not in known:
         close = difflib.get_close_matches(name.lower(), known, n=5, cutoff=0.4) or ["resnet18", "resnet50", "vgg16"]
         raise ValueError(
@@ -72,11 +72,11 @@ def check(name: str, stem: Stem) -> None:
             f"torchvision.models.list_models() can be used, and {PREFIX} with {', '.join(map(str, DEPTHS))} layers; "
             "for a ViT set vision.kind to 'vit'"
         )
-    if stem == "small" and not {"maxpool", "layer1"} <= set(layout(name, "imagenet").blocks):
+    if stem == "small" and not {"maxpool", "layer1"} <= set(backbone_layout(name, "imagenet").blocks):
         raise ValueError(f"stem='small' is made for ResNets of torchvision, and name={name!r} is none; use 'imagenet'")
 
 
-def create(name: str, stem: Stem) -> nn.Module:
+def create_backbone(name: str, stem: Stem) -> nn.Module:
     """The whole network with new weights, its first layers replaced if ``stem`` is "small".
 
     The small stem (He et al. 2015, section 4.2, for CIFAR) is a 3x3 convolution of stride 1 without max-pooling.
@@ -97,7 +97,7 @@ def create(name: str, stem: Stem) -> nn.Module:
     return model
 
 
-def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def backbone_blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(torchvision's name, block) of everything before pooling and classifier, in order of computation."""
     if getattr(model, "transform_input", False):
         yield "transform_input", _InceptionInput()
@@ -113,7 +113,7 @@ def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @functools.lru_cache(maxsize=32)
-def layout(name: str, stem: Stem) -> Layout:
+def backbone_layout(name: str, stem: Stem) -> BackboneLayout:
     """The layout of a backbone. A stage ends where the next block lowers the resolution.
 
     Blocks of a ResNet or RegNet before its first stage are its stem: ``stages=3`` of a ResNet ends with ``layer3``.
@@ -121,8 +121,8 @@ def layout(name: str, stem: Stem) -> Layout:
     image = _ONE_SIZE.get(name)
     probe = image or _PROBE
     with torch.device("meta"), torch.no_grad():
-        model = create(name, stem).eval()
-        block_names = tuple(block_name for block_name, _ in blocks(model))
+        model = create_backbone(name, stem).eval()
+        block_names = tuple(block_name for block_name, _ in backbone_blocks(model))
         shapes = _output_shapes(model, probe, len(block_names))
     channels_last = name.startswith("swin_")
     sizes = [shape[2] for shape in shapes]
@@ -130,7 +130,7 @@ def layout(name: str, stem: Stem) -> Layout:
     stages = [i + 1 for i, block_name in enumerate(block_names) if _STAGE.match(block_name)] or [
         i + 1 for i in range(len(sizes)) if widths[i] != _RGB and (i + 1 == len(sizes) or sizes[i + 1] != sizes[i])
     ]
-    return Layout(
+    return BackboneLayout(
         block_names,
         tuple(stages),
         tuple(widths[i - 1] for i in stages),
@@ -142,13 +142,15 @@ def layout(name: str, stem: Stem) -> Layout:
 
 
 @functools.lru_cache(maxsize=32)
-def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int) -> tuple[int, ...]:
+def feature_map_sides(
+    name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...], numbers: int
+) -> tuple[int, ...]:
     """Sides of the maps after ``ends`` blocks each, of the smallest image whose maps have ``numbers`` or more in all.
 
     Larger images have larger maps, so the size of the image is found by bisection.
     """
     with torch.device("meta"), torch.no_grad():
-        model = create(name, stem).eval()
+        model = create_backbone(name, stem).eval()
 
         def sides_of(size: int) -> tuple[int, ...]:
             shapes = _output_shapes(model, size, ends[-1])
@@ -160,7 +162,7 @@ def sides(name: str, stem: Stem, ends: tuple[int, ...], channels: tuple[int, ...
             except RuntimeError:  # too small an image
                 return 0
 
-        known = layout(name, stem)
+        known = backbone_layout(name, stem)
         if known.image is not None:
             return sides_of(known.image)
         smallest = max(s for stage, s in zip(known.stages, known.strides, strict=True) if stage <= ends[-1])
@@ -173,7 +175,7 @@ def accepts_size(name: str, stem: Stem, stages: int, size: int) -> bool:
     """Whether the first ``stages`` can process square images of ``size`` pixels a side."""
     with torch.device("meta"), torch.no_grad():
         try:
-            _output_shapes(create(name, stem).eval(), size, layout(name, stem).stages[stages - 1])
+            _output_shapes(create_backbone(name, stem).eval(), size, backbone_layout(name, stem).stages[stages - 1])
         except RuntimeError:  # a kernel is larger than its input
             return False
     return True
@@ -182,7 +184,7 @@ def accepts_size(name: str, stem: Stem, stages: int, size: int) -> bool:
 def _output_shapes(model: nn.Module, size: int, count: int) -> list[torch.Size]:
     """Output shapes of the first ``count`` blocks for a square image: (B, C, H, W), or of a Swin (B, H, W, C)."""
     x, shapes = torch.zeros(1, 3, size, size), []
-    for _, block in itertools.islice(blocks(model), count):
+    for _, block in itertools.islice(backbone_blocks(model), count):
         x = block(x)
         shapes.append(x.shape)
     return shapes

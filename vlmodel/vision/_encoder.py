@@ -154,7 +154,7 @@ class BackboneEncoder(parts.VisionEncoder):
             yield from (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
 
-def real(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
+def as_unpadded_tokens(x_BTD: Tensor, pooled_BD: Tensor) -> Tokens:
     """Tokens without padding."""
     return Tokens(x_BTD, torch.ones(x_BTD.shape[:2], dtype=torch.bool, device=x_BTD.device), pooled_BD)
 

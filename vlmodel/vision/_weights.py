@@ -24,7 +24,7 @@ _RENAMED = (
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What was loaded: torchvision's names, sorted.
+    """Names of the weights that were loaded, in torchvision's spelling and sorted.
 
     Attributes:
         loaded: weights that the backbone now has.
@@ -42,7 +42,7 @@ class WeightsReport:
         lines = [f"{len(self.loaded)} weights from {self.source}"]
         for what, names in (("not used", self.left), ("missing there, left as they were drawn", self.missing)):
             if names:
-                lines.append(f"{len(names)} {what}: {_first_names(names)}")
+                lines.append(f"{len(names)} {what}: {_list_first_names(names)}")
         return "; ".join(lines)
 
 
@@ -61,7 +61,7 @@ def read_state(name: str, weights: str) -> dict[str, Tensor]:
         WeightsError: the weights do not exist, cannot be fetched or are no state dict.
     """
     if is_torchvision_name(weights):
-        return _with_current_names(_from_torchvision(name, weights))
+        return _rename_old_weights(_download_torchvision_weights(name, weights))
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(
@@ -83,7 +83,7 @@ def read_state(name: str, weights: str) -> dict[str, Tensor]:
         isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()
     ):
         raise WeightsError(f"vision.weights={weights!r} holds no state dict (names to tensors)")
-    return _with_current_names({key.removeprefix("module."): value for key, value in state.items()})
+    return _rename_old_weights({key.removeprefix("module."): value for key, value in state.items()})
 
 
 def load_state(
@@ -123,7 +123,7 @@ def load_state(
         "of another shape": sorted(mismatched),
     }
     if (strict and any(differences.values())) or not fitting:
-        listed = (f"{len(keys)} {what}: {_first_names(keys)}" for what, keys in differences.items() if keys)
+        listed = (f"{len(keys)} {what}: {_list_first_names(keys)}" for what, keys in differences.items() if keys)
         raise WeightsError(
             f"the weights {source!r} are not those of this backbone: {'; '.join(listed)}. Set {settings} to those that "
             "the weights were trained with"
@@ -135,12 +135,12 @@ def load_state(
     )
 
 
-def _first_names(names: Iterable[str]) -> str:
+def _list_first_names(names: Iterable[str]) -> str:
     names = list(names)
     return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
 
 
-def _with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename_old_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     renamed = {}
     for key, value in state.items():
         for former, current in _RENAMED:
@@ -149,7 +149,7 @@ def _with_current_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _from_torchvision(name: str, weights: str) -> dict[str, Tensor]:
+def _download_torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
     from torchvision.models import get_model_weights
 
     if name.startswith(PREFIX):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _backbones, _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool, real
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
 from vlmodel.vision._positions import sine_positions
 
 
@@ -40,8 +40,8 @@ class Config(BackboneConfig):
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
-        _backbones.check(self.name, self.stem)
-        available = len(_backbones.layout(self.name, self.stem).stages)
+        _backbones.check_backbone(self.name, self.stem)
+        available = len(_backbones.backbone_layout(self.name, self.stem).stages)
         kept = self.stages or available
         if kept > available:
             raise ValueError(f"stages={kept}, and {self.name} has {available}; choose 1 to {available}")
@@ -63,7 +63,7 @@ class Config(BackboneConfig):
         return CNN(self)
 
     def check_image(self, size: int) -> None:
-        layout = _backbones.layout(self.name, self.stem)
+        layout = _backbones.backbone_layout(self.name, self.stem)
         smallest = max(layout.strides[: self.stages])
         if size < smallest:
             raise ConfigError(
@@ -95,7 +95,7 @@ class CNN(BackboneEncoder):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        layout = _backbones.layout(config.name, config.stem)
+        layout = _backbones.backbone_layout(config.name, config.stem)
         stages = config.stages or len(layout.stages)
         kept = layout.stages[stages - 1]
         first = stages - config.scales if config.output == "multiscale" else stages - 1
@@ -103,7 +103,9 @@ class CNN(BackboneEncoder):
         self._channels_last = layout.channels_last
         self._names = {_submodule_name(name): name for name in layout.blocks[:kept]}
         self.backbone = nn.Sequential()
-        for name, block in list(_backbones.blocks(_backbones.create(config.name, config.stem)))[:kept]:
+        for name, block in list(_backbones.backbone_blocks(_backbones.create_backbone(config.name, config.stem)))[
+            :kept
+        ]:
             self.backbone.add_module(_submodule_name(name), block)
 
         self._channels = channels = layout.channels[first:stages]
@@ -141,7 +143,7 @@ class CNN(BackboneEncoder):
             x_BTD, pooled_BD = torch.cat(sequences, 1), torch.stack(means).mean(0)
         else:
             x_BTD, pooled_BD = self._token_sequence(grids[0], self.projection)
-        return real(x_BTD, pooled_BD)
+        return as_unpadded_tokens(x_BTD, pooled_BD)
 
     def to_grid(self, weights_NT: Tensor) -> Tensor | None:
         if self.config.output != "multiscale":
@@ -154,7 +156,7 @@ class CNN(BackboneEncoder):
         channels = self._channels
         if self._grid_side is not None:
             return [(self._grid_side, c) for c in channels]
-        sides = _backbones.sides(self.config.name, self.config.stem, self._ends, channels, numbers)
+        sides = _backbones.feature_map_sides(self.config.name, self.config.stem, self._ends, channels, numbers)
         return list(zip(sides, channels, strict=True))
 
     @property
@@ -184,7 +186,7 @@ class CNN(BackboneEncoder):
         for key in self.backbone.state_dict():
             block, _, rest = key.partition(".")
             names[key] = f"{self._names[block]}.{rest}"
-        self.load_weights(state, names, _backbones.layout(self.config.name, self.config.stem).keys)
+        self.load_weights(state, names, _backbones.backbone_layout(self.config.name, self.config.stem).keys)
 
 
 def _submodule_name(block: str) -> str:

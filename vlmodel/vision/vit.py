@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vlmodel.config import ConfigError
 from vlmodel.tokens import Tokens
 from vlmodel.vision import _weights
-from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, average_pool, real
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,10 @@ class Config(BackboneConfig):
             raise ValueError(f"frozen_layers={self.frozen_layers} is more than the {shape.depth} layers (depth)")
         return self
 
-    def shape(self) -> Shape:
+    def shape(self) -> ViTShape:
         """Sizes of the ViT that is built."""
         default = _architecture_layout(self.name)[0]
-        chosen = {field.name: getattr(self, field.name) for field in fields(Shape)}
+        chosen = {field.name: getattr(self, field.name) for field in fields(ViTShape)}
         return replace(default, **{name: value for name, value in chosen.items() if value is not None})
 
     def build(self) -> ViT:
@@ -83,7 +83,7 @@ class Config(BackboneConfig):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ViTShape:
     """Sizes of a ViT, as in ``Config``."""
 
     patch_size: int
@@ -149,7 +149,7 @@ class ViT(BackboneEncoder):
         else:
             x_BTD = self.tokens(grids[0], self.projection)
             pooled_BD = x_BTD.mean(1)
-        return real(x_BTD, pooled_BD)
+        return as_unpadded_tokens(x_BTD, pooled_BD)
 
     def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
         side = 1 if self.config.output == "pooled" else self.config.grid or self._side
@@ -205,12 +205,12 @@ def _check_architecture(name: str) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _architecture_layout(name: str) -> tuple[Shape, frozenset[str]]:
+def _architecture_layout(name: str) -> tuple[ViTShape, frozenset[str]]:
     """The sizes of a ViT of torchvision and the names of all its weights, including its classifier's."""
     import torchvision
 
     with torch.device("meta"):
         model: Any = torchvision.models.get_model(name, weights=None)
     first = model.encoder.layers.encoder_layer_0
-    shape = Shape(model.patch_size, model.hidden_dim, len(model.encoder.layers), first.num_heads, model.mlp_dim)
+    shape = ViTShape(model.patch_size, model.hidden_dim, len(model.encoder.layers), first.num_heads, model.mlp_dim)
     return shape, frozenset(model.state_dict())

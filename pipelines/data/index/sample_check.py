@@ -19,7 +19,7 @@ from pipelines.data.tars.inputs import TEXT, TEXT_EXTENSIONS, MemberInput, input
 from pipelines.data.tars.member_names import leaves_folder, split_name
 from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
 from vlmodel.media.base import CheckLimits, MediumError
-from vlmodel.media.registry import media
+from vlmodel.media.registry import all_media
 
 _INPUT_COLUMNS = {"offset": pa.int64(), "size": pa.int64(), "sha256": pa.string(), "extension": pa.string()}
 _COLUMNS = {
@@ -63,7 +63,7 @@ def sample_schema(inputs: Mapping[str, str]) -> pa.Schema:
 
 def input_columns(medium: str) -> dict[str, pa.DataType]:
     """The columns of an input of this medium ("" where it is not known), without its name, and their types."""
-    facts = media()[medium].columns if medium else {}
+    facts = all_media()[medium].columns if medium else {}
     return _INPUT_COLUMNS | {fact: pa.type_for_alias(kind) for fact, kind in facts.items()}
 
 
@@ -112,7 +112,7 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
             return fault
     columns: Row = {}
     for name, member in found.items():
-        medium = media()[_medium_of(inputs[name])]
+        medium = all_media()[_medium_of(inputs[name])]
         assert member.data is not None
         try:
             facts = medium.check(member.data, rules.limits)

@@ -16,7 +16,7 @@ from pipelines.data.tars.inputs import PAIRS, TEXT
 from pipelines.data.tars.member_names import split_name
 from pipelines.data.tars.sample import TextLimits
 from vlmodel.media.base import CheckLimits, Verify
-from vlmodel.media.registry import media
+from vlmodel.media.registry import all_media
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def scan_tar(
     for outcome in groups.outcomes:
         run = run + 1 if isinstance(outcome, Fault) else 0
         worst = max(worst, run)
-    columns = {name: groups.inputs.get(name, name if name in media() else "") for name in rules.needed if name != TEXT}
+    columns = {
+        name: groups.inputs.get(name, name if name in all_media() else "") for name in rules.needed if name != TEXT
+    }
     table = pa.Table.from_pylist(rows, sample_schema(columns))
     return Scan(table, groups.inputs, faults, worst, dict(groups.passed_over), digest.hexdigest(), size)

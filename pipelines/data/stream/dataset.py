@@ -21,10 +21,10 @@ from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_c
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
-from vlmodel.array_names import join, split
+from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.encoder_parts import IMAGE, TEXT, stream_of
 from vlmodel.media.base import MediumError
-from vlmodel.processor import VLProcessor, places
+from vlmodel.processor import VLProcessor, input_indices
 from vlmodel.sample import Sample
 
 log = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class Samples:
         """``INPUT.place_B`` (see ``VLModel.forward``) of each input that some of the samples lack."""
         present = {record.present for record in records}
         return {
-            f"{name}.place_B": places(name in record.present for record in records)
+            f"{name}.place_B": input_indices(name in record.present for record in records)
             for name in self.processor.reads
             if any(name not in of_some for of_some in present)
         }
@@ -182,7 +182,7 @@ class Samples:
         """
         arrays: Arrays = {}
         for name in self.processor.reads:
-            arrays |= join(name, self.load_input(name, with_input(indices, places, name)))
+            arrays |= prefix_array_names(name, self.load_input(name, with_input(indices, places, name)))
         return arrays
 
     def load_input(self, name: str, indices: SampleIndices) -> Arrays:
@@ -240,13 +240,15 @@ class Samples:
             return arrays
         files = [cache.file_of(opened.index, shard) for opened, shard, _, _ in self._by_shard(indices)]
         for task in self.processor.tasks:
-            of_task = split(rows, task)
+            of_task = select_task_arrays(rows, task)
             if "distinct_U" not in of_task:
                 continue
             ids_UT, mask_UT = (of_task[name][of_task["distinct_U"]] for name in ("input_ids_NT", "text_mask_NT"))
             features = cache.read(files, text_hashes(ids_UT, mask_UT))
             features_UTF, mask_UT = padded(features, cache.width, cache.precision)
-            arrays |= dict(join(task, {"text_features_UTF": features_UTF, "text_features_mask_UT": mask_UT}))
+            arrays |= dict(
+                prefix_array_names(task, {"text_features_UTF": features_UTF, "text_features_mask_UT": mask_UT})
+            )
         return arrays
 
     def _has_helpers(self, name: str) -> bool:

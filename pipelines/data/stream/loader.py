@@ -17,7 +17,7 @@ import numpy as np
 from pipelines.data.stream.augment import AugmentConfig, augment, draw_change, swapped
 from pipelines.data.stream.dataset import Arrays, Mixture, Samples, Source, open_samples, with_input
 from pipelines.data.stream.plan import SampleIndices, Schedule, derive_seed, fixed_batches
-from vlmodel.array_names import join
+from vlmodel.array_names import prefix_array_names
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.processor import Example
 from vlmodel.sample import Sample
@@ -94,7 +94,7 @@ class MicroBatches(Batches):
         examples = _examples_by_task(samples, records, weight)
         of_samples: Arrays = {}
         for task in samples.tasks_with_helpers:
-            of_samples |= join(task, samples.processor.tasks[task].collate_samples(records, weight))
+            of_samples |= prefix_array_names(task, samples.processor.tasks[task].collate_samples(records, weight))
         masks = samples.input_places(records) | of_samples
         provenance = _sample_provenance(indices, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | masks | provenance

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator
 
-from vlmodel.media.registry import media, medium_of
+from vlmodel.media.registry import all_media, medium_of
 
 TEXT = "text"
 TEXT_EXTENSIONS = ("json", "txt")
@@ -39,7 +39,7 @@ def input_of(extension: str) -> MemberInput | None:
     if not name and last in TEXT_EXTENSIONS:
         return MemberInput(TEXT, TEXT)
     medium = medium_of(last)
-    if medium is None or (name and not _is_input_name(name)) or (name in media() and name != medium.name):
+    if medium is None or (name and not _is_input_name(name)) or (name in all_media() and name != medium.name):
         return None
     return MemberInput(name or medium.name, medium.name)
 
@@ -54,8 +54,8 @@ def known_extensions(name: str) -> str:
     """For messages: how the members of an input end."""
     if name == TEXT:
         return " or ".join(f".{extension}" for extension in TEXT_EXTENSIONS)
-    own = media().get(name)
-    extensions = [extension for medium in ([own] if own else media().values()) for extension in medium.extensions]
+    own = all_media().get(name)
+    extensions = [extension for medium in ([own] if own else all_media().values()) for extension in medium.extensions]
     prefix = "" if own else f".{name}"
     return ", ".join(f"{prefix}.{extension}" for extension in extensions)
 

@@ -11,7 +11,7 @@ from pipelines.serve.errors import ServeError
 from pipelines.serve.inference.predecoded import PredecodedProcessor, blank_example
 from pipelines.storage import manifest
 from vlmodel.inference import Predictor
-from vlmodel.operations.base import Item, Operation
+from vlmodel.operations.base import BatchedRequest, Operation
 
 
 def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
@@ -45,7 +45,7 @@ def warm_up(predictor: Predictor, operations: Iterable[tuple[str, Operation]], m
     for task, operation in operations:
         for top_k, attention in operation.warm_up(predictor.processor.tasks[task]):
             for batch_size in {1, max_batch_size}:
-                operation.run(predictor, task, [Item(example, top_k, attention)] * batch_size)
+                operation.run(predictor, task, [BatchedRequest(example, top_k, attention)] * batch_size)
 
 
 def check_golden_answers(predictor: Predictor, file: Path, tolerance: float) -> None:

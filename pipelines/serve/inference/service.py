@@ -26,7 +26,7 @@ from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import AnswerStream, Metrics, ModelInfo, ServiceRequest, ServiceResult
 from vlmodel.encoder_parts import IMAGE
 from vlmodel.inference import Predictor
-from vlmodel.operations.base import Item, Operation, operations_of
+from vlmodel.operations.base import BatchedRequest, Operation, operations_of
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
 _HANGING_TIMEOUTS = 6
@@ -44,7 +44,7 @@ class _LoadedModel:
     predictor: Predictor
     info: ModelInfo
     operations: Mapping[str, tuple[str, Operation]]
-    batchers: Mapping[str, Batcher[Item, TimedResult[Any]]]
+    batchers: Mapping[str, Batcher[BatchedRequest, TimedResult[Any]]]
 
 
 @dataclass(frozen=True)
@@ -124,14 +124,16 @@ class InferenceService:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
-        timed = await loaded.batchers[request.task].submit(Item(decoded.example, request.top_k, request.attention))
+        timed = await loaded.batchers[request.task].submit(
+            BatchedRequest(decoded.example, request.top_k, request.attention)
+        )
         return _service_result(loaded, decoded, timed)
 
     async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
-        return self._stream(loaded, request.task, Item(decoded.example, attention=request.attention), decoded)
+        return self._stream(loaded, request.task, BatchedRequest(decoded.example, attention=request.attention), decoded)
 
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""
@@ -157,8 +159,8 @@ class InferenceService:
 
     def _make_batcher(
         self, predictor: Predictor, task: str, operation: Operation, version: str
-    ) -> Batcher[Item, TimedResult[Any]]:
-        async def run(items: list[Item]) -> list[TimedResult[Any]]:
+    ) -> Batcher[BatchedRequest, TimedResult[Any]]:
+        async def run(items: list[BatchedRequest]) -> list[TimedResult[Any]]:
             texts = sum(len(item.example.texts) for item in items)
             # Times within a kind differ by at most a factor of two for each of both numbers.
             kind = f"{operation.name} {len(items).bit_length()} {texts.bit_length()}"
@@ -196,7 +198,7 @@ class InferenceService:
         example = DecodedExample({}, tuple(texts), decoded=decoded)
         return _Decoded(example, started, time.perf_counter(), truncated)
 
-    async def _stream(self, loaded: _LoadedModel, name: str, item: Item, decoded: _Decoded) -> AnswerStream:
+    async def _stream(self, loaded: _LoadedModel, name: str, item: BatchedRequest, decoded: _Decoded) -> AnswerStream:
         task, operation = loaded.operations[name]
         streamer = AsyncTextIteratorStreamer(loaded.predictor.processor.tokenizer, True, skip_special_tokens=True)
 

@@ -22,7 +22,7 @@ from pipelines.storage import manifest
 from pipelines.storage.folder import Folder
 from pipelines.tracking.address import TrackingConfig
 from tests.pipelines.registry.conftest import FAST, save_model
-from vlmodel.bases import BaseError, names_of
+from vlmodel.bases import BaseWeightsError, recorded_bases
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
 
@@ -47,7 +47,7 @@ def checkpoint(tower: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base_name(checkpoint: Path) -> str:
-    return names_of(checkpoint)["vision"].name
+    return recorded_bases(checkpoint)["vision"].name
 
 
 def distinct_bytes(folder: Path) -> int:
@@ -106,10 +106,10 @@ def test_the_stored_model_answers_by_itself_on_its_base(
     assert list(loaded.predict(rows)["answer"]) == [answers(checkpoint, example)[0][0]]
     other = tmp_path / "elsewhere" / "_bases" / base_name
     other.write_bytes(other.read_bytes()[:-1] + b"?")
-    with pytest.raises(BaseError, match="is not the base of"):
+    with pytest.raises(BaseWeightsError, match="is not the base of"):
         mlflow.pyfunc.load_model(str(copy))
     other.unlink()
-    with pytest.raises(BaseError, match=rf"{base_name} .*which was not found.*VLMODEL_BASES"):
+    with pytest.raises(BaseWeightsError, match=rf"{base_name} .*which was not found.*VLMODEL_BASES"):
         mlflow.pyfunc.load_model(str(copy))
     monkeypatch.setenv("VLMODEL_BASES", f"{storage}/_bases")
     assert len(mlflow.pyfunc.load_model(str(copy)).predict(rows)) == 1
@@ -161,7 +161,7 @@ def test_the_bases_of_a_remote_storage_are_downloaded_once(
     )
     version = remote.log_model(run_id, checkpoint, example, score)
     [stored] = Folder(place).child("_bases").files()
-    assert (stored.name, stored.size) == (base_name, names_of(checkpoint)["vision"].bytes)
+    assert (stored.name, stored.size) == (base_name, recorded_bases(checkpoint)["vision"].bytes)
     local = remote.download(version)
     assert answers(local.folder, example) == answers(checkpoint, example)
     remote.verify_stored(version)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipelines.storage import bases
 from pipelines.storage.folder import Folder
-from vlmodel.bases import Base, BaseError
+from vlmodel.bases import BaseWeights, BaseWeightsError
 from vlmodel.parts import Encoder
 
 
@@ -32,7 +32,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
 
 
 @pytest.fixture
-def stored(storage: Folder) -> dict[str, Base]:
+def stored(storage: Folder) -> dict[str, BaseWeights]:
     return bases.store(Tower(0), storage)
 
 
@@ -41,7 +41,7 @@ def only_name(storage: Folder) -> str:
     return name
 
 
-def test_a_base_is_written_once(storage: Folder, stored: dict[str, Base]) -> None:
+def test_a_base_is_written_once(storage: Folder, stored: dict[str, BaseWeights]) -> None:
     stamp = storage.child("_bases").stamp(only_name(storage))
     assert only_name(storage) == stored["vision"].name
     assert bases.store(Tower(0), storage) == stored
@@ -51,7 +51,7 @@ def test_a_base_is_written_once(storage: Folder, stored: dict[str, Base]) -> Non
 
 
 def test_runs_that_write_one_at_once_share_it(storage: Folder) -> None:
-    found: list[dict[str, Base]] = []
+    found: list[dict[str, BaseWeights]] = []
     tower = Tower(0)
     threads = [threading.Thread(target=lambda: found.append(bases.store(tower, storage))) for _ in range(4)]
     for thread in threads:
@@ -63,18 +63,18 @@ def test_runs_that_write_one_at_once_share_it(storage: Folder) -> None:
     assert only_name(storage) == found[0]["vision"].name
 
 
-def test_a_base_that_was_cut_off_is_written_again(storage: Folder, stored: dict[str, Base]) -> None:
+def test_a_base_that_was_cut_off_is_written_again(storage: Folder, stored: dict[str, BaseWeights]) -> None:
     folder = storage.child("_bases")
     whole = folder.read(only_name(storage))
     folder.write(only_name(storage), whole[:-1])
-    with pytest.raises(BaseError):
+    with pytest.raises(BaseWeightsError):
         bases.check(stored, storage)
     bases.store(Tower(0), storage)
     assert folder.read(only_name(storage)) == whole
     bases.check(stored, storage)
 
 
-def test_a_fetched_base_is_kept(storage: Folder, stored: dict[str, Base], tmp_path: Path) -> None:
+def test_a_fetched_base_is_kept(storage: Folder, stored: dict[str, BaseWeights], tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     bases.fetch(stored, storage, cache)
     file = cache / stored["vision"].name
@@ -87,14 +87,14 @@ def test_a_fetched_base_is_kept(storage: Folder, stored: dict[str, Base], tmp_pa
 
 @pytest.mark.parametrize("damage", ["missing", "other"])
 def test_what_is_missing_or_another_is_refused(
-    storage: Folder, stored: dict[str, Base], tmp_path: Path, damage: str
+    storage: Folder, stored: dict[str, BaseWeights], tmp_path: Path, damage: str
 ) -> None:
     folder, name = storage.child("_bases"), only_name(storage)
     folder.remove(name)
     if damage == "other":
         folder.write(name, b"other")
     for refused in (lambda: bases.check(stored, storage), lambda: bases.fetch(stored, storage, tmp_path / "cache")):
-        with pytest.raises(BaseError, match=name):
+        with pytest.raises(BaseWeightsError, match=name):
             refused()
     assert not (tmp_path / "cache" / name).exists()
 
@@ -102,9 +102,9 @@ def test_what_is_missing_or_another_is_refused(
 def test_the_bases_of_a_model_are_published(storage: Folder, tmp_path: Path) -> None:
     from vlmodel import bases as in_folders
 
-    in_folders.write_names(in_folders.store(Tower(0), tmp_path / "_bases"), tmp_path)
+    in_folders.record_bases(in_folders.store_bases(Tower(0), tmp_path / "_bases"), tmp_path)
     bases.publish(tmp_path, storage)
-    bases.check(in_folders.names_of(tmp_path), storage)
+    bases.check(in_folders.recorded_bases(tmp_path), storage)
     (tmp_path / "_bases" / only_name(storage)).write_bytes(b"other")
-    with pytest.raises(BaseError, match="altered or cut off"):
+    with pytest.raises(BaseWeightsError, match="altered or cut off"):
         bases.publish(tmp_path, storage)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.tracking.provenance import flatten, git_state, truncate_with_hash, without_secrets
-from vlmodel.locations import redact
+from vlmodel.locations import redact_secrets
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -61,7 +61,7 @@ def test_git_state_heeds_no_variables_of_a_calling_hook(tmp_path: Path, monkeypa
     ],
 )
 def test_redact(text: str, expected: str) -> None:
-    assert redact(text) == expected
+    assert redact_secrets(text) == expected
 
 
 def test_values_of_secret_names_are_redacted() -> None:

@@ -20,7 +20,7 @@ from pipelines.train.checkpoint import CheckpointError
 from pipelines.train.optim import OptimizerConfig
 from pipelines.train.step import StepConfig, TrainStep
 from tests.pipelines.train.conftest import TINY, images_and_texts
-from vlmodel.bases import BaseError
+from vlmodel.bases import BaseWeightsError
 from vlmodel.config import load
 from vlmodel.inference import Predictor
 from vlmodel.model import VLModel
@@ -227,9 +227,11 @@ def test_a_run_whose_base_is_missing_or_altered_is_refused(run: str, tiny_proces
         folder.remove(tower.name)
     else:
         folder.write(tower.name, folder.read(tower.name)[:-1])
-    with pytest.raises(BaseError, match=rf"{tower.name}.* restore it from a backup|{tower.name}.* altered or cut off"):
+    with pytest.raises(
+        BaseWeightsError, match=rf"{tower.name}.* restore it from a backup|{tower.name}.* altered or cut off"
+    ):
         checkpoint.check_bases(run)
-    with pytest.raises(BaseError), checkpoint.best(run, checkpoint.MODEL) as (_, local):
+    with pytest.raises(BaseWeightsError), checkpoint.best(run, checkpoint.MODEL) as (_, local):
         VLModel.from_pretrained(local / checkpoint.MODEL)
 
 

@@ -22,7 +22,7 @@ from pipelines.train.prefetcher import to_tensors
 from pipelines.train.step import StepConfig, TrainStep
 from tests.vlmodel.tiny import as_rows, for_tasks, tiny_tree
 from vlmodel import lengths
-from vlmodel.config import kinds
+from vlmodel.config import part_kinds
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
@@ -36,7 +36,7 @@ BY_INDEX = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
 DECODERS: dict[str, dict[str, Any]] = {
-    **{kind: {"kind": kind} for kind in kinds("vlmodel.tasks") if kind != "multitask"},
+    **{kind: {"kind": kind} for kind in part_kinds("vlmodel.tasks") if kind != "multitask"},
     "multitask": {
         "kind": "multitask",
         "heads": {

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from vlmodel.media.base import CheckLimits, MediumError
-from vlmodel.media.series import MEDIUM, decode
+from vlmodel.media.series import MEDIUM, decode_series
 
 X = np.array([[1.0, -2.5], [3.0, 0.25], [5.0, 1e6]])
 LIMITS = CheckLimits()
@@ -40,7 +40,7 @@ def saved(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
     ],
 )
 def test_equal_numbers_of_every_way_to_write_them(data: bytes) -> None:
-    x_TC = decode(data, max_values=6)
+    x_TC = decode_series(data, max_values=6)
     assert x_TC.dtype == np.float32
     assert x_TC.flags.c_contiguous
     np.testing.assert_array_equal(x_TC, X.astype(np.float32))
@@ -51,9 +51,9 @@ def test_equal_numbers_of_every_way_to_write_them(data: bytes) -> None:
 
 
 def test_one_dimension_is_one_channel() -> None:
-    assert decode(saved(np.arange(4, dtype=np.int16)), 4).tolist() == [[0], [1], [2], [3]]
-    assert decode(saved(np.array([True, False])), 4).tolist() == [[1], [0]]
-    assert decode(b"7\n8", 4).tolist() == [[7], [8]]
+    assert decode_series(saved(np.arange(4, dtype=np.int16)), 4).tolist() == [[0], [1], [2], [3]]
+    assert decode_series(saved(np.array([True, False])), 4).tolist() == [[1], [0]]
+    assert decode_series(b"7\n8", 4).tolist() == [[7], [8]]
 
 
 def _claiming(shape: tuple[int, ...]) -> bytes:

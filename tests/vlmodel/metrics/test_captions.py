@@ -9,7 +9,7 @@ import pytest
 from nltk.translate.bleu_score import SmoothingFunction, corpus_bleu
 from torchmetrics.functional.text import bleu_score
 
-from vlmodel.metrics.captions import caption_scores, constant_caption, tokenize, with_words
+from vlmodel.metrics.captions import caption_scores, drop_wordless_references, most_typical_caption, tokenize_caption
 
 PREDICTED = [
     "A man's dog runs on the grass.",
@@ -47,13 +47,13 @@ REFERENCES = [
     ],
 )
 def test_words_are_those_of_the_coco_evaluation(caption: str, words: str) -> None:
-    assert tokenize(caption) == words
+    assert tokenize_caption(caption) == words
 
 
 def test_bleu_is_that_of_other_libraries() -> None:
     scores = caption_scores(PREDICTED, REFERENCES)
-    words = [tokenize(caption) for caption in PREDICTED]
-    truths = [[tokenize(caption) for caption in captions] for captions in REFERENCES]
+    words = [tokenize_caption(caption) for caption in PREDICTED]
+    truths = [[tokenize_caption(caption) for caption in captions] for captions in REFERENCES]
     assert 0.2 < scores["bleu_4"] < scores["bleu_1"] < 1
     for n in range(1, 5):
         by_nltk = corpus_bleu(
@@ -138,10 +138,10 @@ CAPTIONS = ["A man on a horse.", "a man rides a horse", "A man rides a brown hor
 
 
 def test_the_constant_caption_is_the_one_most_like_all() -> None:
-    assert constant_caption(CAPTIONS) == "a man rides a horse"
-    assert constant_caption(CAPTIONS[::-1]) == "a man rides a horse"
-    assert constant_caption([*CAPTIONS, *["zebras graze on dry grass"] * 6]) == "zebras graze on dry grass"
-    assert constant_caption(["zebra", "apple"]) == constant_caption(["apple", "zebra"]) == "apple"
+    assert most_typical_caption(CAPTIONS) == "a man rides a horse"
+    assert most_typical_caption(CAPTIONS[::-1]) == "a man rides a horse"
+    assert most_typical_caption([*CAPTIONS, *["zebras graze on dry grass"] * 6]) == "zebras graze on dry grass"
+    assert most_typical_caption(["zebra", "apple"]) == most_typical_caption(["apple", "zebra"]) == "apple"
 
 
 def test_the_constant_caption_is_a_better_baseline_than_most() -> None:
@@ -150,13 +150,13 @@ def test_the_constant_caption_is_a_better_baseline_than_most() -> None:
     images = [[" ".join(map(rng.choice, kinds)) for _ in range(2)] for _ in range(30)]
     captions = sorted({caption for pair in images for caption in pair})
     cider = {caption: caption_scores([caption] * 30, images)["cider"] for caption in captions}
-    chosen = cider[constant_caption(caption for pair in images for caption in pair)]
+    chosen = cider[most_typical_caption(caption for pair in images for caption in pair)]
     assert sum(value >= chosen for value in cider.values()) <= len(captions) // 4
 
 
 def test_of_many_captions_a_sample_is_looked_at() -> None:
     captions = [f"caption number {n}" for n in range(50)]
-    chosen = [constant_caption(captions, limit=1, seed=seed) for seed in (0, 0, 1)]
+    chosen = [most_typical_caption(captions, limit=1, seed=seed) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert set(chosen) < set(captions)
 
@@ -164,8 +164,8 @@ def test_of_many_captions_a_sample_is_looked_at() -> None:
 @pytest.mark.parametrize("captions", [[], ["", "..."]])
 def test_a_constant_caption_needs_words(captions: list[str]) -> None:
     with pytest.raises(ValueError, match=f"none of the {len(captions)} captions has a word"):
-        constant_caption(captions)
+        most_typical_caption(captions)
 
 
 def test_references_without_a_word_are_left_out() -> None:
-    assert with_words([["...", "a dog"], ["?!"], [], ["a", "b"]]) == [["a dog"], [], [], ["a", "b"]]
+    assert drop_wordless_references([["...", "a dog"], ["?!"], [], ["a", "b"]]) == [["a dog"], [], [], ["a", "b"]]

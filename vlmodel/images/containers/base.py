@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What an image file says about itself.
 
     Attributes:
@@ -30,11 +30,11 @@ class Header(NamedTuple):
     buffered: bool = True
 
 
-def little(data: bytes, at: int, size: int = 4) -> int:
+def read_little_endian(data: bytes, at: int, size: int = 4) -> int:
     """An unsigned little-endian integer."""
     return int.from_bytes(data[at : at + size], "little")
 
 
-def big(data: bytes, at: int, size: int = 4) -> int:
+def read_big_endian(data: bytes, at: int, size: int = 4) -> int:
     """An unsigned big-endian integer."""
     return int.from_bytes(data[at : at + size], "big")

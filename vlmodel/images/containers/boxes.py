@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vlmodel.images.containers.base import Header, big
+from vlmodel.images.containers.base import ImageHeader, read_big_endian
 
 JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
 CODESTREAM = b"\xff\x4f\xff\x51"
@@ -16,22 +16,22 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _IMAGE_BOXES = (b"ftyp", b"meta", b"mdat", b"moov", b"free", b"skip", b"uuid")
 
 
-def read_jpeg2000(data: bytes) -> Header:
+def read_jpeg2000(data: bytes) -> ImageHeader:
     """The header of a JPEG 2000 file; bytes after its image count as metadata."""
     end = jpeg2000_end(data)
     metadata = ((end, len(data)),) if end is not None and end < len(data) else ()
-    return Header("jpeg2000", metadata=metadata, size=_jpeg2000_size(data))
+    return ImageHeader("jpeg2000", metadata=metadata, size=_jpeg2000_size(data))
 
 
-def read_brands(data: bytes) -> Header | None:
+def read_brands(data: bytes) -> ImageHeader | None:
     """The header of an AVIF or HEIC file, by the brands in its first box; None for other media."""
-    brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(big(data, 0), len(data), 256), 4))}
+    brands = {data[8:12], *(data[at : at + 4] for at in range(16, min(read_big_endian(data, 0), len(data), 256), 4))}
     if brands & _AVIF_BRANDS:
-        return Header("avif")
-    return Header("heif") if brands & _HEIF_BRANDS else None
+        return ImageHeader("avif")
+    return ImageHeader("heif") if brands & _HEIF_BRANDS else None
 
 
-def jpeg2000_end(data: bytes, _header: Header | None = None) -> int | None:
+def jpeg2000_end(data: bytes, _header: ImageHeader | None = None) -> int | None:
     """Position after the last tile, by the lengths of the tile-parts."""
     at, end = _codestream_range(data)
     if at < 0:
@@ -39,14 +39,14 @@ def jpeg2000_end(data: bytes, _header: Header | None = None) -> int | None:
     at += 2
     while at + 10 <= end and data[at] == 0xFF:
         if data[at + 1] == 0x90:  # a tile-part, with the length of all of it; 0 means up to the end
-            length = big(data, at + 6)
+            length = read_big_endian(data, at + 6)
             at = at + max(length, 12) if length else end - 2
         else:
-            at += 2 + big(data, at + 2, 2)
+            at += 2 + read_big_endian(data, at + 2, 2)
     return at + 2 if at + 2 <= end and data.startswith(b"\xff\xd9", at) else None
 
 
-def media_end(data: bytes, _header: Header) -> int | None:
+def heif_end(data: bytes, _header: ImageHeader) -> int | None:
     """Position after the last box of an AVIF or HEIC image; what follows, such as a film, has other boxes or none."""
     image_end, has_image = 0, False
     for kind, _start, end in _iterate_boxes(data, 0, len(data)):
@@ -79,9 +79,9 @@ def _iterate_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int,
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return
-        size, kind, start = big(data, at), data[at + 4 : at + 8], at + 8
+        size, kind, start = read_big_endian(data, at), data[at + 4 : at + 8], at + 8
         if size == 1:
-            size, start = big(data, at + 8, 8), at + 16
+            size, start = read_big_endian(data, at + 8, 8), at + 16
         box_end = end if size == 0 else at + size
         if box_end < start:
             return
@@ -104,5 +104,5 @@ def _jpeg2000_size(data: bytes) -> tuple[int, int] | None:
     at, _ = _codestream_range(data)
     if at < 0 or not data.startswith(CODESTREAM, at) or at + 24 > len(data):
         return None
-    right, bottom, left, top = (big(data, at + 8 + 4 * n) for n in range(4))
+    right, bottom, left, top = (read_big_endian(data, at + 8 + 4 * n) for n in range(4))
     return max(0, bottom - top), max(0, right - left)

@@ -13,7 +13,7 @@ _INTEGERS = {1: "B", 3: "H", 4: "I"}
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 
 
-def orientation(exif: bytes, xmp: bytes) -> int:
+def read_orientation(exif: bytes, xmp: bytes) -> int:
     """The orientation in a block of EXIF, or else in XMP; 1 (upright) if neither has a valid one."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
-from vlmodel.images.containers.base import Header, big
-from vlmodel.images.containers.exif import orientation
+from vlmodel.images.containers.base import ImageHeader, read_big_endian
+from vlmodel.images.containers.exif import read_orientation
 
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _MAX_TEXT = 1 << 20
 """Bytes of a compressed text that are searched for an orientation."""
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes) -> ImageHeader:
     """The header, from all chunks: metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp, file_end = b"", b"", 0
@@ -32,14 +32,14 @@ def read(data: bytes) -> Header:
             if keyword == b"XML:com.adobe.xmp":
                 xmp = _chunk_text(kind, text)
             elif keyword == b"Raw profile type exif" and not exif:
-                exif = _raw_profile(_chunk_text(kind, text))
+                exif = _parse_raw_profile(_chunk_text(kind, text))
     if file_end and data[file_end - 8 : file_end - 4] == b"IEND" and file_end < len(data):
         metadata.append((file_end, len(data)))
-    size = (big(data, 20), big(data, 16)) if data[12:16] == b"IHDR" else None
-    return Header("png", orientation(exif, xmp), tuple(metadata), size=size)
+    size = (read_big_endian(data, 20), read_big_endian(data, 16)) if data[12:16] == b"IHDR" else None
+    return ImageHeader("png", read_orientation(exif, xmp), tuple(metadata), size=size)
 
 
-def image_end(data: bytes, _: Header) -> int | None:
+def image_end(data: bytes, _: ImageHeader) -> int | None:
     """Position after the end chunk."""
     return next((end for kind, _, end in _iterate_chunks(data) if kind == b"IEND"), None)
 
@@ -48,7 +48,7 @@ def _iterate_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, start, end) of each complete chunk, up to the end chunk."""
     at = 8
     while at + 12 <= len(data):
-        kind, end = data[at + 4 : at + 8], at + 12 + big(data, at)
+        kind, end = data[at + 4 : at + 8], at + 12 + read_big_endian(data, at)
         if not kind.isalpha() or end > len(data):
             return
         yield kind, at, end
@@ -67,7 +67,7 @@ def _chunk_text(kind: bytes, text: bytes) -> bytes:
     return (_decompress_zlib(rest[2]) if is_compressed else rest[2]) if len(rest) == 3 else b""
 
 
-def _raw_profile(text: bytes) -> bytes:
+def _parse_raw_profile(text: bytes) -> bytes:
     """Parse EXIF in ImageMagick's text form: a line with a name, a line with a length, then the bytes in hexadecimal.
     b"" if it is not of that form.
     """

@@ -7,7 +7,7 @@ from itertools import chain
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from vlmodel.images.containers.base import Header
+from vlmodel.images.containers.base import ImageHeader
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BIG = SIGNATURES[2:]
@@ -15,7 +15,7 @@ _STRIPS = ((273, 279), (324, 325))
 """Tags with the positions and the lengths of strips, and of tiles."""
 
 
-def image_end(data: bytes, _: Header) -> int | None:
+def image_end(data: bytes, _: ImageHeader) -> int | None:
     """Position after the last strip or tile of the first page."""
     file = io.BytesIO(data)
     try:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from vlmodel.images.containers.base import Header, little
-from vlmodel.images.containers.exif import orientation
+from vlmodel.images.containers.base import ImageHeader, read_little_endian
+from vlmodel.images.containers.exif import read_orientation
 
 _PIXEL_CHUNKS = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _HAS_EXIF, _HAS_XMP, _HAS_ICC = 0x08, 0x04, 0x20
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes) -> ImageHeader:
     """The header, from all chunks: metadata may follow the pixels."""
     metadata: list[tuple[int, int]] = []
     exif, xmp = b"", b""
-    file_end = min(8 + little(data, 4), len(data))
+    file_end = min(8 + read_little_endian(data, 4), len(data))
     flags = data[20] if data[12:16] == b"VP8X" and len(data) > 20 else 0
     at = 12
     while at + 8 <= file_end:
-        kind, length = data[at : at + 4], little(data, at + 4)
+        kind, length = data[at : at + 4], read_little_endian(data, at + 4)
         end = at + 8 + length + length % 2
         if end > file_end + length % 2:
             break
@@ -31,10 +31,10 @@ def read(data: bytes) -> Header:
         at = end
     if at == file_end < len(data):
         metadata.append((file_end, len(data)))
-    return Header("webp", orientation(exif, xmp), tuple(metadata), size=_read_size(data))
+    return ImageHeader("webp", read_orientation(exif, xmp), tuple(metadata), size=_read_size(data))
 
 
-def without_flags(data: bytes) -> bytes:
+def repair_webp_header(data: bytes) -> bytes:
     """A file from which metadata was cut, with the length and the flags that it then has."""
     data = b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:]
     if data[12:16] != b"VP8X":
@@ -42,9 +42,9 @@ def without_flags(data: bytes) -> bytes:
     return data[:20] + bytes([data[20] & ~(_HAS_EXIF | _HAS_XMP | _HAS_ICC)]) + data[21:]
 
 
-def image_end(data: bytes, _: Header) -> int | None:
+def image_end(data: bytes, _: ImageHeader) -> int | None:
     """Position after the RIFF chunk, which is the file."""
-    end = 8 + little(data, 4)
+    end = 8 + read_little_endian(data, 4)
     return end if end <= len(data) else None
 
 
@@ -53,10 +53,10 @@ def _read_size(data: bytes) -> tuple[int, int] | None:
         return None
     match data[12:16]:
         case b"VP8X":
-            return 1 + little(data, 27, 3), 1 + little(data, 24, 3)
+            return 1 + read_little_endian(data, 27, 3), 1 + read_little_endian(data, 24, 3)
         case b"VP8L":
-            sides = little(data, 21)
+            sides = read_little_endian(data, 21)
             return 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)
         case b"VP8 ":
-            return little(data, 28, 2) & 0x3FFF, little(data, 26, 2) & 0x3FFF
+            return read_little_endian(data, 28, 2) & 0x3FFF, read_little_endian(data, 26, 2) & 0x3FFF
     return None

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import simplejpeg
 
-from vlmodel.images.containers.base import Header
+from vlmodel.images.containers.base import ImageHeader
 from vlmodel.images.errors import check_pixel_count
 from vlmodel.images.header import is_plain_jpeg, read_header
 from vlmodel.images.pillow import DRAFT_FACTOR, FORMATS, open_image
-from vlmodel.images.resize import Resize, resized
+from vlmodel.images.resize import Resize, resize_to_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,12 +36,12 @@ def decode(
         ImageError: as ``open_image``.
     """
     header = read_header(data)
-    if header is not None and (pixels_HWC := _decoded_jpeg(data, header, size, max_pixels)) is not None:
-        return resized(pixels_HWC, size, resize, out, header.orientation)
+    if header is not None and (pixels_HWC := _decode_jpeg(data, header, size, max_pixels)) is not None:
+        return resize_to_square(pixels_HWC, size, resize, out, header.orientation)
     with open_image(data, max_pixels, formats) as opened:
         opened.draft(size)
         pixels_HWC = np.asarray(opened.upright())
-    return resized(pixels_HWC, size, resize, out)
+    return resize_to_square(pixels_HWC, size, resize, out)
 
 
 def decoded_pixels(data: bytes, size: int, formats: Collection[str] = FORMATS) -> int:
@@ -60,7 +60,7 @@ def decoded_pixels(data: bytes, size: int, formats: Collection[str] = FORMATS) -
     return -(-height // scale) * -(-width // scale)
 
 
-def _decoded_jpeg(data: bytes, header: Header, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
+def _decode_jpeg(data: bytes, header: ImageHeader, size: int, max_pixels: int) -> NDArray[np.uint8] | None:
     """Pillow's pixels, by the same library in a third of the time; None for files that are left to Pillow."""
     if header.size is None or not is_plain_jpeg(header):
         return None

@@ -49,7 +49,7 @@ def decode_jpegs(
             encoded = [torch.frombuffer(bytearray(files[n]), dtype=torch.uint8) for n in chosen]
             # torchcodec will replace torchvision's decoder; until then it would be one more dependency.
             images = decode_jpeg(encoded, ImageReadMode.RGB, device)
-            small_BCHW = torch.stack([_resize(image, size, resize) for image in images])
+            small_BCHW = torch.stack([_resize_to_square(image, size, resize) for image in images])
             pixels_BHWC = small_BCHW.permute(0, 2, 3, 1).contiguous().cpu().numpy()
     except RuntimeError as error:  # one broken file fails the whole call
         log.warning("the GPU decoded none of %d images, the CPU does: %s", len(chosen), error)
@@ -84,7 +84,7 @@ def _can_decode(data: bytes, max_pixels: int) -> bool:
     return colours in ("YCbCr", "Gray") and is_complete(data, header)
 
 
-def _resize(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:
+def _resize_to_square(image_CHW: Tensor, size: int, resize: Resize) -> Tensor:
     if resize == "crop":
         top, left, side = center_square(image_CHW.shape[1], image_CHW.shape[2])
         image_CHW = image_CHW[:, top : top + side, left : left + side]

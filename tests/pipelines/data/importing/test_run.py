@@ -27,7 +27,7 @@ from pipelines.data.tars.sample import GROUP, parse_texts
 from pipelines.data.tars.shards import shard_split
 from pipelines.errors import DataError
 from tests.pipelines.data.tar_maker import photo
-from vlmodel.config import dump, kinds, parse, part_config
+from vlmodel.config import dump, parse, part_config, part_kinds
 from vlmodel.sample import Question, Texts
 
 SMALL = scenes.Config(train=5, val=2, test=1, image_size=32, samples_per_shard=2)
@@ -64,8 +64,16 @@ def _members(folder: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def test_every_kind_is_an_importer() -> None:
-    assert kinds("pipelines.data.importers") == ["coco", "easy_vqa", "feedback", "flickr", "folder", "scenes", "table"]
-    for kind in kinds("pipelines.data.importers"):
+    assert part_kinds("pipelines.data.importers") == [
+        "coco",
+        "easy_vqa",
+        "feedback",
+        "flickr",
+        "folder",
+        "scenes",
+        "table",
+    ]
+    for kind in part_kinds("pipelines.data.importers"):
         config = part_config("pipelines.data.importers", kind)
         assert issubclass(config, Importer)
         assert config.model_fields["kind"].default == kind

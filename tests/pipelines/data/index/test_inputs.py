@@ -322,7 +322,7 @@ MEDIUM = Weather()
 @pytest.fixture
 def new_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A file that a user adds to ``vlmodel/media``."""
-    caches = (registry.media, registry._media_by_extension, input_of)
+    caches = (registry.all_media, registry._media_by_extension, input_of)
     (tmp_path / "weather.py").write_text(NEW_MEDIUM)
     monkeypatch.setattr(media, "__path__", [*media.__path__, str(tmp_path)])
     for cache in caches:

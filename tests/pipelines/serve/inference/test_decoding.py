@@ -78,13 +78,13 @@ def test_a_large_photograph_counts_the_part_of_its_size_that_is_decoded(
 
 def test_what_is_counted_is_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    original = resize.resized
+    original = resize.resize_to_square
 
     def counting(pixels_HWC: np.ndarray, *rest: Any) -> np.ndarray:
         decoded.append(pixels_HWC.shape[0] * pixels_HWC.shape[1])
         return original(pixels_HWC, *rest)
 
-    monkeypatch.setattr(cpu, "resized", counting)
+    monkeypatch.setattr(cpu, "resize_to_square", counting)
     for width, height in ((100, 80), (517, 300), (1033, 777), (2000, 300)):
         for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF"):
             for size in (16, 64, 129):

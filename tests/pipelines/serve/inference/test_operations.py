@@ -15,7 +15,7 @@ from pipelines.serve.inference.predecoded import DecodedExample, PredecodedProce
 from tests.pipelines.serve.conftest import picture
 from vlmodel.inference import Predictor
 from vlmodel.operations.ask import Ask
-from vlmodel.operations.base import Item, Operation, operations_of
+from vlmodel.operations.base import BatchedRequest, Operation, operations_of
 from vlmodel.operations.describe import Describe
 from vlmodel.operations.embed import Embed
 from vlmodel.processor import Example
@@ -33,7 +33,7 @@ class Served:
     task: str
     operation: Operation
 
-    def run(self, items: list[Item]) -> Any:
+    def run(self, items: list[BatchedRequest]) -> Any:
         return self.operation.run(self.predictor, self.task, items)
 
 
@@ -87,7 +87,7 @@ def test_ranked_answers_do_not_depend_on_what_others_want(served: Any, decoder: 
     adapter = served(decoder)[task]
     texts = TEXTS[:2] if task == "vqa" else ("",)
     requested = [(1, True), (3, False), (2, True), (1, False)]
-    items = [Item(decoded(adapter, seed, texts), *want) for seed, want in enumerate(requested)]
+    items = [BatchedRequest(decoded(adapter, seed, texts), *want) for seed, want in enumerate(requested)]
     for seed, ((top_k, attention), result) in enumerate(zip(requested, adapter.run(items), strict=True)):
         [alone] = adapter.predictor.predict([Example({"image": picture(seed)}, texts)], top_k, attention)
         for actual, expected_prediction in zip(result, alone, strict=True):
@@ -102,7 +102,7 @@ def test_ranked_answers_do_not_depend_on_what_others_want(served: Any, decoder: 
 
 def test_a_matching_decoder_gives_the_probability_of_a_match(served: Any) -> None:
     adapter = served("matching")["match"]
-    items = [Item(decoded(adapter, seed, TEXTS[: seed + 1])) for seed in range(3)]
+    items = [BatchedRequest(decoded(adapter, seed, TEXTS[: seed + 1])) for seed in range(3)]
     for seed, result in enumerate(adapter.run(items)):
         [alone] = adapter.predictor.predict([Example({"image": picture(seed)}, TEXTS[: seed + 1])], 2)
         assert result.method == "matching"
@@ -114,7 +114,7 @@ def test_a_matching_decoder_gives_the_probability_of_a_match(served: Any) -> Non
 def test_contrastive_decoder_compares_only_the_texts_of_one_request(served: Any) -> None:
     loaded = served("contrastive")
     adapter = loaded["match"]
-    items = [Item(decoded(adapter, 0, TEXTS)), Item(decoded(adapter, 1, TEXTS[:1]))]
+    items = [BatchedRequest(decoded(adapter, 0, TEXTS)), BatchedRequest(decoded(adapter, 1, TEXTS[:1]))]
     result, lone = adapter.run(items)
     embedded, of_lone = loaded["embed"].run(items)
     cosines = embedded.text_ND @ embedded.image_D
@@ -128,11 +128,11 @@ def test_contrastive_decoder_compares_only_the_texts_of_one_request(served: Any)
 
 def test_embeddings_are_of_length_one_and_the_same_with_or_without_the_other_half(served: Any) -> None:
     adapter = served("contrastive")["embed"]
-    both = Item(decoded(adapter, 0, TEXTS))
+    both = BatchedRequest(decoded(adapter, 0, TEXTS))
     image, texts, other = (
-        Item(decoded(adapter, 0, ())),
-        Item(decoded(adapter, None, TEXTS[1:])),
-        Item(decoded(adapter, 1, TEXTS[:1])),
+        BatchedRequest(decoded(adapter, 0, ())),
+        BatchedRequest(decoded(adapter, None, TEXTS[1:])),
+        BatchedRequest(decoded(adapter, 1, TEXTS[:1])),
     )
     [whole] = adapter.run([both])
     assert whole.image_D.shape == (8,)
