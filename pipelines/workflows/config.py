@@ -15,6 +15,7 @@ from pipelines.data.stream.mixture import MixedSource
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.data.texts.vocabulary import VocabularyConfig
 from pipelines.evaluate.predict import PredictConfig
+from pipelines.knowledge.config import KnowledgeConfig
 from pipelines.registry.config import RegistryConfig
 from pipelines.retrain.config import RetrainConfig
 from pipelines.search.config import AblateConfig, TuneConfig
@@ -106,6 +107,7 @@ class JobConfig(Section):
     )
     """What import_data reads."""
     data: DataConfig = DataConfig()
+    knowledge: KnowledgeConfig = KnowledgeConfig()
     prepare: PrepareConfig = PrepareConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
     processor: ProcessorConfig = ProcessorConfig()

@@ -19,6 +19,7 @@ from pipelines.workflows import (
     evaluate,
     import_data,
     index,
+    knowledge,
     pipeline,
     predict,
     prepare,
@@ -34,7 +35,21 @@ from vlmodel.config import dump, load, parse
 
 MODULES = {
     m.__name__.rpartition(".")[2]: m
-    for m in (ablate, evaluate, import_data, index, pipeline, predict, prepare, promote, retrain, serve, train, tune)
+    for m in (
+        ablate,
+        evaluate,
+        import_data,
+        index,
+        knowledge,
+        pipeline,
+        predict,
+        prepare,
+        promote,
+        retrain,
+        serve,
+        train,
+        tune,
+    )
 }
 
 

@@ -1,0 +1,127 @@
+"""Building a store: the facts of a source, encoded by Ray Data, written batch by batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from pipelines.knowledge.config import KnowledgeConfig
+from pipelines.knowledge.encoder import open_encoder
+from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.sources._source import SourcePart
+from pipelines.knowledge.store import FactStore
+from pipelines.knowledge.triples import BadLine, Fault, fact_of, fault_of
+from vlmodel.facts import Fact
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build did: facts that were new or changed, those that were there, and lines that are no facts."""
+
+    version: int
+    written: int
+    kept: int
+    faults: Counter[str]
+
+    def describe(self) -> str:
+        bad = ", ".join(f"{count} {fault}" for fault, count in sorted(self.faults.items()))
+        lines = f"; {self.faults.total()} lines are no facts ({bad})" if bad else ""
+        return f"version {self.version}: {self.written} facts written, {self.kept} were there{lines}"
+
+
+def build(config: KnowledgeConfig, progress: Callable[[int, int], object] = lambda done, total: None) -> Built:
+    """Bring the facts of ``config.source`` into the store. Facts that it has, and those of other sources, stay.
+
+    It continues where a build that was stopped ended: a fact that is there with the same text is not encoded again.
+
+    Raises:
+        KnowledgeError: no store is named, a file of the source cannot be read, or the store has vectors of another
+            encoder.
+    """
+    if not config.store:
+        raise KnowledgeError("knowledge.store is not set; name the folder of the store that is to be built")
+    encoder = open_encoder(config.encoder) if config.encoder else None
+    identity, width = (encoder.identity, encoder.width) if encoder else ("", 0)
+    store = FactStore.create(config.store, identity, width)
+    known = store.ids()
+    source: SourcePart = config.source
+    facts, splits, bad = _sorted_out(source)
+    missing_facts = [fact for fact in facts.values() if known.get(fact.id) != fact.text]
+    if bad:
+        store.put_bad_lines(bad, source.title())
+    done = 0
+    for batch, vectors_MF in _encoded(missing_facts, config):
+        store.put(batch, vectors_MF, [splits[fact.id] for fact in batch])
+        done += len(batch)
+        progress(done, len(missing_facts))
+    faults = Counter(str(line.fault) for line in bad)
+    return Built(store.version, done, len(facts) - len(missing_facts), faults)
+
+
+def _sorted_out(source: SourcePart) -> tuple[dict[str, Fact], dict[str, str], list[BadLine]]:
+    """The facts of a source by their ids, their splits, and what is none."""
+    facts: dict[str, Fact] = {}
+    splits: dict[str, str] = {}
+    bad: list[BadLine] = []
+    title = source.title()
+    for number, triple in enumerate(source.read(), 1):
+        if isinstance(triple, BadLine):
+            bad.append(triple)
+            continue
+        fact = fact_of(triple, title, source.phrases)
+        fault = fault_of(triple) or (Fault.DUPLICATE if fact.id in facts else None)
+        if fault is not None:
+            bad.append(BadLine(f"triple {number}", fault, "\t".join((triple.head, triple.relation, triple.tail))))
+            continue
+        facts[fact.id], splits[fact.id] = fact, triple.split
+    return facts, splits, bad
+
+
+def _encoded(facts: list[Fact], config: KnowledgeConfig) -> Iterator[tuple[list[Fact], Any]]:
+    """Batches of facts with their vectors, in order."""
+    rest = iter(facts)
+    if not config.encoder:
+        while batch := list(islice(rest, config.batch)):
+            yield batch, None
+        return
+    if not facts:
+        return
+    count = max(1, -(-len(facts) // config.batch))
+    rows = [{"number": n, "texts": [f.text for f in facts[n * config.batch : (n + 1) * config.batch]]}
+            for n in range(count)]  # fmt: skip
+    encoded = ray.data.from_items(rows, override_num_blocks=count).map(
+        _Encode,  # type: ignore[arg-type]  # a class, of which each actor makes one
+        fn_constructor_args=(config.encoder,),
+        compute=ActorPoolStrategy(size=config.workers),
+        num_cpus=1,
+    )
+    for row in encoded.iter_rows():
+        number = int(row["number"])
+        yield facts[number * config.batch : (number + 1) * config.batch], np.asarray(row["vectors_MF"], np.float32)
+
+
+class _Encode:
+    """A copy of the encoder in an actor of Ray Data."""
+
+    def __init__(self, folder: str) -> None:
+        self._encoder = open_encoder(folder)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {"number": row["number"], "vectors_MF": self._encoder.encode(list(row["texts"]))}
+
+
+def content_hash(store: FactStore, version: int = 0) -> str:
+    """SHA-256 of the facts of a version, in the order of their ids: two stores of the same facts have the same."""
+    table = store.table(version).to_table(columns=["id", "text"], filter="valid").sort_by("id")
+    digest = hashlib.sha256(store.encoder.encode())
+    for fact_id, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+        digest.update(f"{fact_id}\0{text}\0".encode())
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""From a text to its facts: by the names in it, by its vector, or both; the same in training and in serving."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.names import Mention, mentions
+from pipelines.knowledge.search import EXACT, Search, search_over
+from vlmodel.facts import FoundFacts, LinkConfig, LinkedFact
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipelines.knowledge.encoder import SentenceEncoder
+    from pipelines.knowledge.snapshot import Snapshot
+
+_REMEMBERED = 20_000
+
+
+class QueryVectors:
+    """The vectors of texts, of which the last ones are remembered: an epoch asks the questions of the one before.
+
+    Threads may share it.
+    """
+
+    def __init__(self, encoder: SentenceEncoder) -> None:
+        self._encoder, self._lock = encoder, Lock()
+        self._known: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+
+    def of(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(N, F)."""
+        with self._lock:
+            known = {text: self._known[text] for text in texts if text in self._known}
+        missing = list(dict.fromkeys(text for text in texts if text not in known))
+        if missing:
+            known |= dict(zip(missing, self._encoder.encode(missing), strict=True))
+        with self._lock:
+            for text in missing:
+                self._known[text] = known[text]
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return np.stack([known[text] for text in texts])
+
+
+class Linker:
+    """Finds facts of one version of a store (``vlmodel.facts.FactFinder``).
+
+    Args:
+        queries: of the store's encoder; None for a store without vectors.
+        exact: up to how many facts the search is exact.
+    """
+
+    def __init__(self, snapshot: Snapshot, queries: QueryVectors | None, exact: int = EXACT) -> None:
+        self.snapshot, self._queries, self._exact = snapshot, queries, exact
+
+    @cached_property
+    def search(self) -> Search:
+        return search_over(self.snapshot.vectors_MF, self._exact)
+
+    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+        """See ``FactFinder``.
+
+        Raises:
+            KnowledgeError: facts are found by their vectors, and the store has none.
+        """
+        self.check(link)
+        named = [self._named(text) if link.by != "dense" else {} for text in texts]
+        found: list[tuple[LinkedFact, ...]] = [()] * len(texts)
+        if link.by == "names":
+            return FoundFacts(self.snapshot.version, [self._by_length(text, rows, link.top) for text, rows in
+                                                      zip(texts, named, strict=True)])  # fmt: skip
+        if not texts:
+            return FoundFacts(self.snapshot.version, found)
+        assert self._queries is not None
+        queries_NF = self._queries.of(texts)
+        unnamed = [n for n, rows in enumerate(named) if not rows]
+        if unnamed:
+            rows_NJ, cosines_NJ = self.search.nearest(queries_NF[unnamed], link.top)
+            for n, rows, cosines in zip(unnamed, rows_NJ.tolist(), cosines_NJ.tolist(), strict=True):
+                pairs = zip(rows, cosines, strict=True)
+                found[n] = tuple(self._linked(row, c, None) for row, c in pairs if c >= link.least_similarity)
+        for n, rows in enumerate(named):
+            if rows:
+                found[n] = self._nearest_of(queries_NF[n], rows, link.top)
+        return FoundFacts(self.snapshot.version, found)
+
+    def check(self, link: LinkConfig) -> None:
+        """Refuse a way of linking that the store does not have.
+
+        Raises:
+            KnowledgeError: facts are found by their vectors, and the store has none.
+        """
+        if link.by != "names" and self._queries is None:
+            raise KnowledgeError(
+                f"link.by={link.by!r} compares vectors, and this store was built without an encoder; build it with "
+                "knowledge.encoder, or set link.by=names"
+            )
+
+    def _named(self, text: str) -> dict[int, Mention]:
+        """The facts whose head the text names, by their rows, each with the mention."""
+        heads = self.snapshot.rows_by_head
+        found = mentions(text, heads, self.snapshot.longest_name)
+        return {row: mention for mention in found for row in heads[mention.name]}
+
+    def _by_length(self, text: str, rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
+        """Those of the longest names first."""
+        order = sorted(rows, key=lambda row: (rows[row].start - rows[row].stop, rows[row].start, row))
+        letters = max(1, len(text))
+        return tuple(self._linked(row, (rows[row].stop - rows[row].start) / letters, rows[row]) for row in order[:top])
+
+    def _nearest_of(self, query_F: NDArray[np.float32], rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
+        chosen = np.fromiter(rows, np.int64)
+        cosines = self.snapshot.vectors_MF[chosen] @ query_F
+        order = np.lexsort((chosen, -cosines))[:top]
+        return tuple(self._linked(int(chosen[n]), float(cosines[n]), rows[int(chosen[n])]) for n in order)
+
+    def _linked(self, row: int, weight: float, mention: Mention | None) -> LinkedFact:
+        span = None if mention is None else (mention.start, mention.stop)
+        return LinkedFact(self.snapshot.fact(row), min(1.0, max(0.0, weight)), span)

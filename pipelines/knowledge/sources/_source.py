@@ -1,0 +1,61 @@
+"""What all sources of facts share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.triples import BadLine, Fault, Triple
+from vlmodel.config import Part
+
+SPLITS = {"train": "train", "dev": "val", "valid": "val", "val": "val", "test": "test"}
+"""The split of a file by the first word of its name."""
+
+
+class SourcePart(Part):
+    """A source of facts. A new format is a file with a subclass ``Config``."""
+
+    name: str = ""
+    """What facts carry as their source; "" takes the name of the file or folder."""
+    phrases: dict[str, str] = {}
+    """Relations in words, such as {HasProperty = "is"}; others are split at capitals and underscores: has property."""
+
+    def title(self) -> str:
+        """What facts carry as their source."""
+        raise NotImplementedError
+
+    def read(self) -> Iterator[Triple | BadLine]:
+        """All triples, and the lines that give none.
+
+        Raises:
+            KnowledgeError: a file is missing.
+        """
+        raise NotImplementedError
+
+
+def lines_of(file: Path) -> Iterator[tuple[str, str | BadLine]]:
+    """(where, line) of a text file in UTF-8, without blank lines.
+
+    Raises:
+        KnowledgeError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as opened:
+            for number, raw in enumerate(opened, 1):
+                where = f"{file.name}:{number}"
+                try:
+                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError:
+                    yield where, BadLine(where, Fault.BAD_UTF8, raw[:200].decode("ascii", "backslashreplace"))
+                    continue
+                if line.strip():
+                    yield where, line
+    except OSError as error:
+        reason = error.strerror or error
+        raise KnowledgeError(f"{file} cannot be read ({reason}); name another file in knowledge.source") from None
+
+
+def split_of(file: Path) -> str:
+    """The split that a file's name says, "" if it says none."""
+    return SPLITS.get(file.stem.lower(), "")

@@ -1,0 +1,106 @@
+"""Triples: what a source gives, when one is a fact, its id and its text."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from vlmodel.facts import Fact
+
+MAX_LETTERS = 1000
+"""Of the text of a fact. A longer one is a document and no fact, and no encoder of sentences reads it whole."""
+_WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|_+|\s+")
+# The categories of control, format, surrogate and private characters; format has the bidirectional controls.
+_UNSEEN = ("Cc", "Cf", "Cs", "Co")
+_JOINERS = "\u200c\u200d"
+"""Format characters that spell words, in Persian and in Indic scripts."""
+
+
+class Fault(StrEnum):
+    """Why a line or a triple is no fact."""
+
+    COLUMNS = "columns"
+    """A line with fewer columns than the order of columns names."""
+    BAD_UTF8 = "bad_utf8"
+    """A line that is not UTF-8."""
+    EMPTY_PART = "empty_part"
+    """Head, relation or tail is blank."""
+    REPEATED_PART = "repeated_part"
+    """Head and tail are the same."""
+    TOO_LONG = "too_long"
+    """The text has more than ``MAX_LETTERS`` letters."""
+    UNSEEN_CHARACTERS = "unseen_characters"
+    """Control characters, those that change the direction of a text among them: what is shown is not what is read."""
+    DUPLICATE = "duplicate"
+    """The source has the triple more than once."""
+    UNKNOWN_NAME = "unknown_name"
+    """An entity of which the source has no name."""
+
+
+@dataclass(frozen=True)
+class Triple:
+    """What a source says.
+
+    Attributes:
+        split: "train", "val" or "test" where the source has parts; "" otherwise.
+        text: the sentence; "" makes one of the triple.
+    """
+
+    head: str
+    relation: str
+    tail: str
+    split: str = ""
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line of a source that gives no triple."""
+
+    where: str
+    fault: Fault
+    line: str
+
+
+def fault_of(triple: Triple) -> Fault | None:
+    """Why a triple is no fact; None if it is one."""
+    parts = (triple.head, triple.relation, triple.tail)
+    if not all(part.strip() for part in parts):
+        return Fault.EMPTY_PART
+    if has_unseen("".join((*parts, triple.text))):
+        return Fault.UNSEEN_CHARACTERS
+    if triple.head.strip().casefold() == triple.tail.strip().casefold():
+        return Fault.REPEATED_PART
+    return Fault.TOO_LONG if len(triple.text or " ".join(parts)) > MAX_LETTERS else None
+
+
+def has_unseen(text: str) -> bool:
+    """Whether a text has characters that are not shown, or change how others are shown."""
+    return any(unicodedata.category(c) in _UNSEEN and c not in _JOINERS for c in text)
+
+
+def phrase_of(relation: str, phrases: Mapping[str, str] | None = None) -> str:
+    """A relation in words.
+
+    >>> phrase_of("HasProperty"), phrase_of("_member_of_domain_usage")
+    ('has property', 'member of domain usage')
+    """
+    if phrases and relation in phrases:
+        return phrases[relation]
+    return " ".join(word.lower() for word in _WORD_STARTS.split(relation) if word)
+
+
+def fact_of(triple: Triple, source: str, phrases: Mapping[str, str] | None = None, fact_id: str = "") -> Fact:
+    """The fact that a sound triple is."""
+    head, relation, tail = (part.strip() for part in (triple.head, triple.relation, triple.tail))
+    text = triple.text.strip() or f"{head} {phrase_of(relation, phrases)} {tail}"
+    return Fact(fact_id or id_of(head, relation, tail), head, relation, tail, text, source)
+
+
+def id_of(head: str, relation: str, tail: str) -> str:
+    """The id of a fact that was given none: the same triple has the same id in every store."""
+    return hashlib.sha256("\0".join((head, relation, tail)).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""When a triple is a fact, and what it is then."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.knowledge.triples import MAX_LETTERS, Fault, Triple, fact_of, fault_of, id_of, phrase_of
+
+SOUND = Triple("strawberry", "HasProperty", "red")
+
+
+@pytest.mark.parametrize(
+    ("triple", "fault"),
+    [
+        (SOUND, None),
+        (Triple("", "HasProperty", "red"), Fault.EMPTY_PART),
+        (Triple("strawberry", " ", "red"), Fault.EMPTY_PART),
+        (Triple("dog", "RelatedTo", "Dog "), Fault.REPEATED_PART),
+        (Triple("x" * MAX_LETTERS, "Is", "red"), Fault.TOO_LONG),
+        (Triple("a", "Is", "b", text="y" * 10_000), Fault.TOO_LONG),
+        (Triple("straw\u202eberry", "Is", "red"), Fault.UNSEEN_CHARACTERS),
+        (Triple("straw\nberry", "Is", "red"), Fault.UNSEEN_CHARACTERS),
+        (Triple("straw\ud800berry", "Is", "red"), Fault.UNSEEN_CHARACTERS),
+        # Persian spells this word with a joiner of width zero.
+        (Triple("می\u200cخواهم", "Is", "verb"), None),
+    ],
+)
+def test_what_is_no_fact_has_a_typed_reason(triple: Triple, fault: Fault | None) -> None:
+    assert fault_of(triple) is fault
+
+
+def test_a_fact_is_the_triple_in_words() -> None:
+    fact = fact_of(SOUND, "here")
+    assert (fact.text, fact.source, fact.id) == (
+        "strawberry has property red",
+        "here",
+        id_of("strawberry", "HasProperty", "red"),
+    )
+    assert fact_of(SOUND, "here", {"HasProperty": "is"}).text == "strawberry is red"
+    assert fact_of(Triple("a", "b", "c", text="A sentence."), "", fact_id="mine").text == "A sentence."
+
+
+def test_ids_depend_on_where_the_parts_end() -> None:
+    assert id_of("ab", "c", "d") != id_of("a", "bc", "d")
+
+
+def test_relations_are_split_into_words() -> None:
+    assert phrase_of("_member_of_domain_usage") == "member of domain usage"
+    assert phrase_of("AtLocation") == "at location"
+    assert phrase_of("is a kind of") == "is a kind of"

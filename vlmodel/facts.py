@@ -1,0 +1,79 @@
+"""Facts as the model gets them: triples with a text, linked to the texts of a task's rows.
+
+torch is not imported here: processes that only collate stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pydantic import Field
+
+from vlmodel.config import Section
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One fact of a store.
+
+    Attributes:
+        id: within its store; an edited fact keeps it.
+        head, relation, tail: the triple.
+        text: the triple as a sentence, which the model reads.
+        source: where it comes from.
+    """
+
+    id: str
+    head: str
+    relation: str
+    tail: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class LinkedFact:
+    """A fact that was found for a text.
+
+    Attributes:
+        weight: how well it fits the text, from 0 to 1.
+        mention: (start, stop) of the letters in the text that name its head; None where it was found otherwise.
+    """
+
+    fact: Fact
+    weight: float
+    mention: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class FoundFacts:
+    """What a finder found.
+
+    Attributes:
+        version: of the store, the same for all texts.
+        by_text: for each text its facts, the best first.
+    """
+
+    version: int
+    by_text: list[tuple[LinkedFact, ...]]
+
+
+class LinkConfig(Section):
+    """How the facts of a text are found: in training and in serving by the same function."""
+
+    by: Literal["names", "dense", "both"] = "both"
+    """"names": facts whose head is named in the text. "dense": facts whose vector is nearest to that of the text.
+    "both": of the facts whose head is named the nearest ones, and the nearest of all where no head is named."""
+    top: int = Field(4, ge=1, le=64)
+    """Most facts of a text."""
+    least_similarity: float = Field(0.0, ge=-1, le=1)
+    """Facts that were found by their vector only are left out below this cosine."""
+
+
+class FactFinder(Protocol):
+    """What finds facts for texts, such as an opened store."""
+
+    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+        """The facts of each text, all of one version of the store."""
