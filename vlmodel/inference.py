@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmodel.array_names import select_task_arrays, stays_on_host
+from vlmodel.facts import LinkedFact
 from vlmodel.model import TASK_INPUTS, VLModel
 from vlmodel.parts import Answers, Decoder
 from vlmodel.processor import Example, VLProcessor
@@ -29,10 +30,14 @@ class Prediction:
         answers: (answer, probability or score), the best first.
         attention_HW: attention from the text's tokens to the cells of the image grid, of sum 1; None if it was not
             requested or the model has none.
+        facts: those that the model got with the text, the best first.
+        knowledge_version: of the store that they are from; None without one.
     """
 
     answers: list[tuple[str, float]]
     attention_HW: NDArray[np.float32] | None = None
+    facts: tuple[LinkedFact, ...] = ()
+    knowledge_version: int | None = None
 
 
 class Predictor:
@@ -81,6 +86,7 @@ class Predictor:
             MediumError: an input cannot be decoded.
             ValueError: ``top_k`` below 1, or a task that the model does not have.
         """
+        examples = self.processor.linked(examples)
         batch = self.processor.collate_tasks(
             [self.processor.decode_inputs(example) for example in examples], {self._task_name(task): examples}
         )
@@ -88,7 +94,8 @@ class Predictor:
             return [[] for _ in examples]
         answers, attention_NHW = self._run_batch(batch, top_k, attention, task, settings)
         maps = attention_NHW if attention_NHW is not None else [None] * len(answers)
-        flat = [Prediction(*pair) for pair in zip(answers, maps, strict=True)]
+        facts = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
+        flat = [Prediction(a, m, *found) for a, m, found in zip(answers, maps, facts, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
         return [flat[stop - len(example.texts) : stop] for stop, example in zip(stops, examples, strict=True)]
 

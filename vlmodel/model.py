@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 TASK_INPUTS = (
     "sample_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
-    "text_features_UTF", "text_features_mask_UT",
+    "text_features_UTF", "text_features_mask_UT", "text_positions_NT", "text_visible_NTT",
 )  # fmt: skip
 """Arrays of a task that are read before its decoder; the others are the decoder's targets."""
 
@@ -189,9 +189,10 @@ class VLModel(PreTrainedModel):
                 Of each task, with ``task.`` before them if there are several: ``sample_N``: the sample of each row.
                 ``input_ids_NT``, ``text_mask_NT``: its tokens. ``distinct_U``, ``text_distinct_N``: equal texts, which
                 are then encoded once. ``distinct_groups_G3``, on the host: distinct texts of similar length that are
-                encoded together. ``text_features_UTF``, ``text_features_mask_UT``: cached ``language.features`` of the
-                distinct texts, in place of their tokens. All others, such as ``labels_N`` and ``weights_N``, are
-                targets of the decoder.
+                encoded together. ``text_positions_NT``, ``text_visible_NTT``: where tokens stand and which attend to
+                which, if that is not their order and all (``parts.TextLayout``). ``text_features_UTF``,
+                ``text_features_mask_UT``: cached ``language.features`` of the distinct texts, in place of their tokens.
+                All others, such as ``labels_N`` and ``weights_N``, are targets of the decoder.
 
         Raises:
             ValueError: an input that the model reads was not given, or both it and its features.
@@ -244,22 +245,28 @@ class VLModel(PreTrainedModel):
         return tokens if place_B is None else tokens.with_missing_rows(place_B)
 
     def encode_texts(
-        self, input_ids_NT: Tensor, text_mask_NT: Tensor, groups: Tensor | Sequence[Sequence[int]] | None = None
+        self,
+        input_ids_NT: Tensor,
+        text_mask_NT: Tensor,
+        groups: Tensor | Sequence[Sequence[int]] | None = None,
+        layout: parts.TextLayout | None = None,
     ) -> Tokens:
         """The language stream of texts.
 
         Args:
             groups: (texts, first column, end column) of each group of consecutive texts that are encoded together; all
                 texts are one group if not given.
+            layout: of the tokens, if it is not their order.
         """
         assert self.language is not None
         if groups is None or len(groups) < 2:
-            language: Tokens = self.language(input_ids_NT, text_mask_NT)
+            language: Tokens = self.language(input_ids_NT, text_mask_NT, **_layout_argument(layout))
             return language
         encoded, first = [], 0
         for count, start, end in groups.tolist() if isinstance(groups, Tensor) else groups:
             texts, columns = slice(first, first + count), slice(start, end)
-            encoded.append(self.language(input_ids_NT[texts, columns], text_mask_NT[texts, columns]))
+            of_group = _layout_argument(layout and layout.cut(texts, columns))
+            encoded.append(self.language(input_ids_NT[texts, columns], text_mask_NT[texts, columns], **of_group))
             first += count
         return Tokens.concatenate(encoded)
 
@@ -293,10 +300,15 @@ class VLModel(PreTrainedModel):
             assert row_N is not None
             return self.language.from_features(features_UTF, arrays["text_features_mask_UT"]), row_N
         ids_NT, mask_NT, distinct_U = arrays["input_ids_NT"], arrays["text_mask_NT"], arrays.get("distinct_U")
+        layout = None
+        if (positions_NT := arrays.get("text_positions_NT")) is not None:
+            layout = parts.TextLayout(positions_NT, arrays["text_visible_NTT"])
         if distinct_U is None or row_N is None:
-            return self.encode_texts(ids_NT, mask_NT), torch.arange(len(ids_NT), device=ids_NT.device)
+            rows_N = torch.arange(len(ids_NT), device=ids_NT.device)
+            return self.encode_texts(ids_NT, mask_NT, layout=layout), rows_N
         ids_UT, mask_UT = ids_NT.index_select(0, distinct_U), mask_NT.index_select(0, distinct_U)
-        return self.encode_texts(ids_UT, mask_UT, arrays.get("distinct_groups_G3")), row_N
+        layout = layout and layout.select(distinct_U)
+        return self.encode_texts(ids_UT, mask_UT, arrays.get("distinct_groups_G3"), layout), row_N
 
     def encoder(self, stream: str) -> parts.Encoder:
         """The encoder of a stream: ``vision``, ``language`` or one of ``inputs``."""
@@ -325,6 +337,11 @@ class VLModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: each part draws its weights when it is built, and ``from_pretrained`` refuses missing ones."""
+
+
+def _layout_argument(layout: parts.TextLayout | None) -> dict[str, parts.TextLayout]:
+    """Only encoders that can arrange tokens know the argument."""
+    return {} if layout is None else {"layout": layout}
 
 
 def _loss_sums(decoded: parts.DecoderOutput) -> Tensor:

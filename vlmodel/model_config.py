@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vlmodel.processor import ProcessorConfig, VLProcessor
 
 
+_MIN_TEXT = 4
+"""Tokens that a text itself has at least, beside those of its facts."""
+
 FORMAT = 2
 """Version of what a model's folder holds: since 2 the frozen weights lie apart (``vlmodel.bases``)."""
 RESERVED = (IMAGE, TEXT, "vision", "language", "joint")
@@ -40,6 +43,8 @@ class ModelConfig(Section):
     """Language encoder."""
     inputs: dict[str, part("vlmodel.modality", "series")] = {}  # type: ignore[valid-type]
     """Encoders of further inputs of a sample, each under the input's name: KEY.imu.npy is the input imu."""
+    knowledge: part("vlmodel.knowledge", "none") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    """How the model uses the facts of a store (knowledge.store)."""
     topology: part("vlmodel.topology", "dual") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """Where the streams meet."""
     fusion: part("vlmodel.fusion", "transformer") = Field({}, validate_default=True)  # type: ignore[valid-type]
@@ -100,6 +105,22 @@ class ModelConfig(Section):
             ) from None
         return self
 
+    @model_validator(mode="after")
+    def _knowledge_is_read(self) -> ModelConfig:
+        knowledge = self.knowledge
+        if knowledge.changes_texts and not self.task.reads_text():
+            raise ValueError(
+                f"knowledge.kind={knowledge.kind!r} adds facts to a text, and task.kind={self.task.kind!r} reads none; "
+                "choose a task with questions, or knowledge.kind='none'"
+            )
+        if knowledge.arranges_tokens() and (self.topology.encodes_text or not self.language.arranges_tokens()):
+            raise ValueError(
+                "knowledge.layout='tree' arranges the tokens within the language encoder, and topology.kind="
+                f"{self.topology.kind!r} with language.kind={self.language.kind!r} cannot; use layout='flat', or a "
+                "BERT with topology.kind='dual' or 'interactive'"
+            )
+        return self
+
     def encoders(self) -> dict[str, InputEncoding]:
         """What is encoded, by stream: the one place that knows which inputs vision and language encode.
 
@@ -122,8 +143,8 @@ class ModelConfig(Section):
     def frozen_streams(self) -> tuple[str, ...]:
         """Streams whose encoder has a backbone that training does not change, so that its features can be cached."""
         encodings = self.encoders()
-        if self.topology.encodes_text:
-            encodings.pop("language", None)
+        if self.topology.encodes_text or self.knowledge.changes_texts:
+            encodings.pop("language", None)  # with facts, which may be edited, a text is another one
         return tuple(name for name, encoding in encodings.items() if encoding.part.is_frozen())
 
     def text_features(self) -> Literal["tokens", "pooled"]:
@@ -145,7 +166,13 @@ class ModelConfig(Section):
         """
         if self.reads_images():
             self.vision.check_image(processor.image_size)
-        longest = self.language.longest_text()
+        longest, extra = self.language.longest_text(), self.knowledge.extra_tokens()
+        if longest is not None and extra and max(processor.max_tokens, _MIN_TEXT) + extra > longest:
+            raise ConfigError(
+                f"processor.max_tokens={processor.max_tokens} and the {extra} tokens of facts "
+                f"(knowledge.max_fact_tokens) are more than the {longest} that model.language takes; lower one of them "
+                "or raise the other (language.positions)"
+            )
         if longest is not None and processor.max_tokens > longest:
             raise ConfigError(
                 f"processor.max_tokens={processor.max_tokens} is more than the {longest} tokens that model.language "
@@ -165,7 +192,10 @@ class ModelConfig(Section):
             WeightsError: a pretrained part does not exist.
         """
         resolved = self.resolve(vocabulary_of(processor))
-        return resolved.language.longest_text(), resolved.task.longest_target()
+        longest = resolved.language.longest_text()
+        if longest is not None:
+            longest -= self.knowledge.extra_tokens()
+        return longest, resolved.task.longest_target()
 
 
 def vocabulary_of(processor: VLProcessor) -> parts.Vocabulary:

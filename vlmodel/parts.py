@@ -41,6 +41,27 @@ class Vocabulary:
     end: int = -1
 
 
+@dataclass(frozen=True)
+class TextLayout:
+    """Where the tokens of N texts stand, and which of them attend to which, where that is not their order and all.
+
+    Attributes:
+        positions_NT: from 0; several tokens may have one.
+        visible_NTT: True where the first token attends to the second.
+    """
+
+    positions_NT: Tensor
+    visible_NTT: Tensor
+
+    def select(self, index_U: Tensor) -> TextLayout:
+        """Those of the texts at these places."""
+        return TextLayout(self.positions_NT.index_select(0, index_U), self.visible_NTT.index_select(0, index_U))
+
+    def cut(self, texts: slice, columns: slice) -> TextLayout:
+        """Those of some texts and columns."""
+        return TextLayout(self.positions_NT[texts, columns], self.visible_NTT[texts, columns, columns])
+
+
 class Pretrainable(nn.Module):
     """A part that may load weights from elsewhere."""
 
@@ -122,7 +143,8 @@ class VisionEncoder(Encoder):
 
 
 class LanguageEncoder(Encoder):
-    """Base of the language encoders: ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``.
+    """Base of the language encoders: ``forward(input_ids_NT, mask_NT)`` returns ``Tokens``; one whose part
+    ``arranges_tokens`` also takes a ``layout`` (``TextLayout``).
 
     The first token of the stream is its classification token, wherever the tokenizer puts it; the other real tokens
     follow in their order, then the padding.
@@ -198,6 +220,10 @@ class LanguagePart(EncoderPart):
     def outputs_tokens(self) -> bool:
         """Whether the encoder returns all tokens of a text, and not its pooled vector as the only one."""
         return True
+
+    def arranges_tokens(self) -> bool:
+        """Whether the encoder takes a ``TextLayout``."""
+        return False
 
     def resolve(self, vocabulary: Vocabulary) -> LanguagePart:
         """The same with everything that ``build`` needs, so that a checkpoint depends on no other files."""

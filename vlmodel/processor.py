@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,12 @@ from vlmodel.answers import Normalizer, normal_form
 from vlmodel.array_names import prefix_array_names
 from vlmodel.config import ConfigError, Section, dump, parse, parse_part
 from vlmodel.encoder_parts import IMAGE, ModalityPart
+from vlmodel.facts import FactFinder, LinkedFact
 from vlmodel.images.decoders.cpu import decode
 from vlmodel.images.pillow import FORMATS
 from vlmodel.images.resize import Resize
+from vlmodel.knowledge.none import Config as NoKnowledge
+from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.lengths import group_by_length
 from vlmodel.tasks import DEFAULT
 
@@ -96,12 +99,16 @@ class Example:
         texts: the text of each row; "" if the task takes none.
         targets: the correct output for each row, None where it is unknown; empty if all are unknown.
         weights: weight of each row in loss and metrics; one if not given.
+        facts: of each text, the best first; None where they are not looked up yet (``VLProcessor.linked``).
+        knowledge_version: of the store that they are from; None without one.
     """
 
     inputs: Mapping[str, bytes]
     texts: tuple[str, ...]
     targets: tuple[str | None, ...] = ()
     weights: tuple[float, ...] | None = None
+    facts: tuple[tuple[LinkedFact, ...], ...] | None = None
+    knowledge_version: int | None = None
 
 
 Decoded = Mapping[str, Mapping[str, "NDArray[Any]"]]
@@ -119,6 +126,10 @@ class VLProcessor:
         tasks: by their names; a single one is called "".
         inputs: the parts that decode and collate further inputs of a sample, by the inputs' names.
         reads_images: whether the input "image" is decoded too.
+        knowledge: how facts are linked to texts and tokenized with them.
+
+    Attributes:
+        finder: where the facts are found; None finds none. It is not saved: a model does not depend on a store.
 
     Raises:
         ConfigError: labels that repeat or mean the same, or a tokenizer that lacks a token which the tasks need.
@@ -133,7 +144,10 @@ class VLProcessor:
         normalizer: Normalizer = "none",
         inputs: Mapping[str, ModalityPart] | None = None,
         reads_images: bool = True,
+        knowledge: KnowledgePart | None = None,
     ) -> None:
+        self.knowledge = knowledge or NoKnowledge()
+        self.finder: FactFinder | None = None
         self.normalizer: Normalizer = normalizer
         self.inputs, self.reads_images = dict(inputs or {}), reads_images
         self.config, self.tokenizer, self.labels = config.resolve(), tokenizer, list(labels)
@@ -228,12 +242,35 @@ class VLProcessor:
 
     def collate_rows(self, examples: Mapping[str, Sequence[Example]]) -> dict[str, NDArray[np.generic]]:
         """The rows of each task over the examples, without their inputs: ``Task.collate``; arrays are named by
-        ``array_names.prefix_array_names``.
+        ``array_names.prefix_array_names``. Facts that were not looked up yet are (``linked``).
         """
         rows: dict[str, NDArray[np.generic]] = {}
         for task, of_task in examples.items():
-            rows |= prefix_array_names(task, self.tasks[task].collate(of_task, self))
+            rows |= prefix_array_names(task, self.tasks[task].collate(self.linked(of_task), self))
         return rows
+
+    def linked(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples with the facts of their texts, all of one version of the store; those that have some keep them,
+        and there are none without a finder, or for a model that reads none.
+        """
+        waiting = [n for n, example in enumerate(examples) if example.facts is None]
+        done = list(examples)
+        if self.finder is None or not self.knowledge.reads_facts or not waiting:
+            for n in waiting:
+                done[n] = replace(done[n], facts=((),) * len(done[n].texts))
+            return done
+        found = self.finder.find([text for n in waiting for text in examples[n].texts], self.knowledge.link)
+        of_texts = iter(found.by_text)
+        for n in waiting:
+            facts = tuple(next(of_texts) for _ in examples[n].texts)
+            done[n] = replace(examples[n], facts=facts, knowledge_version=found.version)
+        return done
+
+    def tokenize_with_facts(
+        self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]]
+    ) -> dict[str, NDArray[np.generic]]:
+        """As ``tokenize``, with the facts of each text, in the way that the model uses them."""
+        return self.knowledge.tokenize(texts, facts, self) if texts else self.tokenize(texts)
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, NDArray[np.generic]]:
         """Token ids of N texts, U of them distinct: images often share a question.
@@ -253,11 +290,10 @@ class VLProcessor:
         )
         row_N = np.array([rows[text] for text in texts], dtype=np.int64)
         mask_UT = encoded["attention_mask"].astype(np.bool_)
-        distinct_U = np.unique(row_N, return_index=True)[1].astype(np.int64, copy=False)
         return {
             "input_ids_NT": encoded["input_ids"].astype(np.int64, copy=False)[row_N],
             "text_mask_NT": mask_UT[row_N],
-        } | self._distinct_texts(distinct_U, row_N, mask_UT)
+        } | self.distinct_texts(row_N, mask_UT)
 
     def truncated(self, texts: Sequence[str]) -> list[bool]:
         """Which of the texts ``tokenize`` cuts off."""
@@ -299,6 +335,7 @@ class VLProcessor:
             "tasks": tasks,
             "inputs": {name: dump(encoder) for name, encoder in self.inputs.items()},
             "reads_images": self.reads_images,
+            "knowledge": dump(self.knowledge),
         }
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -317,7 +354,7 @@ class VLProcessor:
             raise FileNotFoundError(f"{str(folder)!r} holds no {_FILE}; name the `model` folder of a checkpoint")
         tree = json.loads(file.read_text(encoding="utf-8"))
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        if missing := {"processor", "labels", "normalizer", "tasks", "inputs", "reads_images"} - set(tree):
+        if missing := {"processor", "labels", "normalizer", "tasks", "inputs", "reads_images", "knowledge"} - set(tree):
             raise ConfigError(
                 f"{str(file)!r} lacks {', '.join(sorted(missing))}, as an earlier version wrote it; train the model "
                 "anew with this version"
@@ -325,12 +362,23 @@ class VLProcessor:
         try:
             tasks = {name: parse_part("vlmodel.tasks", task) for name, task in tree["tasks"].items()}
             inputs = {name: parse_part("vlmodel.modality", encoder) for name, encoder in tree["inputs"].items()}
+            knowledge = parse_part("vlmodel.knowledge", tree["knowledge"])
         except ConfigError as error:
             raise ConfigError(f"{str(file)!r} is of another version ({error}); train anew with this one") from None
         return cls(
             parse(ProcessorConfig, tree["processor"]), tokenizer, tree["labels"], tasks, tree["normalizer"],
-            inputs, tree["reads_images"],
+            inputs, tree["reads_images"], knowledge,
         )  # fmt: skip
+
+    def distinct_texts(self, row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]) -> dict[str, NDArray[np.generic]]:
+        """The arrays of ``tokenize`` about distinct texts.
+
+        Args:
+            row_N: for each text its row among the distinct ones.
+            mask_UT: of the distinct ones' tokens.
+        """
+        distinct_U = np.unique(row_N, return_index=True)[1].astype(np.int64, copy=False)
+        return self._distinct_texts(distinct_U, row_N, mask_UT)
 
     def _distinct_texts(
         self, distinct_U: NDArray[np.int64], row_N: NDArray[np.int64], mask_UT: NDArray[np.bool_]

@@ -188,7 +188,8 @@ class Task(TaskPart):
             "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
         }
         if self.reads_text():
-            arrays |= processor.tokenize([text for example in examples for text in example.texts])
+            facts = [of_text for example in examples for of_text in example.facts or ((),) * len(example.texts)]
+            arrays |= processor.tokenize_with_facts([text for example in examples for text in example.texts], facts)
         targets = list(chain.from_iterable(map(_targets_of, examples)))
         return arrays | self.collate_targets(targets, arrays, processor)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.dataset import Source, bind_facts
 from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.baselines import Baselines, check_learnable
@@ -95,6 +95,7 @@ def assess(
     """
     predictor = Predictor.from_pretrained(model)
     processor = predictor.processor
+    bind_facts(processor, source.facts)
     check_evaluable(index, processor.tasks, source.split)
     baselines = Baselines.load(model)
     if baselines is None:

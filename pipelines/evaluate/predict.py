@@ -21,11 +21,12 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from pipelines.data.index.index import Index
-from pipelines.data.stream.dataset import Source
+from pipelines.data.stream.dataset import Source, bind_facts
 from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, batch_dataset
 from pipelines.data.stream.wire import unpack
 from pipelines.errors import DataError
+from pipelines.knowledge.opened import FactSource
 from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
@@ -80,9 +81,12 @@ class PredictConfig(Section):
 
 
 class _PredictActor:
-    def __init__(self, model: str, task: str, config: PredictConfig, shuffled_share: float) -> None:
+    def __init__(
+        self, model: str, task: str, config: PredictConfig, shuffled_share: float, facts: FactSource | None
+    ) -> None:
         device = "cuda" if config.gpus_per_worker else "cpu"
         self._predictor = Predictor.from_pretrained(model, device, max(1, int(config.cpus_per_worker)))
+        bind_facts(self._predictor.processor, facts)
         self._task, self._config, self._exchanged = task, config, shuffled_share
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -197,7 +201,7 @@ def predict(
     dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)
     return dataset.map_batches(
         _PredictActor,
-        fn_constructor_args=(model, task, config, min(1.0, shuffled / batches.samples)),
+        fn_constructor_args=(model, task, config, min(1.0, shuffled / batches.samples), source.facts),
         batch_size=1,  # a row is a batch for the model
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -16,6 +16,7 @@ from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
 from pipelines.evaluate.build_report import score_examples
 from pipelines.evaluate.predict import PredictConfig
+from pipelines.knowledge.opened import FactSource
 from pipelines.registry.config import GateConfig, RegistryConfig
 from pipelines.registry.errors import ChampionChangedError, RegistryError
 from pipelines.registry.gate import comparison, report, stored
@@ -39,11 +40,13 @@ class Holdout:
     Attributes:
         index: of the data.
         predict, stream: settings for both models.
+        facts: the store of which models that read facts get them.
     """
 
     index: Index
     predict: PredictConfig
     stream: StreamConfig
+    facts: FactSource | None = None
 
     def evaluate(self, model: LocalModel, split: str) -> list[Assessment]:
         """Assess each task of a model on the split. Ray must be connected.
@@ -51,7 +54,7 @@ class Holdout:
         Raises:
             DataError: the split has no right answers.
         """
-        source = Source(self.index.tars, self.index.hash, split, str(model.folder))
+        source = Source(self.index.tars, self.index.hash, split, str(model.folder), facts=self.facts)
         return assess(str(model.folder), source, self.index, self.predict, self.stream, examples=0)
 
 

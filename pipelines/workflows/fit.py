@@ -17,6 +17,7 @@ from pipelines.data.stream.plan import Order, Schedule
 from pipelines.data.texts.corpus import read_texts
 from pipelines.data.texts.vocabulary import build_processor, save_processor, text_lengths
 from pipelines.evaluate.baselines import FILE, Baselines
+from pipelines.knowledge.opened import open_linker
 from pipelines.tracking.address import TrackingError
 from pipelines.tracking.store import wait_reachable
 from pipelines.tracking.tracker import Tracker
@@ -163,7 +164,8 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     return build_processor(
         indexes, config.vocabulary, config.processor, config.model.task.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
-        inputs=config.model.inputs, reads_images=config.model.reads_images(),
+        inputs=config.model.inputs, reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
+        fact_texts=lambda: open_linker(work.fact_source).snapshot.texts["text"].to_pylist() if work.fact_source else [],
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipelines.data.index.index import Index
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate import report
@@ -39,8 +41,8 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
         registry.promote(candidate.version, "again", over=candidate.version)
         print(f"{candidate.name} version {candidate.version} is the champion already", flush=True)
         return GateDecision(candidate.name, candidate.version, champion.version, (_ALREADY,))
-    holdout = Holdout(work.newest_index(), work.config.predict, work.config.stream)
-    new_data = Holdout(new, work.config.predict, work.config.stream) if new else None
+    holdout = Holdout(work.newest_index(), work.config.predict, work.config.stream, work.fact_source)
+    new_data = replace(holdout, index=new) if new else None
     with connected(work.config.cluster), _track_version(work, candidate) as tracker:
         decision = run_gate(registry, candidate, champion, holdout, work.config.registry, new_data)
         decision = apply_decision(registry, decision, tracker)

@@ -301,7 +301,7 @@ def _holdout_scores(
     """How good a version is on the hold-out of an index, for each of its tasks."""
     folder = registry.download(version).folder
     features = feature_cache.features_of_saved(work, index, (HOLD_OUT,), folder, "retrain")
-    source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features)
+    source = Source(index.tars, index.hash, HOLD_OUT, str(folder), features, facts=work.fact_source)
     results = assess(str(folder), source, index, work.config.predict, work.config.stream, examples=0)
     return {
         one.task: {

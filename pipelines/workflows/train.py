@@ -53,6 +53,7 @@ def open_checked(work: Workspace) -> Index:
     index = open_index(work)
     indexes = training_data.open_indexes(work, index)
     training_data.check_inputs(work, indexes)
+    training_data.check_knowledge(work)
     training_data.check_learnable(work, indexes)
     check_evaluable(index, work.config.model.task.tasks(), _evaluation_split(index))
     return index

@@ -14,6 +14,10 @@ from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
 from pipelines.data.tars.inputs import needed_inputs
 from pipelines.errors import DataError
+from pipelines.knowledge.build import content_hash
+from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.opened import open_linker
+from pipelines.knowledge.store import FactStore
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.workspace import Workspace, absolute
 from vlmodel.config import ConfigError
@@ -81,6 +85,23 @@ def check_inputs(work: Workspace, training_indexes: Mapping[str, Index]) -> None
                 )
 
 
+def check_knowledge(work: Workspace) -> None:
+    """Refuse a model that reads facts without a store of them, or with one that cannot be searched in its way.
+
+    Raises:
+        KnowledgeError: naming the settings.
+    """
+    knowledge = work.config.model.knowledge
+    if not knowledge.reads_facts:
+        return
+    if work.fact_source is None:
+        raise KnowledgeError(
+            f"model.knowledge.kind={knowledge.kind!r} reads facts, and knowledge.store is not set; name the store (the "
+            "knowledge job builds one), or set model.knowledge.kind=none"
+        )
+    open_linker(work.fact_source).check(knowledge.link)
+
+
 def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> None:
     """Refuse data of which a task learns nothing.
 
@@ -101,11 +122,11 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
 
 def facts(work: Workspace, evaluation_index: Index) -> dict[str, object]:
     """The data as tracking records them: what is judged on and, where sources are mixed, each of these."""
-    by_name = index_facts(evaluation_index, work.tars)
+    by_name = _with_knowledge(work, index_facts(evaluation_index, work.tars))
     if not work.config.data.mix:
         return by_name
     mix = {name: index_facts(index, index.tars) for name, index in open_indexes(work, evaluation_index).items()}
-    hashes = [evaluation_index.hash, *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
+    hashes = [str(by_name["hash"]), *(f"{name} {of_source['hash']}" for name, of_source in mix.items())]
     return by_name | {"hash": hashlib.sha256("\n".join(hashes).encode()).hexdigest(), "mix": mix}
 
 
@@ -135,7 +156,7 @@ def training(
     """
     train = work.config.train
     sources = {
-        name: Source(index.tars, index.hash, "train", str(processor), features)
+        name: Source(index.tars, index.hash, "train", str(processor), features, facts=work.fact_source)
         for name, index in training_indexes.items()
     }
     plans = {
@@ -153,6 +174,17 @@ def training(
     except ValueError as error:
         raise ConfigError(f"data.mix: {error}") from None
     return Mixture(tuple(sources.values())), order
+
+
+def _with_knowledge(work: Workspace, by_name: dict[str, object]) -> dict[str, object]:
+    """The data with the store of facts, of which a model that reads facts learns too."""
+    source = work.fact_source
+    if source is None or not work.config.model.knowledge.reads_facts:
+        return by_name
+    content = content_hash(FactStore(source.store), source.version)
+    both = hashlib.sha256(f"{by_name['hash']}\n{content}".encode()).hexdigest()
+    store = {"source": source.store, "version": source.version, "hash": content}
+    return by_name | {"hash": both, "knowledge": store}
 
 
 def index_facts(index: Index, source_folder: str) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import Any
 from pipelines.data.index.index import Index
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.feature_cache import FeatureCache
+from pipelines.knowledge.opened import FactSource
 from pipelines.registry.registry import Registry
 from pipelines.storage.folder import Folder
 from pipelines.tracking.tracker import Tracker
@@ -19,6 +20,8 @@ from pipelines.workflows.config import JobConfig
 from vlmodel.config import ConfigError
 
 _VERSIONS = "data.json"
+_STORE = "(knowledge)"
+"""The store's version among those of indexes; no source of a mix can have this name."""
 
 
 class Workspace:
@@ -115,8 +118,12 @@ class Workspace:
         return versions
 
     def keep_index_versions(self, hashes: Mapping[str, str]) -> None:
-        """Record the hashes of the indexes that the run begins with; those recorded before stay."""
+        """Record the hashes of the indexes that the run begins with, and the version of the store of facts; those
+        recorded before stay.
+        """
         before = self.index_versions()
+        if self.fact_source is not None:
+            hashes = {**hashes, _STORE: str(self.fact_source.version)}
         if not hashes.keys() <= before.keys():
             contents = json.dumps({**hashes, **before}, indent=1, sort_keys=True)
             Folder(self.run_folder).write(_VERSIONS, contents.encode())
@@ -125,7 +132,22 @@ class Workspace:
         self, index: Index, split: str, processor: str | Path, features: tuple[FeatureCache, ...] = ()
     ) -> Source:
         """Where the samples of a split of ``data.tars`` come from."""
-        return Source(self.tars, index.hash, split, str(processor), features)
+        return Source(self.tars, index.hash, split, str(processor), features, facts=self.fact_source)
+
+    @cached_property
+    def fact_source(self) -> FactSource | None:
+        """The store of ``knowledge.store``, of the version that the run began with; None if none is named.
+
+        Raises:
+            KnowledgeError: there is none.
+        """
+        config = self.config.knowledge
+        if not config.store:
+            return None
+        config = config.model_copy(
+            update={"store": absolute(config.store), "encoder": config.encoder and absolute(config.encoder)}
+        )
+        return FactSource.of(config, int(self.index_versions().get(_STORE, 0)))
 
 
 def absolute(folder: str) -> str:

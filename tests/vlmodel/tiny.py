@@ -54,7 +54,7 @@ def package_of(setting: str) -> str:
 
 def tiny_tree(inputs: dict[str, dict[str, Any]] | None = None, **parts: dict[str, Any]) -> ModelConfig:
     """Tiny parts, with the given settings on top."""
-    tree: dict[str, dict[str, Any]] = {"inputs": inputs or {}}
+    tree: dict[str, dict[str, Any]] = {"inputs": inputs or {}, "knowledge": parts.pop("knowledge", {})}
     for package, default in DEFAULT_KINDS.items():
         changes = parts.get(package, {})
         kind = changes.get("kind", default)

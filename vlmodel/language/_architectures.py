@@ -59,6 +59,9 @@ ARCHITECTURES: dict[str, EncoderArchitecture] = {
     "xlnet": EncoderArchitecture(layers="layer", mask="rows", cls="last", limited=False),
 }
 
+ARRANGING = frozenset({"albert", "bert", "camembert", "electra", "ernie", "megatron-bert", "roberta", "xlm-roberta"})
+"""Those that take the position of each token, and any mask of attention."""
+
 _PADDING_LEAKS = "lets the padding of a text change its tokens"
 _UNSUPPORTED = {
     "big_bird": "pads each text to whole blocks, for which a GPU must be waited for",

@@ -110,6 +110,11 @@ class Config(parts.LanguagePart):
             return _architectures.longest_text(self.resolved)
         return self.positions if not self.pretrained and ARCHITECTURES[self.architecture].limited else None
 
+    def arranges_tokens(self) -> bool:
+        name = self.resolved["model_type"] if self.resolved is not None else self.architecture
+        # The architecture of a pretrained encoder is known only when it is resolved; ``TransformerEncoder`` refuses.
+        return (bool(self.pretrained) and self.resolved is None) or name in _architectures.ARRANGING
+
     def without_layers(self) -> Config:
         from_scratch = not self.pretrained and self.resolved is None
         if from_scratch and not ARCHITECTURES[self.architecture].works_without_layers:
@@ -205,17 +210,26 @@ class TransformerEncoder(parts.LanguageEncoder):
             first = _architectures.first_layer_paths(self._name, self.encoder, config.frozen_layers)
             self.freeze(*(f"encoder.{path}" for path in first))
 
-    def forward(self, input_ids_NT: Tensor, mask_NT: Tensor) -> Tokens:
+    def forward(self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout | None = None) -> Tokens:
         if not len(input_ids_NT):
             # transformers cannot reshape an empty batch. A row of padding is encoded in its place, so that every
             # parameter still has a gradient.
             one = self(input_ids_NT.new_zeros(1, input_ids_NT.shape[1]), mask_NT.new_zeros(1, mask_NT.shape[1]))
             return Tokens(one.x_BTD[:0], one.mask_BT[:0], one.pooled_BD[:0])
-        return self._project_tokens(*self.features(input_ids_NT, mask_NT))
+        return self._project_tokens(*self.features(input_ids_NT, mask_NT, layout))
 
-    def features(self, input_ids_NT: Tensor, mask_NT: Tensor) -> tuple[Tensor, Tensor]:
+    def features(
+        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See ``LanguageEncoder``.
+
+        Raises:
+            ConfigError: the tokens have a layout, which this architecture cannot have.
+        """
         order_NT = _cls_first_order(mask_NT, self._architecture.cls)
         ordered_NT = mask_NT.take_along_dim(order_NT, 1)
+        if layout is not None:
+            return self._encode_arranged(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT, layout, order_NT)
         if self._architecture.cls == "first":
             return self._encode_tokens(input_ids_NT.take_along_dim(order_NT, 1), ordered_NT), ordered_NT
         return self._encode_tokens(input_ids_NT, mask_NT).take_along_dim(order_NT.unsqueeze(-1), 1), ordered_NT
@@ -251,6 +265,28 @@ class TransformerEncoder(parts.LanguageEncoder):
             input_ids=input_ids_NT, attention_mask=self._attention_mask(attended_NT), **options
         ).last_hidden_state
         return x_NTD
+
+    def _encode_arranged(
+        self, input_ids_NT: Tensor, mask_NT: Tensor, layout: parts.TextLayout, order_NT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens with positions and visibility of their own; the layout has the tokens in the tokenizer's order."""
+        if self._name not in _architectures.ARRANGING:
+            raise ConfigError(
+                f"model.knowledge.layout='tree' arranges tokens, and {self._name!r} knows their order only; use one "
+                f"of {', '.join(sorted(_architectures.ARRANGING))}, or layout='flat'"
+            )
+        positions_NT = layout.positions_NT.take_along_dim(order_NT, 1)
+        visible_NTT = layout.visible_NTT.take_along_dim(order_NT.unsqueeze(2), 1)
+        visible_NTT = visible_NTT.take_along_dim(order_NT.unsqueeze(1), 2) & mask_NT.unsqueeze(1)
+        # Padding attends to itself: attention over nothing is NaN.
+        visible_NTT = visible_NTT | torch.eye(mask_NT.shape[1], dtype=torch.bool, device=mask_NT.device)
+        first = _architectures.first_position(self._name, self.encoder.config.pad_token_id)
+        x_NTD: Tensor = self.encoder(
+            input_ids=input_ids_NT,
+            attention_mask=as_transformers_mask(self.encoder, visible_NTT.unsqueeze(1)),
+            position_ids=positions_NT + first,
+        ).last_hidden_state
+        return x_NTD, mask_NT
 
     def _attention_mask(self, mask_NT: Tensor) -> Any:
         if self._architecture.mask == "rows":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +19,6 @@ class RankedAnswers(Operation):
     """The result is a ``Prediction`` for each text."""
 
     def run(self, predictor: Predictor, task: str, items: Sequence[BatchedRequest]) -> list[list[Prediction]]:
-        from vlmodel.inference import Prediction
-
         results: list[list[Prediction]] = [[] for _ in items]
         for top_k, indices in _group_by_answer_count(items, apart=predictor.processor.tasks[task].writes_text).items():
             attention = any(items[i].attention for i in indices)
@@ -27,7 +26,8 @@ class RankedAnswers(Operation):
             for i, of_item in zip(indices, predictions, strict=True):
                 item = items[i]
                 results[i] = [
-                    Prediction(p.answers[: item.top_k], p.attention_HW if item.attention else None) for p in of_item
+                    replace(p, answers=p.answers[: item.top_k], attention_HW=p.attention_HW if item.attention else None)
+                    for p in of_item
                 ]
         return results
 

@@ -21,6 +21,8 @@ from pipelines.data.stream.pixel_cache import PixelCache, PixelCacheConfig, is_c
 from pipelines.data.stream.plan import Ints, Plan, SampleIndices
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
+from pipelines.knowledge.errors import KnowledgeError
+from pipelines.knowledge.opened import FactSource, open_linker
 from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.encoder_parts import IMAGE, TEXT, stream_of
 from vlmodel.media.base import MediumError
@@ -46,6 +48,7 @@ class Source:
         index_hash: the version of the index that the plan was made of.
         split: train, val or test; "" takes all.
         processor: folder of the saved VLProcessor, whose tasks decide which samples are read.
+        facts: the store of which a model that reads facts gets them; others do without.
         answering: the task for which samples are read that it can answer; None reads those that training uses.
         features: feature caches, of each stream at most one. With that of an input, a batch has features in place of
             its arrays, and it is not read; with one of "language" each task has ``text_features_UTF`` and
@@ -62,6 +65,7 @@ class Source:
     pixels: PixelCache | None = None
     gpu: str = ""
     answering: str | None = None
+    facts: FactSource | None = None
 
     def plan(self, *, seed: int = 0, window: int = 65536, block: int = 1, shuffle: bool) -> Plan:
         """The plan over this source's samples.
@@ -83,7 +87,7 @@ class Mixture:
     members: tuple[Source, ...]
 
     def __post_init__(self) -> None:
-        assert len({(member.processor, member.features) for member in self.members}) == 1
+        assert len({(member.processor, member.features, member.facts) for member in self.members}) == 1
 
     @property
     def processor(self) -> str:
@@ -92,6 +96,10 @@ class Mixture:
     @property
     def features(self) -> tuple[FeatureCache, ...]:
         return self.members[0].features
+
+    @property
+    def facts(self) -> FactSource | None:
+        return self.members[0].facts
 
 
 def with_gpu_decoding(source: Source | Mixture, gpu: str) -> Source | Mixture:
@@ -142,7 +150,7 @@ class Samples:
     def __init__(self, source: Source | Mixture) -> None:
         members = source.members if isinstance(source, Mixture) else (source,)
         self.sources = [_open_source(member) for member in members]
-        self.processor = _load_processor(source.processor)
+        self.processor = _processor_with_facts(source.processor, source.facts)
         self._features = {cache.stream: cache for cache in source.features}
         self.size = sum(opened.size for opened in self.sources)
         self.tasks_with_helpers = [task for task in self.processor.tasks if self._has_helpers(task)]
@@ -289,7 +297,8 @@ def open_samples(source: Source | Mixture) -> Samples:
     """The samples of a source, opened once a process.
 
     Raises:
-        DataError: that version of the index is gone, or the split has no sample that a task can use.
+        DataError: that version of the index is gone, the split has no sample that a task can use, or the model reads
+            facts and none are given.
     """
     return Samples(source)
 
@@ -378,6 +387,30 @@ def _open_source(source: Source) -> _OpenedSource:
 @lru_cache(maxsize=8)
 def _load_processor(folder: str) -> VLProcessor:
     return VLProcessor.from_pretrained(folder)
+
+
+@lru_cache(maxsize=8)
+def _processor_with_facts(folder: str, facts: FactSource | None) -> VLProcessor:
+    processor = VLProcessor.from_pretrained(folder)
+    bind_facts(processor, facts)
+    return processor
+
+
+def bind_facts(processor: VLProcessor, facts: FactSource | None) -> None:
+    """Have a processor look up facts in a store, if its model reads any.
+
+    Raises:
+        KnowledgeError: it does, and there is no store, or none that can be searched in the model's way.
+    """
+    if not processor.knowledge.reads_facts:
+        return
+    if facts is None:
+        raise KnowledgeError(
+            f"the model reads facts (knowledge.kind={processor.knowledge.kind!r}); name their store in knowledge.store"
+        )
+    linker = open_linker(facts)
+    linker.check(processor.knowledge.link)
+    processor.finder = linker
 
 
 def _has_features(source: Source, name: str) -> bool:

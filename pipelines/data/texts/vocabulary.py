@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
 from vlmodel.config import Section
 from vlmodel.encoder_parts import ModalityPart
+from vlmodel.knowledge_parts import KnowledgePart
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.task import Task
 
@@ -52,13 +53,16 @@ def build_processor(
     *,
     inputs: Mapping[str, ModalityPart] | None = None,
     reads_images: bool = True,
+    knowledge: KnowledgePart | None = None,
+    fact_texts: Callable[[], Iterable[str]] = tuple,
 ) -> VLProcessor:
     """The processor for a training of ``tasks`` on the data of ``indexes``; made once and saved in ``folder``.
 
     Args:
         limits: for a processor's tokenizer, most tokens that the model can read and can write.
         report: called with a line where answers of several spellings are merged.
-        inputs, reads_images: as of ``VLProcessor``.
+        inputs, reads_images, knowledge: as of ``VLProcessor``.
+        fact_texts: the texts of facts, of which a tokenizer is trained too if the model reads facts.
 
     Raises:
         DataError: the training split has no answered question, or the tokenizer cannot be found.
@@ -78,9 +82,9 @@ def build_processor(
         )
     if line := _describe_merged(counted, labels, config.normalizer):
         report(line)
-    built = VLProcessor(
-        processor, _make_tokenizer(indexes, config), labels, tasks, config.normalizer, inputs, reads_images
-    )
+    further = fact_texts() if knowledge is not None and knowledge.reads_facts else ()
+    tokenizer = _make_tokenizer(indexes, config, further)
+    built = VLProcessor(processor, tokenizer, labels, tasks, config.normalizer, inputs, reads_images, knowledge)
     lengths = TextLengths.count(indexes, built.tokenizer, tasks)
     built.config = lengths.resolve(processor, *limits(built))
     saved = save_processor(built, folder)
@@ -133,10 +137,12 @@ def _describe_merged(counted: Mapping[str, int], labels: Sequence[str], normaliz
     )
 
 
-def _make_tokenizer(indexes: Sequence[Index], config: VocabularyConfig) -> PreTrainedTokenizerBase:
+def _make_tokenizer(
+    indexes: Sequence[Index], config: VocabularyConfig, further: Iterable[str]
+) -> PreTrainedTokenizerBase:
     if not config.tokenizer:
         texts = chain.from_iterable(corpus(index, "train") for index in indexes)
-        return train_tokenizer(texts, config.size, config.lowercase)
+        return train_tokenizer(chain(texts, further), config.size, config.lowercase)
     local = {"local_files_only": True} if Path(config.tokenizer).is_dir() else {}
     try:
         return AutoTokenizer.from_pretrained(config.tokenizer, trust_remote_code=False, **local)

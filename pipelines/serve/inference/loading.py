@@ -30,7 +30,14 @@ def load_predictor(folder: Path, digest: str, device: str) -> Predictor:
     predictor = Predictor.from_pretrained(folder, device=device)
     plain = predictor.processor
     processor = PredecodedProcessor(
-        plain.config, plain.tokenizer, plain.labels, plain.tasks, plain.normalizer, plain.inputs, plain.reads_images
+        plain.config,
+        plain.tokenizer,
+        plain.labels,
+        plain.tasks,
+        plain.normalizer,
+        plain.inputs,
+        plain.reads_images,
+        plain.knowledge,
     )
     return Predictor(predictor.model, processor, device)
 

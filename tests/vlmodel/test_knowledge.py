@@ -1,0 +1,201 @@
+"""Facts behind texts: tokens, positions, visibility, and that the model reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.vlmodel.conftest import encode
+from tests.vlmodel.tiny import tiny_tree
+from vlmodel.config import ConfigError, parse, parse_part, part_kinds
+from vlmodel.facts import Fact, FoundFacts, LinkConfig, LinkedFact
+from vlmodel.inference import Predictor
+from vlmodel.model import VLModel
+from vlmodel.model_config import ModelConfig
+from vlmodel.processor import Example, VLProcessor
+
+KINDS = [kind for kind in part_kinds("vlmodel.knowledge") if kind != "none"]
+
+
+def linked(text: str, mention: tuple[int, int] | None = None, weight: float = 0.5) -> LinkedFact:
+    return LinkedFact(Fact(text, "head", "is", "tail", text), weight, mention)
+
+
+@pytest.fixture(scope="module")
+def png() -> bytes:
+    return encode(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8))
+
+
+class Finder:
+    """Finds one fact for every text, of a version that grows."""
+
+    def __init__(self, text: str = "is it red?") -> None:
+        self.version, self.text, self.asked = 1, text, 0
+
+    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+        self.asked += len(texts)
+        return FoundFacts(self.version, [(linked(self.text),)] * len(texts))
+
+
+def with_knowledge(processor: VLProcessor, tree: ModelConfig) -> VLProcessor:
+    return VLProcessor(
+        processor.config.model_copy(update={"max_tokens": 8}), processor.tokenizer, processor.labels,
+        tree.task.tasks(), inputs=tree.inputs, reads_images=tree.reads_images(), knowledge=tree.knowledge,
+    )  # fmt: skip
+
+
+def tree_of(**knowledge: Any) -> ModelConfig:
+    return tiny_tree(knowledge={"max_fact_tokens": 12, **knowledge}, language={"positions": 40})
+
+
+def words(processor: VLProcessor, ids: np.ndarray) -> list[str]:
+    return [w for w in processor.tokenizer.convert_ids_to_tokens(ids.tolist()) if w != processor.tokenizer.pad_token]
+
+
+def test_facts_follow_their_text(processor: VLProcessor) -> None:
+    made = with_knowledge(processor, tree_of(kind="injection"))
+    facts = [(linked("it is red"), linked("is it")), ()]
+    arrays = made.tokenize_with_facts(["what is it?", "what is it?"], facts)
+    plain = made.tokenize(["what is it?"])
+    with_facts, without = (words(made, row) for row in arrays["input_ids_NT"])
+    assert without == words(made, plain["input_ids_NT"][0])
+    end = made.tokenizer.sep_token
+    own = [made.tokenizer.tokenize(text) for text in ("it is red", "is it")]
+    assert with_facts == [*without[:-1], end, *own[0], end, *own[1], end]
+    assert arrays["text_distinct_N"].tolist() == [0, 1], "one text with other facts is another one"
+
+
+def test_equal_texts_with_equal_facts_are_encoded_once(processor: VLProcessor) -> None:
+    made = with_knowledge(processor, tree_of(kind="injection"))
+    arrays = made.tokenize_with_facts(["is it?"] * 3, [(linked("red"),), (linked("red"),), (linked("blue"),)])
+    assert len(arrays["distinct_U"]) == 2
+
+
+def test_facts_beyond_the_limit_are_left_out_whole(processor: VLProcessor) -> None:
+    made = with_knowledge(processor, tree_of(kind="injection", max_fact_tokens=4))
+    arrays = made.tokenize_with_facts(["is it?"], [(linked("it is"), linked("red"))])
+    assert words(made, arrays["input_ids_NT"][0]).count(made.tokenizer.sep_token) == 2
+    long = made.tokenize_with_facts(["is it?"], [(linked("it is red " * 3_000),)])
+    assert np.array_equal(long["input_ids_NT"], made.tokenize(["is it?"])["input_ids_NT"])
+
+
+def test_a_tree_has_soft_positions_and_a_visible_matrix(processor: VLProcessor) -> None:
+    """By hand, for the text [CLS] is it red [SEP], a fact at "it" and one that is named nowhere."""
+    made = with_knowledge(processor, tree_of(kind="injection", layout="tree"))
+    text = "is it red"
+    arrays = made.tokenize_with_facts([text], [(linked("blue", (3, 5)), linked("green"))])
+    tokens = words(made, arrays["input_ids_NT"][0])
+    first, second = (len(made.tokenizer.tokenize(word)) for word in ("blue", "green"))
+    trunk = len(made.tokenizer.tokenize(text)) + 1
+    assert tokens[0] == made.tokenizer.cls_token
+    positions = arrays["text_positions_NT"][0].tolist()
+    # "it" is the third token; the separator and the fact go on after it. What is named nowhere goes on after the text.
+    assert positions == [
+        *range(trunk), *range(3, 3 + 1 + first), *range(trunk, trunk + 1 + second), trunk
+    ]  # fmt: skip
+    visible = arrays["text_visible_NTT"][0]
+    one, two = trunk + 1, trunk + 1 + first + 1
+    assert np.array_equal(visible, visible.T)
+    assert visible[2, one], "the words that name the head see the fact"
+    assert not visible[0, one], "the others do not"
+    assert not visible[one, two], "facts do not see each other"
+    assert visible[0, two], "a fact that is named nowhere is at the first token"
+    assert visible[: trunk - 1, : trunk - 1].all()
+
+
+def test_what_is_hidden_changes_nothing(processor: VLProcessor) -> None:
+    """A fact that the tree hides from a token leaves it as it is; in one layer nothing comes by another way."""
+    tree = tree_of(kind="injection", layout="tree")
+    made = with_knowledge(processor, tree)
+    torch.manual_seed(0)
+    model = VLModel.from_tree(tree, made).eval()
+    assert model.language is not None
+    streams = []
+    for fact in ("blue", "red"):
+        arrays = made.tokenize_with_facts(["is it red"], [(linked(fact, (3, 5)),)])
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        streams.append(model._encode_task_texts(tensors)[0].x_BTD[0])
+    one, other = streams
+    assert torch.allclose(one[:2], other[:2], atol=1e-6), "[CLS] and 'is' do not see it"
+    assert not torch.allclose(one[2], other[2], atol=1e-4), "'it' does"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("topology", part_kinds("vlmodel.topology"))
+@pytest.mark.parametrize("fusion", part_kinds("vlmodel.fusion"))
+def test_every_kind_in_every_topology_and_fusion(
+    processor: VLProcessor, png: bytes, kind: str, topology: str, fusion: str
+) -> None:
+    tree = tiny_tree(
+        knowledge={"kind": kind}, topology={"kind": topology}, fusion={"kind": fusion}, language={"positions": 100}
+    )
+    made = with_knowledge(processor, tree)
+    torch.manual_seed(0)
+    model = VLModel.from_tree(tree, made)
+    made.finder = Finder("it is red")
+    example = Example({"image": png}, ("is it red?", "what is it?"), (made.labels[0], made.labels[1]))
+    arrays = made.collate_tasks([made.decode_inputs(example)], {"": [example]})
+    model.train()
+    output = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
+    output.loss.backward()
+    without = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    predictor = Predictor(model, made)
+    (one, _) = predictor.predict([example], 2)[0]
+    assert [fact.fact.text for fact in one.facts] == ["it is red"]
+    made.finder = Finder("blue blue blue")
+    (other, _) = predictor.predict([example], 2)[0]
+    assert dict(one.answers) != pytest.approx(dict(other.answers), abs=1e-7), "the answer depends on the fact"
+
+
+def test_facts_are_looked_up_once_a_batch(processor: VLProcessor, png: bytes) -> None:
+    tree = tree_of(kind="injection")
+    made = with_knowledge(processor, tree)
+    made.finder = finder = Finder()
+    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    given = Example({"image": png}, ("is it?",), facts=((linked("given"),),), knowledge_version=7)
+    asked = Example({"image": png}, ("is it red?", "what is it?"))
+    [(first,), others] = predictor.predict([given, asked], 1)
+    assert (first.facts[0].fact.text, first.knowledge_version) == ("given", 7)
+    assert [one.knowledge_version for one in others] == [1, 1]
+    assert finder.asked == 2
+
+
+def test_without_a_store_the_model_answers_without_facts(processor: VLProcessor, png: bytes) -> None:
+    tree = tree_of(kind="injection")
+    made = with_knowledge(processor, tree)
+    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    [(answer,)] = predictor.predict([Example({"image": png}, ("is it?",))], 1)
+    assert (answer.facts, answer.knowledge_version) == ((), None)
+
+
+def test_the_processor_is_saved_with_its_way(processor: VLProcessor, tmp_path) -> None:
+    made = with_knowledge(processor, tree_of(kind="injection", layout="tree"))
+    made.save_pretrained(tmp_path)
+    loaded = VLProcessor.from_pretrained(tmp_path)
+    assert loaded.knowledge == made.knowledge
+    assert loaded.finder is None
+
+
+def test_what_does_not_fit_is_refused(processor: VLProcessor) -> None:
+    with pytest.raises(ConfigError, match="reads none"):
+        tiny_tree(knowledge={"kind": "injection"}, task={"kind": "caption"})
+    with pytest.raises(ConfigError, match="layout='flat'"):
+        tiny_tree(knowledge={"kind": "injection", "layout": "tree"}, topology={"kind": "single"})
+    with pytest.raises(ConfigError, match="layout='flat'"):
+        tiny_tree(knowledge={"kind": "injection", "layout": "tree"}, language={"architecture": "xlnet"})
+    tree = tiny_tree(knowledge={"kind": "injection", "max_fact_tokens": 48}, language={"positions": 12})
+    with pytest.raises(ConfigError, match="max_fact_tokens"):
+        tree.check_processor(processor.config)
+    with pytest.raises(ConfigError, match="by"):
+        parse_part("vlmodel.knowledge", {"kind": "injection", "link": {"by": "guess"}})
+
+
+def test_texts_with_facts_are_not_cached() -> None:
+    frozen = {"language": {"kind": "transformer", "frozen": True}}
+    assert parse(ModelConfig, frozen).frozen_streams() == ("language",)
+    assert parse(ModelConfig, {**frozen, "knowledge": {"kind": "injection"}}).frozen_streams() == ()

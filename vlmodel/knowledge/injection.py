@@ -1,0 +1,159 @@
+"""Injection: the facts of a text stand behind it, as text, and the language encoder reads them with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from vlmodel.facts import LinkedFact
+from vlmodel.knowledge_parts import KnowledgePart
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmodel.processor import VLProcessor
+
+
+class Config(KnowledgePart):
+    """Facts as tokens behind the text, so that what a fact says is read exactly, also by a model that never saw it."""
+
+    changes_texts: ClassVar[bool] = True
+
+    kind: Literal["injection"] = "injection"
+    layout: Literal["flat", "tree"] = "flat"
+    """"flat": the facts follow the text, each after a separator. "tree": each fact is a branch at the words that name
+    its head, by positions that go on there and by attention that only these words and the fact itself have (K-BERT's
+    soft positions and visible matrix); not every language encoder can do that."""
+    max_fact_tokens: int = Field(48, ge=4)
+    """Most tokens of all facts behind a text; the last ones are left out as a whole where there are more. They come on
+    top of processor.max_tokens."""
+
+    def extra_tokens(self) -> int:
+        return self.max_fact_tokens
+
+    def arranges_tokens(self) -> bool:
+        return self.layout == "tree"
+
+    def tokenize(
+        self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """Those of ``VLProcessor.tokenize``; with the tree ``text_positions_NT`` int64, the place of each token in its
+        text, and ``text_visible_NTT`` bool, whether the first token attends to the second.
+        """
+        keys = [(text, tuple((f.fact.text, f.mention) for f in of_text)) for text, of_text in
+                zip(texts, facts, strict=True)]  # fmt: skip
+        row_of = {key: row for row, key in enumerate(dict.fromkeys(keys))}
+        sequences = _sequences(list(row_of), processor, self.max_fact_tokens)
+        row_N = np.array([row_of[key] for key in keys], np.int64)
+        left = processor.tokenizer.padding_side == "left"
+        ids_UT, mask_UT = _padded([s.ids for s in sequences], processor.tokenizer.pad_token_id, left)
+        arrays: dict[str, NDArray[np.generic]] = {
+            "input_ids_NT": ids_UT[row_N],
+            "text_mask_NT": mask_UT[row_N],
+        } | processor.distinct_texts(row_N, mask_UT)
+        if self.layout == "tree":
+            positions_UT, _ = _padded([s.positions for s in sequences], 0, left)
+            arrays["text_positions_NT"] = positions_UT[row_N]
+            arrays["text_visible_NTT"] = _visible([s.branches for s in sequences], [s.anchors for s in sequences],
+                                                  mask_UT.shape[1], left)[row_N]  # fmt: skip
+        return arrays
+
+
+class _Sequence(NamedTuple):
+    """A text with its facts, a number a token.
+
+    Attributes:
+        ids: of the tokens.
+        positions: soft positions: those of a fact go on behind the words that name its head.
+        branches: 0 for the text, n for the n-th fact.
+        anchors: for each fact the tokens of the text at which it branches off.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    branches: list[int]
+    anchors: list[list[int]]
+
+
+def _sequences(
+    keys: Sequence[tuple[str, tuple[tuple[str, tuple[int, int] | None], ...]]], processor: VLProcessor, most: int
+) -> list[_Sequence]:
+    """The tokens of distinct texts with their facts, at most ``most`` of facts."""
+    if not keys:
+        return []
+    tokenizer = processor.tokenizer
+    encoded = tokenizer(
+        [text for text, _ in keys], padding=False, truncation=True, max_length=processor.config.max_tokens,
+        return_offsets_mapping=True, return_special_tokens_mask=True,
+    )  # fmt: skip
+    fact_texts = list(dict.fromkeys(text for _, facts in keys for text, _ in facts))
+    of_facts = tokenizer(fact_texts, add_special_tokens=False)["input_ids"] if fact_texts else []
+    ids_of = dict(zip(fact_texts, of_facts, strict=True))
+    between = [] if processor.end_id is None else [processor.end_id]
+    sequences = []
+    for row, (_, facts) in enumerate(keys):
+        ids, special = encoded["input_ids"][row], encoded["special_tokens_mask"][row]
+        spans = encoded["offset_mapping"][row]
+        # What ends a text ([SEP]; XLNet's <cls>) ends it with its facts, too.
+        stop = len(ids) - 1 if ids and special[-1] else len(ids)
+        sequence = _Sequence(list(ids[:stop]), list(range(stop)), [0] * stop, [])
+        used = 0
+        for text, mention in facts:
+            tokens = [*between, *ids_of[text]]
+            if used + len(tokens) > most:
+                break
+            used += len(tokens)
+            anchor = _tokens_at(spans[:stop], mention)
+            first = (anchor[-1] if mention is not None and anchor else stop - 1) + 1
+            sequence.ids.extend(tokens)
+            sequence.positions.extend(range(first, first + len(tokens)))
+            sequence.branches.extend([len(sequence.anchors) + 1] * len(tokens))
+            sequence.anchors.append(anchor)
+        sequence.ids.extend(ids[stop:])
+        sequence.positions.extend(range(stop, len(ids)))
+        sequence.branches.extend([0] * (len(ids) - stop))
+        sequences.append(sequence)
+    return sequences
+
+
+def _tokens_at(spans: Sequence[tuple[int, int]], mention: tuple[int, int] | None) -> list[int]:
+    """The tokens at which a fact branches off: those of the letters that name its head, the first token where it is
+    named nowhere or its name was cut off.
+    """
+    if mention is not None:
+        start, stop = mention
+        if found := [n for n, (first, last) in enumerate(spans) if first < stop and last > start]:
+            return found
+    return [0] if spans else []
+
+
+def _visible(
+    branches: Sequence[Sequence[int]], anchors: Sequence[Sequence[Sequence[int]]], length: int, left: bool
+) -> NDArray[np.bool_]:
+    """K-BERT's visible matrix (Liu et al. 2020, arXiv:1909.07606), (U, T, T): tokens of one branch see each other, and
+    those of a fact and of the words at which it branches off.
+    """
+    visible_UTT = np.zeros((len(branches), length, length), np.bool_)
+    for u, (of_text, anchors_of_text) in enumerate(zip(branches, anchors, strict=True)):
+        branch_T = np.array(of_text, np.int64)
+        seen_TT = branch_T[:, None] == branch_T
+        for number, anchor in enumerate(anchors_of_text, 1):
+            fact = np.flatnonzero(branch_T == number)
+            seen_TT[np.ix_(fact, anchor)] = True
+            seen_TT[np.ix_(anchor, fact)] = True
+        place = slice(length - len(branch_T), length) if left else slice(0, len(branch_T))
+        visible_UTT[u, place, place] = seen_TT
+    return visible_UTT
+
+
+def _padded(rows: Sequence[Sequence[int]], padding: int, left: bool) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows of numbers as (U, T), and which of them are no padding."""
+    length = max(map(len, rows), default=0) or 1
+    values_UT, mask_UT = np.full((len(rows), length), padding, np.int64), np.zeros((len(rows), length), np.bool_)
+    for u, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        values_UT[u, place], mask_UT[u, place] = row, True
+    return values_UT, mask_UT

@@ -1,0 +1,49 @@
+"""Settings of the ways in which a model uses facts, as the processes that only collate know them: no torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from vlmodel.config import Part
+from vlmodel.facts import LinkConfig, LinkedFact
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vlmodel.processor import VLProcessor
+
+
+class KnowledgePart(Part):
+    """Configuration of the way in which a model uses facts (``model.knowledge``).
+
+    The processor links, tokenizes and collates with it, in training and in serving alike.
+
+    Attributes:
+        reads_facts: False of the kind that stands for no knowledge.
+        changes_texts: the facts become part of the texts that the language encoder gets.
+    """
+
+    reads_facts: ClassVar[bool] = True
+    changes_texts: ClassVar[bool] = False
+
+    link: LinkConfig = LinkConfig()
+
+    def extra_tokens(self) -> int:
+        """Most tokens that a text grows by."""
+        return 0
+
+    def arranges_tokens(self) -> bool:
+        """Whether ``tokenize`` gives positions and visibility of tokens, which not every language encoder takes."""
+        return False
+
+    def tokenize(
+        self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """The arrays of N texts with their facts: those of ``VLProcessor.tokenize``, and further ones.
+
+        Args:
+            facts: of each text, the best first.
+        """
+        return processor.tokenize(texts)
