@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
@@ -19,6 +20,7 @@ class Mention(NamedTuple):
     stop: int
 
 
+@lru_cache(maxsize=1 << 18)  # of a store that is read again after each edit
 def normal_name(name: str) -> str:
     """A name as it is compared: its words in lower case, without articles before them.
 

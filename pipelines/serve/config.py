@@ -59,6 +59,20 @@ class ChallengerConfig(Section):
     """GPUs, or the fraction of one, that each copy reserves."""
 
 
+class KnowledgeServingConfig(Section):
+    """The store of facts that a service answers with."""
+
+    store: Location = ""
+    """Folder or URI of the store; "" takes that of knowledge.store. Facts are edited by POST and DELETE /v1/facts, with
+    keys whose SHA-256 hashes are in VLMODEL_FACT_KEY_HASHES."""
+    encoder: Location = ""
+    """Folder of its sentence encoder; "" takes that of knowledge.encoder."""
+    exact: int = Field(default=1_000_000, ge=0)
+    """Up to so many facts the search is exact."""
+    refresh_s: float = Field(default=0.5, gt=0)
+    """How often each replica looks for a newer version."""
+
+
 class ServeConfig(Section):
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs `expose = true` and API keys."""
@@ -130,6 +144,8 @@ class ServeConfig(Section):
     """Time for one request, from its first byte to its answer. Clients cannot change it."""
 
     feedback: FeedbackConfig = FeedbackConfig()
+
+    knowledge: KnowledgeServingConfig = KnowledgeServingConfig()
 
     challenger: ChallengerConfig = ChallengerConfig()
 

@@ -37,6 +37,7 @@ class ServiceRequest:
         texts: as of ``vlmodel.operations.base.Query``.
         top_k: how many answers each text gets.
         attention: whether the result includes attention maps.
+        least_version: of the facts; 0 for whichever is in use.
     """
 
     task: str
@@ -44,6 +45,7 @@ class ServiceRequest:
     texts: tuple[str, ...] = ()
     top_k: int = 1
     attention: bool = False
+    least_version: int = 0
 
     @cached_property
     def image_sha256(self) -> str:

@@ -10,9 +10,10 @@ from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate.stored import check_schema
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import LocalModel
+from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import application, deploy
 from pipelines.workflows.cluster import connected
-from pipelines.workflows.workspace import Workspace
+from pipelines.workflows.workspace import Workspace, absolute
 
 
 def run(work: Workspace) -> None:
@@ -35,10 +36,19 @@ def start(work: Workspace) -> str:
     registry = work.registry
     model = registry.champion()
     return deploy.start(
-        work.config.serve, model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
+        _with_facts(work), model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
         golden=_golden_answers_file(model),
         challenger=None if work.config.serve.challenger.mode == "off" else _compatible_challenger(registry, model),
     )  # fmt: skip
+
+
+def _with_facts(work: Workspace) -> ServeConfig:
+    """The settings of the service, with the store of facts of ``knowledge`` where it has none of its own."""
+    serve, source = work.config.serve, work.config.knowledge
+    if serve.knowledge.store or not source.store:
+        return serve
+    facts = {"store": absolute(source.store), "encoder": source.encoder and absolute(source.encoder)}
+    return serve.model_copy(update={"knowledge": serve.knowledge.model_copy(update=facts)})
 
 
 def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:

@@ -34,6 +34,9 @@ class VQARequest(base.InputsRequest):
     questions: list[base.Question] | None = Field(default=None, description="Several questions about the picture.")
     top_k: int = Field(default=5, ge=1, le=20, description="How many ranked answers each question gets.")
     attention: bool = Field(default=False, description="Also return where in the picture the model looked.")
+    min_knowledge_version: int = Field(
+        default=0, ge=0, description="Wait until the facts have this version, as an edit of them returns it."
+    )
 
     @model_validator(mode="after")
     def _check_questions(self) -> VQARequest:
@@ -58,6 +61,7 @@ class QuestionAnswers(BaseModel):
     answers: list[RankedAnswer] = Field(description="Most probable first.")
     attention: base.AttentionMap | None = None
     truncated: bool = Field(default=False, description=base.TRUNCATED_DESCRIPTION)
+    facts: list[base.UsedFact] = Field(default=[], description="Facts that the model got with the question, if any.")
 
 
 class VQAResponse(base.TaskResponse):
@@ -79,6 +83,7 @@ class VQAResponse(base.TaskResponse):
     )
 
     answers: list[QuestionAnswers] = Field(description="One for each question, in the order asked.")
+    knowledge_version: int | None = Field(default=None, description="Version of the facts; null without a store.")
 
 
 class Ask(RankedAnswers):
@@ -95,7 +100,13 @@ class Ask(RankedAnswers):
     least_agreement: ClassVar[float | None] = 0.7
 
     def query(self, request: VQARequest) -> Query:
-        return Query(request.with_image(request.image), request.all_questions(), request.top_k, request.attention)
+        return Query(
+            request.with_image(request.image),
+            request.all_questions(),
+            request.top_k,
+            request.attention,
+            least_version=request.min_knowledge_version,
+        )
 
     def fields(self, query: Query, result: Sequence[Prediction], truncated: Sequence[bool]) -> dict[str, Any]:
         answers = [
@@ -106,7 +117,8 @@ class Ask(RankedAnswers):
                 ],
                 attention=base.to_attention_map(prediction),
                 truncated=is_truncated,
+                facts=base.to_used_facts(prediction),
             )
             for question, prediction, is_truncated in zip(query.texts, result, truncated, strict=True)
         ]
-        return {"answers": answers}
+        return {"answers": answers, "knowledge_version": result[0].knowledge_version if result else None}

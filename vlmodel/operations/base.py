@@ -157,6 +157,17 @@ class TaskResponse(BaseModel):
     latency_ms: float = Field(description="Time inside the service, from the head of the request to its answer.")
 
 
+class UsedFact(BaseModel):
+    """A fact that the model got with a text."""
+
+    id: str
+    head: str
+    relation: str
+    tail: str
+    source: str
+    weight: float = Field(ge=0, le=1, description="How well it fits the text.")
+
+
 class AttentionMap(BaseModel):
     """Where the model looked: one weight for each cell of a grid over the resized picture; they sum to 1."""
 
@@ -177,6 +188,17 @@ def one_or_several(name: str, value: str | None, values: list[str] | None) -> tu
     if values is not None and not values:
         raise PydanticCustomError(f"empty_{name}", "'{name}s' is empty; give at least one", {"name": name})
     return (value,) if value is not None else tuple(values or ())
+
+
+def to_used_facts(prediction: Prediction) -> list[UsedFact]:
+    """The schema of a prediction's facts."""
+    return [
+        UsedFact(
+            id=linked.fact.id, head=linked.fact.head, relation=linked.fact.relation, tail=linked.fact.tail,
+            source=linked.fact.source, weight=round(linked.weight, 6),
+        )
+        for linked in prediction.facts
+    ]  # fmt: skip
 
 
 def to_attention_map(prediction: Prediction) -> AttentionMap | None:
@@ -203,6 +225,7 @@ class Query:
         top_k: how many answers each row gets.
         attention: whether the result includes attention maps.
         stream: whether the answer is sent while it is generated.
+        least_version: of the facts that the model gets; 0 for whichever is in use.
     """
 
     inputs: Mapping[str, bytes] = field(default_factory=dict)
@@ -210,6 +233,7 @@ class Query:
     top_k: int = 1
     attention: bool = False
     stream: bool = False
+    least_version: int = 0
 
 
 @dataclass(frozen=True)

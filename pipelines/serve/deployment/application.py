@@ -18,7 +18,7 @@ from pipelines.serve.challenger.deployment import DEPLOYMENT, Challenger
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment.replica import Replica, ServiceSpec
 from pipelines.serve.errors import ServeError
-from pipelines.serve.http.api_keys import KEY_HASHES_VARIABLE, read_key_hashes
+from pipelines.serve.http.api_keys import FACT_KEY_HASHES_VARIABLE, KEY_HASHES_VARIABLE, read_key_hashes
 from pipelines.serve.inference.priority import HIGH, NORMAL
 from pipelines.storage import manifest
 from vlmodel.config import dump, parse
@@ -75,7 +75,9 @@ def service_spec(config: ServeConfig, model: Mapping[str, str], challenger: Mapp
             f"serve.expose is true and there are no API keys; put SHA-256 hashes of keys into {KEY_HASHES_VARIABLE}"
         )
     tls.check(config.tls)
-    return ServiceSpec(dump(config), key_hashes, model, dict(challenger or {}) if mode != "off" else {})
+    fact_key_hashes = read_key_hashes(os.environ, FACT_KEY_HASHES_VARIABLE)
+    named = dict(challenger or {}) if mode != "off" else {}
+    return ServiceSpec(dump(config), key_hashes, model, named, fact_key_hashes)
 
 
 def champion_application(spec: ServiceSpec, machine: str = "") -> serve.Application:
@@ -102,7 +104,7 @@ def champion_application(spec: ServiceSpec, machine: str = "") -> serve.Applicat
         graceful_shutdown_timeout_s=config.shutdown_timeout_s,
         **_COMMON,
     )(Replica)
-    return deployment.bind(spec.config, spec.key_hashes, spec.challenger)
+    return deployment.bind(spec.config, spec.key_hashes, spec.challenger, spec.fact_key_hashes)
 
 
 def challenger_application(spec: ServiceSpec) -> serve.Application:

@@ -33,19 +33,28 @@ class ServiceSpec:
         key_hashes: SHA-256 hashes of the API keys.
         model: its folder, name and version in the registry, the digest of its files, and its golden answers.
         challenger: the same of the challenger; {} for none.
+        fact_key_hashes: SHA-256 hashes of the keys with which facts can be edited.
     """
 
     config: Mapping[str, Any]
     key_hashes: tuple[str, ...]
     model: Mapping[str, str]
     challenger: Mapping[str, str] = field(default_factory=dict)
+    fact_key_hashes: tuple[str, ...] = ()
 
 
 @serve.ingress()
 class Replica:
     """An HTTP application over a model, which ``reconfigure`` loads and swaps. For arguments see ``ServiceSpec``."""
 
-    def __init__(self, config: Mapping[str, Any], key_hashes: Sequence[str], challenger: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        key_hashes: Sequence[str],
+        challenger: Mapping[str, str],
+        fact_key_hashes: Sequence[str] = (),
+    ) -> None:
+        self._fact_key_hashes = tuple(fact_key_hashes)
         self._config, self._key_hashes = parse(ServeConfig, config), tuple(key_hashes)
         self._model: Mapping[str, str] = {}
         self._challenger = challenger
@@ -58,17 +67,21 @@ class Replica:
         from pipelines.records.comparisons import ComparisonWriter
         from pipelines.serve.challenger.deployment import RayChallengerClient
         from pipelines.serve.challenger.router import ChallengerRouter
+        from pipelines.serve.facts import LiveFacts
         from pipelines.serve.http.app import create_app
         from pipelines.serve.inference.service import InferenceService
         from pipelines.serve.metrics import RayChallengerMetrics, RayMetrics
 
         metrics, settings = RayMetrics(), self._config.challenger
-        self._service = InferenceService(self._config, metrics)
+        facts = LiveFacts(self._config.knowledge) if self._config.knowledge.store else None
+        self._service = InferenceService(self._config, metrics, facts)
         if self._challenger:
             writer = ComparisonWriter(settings.folder, int(settings.max_gb * 1e9)) if settings.folder else None
             client = RayChallengerClient(self._challenger)
             self._router = ChallengerRouter(self._service, client, self._config, writer, RayChallengerMetrics())
-        return create_app(self._router or self._service, self._config, self._key_hashes, metrics)
+        return create_app(
+            self._router or self._service, self._config, self._key_hashes, metrics, facts, self._fact_key_hashes
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self._app
@@ -79,7 +92,7 @@ class Replica:
 
     def spec(self) -> ServiceSpec:
         """What this replica was deployed with, for an update that may have to be undone."""
-        return ServiceSpec(dump(self._config), self._key_hashes, self._model, self._challenger)
+        return ServiceSpec(dump(self._config), self._key_hashes, self._model, self._challenger, self._fact_key_hashes)
 
     def check_health(self) -> None:
         self._service.check_health()

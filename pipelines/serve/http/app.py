@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ApiError, internal
+from pipelines.serve.facts import LiveFacts
 from pipelines.serve.http.middleware import (
     ERROR_CODE,
     Authentication,
@@ -24,6 +26,7 @@ from pipelines.serve.http.middleware import (
     error_body,
 )
 from pipelines.serve.http.routes import about, feedback, operations, page
+from pipelines.serve.http.routes import facts as facts_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Metrics, Service
 
@@ -34,7 +37,12 @@ _HTTP_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 
 
 
 def create_app(
-    service: Service, config: ServeConfig, key_hashes: Sequence[str] = (), metrics: Metrics | None = None
+    service: Service,
+    config: ServeConfig,
+    key_hashes: Sequence[str] = (),
+    metrics: Metrics | None = None,
+    facts: LiveFacts | None = None,
+    fact_key_hashes: Sequence[str] = (),
 ) -> FastAPI:
     """The ASGI application over ``service``.
 
@@ -45,6 +53,8 @@ def create_app(
         service: may have no model yet; requests then get 503.
         key_hashes: SHA-256 hashes (hex) of the API keys; without any, only this machine is answered.
         metrics: counts requests.
+        facts: the store that the service answers with; None without one.
+        fact_key_hashes: of the keys with which facts can be edited; without any, they cannot.
     """
     app = FastAPI(
         title="Vision and language",
@@ -57,6 +67,7 @@ def create_app(
     _add_error_handlers(app)
     for routes in (operations, feedback, about):
         app.include_router(routes.router(service, config))
+    app.include_router(facts_routes.router(facts, config, fact_key_hashes))
     app.include_router(page.router())
 
     # The layer that is added last is the outermost.
@@ -72,8 +83,8 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=config.allowed_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "x-api-key", "content-type"],
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "x-api-key", "x-fact-key", "content-type"],
         )
 
     def version() -> str:
@@ -91,6 +102,12 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> Response:
         return respond(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        # Of routes whose fields FastAPI reads. What was sent is not quoted.
+        lines = [f"{'.'.join(map(str, one['loc'][1:]))[:80]}: {one['msg'][:200]}" for one in error.errors()[:3]]
+        return respond(request, ApiError(422, "invalid_request", "; ".join(lines)))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:

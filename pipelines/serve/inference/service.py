@@ -15,9 +15,11 @@ from typing import Any
 
 from transformers import AsyncTextIteratorStreamer
 
+from pipelines.knowledge.errors import KnowledgeError
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, no_such_task, not_ready
+from pipelines.serve.facts import LiveFacts
 from pipelines.serve.inference import loading
 from pipelines.serve.inference.batching import Batcher, InferenceThreadPool, TimedResult
 from pipelines.serve.inference.decoding import ImageDecoder, pixel_limit
@@ -25,6 +27,7 @@ from pipelines.serve.inference.predecoded import DecodedExample
 from pipelines.serve.inference.priority import run_at_low_priority
 from pipelines.serve.service import AnswerStream, Metrics, ModelInfo, ServiceRequest, ServiceResult
 from vlmodel.encoder_parts import IMAGE
+from vlmodel.facts import LinkConfig
 from vlmodel.inference import Predictor
 from vlmodel.operations.base import BatchedRequest, Operation, operations_of
 
@@ -63,9 +66,11 @@ class InferenceService:
     Args:
         config: sizes of batches and thread pools.
         metrics: counts forward passes.
+        facts: those that models which read facts answer with; ``close`` ends their thread, too.
     """
 
-    def __init__(self, config: ServeConfig, metrics: Metrics | None = None) -> None:
+    def __init__(self, config: ServeConfig, metrics: Metrics | None = None, facts: LiveFacts | None = None) -> None:
+        self._facts = facts
         self._config, self._metrics = config, metrics or Metrics()
         self._passes = forward_passes(config)
         self._decoder = ImageDecoder(decode_threads(config))
@@ -108,6 +113,9 @@ class InferenceService:
             except (ArtifactError, ServeError) as error:
                 raise ServeError(f"{model} is not served: {error}") from error
         processor = predictor.processor
+        if processor.knowledge.reads_facts:
+            # Not before: golden answers are those without facts, which edits do not change.
+            processor.finder = self._checked_facts(model, processor.knowledge.link)
         info = ModelInfo(
             name=name,
             version=version,
@@ -123,6 +131,7 @@ class InferenceService:
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
+        await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
         timed = await loaded.batchers[request.task].submit(
             BatchedRequest(decoded.example, request.top_k, request.attention)
@@ -132,6 +141,7 @@ class InferenceService:
     async def stream(self, request: ServiceRequest) -> AnswerStream:
         """See ``Service``."""
         loaded = self._get_loaded(request.task)
+        await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
         return self._stream(loaded, request.task, BatchedRequest(decoded.example, attention=request.attention), decoded)
 
@@ -154,6 +164,8 @@ class InferenceService:
 
     def close(self) -> None:
         """End the threads after their present work."""
+        if self._facts is not None:
+            self._facts.close()
         self._decoder.close()
         self._threads.close()
 
@@ -169,6 +181,26 @@ class InferenceService:
             return [TimedResult(result, timed.started, timed.ended) for result in timed.result]
 
         return Batcher(run, self._config.max_batch_size, self._passes)
+
+    def _checked_facts(self, model: str, link: LinkConfig) -> LiveFacts:
+        if self._facts is None:
+            raise ServeError(f"{model} reads facts; name their store in knowledge.store, or in serve.knowledge.store")
+        try:
+            self._facts.check(link)
+        except KnowledgeError as error:
+            raise ServeError(f"{model} is not served: {error}") from error
+        return self._facts
+
+    async def _wait_for_facts(self, least_version: int) -> None:
+        """Wait until a version of the facts is in use here."""
+        if not least_version:
+            return
+        if self._facts is None:
+            raise ApiError(422, "no_facts", "this service has no store of facts; leave min_knowledge_version out")
+        limit_s = self._config.request_timeout_s / 2
+        if not await asyncio.to_thread(self._facts.has_version, least_version, limit_s):
+            message = f"the facts are of version {self._facts.version}, and {least_version} is not there; try again"
+            raise ApiError(503, "facts_behind", message, {"retry-after": "1"})
 
     def _get_loaded(self, task: str) -> _LoadedModel:
         if self._loaded is None:

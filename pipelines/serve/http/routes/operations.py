@@ -64,7 +64,9 @@ def _add_route(routes: APIRouter, operation: Operation, service: Service, config
         handler = base.RequestHandler(request, service, config, operation.name)
         query = operation.query(await handler.read(operation.request))
         base.check_lengths(query.texts, operation.text_name, config)
-        asked = ServiceRequest(operation.name, query.inputs, query.texts, query.top_k, query.attention)
+        asked = ServiceRequest(
+            operation.name, query.inputs, query.texts, query.top_k, query.attention, query.least_version
+        )
         if not query.stream:
             result = await handler.within_time(service.run(asked))
             return handler.respond(operation.response, result, **_fields(operation, query, result))

@@ -1,0 +1,121 @@
+"""The facts that a replica answers with: one version at a time, newer ones as soon as they are there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from pipelines.knowledge import snapshot
+from pipelines.knowledge.errors import FactRefusedError, KnowledgeError
+from pipelines.knowledge.linking import Linker
+from pipelines.knowledge.opened import query_vectors
+from pipelines.knowledge.store import FactStore
+from pipelines.knowledge.triples import Triple, fact_of, fault_of
+from pipelines.serve.config import KnowledgeServingConfig
+from vlmodel.facts import Fact, FoundFacts, LinkConfig
+
+_log = logging.getLogger(__name__)
+
+_STEP_S = 0.05
+
+
+class LiveFacts:
+    """A store that is read and edited while a service runs (``vlmodel.facts.FactFinder``). Threads may share it.
+
+    A thread looks for newer versions, and prepares one beside that in use: a request gets all its facts from one
+    version, and never waits for the next. ``close`` ends the thread.
+
+    Raises:
+        KnowledgeError: there is no store, or it has vectors of another encoder.
+    """
+
+    def __init__(self, config: KnowledgeServingConfig) -> None:
+        self._config, self._store = config, FactStore(config.store)
+        self._queries = query_vectors(self._store, config.encoder)
+        self._linker = self._prepared(snapshot.read(self._store))
+        self._refreshing, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._follow, name="facts", daemon=True).start()
+
+    @property
+    def version(self) -> int:
+        """The version in use."""
+        return self._linker.snapshot.version
+
+    def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
+        """See ``FactFinder``."""
+        return self._linker.find(texts, link)
+
+    def check(self, link: LinkConfig) -> None:
+        """Refuse a way of linking that the store does not have.
+
+        Raises:
+            KnowledgeError: facts are found by their vectors, and the store has none.
+        """
+        self._linker.check(link)
+
+    def of_entity(self, name: str, limit: int) -> tuple[int, list[Fact]]:
+        """The version in use, and its facts whose head or tail has a name."""
+        version = self.version
+        return version, self._store.of_entity(name, limit, version)
+
+    def put(self, triple: Triple, fact_id: str, source: str) -> tuple[int, Fact]:
+        """Add a fact, or replace the one of this id, and use the new version here at once.
+
+        Raises:
+            FactRefusedError: it is no fact; ``fault`` says why.
+            KnowledgeError: the store has vectors, and this service no encoder for them.
+        """
+        if (fault := fault_of(triple)) is not None:
+            raise FactRefusedError(str(fault), f"this is no fact ({fault}); correct its head, relation, tail or text")
+        if self._store.encoder and self._queries is None:
+            raise KnowledgeError("facts of this store have vectors; name its encoder in knowledge.encoder to add some")
+        fact = fact_of(triple, source, fact_id=fact_id)
+        vectors_MF = self._queries.of([fact.text]) if self._queries is not None else None
+        version = self._store.put([fact], vectors_MF)
+        self.refresh()
+        return version, fact
+
+    def delete(self, fact_id: str) -> int:
+        """Remove a fact, and use the new version here at once.
+
+        Raises:
+            UnknownFactError: there is none of this id.
+        """
+        version = self._store.delete([fact_id])
+        self.refresh()
+        return version
+
+    def refresh(self) -> None:
+        """Use the newest version from now on; requests that run keep theirs."""
+        with self._refreshing:
+            if self._store.version != self.version:
+                self._linker = self._prepared(snapshot.refresh(self._store, self._linker.snapshot))
+
+    def has_version(self, least: int, timeout_s: float) -> bool:
+        """Whether this version, or a newer one, is in use; waits for it."""
+        deadline = time.monotonic() + timeout_s
+        while self.version < least and time.monotonic() < deadline:
+            self.refresh()
+            time.sleep(_STEP_S)
+        return self.version >= least
+
+    def close(self) -> None:
+        """End the thread that looks for newer versions."""
+        self._closed.set()
+
+    def _prepared(self, facts: snapshot.Snapshot) -> Linker:
+        """What the first request would otherwise wait for."""
+        linker = Linker(facts, self._queries, self._config.exact)
+        _ = facts.rows_by_head, facts.longest_name
+        if self._queries is not None and len(facts):
+            _ = linker.search
+        return linker
+
+    def _follow(self) -> None:
+        while not self._closed.wait(self._config.refresh_s):
+            try:
+                self.refresh()
+            except (KnowledgeError, OSError) as error:
+                _log.warning("facts stay those of version %d: %s", self.version, error)
