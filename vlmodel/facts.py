@@ -66,7 +66,7 @@ class LinkConfig(Section):
     by: Literal["names", "dense", "both"] = "both"
     """"names": facts whose head is named in the text. "dense": facts whose vector is nearest to that of the text.
     "both": of the facts whose head is named the nearest ones, and the nearest of all where no head is named."""
-    top: int = Field(4, ge=1, le=64)
+    top: int = Field(4, ge=1, le=1024)
     """Most facts of a text."""
     least_similarity: float = Field(0.0, ge=-1, le=1)
     """Facts that were found by their vector only are left out below this cosine."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,14 @@ class Predictor:
         )
         if not any(example.texts for example in examples):
             return [[] for _ in examples]
-        answers, attention_NHW = self._run_batch(batch, top_k, attention, task, settings)
+        answers, attention_NHW, weights_NJ = self._run_batch(batch, top_k, attention, task, settings)
         maps = attention_NHW if attention_NHW is not None else [None] * len(answers)
         facts = [(of_text, e.knowledge_version) for e in examples for of_text in e.facts or ()]
+        if weights_NJ is not None:
+            facts = [
+                (_reweighed(of_text, weights_J), version)
+                for (of_text, version), weights_J in zip(facts, weights_NJ, strict=True)
+            ]
         flat = [Prediction(a, m, *found) for a, m, found in zip(answers, maps, facts, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
         return [flat[stop - len(example.texts) : stop] for stop, example in zip(stops, examples, strict=True)]
@@ -156,26 +161,38 @@ class Predictor:
         attention: bool,
         task: str | None,
         settings: Mapping[str, Any],
-    ) -> tuple[list[Answers], NDArray[np.float32] | None]:
-        """The answers to each row and, on request, its attention to the image grid (N, H, W)."""
+    ) -> tuple[list[Answers], NDArray[np.float32] | None, NDArray[np.float32] | None]:
+        """The answers to each row, on request its attention to the image grid (N, H, W), and the weights of its facts
+        (N, J) if the model weighs them.
+        """
         if top_k < 1:
             raise ValueError(f"top_k={top_k} asks for no answer; set it to 1 or more")
         name = self._task_name(task)
         decoder, encoded = self._encode_batch(batch, name, attention)
         answers = self.processor.tasks[name].answer(decoder, encoded, self.processor, top_k, **settings)
+        weights = encoded.fact_weights_NJ
+        weights_NJ = None if weights is None else weights.float().cpu().numpy()
+        attention_NHW = self._attention_to_image(decoder, encoded, answers) if attention else None
+        return answers, attention_NHW, weights_NJ
+
+    def _attention_to_image(
+        self, decoder: Decoder, encoded: DecoderInput, answers: list[Answers]
+    ) -> NDArray[np.float32] | None:
+        """(N, H, W) for the best answers; None where the model has none."""
         joint = encoded.joint
-        if not attention or joint is None:
-            return answers, None
+        if joint is None:
+            return None
         attention_NT = decoder.attention(encoded, self.processor, answers)
         if attention_NT is None:
             attention_NT = _attention_of_text(encoded, joint)
         if attention_NT is None or "vision" not in joint.spans or self.model.vision is None:
-            return answers, None
+            return None
         map_NHW = self.model.vision.to_grid(attention_NT[:, slice(*joint.spans["vision"])].float())
         if map_NHW is None:
-            return answers, None
+            return None
         sums_N11 = map_NHW.sum((1, 2), keepdim=True).clamp_min(torch.finfo(map_NHW.dtype).tiny)
-        return answers, (map_NHW / sums_N11).cpu().numpy()
+        weights_NHW: NDArray[np.float32] = (map_NHW / sums_N11).cpu().numpy()
+        return weights_NHW
 
     def _encode_batch(
         self, batch: Mapping[str, NDArray[Any]], task: str, attention: bool
@@ -193,6 +210,12 @@ class Predictor:
             if name.partition(".")[0] in self.processor.reads
         }
         return decoder, self.model.encode_task(task, self.model.encode_inputs(of_inputs), of_task, attention)
+
+
+def _reweighed(facts: tuple[LinkedFact, ...], weights_J: NDArray[np.float32]) -> tuple[LinkedFact, ...]:
+    """The facts with the weights that the model gave them, the greatest first."""
+    weighed = [replace(one, weight=float(weight)) for one, weight in zip(facts, weights_J, strict=False)]
+    return tuple(sorted(weighed, key=lambda one: -one.weight))
 
 
 def _attention_of_text(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from vlmodel.config import Part
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from vlmodel.knowledge._memory import FactMemory
     from vlmodel.processor import VLProcessor
 
 
@@ -23,10 +24,12 @@ class KnowledgePart(Part):
     Attributes:
         reads_facts: False of the kind that stands for no knowledge.
         changes_texts: the facts become part of the texts that the language encoder gets.
+        gives_stream: the facts become a stream called "knowledge".
     """
 
     reads_facts: ClassVar[bool] = True
     changes_texts: ClassVar[bool] = False
+    gives_stream: ClassVar[bool] = False
 
     link: LinkConfig = LinkConfig()
 
@@ -47,3 +50,11 @@ class KnowledgePart(Part):
             facts: of each text, the best first.
         """
         return processor.tokenize(texts)
+
+    def build(self, widths: Mapping[str, int]) -> FactMemory:
+        """The module of a kind that ``gives_stream``.
+
+        Args:
+            widths: of the encoders' streams.
+        """
+        raise NotImplementedError

@@ -23,13 +23,18 @@ from vlmodel.tokens import DecoderInput, FusedStream, Streams, Tokens
 from vlmodel.weights import refuse_mismatched_weights
 
 if TYPE_CHECKING:
+    from vlmodel.knowledge._memory import FactMemory
     from vlmodel.processor import VLProcessor
 
 TASK_INPUTS = (
     "sample_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
     "text_features_UTF", "text_features_mask_UT", "text_positions_NT", "text_visible_NTT",
+    "fact_ids_MT", "fact_mask_MT", "fact_rows_NJ",
 )  # fmt: skip
 """Arrays of a task that are read before its decoder; the others are the decoder's targets."""
+
+KNOWLEDGE = "knowledge"
+"""The stream of facts."""
 
 FEATURES = ("features_BF", "features_BTF", "features_mask_BT")
 """Arrays of cached features, in the order in which ``from_features`` takes them."""
@@ -91,6 +96,10 @@ class VLModel(PreTrainedModel):
         self.inputs = nn.ModuleDict({name: tree.inputs[name].build() for name in encodings if name in tree.inputs})
         self.streams_of_inputs = {stream: e.input for stream, e in encodings.items() if e.input != TEXT}
         widths = {name: self.encoder(name).width for name in encodings}
+        self.memory: FactMemory | None = None
+        if tree.knowledge.gives_stream:
+            self.memory = tree.knowledge.build(widths)
+            widths[KNOWLEDGE] = self.memory.width
         self.topology: parts.Topology | None = None
         if tree.task.reads_joint():
             fusion = tree.fusion.build(tree.topology.fusion_widths(widths))
@@ -192,6 +201,7 @@ class VLModel(PreTrainedModel):
                 encoded together. ``text_positions_NT``, ``text_visible_NTT``: where tokens stand and which attend to
                 which, if that is not their order and all (``parts.TextLayout``). ``text_features_UTF``,
                 ``text_features_mask_UT``: cached ``language.features`` of the distinct texts, in place of their tokens.
+                ``fact_ids_MT``, ``fact_mask_MT``, ``fact_rows_NJ``: the facts of a memory (``knowledge.memory``).
                 All others, such as ``labels_N`` and ``weights_N``, are targets of the decoder.
 
         Raises:
@@ -286,9 +296,13 @@ class VLModel(PreTrainedModel):
             streams["language"], rows["language"] = self._encode_task_texts(arrays)
         if not decoder.reads_joint or self.topology is None:
             return DecoderInput(streams, rows, None)
+        weights_NJ = None
+        if self.memory is not None:
+            facts = self.encode_texts(arrays["fact_ids_MT"], arrays["fact_mask_MT"])
+            streams[KNOWLEDGE], weights_NJ = self.memory(streams, rows, facts, arrays["fact_rows_NJ"])
         options = {"pooled_only": decoder.pooled_only, "output_attention": output_attention}
         if reads_text:
-            return DecoderInput(streams, rows, self.topology(streams, rows, **options))
+            return DecoderInput(streams, rows, self.topology(streams, rows, **options), weights_NJ)
         # Rows without texts of their own share all of their sample's: fused once, repeated afterwards.
         return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(sample_N))
 

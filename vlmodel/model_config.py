@@ -23,7 +23,7 @@ _MIN_TEXT = 4
 
 FORMAT = 2
 """Version of what a model's folder holds: since 2 the frozen weights lie apart (``vlmodel.bases``)."""
-RESERVED = (IMAGE, TEXT, "vision", "language", "joint")
+RESERVED = (IMAGE, TEXT, "vision", "language", "knowledge", "joint")
 """Names of inputs and streams that no further input may have."""
 
 
@@ -108,10 +108,15 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _knowledge_is_read(self) -> ModelConfig:
         knowledge = self.knowledge
-        if knowledge.changes_texts and not self.task.reads_text():
+        if knowledge.reads_facts and not self.task.reads_text():
             raise ValueError(
-                f"knowledge.kind={knowledge.kind!r} adds facts to a text, and task.kind={self.task.kind!r} reads none; "
-                "choose a task with questions, or knowledge.kind='none'"
+                f"knowledge.kind={knowledge.kind!r} looks up the facts of a text, and task.kind={self.task.kind!r} "
+                "reads none; choose a task with questions, or knowledge.kind='none'"
+            )
+        if knowledge.gives_stream and not self.task.reads_joint():
+            raise ValueError(
+                f"knowledge.kind={knowledge.kind!r} is a stream that meets the others, and task.kind="
+                f"{self.task.kind!r} reads them alone; use knowledge.kind='injection', or another task"
             )
         if knowledge.arranges_tokens() and (self.topology.encodes_text or not self.language.arranges_tokens()):
             raise ValueError(
@@ -143,7 +148,7 @@ class ModelConfig(Section):
     def frozen_streams(self) -> tuple[str, ...]:
         """Streams whose encoder has a backbone that training does not change, so that its features can be cached."""
         encodings = self.encoders()
-        if self.topology.encodes_text or self.knowledge.changes_texts:
+        if self.topology.encodes_text or self.knowledge.reads_facts:
             encodings.pop("language", None)  # with facts, which may be edited, a text is another one
         return tuple(name for name, encoding in encodings.items() if encoding.part.is_frozen())
 

@@ -94,11 +94,13 @@ class DecoderInput:
         streams: the encoded streams, each input once.
         rows: of all streams, for the N rows of the task.
         joint: the fused stream, with N rows; None for a decoder that does not read it.
+        fact_weights_NJ: of the J facts of each row, in their order; None for a model that does not weigh them.
     """
 
     streams: Streams
     rows: Rows
     joint: FusedStream | None
+    fact_weights_NJ: Tensor | None = None
 
     @property
     def fused(self) -> FusedStream:

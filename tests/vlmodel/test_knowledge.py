@@ -146,6 +146,7 @@ def test_every_kind_in_every_topology_and_fusion(
     assert not without
     predictor = Predictor(model, made)
     (one, _) = predictor.predict([example], 2)[0]
+    assert all(0 <= fact.weight <= 1 for fact in one.facts)
     assert [fact.fact.text for fact in one.facts] == ["it is red"]
     made.finder = Finder("blue blue blue")
     (other, _) = predictor.predict([example], 2)[0]
@@ -199,3 +200,33 @@ def test_texts_with_facts_are_not_cached() -> None:
     frozen = {"language": {"kind": "transformer", "frozen": True}}
     assert parse(ModelConfig, frozen).frozen_streams() == ("language",)
     assert parse(ModelConfig, {**frozen, "knowledge": {"kind": "injection"}}).frozen_streams() == ()
+
+
+def test_a_memory_weighs_its_facts(processor: VLProcessor, png: bytes) -> None:
+    tree = tree_of(kind="memory")
+    made = with_knowledge(processor, tree)
+    torch.manual_seed(0)
+    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    facts = tuple(linked(text) for text in ("it is red", "it is blue", "what is it"))
+    rows = Example({"image": png}, ("is it red?", "is it red?", "is it red?"), facts=(facts, facts[:1], ()))
+    many, one, none = predictor.predict([rows], 1)[0]
+    weights = [fact.weight for fact in many.facts]
+    assert weights == sorted(weights, reverse=True)
+    assert sum(weights) == pytest.approx(1, abs=1e-5)
+    assert [fact.weight for fact in one.facts] == pytest.approx([1])
+    assert none.facts == ()
+    # A row's facts are its own: what the others have changes nothing.
+    [[alone]] = predictor.predict([Example({"image": png}, ("is it red?",), facts=(facts[:1],))], 1)
+    assert alone.answers[0][1] == pytest.approx(one.answers[0][1], abs=1e-5)
+
+
+def test_the_order_of_facts_does_not_matter_to_a_memory(processor: VLProcessor, png: bytes) -> None:
+    tree = tree_of(kind="memory")
+    made = with_knowledge(processor, tree)
+    torch.manual_seed(0)
+    predictor = Predictor(VLModel.from_tree(tree, made), made)
+    facts = tuple(linked(text) for text in ("it is red", "it is blue", "what is it"))
+    [[one]] = predictor.predict([Example({"image": png}, ("is it?",), facts=(facts,))], 2)
+    [[other]] = predictor.predict([Example({"image": png}, ("is it?",), facts=(facts[::-1],))], 2)
+    assert dict(one.answers) == pytest.approx(dict(other.answers), abs=1e-5)
+    assert [f.fact.text for f in one.facts] == [f.fact.text for f in other.facts]

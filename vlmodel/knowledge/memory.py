@@ -1,0 +1,62 @@
+"""Memory: what is seen and asked selects among the facts of a row, and the selected ones are a stream of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from vlmodel.facts import LinkedFact
+from vlmodel.knowledge_parts import KnowledgePart
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmodel.knowledge._memory import FactMemory
+    from vlmodel.processor import VLProcessor
+
+
+class Config(KnowledgePart):
+    """The facts that are linked to a row, or offered with it, are keys and values; the query is of all streams, so that
+    what only the picture names can be looked up. ``link.top`` facts are looked at.
+    """
+
+    gives_stream: ClassVar[bool] = True
+
+    kind: Literal["memory"] = "memory"
+    width: int = Field(256, ge=1)
+    """Width of queries, keys and the stream."""
+    read: int = Field(4, ge=1)
+    """So many facts, those of the greatest weight, are read as tokens; the others only as a mean by their weights."""
+    max_fact_tokens: int = Field(24, ge=3)
+    """Longer facts are cut to this many tokens."""
+
+    def tokenize(
+        self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """Those of ``VLProcessor.tokenize``; and ``fact_ids_MT`` int64 and ``fact_mask_MT`` bool, the tokens of the M
+        distinct facts; ``fact_rows_NJ`` int64, for each text the rows of its facts among them, -1 where it has fewer.
+        """
+        fact_texts = dict.fromkeys(one.fact.text for one in chain.from_iterable(facts))
+        row_of = {text: row for row, text in enumerate(fact_texts)}
+        rows_NJ = np.full((len(texts), max(1, max(map(len, facts), default=1))), -1, np.int64)
+        for n, of_text in enumerate(facts):
+            rows_NJ[n, : len(of_text)] = [row_of[one.fact.text] for one in of_text]
+        # Encoders need a text at least; nothing points at this one.
+        encoded = processor.tokenizer(
+            list(fact_texts) or [""], padding=True, truncation=True, max_length=self.max_fact_tokens,
+            return_tensors="np",
+        )  # fmt: skip
+        return processor.tokenize(texts) | {
+            "fact_ids_MT": encoded["input_ids"].astype(np.int64, copy=False),
+            "fact_mask_MT": encoded["attention_mask"].astype(np.bool_),
+            "fact_rows_NJ": rows_NJ,
+        }
+
+    def build(self, widths: Mapping[str, int]) -> FactMemory:
+        from vlmodel.knowledge._memory import FactMemory
+
+        return FactMemory(self, widths)
