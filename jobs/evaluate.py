@@ -12,7 +12,13 @@ from jobs import job
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
-    return job.main("evaluate", argv, sections=("evaluate", "predict", "name", "storage", "data"), doc=__doc__)
+    return job.main(
+        "evaluate",
+        argv,
+        sections=("evaluate", "predict", "name", "storage", "data"),
+        doc=__doc__,
+        again="the same command begins anew",
+    )
 
 
 if __name__ == "__main__":

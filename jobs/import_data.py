@@ -13,7 +13,7 @@ from jobs import job
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
-    return job.main("import_data", argv, sections=("source", "data"), doc=__doc__)
+    return job.main("import_data", argv, sections=("source", "data"), doc=__doc__, again="the same command begins anew")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,14 @@ from jobs import job
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
-    return job.main("index", argv, flags={"--report": "data.index.report=true"}, sections=("data",), doc=__doc__)
+    return job.main(
+        "index",
+        argv,
+        flags={"--report": "data.index.report=true"},
+        sections=("data",),
+        doc=__doc__,
+        again="the same command continues with the tars that are left",
+    )
 
 
 if __name__ == "__main__":

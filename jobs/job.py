@@ -29,16 +29,18 @@ def main(
     flags: Mapping[str, str] | None = None,
     sections: Sequence[str] = (),
     doc: str | None = None,
+    again: str = "the same command continues",
     run: Callable[[Any], Any] | None = None,
 ) -> int:
     """Parse the command line, run the job, and return its exit status: 0, 1 for a failure, 2 for wrong usage, 128 +
-    the number of the signal that ended it (130 for Ctrl-C, 143 for SIGTERM).
+    the number of the signal that ended it (130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal).
 
     Args:
         name: of the job, whose work is ``pipelines.workflows.NAME.run``.
         flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``.
         sections: of the settings, those that the job is about: ``--help`` shows them first.
         doc: what the job does, for ``--help``.
+        again: what the same command does after a signal ended the job.
         run: does the work in place of the workflow, for tests.
     """
     _print_everything()
@@ -46,6 +48,19 @@ def main(
     if arguments.help:
         _print_help(arguments, sections)
         return 0
+    from pipelines.workflows import signals
+
+    signals.handle(f"{name}: stopped by {{signal}}; {again}")
+    try:
+        status = _run(name, arguments, run)
+    except BaseException:
+        # Whatever the clean-up after a signal raises follows from the signal.
+        if signals.received() is None:
+            raise
+    return status if signals.received() is None else signals.report_end()
+
+
+def _run(name: str, arguments: argparse.Namespace, run: Callable[[Any], Any] | None) -> int:
     from pipelines.errors import expected_cause, message_of
     from pipelines.workflows import signals
     from pipelines.workflows.config import JobConfig
@@ -61,15 +76,10 @@ def main(
     if arguments.print:
         print(render(dump(config)))
         return 0
-    signals.handle()
     try:
         (run or importlib.import_module(f"pipelines.workflows.{name}").run)(Workspace(config))
-    except KeyboardInterrupt:
-        number = signals.received()
-        print(f"\n{name}: stopped by {number.name}; the same command keeps what was finished", file=sys.stderr)
-        return 128 + number
     except Exception as error:
-        if (known := expected_cause(error)) is None:
+        if signals.received() is not None or (known := expected_cause(error)) is None:
             raise
         print(f"{name}: {message_of(known)}", file=sys.stderr)
         return 1

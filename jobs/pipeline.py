@@ -14,7 +14,13 @@ from jobs import job
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
-    return job.main("pipeline", argv, sections=("name", "source", "data", "train", "serve"), doc=__doc__)
+    return job.main(
+        "pipeline",
+        argv,
+        sections=("name", "source", "data", "train", "serve"),
+        doc=__doc__,
+        again="the same command continues, and keeps what was finished",
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from jobs import job
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
-    return job.main("prepare", argv, sections=("prepare", "data"), doc=__doc__)
+    return job.main("prepare", argv, sections=("prepare", "data"), doc=__doc__, again="the same command continues")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flags={"--rollback": "registry.rollback=true"},
         sections=("registry", "name", "storage", "serve"),
         doc=__doc__,
+        again="the same command judges it again",
     )
 
 

@@ -17,7 +17,14 @@ from jobs import job
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job with these arguments, or those of the process; returns the exit status."""
     flags = {"--abandon": "retrain.abandon=true"}
-    return job.main("retrain", argv, flags=flags, sections=("retrain", "name", "storage", "data"), doc=__doc__)
+    return job.main(
+        "retrain",
+        argv,
+        flags=flags,
+        sections=("retrain", "name", "storage", "data"),
+        doc=__doc__,
+        again="the same command continues the cycle",
+    )
 
 
 if __name__ == "__main__":

@@ -1,29 +1,57 @@
-"""What ends a job from outside: Ctrl-C, SIGTERM, and a terminal that was closed."""
+"""What ends a job from outside: Ctrl-C, SIGTERM, and a terminal that was closed.
+
+The first of these signals raises KeyboardInterrupt, and the job cleans up. What has not ended after ``CLEAN_UP_S``, or
+at a second Ctrl-C, is killed: a library may swallow the exception, or wait for a process that is gone.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+CLEAN_UP_S = 8.0
+
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A shell and the kernel may each send a signal for one closed terminal or one Ctrl-C.
+_SECOND_AFTER_S = 0.5
 # The exception cannot carry it: where Ray waits in C++, it raises a KeyboardInterrupt of its own.
-_received = signal.SIGINT
+_received: signal.Signals | None = None
+_received_at = 0.0
+_line = ""
 
 
-def handle() -> None:
+def handle(line: str) -> None:
     """Let each of these signals raise KeyboardInterrupt in the main thread, so that all cleans up as after Ctrl-C.
 
     SIGINT too: a shell that starts a job in the background has it ignored, and what the job started would outlive it.
+
+    Args:
+        line: says what the job is, and whether the same command continues; {signal} stands for the signal's name.
     """
+    global _received, _line
+    _received, _line = None, line
     for number in _ENDING:
-        signal.signal(number, _raise_keyboard_interrupt)
+        signal.signal(number, _end)
 
 
-def received() -> signal.Signals:
-    """The signal of the last KeyboardInterrupt."""
+def received() -> signal.Signals | None:
+    """The signal that ends this job; None if there was none."""
     return _received
+
+
+def report_end() -> int:
+    """Tell what ended the job; the exit status, 128 + the signal's number."""
+    number = _received or signal.SIGINT
+    # The terminal may be closed, and the process that read a pipe may have ended with the same Ctrl-C.
+    with suppress(OSError, ValueError):
+        print(f"\n{_line.format(signal=number.name)}", file=sys.stderr, flush=True)
+    return 128 + number
 
 
 @contextmanager
@@ -38,7 +66,34 @@ def kept() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _raise_keyboard_interrupt(number: int, _: FrameType | None) -> None:
-    global _received
-    _received = signal.Signals(number)
-    raise KeyboardInterrupt
+def _end(number: int, _: FrameType | None) -> None:
+    global _received, _received_at
+    if _received is None:
+        _received, _received_at = signal.Signals(number), time.monotonic()
+        _drop_closed_streams()
+        timer = threading.Timer(CLEAN_UP_S, _kill_all)
+        timer.daemon = True
+        timer.start()
+        raise KeyboardInterrupt
+    if number == signal.SIGINT and time.monotonic() - _received_at > _SECOND_AFTER_S:
+        _kill_all()
+
+
+def _drop_closed_streams() -> None:
+    """Let nothing fail because it writes to a terminal that was closed."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _kill_all() -> None:
+    """End this process and all that it started, whatever they do."""
+    import psutil
+
+    # Parents first, as the raylet would start its workers again.
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
+    os._exit(report_end())

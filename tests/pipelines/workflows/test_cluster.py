@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipelines.workflows import cluster, signals
+from pipelines.workflows import cluster
 from pipelines.workflows.cluster import ClusterError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -122,46 +120,3 @@ def test_a_folder_of_another_user_is_not_used(tmp_path: Path, monkeypatch: pytes
     assert folder.parent.parent == tmp_path
     assert folder.parent.name != f"ray-{os.getuid()}"
     assert folder.parent.stat().st_mode & 0o777 == 0o700
-
-
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=lambda n: str(n)
-)
-def test_a_signal_ends_a_job_with_its_status(number: signal.Signals, status: int) -> None:
-    program = textwrap.dedent(f"""
-        '''Waits.'''
-        import os, sys
-        from jobs.job import main
-
-        def run(config):
-            try:
-                os.kill(os.getpid(), {int(number)})
-                import time
-                time.sleep(60)
-            finally:
-                print("cleaned up")
-
-        sys.exit(main("wait", [], run=run))
-    """)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    assert done.stdout == "cleaned up\n"
-    assert done.stderr.splitlines()[-1] == f"wait: stopped by {number.name}; the same command keeps what was finished"
-
-
-def test_handlers_that_a_library_installs_are_not_kept() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        signals.handle()
-        own = signal.getsignal(signal.SIGTERM)
-        with signals.kept():
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        assert signal.getsignal(signal.SIGTERM) is own
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, before)
