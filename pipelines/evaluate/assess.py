@@ -79,6 +79,7 @@ def assess(
     *,
     examples: int = EXAMPLES,
     training: bool = False,
+    label: str = "evaluate",
 ) -> list[Assessment]:
     """Answer all rows of each task over ``source`` with the model in folder ``model``, and report on the answers.
 
@@ -89,6 +90,7 @@ def assess(
         examples: number of example cards.
         training: also answer as many samples of the training split, drawn by hash, if the model is known to have been
             trained on ``index``.
+        label: what the lines of progress begin with.
 
     Raises:
         DataError: the split has no right answers, or a training split is needed and missing.
@@ -104,14 +106,19 @@ def assess(
     trained_on = training and source.split != "train" and index.hash in baselines.trained_on
     assessments = []
     for name, task in processor.tasks.items():
-        answers = pa.concat_tables(list(collect(predict(model, source, config, stream, name))))
         split = source.split or "all"
+        shown = f"{label} {split}{f', {name}' if name else ''}"
+        count = index.count(task.can_answer, source.split)
+        answers = pa.concat_tables(list(collect(predict(model, source, config, stream, name), shown, count)))
         report = build_report(answers, split, task, baselines, processor.labels, processor.normalizer, name)
         if trained_on and index.count(task.can_learn, "train"):
             sample = predict(
                 model, replace(source, split="train"), config, stream, name, sample=report.samples, shuffled=0
             )  # fmt: skip
-            scores = score_examples(pa.concat_tables(list(collect(sample))), task, processor.normalizer)
+            count = min(report.samples, index.count(task.can_answer, "train"))
+            shown = f"{label} train{f', {name}' if name else ''}"
+            tables = list(collect(sample, shown, count))
+            scores = score_examples(pa.concat_tables(tables), task, processor.normalizer)
             if len(scores):
                 report = replace(report, training=(scores.value, len(scores)))
         rows = choose_examples(answers, task, examples, normalizer=processor.normalizer)

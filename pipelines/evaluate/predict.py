@@ -21,12 +21,14 @@ from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset
 
 from pipelines.data.index.index import Index
+from pipelines.data.stream import ray_private
 from pipelines.data.stream.dataset import Source, bind_facts
 from pipelines.data.stream.loader import EvaluationBatches
 from pipelines.data.stream.stream import StreamConfig, batch_dataset
 from pipelines.data.stream.wire import unpack
 from pipelines.errors import DataError
 from pipelines.knowledge.opened import FactSource
+from pipelines.report.progress import Progress
 from vlmodel.array_names import prefix_array_names, select_task_arrays
 from vlmodel.config import ConfigError, Section
 from vlmodel.inference import Predictor
@@ -199,6 +201,7 @@ def predict(
         )
     batches = EvaluationBatches(replace(source, answering=task), config.batch, sample=sample)
     dataset = batch_dataset(batches.__getitem__, stream.tasks, _BATCHES_PER_TASK, 0, len(batches), row_is_block=False)
+    ray_private.pass_arguments_by_value()
     return dataset.map_batches(
         _PredictActor,
         fn_constructor_args=(model, task, config, min(1.0, shuffled / batches.samples), source.facts),
@@ -211,12 +214,20 @@ def predict(
     )
 
 
-def collect(dataset: Dataset) -> Iterator[pa.Table]:
-    """The rows as tables, batch by batch, while later batches are still being answered."""
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-        assert isinstance(table, pa.Table)
-        if table.num_rows:
-            yield table.cast(SCHEMA)
+def collect(dataset: Dataset, name: str, samples: int) -> Iterator[pa.Table]:
+    """The rows as tables, batch by batch, while later batches are still being answered.
+
+    Args:
+        name, samples: what the progress is called, and how many samples are answered in all.
+    """
+    done = 0
+    with Progress(name, "sample") as progress:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            assert isinstance(table, pa.Table)
+            if table.num_rows:
+                done += pc.count_distinct(table["key"]).as_py()  # A batch has all rows of its samples.
+                progress(min(done, samples), samples)
+                yield table.cast(SCHEMA)
 
 
 def write(tables: Iterator[pa.Table], file: Path) -> tuple[int, int]:

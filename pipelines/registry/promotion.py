@@ -55,7 +55,10 @@ class Holdout:
             DataError: the split has no right answers.
         """
         source = Source(self.index.tars, self.index.hash, split, str(model.folder), facts=self.facts)
-        return assess(str(model.folder), source, self.index, self.predict, self.stream, examples=0)
+        return assess(
+            str(model.folder), source, self.index, self.predict, self.stream, examples=0,
+            label=f"gate version {model.version},",
+        )  # fmt: skip
 
 
 def run_gate(

@@ -1,15 +1,20 @@
-"""Progress of a job: a bar on a terminal, a line every few seconds in a log."""
+"""Progress of a job: a bar on a terminal, a line every few seconds in a log, both with the time that is left."""
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO, cast
 
 from tqdm import tqdm
 
 _LINE_EVERY_S = 5.0
+_LOG_COLUMNS = 80
+_BAR_COLUMNS = 12
 
 
 class Progress:
@@ -25,20 +30,47 @@ class Progress:
         self._name, self._unit, self._out = name, unit, out or sys.stderr
         self._is_terminal = self._out.isatty()
         self._bar: tqdm[None] | None = None
-        self._start = time.monotonic()
-        self._last_line = float("-inf")
+        self._start = self._last_line = time.monotonic()
+        self._first: int | None = None
+        self._stack = contextlib.ExitStack()
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int, facts: Sequence[str] = (), left_s: float | None = None) -> None:
+        """Show how far the work is.
+
+        Args:
+            facts: texts to show beside it, the most important first; those for which there is no room are left out.
+            left_s: seconds that are left; by default as the work has gone so far.
+        """
+        seconds = time.monotonic() - self._start
+        if self._first is None:
+            self._first = done  # What was done before this start says nothing of the speed.
+        if left_s is None and self._first < done:
+            left_s = seconds / (done - self._first) * (total - done)
+        parts = [f"{self._name}  {self._unit} {done}/{total}"]
+        if done == total:
+            parts.append(f"took {clock(seconds)}")
+        elif left_s is not None:
+            parts.append(f"left {clock(left_s)}")
         if self._is_terminal:
-            if self._bar is None:
-                self._bar = tqdm(total=total, desc=self._name, unit=self._unit, file=self._out, dynamic_ncols=True)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if done == total or now - self._last_line >= _LINE_EVERY_S:
-            self._last_line = now
-            meter = tqdm.format_meter(done, total, now - self._start, prefix=self._name, unit=self._unit)
-            print(meter, file=self._out, flush=True)
+            self._show_bar(done, total, [*parts, *facts])
+        elif done == total or self._start + seconds - self._last_line >= _LINE_EVERY_S:
+            self._last_line = self._start + seconds
+            print(fitting([*parts, *facts], _LOG_COLUMNS), file=self._out, flush=True)
+
+    def _show_bar(self, done: int, total: int, parts: Sequence[str]) -> None:
+        columns = shutil.get_terminal_size().columns - 1
+        if self._bar is None:
+            self._bar = tqdm(total=total, file=self._out, bar_format="{desc}  {bar}", ncols=columns)
+            for redirect, stream in (
+                (contextlib.redirect_stdout, sys.stdout),
+                (contextlib.redirect_stderr, sys.stderr),
+            ):
+                if stream.isatty():
+                    self._stack.enter_context(redirect(cast(TextIO, _AboveBar(stream, self._bar))))
+        self._bar.ncols = columns
+        self._bar.set_description_str(fitting(parts, columns - _BAR_COLUMNS), refresh=False)
+        self._bar.n = done
+        self._bar.refresh()
 
     def __enter__(self) -> Self:
         return self
@@ -46,5 +78,41 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stack.close()
         if self._bar is not None:
             self._bar.close()
+
+
+class _AboveBar:
+    """A terminal's stream whose lines appear above a bar, and not at the bar's end."""
+
+    def __init__(self, stream: TextIO, bar: tqdm[None]) -> None:
+        self._stream, self._bar, self._held = stream, bar, ""
+
+    def write(self, text: str) -> int:
+        lines, newline, self._held = f"{self._held}{text}".rpartition("\n")
+        if newline:
+            self._bar.clear()
+            self._stream.write(f"{lines}\n")
+            self._stream.flush()
+            self._bar.refresh()
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def fitting(parts: Sequence[str], columns: int) -> str:
+    """The first part and those after it for which there is room in a line."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) <= columns:
+            line = f"{line}  {part}"
+    return line
+
+
+def clock(seconds: float) -> str:
+    """As 1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import ray
 from ray import serve
+from ray.serve import context
 from ray.serve._private import constants, replica
 
 LOOPBACK = "127.0.0.1"
@@ -36,3 +39,22 @@ def head_address() -> str:
 def delete_in_background(app_name: str) -> None:
     """Remove an application from Serve without waiting for it."""
     serve.delete(app_name, _blocking=False)
+
+
+def shut_down(timeout_s: float) -> None:
+    """``serve.shutdown``, which makes Ray print an error each time: its call of the controller ends with the
+    controller, and would be retried.
+
+    Raises:
+        ray.exceptions.GetTimeoutError: applications still run after ``timeout_s``.
+    """
+    client, _ = context._check_cached_client_alive()
+    if client is None:
+        serve.shutdown()
+        return
+    client.shutdown_cached_handles()
+    call = client._controller.graceful_shutdown.options(max_task_retries=0)
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        ray.get(call.remote(), timeout=timeout_s)
+    client._shutdown = True
+    context._disconnect()

@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import ray
 from ray.actor import ActorHandle
-from tqdm import tqdm
+
+from pipelines.report.progress import Progress
+
+_POLL_S = 0.5
+# A smaller share of a step is no reason to look at the input.
+_MIN_DATA_WAIT = 0.1
+
+
+class Posted(NamedTuple):
+    """What the workers have posted: the newest metrics, and lines for the user."""
+
+    metrics: dict[str, float]
+    lines: list[str]
 
 
 class ProgressActor:
-    """Holds the newest metrics, and why a training failed. Workers write, the job reads."""
+    """Holds the newest metrics, lines for the user, and why a training failed. Workers write, the job reads."""
 
     def __init__(self) -> None:
         self._latest: dict[str, float] = {}
+        self._lines: list[str] = []
         self._failure = ""
 
     def post(self, metrics: dict[str, float]) -> None:
         self._latest |= metrics
 
-    def read(self) -> dict[str, float]:
-        return self._latest
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def read(self, seen: int = 0) -> Posted:
+        """The newest metrics, and the lines after the first ``seen``."""
+        return Posted(self._latest, self._lines[seen:])
 
     def fail(self, message: str) -> None:
         self._failure = message
@@ -38,61 +54,53 @@ def create_progress_actor() -> ActorHandle[Any]:
 
 
 class ProgressDisplay:
-    """Shows the progress until it is closed: a bar on a terminal, a line every ``interval_s`` seconds in a log."""
+    """Shows what the workers post until it is closed."""
 
-    def __init__(
-        self, progress_actor: ActorHandle[Any], steps: int, label: str = "train", interval_s: float = 5.0
-    ) -> None:
+    def __init__(self, progress_actor: ActorHandle[Any], steps: int, label: str = "train") -> None:
         self._progress_actor, self._steps, self._label = progress_actor, steps, label
-        self._terminal = sys.stderr.isatty()
-        self._interval_s = 0.5 if self._terminal else interval_s
-        self._bar = tqdm(total=steps, unit="step", desc=label, disable=not self._terminal, dynamic_ncols=True)
-        self._shown = -1.0
+        self._progress = Progress(label, "step")
+        self._seen_lines, self._shown_step = 0, 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._follow_progress, daemon=True)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
 
     def __enter__(self) -> ProgressDisplay:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._show_line()
-        self._bar.close()
+        if kind is None or issubclass(kind, Exception):  # Who stopped the job waits for its end.
+            self._show()
+        self._progress.__exit__(None, None, None)
 
-    def _follow_progress(self) -> None:
-        while not self._stop.wait(self._interval_s):
-            self._show_line()
+    def _follow(self) -> None:
+        while not self._stop.wait(_POLL_S):
+            self._show()
 
-    def _show_line(self) -> None:
+    def _show(self) -> None:
         try:
-            metrics = cast("dict[str, float]", ray.get(self._progress_actor.read.remote(), timeout=5))
+            posted = cast(Posted, ray.get(self._progress_actor.read.remote(self._seen_lines), timeout=5))
         except (ray.exceptions.RayError, TimeoutError):
             return  # a training does not fail because its progress cannot be shown
-        step = metrics.get("step", 0.0)
-        if not metrics or step == self._shown:
-            return
-        self._shown = step
-        text = format_progress(metrics)
-        if self._terminal:
-            self._bar.n = int(step)
-            self._bar.set_postfix_str(text, refresh=True)
-        else:
-            print(f"{self._label}  step {int(step)}/{self._steps}  {text}", file=sys.stderr, flush=True)
+        for line in posted.lines:
+            print(f"{self._label}  {line}", flush=True)
+        self._seen_lines += len(posted.lines)
+        step = posted.metrics.get("step", 0.0)
+        if step != self._shown_step:
+            self._shown_step = step
+            self._progress(int(step), self._steps, facts(posted.metrics), posted.metrics.get("speed/left_s"))
 
 
-def format_progress(metrics: Mapping[str, float]) -> str:
-    """The metrics that a person watches, in one line."""
-    minutes, seconds = divmod(int(metrics.get("speed/left_s", 0)), 60)
-    parts = [
-        f"epoch {metrics.get('train/epoch', 0):.2f}",
-        f"loss {metrics.get('train/loss', float('nan')):.4f}",
-        f"{metrics.get('speed/images_per_s', 0):.0f} images/s",
-        f"{metrics.get('speed/texts_per_s', 0):.0f} texts/s",
-        f"waiting for data {metrics.get('speed/data_wait_share', 0):.0%}",
-        f"left {minutes}:{seconds:02d}",
-    ]
+def facts(metrics: Mapping[str, float]) -> list[str]:
+    """The metrics that a person watches, the most important first."""
+    shown = [f"loss {metrics.get('train/loss', float('nan')):.4f}"]
     if "val/accuracy" in metrics:
-        parts.insert(2, f"val accuracy {metrics['val/accuracy']:.4f}")
-    return "  ".join(parts)
+        shown.append(f"val accuracy {metrics['val/accuracy']:.4f}")
+    if (waiting := metrics.get("speed/data_wait_share", 0.0)) >= _MIN_DATA_WAIT:
+        shown.append(f"waits for data {waiting:.0%}")
+    return [
+        *shown,
+        f"{metrics.get('speed/images_per_s', 0):.0f} images/s",
+        f"epoch {metrics.get('train/epoch', 0):.1f}",
+    ]

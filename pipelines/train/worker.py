@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -80,6 +79,9 @@ class RunSpec:
 
 def train_worker(spec: RunSpec) -> None:
     """Train as one of the workers, from the newest valid checkpoint of the run on."""
+    # Ray Train shows lines of level INFO.
+    for package in ("pipelines", "vlmodel"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -101,7 +103,7 @@ def train_worker(spec: RunSpec) -> None:
             stored = recorded_bases(found[1] / checkpoint.MODEL)
     progress = restore_progress(found[0].state if found is not None else None)
     if rank == 0 and found is not None:
-        _print_line(f"continues from {found[0].path} (step {progress.step} of {spec.schedule.steps})")
+        _say(spec, f"continues from {found[0].path} (step {progress.step} of {spec.schedule.steps})")
     elif rank == 0:
         stored = bases.store(model, Folder(spec.folder).parent)
     check_backbones(model, spec.train_source.features)
@@ -129,7 +131,7 @@ def train_worker(spec: RunSpec) -> None:
                 and progress.step < spec.schedule.steps
                 and patience_is_exhausted(progress.history, patience, selection_metric)
             ):
-                _print_line(_patience_message(progress, patience, selection_metric))
+                _say(spec, _patience_message(progress, patience, selection_metric))
             prefetcher.close()
     except NonFiniteLossError as error:
         # All workers are here together. They return, as Ray would retry after an exception.
@@ -137,10 +139,9 @@ def train_worker(spec: RunSpec) -> None:
             ray.get(spec.progress_actor.fail.remote(str(error)))
 
 
-def _print_line(line: str) -> None:
-    """Show a line on the driver's terminal. Ray Train replaces ``print``, which shows each line twice."""
-    sys.stdout.write(f"train  {line}\n")
-    sys.stdout.flush()
+def _say(spec: RunSpec, line: str) -> None:
+    """Have the job show a line. What a worker prints itself, Ray shows with the name of its process."""
+    ray.get(spec.progress_actor.say.remote(line))
 
 
 def _patience_message(progress: Progress, patience: int, selection_metric: str) -> str:

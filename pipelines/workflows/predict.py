@@ -9,6 +9,7 @@ from pipelines.evaluate.predict import collect, predict, write
 from pipelines.workflows import feature_cache, models
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
+from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> Path:
@@ -23,7 +24,9 @@ def run(work: Workspace) -> Path:
         source = work.source(index, split, chosen.folder, features)
         task = work.config.evaluate.task or None
         answers = predict(str(chosen.folder), source, work.config.predict, work.config.stream, task)
-        rows, cut = write(collect(answers), out)
+        tasks = VLProcessor.from_pretrained(chosen.folder).tasks
+        samples = index.count(tasks[task or next(iter(tasks))].can_answer, split)
+        rows, cut = write(collect(answers, "predict", samples), out)
     note = f", {cut} of them to texts that were cut, as they have more tokens than the model takes" if cut else ""
     print(f"{rows} answers of {chosen.name} version {chosen.version}{note}: {out}", flush=True)
     return out

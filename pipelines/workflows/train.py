@@ -127,6 +127,7 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
         first = assessments[0]
         score = models.score_of(first.report, index)
         examples = {assessment.task: assessment.example for assessment in assessments}
+        print("registering: the model is packed, and loaded by a fresh process to try it", flush=True)
         version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pipelines.data.index.index import Index, Shard
 from pipelines.data.index.shard_pass import map_shards
+from pipelines.data.stream import ray_private
 from pipelines.data.stream.feature_cache import FACTS, FeatureCache, Precision, Table, input_hash, text_hashes
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
@@ -183,6 +184,7 @@ def _map_shards(
     """The shards' names, in the order in which they are done."""
     if not shards:
         return
+    ray_private.pass_arguments_by_value()
     shared = ray.put((index, encoder, processor))
     for row in map_shards(
         [{"shard": shard.name} for shard in shards],

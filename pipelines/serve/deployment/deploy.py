@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 APP_NAME = "vlmodel"
 
+_SHUTDOWN_S = 30.0
 # A busy replica answers in its turn.
 _SPEC_TIMEOUT_S = 10.0
 # Of Serve's controller, whose proxies inherit it.
@@ -121,7 +122,7 @@ def stop() -> None:
     """Let requests in flight end, then remove the service from the cluster. Does nothing where none runs."""
     global _ingress
     if ray.is_initialized():
-        serve.shutdown()
+        ray_private.shut_down(_SHUTDOWN_S)
         ingress.remove(_ingress)
         _ingress = Ingress()
 
@@ -230,7 +231,7 @@ def _remove_applications() -> None:
         if name in serve.status().applications:
             serve.delete(name)
     if not serve.status().applications:
-        serve.shutdown()
+        ray_private.shut_down(_SHUTDOWN_S)
 
 
 def _running_spec() -> ServiceSpec | None:

@@ -10,11 +10,13 @@ from typing import Any
 import ray
 from ray import serve
 
+from pipelines.report.progress import clock
 from pipelines.serve.client import is_ready
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.errors import ServeError
 
 _POLL_S = 0.1
+_REPORT_EVERY_S = 5.0
 
 
 def wait_until_running(
@@ -27,26 +29,31 @@ def wait_until_running(
     """Wait for an application, and for its answer at ``address`` if it has one.
 
     Args:
-        report: gets each change of the application's status.
+        report: gets each change of the application's status, and every few seconds how long it has taken.
 
     Raises:
         ServeError: it fails, or takes longer than ``config.start_timeout_s``.
     """
     section = "serve" if address else "serve.challenger"
     label = "service" if address else "challenger"
-    deadline = time.monotonic() + config.start_timeout_s
+    begun = last = time.monotonic()
     reported = ""
     while True:
         app = serve.status().applications.get(app_name)
         status = str(app.status.value) if app else "UNKNOWN"
         if status != reported:
             report(f"{label}: {status.lower().replace('_', ' ')}")
-            reported = status
+            reported, last = status, time.monotonic()
+        now = time.monotonic()
+        if now - last >= _REPORT_EVERY_S:
+            shown = f"{clock(now - begun)}, of at most {clock(config.start_timeout_s)}"
+            report(f"{label}: {status.lower().replace('_', ' ')} for {shown}")
+            last = now
         if app is not None and status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise ServeError(f"the {label} did not start: {_replica_failure(app)}")
         if status == "RUNNING" and (not address or is_ready(address, ssl_context)):
             return
-        if time.monotonic() > deadline:
+        if now - begun > config.start_timeout_s:
             raise ServeError(
                 f"the {label} did not answer{f' at {address}' if address else ''} within {config.start_timeout_s:g} s "
                 f"(status {status}); {_describe_delay(app, config if address else config.challenger, section)}"

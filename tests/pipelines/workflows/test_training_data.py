@@ -231,7 +231,8 @@ def test_a_training_on_pairs_and_texts(data: Path, said: Path, monkeypatch: pyte
     model = f"{ended.path}/model"
     assert "grass" in VLProcessor.from_pretrained(model).tokenizer.get_vocab()
     source = Source(str(said), Index.open(str(said)).hash, "val", model)
-    answers = pa.concat_tables(list(collect(predict(model, source, work.config.predict, work.config.stream, "ask"))))
+    asked = predict(model, source, work.config.predict, work.config.stream, "ask")
+    answers = pa.concat_tables(list(collect(asked, "evaluate", 6)))
     assert answers["key"].to_pylist() == [f"val{n}" for n in range(6)]
     assert answers["target"].to_pylist() == ["green"] * 6
     assert answers["shuffled"].null_count == 6
