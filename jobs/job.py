@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import help
-from vlmodel.config import ConfigError, dump, load
+from pipelines.workflows import signals
 
 CONFIGS = Path(__file__).with_name("configs")
 
@@ -43,28 +43,35 @@ def main(
         again: what the same command does after a signal ended the job.
         run: does the work in place of the workflow, for tests.
     """
-    _print_everything()
-    arguments = _argument_parser(name, doc or "", flags or {}).parse_args(argv)
-    if arguments.help:
-        _print_help(arguments, sections)
-        return 0
-    from pipelines.workflows import signals
-
     signals.handle(f"{name}: stopped by {{signal}}; {again}")
     try:
-        status = _run(name, arguments, run)
+        status = _run(name, argv, flags or {}, sections, doc or "", run)
     except BaseException:
         # Whatever the clean-up after a signal raises follows from the signal.
         if signals.received() is None:
             raise
-    return status if signals.received() is None else signals.report_end()
+    if signals.received() is not None:
+        signals.end()
+    return status
 
 
-def _run(name: str, arguments: argparse.Namespace, run: Callable[[Any], Any] | None) -> int:
+def _run(
+    name: str,
+    argv: Sequence[str] | None,
+    flags: Mapping[str, str],
+    sections: Sequence[str],
+    doc: str,
+    run: Callable[[Any], Any] | None,
+) -> int:
+    _print_everything()
+    arguments = _argument_parser(name, doc, flags).parse_args(argv)
+    if arguments.help:
+        _print_help(arguments, sections)
+        return 0
     from pipelines.errors import expected_cause, message_of
-    from pipelines.workflows import signals
     from pipelines.workflows.config import JobConfig
     from pipelines.workflows.workspace import Workspace
+    from vlmodel.config import ConfigError, dump, load
 
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

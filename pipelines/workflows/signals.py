@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 CLEAN_UP_S = 8.0
 
@@ -45,13 +46,24 @@ def received() -> signal.Signals | None:
     return _received
 
 
-def report_end() -> int:
-    """Tell what ended the job; the exit status, 128 + the signal's number."""
+def end() -> NoReturn:
+    """End this process, and what is left of all that it started, with the status 128 + the signal's number.
+
+    At once: Python's own way out would wait for threads, and may change the status.
+    """
+    import psutil
+
+    # Parents first, as the raylet would start its workers again.
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            process.kill()
     number = _received or signal.SIGINT
     # The terminal may be closed, and the process that read a pipe may have ended with the same Ctrl-C.
     with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with suppress(OSError, ValueError):
         print(f"\n{_line.format(signal=number.name)}", file=sys.stderr, flush=True)
-    return 128 + number
+    os._exit(128 + number)
 
 
 @contextmanager
@@ -71,12 +83,12 @@ def _end(number: int, _: FrameType | None) -> None:
     if _received is None:
         _received, _received_at = signal.Signals(number), time.monotonic()
         _drop_closed_streams()
-        timer = threading.Timer(CLEAN_UP_S, _kill_all)
+        timer = threading.Timer(CLEAN_UP_S, end)
         timer.daemon = True
         timer.start()
         raise KeyboardInterrupt
     if number == signal.SIGINT and time.monotonic() - _received_at > _SECOND_AFTER_S:
-        _kill_all()
+        end()
 
 
 def _drop_closed_streams() -> None:
@@ -86,14 +98,3 @@ def _drop_closed_streams() -> None:
             os.write(descriptor, b"")
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-
-
-def _kill_all() -> None:
-    """End this process and all that it started, whatever they do."""
-    import psutil
-
-    # Parents first, as the raylet would start its workers again.
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            process.kill()
-    os._exit(report_end())
