@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from vlmodel import bases, parts
 from vlmodel.array_names import select_task_arrays
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.encoder_parts import TEXT
-from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
+from vlmodel.model_config import AUTO_FILE, AUTO_MAP, ModelConfig, VLConfig, vocabulary_of
+from vlmodel.processor import VLProcessor
 from vlmodel.task import Task
 from vlmodel.tokens import DecoderInput, FusedStream, Streams, Tokens
 from vlmodel.weights import refuse_mismatched_weights
 
 if TYPE_CHECKING:
     from vlmodel.knowledge._memory import FactMemory
-    from vlmodel.processor import VLProcessor
 
 TASK_INPUTS = (
     "sample_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
@@ -143,8 +144,14 @@ class VLModel(PreTrainedModel):
             raise ValueError(f"stored={dict(named)} are not this model's bases: {', '.join(others)}; use bases.store")
         frozen = bases.frozen_names(self)
         trained = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        self.config.auto_map = AUTO_MAP
         super().save_pretrained(folder, state_dict=trained, max_shard_size=sys.maxsize, **kwargs)
+        shutil.copy(AUTO_FILE, folder)
         bases.record_bases(named, folder)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Do nothing: ``AUTO_MAP`` is stored anyway; transformers would store another one, and copy this file."""
 
     @classmethod
     def from_pretrained(
@@ -364,3 +371,4 @@ def _loss_sums(decoded: parts.DecoderOutput) -> Tensor:
 
 
 AutoModel.register(VLConfig, VLModel, exist_ok=True)
+AutoProcessor.register(VLConfig, VLProcessor, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -210,6 +211,11 @@ def vocabulary_of(processor: VLProcessor) -> parts.Vocabulary:
     return parts.Vocabulary(len(tokenizer), tokenizer.pad_token_id, len(processor.labels), begin, end)
 
 
+AUTO_FILE = Path(__file__).with_name("auto.py")
+AUTO_MAP = {"AutoConfig": "auto.VLConfig", "AutoModel": "auto.VLModel", "AutoProcessor": "auto.VLProcessor"}
+"""What transformers' Auto classes find in a saved model: classes of a file beside the weights."""
+
+
 class VLConfig(PreTrainedConfig):
     """transformers' configuration of a ``VLModel``.
 
@@ -247,6 +253,10 @@ class VLConfig(PreTrainedConfig):
                 f"version reads {FORMAT}); train it anew with this version"
             )
         return self.model
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: see ``VLModel.register_for_auto_class``."""
 
     @property
     def vocabulary(self) -> parts.Vocabulary:

@@ -340,8 +340,15 @@ class VLProcessor:
         (folder / _FILE).write_text(json.dumps(tree, ensure_ascii=False, indent=1), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> VLProcessor:
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """Do nothing: see ``VLModel.register_for_auto_class``."""
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **_: Any) -> VLProcessor:
         """Read what ``save_pretrained`` wrote.
+
+        Args:
+            _: what transformers' ``AutoProcessor`` adds.
 
         Raises:
             FileNotFoundError: the folder holds no processor.

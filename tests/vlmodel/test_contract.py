@@ -322,7 +322,7 @@ def test_saved_and_loaded_is_the_same(
     model = make_model(**combination)
     model.save_pretrained(tmp_path)
     apart = {"bases.json", "_bases"} if "frozen_stages" in combination.get("vision", {}) else set()
-    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"} | apart
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors", "auto.py"} | apart
     loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded) is VLModel
     assert not loaded.training
