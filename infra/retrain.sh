@@ -9,6 +9,7 @@ usage: infra/retrain.sh [--window FORMAT] [--dry-run] -- arguments of jobs.retra
 Submits `python -m jobs.retrain` under the id retrain-WINDOW-CHECKSUM; the checksum is that of the arguments, so that
 several models can be retrained on one cluster. Ray takes each id once: a window that was submitted already with the
 same arguments is left alone, with exit code 0, and a schedule may call twice, or again after a failure of its own.
+Where that retraining found nothing new, the window is not used up: the next call submits it again, as ID-2, ID-3, ...
 
   --window FORMAT   of `date`, in UTC (%Y%m%dT0000Z: a window a day); {window} in an argument is replaced by it
   --dry-run         print the command, submit nothing
@@ -62,13 +63,22 @@ if [[ -z ${RAY_API_SERVER_ADDRESS:-} ]]; then
 fi
 python=$([[ -x $root/.venv/bin/python ]] && echo "$root/.venv/bin/python" || echo python)
 
+ray_job() {
+    "$python" -m ray.scripts.scripts job "$@" 2>&1
+}
+
 # The server decides whether an id is new: to ask first would let two schedules pass at once.
-if said=$("$python" -m ray.scripts.scripts job submit --no-wait --submission-id "$id" --working-dir "$root" \
-    -- "${command[@]}" 2>&1); then
-    echo "submitted: $id"
-elif [[ $said == *"$id already exists"* ]]; then
-    echo "submitted before: $id"
-else
-    echo "$said" >&2
-    fail "$id was not submitted"
-fi
+name=$id number=1
+while ! said=$(ray_job submit --no-wait --submission-id "$name" --working-dir "$root" -- "${command[@]}"); do
+    if [[ $said != *"$name already exists"* ]]; then
+        echo "$said" >&2
+        fail "$name was not submitted"
+    fi
+    # What jobs.retrain says where too few tars have come in.
+    if ! ray_job logs "$name" | grep --quiet --extended-regexp 'nothing to begin: [0-9]+ new tars'; then
+        echo "submitted before: $name"
+        exit
+    fi
+    number=$((number + 1)) name=$id-$number
+done
+echo "submitted: $name"

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
 import shutil
 import subprocess
+import types
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipelines.retrain.cycle import run_window
 from pipelines.retrain.window import window_id
+from pipelines.workflows import retrain as workflow
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "infra" / "retrain.sh"
 SCHEDULE = ROOT / "infra" / "schedule"
 
-# Stands for Ray's job server: takes each id once, and writes down what it is asked.
+# Stands for Ray's job server: takes each id once, and writes down what it is asked. A job's log is $LOG.
 RAY = """#!/usr/bin/env bash
 printf '%s\\n' "$*" >>"$CALLS"
 [[ ${REFUSE:-} ]] && { echo "$REFUSE" >&2; exit 1; }
-exit 0
+[[ $4 == logs ]] && { echo "${LOG:-}"; exit 0; }
+mkdir "$CALLS.$7" 2>/dev/null && exit 0
+echo "Job with submission_id $7 already exists. Please use a different submission_id." >&2
+exit 1
 """
 
 
@@ -67,11 +74,31 @@ def test_it_submits_under_the_id_of_the_window_and_the_arguments(checkout: Path)
     ]
 
 
-def test_a_window_that_was_submitted_is_left_alone(checkout: Path) -> None:
+@pytest.mark.parametrize(
+    "log", ["", "retrain  begins cycle 7", "retrain  nothing to begin: window x has had its cycle"]
+)
+def test_a_window_that_was_submitted_is_left_alone(checkout: Path, log: str) -> None:
     name = f"retrain-x-{checksum('--config', 'a.toml')}"
-    taken = f"Job with submission_id {name} already exists. Please use a different submission_id."
-    done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", REFUSE=taken)
-    assert (done.returncode, done.stdout) == (0, f"submitted before: {name}\n")
+    for outcome in ("submitted", "submitted before"):
+        done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", LOG=log)
+        assert (done.returncode, done.stdout) == (0, f"{outcome}: {name}\n"), done.stderr
+
+
+def test_a_window_in_which_nothing_was_new_is_not_used_up(checkout: Path) -> None:
+    name = f"retrain-x-{checksum('--config', 'a.toml')}"
+    nothing = "retrain  nothing to begin: 0 new tars, and a cycle begins with 1"
+    for submitted in (name, f"{name}-2", f"{name}-3"):
+        done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", LOG=nothing)
+        assert (done.returncode, done.stdout) == (0, f"submitted: {submitted}\n"), done.stderr
+    done = retrain(checkout, "--window", "x", "--", "--config", "a.toml", LOG="retrain  begins cycle 7")
+    assert (done.returncode, done.stdout) == (0, f"submitted before: {name}\n"), done.stderr
+
+
+def test_what_it_looks_for_is_what_the_job_says() -> None:
+    ledger = types.SimpleNamespace(unfinished=lambda: None, committed=list)
+    outcome = run_window(ledger, "x", find=list, steps={}, min_tars=2)
+    assert re.fullmatch(r"[0-9]+ new tars, .*", outcome.reason)
+    assert "nothing to begin: {outcome.reason}" in inspect.getsource(workflow)
 
 
 def test_two_models_of_one_window_are_two_submissions(checkout: Path) -> None:
