@@ -45,6 +45,7 @@ def build(
     example: tuple[bytes, str],
     origin: Model,
     answers: Sequence[golden.GoldenAnswer] = (),
+    card: str = "",
 ) -> str:
     """Write an MLflow model into a folder that does not exist yet. Returns the sha256 of its manifest.
 
@@ -53,6 +54,7 @@ def build(
         example: (encoded image, question), the input example.
         origin: the MLflow model description to complete, with the ids of its run and logged model.
         answers: golden answers to store.
+        card: Markdown to store beside the model as README.md.
     """
     with TemporaryDirectory() as scratch:
         # Only this file of the pipeline, where the stored code imports it from.
@@ -73,6 +75,8 @@ def build(
     for cache in list(package.rglob("__pycache__")):
         shutil.rmtree(cache)
     golden.write(answers, package)
+    if card:
+        (inference_folder(package) / "README.md").write_text(card, encoding="utf-8")
     return manifest.write(package)
 
 

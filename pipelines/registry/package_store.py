@@ -44,6 +44,7 @@ class PackageStore:
         checkpoint: Path,
         example: tuple[bytes, str],
         examples: Mapping[str, tuple[bytes, str]] | None,
+        card: str,
     ) -> str:
         """Build and store the package of a checkpoint's inference part, and its bases unless they are stored. Returns
         the sha256 of the package's manifest.
@@ -61,7 +62,7 @@ class PackageStore:
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
-            manifest_hash = package.build(checkpoint, built, example, origin, answers)
+            manifest_hash = package.build(checkpoint, built, example, origin, answers, card)
             if self._smoke_test:
                 package.link_bases(checkpoint, Path(scratch))
                 answers_in_fresh_process(built, [example])

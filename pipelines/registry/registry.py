@@ -34,6 +34,12 @@ from pipelines.tracking.tracker import RUN_TAG
 
 log = logging.getLogger(__name__)
 
+_DESCRIPTION = (
+    "Versions of a vision-language model. The version with the alias `champion` is the one that is served; `previous` "
+    "was served before it, and `challenger` may be asked beside it."
+)
+_MAX_DESCRIPTION = 5000
+
 
 class Registry(Versions):
     """One registered model. Lookups are those of ``Versions``; ``download`` and ``verify_stored`` are those of
@@ -74,6 +80,7 @@ class Registry(Versions):
         score: VersionScore,
         step: int = 0,
         examples: Mapping[str, tuple[bytes, str]] | None = None,
+        card: str = "",
     ) -> ModelVersion:
         """Store the inference part of a checkpoint with its run and register it as a new version. Frozen weights are
         stored once for all versions that are built on them.
@@ -106,7 +113,7 @@ class Registry(Versions):
                 run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
-                tags[MANIFEST_TAG] = self._packages.store(logged.model_id, run_id, trained, example, examples)
+                tags[MANIFEST_TAG] = self._packages.store(logged.model_id, run_id, trained, example, examples, card)
                 tags[MODEL_TAG] = fingerprint
                 self.client.finalize_logged_model(logged.model_id, "READY")
             except BaseException:
@@ -114,8 +121,9 @@ class Registry(Versions):
                 raise
             self.client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step)])
             version = self.client.create_model_version(
-                self.name, logged.artifact_location, run_id, tags=tags, model_id=logged.model_id
-            )
+                self.name, logged.artifact_location, run_id, tags=tags, model_id=logged.model_id,
+                description=card[:_MAX_DESCRIPTION],
+            )  # fmt: skip
         log.info("registered %s version %s", self.name, version.version)
         return ModelVersion.of(version)
 
@@ -151,7 +159,7 @@ class Registry(Versions):
 
     def _create_model(self) -> None:
         try:
-            self.client.create_registered_model(self.name)
+            self.client.create_registered_model(self.name, description=_DESCRIPTION)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from pipelines.tracking import page
 from pipelines.tracking.address import TrackingConfig, TrackingError, artifact_location, check_reachable, tracking_uri
 from pipelines.tracking.metric_writer import MetricWriter
 from pipelines.tracking.provenance import flatten, git_state, has_dotted_prefix, truncate_with_hash, without_secrets
@@ -374,7 +375,7 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
+            return str(client.create_experiment(name, artifact_location=artifacts, tags=page.TAGS))
         except MlflowException:
             # Another process may have created it.
             experiment = client.get_experiment_by_name(name)

@@ -16,6 +16,8 @@ from pipelines.serve import tls
 from pipelines.serve.client import Client
 from pipelines.serve.deployment.address import check_port_free
 from pipelines.tracking.address import TrackingError, page_command, tracking_uri
+from pipelines.tracking.page import experiment_address
+from pipelines.tracking.store import open_store
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
@@ -40,7 +42,7 @@ def run(work: Workspace) -> None:
         address = services.enter_context(serve.serving(work))
         _ask_one(work, address)
         print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
-        page = services.enter_context(mlflow_page(work))
+        page = _experiment_page(work, services.enter_context(mlflow_page(work)))
         if decision is not None and not decision.promote:
             print(
                 f"\nversion {decision.champion} answers: version {decision.candidate}, which was trained here, "
@@ -51,6 +53,12 @@ def run(work: Workspace) -> None:
         if sys.stdin.isatty():
             print("Ctrl-C stops both", flush=True)
             threading.Event().wait()
+
+
+def _experiment_page(work: Workspace, server: str) -> str:
+    """Where the experiment's runs are shown on an MLflow server."""
+    experiment = open_store(work.config.tracking, work.storage).get_experiment_by_name(work.config.tracking.experiment)
+    return server if experiment is None else experiment_address(server, experiment.experiment_id)
 
 
 def _ask_one(work: Workspace, address: str) -> None:

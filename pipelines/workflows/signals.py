@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
-CLEAN_UP_S = 8.0
+CLEAN_UP_S = 7.0
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A shell and the kernel may each send a signal for one closed terminal or one Ctrl-C.

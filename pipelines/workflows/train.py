@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from pipelines.data.index.index import Index
 from pipelines.evaluate.assess import assess, check_evaluable, log_assessment
+from pipelines.evaluate.model_card import model_card
 from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.provenance import flatten, has_dotted_prefix
 from pipelines.tracking.tracker import Tracker
@@ -17,6 +18,7 @@ from pipelines.workflows.config import JobConfig
 from pipelines.workflows.fit import fit, repeatable
 from pipelines.workflows.workspace import Workspace
 from vlmodel.config import ConfigError, dump, parse
+from vlmodel.processor import VLProcessor
 
 
 def run(work: Workspace) -> ModelVersion:
@@ -128,7 +130,9 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
         score = models.score_of(first.report, index)
         examples = {assessment.task: assessment.example for assessment in assessments}
         print("registering: the model is packed, and loaded by a fresh process to try it", flush=True)
-        version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples)
+        reports = {assessment.task: assessment.report for assessment in assessments}
+        card = model_card(work.registry.name, reports, VLProcessor.from_pretrained(model), index, best.step)
+        version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples, card)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version
 

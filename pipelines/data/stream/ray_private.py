@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
 
 
@@ -11,5 +13,6 @@ def pass_arguments_by_value() -> None:
     By reference, as it does otherwise, an actor cannot be restarted after the node that holds them was lost, and Ray
     prints an error about it for each pool (ray issue 53727).
     """
-    ActorPoolMapOperator._map_transformer_ref = property(lambda self: self._map_transformer)
-    ActorPoolMapOperator._data_context_ref = property(lambda self: self.data_context)
+    operator: Any = ActorPoolMapOperator
+    operator._map_transformer_ref = property(lambda self: self._map_transformer)
+    operator._data_context_ref = property(lambda self: self.data_context)

@@ -46,7 +46,7 @@ def test_a_model_is_registered_with_its_score_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    version = registry.log_model(run_id, checkpoint, example, score, step=120)
+    version = registry.log_model(run_id, checkpoint, example, score, step=120, card="# a card")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "no store at MLflow's own default place"
     assert (version.name, version.version, version.run_id, version.score) == ("vlmodel", "1", run_id, score)
     assert (version.tags["run_name"], version.tags["step"]) == ("run-1", "120")
@@ -54,6 +54,10 @@ def test_a_model_is_registered_with_its_score_once(
     assert registry.find() is None
 
     local = registry.download(version)
+    assert (local.folder / "README.md").read_text() == "# a card"
+    client = connect(f"sqlite:///{storage}/mlflow.db")
+    assert client.get_model_version("vlmodel", "1").description == "# a card"
+    assert "`champion`" in client.get_registered_model("vlmodel").description
     image, question = example
     predictions = Predictor.from_pretrained(local.folder).predict([Example({"image": image}, (question,))])
     assert predictions == Predictor.from_pretrained(checkpoint).predict([Example({"image": image}, (question,))])

@@ -80,8 +80,8 @@ def test_lines_appear_above_the_bar_of_a_terminal() -> None:
     lines = []
     for line in shown.decode().replace("\r\n", "\n").split("\n"):
         screen = ""
-        for part in line.split("\r"):
-            screen = part + screen[len(part) :]
+        for written in line.split("\r"):
+            screen = written + screen[len(written) :]
         lines.append(screen.rstrip())
     assert lines[:2] == ["a line of another process", "an error"]
     assert re.fullmatch(r"train  step 4/4  took 0:00  loss 0.25  █+", lines[2])

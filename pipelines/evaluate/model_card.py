@@ -1,0 +1,78 @@
+"""The model card: what a registered model is, how good it is beside its baselines, on which data; how it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from pipelines.data.index.index import Index
+from pipelines.evaluate.report import Report
+from vlmodel.processor import VLProcessor
+
+_HUB_TASKS = {"vqa": "visual-question-answering", "answer": "visual-question-answering", "caption": "image-to-text"}
+_SHOWN_LABELS = 20
+
+
+def model_card(name: str, reports: Mapping[str, Report], processor: VLProcessor, index: Index, step: int) -> str:
+    """The card in Markdown, with the head that the Hugging Face hub reads.
+
+    Args:
+        name: of the model.
+        reports: of each task.
+        index: of the data that it was evaluated on.
+        step: of the checkpoint.
+    """
+    kinds = [task.kind for task in processor.tasks.values()]
+    hub_tasks = [_HUB_TASKS[kind] for kind in kinds if kind in _HUB_TASKS]
+    head = ["library_name: transformers", *(f"pipeline_tag: {task}" for task in hub_tasks[:1]), "tags: [raylm]"]
+    parts = [
+        "\n".join(["---", *head, "---"]),
+        f"# {json.dumps(name)[1:-1]}",
+        f"A vision-language model for {' and '.join(dict.fromkeys(kinds))}, trained with raylm; the checkpoint of "
+        f"step {step}.",
+        *(_figures(task, report) for task, report in reports.items()),
+        "Figures of the split by which the checkpoint was chosen are a little too good; those of a test split are in "
+        "the model's run, after the job `evaluate`.",
+        _data(index),
+        _use(processor),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _figures(task: str, report: Report) -> str:
+    columns = {"model": report.metrics, **report.baselines}
+    lines = [f"## {f'Task {task}' if task else 'Figures'}, split {report.split}", ""]
+    lines.append(f"| metric | {' | '.join(name.replace('_', ' ') for name in columns)} |")
+    lines.append("|---|" + "---|" * len(columns))
+    for metric in report.metrics:
+        cells = (f"{figures[metric]:.4f}" if metric in figures else "" for figures in columns.values())
+        lines.append(f"| {metric} | {' | '.join(cells)} |")
+    interval = ", {:.4f} to {:.4f} with 95 % confidence".format(*report.interval) if report.interval else ""
+    lines += [
+        "",
+        f"{report.metric} {report.value:.4f}{interval}, on {report.rows} {report.unit}; {report.samples} images.",
+    ]
+    if report.comparisons:
+        lines.append(f"It is {report.verdict}.")
+    return "\n".join(lines)
+
+
+def _data(index: Index) -> str:
+    counts = ", ".join(f"{count} {split}" for split, count in index.counts().items() if count)
+    return f"## Data\n\nSamples: {counts}. Index `{index.hash[:12]}`."
+
+
+def _use(processor: VLProcessor) -> str:
+    lines = [
+        "## Use", "", "With the distribution raylm, in the folder of this file:", "", "```python",
+        "from pathlib import Path", "from vlmodel.inference import Predictor", "from vlmodel.processor import Example",
+        "", 'predictor = Predictor.from_pretrained(".")',
+        'example = Example({"image": Path("picture.jpg").read_bytes()}, ("what is it?",))',
+        "print(predictor.predict([example])[0][0].answers)", "```", "",
+        "Or `AutoModel.from_pretrained(\".\", trust_remote_code=True)`, and `AutoProcessor` likewise.",
+    ]  # fmt: skip
+    if labels := processor.labels:
+        shown = ", ".join(json.dumps(label, ensure_ascii=False) for label in labels[:_SHOWN_LABELS])
+        more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
+        lines += ["", "## Limits", "", f"It chooses among {len(labels)} answers: {shown}{more}. It knows no others."]
+    return "\n".join(lines)
