@@ -142,8 +142,9 @@ def _visible(
         seen_TT = branch_T[:, None] == branch_T
         for number, anchor in enumerate(anchors_of_text, 1):
             fact = np.flatnonzero(branch_T == number)
-            seen_TT[np.ix_(fact, anchor)] = True
-            seen_TT[np.ix_(anchor, fact)] = True
+            at = np.array(anchor, np.int64)
+            seen_TT[np.ix_(fact, at)] = True
+            seen_TT[np.ix_(at, fact)] = True
         place = slice(length - len(branch_T), length) if left else slice(0, len(branch_T))
         visible_UTT[u, place, place] = seen_TT
     return visible_UTT

@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Header, Path, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,7 +86,7 @@ def router(facts: LiveFacts | None, config: ServeConfig, key_hashes: Sequence[st
     Args:
         key_hashes: SHA-256 hashes (hex) of the keys with which facts can be edited.
     """
-    problems = {status: {"model": ErrorBody} for status in (401, 403, 404, 422, 503)}
+    problems: dict[int | str, dict[str, Any]] = {s: {"model": ErrorBody} for s in (401, 403, 404, 422, 503)}
     routes = APIRouter(tags=["facts"], responses=problems)
     hashes = [bytes.fromhex(entry) for entry in key_hashes]
 
