@@ -20,6 +20,11 @@ def run(work: Workspace) -> ImportSummary:
         if counts.unanswered:
             remedy = _answer_remedy(work.config.source)
             print(f"import {split}: {counts.unanswered} of these questions have no answer{remedy}")
+    if summary.test_fraction:
+        print(
+            f"import test: the source has none, so {summary.test_fraction:.0%} of its train samples, chosen by hash, "
+            "became one (source.test_fraction)"
+        )
     if summary.rejected:
         print(f"import left out: {', '.join(f'{n} {reason}' for reason, n in summary.rejected.items())}")
     if summary.passed_over:

@@ -14,6 +14,7 @@ from pipelines.data.stream.mixture import MixturePlan
 from pipelines.data.stream.plan import Order
 from pipelines.data.tars.inputs import needed_inputs
 from pipelines.errors import DataError
+from pipelines.evaluate.assess import check_evaluable
 from pipelines.knowledge.build import content_hash
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.opened import open_linker
@@ -118,6 +119,27 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
                 f"{task.learns_from}, of which {f'task {name!r}' if name else 'the model'} learns; choose data that "
                 f"has some{', or leave the task out of model.task.heads' if name else ''}"
             )
+
+
+def check_judged(work: Workspace, evaluation_index: Index) -> None:
+    """Refuse data on which the steps after a training, the evaluation and the gate, would fail.
+
+    Raises:
+        DataError: a split that they read has no sample with the texts of a task.
+    """
+    for setting, split in (
+        ("evaluate.split", work.config.evaluate.split),
+        ("registry.gate.split", work.config.registry.gate.split),
+    ):
+        try:
+            check_evaluable(evaluation_index, work.config.model.task.tasks(), split)
+        except DataError as error:
+            counts = ", ".join(f"{name} {count}" for name, count in evaluation_index.counts().items())
+            raise DataError(
+                f"{error}. It is read after the training ({setting}={split!r}); there are {counts}. An import cuts a "
+                "split test by source.test_fraction, an index a split val by data.index.validation_fraction: raise "
+                f"that (and name another folder in data.tars), or set {setting} to a split that has some"
+            ) from None
 
 
 def facts(work: Workspace, evaluation_index: Index) -> dict[str, object]:

@@ -68,9 +68,8 @@ class Config(Importer):
             pictures += [(split, picture) for picture in by_id.values()]
         images = self._images(root)
         used = [file for files in documents.values() for file in files.values()]
-        return SourceContents(
-            len(pictures), _records(pictures, images, rejects), lambda: unused + images.passed_over(used)
-        )
+        records = _records(pictures, images, rejects)
+        return SourceContents(len(pictures), records, lambda: unused + images.passed_over(used), documents.keys())
 
     def _images(self, root: Path) -> Images | NoImages:
         return images_for(self.inputs, resolve_path(self.images, root))

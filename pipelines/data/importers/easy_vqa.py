@@ -54,7 +54,7 @@ class Config(Importer):
         def passed_over() -> Counter[str]:
             return sum((of_split.passed_over() for of_split in images.values()), Counter())
 
-        return SourceContents(len(samples), _records(samples, images, rejects), passed_over)
+        return SourceContents(len(samples), _records(samples, images, rejects), passed_over, splits.keys())
 
     def _split_folders(self, root: Path) -> dict[str, Path]:
         files = {split: self._data_folder(root) / split / "questions.json" for split in SPLITS}

@@ -31,6 +31,8 @@ class Config(Importer):
     """Folder of one past day in the spool: serve.feedback.folder/2026-01-31."""
     senders: int = Field(1, ge=1)
     """Fewest senders that must agree on an answer or a caption; others are left out."""
+    test_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the corrections that becomes split test; none by default, as they are for training."""
 
     def fingerprint(self) -> str:
         root = self._day_folder()

@@ -82,9 +82,8 @@ class Config(Importer):
             unlisted = captions.keys() - {name for _, name in pictures}
             return images.passed_over([caption_file, *lists.values()]) + Counter({_UNLISTED: len(unlisted)})
 
-        return SourceContents(
-            len(pictures), _records(pictures, captions, images, rejects, self.wants(TEXT)), passed_over
-        )
+        records = _records(pictures, captions, images, rejects, self.wants(TEXT))
+        return SourceContents(len(pictures), records, passed_over, {split for split, _ in pictures})
 
     def _images(self, root: Path) -> Images | NoImages:
         return images_for(self.inputs, resolve_path(self.images, root))

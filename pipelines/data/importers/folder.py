@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from pipelines.data.importers._files import fingerprint, key_of, resolve_path
 from pipelines.data.importers._images import Images, read_sample
@@ -37,6 +37,8 @@ class Config(Importer):
     """Split of all of them."""
     group: Literal["", "folder"] = ""
     """"folder" makes one group of the images that lie directly in one folder, such as the frames of a film."""
+    test_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the train samples that becomes split test; none by default, as there are no texts to judge by."""
 
     @field_validator("inputs")
     @classmethod
@@ -55,9 +57,8 @@ class Config(Importer):
     def read(self) -> SourceContents:
         images, beside = self._open()
         names = [name for name in images.names() if not beside.is_beside(name)]
-        return SourceContents(
-            len(names), self._read_samples(images, beside, names), lambda: images.passed_over(beside.files_read)
-        )
+        read = self._read_samples(images, beside, names)
+        return SourceContents(len(names), read, lambda: images.passed_over(beside.files_read), (self.split,))
 
     def _open(self) -> tuple[Images, FilesBeside]:
         root = resolve_path(self.folder)

@@ -19,7 +19,7 @@ from pipelines.data.importing.importer import Importer, Reject, SourceContents, 
 from pipelines.data.tars.shards import SPLITS
 from vlmodel.sample import Texts
 
-_VERSION = 1
+_VERSION = 2
 """Increased when the same settings give other scenes, pictures or texts than before."""
 
 
@@ -42,7 +42,9 @@ class Config(Importer):
         return f"scenes-{_VERSION}"
 
     def read(self) -> SourceContents:
-        return SourceContents(self.train + self.val + self.test, self._draw_samples())
+        counts = {split: getattr(self, split) for split in SPLITS}
+        drawn = {split for split, count in counts.items() if count}
+        return SourceContents(sum(counts.values()), self._draw_samples(), splits=drawn)
 
     def _draw_samples(self) -> Iterator[SourceSample | Reject]:
         for split in SPLITS:

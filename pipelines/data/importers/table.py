@@ -86,7 +86,8 @@ class Config(Importer):
     answers: str = "answers"
     """Column of all annotators' answers to one question; the most common one is ``answer`` where that is empty."""
     split: str = "split"
-    """Column of the split; without it all rows are of split train."""
+    """Column of the split (train, val or test). Without it, or where it is empty, a row is of split train; of that a
+    tenth each becomes val (data.index.validation_fraction) and test (source.test_fraction), where there is none."""
     key: str = "key"
     """Column of the sample's key; without it rows with the same image are one sample.
     Of texts alone each row is then a sample, whose key is the table's name and the row's number."""
@@ -135,15 +136,15 @@ class Config(Importer):
         file = self._table_file()
         images = _LazyImages(resolve_path(self.images, file.parent))
         samples, rejects = self._group_by_sample(file, images)
+        splits = {sample.split for sample in samples.values()}
         if not self.wants("image"):
-            return SourceContents(len(samples), chain(rejects, self._without_images(file, samples)))
+            return SourceContents(len(samples), chain(rejects, self._without_images(file, samples)), splits=splits)
         used = [
             file,
             *(self._root_of_files(file) / path for sample in samples.values() for path in sample.files.values()),
         ]
-        return SourceContents(
-            len(samples), self._read_samples(file, images, samples, rejects), lambda: images.passed_over(used)
-        )
+        read = self._read_samples(file, images, samples, rejects)
+        return SourceContents(len(samples), read, lambda: images.passed_over(used), splits)
 
     def _root_of_files(self, table: Path) -> Path:
         root = resolve_path(self.images, table.parent)

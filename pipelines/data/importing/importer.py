@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import Field
@@ -57,11 +57,13 @@ class SourceContents(NamedTuple):
         total: number of its samples.
         samples: read lazily.
         passed_over: to be called after that, counts by kind what else the source holds.
+        splits: those that the source itself has.
     """
 
     total: int
     samples: Iterator[SourceSample | Reject]
     passed_over: Callable[[], Mapping[str, int]] = dict
+    splits: Collection[str] = ("train",)
 
 
 class Importer(Part):
@@ -72,24 +74,25 @@ class Importer(Part):
     are not read. Set data.index.inputs, or data.mix.NAME.inputs, to the same."""
     samples_per_shard: int = Field(default=1000, ge=1)
     """Most samples of a tar, which also has at most 256 MB."""
-    test_fraction: float = Field(default=0, ge=0, lt=1)
-    """Share of the train samples that becomes split test, by hash of their group, or of their key where they have none;
-    for a source without a split test. A share for validation is data.index.validation_fraction."""
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the train samples that becomes split test where the source has none, by hash of their group, or of their
+    key where they have none. A share for validation is data.index.validation_fraction."""
 
-    def split_of(self, sample: SourceSample) -> str:
+    def split_of(self, sample: SourceSample, test_fraction: float) -> str:
         """The split of a sample: its own, or for a share of train test.
 
         Raises:
-            DataError: the source has a split test of its own, and a fraction is set.
+            DataError: a share becomes test, and the sample is of a split test of the source's own.
         """
-        if sample.split == "test" and self.test_fraction:
+        if sample.split == "test" and test_fraction:
             raise DataError(
-                f"the source has a split test of its own (sample {sample.key!r}); set source.test_fraction=0"
+                f"the source has a split test of its own (sample {sample.key!r}), which SourceContents.splits of its "
+                "importer does not name; set source.test_fraction=0"
             )
         # Independent of the hash by which the index chooses validation samples.
         group = (sample.extra or {}).get(GROUP, sample.key)
         digest = hashlib.sha256(f"split\0{group}".encode(errors="surrogatepass")).digest()
-        is_test = int.from_bytes(digest[:8], "big") / 2**64 < self.test_fraction
+        is_test = int.from_bytes(digest[:8], "big") / 2**64 < test_fraction
         return "test" if sample.split == "train" and is_test else sample.split
 
     def wants(self, name: str) -> bool:

@@ -55,6 +55,7 @@ class ImportSummary:
         passed_over: number, by kind, of the source's files that are part of no sample: hidden files, images that
             nothing names, other files.
         shards: size in bytes by name of tar.
+        test_fraction: share of the train samples that became split test, as the source has none; 0 if it has.
         unchanged: the folder already held this import, and nothing was written.
     """
 
@@ -62,6 +63,7 @@ class ImportSummary:
     rejected: dict[str, int] = field(default_factory=dict)
     passed_over: dict[str, int] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
+    test_fraction: float = 0.0
     unchanged: bool = False
 
 
@@ -115,6 +117,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
     rejected: Counter[str] = Counter()
     examples: list[Reject] = []
     sample_of_file: dict[str, str] = {}
+    test_fraction = 0.0 if "test" in contents.splits else config.test_fraction
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(ShardWriter(folder, split, config.samples_per_shard, inputs=config.inputs))
@@ -126,7 +129,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
             if isinstance(sample, Reject):
                 reject: Reject | None = sample
             else:
-                sample = sample._replace(split=config.split_of(sample))
+                sample = sample._replace(split=config.split_of(sample, test_fraction))
                 reject = _write_sample(sample, writers, summary, sample_of_file)
             if reject is not None:
                 rejected[reject.reason] += 1
@@ -141,6 +144,7 @@ def _write_tars(config: Importer, contents: SourceContents, folder: Path, progre
             f"source {config.kind!r} gave no usable sample{shown}; {_missing_split_remedy(config, rejected)}"
         )
     summary.splits = {split: summary.splits[split] for split in SPLITS if split in summary.splits}
+    summary.test_fraction = test_fraction if "test" in summary.splits else 0.0
     summary.rejected = dict(sorted(rejected.items()))
     summary.passed_over = dict(sorted(contents.passed_over().items()))
     summary.shards = {name: (folder / name).stat().st_size for writer in writers.values() for name in writer.shards}
@@ -225,6 +229,7 @@ def _finished_import(out: Path, identity: dict[str, Any], defaults: dict[str, An
             tree["rejected"],
             tree.get("passed_over", {}),
             tree["shards"],
+            tree.get("test_fraction", 0.0),
             unchanged=True,
         )
     except FileNotFoundError:

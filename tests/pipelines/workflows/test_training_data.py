@@ -200,6 +200,15 @@ def test_each_task_needs_its_texts(data: Path, more: list[str], says: str) -> No
     assert train.open_index(workspace(data, *more)).tars.endswith("asked")
 
 
+def test_splits_that_are_read_after_a_training_are_checked_before_it(data: Path) -> None:
+    asked = Index.open(str(data / "asked"))
+    with pytest.raises(DataError, match=r"no test sample .* \(evaluate\.split='test'\); .* val 8.* raise that"):
+        training_data.check_judged(workspace(data), asked)
+    training_data.check_judged(workspace(data, "evaluate.split=val"), asked)
+    with pytest.raises(DataError, match=r"no test sample .* \(registry\.gate\.split='test'\)"):
+        training_data.check_judged(workspace(data, "evaluate.split=val", "registry.gate.split=test"), asked)
+
+
 def test_what_is_judged_on_has_texts_to_learn_floors_from(data: Path) -> None:
     named = Index.open(str(data / "named"))
     tasks = workspace(data, *TASKS).config.model.task.tasks()

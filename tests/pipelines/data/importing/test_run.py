@@ -43,7 +43,8 @@ class Listed(Importer):
         return "listed"
 
     def read(self) -> SourceContents:
-        return SourceContents(len(self.entries), iter(self.entries))
+        splits = {entry.split for entry in self.entries if isinstance(entry, SourceSample)}
+        return SourceContents(len(self.entries), iter(self.entries), splits=splits)
 
 
 def _record(split: str, key: str, image: bytes = b"i", extension: str = "png", caption: str = "c") -> SourceSample:
@@ -380,13 +381,34 @@ def test_without_groups_splits_are_cut_by_the_key(tmp_path: Path) -> None:
     assert 60 < sum(left) < 120
 
 
-def test_a_split_of_the_sources_own_is_not_mixed_with_a_cut(tmp_path: Path) -> None:
+def test_a_source_with_a_split_test_is_not_cut(tmp_path: Path) -> None:
+    entries = (*(_record("train", f"k{number}") for number in range(20)), _record("test", "b"))
+    summary = import_data(Listed(entries=entries, test_fraction=0.5), tmp_path / "out", progress=False)
+    splits = _split_of_keys(tmp_path / "out")
+    assert [key for key, split in splits.items() if split == "test"] == ["b"]
+    assert summary.test_fraction == 0
+
+
+def test_a_share_that_became_test_is_stored_with_the_import(tmp_path: Path) -> None:
+    config = Listed(entries=tuple(_record("train", f"k{number}") for number in range(100)))
+    for unchanged in (False, True):
+        summary = import_data(config, tmp_path / "out", progress=False)
+        assert (summary.test_fraction, summary.unchanged) == (0.1, unchanged)
+
+
+class _Silent(Listed):
+    """Does not say which splits it has."""
+
+    def read(self) -> SourceContents:
+        return SourceContents(len(self.entries), iter(self.entries))
+
+
+def test_a_split_test_that_the_importer_does_not_name_is_refused(tmp_path: Path) -> None:
     entries = (_record("train", "a"), _record("test", "b"))
-    message = r"has a split test of its own \(sample 'b'\); set source\.test_fraction=0"
-    with pytest.raises(DataError, match=message):
-        import_data(Listed(entries=entries, test_fraction=0.5), tmp_path / "none", progress=False)
-    import_data(Listed(entries=entries), tmp_path / "out", progress=False)
-    assert set(_split_of_keys(tmp_path / "out").values()) == {"train", "test"}
+    with pytest.raises(DataError, match=r"its own \(sample 'b'\), .* set source\.test_fraction=0"):
+        import_data(_Silent(entries=entries), tmp_path / "none", progress=False)
+    import_data(_Silent(entries=entries, test_fraction=0), tmp_path / "out", progress=False)
+    assert _split_of_keys(tmp_path / "out") == {"a": "train", "b": "test"}
 
 
 def test_no_usable_record_is_an_error(tmp_path: Path) -> None:
