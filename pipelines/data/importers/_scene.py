@@ -13,10 +13,10 @@ from typing import Any
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
-MIN_OBJECTS, MAX_OBJECTS = 2, 4
+MIN_OBJECTS, MAX_OBJECTS = 1, 3
 """Of a scene; at most as many large objects as are placed quickly."""
-RADII = {"small": 0.11, "large": 0.175}
-"""Radius of the circle around an object, by size."""
+RADII = {"small": 0.13, "large": 0.2}
+"""Radius of the circle around an object, by size: a small one has 16 pixels of 64, enough to tell its shape."""
 MARGIN = 0.15
 """Two objects are called left, right, above or below of each other only if this far apart, and an object is called top,
 bottom, left or right only if half this far from the middle, so that answers are unambiguous."""
@@ -109,7 +109,7 @@ def _free_position(
 
 def _distinct_appearances(rng: random.Random, count: int) -> list[tuple[str, str]]:
     """Distinct pairs of shape and colour. One shape or colour is often repeated: else few counts exceed one."""
-    theme = rng.choice(("shape", "color", "none"))
+    theme = rng.choice(("shape", "color", "none")) if count > 1 else "none"
     repeats = rng.randint(2, count) if theme != "none" else 0
     shape, color = rng.choice(SHAPES), rng.choice(COLORS)
     appearances: list[tuple[str, str]] = []

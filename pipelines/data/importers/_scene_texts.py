@@ -9,14 +9,15 @@ from itertools import permutations
 from pipelines.data.importers._scene import COLORS, MARGIN, RELATIONS, SHAPES, Object, Scene, place_of
 from vlmodel.sample import Question
 
-_NUMBERS = ("zero", "one", "two", "three", "four")
+_NUMBERS = ("zero", "one", "two", "three")
 _Ask = Callable[[Scene, random.Random], tuple[str, str] | None]
 
 
 def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Two captions: all objects, and the relation of two of them; the first alone where none are far enough apart."""
     listed = [f"a {obj.size} {_object_name(obj)}" for obj in rng.sample(scene.objects, len(scene.objects))]
-    full = f"{_NUMBERS[len(listed)]} objects: {', '.join(listed[:-1])} and {listed[-1]}"
+    named = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+    full = f"{_NUMBERS[len(listed)]} object{'s' if len(listed) > 1 else ''}: {named}"
     pairs = [(a, relation, b) for a, relation, b, distance in _object_relations(scene) if distance >= MARGIN]
     if not pairs:
         return (full,)
@@ -96,7 +97,7 @@ def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
         by_count.setdefault(sum(obj.color == color for obj in scene.objects), []).append(f"{color} objects")
     # Counts that are rare over all scenes are asked for more often.
     counts = sorted(by_count)
-    count = rng.choices(counts, weights=[(1, 1, 2, 4, 8)[count] for count in counts])[0]
+    count = rng.choices(counts, weights=[(1, 1, 2, 4)[count] for count in counts])[0]
     what = rng.choice(by_count[count])
     return f"how many {what} are there?", str(count)
 

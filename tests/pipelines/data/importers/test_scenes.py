@@ -108,16 +108,16 @@ def test_every_answer_is_right_and_every_question_unambiguous(texts_only: list[S
             asked[str(question.id).partition("#")[2]] += 1
         assert len({question.question for question in record.texts.questions}) == len(record.texts.questions) >= 6
     assert len(asked) == 9
-    assert min(asked.values()) > 0.6 * len(texts_only)
+    assert min(asked.values()) > 0.5 * len(texts_only)
 
 
 def test_captions_are_true(texts_only: list[SourceSample]) -> None:
-    words = ("zero", "one", "two", "three", "four")
+    words = ("zero", "one", "two", "three")
     related = 0
     for record in texts_only:
         objects, (full, *rest) = _objects(record), record.texts.captions
         listed = re.findall(r"an? (\w+) (\w+) (\w+)", full)
-        assert full.startswith(f"{words[len(objects)]} objects: ")
+        assert full.startswith(f"{words[len(objects)]} object{'' if len(objects) == 1 else 's'}: ")
         assert sorted(listed) == sorted((o["size"], o["color"], o["shape"]) for o in objects)
         for caption in rest:
             m = re.fullmatch(rf"a (\w+) (\w+) (\w+) ({RELATION}) a (\w+) (\w+) (\w+)", caption)
@@ -126,7 +126,7 @@ def test_captions_are_true(texts_only: list[SourceSample]) -> None:
             b = _the(objects, size=m[5], color=m[6], shape=m[7])
             assert _gap(a, b, m[4]) > 0.1
             related += 1
-    assert related > 0.9 * len(texts_only)
+    assert related > 0.6 * len(texts_only)
 
 
 def test_objects_are_apart_inside_and_distinct(texts_only: list[SourceSample]) -> None:
@@ -134,13 +134,13 @@ def test_objects_are_apart_inside_and_distinct(texts_only: list[SourceSample]) -
     for record in texts_only:
         objects = _objects(record)
         counts[len(objects)] += 1
-        reach = {"small": 0.11, "large": 0.175}
+        reach = {"small": 0.13, "large": 0.2}
         for number, a in enumerate(objects):
             assert reach[a["size"]] <= min(a["x"], a["y"]) <= max(a["x"], a["y"]) <= 1 - reach[a["size"]]
             for b in objects[:number]:
                 assert math.dist((a["x"], a["y"]), (b["x"], b["y"])) > reach[a["size"]] + reach[b["size"]]
                 assert (a["color"], a["shape"]) != (b["color"], b["shape"])
-    assert set(counts) == {2, 3, 4}
+    assert set(counts) == {1, 2, 3}
     assert min(counts.values()) > 0.28 * len(texts_only)
 
 
@@ -170,7 +170,7 @@ def test_the_text_alone_gives_little_away(texts_only: list[SourceSample]) -> Non
         "shape": 0.26,
     }.items():
         assert by_kind[kind].most_common(1)[0][1] < most * by_kind[kind].total(), kind
-    assert set(by_kind["count"]) == {"0", "1", "2", "3", "4"}
+    assert set(by_kind["count"]) == {"0", "1", "2", "3"}
 
 
 def test_pictures_show_the_objects() -> None:
@@ -204,7 +204,7 @@ def test_shapes_fill_their_share(shape: str) -> None:
     }
     with Image.open(io.BytesIO(render(Scene((Object(shape, "black", "large", 0.4, 0.6, 7.0),), 0.5), 256))) as image:
         dark = np.asarray(image.convert("L")) < 100
-    assert dark.sum() / (0.175 * 256) ** 2 == pytest.approx(expected[shape], rel=0.03)
+    assert dark.sum() / (0.2 * 256) ** 2 == pytest.approx(expected[shape], rel=0.03)
     rows, columns = np.nonzero(dark)
     assert (columns.mean() / 256, rows.mean() / 256) == pytest.approx((0.4, 0.6), abs=0.01)
 
