@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,8 @@ def main(
 
     Args:
         name: of the job, whose work is ``pipelines.workflows.NAME.run``.
-        flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``.
+        flags: short forms of settings that are this job's own, such as ``{"--report": "data.index.report=true"}``; one
+            that ends in = takes a text.
         sections: of the settings, those that the job is about: ``--help`` shows them first.
         doc: what the job does, for ``--help``.
         again: what the same command does after a signal ended the job.
@@ -145,10 +148,19 @@ def _argument_parser(name: str, doc: str, flags: Mapping[str, str]) -> argparse.
     parser.add_argument("--print", action="store_true", help="print the resolved settings, and exit")
     parser.set_defaults(flags=[])
     for flag, override in flags.items():
-        parser.add_argument(flag, dest="flags", action="append_const", const=override, help=f"the same as {override}")
+        kind: dict[str, Any] = {"action": "append_const", "const": override, "help": f"the same as {override}"}
+        if override.endswith("="):
+            quoted = partial(_quoted_override, override)
+            kind = {"action": "append", "metavar": "TEXT", "type": quoted, "help": f"the same as {override}TEXT"}
+        parser.add_argument(flag, dest="flags", **kind)
     parser.add_argument("override", nargs="*", metavar="a.b=value", help="settings that override those of the file")
     parser.set_defaults(usage_text=parser.format_help())
     return parser
+
+
+def _quoted_override(override: str, text: str) -> str:
+    """``override`` with a text that is read as a text, whatever it looks like."""
+    return f"{override}{json.dumps(text, ensure_ascii=False)}"
 
 
 def version_line() -> str:

@@ -2,7 +2,8 @@
 more than chance, worse on no slice, behave as expected, and have all its files. The decision is recorded in the
 model's run.
 
---rollback makes the previous champion the champion again.
+--force REASON makes it the champion whatever the gate says, and records why; files that were altered are refused all
+the same. --rollback makes the previous champion the champion again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return job.main(
         "promote",
         argv,
-        flags={"--rollback": "registry.rollback=true"},
+        flags={"--rollback": "registry.rollback=true", "--force": "registry.force="},
         sections=("registry", "name", "storage", "serve"),
         doc=__doc__,
         again="the same command judges it again",

@@ -1,5 +1,5 @@
-"""Serve the champion over HTTP. On a cluster of its own the job runs until Ctrl-C; on a running cluster it deploys, or
-updates what is deployed, and leaves the service up.
+"""Serve the champion over HTTP, or another model (serve.version=N, serve.model=FOLDER). On a cluster of its own the job
+runs until Ctrl-C; on a running cluster it deploys, or updates what is deployed, and leaves the service up.
 """
 
 from __future__ import annotations

@@ -61,9 +61,10 @@ class GateConfig(Section):
     alpha: float = Field(0.05, gt=0, lt=0.5)
     """Significance level of the one-sided intervals and of McNemar's test: the probability of calling a candidate
     better that is not."""
-    slices: list[str] = [QUESTION_TYPE, "target"]
+    slices: list[str] = [QUESTION_TYPE]
     """What the hold-out is sliced by: "question_type" (the first two words of the text), or a text column of the
-    answers table, such as "target", the right answer."""
+    answers table. A champion that always gives one answer is perfect on the slice of that answer, so "target", the
+    right answer, keeps it from ever being replaced."""
     tolerance: Share = 0.02
     """Largest drop on a slice, on another task of the model, on this split of a retraining's new tars, or on corrected
     answers; a larger, significant drop fails the gate."""
@@ -75,6 +76,9 @@ class GateConfig(Section):
     others."""
     image_use: Share = 0.05
     """Lowest share of rows whose answer changes, or loses 0.1 of its confidence, when another image is shown."""
+    known_answers: Share = 0.5
+    """A champion whose labels hold less than this share of the hold-out's right answers is no opponent: the candidate
+    is judged as if there were no champion."""
     behaviour_tolerance: Share = 0.1
     """How far the agreement with rewordings and the use of the image may be below the champion's."""
     live: LiveConfig = LiveConfig()
@@ -97,5 +101,7 @@ class RegistryConfig(Section):
     """Load each model in a fresh process, from only its stored files, before it is registered and promoted."""
     cache: str = ""
     """Local folder of downloaded models; empty: models in the storage folder."""
+    force: str = ""
+    """Promote although the gate says no, for this reason, which is recorded; the promote job's --force REASON."""
     rollback: bool = False
     """Promote nothing, and make the previous champion the champion again; the promote job's flag --rollback."""

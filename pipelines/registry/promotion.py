@@ -15,6 +15,7 @@ from pipelines.data.stream.stream import StreamConfig
 from pipelines.errors import DataError
 from pipelines.evaluate.assess import Assessment, assess
 from pipelines.evaluate.build_report import score_examples
+from pipelines.evaluate.intervals import CONFIDENCE
 from pipelines.evaluate.predict import PredictConfig
 from pipelines.knowledge.opened import FactSource
 from pipelines.registry.config import GateConfig, RegistryConfig
@@ -23,6 +24,7 @@ from pipelines.registry.gate import comparison, report, stored
 from pipelines.registry.gate.behaviour import behaviour_checks, probe_records, run_probe
 from pipelines.registry.gate.check import Check, Difference, GateDecision
 from pipelines.registry.gate.live import live_checks
+from pipelines.registry.gate.opponent import check_opponent
 from pipelines.registry.registry import Registry
 from pipelines.registry.versions import LocalModel, ModelVersion
 from pipelines.tracking.tracker import NullTracker
@@ -91,8 +93,12 @@ def run_gate(
     assessments = holdout.evaluate(candidate_model, config.gate.split)
     checks.append(stored.check_smoke_test(candidate_model, assessments[0].example, enabled=config.smoke_test))
     records = probe_records(holdout.index, config.gate.split)
+    if champion_model is not None:
+        checks.append(check_opponent(champion_model, holdout.index, config.gate))
+        if not checks[-1].passed:
+            champion_model = None
     checks += [*_behaviour_checks(candidate_model, champion_model, records, config.gate)]
-    checks.append(check_baselines(assessments[0]))
+    checks.append(check_baselines(assessments[0], certain=champion_model is None))
     if champion_model is None:
         return GateDecision(*names, tuple(checks))
     tasks = VLProcessor.from_pretrained(candidate_model.folder).tasks
@@ -161,24 +167,28 @@ def compare_on_new_data(
     return comparison.check_new_data(differences, config, too_few), differences
 
 
-def check_baselines(assessment: Assessment) -> Check:
-    """Whether the candidate is above the baselines, which do not look at the image. It passes if the difference may be
-    chance, and the check says so.
+def check_baselines(assessment: Assessment, *, certain: bool) -> Check:
+    """Whether the candidate is above the baselines, which do not look at the image.
+
+    Args:
+        certain: whether a difference that may be chance fails, as where nothing else says that the candidate is any
+            good. Else it passes, and the check says so.
     """
     report = assessment.report
     above = bool(report.value > report.baseline)  # NaN is not above
+    certain = certain and bool(report.comparisons)
     verdict = f", {report.verdict}" if report.comparisons else ""
     return Check(
         name="better than without looking",
-        passed=above and report.relation != "worse",
+        passed=above and (report.relation == "better" if certain else report.relation != "worse"),
         measured=f"{report.metric} {report.value:.4f} on {report.rows} {report.unit} of {report.split}{verdict}",
-        required=f"above {report.baseline:.4f}",
+        required=f"above {report.baseline:.4f}{f' with {CONFIDENCE:.0%} certainty' if certain else ''}",
         explanation="the best baseline: the question alone, one answer for all, or chance",
     )
 
 
 def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTracker) -> GateDecision:
-    """Sample the decision in the candidate's run, and make it the champion if it passed.
+    """Record the decision in the candidate's run, and make it the champion if it passed or is forced.
 
     Returns:
         The decision; if another promotion came first, with a failed check added.
@@ -191,7 +201,7 @@ def apply_decision(registry: Registry, decision: GateDecision, tracker: NullTrac
         registry.promote(decision.candidate, decision.reason, over=decision.champion)
     except ChampionChangedError as error:
         late = Check("champion unchanged", False, str(error), "the champion that it was judged against", "", True)
-        decision = replace(decision, checks=(*decision.checks, late))
+        decision = replace(decision, checks=(*decision.checks, late), forced="")
         log_decision(decision, tracker)
     return decision
 

@@ -74,6 +74,12 @@ class KnowledgeServingConfig(Section):
 
 
 class ServeConfig(Section):
+    version: str = ""
+    """Which version of the registered model to serve, by its number or alias; "" the champion. Nothing is promoted."""
+
+    model: Location = ""
+    """Folder of a model to serve in place of a registered one, such as the `model` folder of a checkpoint."""
+
     host: str = "127.0.0.1"
     """Address to listen on. Anything but loopback needs `expose = true` and API keys."""
 
@@ -143,6 +149,10 @@ class ServeConfig(Section):
     request_timeout_s: float = Field(default=10.0, gt=0)
     """Time for one request, from its first byte to its answer. Clients cannot change it."""
 
+    examples: Literal["auto", "on", "off"] = "auto"
+    """Whether the page and /docs show a few samples of the data that the model was evaluated on (GET /v1/examples).
+    "auto": unless `expose` is true, as the pictures may be of people."""
+
     feedback: FeedbackConfig = FeedbackConfig()
 
     knowledge: KnowledgeServingConfig = KnowledgeServingConfig()
@@ -158,6 +168,19 @@ class ServeConfig(Section):
 
     shutdown_timeout_s: float = Field(default=20.0, gt=0)
     """Time for requests in flight when a replica is stopped."""
+
+    @property
+    def shows_examples(self) -> bool:
+        """Whether callers see samples of the model's own data."""
+        return self.examples == "on" or (self.examples == "auto" and not self.expose)
+
+    @model_validator(mode="after")
+    def _one_model(self) -> ServeConfig:
+        if self.version and self.model:
+            raise ValueError(f"version={self.version!r} and model={self.model!r} name two models; keep one")
+        if self.model and self.challenger.mode != "off":
+            raise ValueError(f"model={self.model!r} is no version that has a challenger; set challenger.mode=off")
+        return self
 
     @model_validator(mode="after")
     def _check_names(self) -> ServeConfig:

@@ -12,44 +12,45 @@ import urllib.request
 from collections.abc import Iterator
 
 from pipelines.data.tars.reader import ShardReader
+from pipelines.registry.gate.check import GateDecision
 from pipelines.serve import tls
 from pipelines.serve.client import Client
 from pipelines.serve.deployment.address import check_port_free
 from pipelines.tracking.address import TrackingError, page_command, tracking_uri
 from pipelines.tracking.page import experiment_address
 from pipelines.tracking.store import open_store
-from pipelines.workflows import evaluate, import_data, index, promote, serve, train
+from pipelines.workflows import evaluate, import_data, index, promote, serve, train, training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
 from vlmodel.operations.ask import Ask
 from vlmodel.operations.base import operations_of
 
 _PAGE_START_S = 180
+_PAGE_HOST = "127.0.0.1"
 
 
 def run(work: Workspace) -> None:
     """Run the stages, then show the result."""
     # What would fail at the end is looked at before minutes of training.
     check_port_free(work.config.serve.host, work.config.serve.port)
+    if not _is_server(tracking_uri(work.config.tracking, work.storage)):
+        check_port_free(_PAGE_HOST, work.config.tracking.page_port, "tracking.page_port")
     tls.check(work.config.serve.tls)
     begun = time.perf_counter()
     with connected(work.config.cluster), contextlib.ExitStack() as services:
         import_data.run(work)
         index.run(work)
+        training_data.check_judged(work, work.newest_index())
         train.run(work)
         evaluate.run(work)
         decision = promote.run(work)
-        address = services.enter_context(serve.serving(work))
+        address = services.enter_context(serve.serving(_with_version_to_show(work, decision)))
         _ask_one(work, address)
         print(f"from nothing to this answer: {time.perf_counter() - begun:.0f} s", flush=True)
         page = _experiment_page(work, services.enter_context(mlflow_page(work)))
-        if decision is not None and not decision.promote:
-            print(
-                f"\nversion {decision.champion} answers: version {decision.candidate}, which was trained here, "
-                f"was not promoted ({decision.reason})",
-                flush=True,
-            )
         print(f"\nservice       {address}  (ask it; API at {address}/docs)\nMLflow        {page}", flush=True)
+        if note := _another_model_note(decision):
+            print(f"\n{note}", flush=True)
         if sys.stdin.isatty():
             print("Ctrl-C stops both", flush=True)
             threading.Event().wait()
@@ -59,6 +60,24 @@ def _experiment_page(work: Workspace, server: str) -> str:
     """Where the experiment's runs are shown on an MLflow server."""
     experiment = open_store(work.config.tracking, work.storage).get_experiment_by_name(work.config.tracking.experiment)
     return server if experiment is None else experiment_address(server, experiment.experiment_id)
+
+
+def _with_version_to_show(work: Workspace, decision: GateDecision | None) -> Workspace:
+    """What to serve: the champion or, where there is none, the version that was trained."""
+    serving = work.config.serve
+    if decision is None or decision.promote or decision.champion is not None or serving.version or serving.model:
+        return work
+    return work.changed(serve=serving.model_copy(update={"version": decision.candidate}))
+
+
+def _another_model_note(decision: GateDecision | None) -> str:
+    """What a user must not miss if the version that was trained is not the champion now; "" if it is."""
+    if decision is None or decision.promote:
+        return ""
+    trained = f"version {decision.candidate} of {decision.model}, which was trained here, was not promoted"
+    if decision.champion is None:
+        return f"{trained}; it answers here only to be looked at ({decision.reason})"
+    return f"version {decision.champion} answers: {trained} ({decision.reason})"
 
 
 def _ask_one(work: Workspace, address: str) -> None:
@@ -95,14 +114,14 @@ def mlflow_page(work: Workspace) -> Iterator[str]:
         TrackingError: it does not come up.
     """
     uri = tracking_uri(work.config.tracking, work.storage)
-    if uri.startswith(("http://", "https://")):
+    if _is_server(uri):
         yield uri
         return
     port = work.config.tracking.page_port
-    check_port_free("127.0.0.1", port, "tracking.page_port")
+    check_port_free(_PAGE_HOST, port, "tracking.page_port")
     server = subprocess.Popen(page_command(uri, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        address = f"http://127.0.0.1:{port}"
+        address = f"http://{_PAGE_HOST}:{port}"
         _wait_for(address, server)
         yield address
     finally:
@@ -111,6 +130,10 @@ def mlflow_page(work: Workspace) -> Iterator[str]:
             server.wait(10)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
 
 
 def _wait_for(address: str, server: subprocess.Popen[bytes]) -> None:

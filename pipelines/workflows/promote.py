@@ -45,12 +45,18 @@ def run(work: Workspace, new: Index | None = None) -> GateDecision | None:
     new_data = replace(holdout, index=new) if new else None
     with connected(work.config.cluster), _track_version(work, candidate) as tracker:
         decision = run_gate(registry, candidate, champion, holdout, work.config.registry, new_data)
-        decision = apply_decision(registry, decision, tracker)
+        decision = apply_decision(registry, replace(decision, forced=work.config.registry.force), tracker)
     verdict = "is the champion" if decision.promote else "was not promoted"
     print(
         f"{report.table(decision)}\n{candidate.name} version {candidate.version} {verdict}: {decision.reason}",
         flush=True,
     )
+    if not decision.promote:
+        print(
+            f"to look at it: the job serve with serve.version={candidate.version}; to promote it all the same: the job "
+            f"promote with evaluate.model={candidate.version} --force REASON (each with the settings of this job)",
+            flush=True,
+        )
     return decision
 
 

@@ -174,10 +174,11 @@ def swapped(work: Workspace, cycle: Cycle) -> Facts:
     if not work.config.retrain.swap or not deploy.is_running():
         reason = "no service runs on this cluster" if work.config.retrain.swap else "not wanted"
         return {"swapped": False, "reason": reason}
+    changes: dict[str, Any] = {"version": "", "model": ""}
     # The challenger may be what has just become the champion, and the next one is not there yet.
     if work.registry.find(CHALLENGER) is None:
-        off = work.config.serve.challenger.model_copy(update={"mode": "off"})
-        work = work.changed(serve=work.config.serve.model_copy(update={"challenger": off}))
+        changes["challenger"] = work.config.serve.challenger.model_copy(update={"mode": "off"})
+    work = work.changed(serve=work.config.serve.model_copy(update=changes))
     return {"swapped": True, "reason": f"serving at {serve.start(work)}"}
 
 

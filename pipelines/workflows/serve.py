@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from pipelines.registry.errors import RegistryError
 from pipelines.registry.gate.stored import check_schema
 from pipelines.registry.registry import Registry
-from pipelines.registry.versions import LocalModel
+from pipelines.registry.versions import CHAMPION, LocalModel
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import application, deploy
 from pipelines.workflows.cluster import connected
@@ -28,17 +29,22 @@ def run(work: Workspace) -> None:
 
 
 def start(work: Workspace) -> str:
-    """Deploy the champion, and the challenger where ``serve.challenger.mode`` wants one; the service's address.
+    """Deploy the champion, or what ``serve.version`` or ``serve.model`` names, and the challenger where
+    ``serve.challenger.mode`` wants one; the service's address.
 
     Raises:
-        RegistryError: there is no champion or no challenger, or the challenger is of another kind than the champion.
+        RegistryError: there is no such version or no challenger, or the challenger is of another kind than the version.
+        ServeError: the folder holds no model.
     """
-    registry = work.registry
-    model = registry.champion()
+    config = _with_facts(work)
+    if config.model:
+        folder = absolute(config.model)
+        return deploy.start(config, folder, Path(folder).name, "0", "", _print_line)
+    model = chosen_version(work)
     return deploy.start(
-        _with_facts(work), model.folder, model.name, model.version, model.digest, lambda line: print(line, flush=True),
+        config, model.folder, model.name, model.version, model.digest, _print_line,
         golden=_golden_answers_file(model),
-        challenger=None if work.config.serve.challenger.mode == "off" else _compatible_challenger(registry, model),
+        challenger=None if config.challenger.mode == "off" else _compatible_challenger(work.registry, model),
     )  # fmt: skip
 
 
@@ -49,6 +55,22 @@ def _with_facts(work: Workspace) -> ServeConfig:
         return serve
     facts = {"store": absolute(source.store), "encoder": source.encoder and absolute(source.encoder)}
     return serve.model_copy(update={"knowledge": serve.knowledge.model_copy(update=facts)})
+
+
+def chosen_version(work: Workspace) -> LocalModel:
+    """The version that ``serve.version`` names, or the champion; downloaded and verified.
+
+    Raises:
+        RegistryError: there is no such version.
+    """
+    registry, named = work.registry, work.config.serve.version
+    if not named or named == CHAMPION:
+        return registry.champion()
+    return registry.download((None if named.isdecimal() else registry.find(named)) or registry.version(named))
+
+
+def _print_line(line: str) -> None:
+    print(line, flush=True)
 
 
 def _compatible_challenger(registry: Registry, champion: LocalModel) -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from pipelines.registry.errors import RegistryError
 from pipelines.retrain.ledger import Cycle
+from pipelines.serve.config import ServeConfig
 from pipelines.serve.deployment import deploy
 from pipelines.workflows import retrain_steps, serve
 from pipelines.workflows.config import JobConfig
@@ -16,6 +18,7 @@ from pipelines.workflows.workspace import Workspace
 from tests.faults.services import SCORE, Service
 from tests.pipelines.registry.conftest import picture
 from tests.pipelines.serve.conftest import DECODERS, save_model
+from vlmodel.config import ConfigError, parse
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
 
     def start(config: Any, folder: Path, name: str, version: str, digest: str, report: Any, **more: Any) -> str:
-        found.append({"mode": config.challenger.mode, "version": version, **more})
+        found.append({"mode": config.challenger.mode, "folder": str(folder), "name": name, "version": version, **more})
         return "http://127.0.0.1:1"
 
     monkeypatch.setattr(deploy, "start", start)
@@ -78,3 +81,38 @@ def test_without_a_challenger_nothing_asks_for_one(tmp_path: Path, deployed: lis
     service.promote(service.register(seed=1))
     serve.start(Workspace(service.config))
     assert deployed[0]["challenger"] is None
+
+
+def test_any_version_and_any_folder_can_be_looked_at(tmp_path: Path, deployed: list[dict[str, Any]]) -> None:
+    service = Service(tmp_path)
+    service.register(seed=1)
+    with pytest.raises(RegistryError, match="has no champion; train one"):
+        serve.start(Workspace(service.config))
+    registered = service.registry.download(service.registry.version("1"))
+    copied = tmp_path / "copied"
+    shutil.copytree(registered.folder, copied)
+    for settings in ({"version": "1"}, {"model": str(copied)}):
+        serve.start(Workspace(service.config).changed(serve=service.config.serve.model_copy(update=settings)))
+    assert [(one["version"], one["name"]) for one in deployed] == [("1", registered.name), ("0", "copied")]
+    assert deployed[1]["folder"] == str(copied)
+    assert service.champion is None
+    service.registry.set_challenger("1", is_usable=True)
+    by_alias = service.config.serve.model_copy(update={"version": "challenger"})
+    serve.start(Workspace(service.config).changed(serve=by_alias))
+    assert deployed[2]["version"] == "1"
+    with pytest.raises(RegistryError, match="has no version '7'; it has: 1"):
+        serve.chosen_version(
+            Workspace(service.config).changed(serve=service.config.serve.model_copy(update={"version": "7"}))
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"version": "1", "model": "x"}, "version='1' and model='x' name two models; keep one"),
+        ({"model": "x", "challenger": {"mode": "shadow"}}, "no version that has a challenger; set challenger.mode=off"),
+    ],
+)
+def test_one_model_is_served(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse(ServeConfig, settings)

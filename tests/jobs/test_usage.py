@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
+from jobs import promote as promote_job
 from jobs.job import main
 from pipelines.errors import DataError
 from pipelines.workflows import (
@@ -103,6 +104,21 @@ def test_help_that_is_cut_off_is_quiet() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: ")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("reason", ["the old one is offensive", "3", 'a "quoted" = reason'])
+def test_a_forced_promotion_takes_its_reason_as_text(reason: str) -> None:
+    forced: list[str] = []
+    flags = {"--force": "registry.force="}
+    assert main("promote", ["--force", reason], flags=flags, run=lambda w: forced.append(w.config.registry.force)) == 0
+    assert forced == [reason]
+
+
+def test_a_forced_promotion_needs_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        promote_job.main(["--force"])
+    assert stopped.value.code == 2
+    assert "--force: expected one argument" in capsys.readouterr().err
 
 
 def test_the_command_raylm_runs_the_jobs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,15 +290,16 @@ def test_an_error_of_a_job_keeps_its_lines_and_no_control_characters(capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("overrides", "name"),
+    ("overrides", "run", "model"),
     [
-        ([], "data"),
-        (["data.tars=build/data/scenes"], "scenes"),
-        (["data.tars=s3://bucket/my photos/"], "my-photos"),
-        (["data.tars=x/mine", "tracking.model_name=ours"], "ours"),
+        ([], "vqa", "data"),
+        (["data.tars=build/data/scenes"], "scenes", "scenes"),
+        (["data.tars=s3://bucket/my photos/"], "my-photos", "my-photos"),
+        (["data.tars=x/mine", "tracking.model_name=ours"], "mine", "ours"),
+        (["data.tars=x/mine", "name=again"], "again", "mine"),
     ],
 )
-def test_a_model_is_named_after_its_data(overrides: list[str], name: str) -> None:
+def test_run_and_model_are_named_after_their_data(overrides: list[str], run: str, model: str) -> None:
     config = load(JobConfig, None, overrides)
-    assert config.tracking.model_name == name
+    assert (config.name, config.tracking.model_name) == (run, model)
     assert parse(JobConfig, dump(config)) == config

@@ -62,6 +62,7 @@ class GateDecision:
         candidate, champion: versions; None without a champion.
         checks: in the order in which they were made.
         differences: the measurements behind the checks that compare.
+        forced: why a person promotes the candidate whatever the checks say; "" for nobody does.
     """
 
     model: str
@@ -69,11 +70,12 @@ class GateDecision:
     champion: str | None
     checks: tuple[Check, ...]
     differences: tuple[Difference, ...] = ()
+    forced: str = ""
 
     @property
     def promote(self) -> bool:
-        """Whether there are checks, and none failed."""
-        return bool(self.checks) and not self.failed
+        """Whether there are checks, and none failed or a person forces it."""
+        return bool(self.checks) and (not self.failed or bool(self.forced))
 
     @property
     def is_usable(self) -> bool:
@@ -89,7 +91,8 @@ class GateDecision:
     def reason(self) -> str:
         """Why, in one line."""
         if failed := self.failed:
-            return "; ".join(f"{check.name}: {check.measured}, required {check.required}" for check in failed)
+            reasons = "; ".join(f"{check.name}: {check.measured}, required {check.required}" for check in failed)
+            return f"forced: {self.forced} (failed: {reasons})" if self.forced else reasons
         passed = sum(check.passed is True for check in self.checks)
         first = next((check for check in self.checks if check.compares and check.passed), None)
         return f"all {passed} checks passed" + (f"; {first.name}: {first.measured}" if first else "")

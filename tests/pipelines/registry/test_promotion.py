@@ -36,6 +36,7 @@ from tests.pipelines.registry.conftest import FAST, stored_file
 from vlmodel.metrics.answer_prior import AnswerPrior
 
 CONFIG = GateConfig()
+BY_TARGET = GateConfig(slices=["question_type", "target"])
 PRIOR = AnswerPrior.learn([("is it red?", "yes"), ("what is it?", "cat")])
 
 
@@ -73,15 +74,26 @@ def test_a_worse_candidate_or_an_equal_one_does_not_pass(candidate: float, champ
     )
     assert failed(checks) == fails
     assert differences[0].name == "hold-out"
-    assert {"question_type=what is", "target=cat"} <= {one.name for one in differences}
+    assert {one.name for one in differences} == {"hold-out", "question_type=what is", "question_type=is it"}
 
 
 def test_a_better_candidate_that_gives_up_a_slice_does_not_pass() -> None:
     champion = accuracy(0.6, rows=900)
     candidate = [n % 3 != 2 or (ok and n % 2 == 0) for n, ok in enumerate(champion)]  # all right, but for "cat"
-    checks, _ = compare_on_holdout([assessed(candidate)], [assessed(champion)], {"": ASKED}, CONFIG)
+    checks, _ = compare_on_holdout([assessed(candidate)], [assessed(champion)], {"": ASKED}, BY_TARGET)
     assert failed(checks) == ["no slice worse"]
     assert "target=cat" in checks[-1].measured
+
+
+def test_a_champion_that_always_says_the_same_can_be_replaced() -> None:
+    """It is perfect where that is the right answer: a candidate that is better in all is worse there."""
+    constant, candidate = [n % 3 == 0 for n in range(900)], accuracy(0.6, rows=900)
+    by_type, by_target = (
+        compare_on_holdout([assessed(candidate)], [assessed(constant)], {"": ASKED}, config)[0]
+        for config in (CONFIG, BY_TARGET)
+    )
+    assert failed(by_type) == []
+    assert failed(by_target) == ["no slice worse"]
 
 
 def test_answers_to_other_rows_are_not_compared() -> None:
@@ -124,20 +136,24 @@ def test_little_new_data_is_not_held_against_a_candidate() -> None:
     assert "fewer than 50 rows of split 'val'" in check.explanation
 
 
-def test_the_first_model_must_be_above_what_needs_no_image() -> None:
+@pytest.mark.parametrize("certain", [True, False])
+def test_a_model_must_be_above_what_needs_no_image(certain: bool) -> None:
     found = assessed(accuracy(0.9))
-    assert check_baselines(found).passed
-    assert check_baselines(assessed(accuracy(0.1))).passed is False
-    assert "better than always" in check_baselines(found).measured
+    assert check_baselines(found, certain=certain).passed
+    assert check_baselines(assessed(accuracy(0.1)), certain=certain).passed is False
+    assert "better than always" in check_baselines(found, certain=certain).measured
     broken = replace(found, report=replace(found.report, metrics={"accuracy": float("nan")}))
-    assert check_baselines(broken).passed is False
+    assert check_baselines(broken, certain=certain).passed is False
 
 
-def test_a_model_that_is_above_its_baseline_by_chance_passes_and_the_check_says_so() -> None:
+def test_a_model_that_is_above_its_baseline_by_chance_passes_only_beside_a_champion() -> None:
     """A third is right by always the same answer, and 36 of 100 are right here."""
-    check = check_baselines(assessed([n % 100 < 36 for n in range(600)]))
-    assert check.passed
-    assert "not distinguishable from the question alone" in check.measured
+    by_chance = assessed([n % 100 < 36 for n in range(600)])
+    beside_champion, alone = (check_baselines(by_chance, certain=certain) for certain in (False, True))
+    assert beside_champion.passed
+    assert "not distinguishable from the question alone" in beside_champion.measured
+    assert alone.passed is False
+    assert alone.required.endswith(" with 95% certainty")
 
 
 @pytest.fixture
@@ -184,6 +200,27 @@ def test_a_candidate_that_is_not_fit_is_no_challenger(registry: Registry) -> Non
     registry.set_challenger("2", is_usable=True)
     apply_decision(registry, decision("2", None, passed=False, compares=False), NullTracker())
     assert (alias(registry, "champion"), alias(registry, "challenger")) == (None, None)
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_forced_promotion_is_recorded_with_its_reason(
+    registry: Registry, tracker: Tracker, storage: str, run_id: str
+) -> None:
+    registry.promote("1", "first", over=None)
+    refused = decision("2", "1", passed=False)
+    applied = apply_decision(registry, replace(refused, forced="the old one is offensive"), tracker)
+    assert applied.promote
+    assert alias(registry, "champion") == "2"
+    reason = "forced: the old one is offensive (failed: better: 0.9, required 0.8)"
+    assert json.loads(registry.version("2").tags["promotion"])["reason"] == reason
+    assert connect(f"sqlite:///{storage}/mlflow.db").get_run(run_id).data.tags["gate.reason"] == reason
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_forced_promotion_does_not_win_over_one_that_came_first(registry: Registry, tracker: Tracker) -> None:
+    registry.promote("1", "faster", over=None)
+    assert not apply_decision(registry, replace(decision("2", None), forced="now"), tracker).promote
+    assert alias(registry, "champion") == "1"
 
 
 @pytest.mark.usefixtures("versions")
