@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from vlmodel.task import Task
 
+TRAINED_ON_DATA = "trained_on_data"
+"""Keyword of a tokenizer that was trained on the texts of the data, stored with it."""
 _FILE = "processor.json"
 _MIN_LIMIT, _MAX_LIMIT = 32, 512
 """The range of token limits that follow the data; the model's own limit takes the place of the upper one."""
@@ -303,6 +305,21 @@ class VLProcessor:
             list(texts), padding=False, truncation=False, return_attention_mask=False, verbose=False
         )
         return [len(ids) > self.config.max_tokens for ids in encoded["input_ids"]]
+
+    def unknown_words(self, texts: Sequence[str]) -> list[str]:
+        """Words of texts that are no token of a tokenizer trained on the data: they were rare in the training texts,
+        or not in them. None for a pretrained tokenizer, whose encoder has read far more.
+        """
+        if not self.tokenizer.init_kwargs.get(TRAINED_ON_DATA):
+            return []
+        backend = self.tokenizer.backend_tokenizer
+        known = self.tokenizer.get_vocab()
+        words = [
+            word
+            for text in texts
+            for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+        ]
+        return [word for word in dict.fromkeys(words) if word not in known and any(map(str.isalnum, word))]
 
     def tokenize_targets(self, targets: Sequence[str | None]) -> dict[str, NDArray[np.generic]]:
         """Token ids of N texts to be generated, each between the tokens that begin and end it, padded on the right.

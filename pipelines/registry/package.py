@@ -16,7 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import vlmodel.config
-from pipelines.registry import golden
+from pipelines.registry import golden, own_examples
 from pipelines.registry.errors import ArtifactError
 from pipelines.storage import manifest
 from vlmodel import bases
@@ -46,6 +46,7 @@ def build(
     origin: Model,
     answers: Sequence[golden.GoldenAnswer] = (),
     card: str = "",
+    shown: Sequence[own_examples.OwnExample] = (),
 ) -> str:
     """Write an MLflow model into a folder that does not exist yet. Returns the sha256 of its manifest.
 
@@ -55,6 +56,7 @@ def build(
         origin: the MLflow model description to complete, with the ids of its run and logged model.
         answers: golden answers to store.
         card: Markdown to store beside the model as README.md.
+        shown: own examples to store.
     """
     with TemporaryDirectory() as scratch:
         # Only this file of the pipeline, where the stored code imports it from.
@@ -77,6 +79,7 @@ def build(
     golden.write(answers, package)
     if card:
         (inference_folder(package) / "README.md").write_text(card, encoding="utf-8")
+    own_examples.write(shown, package)
     return manifest.write(package)
 
 

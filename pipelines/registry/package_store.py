@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -14,6 +14,7 @@ from mlflow.models import Model
 
 from pipelines.registry import golden, package
 from pipelines.registry.errors import ArtifactError
+from pipelines.registry.own_examples import OwnExample
 from pipelines.registry.smoke import answers_in_fresh_process
 from pipelines.registry.versions import MANIFEST_TAG, LocalModel, ModelVersion
 from pipelines.storage import bases
@@ -44,13 +45,15 @@ class PackageStore:
         checkpoint: Path,
         example: tuple[bytes, str],
         examples: Mapping[str, tuple[bytes, str]] | None,
-        card: str,
+        card: str = "",
+        shown: Sequence[OwnExample] = (),
     ) -> str:
         """Build and store the package of a checkpoint's inference part, and its bases unless they are stored. Returns
         the sha256 of the package's manifest.
 
         Args:
             checkpoint: as ``package.without_bases`` gives it.
+            shown: examples of the model's own data.
 
         Raises:
             BaseWeightsError: a base is missing or another.
@@ -62,7 +65,7 @@ class PackageStore:
         with TemporaryDirectory() as scratch:
             built = Path(scratch) / "model"
             origin = Model(run_id=run_id, model_id=model_id, model_uuid=model_id)
-            manifest_hash = package.build(checkpoint, built, example, origin, answers, card)
+            manifest_hash = package.build(checkpoint, built, example, origin, answers, card, shown)
             if self._smoke_test:
                 package.link_bases(checkpoint, Path(scratch))
                 answers_in_fresh_process(built, [example])

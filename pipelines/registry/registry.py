@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -15,6 +15,7 @@ from pipelines.registry import package
 from pipelines.registry.alias_changes import AliasChanges
 from pipelines.registry.config import RegistryConfig
 from pipelines.registry.errors import RegistryError
+from pipelines.registry.own_examples import OwnExample
 from pipelines.registry.package_store import PackageStore
 from pipelines.registry.version_score import VersionScore
 from pipelines.registry.versions import (
@@ -81,6 +82,7 @@ class Registry(Versions):
         step: int = 0,
         examples: Mapping[str, tuple[bytes, str]] | None = None,
         card: str = "",
+        shown: Sequence[OwnExample] = (),
     ) -> ModelVersion:
         """Store the inference part of a checkpoint with its run and register it as a new version. Frozen weights are
         stored once for all versions that are built on them.
@@ -94,6 +96,7 @@ class Registry(Versions):
             score: of these weights.
             step: of the checkpoint.
             examples: one for each task of the model, for its golden answers; by default ``example``, for the first.
+            shown: examples of the model's own data, for the page of a service.
 
         Raises:
             BaseWeightsError: frozen weights that it is built on are missing or others.
@@ -113,7 +116,9 @@ class Registry(Versions):
                 run.info.experiment_id, self.name, source_run_id=run_id, tags=tags, model_type="vlmodel"
             )
             try:
-                tags[MANIFEST_TAG] = self._packages.store(logged.model_id, run_id, trained, example, examples, card)
+                tags[MANIFEST_TAG] = self._packages.store(
+                    logged.model_id, run_id, trained, example, examples, card, shown
+                )
                 tags[MODEL_TAG] = fingerprint
                 self.client.finalize_logged_model(logged.model_id, "READY")
             except BaseException:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
+
+from pipelines.registry.own_examples import OwnExample
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class ServiceResult:
         stages_s: seconds spent in each stage (decode, queue, model), for the Server-Timing header.
         side: which of the registry's aliases the model has.
         truncated: for each text, whether it has more tokens than ``processor.max_tokens`` and was cut.
+        unknown_words: of the texts (``VLProcessor.unknown_words``).
     """
 
     result: Any
@@ -70,6 +73,7 @@ class ServiceResult:
     stages_s: dict[str, float]
     alias: Literal["champion", "challenger"] = "champion"
     truncated: tuple[bool, ...] = ()
+    unknown_words: tuple[str, ...] = ()
 
 
 AnswerStream: TypeAlias = AsyncGenerator[str | ServiceResult, None]
@@ -84,6 +88,10 @@ class Service(Protocol):
     @property
     def model(self) -> ModelInfo | None:
         """The model that a request arriving now would get; None while none is loaded."""
+
+    @property
+    def examples(self) -> Sequence[OwnExample]:
+        """Examples of that model's own data, whose ``task`` is the operation that answers them."""
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """The result of one request."""

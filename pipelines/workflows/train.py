@@ -12,7 +12,7 @@ from pipelines.registry.versions import ModelVersion
 from pipelines.tracking.provenance import flatten, has_dotted_prefix
 from pipelines.tracking.tracker import Tracker
 from pipelines.train import checkpoint, run_folder
-from pipelines.workflows import feature_cache, models, training_data
+from pipelines.workflows import feature_cache, models, own_examples, training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.config import JobConfig
 from pipelines.workflows.fit import fit, repeatable
@@ -132,7 +132,8 @@ def _evaluate_and_register(work: Workspace, index: Index, tracker: Tracker) -> M
         print("registering: the model is packed, and loaded by a fresh process to try it", flush=True)
         reports = {assessment.task: assessment.report for assessment in assessments}
         card = model_card(work.registry.name, reports, VLProcessor.from_pretrained(model), index, best.step)
-        version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples, card)
+        shown = own_examples.choose(model, assessments, index)
+        version = work.registry.log_model(tracker.run_id, model, first.example, score, best.step, examples, card, shown)
     print(f"registered {version.name} version {version.version}", flush=True)
     return version
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
+from pipelines.data.texts.corpus import train_tokenizer
 from tests.vlmodel.tiny import collate
 from vlmodel.config import ConfigError, parse
 from vlmodel.images.errors import ImageError
@@ -352,3 +353,18 @@ def test_a_processor_of_another_version_is_refused(processor: VLProcessor, tmp_p
     (tmp_path / "processor.json").write_text(json.dumps(tree))
     with pytest.raises(ConfigError, match=r"processor\.json' lacks tasks"):
         VLProcessor.from_pretrained(tmp_path)
+
+
+def test_words_that_a_tokenizer_of_ones_own_data_does_not_know(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["what color is the star?", "how many circles are there?"])
+    VLProcessor(ProcessorConfig(), tokenizer, LABELS).save_pretrained(tmp_path)
+    processor = VLProcessor.from_pretrained(tmp_path)
+    assert processor.unknown_words(["What colour is the STAR?", "how many squares, how many colour?"]) == [
+        "colour",
+        "squares",
+    ]
+    assert processor.unknown_words(["what color is the star", "", "?!"]) == []
+
+
+def test_a_pretrained_tokenizer_knows_pieces_of_words(processor: VLProcessor) -> None:
+    assert processor.unknown_words(["antidisestablishmentarianism"]) == []

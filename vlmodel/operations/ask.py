@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
+from pydantic.config import JsonDict
 
 from vlmodel.operations import base
 from vlmodel.operations.base import Query
@@ -122,3 +123,8 @@ class Ask(RankedAnswers):
             for question, prediction, is_truncated in zip(query.texts, result, truncated, strict=True)
         ]
         return {"answers": answers, "knowledge_version": result[0].knowledge_version if result else None}
+
+    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+        text, answer, probability = answered[0]
+        ranked: JsonDict = {"answer": answer, "probability": round(base.clip_probability(probability), 4)}
+        return {"answers": [{"question": text, "answers": [ranked], "attention": None, "truncated": False}]}

@@ -155,6 +155,11 @@ class TaskResponse(BaseModel):
 
     model: ModelVersion = Field(description="The model that gave this answer.")
     latency_ms: float = Field(description="Time inside the service, from the head of the request to its answer.")
+    unknown_words: list[str] = Field(
+        default=[],
+        description="Words of the texts that were rare in the model's training texts, or not in them: it may not "
+        "understand these. Always empty for models whose language encoder is pretrained.",
+    )
 
 
 class UsedFact(BaseModel):
@@ -291,6 +296,30 @@ class Operation(ABC):
         Args:
             task: the model's name of the task.
         """
+
+    def request_about(self, example: JsonDict, image: str, texts: Sequence[str]) -> JsonDict:
+        """One of the documentation's requests, asked about a sample of the model's own data.
+
+        Args:
+            example: of ``request``.
+            image: in base64.
+            texts: about the image.
+        """
+        own = {**example, **({"image": image} if "image" in example else {})}
+        if self.text_name in example:
+            own[self.text_name] = texts[0]
+        if f"{self.text_name}s" in example:
+            own[f"{self.text_name}s"] = list(texts[:2])
+        return own
+
+    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+        """The documentation's response about a sample of the model's own data, without the fields of ``TaskResponse``;
+        None keeps that of ``response``.
+
+        Args:
+            answered: (text, best answer, its probability) of each text.
+        """
+        return None
 
     def stream(self, predictor: Predictor, task: str, item: BatchedRequest, streamer: Any) -> Any:
         """The result for one item, generated; ``streamer`` gets its text token by token meanwhile."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, Field, model_validator
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from vlmodel.operations import base
@@ -94,3 +95,8 @@ class Describe(RankedAnswers):
         [prediction] = result
         captions = [RankedCaption(caption=text, probability=base.clip_probability(p)) for text, p in prediction.answers]
         return {"captions": captions, "attention": base.to_attention_map(prediction)}
+
+    def response_about(self, answered: Sequence[tuple[str, str, float]]) -> JsonDict | None:
+        _, caption, probability = answered[0]
+        written: JsonDict = {"caption": caption, "probability": round(base.clip_probability(probability), 4)}
+        return {"captions": [written], "attention": None}

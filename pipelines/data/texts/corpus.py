@@ -14,6 +14,7 @@ from pipelines.data.index.shard_pass import map_shards
 from pipelines.data.tars.reader import ShardReader
 from pipelines.errors import DataError
 from vlmodel.answers import Normalizer, normal_form
+from vlmodel.processor import TRAINED_ON_DATA
 from vlmodel.sample import Texts
 from vlmodel.task import Task
 
@@ -168,7 +169,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 8192, lowercase: boo
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
     named = {f"{token.strip('[]').lower()}_token": token for token in _SPECIAL}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named, **{TRAINED_ON_DATA: True})
 
 
 def _most_frequent_letters(words: Mapping[str, int], limit: int) -> list[str]:

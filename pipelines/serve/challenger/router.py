@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from pipelines.records.comparisons import ComparisonWriter
+from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.challenger.background import BackgroundTasks
 from pipelines.serve.challenger.calls import ChallengerCaller, ChallengerClient, Outcome, outcome_of
 from pipelines.serve.challenger.recorder import ComparisonRecorder
@@ -59,6 +60,11 @@ class ChallengerRouter:
     def model(self) -> ModelInfo | None:
         """The champion."""
         return self._champion.model
+
+    @property
+    def examples(self) -> Sequence[OwnExample]:
+        """The champion's."""
+        return self._champion.examples
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,6 +26,7 @@ from pipelines.serve.http.middleware import (
     RequestMetrics,
     error_body,
 )
+from pipelines.serve.http.openapi import with_own_examples
 from pipelines.serve.http.routes import about, feedback, operations, page
 from pipelines.serve.http.routes import facts as facts_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
@@ -69,6 +71,12 @@ def create_app(
         app.include_router(routes.router(service, config))
     app.include_router(facts_routes.router(facts, config, fact_key_hashes))
     app.include_router(page.router())
+    documented = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return with_own_examples(documented(), service.model, service.examples if config.shows_examples else ())
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
     # The layer that is added last is the outermost.
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes, max_held_bytes=MAX_HELD_BYTES)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
 
-from vlmodel.operations.base import TaskRequest, TaskResponse, with_examples
+from pipelines.registry.own_examples import OwnExample
+from pipelines.serve.service import ModelInfo
+from vlmodel.operations.base import TaskRequest, TaskResponse, all_operations, with_examples
 
 _ERRORS = {
     400: "The body is not JSON, or not a form in UTF-8, or not in gzip.",
@@ -79,3 +83,32 @@ def _request_body(request_type: type[TaskRequest]) -> dict[str, Any]:
             },
         },
     }
+
+
+def with_own_examples(spec: dict[str, Any], model: ModelInfo | None, examples: Sequence[OwnExample]) -> dict[str, Any]:
+    """The OpenAPI description with requests about the model's own data in the place of those of the schemas.
+
+    Args:
+        spec: is not changed.
+        model: that is named in responses; None while none is loaded.
+        examples: for each operation the first counts.
+    """
+    if model is None or not examples:
+        return spec
+    spec = copy.deepcopy(spec)
+    for name, operation in all_operations().items():
+        own = next((example for example in examples if example.task == name), None)
+        if own is None:
+            continue
+        texts = [asked.text for asked in own.texts]
+        content = spec["paths"][f"/v1/{name}"]["post"]["requestBody"]["content"]
+        requests = content["application/json"]["examples"]
+        for request in requests.values():
+            request["value"] = operation.request_about(request["value"], own.image, texts)
+        form = content["multipart/form-data"]
+        form["example"] = operation.request_about(form["example"], "@picture.jpg", texts)
+        answered = [(asked.text, asked.answer, asked.probability) for asked in own.texts]
+        if (response := operation.response_about(answered)) is not None:
+            facts = {"model": {"name": model.name, "version": model.version}, "latency_ms": 21.4, "unknown_words": []}
+            spec["components"]["schemas"][operation.response.__name__]["examples"] = [{**response, **facts}]
+    return spec

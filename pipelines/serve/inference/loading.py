@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from pipelines.registry import golden
+from pipelines.registry import golden, own_examples
 from pipelines.registry.errors import ArtifactError
 from pipelines.serve.errors import ServeError
 from pipelines.serve.inference.predecoded import PredecodedProcessor, blank_example
@@ -53,6 +53,24 @@ def warm_up(predictor: Predictor, operations: Iterable[tuple[str, Operation]], m
         for top_k, attention in operation.warm_up(predictor.processor.tasks[task]):
             for batch_size in {1, max_batch_size}:
                 operation.run(predictor, task, [BatchedRequest(example, top_k, attention)] * batch_size)
+
+
+def read_examples(golden_file: str, operations: Mapping[str, tuple[str, Operation]]) -> list[own_examples.OwnExample]:
+    """Examples of the model's own data, for each operation those of its task; [] for a model without.
+
+    Args:
+        golden_file: which they lie beside; "" for none.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    stored = own_examples.read(Path(golden_file).with_name(own_examples.FILE)) if golden_file else []
+    return [
+        example.model_copy(update={"task": name})
+        for name, (task, _) in operations.items()
+        for example in stored
+        if example.task == task
+    ]
 
 
 def check_golden_answers(predictor: Predictor, file: Path, tolerance: float) -> None:

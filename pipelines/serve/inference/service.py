@@ -17,6 +17,7 @@ from transformers import AsyncTextIteratorStreamer
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.registry.errors import ArtifactError
+from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.config import ServeConfig, decode_threads, forward_passes, model_threads
 from pipelines.serve.errors import ApiError, ServeError, no_such_task, not_ready
 from pipelines.serve.facts import LiveFacts
@@ -30,6 +31,7 @@ from vlmodel.encoder_parts import IMAGE
 from vlmodel.facts import LinkConfig
 from vlmodel.inference import Predictor
 from vlmodel.operations.base import BatchedRequest, Operation, operations_of
+from vlmodel.processor import VLProcessor
 
 # A pass that runs for this many request time-outs hangs; Serve then replaces the replica.
 _HANGING_TIMEOUTS = 6
@@ -42,22 +44,27 @@ class _LoadedModel:
     Attributes:
         operations: by their names, each with the name of the task that does it.
         batchers: of each operation.
+        examples: of the model's own data, named by operation.
     """
 
     predictor: Predictor
     info: ModelInfo
     operations: Mapping[str, tuple[str, Operation]]
     batchers: Mapping[str, Batcher[BatchedRequest, TimedResult[Any]]]
+    examples: Sequence[OwnExample] = ()
 
 
 @dataclass(frozen=True)
 class _Decoded:
-    """A request with its decoded image, when decoding started and ended, and which texts are truncated."""
+    """A request with its decoded image, when decoding started and ended, which texts are truncated, and their words
+    that the model does not know.
+    """
 
     example: DecodedExample
     started: float
     ended: float
     truncated: tuple[bool, ...]
+    unknown_words: tuple[str, ...]
 
 
 class InferenceService:
@@ -81,12 +88,17 @@ class InferenceService:
     def model(self) -> ModelInfo | None:
         return self._loaded.info if self._loaded else None
 
+    @property
+    def examples(self) -> Sequence[OwnExample]:
+        return self._loaded.examples if self._loaded else ()
+
     async def load(self, folder: str | Path, name: str, version: str, digest: str = "", golden_file: str = "") -> None:
         """Load and warm up a model, then answer with it. Requests in flight end with the previous one.
 
         Args:
             digest: of the folder (``manifest.digest``) when it was deployed; changed files are refused.
-            golden_file: the version's golden answers, which it must give here too; "" for a model without.
+            golden_file: the version's golden answers, which it must give here too; "" for a model without. Examples of
+                its own data lie beside this file.
 
         Raises:
             ServeError: the folder holds no usable model, or it gives other answers than its golden ones. The previous
@@ -112,6 +124,7 @@ class InferenceService:
                 await self._threads.run(check, measured=False)
             except (ArtifactError, ServeError) as error:
                 raise ServeError(f"{model} is not served: {error}") from error
+        examples = await asyncio.to_thread(loading.read_examples, golden_file, operations)
         processor = predictor.processor
         if processor.knowledge.reads_facts:
             # Not before: golden answers are those without facts, which edits do not change.
@@ -126,7 +139,7 @@ class InferenceService:
             inputs=processor.reads,
         )
         batchers = {name: self._make_batcher(predictor, *operation, version) for name, operation in operations.items()}
-        self._loaded = _LoadedModel(predictor, info, operations, batchers)
+        self._loaded = _LoadedModel(predictor, info, operations, batchers, examples)
 
     async def run(self, request: ServiceRequest) -> ServiceResult:
         """See ``Service``."""
@@ -226,9 +239,11 @@ class InferenceService:
                 decoded[IMAGE] = {"pixels_HWC": await self._decoder.decode(processor, data, limit)}
             else:
                 decoded[name] = await self._decoder.decode_input(processor, name, data)
-        truncated = tuple(await asyncio.to_thread(processor.truncated, texts)) if any(texts) else ()
+        seen: tuple[tuple[bool, ...], tuple[str, ...]] = (), ()
+        if any(texts):
+            seen = await asyncio.to_thread(_look_at, processor, texts)
         example = DecodedExample({}, tuple(texts), decoded=decoded)
-        return _Decoded(example, started, time.perf_counter(), truncated)
+        return _Decoded(example, started, time.perf_counter(), *seen)
 
     async def _stream(self, loaded: _LoadedModel, name: str, item: BatchedRequest, decoded: _Decoded) -> AnswerStream:
         task, operation = loaded.operations[name]
@@ -259,7 +274,14 @@ def _service_result(loaded: _LoadedModel, decoded: _Decoded, timed: TimedResult[
         "queue": timed.started - decoded.ended,
         "model": timed.seconds,
     }
-    return ServiceResult(timed.result, loaded.info, stages_s, truncated=decoded.truncated)
+    return ServiceResult(
+        timed.result, loaded.info, stages_s, truncated=decoded.truncated, unknown_words=decoded.unknown_words
+    )
+
+
+def _look_at(processor: VLProcessor, texts: Sequence[str]) -> tuple[tuple[bool, ...], tuple[str, ...]]:
+    """For each text whether it is truncated, and the unknown words of all."""
+    return tuple(processor.truncated(texts)), tuple(processor.unknown_words(texts))
 
 
 def _check_encodable(texts: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipelines.registry.own_examples import OwnExample
 from pipelines.serve.service import (
     AnswerStream,
     ModelInfo,
@@ -98,6 +99,7 @@ class FakeService:
             "fake", "7", ("vqa", "caption", "match", "embed"), labels=3, image_size=32, resize="squash"
         )
         self.seen: list[tuple[Any, ...]] = []
+        self.examples: list[OwnExample] = []
 
     def answered(self, result: Any) -> ServiceResult:
         assert self.model is not None

@@ -24,6 +24,11 @@ function meta({ model, latency_ms }, roundTrip) {
   return `${model.name} version ${model.version} · ${latency_ms.toFixed(0)} ms in the service · ${roundTrip.toFixed(0)} ms in all`;
 }
 
+function unknown(words) {
+  const listed = words.map((word) => `“${word}”`).join(", ");
+  return `Seldom or never in what the model has learned from: ${listed}. It may not have understood.`;
+}
+
 // A new entry on top of the log, which is written and ended later, or dropped.
 export function beginTurn(title) {
   const item = element("li", "turn"), head = element("div", "turn-head"), heading = element("h2", "", title);
@@ -46,6 +51,7 @@ export function beginTurn(title) {
       heading.classList.remove("writing");
       heading.textContent = title;
       item.append(...content);
+      if (result.unknown_words.length) item.append(element("p", "problem", unknown(result.unknown_words)));
       item.append(element("p", "meta", (note ? `${note} · ` : "") + meta(result, roundTrip)));
       const turn = { attention, button: null };
       if (attention) {

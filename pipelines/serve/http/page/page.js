@@ -2,7 +2,7 @@
 
 import { beginTurn, showAnswers, showCaptions, showMatches } from "./answers.js";
 import { $, element, notify } from "./dom.js";
-import { picture } from "./picture.js";
+import { offerExamples, picture } from "./picture.js";
 import { apiKey, fetchJSON, fetchStream } from "./service.js";
 
 const form = $("form"), question = $("question"), texts = $("texts");
@@ -70,7 +70,7 @@ const TASKS = {
   },
 };
 
-let current = null;
+let current = null, examples = [];
 
 function offerCorrection(turn, placeholder, { model }, fields) {
   if (!picture.model?.feedback) return;
@@ -87,6 +87,7 @@ async function describeModel() {
     $("model-dot").className = "dot ready";
     $("model-chip").title = `It can do: ${model.tasks.join(", ")}.`;
     $("model-text").textContent = `${model.name} · version ${model.version}`;
+    ({ examples } = await fetchJSON("v1/examples"));
     offer(Object.keys(TASKS).filter((task) => model.tasks.includes(task)));
   } catch (error) {
     $("model-dot").className = "dot down";
@@ -114,11 +115,18 @@ function choose(task) {
   for (const part of form.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(task);
   $("empty").textContent = TASKS[task].empty;
   notify("");
+  const own = examples.filter((example) => example.task === task);
+  offerExamples(own);
+  const words = own[0]?.texts ?? [];
+  if (task === "vqa") question.placeholder = words[0] ?? "What would you like to know?";
+  if (task === "match") texts.placeholder = words.join("\n");
   suggest();
 }
 
+const exampleTexts = (task) => (picture.example?.task === task ? picture.example.texts : []);
+
 function suggest() {
-  const questions = current === "vqa" ? picture.example?.questions ?? [] : [];
+  const questions = current === "vqa" ? exampleTexts("vqa") : [];
   $("suggestions").replaceChildren(...questions.map((text) => {
     const button = element("button", "", text);
     button.type = "button";
@@ -136,7 +144,7 @@ picture.onChange = () => {
   // What was typed stays, unless it belongs to another example.
   const typed = given().join("\n");
   if (!typed || typed === texts.dataset.example) {
-    texts.dataset.example = picture.example?.texts.join("\n") ?? "";
+    texts.dataset.example = exampleTexts("match").join("\n");
     texts.value = texts.dataset.example;
   }
   suggest();

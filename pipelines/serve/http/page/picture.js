@@ -7,31 +7,7 @@ const stage = $("stage"), preview = $("preview"), heat = $("heat");
 // What is shown. `model` tells limits and how a picture becomes square.
 export const picture = { blob: null, example: null, model: null, onChange: () => {} };
 
-let heatFor = null;
-
-const EXAMPLES = [
-  {
-    title: "Three shapes",
-    ground: "#ece7dd",
-    shapes: [["circle", "#d8342c", 78, 88, 40], ["square", "#2b62d9", 182, 92, 36], ["triangle", "#1f9d55", 128, 190, 42]],
-    questions: ["What colour is the circle?", "What shape is blue?", "How many shapes are there?"],
-    texts: ["a red circle and a blue square", "two yellow circles", "a green triangle on its own"],
-  },
-  {
-    title: "Small and large",
-    ground: "#dfe8ee",
-    shapes: [["square", "#e0b100", 94, 120, 66], ["circle", "#7a3fc4", 202, 178, 26]],
-    questions: ["What colour is the square?", "Is there a triangle?", "What is right of the square?"],
-    texts: ["a large yellow square", "a large purple circle", "a red triangle"],
-  },
-  {
-    title: "Many circles",
-    ground: "#e9e3ea",
-    shapes: [["circle", "#1f9d55", 66, 74, 30], ["circle", "#d8342c", 182, 66, 34], ["circle", "#1f9d55", 84, 186, 36], ["circle", "#2b62d9", 192, 182, 28]],
-    questions: ["How many green circles are there?", "How many circles are there?", "Is there a red circle?"],
-    texts: ["four circles", "four squares", "one blue triangle"],
-  },
-];
+let heatFor = null, offered = [];
 
 function setPicture(blob, example = null) {
   if (!blob.type.startsWith("image/")) return notify("That is not a picture. Choose a JPEG, PNG, WebP, BMP or GIF file.");
@@ -47,40 +23,32 @@ function setPicture(blob, example = null) {
   $("invite").hidden = true;
   $("frame").hidden = false;
   stage.classList.add("full");
-  for (const button of $("examples").children) button.setAttribute("aria-pressed", button.title === example?.title);
+  [...$("examples").children].forEach((button, i) => button.setAttribute("aria-pressed", offered[i] === example));
   picture.onChange();
 }
 
 preview.addEventListener("error", () => picture.blob && notify("This browser cannot show that picture; the service may still read it."));
 
-function drawExample(example, canvas) {
-  canvas.width = canvas.height = 256;
-  const pen = canvas.getContext("2d");
-  pen.fillStyle = example.ground;
-  pen.fillRect(0, 0, 256, 256);
-  for (const [shape, colour, x, y, r] of example.shapes) {
-    pen.fillStyle = colour;
-    pen.beginPath();
-    if (shape === "circle") pen.arc(x, y, r, 0, 2 * Math.PI);
-    else if (shape === "square") pen.rect(x - r, y - r, 2 * r, 2 * r);
-    else {
-      pen.moveTo(x, y - r);
-      pen.lineTo(x + r, y + r * 0.8);
-      pen.lineTo(x - r, y + r * 0.8);
-    }
-    pen.fill();
-  }
+function blobOf({ image, media_type }) {
+  return new Blob([Uint8Array.from(atob(image), (letter) => letter.charCodeAt(0))], { type: media_type });
 }
 
-for (const example of EXAMPLES) {
-  const button = element("button");
-  button.type = "button";
-  button.title = example.title;
-  const canvas = element("canvas");
-  drawExample(example, canvas);
-  button.append(canvas);
-  button.addEventListener("click", () => canvas.toBlob((blob) => setPicture(blob, example), "image/png"));
-  $("examples").append(button);
+// Pictures of the model's own data; one is shown when it is chosen, with its texts.
+export function offerExamples(examples) {
+  for (const shown of $("examples").querySelectorAll("img")) URL.revokeObjectURL(shown.src);
+  $("try").hidden = !examples.length;
+  $("examples").replaceChildren(...examples.map((example, number) => {
+    const button = element("button"), shown = element("img"), blob = blobOf(example);
+    button.type = "button";
+    button.title = `Example ${number + 1}`;
+    shown.src = URL.createObjectURL(blob);
+    shown.alt = "";
+    button.append(shown);
+    button.setAttribute("aria-pressed", picture.example === example);
+    button.addEventListener("click", () => setPicture(blob, example));
+    return button;
+  }));
+  offered = examples;
 }
 
 stage.addEventListener("click", () => $("file").click());

@@ -36,6 +36,21 @@ class ModelDescription(BaseModel):
     limits: Limits
 
 
+class OfferedExample(BaseModel):
+    """A picture of the data that the model was evaluated on, and texts that it can be asked about it."""
+
+    task: str = Field(description="The route that answers, POST /v1/TASK.")
+    media_type: str = Field(description="Of the picture: image/png or image/jpeg.")
+    image: str = Field(description="The picture, in base64.")
+    texts: list[str] = Field(description="Questions, or texts to match; empty texts where the route takes none.")
+
+
+class OfferedExamples(BaseModel):
+    """Requests in the words that the model has learned, which it answered right where there are such."""
+
+    examples: list[OfferedExample]
+
+
 class Health(BaseModel):
     """All is well."""
 
@@ -79,6 +94,22 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
                 texts=config.max_texts,
                 question_chars=config.max_question_chars,
             ),
+        )
+
+    @routes.get("/v1/examples", summary="Examples of the model's own data", responses=unready)
+    async def offer() -> OfferedExamples:
+        model()
+        offered = service.examples if config.shows_examples else ()
+        return OfferedExamples(
+            examples=[
+                OfferedExample(
+                    task=one.task,
+                    media_type=one.media_type,
+                    image=one.image,
+                    texts=[asked.text for asked in one.texts],
+                )
+                for one in offered
+            ]
         )
 
     return routes

@@ -81,7 +81,8 @@ class RequestHandler:
         """The response's body: ``fields``, the model and the latency."""
         self._request.scope[VERSION] = result.model.version
         model = ModelVersion(name=result.model.name, version=result.model.version)
-        return response_type(**fields, model=model, latency_ms=round(self._elapsed_s() * 1000, 2))
+        latency_ms = round(self._elapsed_s() * 1000, 2)
+        return response_type(**fields, model=model, latency_ms=latency_ms, unknown_words=list(result.unknown_words))
 
     def respond(self, response_type: type[ResponseT], result: ServiceResult, **fields: Any) -> Response:
         """The response, with the seconds of each stage (https://www.w3.org/TR/server-timing/) in a header."""

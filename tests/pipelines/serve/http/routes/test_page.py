@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import shutil
@@ -17,9 +18,13 @@ import pytest
 import uvicorn
 from fastapi.responses import HTMLResponse, Response
 
+from pipelines.registry import own_examples
+from pipelines.registry.own_examples import AskedText, OwnExample
 from pipelines.serve.config import FeedbackConfig, ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
+from tests.pipelines.serve.conftest import picture
+from vlmodel.processor import VLProcessor
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +33,11 @@ const $ = (id) => document.getElementById(id);
 const until = async (what) => { while (!what()) await new Promise((go) => setTimeout(go, 20)); };
 const done = () => until(() => !document.querySelector(".busy") && !document.querySelector(".writing"));
 const press = async (selector) => { document.querySelector(selector).click(); await done(); };
-const example = async () => { await press("#examples button"); await until(() => !$("frame").hidden); };
+const example = async () => {
+  await until(() => document.querySelector("#examples button"));
+  await press("#examples button");
+  await until(() => !$("frame").hidden);
+};
 const task = (name) => press(`#tasks [data-task=${name}]`);
 const send = () => press("form [data-for]:not([hidden]) .send");
 await until(() => !$("form").hidden);
@@ -49,8 +58,9 @@ def browser() -> str:
 class Visits:
     """A server of the page for one model; each visit is a script that runs in it."""
 
-    def __init__(self, folder: Path, config: ServeConfig) -> None:
+    def __init__(self, folder: Path, config: ServeConfig, package: Path) -> None:
         self.service, self.script = InferenceService(config), ""
+        self.golden_file = str(package / "golden.json")
         self.over = threading.Event()
         app = create_app(self.service, config)
         index = Path(create_app.__code__.co_filename).parent / "page" / "index.html"
@@ -68,7 +78,7 @@ class Visits:
         self.thread.start()
 
     async def _serve(self, folder: Path) -> None:
-        await self.service.load(folder, "tiny", "4")
+        await self.service.load(folder, "tiny", "4", golden_file=self.golden_file)
         await self.server.serve([self.listener])
         self.service.close()
 
@@ -102,13 +112,31 @@ class Visits:
         self.listener.close()
 
 
+QUESTIONS = ["what is the circle?", "is there a square?", "what colour is the circle?"]
+
+
 @pytest.fixture
-def visits(folder_of: Callable[[str], Path]) -> Iterator[Callable[..., Visits]]:
+def visits(
+    folder_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Visits]]:
     opened: list[Visits] = []
 
     def open_(decoder: str, **settings: Any) -> Visits:
+        """The page of a model whose package holds an example of its own data for each task."""
         browser()
-        opened.append(Visits(folder_of(decoder), ServeConfig(model_threads=1, **settings)))
+        package = tmp_path_factory.mktemp("package")
+        asked = [AskedText(text=text, answer="red", probability=0.9) for text in QUESTIONS]
+        image = base64.b64encode(picture()).decode()
+        own_examples.write(
+            [
+                OwnExample(task=task, media_type="image/png", image=image, texts=tuple(asked))
+                for task in VLProcessor.from_pretrained(folder_of(decoder)).tasks
+            ],
+            package,
+        )
+        # The answers of a tiny model to questions are not compared with golden ones: the package has none.
+        config = ServeConfig(model_threads=1, golden_tolerance=1, **settings)
+        opened.append(Visits(folder_of(decoder), config, package))
         return opened[-1]
 
     yield open_
@@ -135,20 +163,19 @@ def test_all_tasks_are_done_one_after_the_other(visits: Callable[..., Visits], t
     $("captions").value = "3";
     await send();
     await task("match");
+    document.body.dataset.hint = $("texts").placeholder;
+    $("texts").value = "a circle\\na square\\nthe colour";
     await send();
     """
     html = visits("all").visit(script, tmp_path)
     assert 'data-offered="vqa caption match"' in html
     matches, captions, caption, answers = entries(html)
-    assert "What colour is the circle?" in answers
+    assert QUESTIONS[0] in answers
+    assert 'data-hint="' + "\n".join(QUESTIONS) in html
     assert len(names(answers)) == 5
     assert len(names(captions)) >= 2
     assert "probability" in caption
-    assert sorted(names(matches)) == [
-        "a green triangle on its own",
-        "a red circle and a blue square",
-        "two yellow circles",
-    ]
+    assert sorted(names(matches)) == ["a circle", "a square", "the colour"]
     for entry in (matches, captions, caption, answers):
         assert "tiny version 4" in entry
     assert re.search(r'id="notice"[^>]*hidden', html)
@@ -174,6 +201,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(visits: Callable[..., Visit
     await example();
     for (const name of ["vqa", "caption", "match"]) {
       await task(name);
+      $("texts").value = "a circle";
       if (name === "vqa") $("question").value = "What is " + "very ".repeat(40) + "long?";
       await send();
     }
@@ -216,8 +244,22 @@ def test_an_answer_can_be_corrected(visits: Callable[..., Visits], tmp_path: Pat
     [file] = spool.glob("*/corrections/*.json")
     correction = json.loads(file.read_text())
     assert (correction["question"], correction["answer"], correction["version"]) == (
-        "What colour is the circle?",
+        QUESTIONS[0],
         "crimson",
         "4",
     )
     assert correction["sender"] == "local"
+
+
+def test_only_the_models_own_examples_are_offered(visits: Callable[..., Visits], tmp_path: Path) -> None:
+    script = """
+    await until(() => document.querySelector("#examples button") || $("try").hidden);
+    document.body.dataset.tried = $("try").hidden ? "none" : $("examples").children.length;
+    document.body.dataset.hint = $("question").placeholder;
+    """
+    offered = visits("vqa").visit(script, tmp_path / "offered")
+    assert 'data-tried="1"' in offered
+    assert f'data-hint="{QUESTIONS[0]}"' in offered
+    none = visits("vqa", examples="off").visit(script, tmp_path / "none")
+    assert 'data-tried="none"' in none
+    assert 'data-hint="What would you like to know?"' in none

@@ -1,0 +1,68 @@
+"""Own examples: a few samples of the data on which a model was evaluated, stored with it.
+
+A service offers them on its page and in its documentation: they ask in the words that the model has learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from pipelines.registry.errors import ArtifactError
+
+FILE = "examples.json"
+
+
+class AskedText(BaseModel):
+    """A text about the image, and the model's best answer with its probability or score."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    text: str
+    answer: str
+    probability: float
+
+
+class OwnExample(BaseModel):
+    """An image with texts about it.
+
+    Attributes:
+        task: of the model; in a service the operation that answers.
+        media_type: of the image.
+        image: in base64, without the metadata of the source's file.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    task: str
+    media_type: str
+    image: str
+    texts: tuple[AskedText, ...]
+
+
+_EXAMPLES = TypeAdapter(list[OwnExample])
+
+
+def write(examples: Sequence[OwnExample], folder: Path) -> None:
+    """Store examples in a model's package."""
+    (folder / FILE).write_bytes(_EXAMPLES.dump_json(list(examples), indent=1))
+
+
+def read(file: Path) -> list[OwnExample]:
+    """The examples of a model's package; none where it has no such file.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    try:
+        return _EXAMPLES.validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(
+            f"examples {str(file)!r} cannot be read ({reason}); deploy again (python -m jobs.serve), which restores a "
+            "damaged copy of a registered model"
+        ) from error

@@ -1,0 +1,120 @@
+"""Which samples of the evaluated data are stored with a model, for the page of a service (``registry.own_examples``).
+
+They are chosen among what the model answered right, where there is such: they show how to ask, and not how good it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from PIL import Image
+
+from pipelines.data.index.index import Index
+from pipelines.errors import DataError
+from pipelines.evaluate.answered import answered_rows
+from pipelines.evaluate.assess import Assessment
+from pipelines.evaluate.examples import image_bytes
+from pipelines.registry.own_examples import AskedText, OwnExample
+from vlmodel.images.pillow import open_image
+from vlmodel.inference import Predictor
+from vlmodel.media.base import MediumError
+from vlmodel.processor import Example
+from vlmodel.task import Task
+
+SAMPLES, TEXTS = 4, 4
+"""Most samples of a task, and most texts of a sample."""
+_TRIED = 3 * SAMPLES
+_SIDE, _LOSSLESS_SIDE = 512, 128
+"""Larger images are shrunk; small ones, of which JPEG would blur the edges, stay as they are."""
+
+
+def choose(model: Path, assessments: Sequence[Assessment], index: Index) -> list[OwnExample]:
+    """Up to ``SAMPLES`` examples of each task, the same for the same answers.
+
+    Args:
+        model: folder of the model that gave the answers. It is asked again about each image as it is stored, and texts
+            that it then answers otherwise are left out.
+        index: of the data that were answered.
+    """
+    predictor = Predictor.from_pretrained(model)
+    examples: list[OwnExample] = []
+    for assessment in assessments:
+        task = predictor.processor.tasks[assessment.task]
+        found = 0
+        for (split, key), rows in _samples(assessment.answers, task, assessment)[:_TRIED]:
+            example = _example(predictor, assessment, _image_of(index, split, key), rows)
+            if example is not None:
+                examples.append(example)
+                found += 1
+            if found == SAMPLES:
+                break
+    return examples
+
+
+def _samples(answers: pa.Table, task: Task, assessment: Assessment) -> list[tuple[tuple[str, str], list[int]]]:
+    """(split, key) of each sample with some of its rows that were answered right (of all rows, where none was), in
+    random order, those with the most texts first.
+    """
+    judged = task.examples(answered_rows(answers), assessment.normalizer)
+    chosen = [row for row in judged if row.right is not False] or judged
+    splits, keys, texts = (answers[name].to_pylist() for name in ("split", "key", "text"))
+    by_sample: defaultdict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    for answer in chosen:
+        by_sample[splits[answer.row], keys[answer.row]].setdefault(texts[answer.row], answer.row)
+    rng = random.Random(0)
+    samples = [(sample, rng.sample(list(rows.values()), min(len(rows), TEXTS))) for sample, rows in by_sample.items()]
+    rng.shuffle(samples)
+    return sorted(samples, key=lambda sample: -len(sample[1]))
+
+
+def _image_of(index: Index, split: str, key: str) -> bytes | None:
+    try:
+        return image_bytes(key, index, split)
+    except DataError:
+        return None
+
+
+def _example(
+    predictor: Predictor, assessment: Assessment, image: bytes | None, rows: Sequence[int]
+) -> OwnExample | None:
+    """The example of a sample; None if it has no image, or none of its answers is the same again."""
+    if image is None:
+        return None
+    shown, media_type = _reencoded(image)
+    texts = [assessment.answers["text"][row].as_py() for row in rows]
+    try:
+        (predicted,) = predictor.predict([Example({"image": shown}, tuple(texts))], 1, task=assessment.task)
+    except (MediumError, RuntimeError, ValueError):
+        return None  # it cannot be asked about an image alone
+    best = [prediction.answers[0] for prediction in predicted]
+    asked = tuple(_same_again(assessment.answers, rows, texts, best))
+    if not asked:
+        return None
+    return OwnExample(task=assessment.task, media_type=media_type, image=base64.b64encode(shown).decode(), texts=asked)
+
+
+def _same_again(
+    answers: pa.Table, rows: Sequence[int], texts: Sequence[str], best: Sequence[tuple[str, float]]
+) -> Iterator[AskedText]:
+    for row, text, (answer, probability) in zip(rows, texts, best, strict=True):
+        if answer == answers["predicted"][row].as_py():
+            yield AskedText(text=text, answer=answer, probability=float(probability))
+
+
+def _reencoded(image: bytes) -> tuple[bytes, str]:
+    """The image without metadata, at most ``_SIDE`` pixels a side, and its media type."""
+    with open_image(image) as opened:
+        picture = opened.upright()
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    if max(picture.size) <= _LOSSLESS_SIDE:
+        picture.save(file, "PNG")
+        return file.getvalue(), "image/png"
+    picture.save(file, "JPEG", quality=90)
+    return file.getvalue(), "image/jpeg"

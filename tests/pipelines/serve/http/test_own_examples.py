@@ -1,0 +1,111 @@
+"""Examples of the model's own data: offered, and in the OpenAPI description."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.registry.own_examples import AskedText, OwnExample
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.http.app import create_app
+from pipelines.serve.service import ServiceRequest, ServiceResult
+from tests.pipelines.serve.conftest import FakeService
+from tests.pipelines.serve.http_client import TEXT, send
+
+ASKED = (
+    AskedText(text="what is it?", answer="a horse", probability=0.9),
+    AskedText(text="is it brown?", answer="yes", probability=0.8),
+    AskedText(text="where is it?", answer="here", probability=0.7),
+)
+
+
+@pytest.fixture
+def service() -> FakeService:
+    service = FakeService()
+    service.examples = [
+        OwnExample(task="vqa", media_type="image/png", image=TEXT, texts=ASKED),
+        OwnExample(task="match", media_type="image/png", image=TEXT, texts=ASKED[:1]),
+        OwnExample(
+            task="caption", media_type="image/png", image=TEXT,
+            texts=(AskedText(text="", answer="a brown horse", probability=0.3),),
+        ),
+    ]  # fmt: skip
+    return service
+
+
+def test_they_are_offered_for_each_operation(service: FakeService) -> None:
+    offered = send(create_app(service, ServeConfig()), "GET", "/v1/examples").json()["examples"]
+    assert [(one["task"], one["texts"]) for one in offered] == [
+        ("vqa", ["what is it?", "is it brown?", "where is it?"]),
+        ("match", ["what is it?"]),
+        ("caption", [""]),
+    ]
+    assert offered[0]["image"] == TEXT
+
+
+def test_the_documentation_asks_in_the_words_of_the_model(service: FakeService) -> None:
+    app = create_app(service, ServeConfig())
+    spec = send(app, "GET", "/openapi.json").json()
+
+    def requests(name: str) -> list[object]:
+        content = spec["paths"][f"/v1/{name}"]["post"]["requestBody"]["content"]
+        examples = [one["value"] for one in content["application/json"]["examples"].values()]
+        for example in examples:
+            answer = send(app, "POST", f"/v1/{name}", json=example)
+            assert answer.status_code == 200, answer.text
+        form: object = content["multipart/form-data"]["example"]
+        return [*examples, form]
+
+    assert requests("vqa") == [
+        {"image": TEXT, "question": "what is it?"},
+        {"image": TEXT, "questions": ["what is it?", "is it brown?"], "top_k": 3, "attention": True},
+        {"image": "@picture.jpg", "question": "what is it?"},
+    ]
+    assert requests("match")[:2] == [
+        {"image": TEXT, "text": "what is it?"}, {"image": TEXT, "texts": ["what is it?"]}
+    ]  # fmt: skip
+    [shown] = spec["components"]["schemas"]["VQAResponse"]["examples"]
+    assert shown["answers"][0]["question"] == "what is it?"
+    assert shown["answers"][0]["answers"] == [{"answer": "a horse", "probability": 0.9}]
+    assert shown["model"] == {"name": "fake", "version": "7"}
+    [captions] = spec["components"]["schemas"]["CaptionResponse"]["examples"]
+    assert captions["captions"][0]["caption"] == "a brown horse"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        ({}, True),
+        ({"examples": "off"}, False),
+        ({"expose": True, "host": "0.0.0.0"}, False),
+        ({"expose": True, "host": "0.0.0.0", "examples": "on"}, True),
+    ],
+)
+def test_other_machines_see_none_unless_that_is_wanted(
+    service: FakeService, settings: dict[str, object], shown: bool
+) -> None:
+    app = create_app(service, ServeConfig.model_validate(settings))
+    assert bool(send(app, "GET", "/v1/examples").json()["examples"]) is shown
+    assert ("a horse" in send(app, "GET", "/openapi.json").text) is shown
+
+
+def test_the_description_changes_with_the_model(service: FakeService) -> None:
+    app, examples = create_app(service, ServeConfig()), service.examples
+    service.examples = []
+    before = send(app, "GET", "/openapi.json").text
+    assert "a horse" not in before
+    service.examples = examples
+    assert "a horse" in send(app, "GET", "/openapi.json").text
+    service.examples = []
+    assert send(app, "GET", "/openapi.json").text == before
+
+
+def test_unknown_words_are_told_beside_the_answer() -> None:
+    class Puzzled(FakeService):
+        async def run(self, request: ServiceRequest) -> ServiceResult:
+            return replace(await super().run(request), unknown_words=("colour",))
+
+    body = {"image": TEXT, "question": "what colour is it?"}
+    answer = send(create_app(Puzzled(), ServeConfig()), "POST", "/v1/vqa", json=body)
+    assert answer.json()["unknown_words"] == ["colour"]
