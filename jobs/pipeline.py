@@ -1,5 +1,8 @@
 """All jobs in a row: import, index, train, evaluate, promote, serve; then one question is asked over HTTP.
 
+For your own table: --config own source.kind=table source.file=my.csv data.tars=build/data/mine (the columns are told by
+``python -m jobs.import_data --help``).
+
 Steps that were finished before are not repeated. The service and the MLflow page stay up until Ctrl-C; where standard
 input is no terminal they are stopped at once.
 """

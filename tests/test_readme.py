@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.job import config_file
 from pipelines.workflows.config import JobConfig
 from vlmodel.config import load
 
@@ -139,8 +140,8 @@ def check_job(job: str, arguments: list[str]) -> None:
     file = None
     if "--config" in arguments:
         position = arguments.index("--config")
-        file = arguments[position + 1]
-        assert (ROOT / file).is_file(), f"there is no {file}"
+        file = config_file(arguments[position + 1])
+        assert (ROOT / str(file)).is_file(), f"there is no {file}"
         arguments = arguments[:position] + arguments[position + 2 :]
     overrides = [argument for argument in arguments if argument not in ("--help", "--print")]
     load(JobConfig, ROOT / file if file else None, overrides)

@@ -96,7 +96,8 @@ class JobConfig(Section):
     """Settings of all jobs."""
 
     name: str = Field("vqa", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")
-    """Name of the run. The same name continues, or finds finished, what an earlier job began."""
+    """Name of the run; if not given, that of the folder in data.tars. The same name continues, or finds finished, what
+    an earlier job began."""
     seed: int = Field(0, ge=0)
     """Of weights, order, dropout and augmentation."""
     storage: Location = Field("build/runs", json_schema_extra=MAY_CHANGE)
@@ -125,13 +126,16 @@ class JobConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _model_is_named_after_its_data(cls, tree: Any) -> Any:
+    def _named_after_its_data(cls, tree: Any) -> Any:
         data, tracking = (tree.get(section, {}) for section in ("data", "tracking"))
-        if not isinstance(data, dict) or not isinstance(tracking, dict) or "model_name" in tracking:
+        if not isinstance(data, dict) or not isinstance(tracking, dict):
             return tree
         tars = data.get("tars", cls.model_fields["data"].default.tars)
-        folder = re.sub(r"[^\w.\-]+", "-", str(tars).rstrip("/").rpartition("/")[2]).strip("-.")
-        return {**tree, "tracking": {**tracking, "model_name": folder}} if folder else tree
+        folder = re.sub(r"[^\w.\-]+", "-", str(tars).rstrip("/").rpartition("/")[2], flags=re.ASCII).strip("-._")
+        if not folder:
+            return tree
+        named = {"name": folder} if "tars" in data else {}
+        return {**named, **tree, "tracking": {"model_name": folder, **tracking}}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> JobConfig:
