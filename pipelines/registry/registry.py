@@ -96,6 +96,7 @@ class Registry(Versions):
             score: of these weights.
             step: of the checkpoint.
             examples: one for each task of the model, for its golden answers; by default ``example``, for the first.
+            card: Markdown to store beside the model.
             shown: examples of the model's own data, for the page of a service.
 
         Raises:
