@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ import numpy as np
 
 from pipelines.knowledge.errors import KnowledgeError
 from pipelines.knowledge.names import Mention, mentions
-from pipelines.knowledge.search import EXACT, Search, search_over
 from vlmodel.facts import FoundFacts, LinkConfig, LinkedFact
 
 if TYPE_CHECKING:
@@ -54,15 +52,10 @@ class Linker:
 
     Args:
         queries: of the store's encoder; None for a store without vectors.
-        exact: up to how many facts the search is exact.
     """
 
-    def __init__(self, snapshot: Snapshot, queries: QueryVectors | None, exact: int = EXACT) -> None:
-        self.snapshot, self._queries, self._exact = snapshot, queries, exact
-
-    @cached_property
-    def search(self) -> Search:
-        return search_over(self.snapshot.vectors_MF, self._exact)
+    def __init__(self, snapshot: Snapshot, queries: QueryVectors | None) -> None:
+        self.snapshot, self._queries = snapshot, queries
 
     def find(self, texts: Sequence[str], link: LinkConfig) -> FoundFacts:
         """See ``FactFinder``.
@@ -82,7 +75,7 @@ class Linker:
         queries_NF = self._queries.of(texts)
         unnamed = [n for n, rows in enumerate(named) if not rows]
         if unnamed:
-            rows_NJ, cosines_NJ = self.search.nearest(queries_NF[unnamed], link.top)
+            rows_NJ, cosines_NJ = self.snapshot.nearest(queries_NF[unnamed], link.top)
             for n, rows, cosines in zip(unnamed, rows_NJ.tolist(), cosines_NJ.tolist(), strict=True):
                 pairs = zip(rows, cosines, strict=True)
                 found[n] = tuple(self._linked(row, c, None) for row, c in pairs if c >= link.least_similarity)
@@ -105,19 +98,19 @@ class Linker:
 
     def _named(self, text: str) -> dict[int, Mention]:
         """The facts whose head the text names, by their rows, each with the mention."""
-        heads = self.snapshot.rows_by_head
-        found = mentions(text, heads, self.snapshot.longest_name)
-        return {row: mention for mention in found for row in heads[mention.name]}
+        found = mentions(text, self.snapshot, self.snapshot.longest_name)
+        return {row: mention for mention in found for row in self.snapshot.rows_of(mention.name)}
 
     def _by_length(self, text: str, rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
-        """Those of the longest names first."""
-        order = sorted(rows, key=lambda row: (rows[row].start - rows[row].stop, rows[row].start, row))
+        """Those of the longest names first. Of one name, those of the least ids: rows differ between processes."""
+        ids = {row: self.snapshot.fact(row).id for row in rows}
+        order = sorted(rows, key=lambda row: (rows[row].start - rows[row].stop, rows[row].start, ids[row]))
         letters = max(1, len(text))
         return tuple(self._linked(row, (rows[row].stop - rows[row].start) / letters, rows[row]) for row in order[:top])
 
     def _nearest_of(self, query_F: NDArray[np.float32], rows: dict[int, Mention], top: int) -> tuple[LinkedFact, ...]:
         chosen = np.fromiter(rows, np.int64)
-        cosines = self.snapshot.vectors_MF[chosen] @ query_F
+        cosines = self.snapshot.cosines(query_F, rows)
         order = np.lexsort((chosen, -cosines))[:top]
         return tuple(self._linked(int(chosen[n]), float(cosines[n]), rows[int(chosen[n])]) for n in order)
 

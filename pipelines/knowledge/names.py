@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Container
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ def normal_name(name: str) -> str:
     return " ".join(words)
 
 
-def mentions(text: str, names: Collection[str], longest: int) -> list[Mention]:
+def mentions(text: str, names: Container[str], longest: int) -> list[Mention]:
     """The names that occur in a text, the longest first at each place, none within another.
 
     Args:

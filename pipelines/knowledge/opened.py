@@ -56,7 +56,7 @@ def open_linker(source: FactSource) -> Linker:
         KnowledgeError: the version does not exist, or the store has vectors of another encoder.
     """
     store = FactStore(source.store)
-    return Linker(snapshot.read(store, source.version), query_vectors(store, source.encoder), source.exact)
+    return Linker(snapshot.read(store, source.version, source.exact), query_vectors(store, source.encoder))
 
 
 def query_vectors(store: FactStore, encoder: str) -> QueryVectors | None:

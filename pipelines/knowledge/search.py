@@ -18,8 +18,14 @@ EXACT = 1_000_000
 class Search(Protocol):
     """The ``top`` nearest of M vectors to N queries, all of length 1."""
 
-    def nearest(self, queries_NF: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows (N, J) and cosines (N, J), the nearest first; J is ``top``, or M if that is less."""
+    def nearest(
+        self, queries_NF: NDArray[np.float32], top: int, without: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows (N, J) and cosines (N, J), the nearest first; J is ``top``, or the number of vectors if that is less.
+
+        Args:
+            without: rows that are left out.
+        """
 
 
 class ExactSearch:
@@ -28,9 +34,14 @@ class ExactSearch:
     def __init__(self, vectors_MF: NDArray[np.float32]) -> None:
         self._vectors_MF = vectors_MF
 
-    def nearest(self, queries_NF: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def nearest(
+        self, queries_NF: NDArray[np.float32], top: int, without: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         cosines_NM = queries_NF @ self._vectors_MF.T
-        top = min(top, cosines_NM.shape[1])
+        missing = 0 if without is None else len(without)
+        if missing:
+            cosines_NM[:, without] = -np.inf
+        top = min(top, cosines_NM.shape[1] - missing)
         if top == 0:
             return np.zeros((len(queries_NF), 0), np.int64), np.zeros((len(queries_NF), 0), np.float32)
         some_NJ = np.argpartition(-cosines_NM, top - 1, axis=1)[:, :top]
@@ -57,13 +68,18 @@ class ApproximateSearch:
         self._index = Index(ndim=vectors_MF.shape[1], metric="ip", dtype="f32")
         self._index.add(np.arange(len(vectors_MF)), vectors_MF)
 
-    def nearest(self, queries_NF: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def nearest(
+        self, queries_NF: NDArray[np.float32], top: int, without: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         rows_NJ, cosines_NJ = [], []
+        missing = np.zeros(0, np.int64) if without is None else without
+        shape = (len(queries_NF), min(top, len(self._index) - len(missing)))
         for query_F in queries_NF:
-            matches = self._index.search(query_F, top)
-            rows_NJ.append(np.asarray(matches.keys, np.int64))
-            cosines_NJ.append(1 - np.asarray(matches.distances, np.float32))
-        shape = (len(queries_NF), min(top, len(self._index)))
+            matches = self._index.search(query_F, top + len(missing))
+            keys = np.asarray(matches.keys, np.int64)
+            left = ~np.isin(keys, missing)
+            rows_NJ.append(keys[left][:top])
+            cosines_NJ.append(1 - np.asarray(matches.distances, np.float32)[left][:top])
         return np.array(rows_NJ, np.int64).reshape(shape), np.array(cosines_NJ, np.float32).reshape(shape)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -11,34 +12,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.knowledge.names import normal_name
+from pipelines.knowledge.search import EXACT, Search, search_over
 from pipelines.knowledge.store import CHANGED, TEXTS, FactStore
 from vlmodel.facts import Fact
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_LEAST_CHANGED, _SHARE_CHANGED = 1000, 0.02
+"""With more changes than the greater of these since it was read, a store is read anew."""
+
 
 @dataclass(frozen=True)
-class Snapshot:
-    """The M facts of one version, in the order of their ids.
+class Rows:
+    """Facts in the order of their ids, and what is made of them once.
 
     Attributes:
         texts: the columns of ``store.TEXTS``.
         vectors_MF: of length 1; (M, 0) of a store without vectors.
+        exact: up to how many facts the search is exact.
     """
 
-    version: int
     texts: pa.Table
     vectors_MF: NDArray[np.float32]
+    exact: int
 
     def __len__(self) -> int:
         return int(self.texts.num_rows)
 
-    def fact(self, row: int) -> Fact:
-        return Fact(**self.texts.slice(row, 1).to_pylist()[0])
-
     @cached_property
-    def rows_by_head(self) -> dict[str, list[int]]:
+    def by_head(self) -> dict[str, list[int]]:
         """The rows of the facts of each head, by its normal name."""
         found: dict[str, list[int]] = {}
         for row, head in enumerate(self.texts["head"].to_pylist()):
@@ -48,56 +51,136 @@ class Snapshot:
     @cached_property
     def longest_name(self) -> int:
         """Most words of a head's name."""
-        return max((name.count(" ") + 1 for name in self.rows_by_head), default=0)
+        return max((name.count(" ") + 1 for name in self.by_head), default=0)
+
+    @cached_property
+    def search(self) -> Search:
+        """Of the nearest vectors."""
+        return search_over(self.vectors_MF, self.exact)
 
 
-def read(store: FactStore, version: int = 0) -> Snapshot:
+@dataclass(frozen=True)
+class Snapshot:
+    """The facts of one version: those of an earlier one that are still there, then those that were added or edited
+    since. An edit thus costs what it changes, and versions share the rest.
+
+    Attributes:
+        base: the facts of the version that was read whole.
+        base_version: which one that was.
+        gone_M: True where a fact of the base was removed or edited since.
+        added: facts that were added or edited since.
+    """
+
+    version: int
+    base: Rows
+    base_version: int
+    gone_M: NDArray[np.bool_]
+    added: Rows
+
+    def __len__(self) -> int:
+        return len(self.base) - int(self.gone_M.sum()) + len(self.added)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a fact has a head of this normal name."""
+        return isinstance(name, str) and bool(self.rows_of(name))
+
+    @property
+    def longest_name(self) -> int:
+        """Most words of a head's name."""
+        return max(self.base.longest_name, self.added.longest_name)
+
+    def rows_of(self, name: str) -> list[int]:
+        """The rows of the facts whose head has this normal name."""
+        rows = [row for row in self.base.by_head.get(name, ()) if not self.gone_M[row]]
+        return rows + [len(self.base) + row for row in self.added.by_head.get(name, ())]
+
+    def fact(self, row: int) -> Fact:
+        """The fact in a row, as ``rows_of`` and ``nearest`` number them."""
+        of, row = (self.base, row) if row < len(self.base) else (self.added, row - len(self.base))
+        return Fact(**of.texts.slice(row, 1).to_pylist()[0])
+
+    def cosines(self, query_F: NDArray[np.float32], rows: Iterable[int]) -> NDArray[np.float32]:
+        """Of the facts in these rows with a query."""
+        chosen = np.fromiter(rows, np.int64)
+        is_added = chosen >= len(self.base)
+        cosines = np.empty(len(chosen), np.float32)
+        cosines[~is_added] = self.base.vectors_MF[chosen[~is_added]] @ query_F
+        cosines[is_added] = self.added.vectors_MF[chosen[is_added] - len(self.base)] @ query_F
+        return cosines
+
+    def nearest(self, queries_NF: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows and cosines (N, J) of the nearest facts; J is ``top``, or the number of facts if that is less."""
+        rows_NJ, cosines_NJ = self.base.search.nearest(queries_NF, top, np.flatnonzero(self.gone_M))
+        if len(self.added):
+            more_NJ, values_NJ = self.added.search.nearest(queries_NF, top)
+            rows_NJ = np.concatenate([rows_NJ, more_NJ + len(self.base)], axis=1)
+            cosines_NJ = np.concatenate([cosines_NJ, values_NJ], axis=1)
+            order_NJ = np.lexsort((rows_NJ, -cosines_NJ), axis=1)[:, :top]
+            rows_NJ, cosines_NJ = (np.take_along_axis(a, order_NJ, 1) for a in (rows_NJ, cosines_NJ))
+        return rows_NJ, cosines_NJ
+
+    def prepare(self) -> None:
+        """What the first question would otherwise wait for."""
+        for rows in (self.base, self.added):
+            _ = rows.longest_name
+            if rows.vectors_MF.shape[1]:
+                _ = rows.search
+
+    @cached_property
+    def whole(self) -> Rows:
+        """All facts as one table, in the order of their ids."""
+        texts = pa.concat_tables([self.base.texts.filter(pa.array(~self.gone_M)), self.added.texts])
+        order = pc.sort_indices(texts["id"])
+        vectors_MF = np.concatenate([self.base.vectors_MF[~self.gone_M], self.added.vectors_MF])
+        return Rows(texts.take(order).combine_chunks(), vectors_MF[order.to_numpy()], self.base.exact)
+
+
+def read(store: FactStore, version: int = 0, exact: int = EXACT) -> Snapshot:
     """A version of a store, the newest by default.
+
+    Args:
+        exact: up to how many facts the search is exact.
 
     Raises:
         KnowledgeError: the version does not exist.
     """
     table = store.table(version)
-    rows = table.to_table(columns=_columns(store), filter="valid")
-    return _snapshot(int(table.version), rows, store.width if store.encoder else 0)
+    base = _rows(store, table.to_table(columns=_columns(store), filter="valid"), exact)
+    nothing = _rows(store, table.schema.empty_table(), exact)
+    newest = int(table.version)
+    return Snapshot(newest, base, newest, np.zeros(len(base), np.bool_), nothing)
 
 
 def refresh(store: FactStore, before: Snapshot) -> Snapshot:
-    """The newest version, of which only the rows are read that changed since ``before``."""
+    """The newest version, of which only the rows are read that changed since the base of ``before``."""
     table = store.table()
     if table.version == before.version:
         return before
+    base, since = before.base, before.base_version
     if table.version < before.version:  # The store was built anew.
-        return read(store)
-    stays = table.to_table(columns=["id"], filter=f"valid and {CHANGED} <= {before.version}")["id"]
-    changed = table.to_table(columns=_columns(store), filter=f"valid and {CHANGED} > {before.version}")
-    kept = pc.is_in(before.texts["id"], value_set=stays.combine_chunks()).to_numpy(zero_copy_only=False)
-    width = store.width if store.encoder else 0
-    new = _snapshot(int(table.version), changed, width)
-    if kept.all():
-        if not len(new):
-            return Snapshot(new.version, before.texts, before.vectors_MF)
-        old_texts, old_MF = before.texts, before.vectors_MF
-    else:
-        old_texts, old_MF = before.texts.filter(pa.array(kept)), before.vectors_MF[kept]
-    texts = pa.concat_tables([old_texts, new.texts])
-    order = pc.sort_indices(texts["id"]).to_numpy()
-    vectors_MF = np.concatenate([old_MF, new.vectors_MF])[order]
-    return Snapshot(new.version, texts.take(pa.array(order)).combine_chunks(), vectors_MF)
+        return read(store, exact=base.exact)
+    stays = table.to_table(columns=["id"], filter=f"valid and {CHANGED} <= {since}")["id"]
+    gone_M = ~pc.is_in(base.texts["id"], value_set=stays.combine_chunks()).to_numpy()
+    changed = table.count_rows(f"valid and {CHANGED} > {since}") + int(gone_M.sum())
+    if changed > max(_LEAST_CHANGED, _SHARE_CHANGED * len(base)):
+        return read(store, exact=base.exact)
+    rows = table.to_table(columns=_columns(store), filter=f"valid and {CHANGED} > {since}")
+    return Snapshot(int(table.version), base, since, gone_M, _rows(store, rows, base.exact))
 
 
 def _columns(store: FactStore) -> list[str]:
     return [*TEXTS, *(("vector",) if store.encoder else ())]
 
 
-def _snapshot(version: int, rows: pa.Table, width: int) -> Snapshot:
+def _rows(store: FactStore, rows: pa.Table, exact: int) -> Rows:
     # Two writers of an object store may both have added a fact: the later row counts.
     place = pa.array(np.arange(rows.num_rows))
     last = pa.table({"id": rows["id"], "place": place}).group_by("id").aggregate([("place", "max")]).sort_by("id")
     rows = rows.take(last["place_max"])
+    width = store.width if store.encoder else 0
     vectors_MF = np.zeros((rows.num_rows, width), np.float32)
     if width and rows.num_rows:
         flat = rows["vector"].combine_chunks()
         flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
         vectors_MF = flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    return Snapshot(version, rows.select(list(TEXTS)).combine_chunks(), vectors_MF)
+    return Rows(rows.select(list(TEXTS)).combine_chunks(), vectors_MF, exact)

@@ -34,7 +34,7 @@ class LiveFacts:
     def __init__(self, config: KnowledgeServingConfig) -> None:
         self._config, self._store = config, FactStore(config.store)
         self._queries = query_vectors(self._store, config.encoder)
-        self._linker = self._prepared(snapshot.read(self._store))
+        self._linker = self._prepared(snapshot.read(self._store, exact=config.exact))
         self._refreshing, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._follow, name="facts", daemon=True).start()
 
@@ -107,11 +107,8 @@ class LiveFacts:
 
     def _prepared(self, facts: snapshot.Snapshot) -> Linker:
         """What the first request would otherwise wait for."""
-        linker = Linker(facts, self._queries, self._config.exact)
-        _ = facts.rows_by_head, facts.longest_name
-        if self._queries is not None and len(facts):
-            _ = linker.search
-        return linker
+        facts.prepare()
+        return Linker(facts, self._queries)
 
     def _follow(self) -> None:
         while not self._closed.wait(self._config.refresh_s):

@@ -160,12 +160,12 @@ def _get_processor(work: Workspace, indexes: list[Index], folder: Path, init: st
     if init:
         with warm_start.as_local(init) as model:
             return save_processor(VLProcessor.from_pretrained(model), str(folder))
-    config = work.config
+    config, source = work.config, work.fact_source
     return build_processor(
         indexes, config.vocabulary, config.processor, config.model.task.tasks(), str(folder),
         config.model.text_limits, lambda line: print(f"{label}  {line}", flush=True),
         inputs=config.model.inputs, reads_images=config.model.reads_images(), knowledge=config.model.knowledge,
-        fact_texts=lambda: open_linker(work.fact_source).snapshot.texts["text"].to_pylist() if work.fact_source else [],
+        fact_texts=lambda: open_linker(source).snapshot.whole.texts["text"].to_pylist() if source else [],
     )  # fmt: skip
 
 

@@ -87,7 +87,7 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
             "knowledge": KNOWLEDGE[kind],
         },
     )
-    texts = [*(asked.question for asked in made.rows["train"]), *facts.texts["text"].to_pylist()]
+    texts = [*(asked.question for asked in made.rows["train"]), *facts.whole.texts["text"].to_pylist()]
     tokenizer = train_tokenizer(texts, 4096)
     processor = VLProcessor(
         ProcessorConfig(image_size=24, max_tokens=32), tokenizer, LABELS, tree.task.tasks(), knowledge=tree.knowledge

@@ -105,9 +105,30 @@ def test_a_refreshed_snapshot_is_the_one_that_is_read_anew(store: FactStore) -> 
     put(store, ("another", "Is", "added"))
     store.put_bad_lines([BadLine("a:1", Fault.EMPTY_PART, "")], "a")
     refreshed, anew = snapshot.refresh(store, before), snapshot.read(store)
-    assert refreshed.texts.equals(anew.texts)
-    assert np.array_equal(refreshed.vectors_MF, anew.vectors_MF)
-    assert (len(before), len(anew), anew.version) == (20, 19, store.version)
+    assert refreshed.base is before.base, "what did not change is shared"
+    assert refreshed.whole.texts.equals(anew.whole.texts)
+    assert np.array_equal(refreshed.whole.vectors_MF, anew.whole.vectors_MF)
+    assert (len(before), len(refreshed), len(anew), anew.version) == (20, 19, 19, store.version)
+    query_NF = vectors_of(["thing 3 is edited", "another is added", "thing 7 is old"])
+    found, found_anew = (
+        [[one.fact(row).id for row in rows] for rows in one.nearest(query_NF, 5)[0].tolist()]
+        for one in (refreshed, anew)
+    )
+    assert found == found_anew
+    assert ("thing 7" in refreshed, "thing 3" in refreshed, "another" in refreshed) == (False, True, True)
+    twice = snapshot.refresh(store, refreshed)
+    assert twice is refreshed
+    store.delete([edited[0].id])
+    assert snapshot.refresh(store, refreshed).whole.texts.equals(snapshot.read(store).whole.texts)
+
+
+def test_a_store_of_which_much_changed_is_read_anew(store: FactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "_LEAST_CHANGED", 3)
+    put(store, *((f"thing {n}", "Is", "old") for n in range(20)))
+    before = snapshot.read(store)
+    put(store, *((f"other {n}", "Is", "new") for n in range(4)))
+    refreshed = snapshot.refresh(store, before)
+    assert (len(refreshed.base), len(refreshed.added)) == (24, 0)
 
 
 def test_a_store_that_was_built_anew_is_read_anew(store: FactStore, tmp_path: Path) -> None:
@@ -119,7 +140,7 @@ def test_a_store_that_was_built_anew_is_read_anew(store: FactStore, tmp_path: Pa
     shutil.rmtree(store.uri)
     again = FactStore.create(store.uri, store.encoder, WIDTH)
     put(again, ("thing", "Is", "new"))
-    assert snapshot.refresh(again, before).texts["tail"].to_pylist() == ["new"]
+    assert snapshot.refresh(again, before).whole.texts["tail"].to_pylist() == ["new"]
 
 
 WRITER = """
@@ -142,7 +163,7 @@ def _writer(store: FactStore, name: str, count: int) -> subprocess.Popen[str]:
 def test_two_writers_at_once_lose_nothing(store: FactStore) -> None:
     writers = [_writer(store, name, 6) for name in ("one", "two")]
     assert [writer.wait(120) for writer in writers] == [0, 0]
-    heads = snapshot.read(store).texts["head"].to_pylist()
+    heads = snapshot.read(store).whole.texts["head"].to_pylist()
     assert sorted(heads) == sorted(f"{name} {n}" for name in ("one", "two", "shared") for n in range(6))
 
 
@@ -164,4 +185,4 @@ def test_a_killed_writer_leaves_whole_versions(store: FactStore) -> None:
 def test_a_store_without_vectors(tmp_path: Path) -> None:
     store = FactStore.create(str(tmp_path / "names"), "", 0)
     put(store, ("sky", "Is", "blue"))
-    assert snapshot.read(store).vectors_MF.shape == (1, 0)
+    assert snapshot.read(store).whole.vectors_MF.shape == (1, 0)
