@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -70,13 +71,18 @@ def frozen_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     for path, module in model.named_modules():
         if isinstance(module, Pretrainable) and (names := list(module.frozen_names())):
             state = module.state_dict()
-            found[path] = {name: state[name] for name in names}
+            found[path] = _once({name: state[name] for name in names})
     return found
 
 
 def frozen_names(model: nn.Module) -> frozenset[str]:
     """Names within the model of what training never changes."""
-    return frozenset(f"{part}.{name}" for part, tensors in frozen_tensors(model).items() for name in tensors)
+    return frozenset(
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, Pretrainable)
+        for name in module.frozen_names()
+    )
 
 
 def store_bases(model: nn.Module, folder: Path) -> dict[str, BaseWeights]:
@@ -186,6 +192,14 @@ def opened_weights(model: Path, given: Path | None = None) -> Iterator[dict[str,
                 raise WeightsError(f"{str(own)!r} and {str(file)!r} both hold {twice[0]!r}; restore the model's folder")
             weights |= named
         yield weights
+
+
+def _once(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each tensor under the first of its names: a language model's output may be its embeddings."""
+    seen: dict[tuple[int, torch.Size], str] = {}
+    for name, tensor in tensors.items():
+        seen.setdefault((tensor.data_ptr(), tensor.shape) if tensor.numel() else (id(tensor), tensor.shape), name)
+    return {name: tensors[name] for name in seen.values()}
 
 
 def _store_tensors(tensors: Mapping[str, Tensor], folder: Path) -> BaseWeights:

@@ -24,6 +24,7 @@ SETTINGS: dict[str, Any] = {
     "num_beams": Annotated[int, Field(ge=1)],
     "repetition_penalty": Annotated[float, Field(gt=0)],
     # Scores divided by less exceed the range of float.
+    "stop_strings": Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=16)],
     "temperature": Annotated[float, Field(ge=1e-6)],
     "top_p": Annotated[float, Field(ge=0, le=1)],
     "typical_p": Annotated[float, Field(gt=0, le=1)],

@@ -65,6 +65,10 @@ def inject(module: nn.Module, config: Lora, exclude: Collection[str] = ()) -> No
         inject_adapter_in_model(peft_config, module, _ADAPTER)
     except ValueError as error:
         raise ConfigError(f"lora.targets={config.targets!r}: {error}") from None
+    for path in paths:
+        # A model of transformers' around this one would draw weights of layers that it does not know anew.
+        for part in module.get_submodule(path).modules():
+            part._is_hf_initialized = True  # type: ignore[assignment]
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:

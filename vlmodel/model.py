@@ -21,7 +21,7 @@ from vlmodel.encoder_parts import TEXT
 from vlmodel.model_config import AUTO_FILE, AUTO_MAP, ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import VLProcessor
 from vlmodel.task import Task
-from vlmodel.tokens import DecoderInput, FusedStream, Streams, Tokens
+from vlmodel.tokens import DecoderInput, FusedStream, Prompts, Streams, Tokens
 from vlmodel.weights import refuse_mismatched_weights
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 TASK_INPUTS = (
     "sample_N", "input_ids_NT", "text_mask_NT", "distinct_U", "text_distinct_N", "distinct_groups_G3",
     "text_features_UTF", "text_features_mask_UT", "text_positions_NT", "text_visible_NTT",
-    "fact_ids_MT", "fact_mask_MT", "fact_rows_NJ",
+    "fact_ids_MT", "fact_mask_MT", "fact_rows_NJ", "prompt_ids_NT", "prompt_mask_NT",
 )  # fmt: skip
 """Arrays of a task that are read before its decoder; the others are the decoder's targets."""
 
@@ -122,6 +122,7 @@ class VLModel(PreTrainedModel):
             WeightsError: pretrained weights that do not exist or do not fit.
         """
         tree.check_processor(processor.config)
+        tree.task.check_tokenizer(processor.tokenizer)
         resolved = tree.resolve(vocabulary_of(processor))
         resolved.check_processor(processor.config)  # again, as only now the limits of pretrained parts are known
         model = cls(VLConfig.of(dump(resolved), processor))
@@ -209,6 +210,7 @@ class VLModel(PreTrainedModel):
                 which, if that is not their order and all (``parts.TextLayout``). ``text_features_UTF``,
                 ``text_features_mask_UT``: cached ``language.features`` of the distinct texts, in place of their tokens.
                 ``fact_ids_MT``, ``fact_mask_MT``, ``fact_rows_NJ``: the facts of a memory (``knowledge.memory``).
+                ``prompt_ids_NT``, ``prompt_mask_NT``: what a language model reads, see ``tokens.Prompts``.
                 All others, such as ``labels_N`` and ``weights_N``, are targets of the decoder.
 
         Raises:
@@ -296,22 +298,25 @@ class VLModel(PreTrainedModel):
             encoded: the streams of the inputs.
             arrays: of the task, by their plain names.
         """
-        decoder, reads_text = self.decoder.task_decoders()[task], self.tasks[task].reads_text()
+        decoder, encodes_text = self.decoder.task_decoders()[task], self.tasks[task].encodes_text()
         sample_N = arrays["sample_N"]
         streams, rows = dict(encoded), dict.fromkeys(encoded, sample_N)
-        if reads_text:
+        if encodes_text:
             streams["language"], rows["language"] = self._encode_task_texts(arrays)
+        prompts = None
+        if (ids_NT := arrays.get("prompt_ids_NT")) is not None:
+            prompts = Prompts(ids_NT, arrays["prompt_mask_NT"])
         if not decoder.reads_joint or self.topology is None:
-            return DecoderInput(streams, rows, None)
+            return DecoderInput(streams, rows, None, prompts=prompts)
         weights_NJ = None
         if self.memory is not None:
             facts = self.encode_texts(arrays["fact_ids_MT"], arrays["fact_mask_MT"])
             streams[KNOWLEDGE], weights_NJ = self.memory(streams, rows, facts, arrays["fact_rows_NJ"])
         options = {"pooled_only": decoder.pooled_only, "output_attention": output_attention}
-        if reads_text:
-            return DecoderInput(streams, rows, self.topology(streams, rows, **options), weights_NJ)
+        if encodes_text:
+            return DecoderInput(streams, rows, self.topology(streams, rows, **options), weights_NJ, prompts)
         # Rows without texts of their own share all of their sample's: fused once, repeated afterwards.
-        return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(sample_N))
+        return DecoderInput(streams, rows, self.topology(streams, {}, **options).select(sample_N), prompts=prompts)
 
     def _encode_task_texts(self, arrays: Mapping[str, Any]) -> tuple[Tokens, Tensor]:
         """The encoded distinct texts of a task, and for each row the index of its text."""

@@ -135,10 +135,10 @@ class ModelConfig(Section):
         found = {}
         if self.vision.reads_images:
             found["vision"] = InputEncoding(IMAGE, self.vision)
-        if self.task.reads_text():
+        if self.task.encodes_text():
             found["language"] = InputEncoding(TEXT, self.language)
         found |= {name: InputEncoding(name, encoder) for name, encoder in self.inputs.items()}
-        if self.task.reads_joint():
+        if self.task.reads_joint() or self.task.reads_streams():
             return found
         return {name: found[name] for name in found if name in self.task.encoded_streams()}
 
@@ -188,7 +188,7 @@ class ModelConfig(Section):
         if longest is not None and processor.max_target_tokens > longest:
             raise ConfigError(
                 f"processor.max_target_tokens={processor.max_target_tokens} is more than the {longest} tokens that "
-                "model.task can write; lower the one or raise the other (task.positions)"
+                "model.task can write; lower the one or raise the other (task.head.positions)"
             )
 
     def text_limits(self, processor: VLProcessor) -> tuple[int | None, int | None]:

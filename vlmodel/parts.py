@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -376,3 +376,30 @@ class Decoder(Pretrainable):
     def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[Answers]) -> Tensor | None:
         """(N, T): the head's attention to the joint stream for the best answers; None if it has none of its own."""
         return None
+
+
+class TextWriter(Decoder):
+    """Base of the heads that write texts."""
+
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[Answers]:
+        """At most ``top_k`` different texts for each row, each with its probability.
+
+        The probability is the product of those of its tokens, including the last one. A single text is generated
+        greedily; ``top_k`` texts by a search with as many beams, ranked by probability unless ``length_penalty`` says
+        otherwise; with ``do_sample`` they are samples, the most probable first.
+
+        Args:
+            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which gets the tokens of
+                a single row's text as they are generated (transformers' ``TextStreamer`` with ``skip_prompt=True``).
+
+        Raises:
+            ValueError: ``streamer`` and more than one text.
+        """
+        raise NotImplementedError
+
+
+class Bridge(nn.Module):
+    """Base of the bridges: ``forward(x_BTD, mask_BT)`` gives tokens of a language model's width, and which are real."""
+
+    def forward(self, x_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError

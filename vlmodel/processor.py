@@ -164,7 +164,7 @@ class VLProcessor:
             raise ConfigError(f"the tokenizer {type(tokenizer).__name__} has no padding token; set its pad_token")
         self.begin_id = _first_not_none(tokenizer.bos_token_id, tokenizer.cls_token_id)
         self.end_id = _first_not_none(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        if None in (self.begin_id, self.end_id) and any(task.writes_text for task in self.tasks.values()):
+        if None in (self.begin_id, self.end_id) and any(task.frames_texts() for task in self.tasks.values()):
             raise ConfigError(
                 f"the tokenizer {type(tokenizer).__name__} has no token that begins or ends a text to be written; set "
                 "its bos_token and eos_token (or cls_token and sep_token)"

@@ -19,8 +19,10 @@ from vlmodel.config import Part
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
     from vlmodel.answers import Normalizer
+    from vlmodel.facts import LinkedFact
     from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement
     from vlmodel.metrics.scores import ExampleScores
     from vlmodel.operations.base import Operation
@@ -60,9 +62,17 @@ class TaskPart(Part):
         """Whether the model gets the text of a row, of any task; without it a sample has one answer."""
         return True
 
+    def encodes_text(self) -> bool:
+        """Whether that text comes through ``model.language``, for any task; a language model reads it itself."""
+        return self.reads_text()
+
     def reads_joint(self) -> bool:
         """Whether any task reads the joint stream; if none does, the model has no topology and no fusion."""
         return True
+
+    def reads_streams(self) -> bool:
+        """Whether any task reads the stream of every encoder."""
+        return False
 
     def reads_encoded(self) -> bool:
         """Whether any task reads the encoders' streams, for which the language encoder must have its layers."""
@@ -75,6 +85,17 @@ class TaskPart(Part):
     def resolve(self, vocabulary: Vocabulary) -> TaskPart:
         """As ``LanguagePart``'s."""
         return self
+
+    def frames_texts(self) -> bool:
+        """Whether texts are written, by any task, between the tokenizer's tokens that begin and end one."""
+        return False
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Refuse a tokenizer with which a task cannot work.
+
+        Raises:
+            ConfigError: naming what is missing, and the remedy.
+        """
 
     def longest_target(self) -> int | None:
         """Greatest number of tokens in a generated text, if there is a limit that is known."""
@@ -180,18 +201,23 @@ class Task(TaskPart):
 
         Returns:
             ``sample_N`` int64 (the sample of each row), ``weights_N`` float32; the arrays of
-            ``VLProcessor.tokenize`` if the task reads texts; and those of ``collate_targets``.
+            ``collate_texts``; and those of ``collate_targets``.
         """
         counts = [len(example.texts) for example in examples]
         arrays: dict[str, NDArray[np.generic]] = {
             "sample_N": np.repeat(np.arange(len(examples), dtype=np.int64), counts),
             "weights_N": np.array(list(chain.from_iterable(map(_weights_of, examples))), dtype=np.float32),
         }
-        if self.reads_text():
-            facts = [of_text for example in examples for of_text in example.facts or ((),) * len(example.texts)]
-            arrays |= processor.tokenize_with_facts([text for example in examples for text in example.texts], facts)
+        facts = [of_text for example in examples for of_text in example.facts or ((),) * len(example.texts)]
+        arrays |= self.collate_texts([text for example in examples for text in example.texts], facts, processor)
         targets = list(chain.from_iterable(map(_targets_of, examples)))
         return arrays | self.collate_targets(targets, arrays, processor)
+
+    def collate_texts(
+        self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        """Arrays of the texts of N rows with the facts of each, which the model reads before the head."""
+        return processor.tokenize_with_facts(texts, facts) if self.encodes_text() else {}
 
     def collate_targets(
         self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor

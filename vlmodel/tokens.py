@@ -87,6 +87,20 @@ class FusedStream:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """What a language model reads before it writes.
+
+    Attributes:
+        ids_NT: token ids, padded in front; below zero are slots for the sample's inputs: -1 for all streams, in the
+            order of their names, and -2 - k for the k-th.
+        mask_NT: True where a token or a slot is.
+    """
+
+    ids_NT: Tensor
+    mask_NT: Tensor
+
+
+@dataclass(frozen=True)
 class DecoderInput:
     """What a decoder reads of a batch.
 
@@ -95,12 +109,14 @@ class DecoderInput:
         rows: of all streams, for the N rows of the task.
         joint: the fused stream, with N rows; None for a decoder that does not read it.
         fact_weights_NJ: of the J facts of each row, in their order; None for a model that does not weigh them.
+        prompts: of N rows, for a head that is a language model.
     """
 
     streams: Streams
     rows: Rows
     joint: FusedStream | None
     fact_weights_NJ: Tensor | None = None
+    prompts: Prompts | None = None
 
     @property
     def fused(self) -> FusedStream:

@@ -33,9 +33,10 @@ def open_config(
     """
     from transformers import AutoConfig
 
+    name, options = source_options(source)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_loading_options(source))
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # broken files raise anything
         raise WeightsError(f"{setting}={source!r} cannot be opened: {error}") from error
     if reason := unsupported_reason(config.model_type):
         raise ConfigError(f"{setting}={source!r}: its architecture {config.model_type!r} {reason}")
@@ -53,15 +54,16 @@ def open_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple
     Raises:
         WeightsError: there are none that can be loaded.
     """
+    name, options = source_options(source)
     try:
         model, info = auto_class.from_pretrained(
-            source,
+            name,
             config=config,
             trust_remote_code=False,
             use_safetensors=True,
             dtype="float32",
             output_loading_info=True,
-            **_loading_options(source),
+            **options,
         )
     except Exception as error:  # broken files raise anything
         raise WeightsError(f"{setting}={source!r} has no weights that can be loaded: {error}") from error
@@ -115,9 +117,17 @@ def config_from_dict(values: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     settings = {key: value for key, value in values.items() if key != "model_type"}
+    # transformers writes infinity, which JSON has no number for, as {"__float__": "Infinity"}, and only reads it in
+    # files.
+    settings = json.loads(json.dumps(settings), object_hook=lambda d: float(d["__float__"]) if "__float__" in d else d)
     return AutoConfig.for_model(values["model_type"], **settings)
 
 
-def _loading_options(source: str) -> dict[str, bool]:
-    """A folder is read without asking the hub."""
-    return {"local_files_only": True} if Path(source).is_dir() else {}
+def source_options(source: str) -> tuple[str, dict[str, Any]]:
+    """The name of a source for transformers' ``from_pretrained``, and options: a folder, or a GGUF file (quantized
+    weights of a language model, which become ordinary ones), is read without asking the hub.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return str(path.parent), {"gguf_file": path.name, "local_files_only": True}
+    return source, {"local_files_only": True} if path.is_dir() else {}

@@ -191,7 +191,7 @@ def test_parts_that_do_not_fit_are_refused(overrides: list[str], says: str, caps
 
 
 def test_longer_texts_than_any_head_writes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    heads = "model.task.heads={ask={kind='vqa'}, tell={kind='caption', positions=100}}"
+    heads = "model.task.heads={ask={kind='vqa'}, tell={kind='caption', head={positions=100}}}"
     longer = ["model.task.kind=multitask", heads, "predict.generation={max_new_tokens=101}"]
     assert main("train", longer) == 2
     says = "predict.generation: max_new_tokens=101 is more than the 100 that the decoder knows; lower the one or raise"

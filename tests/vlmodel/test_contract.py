@@ -44,7 +44,7 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {
             "heads": {
                 "ask": {"kind": "vqa"},
-                "tell": {"kind": "caption", "width": 16, "depth": 1, "heads": 2, "dropout": 0.0},
+                "tell": {"kind": "caption", "head": {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}},
                 "near": {"kind": "contrastive", "width": 16},
             }
         }

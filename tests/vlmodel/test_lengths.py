@@ -168,7 +168,11 @@ def test_groups_of_several_tasks(
     make_model: Callable[..., VLModel], tokenizer: PreTrainedTokenizerFast, examples: list[Example], worth_it: None
 ) -> None:
     small = {"width": 16, "depth": 1, "heads": 2, "dropout": 0.0}
-    heads = {"ask": {"kind": "vqa"}, "near": {"kind": "contrastive", "width": 16}, "tell": {"kind": "caption", **small}}
+    heads = {
+        "ask": {"kind": "vqa"},
+        "near": {"kind": "contrastive", "width": 16},
+        "tell": {"kind": "caption", "head": small},
+    }
     model = make_model(task={"kind": "multitask", "heads": heads})
     plain, grouped = (batch_of(model, grouping(tokenizer, most), examples, TEXTS) for most in (1, 3))
     assert {name for name in grouped if stays_on_host(name)} == {"ask.distinct_groups_G3", "near.distinct_groups_G3"}

@@ -89,7 +89,7 @@ def test_every_parameter_gets_a_gradient_whatever_rows_there_are(
     missing: tuple[str, ...], make_model: Callable[..., Any], processor: VLProcessor, rows: dict[str, list[Example]]
 ) -> None:
     """A task without a row in a worker's batch adds nothing, but its parameters are waited for by all workers."""
-    decoder = {**DECODER, "heads": HEADS | {"tell": {"kind": "caption", "width": 16, "depth": 1, "heads": 2}}}
+    decoder = {**DECODER, "heads": HEADS | {"tell": {"kind": "caption", "head": {"width": 16, "depth": 1, "heads": 2}}}}
     model = make_model(task=decoder).train()
     rows = rows | {"tell": [Example(e.inputs, ("",), ("a red circle",)) for e in rows["vqa"]]}
     present = {

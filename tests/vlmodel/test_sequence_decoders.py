@@ -85,7 +85,7 @@ def test_with_every_topology_and_fusion(
     processor: VLProcessor,
     examples: list[Example],
 ) -> None:
-    model = make_model(topology={"kind": topology}, fusion={"kind": fusion}, task={"kind": kind, **SMALL})
+    model = make_model(topology={"kind": topology}, fusion={"kind": fusion}, task={"kind": kind, "head": SMALL})
     assert (model.language is None) == (kind == "caption")
     batch = batch_of(model, processor, examples)
     model.train()(**batch).loss.backward()
@@ -105,7 +105,7 @@ def test_with_every_topology_and_fusion(
 def test_counts_are_of_tokens(
     kind: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
-    model = loud(make_model(task={"kind": kind, **SMALL}))
+    model = loud(make_model(task={"kind": kind, "head": SMALL}))
     batch = batch_of(model, processor, examples)
     output = model(**batch)
     lengths = batch["target_mask_NT"].sum(1) - 1
@@ -137,7 +137,7 @@ def test_counts_are_of_tokens(
 
 
 def test_correct_are_those_that_would_have_been_chosen(make_model: Callable[..., Any], processor: VLProcessor) -> None:
-    decoder = loud(make_model(task={"kind": "caption", **SMALL})).decoder
+    decoder = loud(make_model(task={"kind": "caption", "head": SMALL})).decoder
     encoded = memory(2)
     ids_NT = torch.tensor([[2, 4, 5, 3], [2, 6, 3, 0]])
     mask_NT = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=torch.bool)
@@ -157,7 +157,7 @@ def test_correct_are_those_that_would_have_been_chosen(make_model: Callable[...,
 
 
 def test_a_missing_stream_changes_nothing(make_model: Callable[..., Any], processor: VLProcessor) -> None:
-    decoder = loud(make_model(task={"kind": "caption", **SMALL})).decoder
+    decoder = loud(make_model(task={"kind": "caption", "head": SMALL})).decoder
     targets = processor.tokenize_targets(["a red circle"])
     given = {key: torch.from_numpy(value) for key, value in targets.items()}
     losses, texts = [], []
@@ -183,7 +183,7 @@ def test_every_architecture(
     examples: list[Example],
     tmp_path: Path,
 ) -> None:
-    settings = {"kind": "caption", **SMALL, "depth": 2, "width": 24, "architecture": architecture}
+    settings = {"kind": "caption", "head": {**SMALL, "depth": 2, "width": 24, "architecture": architecture}}
     model = loud(make_model(task=settings, fusion={"width": 16, "heads": 2}))
     decoder, batch = model.decoder, batch_of(model, processor, examples)
 
@@ -246,7 +246,7 @@ def test_every_architecture(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_beams_rank_by_probability(architecture: str, make_model: Callable[..., Any], processor: VLProcessor) -> None:
     """With as many beams as there are prefixes the search is exhaustive."""
-    settings = {"kind": "answer", **SMALL, "architecture": architecture}
+    settings = {"kind": "answer", "head": {**SMALL, "architecture": architecture}}
     decoder = loud(make_model(task=settings)).decoder
     encoded = memory(2)
     size = len(processor.tokenizer)
@@ -267,7 +267,7 @@ def test_beams_rank_by_probability(architecture: str, make_model: Callable[..., 
 
 
 def test_length_penalty_prefers_longer_texts(make_model: Callable[..., Any], processor: VLProcessor) -> None:
-    decoder = loud(make_model(task={"kind": "caption", **SMALL})).decoder
+    decoder = loud(make_model(task={"kind": "caption", "head": SMALL})).decoder
     encoded = memory(6)
     lengths = [
         np.mean([len(row[0][0].split()) for row in decoder.answer(encoded, processor, 4, length_penalty=penalty)])
@@ -277,7 +277,7 @@ def test_length_penalty_prefers_longer_texts(make_model: Callable[..., Any], pro
 
 
 def test_samples_follow_the_model(make_model: Callable[..., Any], processor: VLProcessor) -> None:
-    decoder = loud(make_model(task={"kind": "answer", **SMALL})).decoder
+    decoder = loud(make_model(task={"kind": "answer", "head": SMALL})).decoder
     encoded = memory(1)
     torch.manual_seed(0)
     found = decoder.answer(encoded, processor, 400, do_sample=True, max_new_tokens=1)[0]
@@ -307,13 +307,13 @@ def test_samples_follow_the_model(make_model: Callable[..., Any], processor: VLP
 def test_settings_that_cannot_be(
     settings: dict[str, Any], message: str, make_model: Callable[..., Any], processor: VLProcessor
 ) -> None:
-    decoder = make_model(task={"kind": "caption", **SMALL}).decoder
+    model = make_model(task={"kind": "caption", "head": SMALL})
     with pytest.raises(ValueError, match=message):
-        decoder.answer(memory(2), processor, 2, **settings)
+        model.tasks[""].answer(model.decoder, memory(2), processor, 2, **settings)
 
 
 def test_as_many_tokens_as_there_are_positions(make_model: Callable[..., Any], processor: VLProcessor) -> None:
-    decoder = loud(make_model(task={"kind": "caption", **SMALL})).decoder
+    decoder = loud(make_model(task={"kind": "caption", "head": SMALL})).decoder
     with torch.no_grad():
         decoder.inner.get_output_embeddings().bias[3] = -1e4  # never ends
     decoder.answer(memory(2), processor, 1, max_new_tokens=40)
@@ -322,7 +322,7 @@ def test_as_many_tokens_as_there_are_positions(make_model: Callable[..., Any], p
 
 
 def test_text_is_streamed(make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]) -> None:
-    model = loud(make_model(task={"kind": "caption", **SMALL}))
+    model = loud(make_model(task={"kind": "caption", "head": SMALL}))
     predictor = predictor_of(model, processor)
     example = Example(examples[0].inputs, ("",))
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, timeout=60, skip_special_tokens=True)
@@ -338,7 +338,7 @@ def test_text_is_streamed(make_model: Callable[..., Any], processor: VLProcessor
 
 
 def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: VLProcessor) -> None:
-    model = loud(make_model(task={"kind": "caption", **SMALL, "depth": 2}))
+    model = loud(make_model(task={"kind": "caption", "head": {**SMALL, "depth": 2}}))
     decoder, encoded = model.decoder, memory(3)
     texts = ["a red circle", "what", ""]
     tokens, weights_NLT = decoder.token_attention(encoded, processor, texts)
@@ -377,7 +377,7 @@ def test_attention_is_of_the_decoder(make_model: Callable[..., Any], processor: 
 def test_a_joint_stream_of_one_token_is_attended_once(
     fusion: str, make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]
 ) -> None:
-    model = make_model(fusion={"kind": fusion}, task={"kind": "caption", **SMALL})
+    model = make_model(fusion={"kind": fusion}, task={"kind": "caption", "head": SMALL})
     batch = batch_of(model, processor, examples)
     seen: list[DecoderInput] = []
     model.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -402,7 +402,7 @@ def test_a_joint_stream_of_one_token_is_attended_once(
 def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
     make_model: Callable[..., Any], processor: VLProcessor
 ) -> None:
-    decoder = make_model(task={"kind": "caption", **SMALL}).decoder
+    decoder = make_model(task={"kind": "caption", "head": SMALL}).decoder
     tokens = memory(1).fused.tokens
     pooled = Tokens(tokens.x_BTD[:, :1], tokens.mask_BT[:, :1], tokens.pooled_BD)
     assert (
@@ -412,7 +412,9 @@ def test_no_attention_where_the_joint_stream_is_none_of_the_spans(
 
 
 def test_label_smoothing(make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example]) -> None:
-    plain, smooth = (make_model(task={"kind": "caption", **SMALL, "label_smoothing": share}) for share in (0.0, 0.9))
+    plain, smooth = (
+        make_model(task={"kind": "caption", "head": {**SMALL, "label_smoothing": share}}) for share in (0.0, 0.9)
+    )
     batch = batch_of(plain, processor, examples)
     assert plain(**batch).loss != smooth(**batch).loss
     even = math.log(len(processor.tokenizer))
@@ -425,9 +427,9 @@ def test_label_smoothing(make_model: Callable[..., Any], processor: VLProcessor,
 def test_pretrained(
     make_model: Callable[..., Any], processor: VLProcessor, examples: list[Example], tmp_path: Path
 ) -> None:
-    first = loud(make_model(task={"kind": "caption", **SMALL}))
+    first = loud(make_model(task={"kind": "caption", "head": SMALL}))
     first.decoder.inner.save_pretrained(tmp_path / "decoder")
-    model = make_model(task={"kind": "caption", "pretrained": str(tmp_path / "decoder")}, seed=5)
+    model = make_model(task={"kind": "caption", "head": {"pretrained": str(tmp_path / "decoder")}}, seed=5)
     assert all(map(torch.equal, model.decoder.inner.parameters(), first.decoder.inner.parameters()))
     backbone = {id(p) for p in model.backbone_parameters()}
     names = {name for name, p in model.named_parameters() if id(p) in backbone}
@@ -440,21 +442,23 @@ def test_pretrained(
         file.unlink()
     batch = batch_of(model, processor, examples)
     torch.testing.assert_close(VLModel.from_pretrained(tmp_path / "model")(**batch).loss, model(**batch).loss)
-    with pytest.raises(WeightsError, match=r"task.pretrained=.*cannot be opened"):
-        make_model(task={"kind": "caption", "pretrained": str(tmp_path / "decoder")})
+    with pytest.raises(WeightsError, match=r"task.head.pretrained=.*cannot be opened"):
+        make_model(task={"kind": "caption", "head": {"pretrained": str(tmp_path / "decoder")}})
 
 
 def test_start_from_an_encoder(make_model: Callable[..., Any], tmp_path: Path) -> None:
     encoder = make_model(language={"width": 16, "depth": 2, "positions": 40}).language.encoder
     encoder.save_pretrained(tmp_path)
-    model = make_model(task={"kind": "answer", "pretrained": str(tmp_path)}, fusion={"width": 8, "heads": 2}, seed=3)
+    model = make_model(
+        task={"kind": "answer", "head": {"pretrained": str(tmp_path)}}, fusion={"width": 8, "heads": 2}, seed=3
+    )
     state = model.decoder.inner.bert.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
     small = make_model(language={"width": 16, "depth": 1, "positions": 40}).language.encoder
     small.config.num_hidden_layers = 2
     small.save_pretrained(tmp_path / "cut")
     with pytest.raises(WeightsError, match=r"lacks \d+ weights of its own architecture: bert.encoder.layer.1"):
-        make_model(task={"kind": "answer", "pretrained": str(tmp_path / "cut")})
+        make_model(task={"kind": "answer", "head": {"pretrained": str(tmp_path / "cut")}})
 
 
 @pytest.mark.parametrize(
@@ -466,19 +470,19 @@ def test_start_from_an_encoder(make_model: Callable[..., Any], tmp_path: Path) -
 )
 def test_decoders_that_cannot_be(decoder: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(ModelConfig, {"task": {"kind": "caption", **decoder}})
+        parse(ModelConfig, {"task": {"kind": "caption", "head": decoder}})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tokenizer_without_an_end_is_refused(kind: str) -> None:
     config = tiny_tree(task={"kind": kind}).task
     for vocabulary in (Vocabulary(14, 0, 2, begin=2), Vocabulary(14, 0, 2, end=3)):
-        with pytest.raises(ConfigError, match=rf"task.kind='{kind}' writes texts between .* set its bos_token"):
+        with pytest.raises(ConfigError, match=r"head.kind='sequence' writes texts between .* set its bos_token"):
             config.build({"joint": 16}, vocabulary)
 
 
 def test_texts_longer_than_the_positions_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    tree = tiny_tree(task={"kind": "multitask", "heads": {"a": {"kind": "caption", "positions": 9}, "b": {}}})
+    tree = tiny_tree(task={"kind": "multitask", "heads": {"a": {"kind": "caption", "head": {"positions": 9}}, "b": {}}})
     processor = VLProcessor(ProcessorConfig(image_size=32, max_tokens=12), tokenizer, ["a", "b"], tree.task.tasks())
     with pytest.raises(ConfigError, match=r"processor.max_target_tokens=32 is more than the 9 tokens that model.task"):
         VLModel.from_tree(tree, processor)
@@ -496,7 +500,7 @@ def test_captions_of_four_images_are_learned(tmp_path: Path) -> None:
     assert any("##" in token for token in tokenizer.tokenize("unbelievably"))
     tree = tiny_tree(
         language={"positions": 40},
-        task={"kind": "caption", "width": 32, "heads": 2, "depth": 1, "dropout": 0.0},
+        task={"kind": "caption", "head": {"width": 32, "heads": 2, "depth": 1, "dropout": 0.0}},
     )
     processor = VLProcessor(ProcessorConfig(image_size=32), tokenizer, [], tree.task.tasks())
     examples = []

@@ -24,6 +24,8 @@ TINY: dict[tuple[str, str], dict[str, Any]] = {
 }
 """Settings that make a kind tiny; another kind is made of width 16 where it has one, and without dropout."""
 
+TINY_WIDTH: dict[str, Any] = {"width": 16, "dropout": 0.0}
+
 DEFAULT_KINDS = {
     "vision": "cnn", "language": "transformer", "topology": "dual", "fusion": "transformer", "task": "vqa"
 }  # fmt: skip
@@ -59,7 +61,9 @@ def tiny_tree(inputs: dict[str, dict[str, Any]] | None = None, **parts: dict[str
         changes = parts.get(package, {})
         kind = changes.get("kind", default)
         known = part_config(package_of(package), kind).model_fields
-        small = {key: value for key, value in {"width": 16, "dropout": 0.0}.items() if key in known}
+        small: dict[str, Any] = {key: value for key, value in TINY_WIDTH.items() if key in known}
+        if "head" in known:
+            changes = {**changes, "head": {**TINY_WIDTH, **changes.get("head", {})}}
         tree[package] = {"kind": kind, **TINY.get((package, kind), small), **changes}
     return parse(ModelConfig, tree)
 

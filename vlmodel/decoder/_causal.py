@@ -14,10 +14,10 @@ from vlmodel.config import ConfigError
 from vlmodel.weights import config_from_dict, config_to_dict, open_config, open_model, refuse_missing_weights
 
 if TYPE_CHECKING:
+    from vlmodel.heads.sequence import Config
     from vlmodel.parts import Vocabulary
-    from vlmodel.tasks._generation import GenerationTask
 
-_SETTING = "task.pretrained"
+_SETTING = "task.head.pretrained"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def unsupported_reason(name: str) -> str | None:
     return f"is none of the decoders that were tried; use one of {', '.join(ARCHITECTURES)}"
 
 
-def new_decoder_config(config: GenerationTask, vocabulary: Vocabulary) -> dict[str, Any]:
+def new_decoder_config(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
     """transformers' configuration of a new decoder, as plain values."""
     names = ARCHITECTURES[config.architecture]
     settings = {

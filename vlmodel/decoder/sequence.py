@@ -13,19 +13,27 @@ from torch.nn import functional as F
 
 from vlmodel import parts
 from vlmodel.decoder import _causal
+from vlmodel.decoder._writing import (
+    check_streamer,
+    cross_entropy,
+    generation_settings,
+    loss_sums,
+    unique_texts,
+    up_to_end,
+)
 from vlmodel.layers import as_transformers_mask
 from vlmodel.tokens import DecoderInput
 from vlmodel.weights import config_from_dict
 
 if TYPE_CHECKING:
+    from vlmodel.heads.sequence import Config
     from vlmodel.processor import VLProcessor
-    from vlmodel.tasks._generation import GenerationTask
 
 Memory = tuple[Tensor, Tensor]
 """The sequence that cross-attention reads (N, S, D), and which of its tokens are real (N, S)."""
 
 
-class SequenceDecoder(parts.Decoder):
+class SequenceDecoder(parts.TextWriter):
     """A causal language model of transformers with cross-attention to the joint stream.
 
     Its output is tied to its word embeddings. The cross-attention reads the joint tokens and, after them, their pooled
@@ -35,7 +43,7 @@ class SequenceDecoder(parts.Decoder):
     keys of the cross-attention then have a gradient of zero, and only its values are learned.
     """
 
-    def __init__(self, config: GenerationTask, width: int) -> None:
+    def __init__(self, config: Config, width: int) -> None:
         super().__init__()
         from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -79,34 +87,14 @@ class SequenceDecoder(parts.Decoder):
             target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
         logits_NTK = self._forward_texts(self.inner, target_ids_NT[:, :-1], memory).logits
         labels_NT = target_ids_NT[:, 1:]
-        loss_NT = self._cross_entropy(logits_NTK, labels_NT, self.config.label_smoothing)
-        correct_NT = (logits_NTK.argmax(-1) == labels_NT) * weights_NT
-        count = weights_NT.sum()
-        return parts.DecoderOutput(None, (loss_NT * weights_NT).sum(), count, correct_NT.sum(), count)
+        return loss_sums(logits_NTK, labels_NT, weights_NT, self.config.label_smoothing)
 
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
-        """At most ``top_k`` different texts for each row, each with its probability.
-
-        The probability is the product of those of its tokens, including the last one. A single text is generated
-        greedily; ``top_k`` texts by a search with as many beams, ranked by probability unless ``length_penalty`` says
-        otherwise; with ``do_sample`` they are samples, the most probable first.
-
-        Args:
-            settings: of ``generation.SETTINGS``, in place of these defaults, and ``streamer``, which gets the tokens of
-                a single row's text as they are generated (transformers' ``TextStreamer`` with ``skip_prompt=True``).
-
-        Raises:
-            ConfigError: as ``check_generation``.
-            ValueError: ``streamer`` and more than one text.
-        """
+        """See ``TextWriter``."""
         streamer = settings.pop("streamer", None)
         memory = self._cross_attention_memory(encoded)
         count = len(memory[0])
-        if streamer is not None and (count != 1 or top_k != 1 or settings.get("num_beams", 1) != 1):
-            raise ValueError(
-                f"streamer takes the text of one row as it is written, and there are {count} rows with "
-                f"top_k={top_k} and num_beams={settings.get('num_beams', 1)}; make all of them 1"
-            )
+        check_streamer(streamer, count, top_k, settings)
         if not count:
             return []
         ids_NkT = self._generate_ids(memory, self._generation_config(processor, top_k, settings), streamer)
@@ -114,10 +102,10 @@ class SequenceDecoder(parts.Decoder):
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
             logits_NTK = self._forward_texts(self.inner, ids_NT[:, :-1], memory).logits
-            loss_NT = self._cross_entropy(logits_NTK, ids_NT[:, 1:]) * _mask_up_to_end(ids_NT[:, 1:], self.end)
+            loss_NT = cross_entropy(logits_NTK, ids_NT[:, 1:]) * up_to_end(ids_NT[:, 1:], (self.end,))
             texts = processor.tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
             ranked.append(zip(map(str.strip, texts), loss_NT.sum(1).neg().exp().tolist(), strict=True))
-        return [_unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
+        return [unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
 
     def attention(self, encoded: DecoderInput, processor: VLProcessor, answers: list[parts.Answers]) -> Tensor | None:
         """See ``Decoder``: the mean of ``token_attention`` over the text's tokens, without the one that ends it."""
@@ -186,11 +174,6 @@ class SequenceDecoder(parts.Decoder):
             **options,
         )
 
-    def _cross_entropy(self, logits_NTK: Tensor, labels_NT: Tensor, smoothing: float = 0.0) -> Tensor:
-        return F.cross_entropy(
-            logits_NTK.float().flatten(0, 1), labels_NT.flatten(), reduction="none", label_smoothing=smoothing
-        ).view_as(labels_NT)
-
     def _eager_attention_model(self) -> Any:
         """The same model, with the same weights, that returns its attention; other threads may be using ``inner``."""
         weights = itertools.chain(self.inner.parameters(), self.inner.buffers())
@@ -219,36 +202,9 @@ class SequenceDecoder(parts.Decoder):
     def _generation_config(self, processor: VLProcessor, top_k: int, settings: Mapping[str, Any]) -> Any:
         from transformers import GenerationConfig
 
-        self.config.check_generation(settings, top_k, processor.config.max_target_tokens)
-        sampled = settings.get("do_sample", False)
-        chosen: dict[str, Any] = {
-            "max_new_tokens": processor.config.max_target_tokens - 1,
-            "num_beams": 1 if sampled else top_k,
-        }
-        chosen |= settings
-        if chosen["num_beams"] > 1:
-            chosen.setdefault("length_penalty", 0.0)
-        if sampled:
-            chosen["top_k"] = 0  # sample from all tokens, unless top_p and the like restrict them
         return GenerationConfig(
-            **chosen,
-            num_return_sequences=top_k,
+            **generation_settings(settings, top_k, processor.config.max_target_tokens - 1),
             bos_token_id=self.begin,
             eos_token_id=self.end,
             pad_token_id=self.padding,
         )
-
-
-def _mask_up_to_end(ids_NT: Tensor, end: int) -> Tensor:
-    """True for the tokens of each text up to the first ``end``, and for that."""
-    ends_NT = ids_NT == end
-    return (ends_NT.cumsum(1) - ends_NT.long()) == 0
-
-
-def _unique_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> parts.Answers:
-    """Each text once, in their order or by probability."""
-    ordered = sorted(texts, key=lambda answer: -answer[1]) if by_probability else texts
-    answers: dict[str, float] = {}
-    for text, probability in ordered:
-        answers.setdefault(text, probability)
-    return list(answers.items())

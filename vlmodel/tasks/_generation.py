@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from vlmodel.config import ConfigError
-from vlmodel.decoder import _causal
+from vlmodel import conversation
+from vlmodel.config import ConfigError, part
 from vlmodel.task import Task
+from vlmodel.text_head import TextHeadPart
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
-    from vlmodel.parts import Answers, Decoder, Vocabulary
+    from vlmodel.conversation import Conversation
+    from vlmodel.parts import Answers, Decoder, TextWriter, Vocabulary
     from vlmodel.processor import VLProcessor
     from vlmodel.tokens import DecoderInput
 
@@ -25,57 +28,45 @@ class GenerationTask(Task):
 
     writes_text: ClassVar[bool] = True
 
-    pretrained: str = ""
-    """Folder or hub name of a pretrained decoder or encoder to start from; "" builds one by the settings below."""
-    architecture: str = "bert"
-    """From scratch: transformers' name of the architecture ("model_type"): bart, bert, electra or gpt2."""
-    width: int = Field(256, ge=1)
-    """From scratch: width of the layers and of the word embeddings, to which the output is tied."""
-    depth: int = Field(2, ge=1)
-    """From scratch: number of layers."""
-    heads: int = Field(4, ge=1)
-    """From scratch: attention heads."""
-    expansion: int = Field(4, ge=1)
-    """From scratch: width of the feed-forward layers, in multiples of ``width``."""
-    positions: int = Field(128, ge=3)
-    """From scratch: greatest number of tokens in a text, including those that begin and end it."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """From scratch: dropout of embeddings and layers; attention has none, for which fast kernels exist."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread evenly over all tokens (Szegedy et al. 2016)."""
-    resolved: dict[str, Any] | None = None
-    """transformers' configuration of the decoder; filled in when the model is created, and stored with it."""
+    head: part("vlmodel.heads", "sequence") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    """What writes: a small decoder with cross-attention, or a language model."""
 
-    @model_validator(mode="after")
-    def _check_settings(self) -> GenerationTask:
-        if not self.pretrained and self.resolved is None:
-            if reason := _causal.unsupported_reason(self.architecture):
-                raise ValueError(f"architecture={self.architecture!r} {reason}")
-            if self.width % self.heads:
-                raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
-        return self
+    @property
+    def writer(self) -> TextHeadPart:
+        """The settings of the head."""
+        return cast(TextHeadPart, self.head)
+
+    def conversation(self, text: str) -> Conversation:
+        """What a language model is prompted with for a row's text."""
+        return conversation.of_question(text)
+
+    def reads_joint(self) -> bool:
+        return self.writer.reads_joint()
+
+    def reads_streams(self) -> bool:
+        return not self.writer.reads_joint()
+
+    def reads_encoded(self) -> bool:
+        # Streams that a language model reads are of the inputs; text it reads itself.
+        return False
+
+    def encodes_text(self) -> bool:
+        return self.reads_text() and self.writer.encodes_text()
+
+    def frames_texts(self) -> bool:
+        return self.writer.frames_texts()
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.writer.check_tokenizer(tokenizer)
 
     def selection_metric(self) -> Literal["accuracy", "loss"]:
         return "loss"
 
     def resolve(self, vocabulary: Vocabulary) -> GenerationTask:
-        if vocabulary.begin < 0 or vocabulary.end < 0:
-            raise ConfigError(
-                f"task.kind={self.kind!r} writes texts between a token that begins and one that ends them, and the "
-                f"tokenizer has {vocabulary.begin} and {vocabulary.end} (-1 is none); set its bos_token and eos_token"
-            )
-        if self.resolved is not None:
-            return self
-        if self.pretrained:
-            resolved = _causal.pretrained_decoder_config(self.pretrained, vocabulary)
-        else:
-            resolved = _causal.new_decoder_config(self, vocabulary)
-        return self.model_copy(update={"resolved": resolved})
+        return self.model_copy(update={"head": self.writer.resolve(vocabulary)})
 
     def longest_target(self) -> int | None:
-        if self.resolved is not None:
-            return _causal.longest_target(self.resolved)
-        return None if self.pretrained else self.positions
+        return self.writer.longest_target()
 
     def check_generation(self, settings: Mapping[str, Any], top_k: int, max_target_tokens: int) -> None:
         super().check_generation(settings, top_k, max_target_tokens)
@@ -83,25 +74,27 @@ class GenerationTask(Task):
         if longest is not None and requested > longest:
             raise ConfigError(
                 f"max_new_tokens={requested} is more than the {longest} that the decoder knows; lower the one or raise "
-                "the other (task.positions)"
+                "the other (task.head.positions)"
             )
 
-    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> Decoder:
-        from vlmodel.decoder.sequence import SequenceDecoder
+    def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> TextWriter:
+        return self.writer.build(widths, vocabulary)
 
-        return SequenceDecoder(self.resolve(vocabulary), widths["joint"])
+    def collate_texts(self, texts: Sequence[str], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
+        return super().collate_texts(texts, processor) | self.writer.collate_prompts(
+            [self.conversation(text) for text in texts], processor
+        )
 
     def collate_targets(
         self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """The arrays of ``VLProcessor.tokenize_targets``."""
-        return processor.tokenize_targets(targets)
+        return self.writer.collate_targets(targets, processor)
 
     def answer(
         self, head: Decoder, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
     ) -> list[Answers]:
-        """See ``SequenceDecoder.answer``."""
-        from vlmodel.decoder.sequence import SequenceDecoder
-
-        assert isinstance(head, SequenceDecoder)
-        return head.answer(encoded, processor, top_k, **settings)
+        """See ``TextWriter.answer``."""
+        self.check_generation(
+            {k: v for k, v in settings.items() if k != "streamer"}, top_k, processor.config.max_target_tokens
+        )
+        return cast("TextWriter", head).answer(encoded, processor, top_k, **settings)

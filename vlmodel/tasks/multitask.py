@@ -13,6 +13,8 @@ from vlmodel.task import Task, TaskPart
 from vlmodel.tasks import DEFAULT
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from vlmodel.parts import Decoder, Vocabulary
 
 
@@ -53,6 +55,19 @@ class Config(TaskPart):
 
     def reads_joint(self) -> bool:
         return any(head.reads_joint() for head in self.heads.values())
+
+    def encodes_text(self) -> bool:
+        return any(head.encodes_text() for head in self.heads.values())
+
+    def reads_streams(self) -> bool:
+        return any(head.reads_streams() for head in self.heads.values())
+
+    def frames_texts(self) -> bool:
+        return any(head.frames_texts() for head in self.heads.values())
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        for head in self.heads.values():
+            head.check_tokenizer(tokenizer)
 
     def reads_encoded(self) -> bool:
         return any(head.reads_encoded() for head in self.heads.values())

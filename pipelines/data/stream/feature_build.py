@@ -413,7 +413,7 @@ def _batched(items: Collection[T], size: int) -> Iterator[tuple[T, ...]]:
 
 def _readers(processor: VLProcessor) -> list[Task]:
     """The tasks that read texts."""
-    return [task for task in processor.tasks.values() if task.reads_text()]
+    return [task for task in processor.tasks.values() if task.encodes_text()]
 
 
 _KINDS = {

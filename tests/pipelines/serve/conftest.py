@@ -28,8 +28,8 @@ LABELS = ["blue", "circle", "green", "no", "red", "square", "yes"]
 
 DECODERS: dict[str, dict[str, Any]] = {
     "vqa": {"kind": "vqa"},
-    "answer": {"kind": "answer", "width": 16, "depth": 1, "heads": 2},
-    "caption": {"kind": "caption", "width": 16, "depth": 1, "heads": 2},
+    "answer": {"kind": "answer", "head": {"width": 16, "depth": 1, "heads": 2}},
+    "caption": {"kind": "caption", "head": {"width": 16, "depth": 1, "heads": 2}},
     "matching": {"kind": "matching"},
     "statements": {"kind": "matching", "pairs": "questions"},
     "contrastive": {"kind": "contrastive", "width": 8},

@@ -40,7 +40,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "multitask": {
         "kind": "multitask",
         "heads": {
-            "ask": {"kind": "vqa"}, "tell": {"kind": "caption", **SMALL}, "near": {"kind": "contrastive", "width": 16},
+            "ask": {"kind": "vqa"}, "tell": {"kind": "caption", "head": SMALL},
+            "near": {"kind": "contrastive", "width": 16},
         },
     },
 }  # fmt: skip
@@ -123,7 +124,9 @@ def test_a_step_waits_for_nothing(
     monkeypatch.setattr(lengths, "MIN_SAVED_SHARE", 0.0)
     monkeypatch.setattr(lengths, "MIN_SAVED_TOKENS", 0)
     place = torch.device(device)
-    tree = tiny_tree(task={**SMALL, **DECODERS[decoder]} if decoder in ("answer", "caption") else DECODERS[decoder])
+    tree = tiny_tree(
+        task={"head": SMALL, **DECODERS[decoder]} if decoder in ("answer", "caption") else DECODERS[decoder]
+    )
     model = VLModel.from_tree(tree, for_tasks(writing_processor, tree.task.tasks())).to(place)
     step = TrainStep(model, OptimizerConfig(), StepConfig(ema=ema), steps=10, seed=0)
     batch = batch_on(place, writing_processor, model)

@@ -1,0 +1,160 @@
+"""The causal language models of transformers as configurations: from scratch, or pretrained, and their weights.
+
+There is no table of architectures: what makes one usable can be asked of its class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmodel.config import ConfigError
+from vlmodel.weights import (
+    WeightsError,
+    config_from_dict,
+    config_to_dict,
+    open_config,
+    open_model,
+    refuse_missing_weights,
+    source_options,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from vlmodel.heads.llm import Config
+    from vlmodel.parts import Vocabulary
+
+SETTING = "task.head.pretrained"
+_NEEDED = ("inputs_embeds", "attention_mask", "logits_to_keep")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def unsupported_reason(name: str) -> str | None:
+    """Why the architecture ``name`` cannot be used; None if it can."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    if name not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.5)
+        return f"is unknown to transformers; close names: {', '.join(close) or 'llama, qwen3'}"
+    config = CONFIG_MAPPING[name]
+    if config not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return "is no causal language model of transformers; use one such as llama, qwen3, gemma3_text or gpt2"
+    if config in MODEL_FOR_MASKED_LM_MAPPING:
+        return "reads texts in both directions; use one such as llama, qwen3, gemma3_text or gpt2"
+    taken = inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[config].forward).parameters
+    if missing := [name for name in _NEEDED if name not in taken]:
+        return f"takes no {missing[0]}, as which a picture is read; use one such as llama, qwen3, gemma3_text or gpt2"
+    return None
+
+
+def new(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
+    """transformers' configuration of a new model, as plain values.
+
+    Raises:
+        ConfigError: the architecture does not take the sizes.
+    """
+    from transformers import CONFIG_MAPPING
+
+    example = CONFIG_MAPPING[config.architecture]()
+    wanted = {
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "num_heads": config.heads,
+        "head_dim": config.width // config.heads,
+        "intermediate_size": config.expansion * config.width,
+        "max_position_embeddings": config.positions,
+        **{name: config.dropout for name in vars(example) if name.endswith(("dropout", "pdrop", "dropout_prob"))},
+    }
+    settings = {name: value for name, value in wanted.items() if hasattr(example, name)}
+    if unknown := sorted(name for name in config.sizes if not hasattr(example, name)):
+        raise ConfigError(f"task.head.sizes has {unknown[0]!r}, which {config.architecture} has no setting of")
+    begin, end = (token if token >= 0 else None for token in (vocabulary.begin, vocabulary.end))
+    try:
+        made = config_from_dict(
+            {
+                "model_type": config.architecture,
+                "vocab_size": vocabulary.size,
+                "pad_token_id": vocabulary.padding,
+                "bos_token_id": begin,
+                "eos_token_id": end,
+                **settings,
+                **config.sizes,
+            }
+        )
+    except Exception as error:  # each architecture checks its own settings
+        raise ConfigError(f"task.head: {config.architecture} does not take these sizes: {error}") from None
+    return config_to_dict(made)
+
+
+def from_pretrained(source: str, vocabulary: Vocabulary) -> dict[str, Any]:
+    """transformers' configuration of the model at ``source``, in plain values.
+
+    Raises:
+        ConfigError: it is of no architecture that can be used, or knows fewer tokens than the tokenizer has.
+        WeightsError: it cannot be opened.
+    """
+    made = config_to_dict(open_config(SETTING, source, vocabulary.size, unsupported_reason))
+    # Of a GGUF file, whose weights become ordinary ones.
+    made.pop("quantization_config", None)
+    return made
+
+
+def check_tokenizer(source: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare a tokenizer with the one that lies beside a pretrained model, if there is one.
+
+    Raises:
+        ConfigError: they give the same token different numbers.
+    """
+    from transformers import AutoTokenizer
+
+    name, options = source_options(source)
+    if (folder := Path(source)).is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception:  # there is none, or none that can be read: sizes are compared later
+        return
+    given, known = tokenizer.get_vocab(), own.get_vocab()
+    if other := next((token for token in known if given.get(token) != known[token]), None):
+        raise ConfigError(
+            f"{SETTING}={source!r} and the tokenizer differ: the token {other!r} has the number {known[other]} in the "
+            f"one and {given.get(other)} in the other; set vocabulary.tokenizer={source!r}"
+        )
+
+
+def window(resolved: dict[str, Any]) -> int | None:
+    """Most tokens that the model of a plain configuration reads and writes; None without a limit."""
+    from transformers import CONFIG_MAPPING
+
+    names = CONFIG_MAPPING[resolved["model_type"]].attribute_map
+    limit = resolved.get(names.get("max_position_embeddings", "max_position_embeddings"))
+    return None if limit is None else int(limit)
+
+
+def load(inner: nn.Module, config: Any, source: str) -> None:
+    """Read the weights at ``source`` into ``inner``, which may have adapters.
+
+    Raises:
+        WeightsError: they do not exist or do not fit.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, missing = open_model(AutoModelForCausalLM, SETTING, source, config)
+    refuse_missing_weights(SETTING, source, missing)
+    own = inner.state_dict()
+    for name, tensor in model.state_dict().items():
+        layer, _, weight = name.rpartition(".")
+        target = own.get(name, own.get(f"{layer}.base_layer.{weight}"))
+        if target is None or target.shape != tensor.shape:
+            raise WeightsError(
+                f"{SETTING}={source!r} has the weight {name!r} of {tuple(tensor.shape)}, which its configuration does "
+                "not; name a complete checkpoint"
+            )
+        target.copy_(tensor)

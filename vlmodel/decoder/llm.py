@@ -1,0 +1,259 @@
+"""A head that is a large language model: it reads streams among the tokens of its prompt, and writes a text."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlmodel import lora, parts
+from vlmodel.conversation import ConversationError
+from vlmodel.decoder import _llm
+from vlmodel.decoder._writing import (
+    check_streamer,
+    cross_entropy,
+    generation_settings,
+    loss_sums,
+    unique_texts,
+    up_to_end,
+)
+from vlmodel.heads._prompts import ALL_STREAMS, template_of
+from vlmodel.tokens import DecoderInput
+from vlmodel.weights import config_from_dict
+
+if TYPE_CHECKING:
+    from vlmodel.heads.llm import Config
+    from vlmodel.processor import VLProcessor
+
+Embedded = tuple[Tensor, Tensor]
+"""What the language model reads (N, L, D), padded in front, and which of it is real (N, L)."""
+
+
+class LanguageModel(parts.TextWriter):
+    """A causal language model of transformers with a bridge for each stream.
+
+    A row is the prompt, in which the bridges' tokens stand at the slots, and then the text. All padding is in front, so
+    that texts end together and the last columns are what is written. A missing stream takes no place at all: without
+    any, the language model reads what it would without the rest of this model.
+
+    Args:
+        widths: of the streams that it reads, by their names.
+    """
+
+    def __init__(self, config: Config, widths: Mapping[str, int]) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        assert config.resolved is not None
+        self.config, self.reads_joint = config, config.reads_joint()
+        self.inner = AutoModelForCausalLM.from_config(config_from_dict(config.resolved), trust_remote_code=False)
+        # Some architectures have defaults of their own, such as a token to end with.
+        self.inner.generation_config = GenerationConfig()
+        width = self.inner.get_input_embeddings().embedding_dim
+        self.bridges = nn.ModuleDict({name: config.make_bridge().build(widths[name], width) for name in sorted(widths)})
+        self._takes_positions = "position_ids" in inspect.signature(self.inner.forward).parameters
+        if config.training == "frozen":
+            self.inner.requires_grad_(False)
+        elif config.training == "lora":
+            lora.inject(self.inner, config.lora, exclude=_without_adapter(self.inner))
+        if config.gradient_checkpointing:
+            self.inner.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def forward(  # type: ignore[override]
+        self,
+        encoded: DecoderInput,
+        target_ids_NT: Tensor | None = None,
+        target_mask_NT: Tensor | None = None,
+        weights_N: Tensor | None = None,
+    ) -> parts.DecoderOutput:
+        """Cross-entropy of each token given the correct ones before it, and how many tokens are predicted correctly.
+
+        Args:
+            target_ids_NT: the texts, each with the token that ends it, padded in front.
+            target_mask_NT: True where a token is real; all False for an unknown text.
+            weights_N: weight of each text's tokens in loss and counts; one if not given.
+
+        Raises:
+            ConversationError: prompt and text are longer than the model's window.
+        """
+        if target_ids_NT is None or target_mask_NT is None:
+            return parts.DecoderOutput()
+        embedded = self._embed(encoded)
+        weights_NT = target_mask_NT.float()
+        if weights_N is not None:
+            weights_NT = weights_NT * weights_N[:, None]
+        if not len(target_ids_NT):
+            # transformers cannot reshape an empty batch. A row of weight zero takes its place, so that every parameter
+            # still has a gradient.
+            embedded = F.pad(embedded[0], (0, 0, 0, 0, 0, 1)), F.pad(embedded[1], (0, 0, 0, 1), value=True)
+            target_ids_NT, weights_NT = (F.pad(t, (0, 0, 0, 1)) for t in (target_ids_NT, weights_NT))
+            target_mask_NT = F.pad(target_mask_NT, (0, 0, 0, 1), value=True)
+        logits_NTK = self._logits_of_texts(embedded, target_ids_NT, target_mask_NT)
+        return loss_sums(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
+
+    @torch.no_grad()
+    def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
+        """See ``TextWriter``.
+
+        Raises:
+            ConversationError: a prompt is longer than the model's window.
+        """
+        streamer = settings.pop("streamer", None)
+        embedded = self._embed(encoded)
+        count = len(embedded[0])
+        check_streamer(streamer, count, top_k, settings)
+        if not count:
+            return []
+        template = template_of(processor.tokenizer, self.config.template_kind())
+        ends = {template.end, *_known(processor.tokenizer.eos_token_id)}
+        ids_NkT = self._generate_ids(_trimmed(embedded), processor, ends, top_k, settings, streamer)
+        # One of the k after the other, so that it takes no more memory than training.
+        ranked = []
+        for ids_NT in ids_NkT.unbind(1):
+            said_NT = up_to_end(ids_NT, ends)
+            texts = [
+                processor.tokenizer.decode(row[said].tolist(), skip_special_tokens=True).strip()
+                for row, said in zip(ids_NT, said_NT, strict=True)
+            ]
+            loss_N = self._losses(embedded, ids_NT, said_NT)
+            ranked.append(zip(texts, loss_N.neg().exp().tolist(), strict=True))
+        return [unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
+
+    def load_pretrained(self) -> None:
+        if self.config.pretrained:
+            _llm.load(self.inner, config_from_dict(self.config.resolved or {}), self.config.pretrained)
+
+    def pretrained_parameters(self) -> Iterator[nn.Parameter]:
+        if self.config.pretrained and self.config.training == "full":
+            yield from self.inner.parameters()
+
+    def frozen_names(self) -> Iterator[str]:
+        if self.config.training == "full":
+            return
+        trained = {f"inner.{name}" for name, p in self.inner.named_parameters() if p.requires_grad}
+        yield from (name for name in self.state_dict() if name.startswith("inner.") and name not in trained)
+
+    def _embed(self, encoded: DecoderInput) -> Embedded:
+        """The prompts with the streams at their slots.
+
+        Raises:
+            ConversationError: one is longer than the model's window.
+        """
+        assert encoded.prompts is not None
+        ids_NT, mask_NT = encoded.prompts.ids_NT, encoded.prompts.mask_NT
+        x_NTD = self.inner.get_input_embeddings()(ids_NT.clamp_min(0))
+        streams = {"joint": encoded.fused.tokens} if self.reads_joint else encoded.streams
+        values, masks = [x_NTD], [mask_NT & (ids_NT >= 0)]
+        # Sorting by these numbers puts each stream's tokens where its slot is.
+        column_T = torch.arange(ids_NT.shape[1], device=ids_NT.device)
+        places = [column_T.expand_as(ids_NT)]
+        for k, (name, bridge) in enumerate(self.bridges.items()):
+            x_BSD, mask_BS = bridge(streams[name].x_BTD, streams[name].mask_BT)
+            if name != "joint":
+                x_BSD, mask_BS = (t.index_select(0, encoded.rows[name]) for t in (x_BSD, mask_BS))
+            slots_NT = ((ids_NT == ALL_STREAMS) | (ids_NT == -2 - k)) & mask_NT
+            values.append(x_BSD.to(x_NTD.dtype))
+            masks.append(mask_BS & slots_NT.any(1, keepdim=True))
+            places.append(slots_NT.int().argmax(1, keepdim=True).expand_as(mask_BS))
+        mask_NL, place_NL = torch.cat(masks, dim=1), torch.cat(places, dim=1)
+        order_NL = place_NL.masked_fill(~mask_NL, -1).argsort(dim=1, stable=True)
+        x_NLD = torch.cat(values, dim=1).take_along_dim(order_NL.unsqueeze(-1), 1)
+        return x_NLD, mask_NL.take_along_dim(order_NL, 1)
+
+    def _logits_of_texts(self, embedded: Embedded, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+        """The logits (N, T, K) by which each token of texts, padded in front, is predicted."""
+        x_NTD = self.inner.get_input_embeddings()(ids_NT)
+        mask_NL = torch.cat([embedded[1], mask_NT], dim=1)
+        order_NL = mask_NL.int().argsort(dim=1, stable=True)
+        x_NLD = torch.cat([embedded[0], x_NTD.to(embedded[0].dtype)], dim=1).take_along_dim(order_NL.unsqueeze(-1), 1)
+        mask_NL = mask_NL.take_along_dim(order_NL, 1)
+        self._check_window(mask_NL)
+        logits_NTK: Tensor = self.inner(
+            inputs_embeds=x_NLD,
+            attention_mask=mask_NL.long(),
+            logits_to_keep=ids_NT.shape[1] + 1,
+            use_cache=False,
+            **self._positions(mask_NL),
+        ).logits
+        return logits_NTK[:, :-1]
+
+    def _losses(self, embedded: Embedded, ids_NT: Tensor, said_NT: Tensor) -> Tensor:
+        """The loss (N,) of texts that were written, padded behind."""
+        order_NT = said_NT.int().argsort(dim=1, stable=True)
+        ids_NT, said_NT = ids_NT.take_along_dim(order_NT, 1), said_NT.take_along_dim(order_NT, 1)
+        logits_NTK = self._logits_of_texts(embedded, ids_NT, said_NT)
+        return (cross_entropy(logits_NTK, ids_NT) * said_NT).sum(1)
+
+    def _positions(self, mask_NL: Tensor) -> dict[str, Tensor]:
+        """Padding in front takes no positions."""
+        return {"position_ids": (mask_NL.long().cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
+
+    def _generate_ids(
+        self,
+        embedded: Embedded,
+        processor: VLProcessor,
+        ends: set[int],
+        top_k: int,
+        settings: Mapping[str, Any],
+        streamer: Any,
+    ) -> Tensor:
+        """The texts of each row (N, k, T), padded behind."""
+        from transformers import GenerationConfig
+
+        x_NLD, mask_NL = embedded
+        chosen = generation_settings(settings, top_k, processor.config.max_target_tokens)
+        if (window := self.config.window()) is not None:
+            longest = int(mask_NL.sum(1).max())
+            if longest >= window:
+                raise ConversationError(
+                    f"the prompt has {longest} tokens with its inputs, and the language model takes {window} with the "
+                    "text that it writes; make it shorter"
+                )
+            chosen["max_new_tokens"] = min(chosen["max_new_tokens"], window - longest)
+        ids_NT: Tensor = self.inner.generate(
+            inputs_embeds=x_NLD,
+            attention_mask=mask_NL.long(),
+            generation_config=GenerationConfig(**chosen, eos_token_id=sorted(ends), pad_token_id=min(ends)),
+            streamer=streamer,
+            **({"tokenizer": processor.tokenizer} if chosen.get("stop_strings") else {}),
+        )
+        return ids_NT.unflatten(0, (len(x_NLD), -1))
+
+    def _check_window(self, mask_NL: Tensor) -> None:
+        window = self.config.window()
+        if window is None or mask_NL.shape[1] <= window:
+            return
+        # Only now, as it waits for the device.
+        if (longest := int(mask_NL.sum(1).max())) > window:
+            raise ConversationError(
+                f"prompt, inputs and text have {longest} tokens, and the language model takes {window}; lower "
+                "processor.max_tokens or max_target_tokens, use a bridge of fewer tokens, or raise task.head.positions"
+            )
+
+
+def _trimmed(embedded: Embedded) -> Embedded:
+    """Without columns that are padding in all rows."""
+    x_NLD, mask_NL = embedded
+    first = min(int(mask_NL.any(0).int().argmax()), mask_NL.shape[1] - 1)
+    return x_NLD[:, first:], mask_NL[:, first:]
+
+
+def _without_adapter(inner: nn.Module) -> list[str]:
+    """Paths of layers that get no adapter: the one that gives the logits, which may be tied to the embeddings, and
+    those of which Mamba's kernels read the weights without calling them.
+    """
+    output = inner.get_output_embeddings()  # type: ignore[operator]
+    is_mamba = "mamba" in inner.config.model_type  # type: ignore[operator, union-attr]
+    return [
+        path
+        for path, module in inner.named_modules()
+        if module is output or (is_mamba and path.endswith(("out_proj", "conv1d")))
+    ]
+
+
+def _known(token: int | None) -> list[int]:
+    return [] if token is None else [int(token)]
