@@ -1,7 +1,8 @@
 """A conversation: what a language model is prompted with.
 
 It is a tuple of turns. Within a turn ``None`` stands for the sample's inputs (its picture, ...): where a language model
-reads them, between texts. A row's text is plain text, so a conversation is written as JSON there (``dumps``).
+reads them, between texts. A row's text is plain text, so a conversation
+is written as JSON there (``dumps``).
 """
 
 from __future__ import annotations
@@ -39,9 +40,37 @@ class Turn(NamedTuple):
 Conversation: TypeAlias = tuple[Turn, ...]
 
 
+_MARK = "\ue002"
+"""A character for private use. A row's text that begins with it is a conversation, and no question."""
+
+
+def of_text(text: str) -> Conversation:
+    """What a row's text stands for: the conversation that ``dumps`` wrote, or a question.
+
+    Raises:
+        ConversationError: it begins as the former, and is none.
+    """
+    return loads(text) if text.startswith(_MARK) else of_question(text)
+
+
+def is_conversation(text: str) -> bool:
+    """Whether a row's text is a conversation."""
+    return text.startswith(_MARK)
+
+
 def of_question(question: str) -> Conversation:
     """The sample's inputs, then a question about them; "" for none."""
     return (Turn("user", (None, question) if question else (None,)),)
+
+
+def with_facts(turns: Conversation, facts: Sequence[str]) -> Conversation:
+    """The conversation with facts before the user's last text, a line each, behind the inputs of that turn."""
+    if not facts or not turns:
+        return turns
+    *before, last = turns
+    place = next((n for n, part in enumerate(last.parts) if part is not None), len(last.parts))
+    lines = "".join(f"{fact}\n" for fact in facts)
+    return (*before, Turn(last.role, (*last.parts[:place], lines, *last.parts[place:])))
 
 
 def check_prompt(turns: Sequence[Turn]) -> None:
@@ -54,6 +83,8 @@ def check_prompt(turns: Sequence[Turn]) -> None:
     if not turns:
         raise ConversationError("the conversation has no turn; begin with one of the user")
     said = turns[1:] if turns[0].role == "system" else turns
+    if not all(turn.text.strip() or None in turn.parts for turn in said):
+        raise ConversationError("a turn says nothing; leave it out, or give it a text")
     for n, (turn, expected) in enumerate(zip(said, _alternating(), strict=False), start=len(turns) - len(said) + 1):
         if turn.role not in ROLES:
             raise ConversationError(f"turn {n} has the role {turn.role!r}; it is one of {', '.join(ROLES)}")
@@ -71,8 +102,8 @@ def check_prompt(turns: Sequence[Turn]) -> None:
 
 
 def dumps(turns: Iterable[Turn]) -> str:
-    """The conversation as JSON: [["user", [null, "What is it?"]], ...]."""
-    return json.dumps([[turn.role, list(turn.parts)] for turn in turns], ensure_ascii=False)
+    """The conversation as the text of a row: JSON, such as [["user", [null, "What is it?"]], ...], after a mark."""
+    return _MARK + json.dumps([[turn.role, list(turn.parts)] for turn in turns], ensure_ascii=False)
 
 
 def loads(text: str) -> Conversation:
@@ -82,7 +113,7 @@ def loads(text: str) -> Conversation:
         ConversationError: it is something else.
     """
     try:
-        turns: Any = json.loads(text)
+        turns: Any = json.loads(text.removeprefix(_MARK))
         made = tuple(Turn(role, tuple(parts)) for role, parts in turns)
     except (ValueError, TypeError):
         raise ConversationError(f"{text[:80]!r} is no conversation; write it with vlmodel.conversation.dumps") from None

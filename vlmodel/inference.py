@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from vlmodel.array_names import select_task_arrays, stays_on_host
 from vlmodel.facts import LinkedFact
 from vlmodel.model import TASK_INPUTS, VLModel
-from vlmodel.parts import Answers, Decoder
+from vlmodel.parts import Answers, Decoder, TextWriter, WrittenText
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.tokens import DecoderInput, FusedStream
 
@@ -103,6 +103,25 @@ class Predictor:
         flat = [Prediction(a, m, *found) for a, m, found in zip(answers, maps, facts, strict=True)]
         stops = np.cumsum([len(example.texts) for example in examples])
         return [flat[stop - len(example.texts) : stop] for stop, example in zip(stops, examples, strict=True)]
+
+    def write(
+        self, examples: Sequence[Example], top_k: int = 1, task: str | None = None, **settings: Any
+    ) -> list[list[WrittenText]]:
+        """The ``top_k`` texts that a language model writes for each row of all examples (``TextWriter.write``).
+
+        Raises:
+            ConversationError: a conversation that cannot be answered, or is longer than the model's window.
+            ConfigError, MediumError: as ``predict``.
+        """
+        name = self._task_name(task)
+        processor = self.processor
+        given = {key: value for key, value in settings.items() if key != "streamer"}
+        processor.tasks[name].check_generation(given, top_k, processor.config.max_target_tokens)
+        examples = processor.linked(examples)
+        batch = processor.collate_tasks([processor.decode_inputs(e) for e in examples], {name: examples})
+        with torch.inference_mode():
+            head, encoded = self._encode_batch(batch, name, attention=False)
+            return cast(TextWriter, head).write(encoded, processor, top_k, **settings)
 
     def predict_collated(
         self, batch: Mapping[str, NDArray[Any]], top_k: int = 5, task: str | None = None, **settings: Any

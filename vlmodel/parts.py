@@ -378,6 +378,24 @@ class Decoder(Pretrainable):
         return None
 
 
+@dataclass(frozen=True)
+class WrittenText:
+    """A text that a language model wrote.
+
+    Attributes:
+        probability: the product of those of its tokens.
+        prompt_tokens: that it read, those of the sample's inputs included.
+        tokens: that it wrote, with the one that ends the text.
+        is_complete: whether it ended the text itself, and was not cut off.
+    """
+
+    text: str
+    probability: float
+    prompt_tokens: int
+    tokens: int
+    is_complete: bool
+
+
 class TextWriter(Decoder):
     """Base of the heads that write texts."""
 
@@ -395,6 +413,12 @@ class TextWriter(Decoder):
         Raises:
             ValueError: ``streamer`` and more than one text.
         """
+        raise NotImplementedError
+
+    def write(
+        self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[list[WrittenText]]:
+        """As ``answer``, of a language model: all texts, also equal ones, in the order in which they were written."""
         raise NotImplementedError
 
 

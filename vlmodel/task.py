@@ -156,6 +156,10 @@ class Task(TaskPart):
         """What must be equal for a model to take another one's place before its clients."""
         return {"kind": self.kind}
 
+    def serves(self, operation: Operation) -> bool:
+        """Whether it is served by one of ``operations``, with these settings."""
+        return True
+
     # Samples to rows.
 
     def can_answer(self, present: frozenset[str]) -> bool:

@@ -43,6 +43,10 @@ class TextHeadPart(Part):
         """Whether a written text lies between the tokenizer's tokens that begin and end one."""
         return True
 
+    def takes_conversations(self) -> bool:
+        """Whether it answers conversations of several turns."""
+        return False
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer with which the head cannot read and write.
 
@@ -59,9 +63,13 @@ class TextHeadPart(Part):
         raise NotImplementedError
 
     def collate_prompts(
-        self, conversations: Sequence[Conversation], processor: VLProcessor
+        self, conversations: Sequence[Conversation], limits: Sequence[int | None], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
-        """Arrays of what N texts answer, for heads that read it themselves: ``prompt_ids_NT``, ``prompt_mask_NT``."""
+        """Arrays of what N texts answer, for heads that read it themselves: ``prompt_ids_NT``, ``prompt_mask_NT``.
+
+        Args:
+            limits: longer texts of a conversation are cut to so many tokens.
+        """
         return {}
 
     def collate_targets(self, targets: Sequence[str | None], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -40,6 +40,7 @@ class ServiceRequest:
         top_k: how many answers each text gets.
         attention: whether the result includes attention maps.
         least_version: of the facts; 0 for whichever is in use.
+        settings: as of ``Query``.
     """
 
     task: str
@@ -48,6 +49,7 @@ class ServiceRequest:
     top_k: int = 1
     attention: bool = False
     least_version: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def image_sha256(self) -> str:

@@ -46,7 +46,8 @@ def unsupported_reason(name: str) -> str | None:
         return "is no causal language model of transformers; use one such as llama, qwen3, gemma3_text or gpt2"
     if config in MODEL_FOR_MASKED_LM_MAPPING:
         return "reads texts in both directions; use one such as llama, qwen3, gemma3_text or gpt2"
-    taken = inspect.signature(MODEL_FOR_CAUSAL_LM_MAPPING[config].forward).parameters
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    taken = inspect.signature(model.forward).parameters
     if missing := [name for name in _NEEDED if name not in taken]:
         return f"takes no {missing[0]}, as which a picture is read; use one such as llama, qwen3, gemma3_text or gpt2"
     return None

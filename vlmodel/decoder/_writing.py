@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vlmodel import parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check_streamer(streamer: Any, rows: int, top_k: int, settings: Mapping[str, Any]) -> None:
@@ -65,3 +68,16 @@ def unique_texts(texts: Sequence[tuple[str, float]], by_probability: bool) -> pa
     for text, probability in ordered:
         answers.setdefault(text, probability)
     return list(answers.items())
+
+
+class EndsWithin:
+    """Ends a text once one of the given ones is in it. (transformers' own criterion fails where no token of the
+    vocabulary is a part of such a text.)
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+
+    def __call__(self, ids_NT: Tensor, scores: Any, **_: Any) -> Tensor:
+        texts = self._tokenizer.batch_decode(ids_NT.tolist(), skip_special_tokens=True)
+        return torch.tensor([any(one in text for one in self._stop) for text in texts], device=ids_NT.device)

@@ -14,6 +14,7 @@ from vlmodel import lora, parts
 from vlmodel.conversation import ConversationError
 from vlmodel.decoder import _llm
 from vlmodel.decoder._writing import (
+    EndsWithin,
     check_streamer,
     cross_entropy,
     generation_settings,
@@ -95,13 +96,20 @@ class LanguageModel(parts.TextWriter):
         logits_NTK = self._logits_of_texts(embedded, target_ids_NT, target_mask_NT)
         return loss_sums(logits_NTK, target_ids_NT, weights_NT, self.config.label_smoothing)
 
-    @torch.no_grad()
     def answer(self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any) -> list[parts.Answers]:
         """See ``TextWriter``.
 
         Raises:
             ConversationError: a prompt is longer than the model's window.
         """
+        written = self.write(encoded, processor, top_k, **settings)
+        by_probability = bool(settings.get("do_sample"))
+        return [unique_texts([(one.text, one.probability) for one in row], by_probability) for row in written]
+
+    @torch.no_grad()
+    def write(
+        self, encoded: DecoderInput, processor: VLProcessor, top_k: int, **settings: Any
+    ) -> list[list[parts.WrittenText]]:
         streamer = settings.pop("streamer", None)
         embedded = self._embed(encoded)
         count = len(embedded[0])
@@ -115,13 +123,25 @@ class LanguageModel(parts.TextWriter):
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
             said_NT = up_to_end(ids_NT, ends)
-            texts = [
-                processor.tokenizer.decode(row[said].tolist(), skip_special_tokens=True).strip()
-                for row, said in zip(ids_NT, said_NT, strict=True)
-            ]
-            loss_N = self._losses(embedded, ids_NT, said_NT)
-            ranked.append(zip(texts, loss_N.neg().exp().tolist(), strict=True))
-        return [unique_texts(row, bool(settings.get("do_sample"))) for row in zip(*ranked, strict=True)]
+            probabilities = self._losses(embedded, ids_NT, said_NT).neg().exp().tolist()
+            ranked.append(
+                [
+                    parts.WrittenText(
+                        str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+                        probability,
+                        prompt,
+                        len(ids),
+                        ids[-1] in ends,
+                    )
+                    for ids, probability, prompt in zip(
+                        [row[:length] for row, length in zip(ids_NT.tolist(), said_NT.sum(1).tolist(), strict=True)],
+                        probabilities,
+                        embedded[1].sum(1).tolist(),
+                        strict=True,
+                    )
+                ]
+            )
+        return [list(row) for row in zip(*ranked, strict=True)]
 
     def load_pretrained(self) -> None:
         if self.config.pretrained:
@@ -214,12 +234,13 @@ class LanguageModel(parts.TextWriter):
                     "text that it writes; make it shorter"
                 )
             chosen["max_new_tokens"] = min(chosen["max_new_tokens"], window - longest)
+        stop = chosen.pop("stop_strings", ())
         ids_NT: Tensor = self.inner.generate(
             inputs_embeds=x_NLD,
             attention_mask=mask_NL.long(),
             generation_config=GenerationConfig(**chosen, eos_token_id=sorted(ends), pad_token_id=min(ends)),
             streamer=streamer,
-            **({"tokenizer": processor.tokenizer} if chosen.get("stop_strings") else {}),
+            stopping_criteria=[EndsWithin(processor.tokenizer, stop)] if stop else None,
         )
         return ids_NT.unflatten(0, (len(x_NLD), -1))
 

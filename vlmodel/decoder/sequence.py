@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from vlmodel import parts
 from vlmodel.decoder import _causal
 from vlmodel.decoder._writing import (
+    EndsWithin,
     check_streamer,
     cross_entropy,
     generation_settings,
@@ -97,7 +98,10 @@ class SequenceDecoder(parts.TextWriter):
         check_streamer(streamer, count, top_k, settings)
         if not count:
             return []
-        ids_NkT = self._generate_ids(memory, self._generation_config(processor, top_k, settings), streamer)
+        stop = settings.pop("stop_strings", ())
+        criteria = [EndsWithin(processor.tokenizer, stop)] if stop else None
+        generation = self._generation_config(processor, top_k, settings)
+        ids_NkT = self._generate_ids(memory, generation, streamer, criteria)
         # One of the k after the other, so that it takes no more memory than training.
         ranked = []
         for ids_NT in ids_NkT.unbind(1):
@@ -181,7 +185,7 @@ class SequenceDecoder(parts.TextWriter):
         inner.set_attn_implementation("eager")
         return inner
 
-    def _generate_ids(self, memory: Memory, generation: Any, streamer: Any) -> Tensor:
+    def _generate_ids(self, memory: Memory, generation: Any, streamer: Any, criteria: Any) -> Tensor:
         """The generated texts of each row (N, k, T), with the token that begins them."""
         from transformers import DynamicCache, EncoderDecoderCache
 
@@ -196,6 +200,7 @@ class SequenceDecoder(parts.TextWriter):
             cache=EncoderDecoderCache(*(DynamicCache(config=self.inner.config) for _ in range(2))),
             generation_config=generation,
             streamer=streamer,
+            stopping_criteria=criteria,
         )
         return ids_NT.unflatten(0, (len(x_NSD), -1))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
@@ -103,7 +102,8 @@ class PromptTemplate:
             for turn in turns
         ]
         around = self._around(turns)
-        return [i for before, text in zip_longest(around, texts, fillvalue=[]) for i in (*before, *text)]
+        # After the last text there is one piece more.
+        return [i for pair in zip(around, [*texts, []], strict=True) for piece in pair for i in piece]
 
     def target(self, text: str, limit: int) -> list[int]:
         """The tokens of what the assistant says, at most ``limit`` with the one that ends it."""

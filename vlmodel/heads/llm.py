@@ -102,6 +102,9 @@ class Config(TextHeadPart):
     def frames_texts(self) -> bool:
         return self.template_kind() == "plain"
 
+    def takes_conversations(self) -> bool:
+        return True
+
     def template_kind(self) -> Literal["chat", "plain"]:
         """Which template prompts are written by."""
         return self.template or ("chat" if self.pretrained else "plain")
@@ -132,7 +135,7 @@ class Config(TextHeadPart):
         return cast(BridgePart, self.bridge)
 
     def collate_prompts(
-        self, conversations: Sequence[Conversation], processor: VLProcessor
+        self, conversations: Sequence[Conversation], limits: Sequence[int | None], processor: VLProcessor
     ) -> dict[str, NDArray[np.generic]]:
         """Padded in front.
 
@@ -140,7 +143,7 @@ class Config(TextHeadPart):
             ConversationError: one cannot be answered, or has more slots than the model takes inputs.
         """
         template = self._template(processor)
-        rows = [template.prompt(turns, self.system, processor.config.max_tokens) for turns in conversations]
+        rows = [template.prompt(turns, self.system, limit) for turns, limit in zip(conversations, limits, strict=True)]
         most = len(processor.reads)
         for row in rows:
             if (slots := sum(i < 0 for i in row)) > max(1, most):

@@ -231,6 +231,7 @@ class Query:
         attention: whether the result includes attention maps.
         stream: whether the answer is sent while it is generated.
         least_version: of the facts that the model gets; 0 for whichever is in use.
+        settings: of generation (``vlmodel.generation.SETTINGS``), and ``seed`` of samples.
     """
 
     inputs: Mapping[str, bytes] = field(default_factory=dict)
@@ -239,6 +240,7 @@ class Query:
     attention: bool = False
     stream: bool = False
     least_version: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ class BatchedRequest:
     example: Example
     top_k: int = 1
     attention: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Operation(ABC):
@@ -258,6 +261,7 @@ class Operation(ABC):
         summary, description: of the route.
         request, response: the schemas; ``fields`` gives those of the response.
         text_name: what a text is called in errors, in the singular.
+        path: the address, where it is not POST /v1/NAME; its route is then one of its own.
         streaming: how the answer is sent while it is generated, for the documentation; "" where it is not.
         rank: of the operations of one name that a model has, the one of the lowest rank is served.
         may_mix_models: whether a challenger may answer some of the requests in the champion's place.
@@ -271,6 +275,7 @@ class Operation(ABC):
     request: ClassVar[type[TaskRequest]]
     response: ClassVar[type[TaskResponse]]
     text_name: ClassVar[str] = "text"
+    path: ClassVar[str] = ""
     streaming: ClassVar[str] = ""
     rank: ClassVar[int] = 0
     may_mix_models: ClassVar[bool] = True
@@ -370,7 +375,12 @@ def operations_of(tasks: Mapping[str, Task]) -> dict[str, tuple[str, Operation]]
     """
     found: dict[str, tuple[str, Operation]] = {}
     for name in all_operations():
-        able = [(task, one) for task in tasks for one in tasks[task].operations if one.name == name]
+        able = [
+            (task, one)
+            for task in tasks
+            for one in tasks[task].operations
+            if one.name == name and tasks[task].serves(one)
+        ]
         if able:
             found[name] = min(able, key=lambda pair: pair[1].rank)
     return found

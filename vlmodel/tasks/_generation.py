@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 import numpy as np
 from pydantic import Field
 
-from vlmodel import conversation
 from vlmodel.config import ConfigError, part
+from vlmodel.conversation import is_conversation, of_text, with_facts
+from vlmodel.operations.base import Operation
+from vlmodel.operations.chat import Chat
 from vlmodel.task import Task
 from vlmodel.text_head import TextHeadPart
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-    from vlmodel.conversation import Conversation
+    from vlmodel.facts import LinkedFact
     from vlmodel.parts import Answers, Decoder, TextWriter, Vocabulary
     from vlmodel.processor import VLProcessor
     from vlmodel.tokens import DecoderInput
@@ -27,6 +29,7 @@ class GenerationTask(Task):
     """A task of one generated text a row."""
 
     writes_text: ClassVar[bool] = True
+    operations: ClassVar[tuple[Operation, ...]] = (Chat(),)
 
     head: part("vlmodel.heads", "sequence") = Field({}, validate_default=True)  # type: ignore[valid-type]
     """What writes: a small decoder with cross-attention, or a language model."""
@@ -36,9 +39,8 @@ class GenerationTask(Task):
         """The settings of the head."""
         return cast(TextHeadPart, self.head)
 
-    def conversation(self, text: str) -> Conversation:
-        """What a language model is prompted with for a row's text."""
-        return conversation.of_question(text)
+    def serves(self, operation: Operation) -> bool:
+        return operation.name != Chat.name or self.writer.takes_conversations()
 
     def reads_joint(self) -> bool:
         return self.writer.reads_joint()
@@ -80,10 +82,14 @@ class GenerationTask(Task):
     def build(self, widths: Mapping[str, int], vocabulary: Vocabulary) -> TextWriter:
         return self.writer.build(widths, vocabulary)
 
-    def collate_texts(self, texts: Sequence[str], processor: VLProcessor) -> dict[str, NDArray[np.generic]]:
-        return super().collate_texts(texts, processor) | self.writer.collate_prompts(
-            [self.conversation(text) for text in texts], processor
-        )
+    def collate_texts(
+        self, texts: Sequence[str], facts: Sequence[tuple[LinkedFact, ...]], processor: VLProcessor
+    ) -> dict[str, NDArray[np.generic]]:
+        # A question is cut, as in training; what is said in a conversation is not.
+        limits = [None if is_conversation(text) else processor.config.max_tokens for text in texts]
+        known = [[linked.fact.text for linked in of_text] for of_text in facts]
+        turns = [with_facts(of_text(text), of_row) for text, of_row in zip(texts, known, strict=True)]
+        return super().collate_texts(texts, facts, processor) | self.writer.collate_prompts(turns, limits, processor)
 
     def collate_targets(
         self, targets: Sequence[str | None], arrays: Mapping[str, NDArray[np.generic]], processor: VLProcessor

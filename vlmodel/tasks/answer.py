@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import ClassVar, Literal
 
+from vlmodel.operations.base import Operation
+from vlmodel.operations.chat import Chat
 from vlmodel.sample import Texts
 from vlmodel.tasks._answering import QuestionTask
 from vlmodel.tasks._generation import GenerationTask
@@ -13,6 +15,8 @@ from vlmodel.tasks._texts import answers_of
 
 class Config(QuestionTask, GenerationTask):
     """A decoder that generates answers."""
+
+    operations: ClassVar[tuple[Operation, ...]] = (*QuestionTask.operations, Chat())
 
     kind: Literal["answer"] = "answer"
 

@@ -12,6 +12,7 @@ from vlmodel.answers import Normalizer
 from vlmodel.judging import AnsweredRows, ExampleAnswer, Judgement, Metrics, NothingToJudgeError
 from vlmodel.metrics.scores import ExampleScores
 from vlmodel.operations.base import Operation
+from vlmodel.operations.chat import Chat
 from vlmodel.operations.describe import Describe
 from vlmodel.sample import TEXTS, Sample, Texts
 from vlmodel.task import Row
@@ -24,7 +25,7 @@ class Config(GenerationTask):
     """A decoder that generates captions."""
 
     learns_baseline: ClassVar[bool] = True
-    operations: ClassVar[tuple[Operation, ...]] = (Describe(),)
+    operations: ClassVar[tuple[Operation, ...]] = (Describe(), Chat())
 
     kind: Literal["caption"] = "caption"
 

@@ -27,7 +27,7 @@ from pipelines.serve.http.middleware import (
     error_body,
 )
 from pipelines.serve.http.openapi import with_own_examples
-from pipelines.serve.http.routes import about, feedback, operations, page
+from pipelines.serve.http.routes import about, chat, feedback, operations, page
 from pipelines.serve.http.routes import facts as facts_routes
 from pipelines.serve.http.token_bucket import TokenBuckets
 from pipelines.serve.service import Metrics, Service
@@ -67,7 +67,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     _add_error_handlers(app)
-    for routes in (operations, feedback, about):
+    for routes in (operations, chat, feedback, about):
         app.include_router(routes.router(service, config))
     app.include_router(facts_routes.router(facts, config, fact_key_hashes))
     app.include_router(page.router())

@@ -147,7 +147,7 @@ class InferenceService:
         await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
         timed = await loaded.batchers[request.task].submit(
-            BatchedRequest(decoded.example, request.top_k, request.attention)
+            BatchedRequest(decoded.example, request.top_k, request.attention, request.settings)
         )
         return _service_result(loaded, decoded, timed)
 
@@ -156,7 +156,9 @@ class InferenceService:
         loaded = self._get_loaded(request.task)
         await self._wait_for_facts(request.least_version)
         decoded = await self._decode_request(loaded, request.inputs, request.texts)
-        return self._stream(loaded, request.task, BatchedRequest(decoded.example, attention=request.attention), decoded)
+        return self._stream(
+            loaded, request.task, BatchedRequest(decoded.example, 1, request.attention, request.settings), decoded
+        )
 
     async def check_image(self, image: bytes) -> ServiceResult:
         """See ``Service``."""

@@ -30,6 +30,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "vqa": {"kind": "vqa"},
     "answer": {"kind": "answer", "head": {"width": 16, "depth": 1, "heads": 2}},
     "caption": {"kind": "caption", "head": {"width": 16, "depth": 1, "heads": 2}},
+    "llm": {"kind": "answer", "head": {"kind": "llm", "width": 16, "depth": 1, "heads": 2}},
     "matching": {"kind": "matching"},
     "statements": {"kind": "matching", "pairs": "questions"},
     "contrastive": {"kind": "contrastive", "width": 8},

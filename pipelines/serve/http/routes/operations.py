@@ -36,6 +36,8 @@ def router(service: Service, config: ServeConfig) -> APIRouter:
     """
     routes = APIRouter()
     for operation in all_operations().values():
+        if operation.path:
+            continue
         _add_route(routes, operation, service, config)
     return routes
 

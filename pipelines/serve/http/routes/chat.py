@@ -1,0 +1,172 @@
+"""POST /v1/chat/completions and GET /v1/models, as OpenAI's API has them, so that its clients work unchanged.
+
+https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from pipelines.serve.config import ServeConfig
+from pipelines.serve.errors import ApiError, internal, not_ready
+from pipelines.serve.http.middleware import ERROR_CODE, VERSION
+from pipelines.serve.http.openapi import documentation
+from pipelines.serve.http.routes import base
+from pipelines.serve.service import AnswerStream, ModelInfo, Service, ServiceRequest, ServiceResult
+from vlmodel.conversation import ConversationError
+from vlmodel.operations.base import Query
+from vlmodel.operations.chat import Chat, ChatRequest, held_back, stopped_at
+
+_log = logging.getLogger(__name__)
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def router(service: Service, config: ServeConfig) -> APIRouter:
+    """/v1/chat/completions and /v1/models."""
+    routes, operation = APIRouter(), Chat()
+
+    @routes.get("/v1/models", summary="The models that can be asked", tags=["service"])
+    async def models() -> dict[str, Any]:
+        if service.model is None:
+            raise not_ready()
+        name = service.model.name
+        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "vlmodel"}]}
+
+    @routes.post(
+        Chat.path,
+        name="chat",
+        summary=Chat.summary,
+        description=Chat.description,
+        **documentation(Chat.request, Chat.response),
+    )
+    async def complete(request: Request) -> Response:
+        try:
+            return await _complete(request, service, config, operation)
+        except ApiError as error:
+            return _refusal(request, error)
+        except ConversationError as error:
+            return _refusal(request, _bad_conversation(error))
+
+    return routes
+
+
+async def _complete(request: Request, service: Service, config: ServeConfig, operation: Chat) -> Response:
+    handler = base.RequestHandler(request, service, config, operation.name)
+    body = await handler.read(ChatRequest)
+    assert service.model is not None
+    _check_model(body.model, service.model)
+    query = operation.query(body)
+    if (length := len(query.texts[0])) > (most := config.max_texts * config.max_question_chars):
+        raise ApiError(400, "conversation_too_long", f"the messages have {length} characters; send at most {most}")
+    asked = ServiceRequest(operation.name, query.inputs, query.texts, query.top_k, settings=query.settings)
+    identity = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+    if body.stream:
+        stream = await handler.within_time(service.stream(asked))
+        usage = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(
+            _events(handler, request, operation, query, stream, identity, usage),
+            media_type="text/event-stream",
+            headers={"cache-control": "no-store"},
+        )
+    result = await handler.within_time(service.run(asked))
+    request.scope[VERSION] = result.model.version
+    fields = operation.fields(query, result.result, ())
+    choices = [{**choice.model_dump(), "logprobs": None} for choice in fields["choices"]]
+    answer = {**_head(identity, result.model, "chat.completion"), "choices": choices}
+    return JSONResponse(
+        {**answer, "usage": fields["usage"].model_dump()},
+        headers={"cache-control": "no-store", "x-model-alias": result.alias},
+    )
+
+
+async def _events(
+    handler: base.RequestHandler,
+    request: Request,
+    operation: Chat,
+    query: Query,
+    stream: AnswerStream,
+    identity: tuple[str, int],
+    usage: bool,
+) -> AsyncIterator[bytes]:
+    """The chunks of a stream. The status was sent before, so an error is an event too."""
+    stop, text, sent = query.settings.get("stop_strings", ()), "", 0
+    model: ModelInfo | None = None
+
+    def chunk(delta: dict[str, str], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return _event({**_head(identity, model, "chat.completion.chunk"), "choices": [choice]})
+
+    try:
+        # Closed also if the client leaves, so that an answer that nobody awaits is not generated.
+        async with aclosing(stream):
+            yield chunk({"role": "assistant", "content": ""})
+            while isinstance(piece := await handler.within_time(anext(stream)), str):
+                text += piece
+                # What may be the beginning of a text that ends the answer waits for what follows.
+                end = stopped_at(text, stop)
+                end = len(text) - held_back(text, stop) if end is None else end
+                if end > sent:
+                    yield chunk({"content": text[sent:end]})
+                    sent = end
+            assert isinstance(piece, ServiceResult)
+            model = piece.model
+            request.scope[VERSION] = model.version
+            fields = operation.fields(query, piece.result, ())
+            [choice] = fields["choices"]
+            end = stopped_at(text, stop)
+            if (rest := text[sent:end]) and end != sent:
+                yield chunk({"content": rest})
+            yield chunk({}, choice.finish_reason)
+            if usage:
+                whole = {**_head(identity, model, "chat.completion.chunk"), "choices": []}
+                yield _event({**whole, "usage": fields["usage"].model_dump()})
+            yield b"data: [DONE]\n\n"
+    except (ApiError, ConversationError) as error:
+        known = error if isinstance(error, ApiError) else _bad_conversation(error)
+        request.scope[ERROR_CODE] = known.code
+        yield _event(_error_body(known))
+    except Exception:
+        _log.exception("a streamed answer failed")
+        request.scope[ERROR_CODE] = internal().code
+        yield _event(_error_body(internal()))
+
+
+def _head(identity: tuple[str, int], model: ModelInfo | None, kind: str) -> dict[str, Any]:
+    """The first fields of an answer. The fingerprint is the version that gave it."""
+    named = {} if model is None else {"model": model.name, "system_fingerprint": f"version {model.version}"}
+    return {"id": identity[0], "object": kind, "created": identity[1], "model": "", **named}
+
+
+def _check_model(asked: str, model: ModelInfo) -> None:
+    if asked not in (model.name, f"{model.name}:{model.version}"):
+        message = f"there is no model {asked[:80]!r}; this service has {model.name!r}, version {model.version}"
+        raise ApiError(404, "model_not_found", message)
+
+
+def _bad_conversation(error: ConversationError) -> ApiError:
+    return ApiError(400, "invalid_conversation", str(error))
+
+
+def _refusal(request: Request, error: ApiError) -> Response:
+    request.scope[ERROR_CODE] = error.code
+    # OpenAI's clients take 400 for what no retry mends.
+    status = 400 if error.status in (415, 422) else error.status
+    return JSONResponse(_error_body(error), status, headers=dict(error.headers))
+
+
+def _error_body(error: ApiError) -> dict[str, Any]:
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": None, "code": error.code}}
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"

@@ -1,0 +1,337 @@
+"""The operation of conversations, POST /v1/chat/completions, as OpenAI's API has it: text, and a picture by data: URL.
+
+https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from vlmodel import conversation
+from vlmodel.conversation import ConversationError, Turn
+from vlmodel.images.base64 import from_base64
+from vlmodel.operations import base
+
+if TYPE_CHECKING:
+    from vlmodel.inference import Predictor
+    from vlmodel.parts import WrittenText
+    from vlmodel.task import Task
+
+_MAX_MESSAGES, _MAX_PARTS = 256, 64
+
+
+class ImageURL(BaseModel):
+    """A picture, within the request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class TextPart(BaseModel):
+    """A text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(BaseModel):
+    """A picture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["image_url"]
+    image_url: ImageURL
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[Part], Field(min_length=1, max_length=_MAX_PARTS)]
+    name: str | None = None
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_usage: bool = False
+
+
+class ChatRequest(base.TaskRequest):
+    """A conversation, which ends with the user."""
+
+    model_config = base.with_examples(
+        {
+            "model": "vlmodel",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base.EXAMPLE_IMAGE}"}},
+                        {"type": "text", "text": "What colour is the circle?"},
+                    ],
+                }
+            ],
+        }
+    )
+
+    model: str = Field(max_length=256)
+    messages: list[Message] = Field(min_length=1, max_length=_MAX_MESSAGES)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    n: int = Field(default=1, ge=1, le=8)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(default=None, max_length=512)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_count(cls, fields: Any, info: ValidationInfo) -> Any:
+        """Count before validating, as ``TaskRequest``."""
+        messages = fields.get("messages") if isinstance(fields, dict) else None
+        if isinstance(messages, list) and len(messages) > _MAX_MESSAGES:
+            text = "{count} messages in one request; send at most {most}"
+            raise PydanticCustomError("too_many_messages", text, {"count": len(messages), "most": _MAX_MESSAGES})
+        return fields
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> ChatRequest:
+        if self.stream and self.n > 1:
+            raise PydanticCustomError("one_streamed", "one text is streamed, and n={n}; set one of both", {"n": self.n})
+        if len(self.stop_texts()) > 4 or not all(self.stop_texts()):
+            raise PydanticCustomError("bad_stop", "stop is at most four texts, none of which is empty")
+        self.parsed()
+        return self
+
+    def stop_texts(self) -> tuple[str, ...]:
+        """Where a text ends, without them."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    def parsed(self) -> tuple[tuple[Turn, ...], bytes | None]:
+        """The conversation, and the picture in it.
+
+        Raises:
+            PydanticCustomError: it cannot be answered, or a picture is none, several, or elsewhere.
+        """
+        images: list[bytes] = []
+        turns = []
+        for message in self.messages:
+            parts: list[str | None] = []
+            for part in [message.content] if isinstance(message.content, str) else message.content:
+                if isinstance(part, ImagePart):
+                    images.append(_image_of(part.image_url.url))
+                    parts.append(None)
+                else:
+                    parts.append(part if isinstance(part, str) else part.text)
+            turns.append(Turn("system" if message.role == "developer" else message.role, tuple(parts)))
+        if len(images) > 1:
+            text = "{count} images in one conversation, and the model takes one; send the one that is asked about"
+            raise PydanticCustomError("too_many_images", text, {"count": len(images)})
+        try:
+            conversation.check_prompt(turns)
+        except ConversationError as error:
+            raise PydanticCustomError("bad_conversation", "{reason}", {"reason": str(error)}) from None
+        return tuple(turns), images[0] if images else None
+
+    def settings(self) -> dict[str, Any]:
+        """Of generation: greedy, unless a temperature is given."""
+        found: dict[str, Any] = {}
+        if (most := self.max_completion_tokens or self.max_tokens) is not None:
+            found["max_new_tokens"] = most
+        if self.stop_texts():
+            found["stop_strings"] = list(self.stop_texts())
+        if self.temperature:
+            found |= {"do_sample": True, "temperature": max(self.temperature, 1e-6)}
+            if self.top_p is not None:
+                found["top_p"] = self.top_p
+            if self.seed is not None:
+                found["seed"] = self.seed
+        return found
+
+
+class Usage(BaseModel):
+    """Tokens read and written; those of a picture are read too."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Said(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+
+
+class Choice(BaseModel):
+    """One text."""
+
+    index: int
+    message: Said
+    finish_reason: Literal["stop", "length"]
+
+
+class ChatResponse(base.TaskResponse):
+    """The fields of a completion that the model decides."""
+
+    choices: list[Choice]
+    usage: Usage
+
+
+class Chat(base.Operation):
+    """The result is a ``WrittenText`` for each of n; the text is cut where one of ``stop`` begins."""
+
+    name: ClassVar[str] = "chat"
+    path: ClassVar[str] = "/v1/chat/completions"
+    summary: ClassVar[str] = "Converse about a picture"
+    description: ClassVar[str] = "OpenAI's chat completions, with a picture as a data: URL."
+    request: ClassVar[type[base.TaskRequest]] = ChatRequest
+    response: ClassVar[type[base.TaskResponse]] = ChatResponse
+    text_name: ClassVar[str] = "conversation"
+
+    def query(self, request: ChatRequest) -> base.Query:
+        turns, image = request.parsed()
+        inputs = {} if image is None else {"image": image}
+        text = conversation.dumps(turns)
+        return base.Query(inputs, (text,), request.n, stream=request.stream, settings=request.settings())
+
+    def fields(self, query: base.Query, result: Sequence[WrittenText], truncated: Sequence[bool]) -> dict[str, Any]:
+        written = sum(one.tokens for one in result)
+        read = result[0].prompt_tokens
+        choices = [
+            Choice(index=n, message=Said(content=one.text), finish_reason="stop" if one.is_complete else "length")
+            for n, one in enumerate(result)
+        ]
+        usage = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+        return {"choices": choices, "usage": usage}
+
+    def run(self, predictor: Predictor, task: str, items: Sequence[base.BatchedRequest]) -> list[list[WrittenText]]:
+        results: list[list[WrittenText]] = [[] for _ in items]
+        for indices in _passes(items):
+            first = items[indices[0]]
+            settings = _bounded(first.settings, predictor.processor.tasks[task])
+            # What is written greedily is the same each time.
+            top_k = first.top_k if settings.get("do_sample") else 1
+            seed = settings.pop("seed", None)
+            with _seeded(seed):
+                written = predictor.write([items[i].example for i in indices], top_k, task, **settings)
+            for i, of_item in zip(indices, written, strict=True):
+                cut = [_cut(one, settings.get("stop_strings", ())) for one in of_item]
+                results[i] = cut * (first.top_k if top_k == 1 else 1)
+        return results
+
+    def stream(self, predictor: Predictor, task: str, item: base.BatchedRequest, streamer: Any) -> list[WrittenText]:
+        settings = _bounded(item.settings, predictor.processor.tasks[task])
+        with _seeded(settings.pop("seed", None)):
+            [[written]] = predictor.write([item.example], 1, task, streamer=streamer, **settings)
+        return [_cut(written, settings.get("stop_strings", ()))]
+
+    def agreement(self, champion: Sequence[WrittenText], challenger: Sequence[WrittenText]) -> float:
+        """Whether the first texts are the same."""
+        return float(champion[0].text == challenger[0].text)
+
+    def confidence(self, result: Sequence[WrittenText]) -> float:
+        """The probability of the first text."""
+        return result[0].probability
+
+
+def stopped_at(text: str, stop: Sequence[str]) -> int | None:
+    """Where in a text the first of the texts begins that end it; None if none is in it."""
+    return min((at for one in stop if (at := text.find(one)) >= 0), default=None)
+
+
+def held_back(text: str, stop: Sequence[str]) -> int:
+    """How many of a text's last characters may be the beginning of one that ends it."""
+    return max((n for one in stop for n in range(1, len(one)) if text.endswith(one[:n])), default=0)
+
+
+def _bounded(settings: Mapping[str, Any], task: Task) -> dict[str, Any]:
+    """The settings with no more new tokens than the model can write."""
+    bounded, most = dict(settings), task.longest_target()
+    if most is not None and "max_new_tokens" in bounded:
+        bounded["max_new_tokens"] = min(bounded["max_new_tokens"], most)
+    return bounded
+
+
+def _cut(written: WrittenText, stop: Sequence[str]) -> WrittenText:
+    from dataclasses import replace
+
+    at = stopped_at(written.text, stop)
+    return written if at is None else replace(written, text=written.text[:at], is_complete=True)
+
+
+def _passes(items: Sequence[base.BatchedRequest]) -> list[list[int]]:
+    """Indices of the items of each pass: those of equal settings, and each seeded one alone; texts of like length
+    follow each other, so that they are padded least.
+    """
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for i, item in enumerate(items):
+        alone = i if "seed" in item.settings else -1
+        groups.setdefault((item.top_k, repr(sorted(item.settings.items())), alone), []).append(i)
+    lengths = [sum(map(len, item.example.texts)) for item in items]
+    passes = []
+    for indices in groups.values():
+        indices.sort(key=lambda i: lengths[i])
+        # A text twice as long as another is in another pass.
+        start = 0
+        for stop in range(1, len(indices) + 1):
+            if stop == len(indices) or lengths[indices[stop]] > 2 * max(200, lengths[indices[start]]):
+                passes.append(indices[start:stop])
+                start = stop
+    return passes
+
+
+def _seeded(seed: int | None) -> Any:
+    """A block in which torch draws by a seed, and after which it draws as before."""
+    import contextlib
+
+    import torch
+
+    if seed is None:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def drawing() -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+
+    return drawing()
+
+
+def _image_of(url: str) -> bytes:
+    scheme, _, data = url.partition(":")
+    if scheme.lower() in ("http", "https"):
+        raise PydanticCustomError(
+            "no_remote_images", "this service fetches no images from other addresses; send it as a data: URL"
+        )
+    header, comma, payload = data.partition(",")
+    if scheme.lower() != "data" or not comma or not header.lower().endswith(";base64"):
+        raise PydanticCustomError("bad_image_url", "image_url is no data: URL; send data:image/png;base64,...")
+    try:
+        image = from_base64(payload)
+    except ValueError as error:
+        raise PydanticCustomError("bad_base64", "not valid base64; {hint}", {"hint": str(error)}) from None
+    if not image:
+        raise PydanticCustomError("empty_image", "the image has no bytes; send the content of an image file")
+    return image
