@@ -238,12 +238,15 @@ def _reweighed(facts: tuple[LinkedFact, ...], weights_J: NDArray[np.float32]) ->
 
 
 def _attention_of_text(encoded: DecoderInput, joint: FusedStream) -> Tensor | None:
-    """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text.
+    """(N, S): attention of the last round over the joint sequence, summed over the real tokens of each text; of a task
+    that reads no text, over all tokens.
 
     The mask is the encoder's, which moves padding behind the tokens, and not the tokenizer's.
     """
-    if joint.attention_LBQS is None or "language" not in joint.spans:
+    if joint.attention_LBQS is None:
         return None
+    if "language" not in joint.spans:
+        return joint.attention_LBQS[-1].sum(1)
     attention_NQS = joint.attention_LBQS[-1, :, slice(*joint.spans["language"])]
     real_NQ = encoded.streams["language"].mask_BT[encoded.rows["language"]]
     return (attention_NQS * real_NQ[:, :, None]).sum(1)

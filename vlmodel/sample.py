@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-TEXTS = frozenset({"captions", "questions"})
+TEXTS = frozenset({"captions", "questions", "class"})
 """The names in ``Sample.present`` that stand for texts; the others are inputs."""
 
 
@@ -32,10 +32,21 @@ class Question:
 
 @dataclass(frozen=True)
 class Texts:
-    """All texts of one sample, in the source's order; ``Texts()`` where it has none."""
+    """All texts of one sample, in the source's order; ``Texts()`` where it has none.
+
+    Attributes:
+        label: the sample's class ("class" in its JSON, or ``KEY.cls``), never blank; None where it is unknown.
+    """
 
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
+    label: str | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Which of them there are, by their names in ``TEXTS``."""
+        has = {"captions": self.captions, "questions": self.questions, "class": self.label}
+        return tuple(name for name, texts in has.items() if texts)
 
 
 class Sample(NamedTuple):
@@ -44,7 +55,7 @@ class Sample(NamedTuple):
     Attributes:
         inputs: the encoded bytes of each input that was read, by its name, such as "image".
         texts: its texts, if they were read.
-        present: what it has, read or not: the names of its inputs, "captions" and "questions".
+        present: what it has, read or not: the names of its inputs, "captions", "questions" and "class".
         split: train, val or test; samples of different splits may share a key.
     """
 

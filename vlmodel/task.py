@@ -128,6 +128,8 @@ class Task(TaskPart):
     Attributes:
         writes_text: the model generates its answer token by token, so that answers are compared as whole texts.
         chooses_label: the model chooses among the processor's labels, which are those of ``labels``.
+        normalizer: the rules by which its answers are compared, whatever ``vocabulary.normalizer`` says of others; None
+            for those of that setting. It counts where all tasks of a model that choose labels have it.
         learns_baseline: a baseline is learned from the texts of the training split (``learn_baseline``).
         invariances: the rewordings of a text that must not change the answer (``registry.gate.agreement``).
         operations: by which it is served.
@@ -136,6 +138,7 @@ class Task(TaskPart):
 
     writes_text: ClassVar[bool] = False
     chooses_label: ClassVar[bool] = False
+    normalizer: ClassVar[Normalizer | None] = None
     learns_baseline: ClassVar[bool] = False
     invariances: ClassVar[frozenset[str]] = frozenset()
     operations: ClassVar[tuple[Operation, ...]] = ()

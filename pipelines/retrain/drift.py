@@ -65,6 +65,7 @@ def count_samples(rows: Iterable[Mapping[str, Any]], texts: Iterable[Texts]) -> 
         for text in (*sample.captions, *(question.question for question in sample.questions)):
             total["text_length"][_power_of_two(len(text))] += 1
         total["answers"].update(q.answer for q in sample.questions if q.answer is not None)
+        total["answers"].update([] if sample.label is None else [sample.label])
     return {name: dict(counts) for name, counts in total.items()}
 
 

@@ -15,6 +15,7 @@ def run(work: Workspace) -> ImportSummary:
     summary = import_data(work.config.source, work.config.data.tars)
     for split, counts in summary.splits.items():
         numbers = [f"{counts.samples} samples", f"{counts.questions} questions", f"{counts.captions} captions"]
+        numbers += [f"{counts.classes} with a class"] if counts.classes else []
         numbers += [f"{count} with {name}" for name, count in sorted(counts.inputs.items())]
         print(f"import {split}: {', '.join(numbers)}")
         if counts.unanswered:

@@ -97,8 +97,10 @@ def as_rows(example: Example, task: Task) -> Example:
     """Questions and answers as the rows of a task: captions are made of the questions."""
     answered = zip(example.texts, example.targets or [None] * len(example.texts), strict=True)
     questions = tuple(Question(text, target) for text, target in answered)
-    sample = Sample("", example.inputs, Texts(example.texts, questions), frozenset(example.inputs) | TEXTS)
+    texts = Texts(example.texts, questions, next(iter(example.targets), None))
+    sample = Sample("", example.inputs, texts, frozenset(example.inputs) | TEXTS)
     rows = task.training_rows([sample])[0]
     if len(rows) > len(example.texts):
         raise AssertionError(f"{task.kind} makes {len(rows)} rows of {len(example.texts)} texts")
-    return Example(example.inputs, tuple(row.text for row in rows), tuple(row.target for row in rows), example.weights)
+    weights = None if example.weights is None else example.weights[: len(rows)]
+    return Example(example.inputs, tuple(row.text for row in rows), tuple(row.target for row in rows), weights)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -18,10 +17,8 @@ from vlmodel.operations.base import Operation
 from vlmodel.sample import Sample, Texts
 from vlmodel.task import Row, Task
 from vlmodel.tasks._judging import BaselineComparisons, example_answers, rows_with_target
+from vlmodel.tasks._right_answers import accuracy_by_answer, right_answers, top_k_accuracy
 from vlmodel.tasks._texts import question_rows, questions_of
-
-_MIN_CLASSES_PER_TOP_K = 10
-"""Top-k accuracy is reported only with more classes than this many times k: with fewer, nearly all answers count."""
 
 
 class QuestionTask(Task):
@@ -52,10 +49,7 @@ class QuestionTask(Task):
 
     def score(self, answered: AnsweredRows, normalizer: Normalizer) -> ExampleScores:
         """1 for each right answer, 0 for each wrong one."""
-        row_N = np.array([n for n, target in enumerate(answered.targets) if target is not None], np.int64)
-        pairs = [(answered.targets[n] or "", answered.predicted[n]) for n in row_N]
-        right_N = np.array(answers_match((t for t, _ in pairs), (p for _, p in pairs), normalizer), np.float64)
-        return ExampleScores.of_one_group(right_N, answered.sample_N, row_N, binary=True)
+        return right_answers(answered, normalizer)
 
     def examples(self, answered: AnsweredRows, normalizer: Normalizer) -> list[ExampleAnswer]:
         return example_answers(answered, lambda target, best: answers_match([target], [best], normalizer)[0])
@@ -71,7 +65,7 @@ class QuestionTask(Task):
         targets = [target or "" for target in known.targets]
         right = answers_match(targets, known.predicted, normalizer)
         metrics_of = partial(self._metrics, annotated=any(len(row.references) > 1 for row in known.rows), by=normalizer)
-        metrics = metrics_of(known) | _top_k_accuracy(known, targets, labels, normalizer)
+        metrics = metrics_of(known) | top_k_accuracy(known, targets, labels, normalizer)
         metrics |= calibration_error(np.clip(known.probability, 0, 1).tolist(), right)
         prior = AnswerPrior(**baseline)
         compared = BaselineComparisons(known, metrics_of, partial(self.score, normalizer=normalizer))
@@ -83,7 +77,7 @@ class QuestionTask(Task):
         classes = {normal_form(label, normalizer) for label in labels}
         if unknown := sum(bool(labels) and form not in classes for form in forms):
             notes.append(f"{unknown} right answers are outside the model's vocabulary and count as wrong")
-        return compared.judgement("questions", "accuracy", metrics, notes, _accuracy_by_answer(forms, right))
+        return compared.judgement("questions", "accuracy", metrics, notes, accuracy_by_answer(forms, right))
 
     def _metrics(self, answered: AnsweredRows, annotated: bool, by: Normalizer) -> Metrics:
         from vlmodel.metrics.answers import vqa_accuracy
@@ -92,19 +86,3 @@ class QuestionTask(Task):
         if annotated:
             metrics |= vqa_accuracy(answered.predicted, [row.references for row in answered.rows])
         return metrics
-
-
-def _top_k_accuracy(
-    answered: AnsweredRows, targets: Sequence[str], labels: Sequence[str], normalizer: Normalizer
-) -> Metrics:
-    k = max(len(best) for best in answered.ranked)
-    if k < 2 or len(labels) <= _MIN_CLASSES_PER_TOP_K * k:
-        return {}
-    ranked = zip(targets, answered.ranked, strict=True)
-    hits = (any(answers_match([target] * len(best), best, normalizer)) for target, best in ranked)
-    return {f"top{k}_accuracy": sum(hits) / len(targets)}
-
-
-def _accuracy_by_answer(forms: Sequence[str], right: Sequence[bool]) -> list[tuple[str, int, float]]:
-    totals, hit = Counter(forms), Counter(form for form, ok in zip(forms, right, strict=True) if ok)
-    return [(form, n, hit[form] / n) for form, n in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]

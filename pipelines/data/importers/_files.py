@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from pipelines.data.tars.errors import Reason, SampleError
 from pipelines.data.tars.member_names import is_hidden
+from pipelines.data.tars.shards import canonical_split
 from pipelines.errors import DataError
 
 HIDDEN = "hidden files and folders"
@@ -164,6 +165,31 @@ def fingerprint(root: Path, files: Iterable[Path | None]) -> str:
             stamp = "a link that leads nowhere"
         digest.update(f"{name}\0{stamp}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def class_of_path(name: str) -> str:
+    """The name of the folder in which a file lies.
+
+    Raises:
+        SampleError: MISSING_TEXT where it lies in none.
+    """
+    if not (label := posixpath.basename(posixpath.dirname(name)).strip()):
+        raise SampleError(Reason.MISSING_TEXT, f"{name!r} lies in no folder that could be its class")
+    return label
+
+
+def split_of_path(name: str, setting: str) -> str:
+    """The split by a setting, which is that of all files, or "folder": the one that the path's first step names.
+
+    Raises:
+        SampleError: BAD_SCHEMA where the first step is no split.
+    """
+    if setting != "folder":
+        return setting
+    first = name.split("/")[0]
+    if "/" not in name or (split := canonical_split(first)) is None:
+        raise SampleError(Reason.BAD_SCHEMA, f"{name!r} begins with no folder of a split: train, val or test")
+    return split
 
 
 def key_of(image: str) -> str:

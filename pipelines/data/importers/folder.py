@@ -1,14 +1,14 @@
-"""A folder or a plain tar of images without texts, and files of other inputs beside them; for texts see ``table``."""
+"""A folder or a plain tar of images, and files of other inputs beside them; for texts but classes see ``table``."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
-from pipelines.data.importers._files import fingerprint, key_of, resolve_path
+from pipelines.data.importers._files import class_of_path, fingerprint, key_of, resolve_path, split_of_path
 from pipelines.data.importers._images import Images, read_sample
 from pipelines.data.importers._inputs import FilesBeside
 from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
@@ -30,25 +30,36 @@ class Config(Importer):
     kind: str = "folder"
     inputs: InputNames = ("image",)
     """The image, and other inputs in files beside it, which may be missing where their name ends in ?, as
-    ["image", "imu?"]. A folder has no texts."""
+    ["image", "imu?"]; and text, for the class, where ``classes`` is set, which is then the default."""
     folder: Location
     """Folder of the images (files at any depth, and plain tars that lie directly in it), or one plain tar."""
-    split: Literal["train", "val", "test"] = "train"
-    """Split of all of them."""
+    split: Literal["train", "val", "test", "folder"] = "train"
+    """Split of all of them; "folder" reads it in the first step of their paths, as in ``train/cat/1.jpg``."""
+    classes: Literal["", "folder"] = ""
+    """"folder" makes the name of the folder in which an image lies its class, as "cat" of ``train/cat/1.jpg``."""
     group: Literal["", "folder"] = ""
     """"folder" makes one group of the images that lie directly in one folder, such as the frames of a film."""
     test_fraction: float = Field(default=0, ge=0, lt=1)
-    """Share of the train samples that becomes split test; none by default, as there are no texts to judge by."""
+    """Share of the train samples that becomes split test; none by default, as there are no texts to judge by but
+    classes."""
 
-    @field_validator("inputs")
+    @model_validator(mode="before")
     @classmethod
-    def _image_without_text(cls, inputs: tuple[str, ...]) -> tuple[str, ...]:
-        if "image" not in inputs or TEXT in needed_inputs(inputs):
+    def _classes_are_texts(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and settings.get("classes") and "inputs" not in settings:
+            return {**settings, "inputs": ("image", TEXT)}
+        return settings
+
+    @model_validator(mode="after")
+    def _image_with_class(self) -> Config:
+        has_text = TEXT in needed_inputs(self.inputs)
+        if "image" not in self.inputs or has_text != bool(self.classes):
+            wanted = "name image and text" if self.classes else "name image, and not text, or set source.classes=folder"
             raise ValueError(
-                f"{list(inputs)}: each sample of a folder has an image and no texts; name image, and not text "
-                "(source.kind=table reads images with texts)"
+                f"inputs = {list(self.inputs)}: each sample of a folder has an image, and its only text is its class; "
+                f"{wanted} (source.kind=table reads images with other texts)"
             )
-        return inputs
+        return self
 
     def fingerprint(self) -> str:
         images, beside = self._open()
@@ -62,12 +73,18 @@ class Config(Importer):
 
     def _open(self) -> tuple[Images, FilesBeside]:
         root = resolve_path(self.folder)
-        return Images(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image"})
+        return Images(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image", TEXT})
 
     def _read_samples(self, images: Images, beside: FilesBeside, names: list[str]) -> Iterator[SourceSample | Reject]:
         for name in names:
             extra = {GROUP: posixpath.dirname(name)} if self.group else None
-            sample = read_sample(images, name, self.split, key_of(name), Texts(), extra)
+            try:
+                split = split_of_path(name, self.split)
+                texts = Texts(label=class_of_path(name) if self.classes else None)
+            except SampleError as error:
+                yield Reject(key_of(name), error.reason, error.detail)
+                continue
+            sample = read_sample(images, name, split, key_of(name), texts, extra)
             if isinstance(sample, SourceSample):
                 try:
                     sample = sample._replace(inputs={**sample.inputs, **beside.read(name)})

@@ -47,7 +47,7 @@ from vlmodel.sample import Question, Texts
 
 _FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
-_COLUMNS_OF = {"image": ("image",), TEXT: ("captions", "question", "answer", "answers", "question_id")}
+_COLUMNS_OF = {"image": ("image",), TEXT: ("captions", "question", "answer", "answers", "question_id", "label")}
 """Settings whose columns are read for an input alone."""
 _TEXT_FIELDS = ("answer", "caption", "question", "raw", "text")
 """Fields of a struct that hold the text that it stands for."""
@@ -93,6 +93,8 @@ class Config(Importer):
     Of texts alone each row is then a sample, whose key is the table's name and the row's number."""
     question_id: str = "question_id"
     """Column of the question's identifier."""
+    label: str = "class"
+    """Column of the sample's class, which all its rows share."""
     columns: dict[str, str] = {}
     """Columns of further inputs that source.inputs names, as {imu = "imu_file"}: a cell is the path of a file, relative
     to source.images (or to the table, where that is a tar). All rows of a sample have the same, or none."""
@@ -218,7 +220,8 @@ class Config(Importer):
             fitting = [mark for mark, cells in by_delimiter.items() if len(cells) == len(self.header)]
             fitting.sort(key=lambda mark: not self._is_row(by_delimiter[mark], self.header))
         else:
-            wanted = {self.image} if self.wants("image") else {self.question, *self.captions, *self.columns.values()}
+            texts = {self.question, self.label, *self.captions}
+            wanted = {self.image} if self.wants("image") else {*texts, *self.columns.values()}
             fitting = [mark for mark, cells in by_delimiter.items() if wanted & {cell.strip() for cell in cells}]
             # A header with the image column alone fits any delimiter.
             fitting.sort(key=lambda mark: len(by_delimiter[mark]) < 2)
@@ -251,7 +254,7 @@ class Config(Importer):
             DataError: a column is absent that ``inputs`` require (the image column, any text column, one of
                 ``columns``) or that is named by other than its default; or two columns have one name.
         """
-        names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group")
+        names = ("image", "question", "answer", "answers", "split", "key", "question_id", "group", "label")
         wanted = {name: [getattr(self, name)] for name in names} | {"captions": self.captions}
         unread = {name for of, names in _COLUMNS_OF.items() if not self.wants(of) for name in names}
         wanted = {name: columns for name, columns in wanted.items() if name not in unread}
@@ -276,10 +279,10 @@ class Config(Importer):
                     f"{self.file} has {present.count(column)} columns {column!r} (source.columns.{name}); its columns "
                     f"are {listed}{note}"
                 )
-        if needed.get(TEXT) and not {self.question, *self.captions} & set(present):
+        if needed.get(TEXT) and not {self.question, self.label, *self.captions} & set(present):
             raise DataError(
-                f"{self.file} has neither a caption nor a question column; name one of {listed} "
-                f"by source.captions or source.question, or take images alone by source.inputs=image{note}"
+                f"{self.file} has neither a caption nor a question nor a class column; name one of {listed} by "
+                f"source.captions, source.question or source.label, or take images alone by source.inputs=image{note}"
             )
         read = [column for columns in wanted.values() for column in columns if column in present]
         return list(dict.fromkeys([*read, *self.columns.values()]))
@@ -301,8 +304,8 @@ class Config(Importer):
                 if image and split_of_image.setdefault(image, split) != split:
                     detail = f"its image is in split {split_of_image[image]!r} by another row, {split!r} by this one"
                     raise SampleError(Reason.BAD_SCHEMA, detail)
-                sample = samples.setdefault(identity, _Sample(split, image, key, group, files))
-                sample.require_same(split, image, group, files)
+                sample = samples.setdefault(identity, _Sample(split, image, key, group, files, texts.label))
+                sample.require_same(split, image, group, files, texts.label)
             except SampleError as error:
                 rejects.append(Reject(row.place, error.reason, error.detail))
             else:
@@ -395,7 +398,8 @@ class Config(Importer):
         if not self.wants(TEXT):
             return Texts()
         captions = [text for column in self.captions for text in self._texts_of_cell(cells, column)]
-        return Texts(tuple(captions), tuple(self._questions_of_row(cells)))
+        label = self._text_of_cell(cells, self.label)
+        return Texts(tuple(captions), tuple(self._questions_of_row(cells)), label)
 
     def _questions_of_row(self, cells: Mapping[str, Any]) -> list[Question]:
         questions = self._texts_of_cell(cells, self.question)
@@ -454,21 +458,23 @@ class _Sample:
     group: str | None
     files: dict[str, str]
     """Paths of its further inputs."""
+    label: str | None = None
     captions: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
 
     @property
     def texts(self) -> Texts:
-        return Texts(tuple(self.captions), tuple(self.questions))
+        return Texts(tuple(self.captions), tuple(self.questions), self.label)
 
     @property
     def extra_json(self) -> dict[str, Any] | None:
         return None if self.group is None else {GROUP: self.group}
 
-    def require_same(self, split: str, image: str, group: str | None, files: dict[str, str]) -> None:
+    def require_same(self, split: str, image: str, group: str | None, files: dict[str, str], label: str | None) -> None:
         """Raises SampleError where a row of the sample says another thing than its first row."""
         of_files = [(name, self.files.get(name), files.get(name)) for name in sorted(self.files | files)]
-        for name, of_sample, of_row in (("split", self.split, split), ("group", self.group, group), *of_files):
+        same = (("split", self.split, split), ("group", self.group, group), ("class", self.label, label))
+        for name, of_sample, of_row in (*same, *of_files):
             if of_sample != of_row:
                 detail = f"sample {self.key!r} is in {name} {of_sample!r} by another row, {of_row!r} by this one"
                 raise SampleError(Reason.BAD_SCHEMA, detail)

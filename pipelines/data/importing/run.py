@@ -34,14 +34,15 @@ T = TypeVar("T")
 
 @dataclass
 class SplitCounts:
-    """Counts of one split; ``unanswered``: questions without an answer; ``inputs``: samples that have an input other
-    than image and text, by its name.
+    """Counts of one split; ``unanswered``: questions without an answer; ``classes``: samples with a class; ``inputs``:
+    samples that have an input other than image and text, by its name.
     """
 
     samples: int = 0
     captions: int = 0
     questions: int = 0
     unanswered: int = 0
+    classes: int = 0
     inputs: dict[str, int] = field(default_factory=dict)
 
 
@@ -192,6 +193,7 @@ def _write_sample(
     if TEXT in needed:
         counts.captions += len(sample.texts.captions)
         counts.questions += len(sample.texts.questions)
+        counts.classes += sample.texts.label is not None
         counts.unanswered += sum(question.answer is None for question in sample.texts.questions)
     return None
 

@@ -18,7 +18,7 @@ from pipelines.data.tars.shards import SPLITS
 from pipelines.storage.folder import Folder
 
 FOLDER = "_index"
-FORMAT = 3
+FORMAT = 4
 """Of all files of an index; an index of another format is built anew."""
 TEXT_COUNTS = ("questions", "captions")
 """Texts that are counted for each shard and split; a column of ``SHARD_SCHEMA`` is named ``questions_train``."""

@@ -12,6 +12,7 @@ from pipelines.data.index.fault import Fault
 from pipelines.data.index.files import READERS, read_samples, sample_count
 from pipelines.data.index.index_shard import Summary
 from pipelines.data.tars.errors import Reason
+from pipelines.data.tars.inputs import TEXT_EXTENSIONS
 from pipelines.data.tars.shards import SPLITS
 from pipelines.storage.folder import Folder
 
@@ -22,7 +23,7 @@ _KEYS_PER_PASS = 50_000_000
 def repeated_keys(folder: Folder, shards: Sequence[Summary]) -> list[tuple[str, int, Fault]]:
     """(shard, row, fault) of samples whose key an earlier shard of the same split has, by shard and row."""
     inputs = dict.fromkeys(name for shard in shards for name in shard["inputs"])
-    offsets = [*(f"{name}.offset" for name in inputs), "json_offset", "txt_offset"]
+    offsets = [*(f"{name}.offset" for name in inputs), *(f"{kind}_offset" for kind in TEXT_EXTENSIONS)]
     repeated: list[tuple[str, int, Fault]] = []
     for split in SPLITS:
         of_split = [shard for shard in shards if shard["split"] == split]

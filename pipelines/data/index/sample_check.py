@@ -20,6 +20,7 @@ from pipelines.data.tars.member_names import leaves_folder, split_name
 from pipelines.data.tars.sample import TextLimits, hash_texts, parse_group, parse_texts
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.registry import all_media
+from vlmodel.sample import Texts
 
 _INPUT_COLUMNS = {"offset": pa.int64(), "size": pa.int64(), "sha256": pa.string(), "extension": pa.string()}
 _COLUMNS = {
@@ -27,10 +28,7 @@ _COLUMNS = {
     "key_hash": pa.uint64(),
     "split_hash": pa.uint64(),
     "present": pa.string(),
-    "json_offset": pa.int64(),
-    "json_size": pa.int64(),
-    "txt_offset": pa.int64(),
-    "txt_size": pa.int64(),
+    **{f"{kind}_{what}": pa.int64() for kind in TEXT_EXTENSIONS for what in ("offset", "size")},
     "captions": pa.int32(),
     "questions": pa.int32(),
     "texts_hash": pa.binary(16),
@@ -104,11 +102,11 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
     """
     first = next(iter(members.values()))
     found = {name: members[inputs[name]] for name in rules.needed if name in inputs}
-    json, txt = (members.get(kind) if TEXT in rules.needed else None for kind in TEXT_EXTENSIONS)
-    if (fault := _missing_fault(key, members, found, json or txt, rules)) is not None:
+    text = {kind: members[kind] for kind in TEXT_EXTENSIONS if kind in members and TEXT in rules.needed}
+    if (fault := _missing_fault(key, members, found, next(iter(text.values()), None), rules)) is not None:
         return fault
-    for member in (*found.values(), json, txt):
-        if member is not None and (fault := _unread_fault(key, member, rules)) is not None:
+    for member in (*found.values(), *text.values()):
+        if (fault := _unread_fault(key, member, rules)) is not None:
             return fault
     columns: Row = {}
     for name, member in found.items():
@@ -127,27 +125,26 @@ def check_sample(key: str, members: Mapping[str, Member], inputs: Mapping[str, s
         }
         for column, value in facts.items():
             columns[f"{name}.{column}"] = value
-    json_bytes, txt_bytes = (member.data if member is not None else None for member in (json, txt))
+    data = {kind: member.data for kind, member in text.items()}
     try:
-        columns |= _text_columns(json_bytes, txt_bytes, rules)
+        texts = _parse_texts(data, rules)
     except SampleError as error:
-        at_fault = txt if json is None or error.detail.startswith(".txt") else json
-        at_fault = at_fault or first
+        named = next((text[kind] for kind in text if error.detail.startswith(f".{kind}")), None)
+        at_fault = named or next(iter(text.values()), first)
         return Fault(key, at_fault.name, at_fault.offset, error.reason, error.detail)
-    texts = [kind for kind in ("captions", "questions") if columns[kind]]
-    if not found and not texts:
+    if not found and not texts.kinds:
         return Fault(key, first.name, first.offset, Reason.NO_INPUT, _no_input_detail(members, rules))
-    group, key_hash = parse_group(json_bytes), hash_key(key)
+    group, key_hash = parse_group(data.get("json")), hash_key(key)
     return {
         "key": key,
         "key_hash": key_hash,
         "split_hash": key_hash if group is None else hash_key(group),
-        "present": join_present([*found, *texts]),
+        "present": join_present([*found, *texts.kinds]),
         **columns,
-        "json_offset": json.offset if json else None,
-        "json_size": json.size if json else None,
-        "txt_offset": txt.offset if txt else None,
-        "txt_size": txt.size if txt else None,
+        **_text_columns(texts),
+        "texts_hash": hash_texts(*map(data.get, TEXT_EXTENSIONS)) if text else None,
+        **{f"{kind}_offset": text[kind].offset if kind in text else None for kind in TEXT_EXTENSIONS},
+        **{f"{kind}_size": text[kind].size if kind in text else None for kind in TEXT_EXTENSIONS},
     }
 
 
@@ -216,19 +213,21 @@ def _no_input_detail(members: Mapping[str, Member], rules: SampleRules) -> str:
     return f"there is only {listing}, and none of the inputs {', '.join(rules.needed)} (data.index.inputs)"
 
 
-def _text_columns(json: bytes | None, txt: bytes | None, rules: SampleRules) -> Row:
-    if json is None and txt is None:
-        return _NO_TEXTS
-    texts = parse_texts(json, txt, rules.text_limits)
-    if rules.needed[TEXT] and not texts.captions and not texts.questions:
-        raise SampleError(Reason.MISSING_TEXT, "no caption and no question in .json or .txt")
+def _parse_texts(data: Mapping[str, bytes | None], rules: SampleRules) -> Texts:
+    """The texts in a sample's text members, by their extensions."""
+    if not data:
+        return Texts()
+    texts = parse_texts(data.get("json"), data.get("txt"), rules.text_limits, data.get("cls"))
+    if rules.needed[TEXT] and not texts.kinds:
+        raise SampleError(Reason.MISSING_TEXT, "no caption, no question and no class in .json, .txt or .cls")
+    return texts
+
+
+def _text_columns(texts: Texts) -> Row:
+    # Classes are in many samples, so they are no sign of a text that two splits share.
     all_texts = [*texts.captions, *(question.question for question in texts.questions)]
     return {
         "captions": len(texts.captions),
         "questions": len(texts.questions),
-        "texts_hash": hash_texts(json, txt),
         "text_hashes": [crc32(text.lower().encode()) for text in all_texts],
     }
-
-
-_NO_TEXTS: Row = {"captions": 0, "questions": 0, "texts_hash": None, "text_hashes": []}

@@ -54,7 +54,7 @@ def check_size(width: int, height: int, config: PrepareConfig) -> Drop | None:
 
 
 def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
-    """The captions and questions of valid length."""
+    """The captions and questions of valid length, and the class."""
 
     def is_valid(text: str) -> bool:
         return len(text) >= config.min_chars and (not config.max_chars or len(text) <= config.max_chars)
@@ -62,6 +62,7 @@ def texts_of_valid_length(texts: Texts, config: PrepareConfig) -> Texts:
     return Texts(
         tuple(caption for caption in texts.captions if is_valid(caption)),
         tuple(question for question in texts.questions if is_valid(question.question)),
+        texts.label,
     )
 
 
@@ -72,6 +73,8 @@ def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | Non
         valid: ``texts_of_valid_length(texts)``.
     """
     left = _all_texts(valid)
+    if not left and texts.label is not None:
+        return None
     if not left:
         lengths = sorted(map(len, _all_texts(texts)))
         listed = f"{len(lengths)} texts of {lengths[0]} to {lengths[-1]} characters"
@@ -92,11 +95,12 @@ def check_texts(valid: Texts, texts: Texts, config: PrepareConfig) -> Drop | Non
 
 def merge_texts(first: Texts, *others: Texts) -> Texts:
     """The texts of a sample, and those of others that it does not have."""
-    captions, questions = list(first.captions), list(first.questions)
+    captions, questions, label = list(first.captions), list(first.questions), first.label
     for texts in others:
         captions += [caption for caption in texts.captions if caption not in captions]
         questions += [question for question in texts.questions if question not in questions]
-    return Texts(tuple(captions), tuple(questions))
+        label = label or texts.label
+    return Texts(tuple(captions), tuple(questions), label)
 
 
 def text_count(texts: Texts) -> int:

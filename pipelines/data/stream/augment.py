@@ -92,7 +92,7 @@ def augment(pixels_HWC: np.ndarray, config: AugmentConfig, rng: np.random.Genera
 
 
 def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
-    """The texts of a mirrored image: captions, questions and answers."""
+    """The texts of a mirrored image: captions, questions, answers and the class."""
     pairs = frozenset((a.lower(), b.lower()) for a, b in swap.items())
     return Texts(
         tuple(_swap_words(caption, pairs) for caption in texts.captions),
@@ -105,12 +105,15 @@ def swapped(texts: Texts, swap: Mapping[str, str]) -> Texts:
             )
             for q in texts.questions
         ),
+        None if texts.label is None else _swap_words(texts.label, pairs),
     )
 
 
 def all_texts(texts: Texts) -> Iterator[str]:
     """All texts that ``swapped`` may change."""
     yield from texts.captions
+    if texts.label is not None:
+        yield texts.label
     for question in texts.questions:
         yield from (question.question, *(() if question.answer is None else (question.answer,)), *question.answers)
 

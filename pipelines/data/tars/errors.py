@@ -15,7 +15,7 @@ class Reason(StrEnum):
     """
 
     MISSING_TEXT = "missing_text"
-    """The key has no caption and no question, and must have one."""
+    """The key has no caption, no question and no class, and must have one."""
     NO_INPUT = "no_input"
     """The key has none of the inputs that are read, each of which may be missing."""
     UNKNOWN_MEMBER = "unknown_member"

@@ -1,7 +1,7 @@
 """The inputs of a sample: their names, which member of a tar is which, and which of them a sample must have.
 
 ``KEY.jpg`` is the input "image": a member without a name of its own takes that of its medium (``vlmodel/media/``).
-``KEY.imu.npy`` is the input "imu". ``KEY.json`` and ``KEY.txt`` are the input "text".
+``KEY.imu.npy`` is the input "imu". ``KEY.json``, ``KEY.txt`` and ``KEY.cls`` (WebDataset's class) are the input "text".
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import AfterValidator, BeforeValidator
 
 from vlmodel.media.registry import all_media, medium_of
+from vlmodel.sample import TEXTS
 
 TEXT = "text"
-TEXT_EXTENSIONS = ("json", "txt")
+TEXT_EXTENSIONS = ("json", "txt", "cls")
 PAIRS = ("image", TEXT)
 """An image with its texts."""
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*")
 # Beside the names of inputs these say what a sample has (``vlmodel.sample.Sample.present``).
-_RESERVED = ("captions", "questions")
+_RESERVED = tuple(sorted(TEXTS))
 
 
 class MemberInput(NamedTuple):

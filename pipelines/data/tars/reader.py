@@ -11,13 +11,14 @@ import pyarrow as pa
 
 from pipelines.data.index.index import Index
 from pipelines.data.index.present import split_present
+from pipelines.data.tars.inputs import TEXT_EXTENSIONS
 from pipelines.data.tars.sample import hash_texts, parse_metadata, parse_texts
 from pipelines.errors import DataError
 from vlmodel.sample import Sample, Texts
 
 _CACHED_SHARDS = 256
 _COLUMNS = ("key", "split", "present")
-_TEXT_COLUMNS = ("json_offset", "json_size", "txt_offset", "txt_size", "texts_hash")
+_TEXT_COLUMNS = (*(f"{kind}_{what}" for kind in TEXT_EXTENSIONS for what in ("offset", "size")), "texts_hash")
 
 Range = tuple[int, int]
 
@@ -133,13 +134,14 @@ class ShardReader:
         """The texts of a sample's text members, which are read once more where their hash differs from the index."""
         if not pieces:
             return Texts()
-        json, txt = _text_members(sample, pieces)
-        if hash_texts(json, txt) != sample["texts_hash"]:
-            json, txt = _text_members(sample, self._read_ranges(shard, _text_ranges(sample)))
-            if hash_texts(json, txt) != sample["texts_hash"]:
+        members = _text_members(sample, pieces)
+        if hash_texts(*members) != sample["texts_hash"]:
+            members = _text_members(sample, self._read_ranges(shard, _text_ranges(sample)))
+            if hash_texts(*members) != sample["texts_hash"]:
                 raise self._changed_error(shard, sample)
+        json, txt, cls = members
         try:
-            return parse_texts(json, txt, limits=None)
+            return parse_texts(json, txt, None, cls)
         except DataError as error:
             raise self._changed_error(shard, sample) from error
 
@@ -158,14 +160,14 @@ def _input_range(sample: dict[str, Any], name: str) -> Range:
 
 
 def _text_ranges(sample: dict[str, Any]) -> list[Range]:
-    kinds = [kind for kind in ("json", "txt") if sample[f"{kind}_offset"] is not None]
+    kinds = [kind for kind in TEXT_EXTENSIONS if sample[f"{kind}_offset"] is not None]
     return [(sample[f"{kind}_offset"], sample[f"{kind}_size"]) for kind in kinds]
 
 
-def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> tuple[bytes | None, bytes | None]:
-    """The .json and the .txt of a sample, from the pieces of ``_text_ranges``."""
-    json = pieces[0] if sample["json_offset"] is not None else None
-    return json, pieces[-1] if sample["txt_offset"] is not None else None
+def _text_members(sample: dict[str, Any], pieces: Sequence[bytes]) -> list[bytes | None]:
+    """The text members of a sample in the order of ``TEXT_EXTENSIONS``, from the pieces of ``_text_ranges``."""
+    found = iter(pieces)
+    return [next(found) if sample[f"{kind}_offset"] is not None else None for kind in TEXT_EXTENSIONS]
 
 
 def _is_indexed(sample: dict[str, Any], name: str, data: bytes) -> bool:

@@ -1,7 +1,10 @@
-"""The texts of a sample in its ``.json`` and ``.txt``, and what else its JSON may say.
+"""The texts of a sample in its ``.json``, ``.txt`` and ``.cls``, and what else its JSON may say.
 
 Members of one sample are adjacent in a tar and share the part of their name before the first dot of the base name
-(WebDataset's rule): ``KEY.jpg`` + ``KEY.json`` and/or ``KEY.txt``.
+(WebDataset's rule): ``KEY.jpg`` + ``KEY.json``, ``KEY.txt`` (a caption) and ``KEY.cls`` (the class).
+
+The class of a sample is ``"class"`` in its JSON, which importers write, or the text of its ``.cls``, as data sets of
+WebDataset have it. A number is a class by its digits.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from vlmodel.sample import Question, Texts
 
 GROUP = "group"
 """Key of a sample's JSON, see ``parse_group``."""
+
+CLASS = "class"
+"""Key of a sample's class in its JSON."""
 
 _TEXT_KEYS = frozenset({"captions", "questions"})
 # Signs that a JSON text has a number that Python accepts and JSON does not, or one that overflows.
@@ -66,15 +72,21 @@ class _TextsRecord(BaseModel):
 
     captions: tuple[_Text, ...] = ()
     questions: tuple[_QuestionRecord, ...] = ()
+    label: Annotated[_Text | None, BeforeValidator(_id_as_text)] = Field(None, alias=CLASS)
     caption: Annotated[Any, Field(description="img2dataset's caption, in JSON of another schema")] = None
 
 
-def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextLimits | None = TextLimits()) -> Texts:
-    """The texts of a sample from its ``.json`` and ``.txt`` members (None where the sample has no such member);
-    ``Texts()`` where nothing holds a caption or a question.
+def parse_texts(
+    json_bytes: bytes | None,
+    txt_bytes: bytes | None,
+    limits: TextLimits | None = TextLimits(),
+    cls_bytes: bytes | None = None,
+) -> Texts:
+    """The texts of a sample from its ``.json``, ``.txt`` and ``.cls`` members (None where the sample has no such
+    member); ``Texts()`` where nothing holds a caption, a question or a class.
 
     JSON with a ``captions`` or ``questions`` list is of this project's schema; other JSON is free metadata, of which
-    only a ``caption`` string is read, and only where there is no ``.txt`` (img2dataset writes the same to both).
+    only the ``class`` is read, and a ``caption`` string where there is no ``.txt`` (img2dataset writes both alike).
 
     Args:
         limits: None for bytes that were validated before: numbers are not checked either.
@@ -85,6 +97,7 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
     captions: tuple[str, ...] = ()
     questions: tuple[Question, ...] = ()
     metadata_caption: str | None = None
+    label = _decode_utf8(cls_bytes, ".cls").strip() or None if cls_bytes is not None else None
     if json_bytes is not None:
         record = _parse_json(json_bytes, strict=limits is not None)
         captions = record.captions
@@ -92,24 +105,29 @@ def parse_texts(json_bytes: bytes | None, txt_bytes: bytes | None, limits: TextL
         is_metadata = record.model_fields_set.isdisjoint(_TEXT_KEYS)
         if is_metadata and isinstance(record.caption, str):
             metadata_caption = record.caption.strip()
+        if label is not None and record.label not in (None, label):
+            detail = f"the class is {_shortened_repr(record.label)} in .json and {_shortened_repr(label)} in .cls"
+            raise SampleError(Reason.BAD_SCHEMA, detail)
+        label = label or record.label
     caption = (_decode_utf8(txt_bytes, ".txt").strip() if txt_bytes is not None else "") or metadata_caption
     if caption and caption not in captions:
         captions = (*captions, caption)
-    size = len(json_bytes or b"") + len(txt_bytes or b"")
+    size = len(json_bytes or b"") + len(txt_bytes or b"") + len(cls_bytes or b"")
+    texts = Texts(captions, questions, label)
     if limits is not None and size > min(limits.letters, _MIN_TEXT_BYTES * limits.texts):
-        _require_within(captions, questions, limits)
-    return Texts(captions, questions)
+        _require_within(texts, limits)
+    return texts
 
 
-def hash_texts(json_bytes: bytes | None, txt_bytes: bytes | None) -> bytes:
-    """A hash, 16 bytes, of the text members of a sample."""
-    return hashlib.sha256((json_bytes or b"") + (txt_bytes or b"")).digest()[:16]
+def hash_texts(*members: bytes | None) -> bytes:
+    """A hash, 16 bytes, of the text members of a sample, in the order of ``TEXT_EXTENSIONS``."""
+    return hashlib.sha256(b"".join(member or b"" for member in members)).digest()[:16]
 
 
 def parse_metadata(json_bytes: bytes | None) -> dict[str, Any]:
     """The keys of a valid sample's ``.json`` beside the texts of this project's schema."""
     tree: dict[str, Any] = _load_json(_decode_utf8(json_bytes, ".json")) if json_bytes is not None else {}
-    return {name: value for name, value in tree.items() if name not in _TEXT_KEYS}
+    return {name: value for name, value in tree.items() if name not in _TEXT_KEYS and name != CLASS}
 
 
 def parse_group(json_bytes: bytes | None) -> str | None:
@@ -133,10 +151,12 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
         SampleError: BAD_UTF8 for text with lone surrogates, BAD_SCHEMA for ``extra`` that is not plain JSON.
     """
     tree: dict[str, Any] = dict(extra or {})
-    if clash := _TEXT_KEYS & tree.keys():
+    if clash := (_TEXT_KEYS | {CLASS}) & tree.keys():
         raise SampleError(Reason.BAD_SCHEMA, f"extra keys {sorted(clash)} are reserved for the texts")
     tree["captions"] = list(texts.captions)
     tree["questions"] = [_question_tree(question) for question in texts.questions]
+    if texts.label is not None:
+        tree[CLASS] = texts.label
     try:
         return json.dumps(tree, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except UnicodeEncodeError as error:
@@ -145,12 +165,14 @@ def dump_texts(texts: Texts, extra: Mapping[str, Any] | None = None) -> bytes:
         raise SampleError(Reason.BAD_SCHEMA, f"extra is not plain JSON: {error}") from None
 
 
-def _require_within(captions: tuple[str, ...], questions: tuple[Question, ...], limits: TextLimits) -> None:
+def _require_within(given: Texts, limits: TextLimits) -> None:
+    captions, questions = given.captions, given.questions
     answers = max((len(question.answers) for question in questions), default=0)
     for count, what in ((len(captions) + len(questions), "captions and questions"), (answers, "answers to a question")):
         if count > limits.texts:
             raise SampleError(Reason.TOO_MANY_TEXTS, f"{count} {what}; data.index.max_texts allows {limits.texts}")
-    texts = (*captions, *(text for q in questions for text in (q.question, q.answer or "", *q.answers)))
+    of_questions = (text for q in questions for text in (q.question, q.answer or "", *q.answers))
+    texts = (given.label or "", *captions, *of_questions)
     if longest := max((text for text in texts if len(text) > limits.letters), key=len, default=""):
         detail = f"a text of {len(longest)} letters, {_shortened_repr(longest, 40)}; data.index.max_letters allows"
         raise SampleError(Reason.TEXT_TOO_LONG, f"{detail} {limits.letters}")

@@ -151,13 +151,13 @@ def sample_members(
     """
     if not _KEY.fullmatch(key):
         raise SampleError(Reason.UNSAFE_MEMBER, f"key {key!r} has a dot, control character or empty path step")
-    has_text = bool(texts.captions or texts.questions)
+    has_text = bool(texts.kinds)
     stored = []
     for name, is_required in needed_inputs(wanted).items():
         if name == TEXT and has_text:
             stored.append((f"{key}.json", dump_texts(texts, extra)))
         elif name == TEXT and is_required:
-            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption and no question")
+            raise SampleError(Reason.MISSING_TEXT, f"key {key!r} has no caption, no question and no class")
         elif name in inputs:
             stored.append(_input_member(key, name, *inputs[name]))
         elif is_required:

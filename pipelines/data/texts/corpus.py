@@ -45,7 +45,7 @@ def read_texts(index: Index, split: str = "train", shards: Sequence[str] | None 
 
 
 def corpus(index: Index, split: str = "train") -> Iterator[str]:
-    """Every caption and question of a split, in the order of the index.
+    """Every caption, question and class of a split, in the order of the index.
 
     Raises:
         DataError: as ``read_texts``; also where the split has no samples.
@@ -55,6 +55,8 @@ def corpus(index: Index, split: str = "train") -> Iterator[str]:
         yield from texts.captions
         for question in texts.questions:
             yield question.question
+        if texts.label is not None:
+            yield texts.label
 
 
 def count_labels(index: Index, tasks: Iterable[Task], split: str = "train") -> Counter[str]:

@@ -65,7 +65,7 @@ def build_processor(
         fact_texts: the texts of facts, of which a tokenizer is trained too if the model reads facts.
 
     Raises:
-        DataError: the training split has no answered question, or the tokenizer cannot be found.
+        DataError: the training split has no answered question or no class, or the tokenizer cannot be found.
     """
     if Path(folder).is_dir():
         return VLProcessor.from_pretrained(folder)
@@ -73,23 +73,30 @@ def build_processor(
     counted: Counter[str] = Counter()
     for index in indexes if choosing else ():
         counted.update(count_labels(index, choosing))
-    labels = answer_vocabulary(counted, config.answers, config.min_answer_count, config.normalizer)
+    normalizer = normalizer_of(choosing, config.normalizer)
+    labels = answer_vocabulary(counted, config.answers, config.min_answer_count, normalizer)
     if choosing and len(labels) < 2:
         raise DataError(
             f"the training split of {' and '.join(index.tars for index in indexes)} has {len(labels)} different "
-            "answers, and a classifier needs at least two; check the source's answers, or lower "
+            "answers or classes, and a classifier needs at least two; check the source's answers or classes, or lower "
             "vocabulary.min_answer_count"
         )
-    if line := _describe_merged(counted, labels, config.normalizer):
+    if line := _describe_merged(counted, labels, normalizer):
         report(line)
     further = fact_texts() if knowledge is not None and knowledge.reads_facts else ()
     tokenizer = _make_tokenizer(indexes, config, further)
-    built = VLProcessor(processor, tokenizer, labels, tasks, config.normalizer, inputs, reads_images, knowledge)
+    built = VLProcessor(processor, tokenizer, labels, tasks, normalizer, inputs, reads_images, knowledge)
     lengths = TextLengths.count(indexes, built.tokenizer, tasks)
     built.config = lengths.resolve(processor, *limits(built))
     saved = save_processor(built, folder)
     lengths.save(folder)
     return saved
+
+
+def normalizer_of(choosing: Sequence[Task], setting: Normalizer) -> Normalizer:
+    """The rules by which labels are compared: those that all tasks which choose among them have, or the setting's."""
+    of_tasks: set[Normalizer] = {task.normalizer or setting for task in choosing}
+    return of_tasks.pop() if len(of_tasks) == 1 else setting
 
 
 def text_lengths(indexes: Sequence[Index], processor: VLProcessor, folder: str) -> TextLengths:

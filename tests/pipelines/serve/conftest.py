@@ -34,6 +34,7 @@ DECODERS: dict[str, dict[str, Any]] = {
     "matching": {"kind": "matching"},
     "statements": {"kind": "matching", "pairs": "questions"},
     "contrastive": {"kind": "contrastive", "width": 8},
+    "classify": {"kind": "classify"},
 }
 DECODERS["all"] = {
     "kind": "multitask",

@@ -16,7 +16,7 @@ import pytest
 from pipelines.serve.config import ServeConfig
 from pipelines.serve.http.app import create_app
 from pipelines.serve.inference.service import InferenceService
-from tests.pipelines.serve.conftest import picture
+from tests.pipelines.serve.conftest import LABELS, picture
 from tests.pipelines.serve.http_client import IMAGE, TEXT, error_code, events, http
 from vlmodel.inference import Predictor
 from vlmodel.processor import Example
@@ -26,6 +26,7 @@ ROUTES = {
     "caption": {"image": TEXT},
     "match": {"image": TEXT, "texts": ["a circle", "a square"]},
     "embed": {"image": TEXT, "text": "a circle"},
+    "classify": {"image": TEXT, "top_k": 2},
 }
 
 
@@ -49,6 +50,7 @@ async def serving(folder: Path, **settings: Any) -> AsyncIterator[httpx.AsyncCli
         ("caption", ["caption"]),
         ("matching", ["match"]),
         ("contrastive", ["match", "embed"]),
+        ("classify", ["classify"]),
         ("all", ["vqa", "caption", "match", "embed"]),
     ],
 )
@@ -76,8 +78,9 @@ def test_a_model_does_its_tasks_and_names_them_where_it_is_asked_another(
 def test_the_tasks_of_one_model_are_asked_side_by_side(folder_of: Callable[[str], Path]) -> None:
     async def go() -> None:
         async with serving(folder_of("all")) as client:
-            wanted = [task for task in ROUTES for _ in range(5)]
-            alone = {task: (await client.post(f"/v1/{task}", json=body)).json() for task, body in ROUTES.items()}
+            tasks = (await client.get("/v1/model")).json()["tasks"]
+            wanted = [task for task in tasks for _ in range(5)]
+            alone = {task: (await client.post(f"/v1/{task}", json=ROUTES[task])).json() for task in tasks}
             together = await asyncio.gather(*(client.post(f"/v1/{task}", json=ROUTES[task]) for task in wanted))
             for task, response in zip(wanted, together, strict=True):
                 numbers(response.json(), alone[task])
@@ -95,6 +98,19 @@ def test_the_tasks_of_one_model_are_asked_side_by_side(folder_of: Callable[[str]
                 numbers(*pair)
         else:
             assert got == (pytest.approx(want, abs=1e-4) if isinstance(want, float) else want)
+
+    asyncio.run(go())
+
+
+def test_classes_come_with_their_probabilities_and_where_the_model_looked(folder_of: Callable[[str], Path]) -> None:
+    async def go() -> None:
+        async with serving(folder_of("classify")) as client:
+            got = (await client.post("/v1/classify", json={"image": TEXT, "top_k": 100, "attention": True})).json()
+            assert {entry["label"] for entry in got["classes"]} == set(LABELS)
+            probabilities = [entry["probability"] for entry in got["classes"]]
+            assert probabilities == sorted(probabilities, reverse=True)
+            assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+            assert sum(map(sum, got["attention"]["weights"])) == pytest.approx(1, abs=1e-3)
 
     asyncio.run(go())
 

@@ -6,7 +6,7 @@ import pytest
 
 from vlmodel.sample import Question, Sample, Texts
 from vlmodel.task import Row, Task, answerable_rows, learnable_rows
-from vlmodel.tasks import answer, caption, contrastive, matching, vqa
+from vlmodel.tasks import answer, caption, classify, contrastive, matching, vqa
 
 QUESTIONS = (Question("what?", "red", ("red", "rose"), "7"), Question("is it?", "yes"), Question("unknown?"))
 ABOUT_QUESTIONS: tuple[Task, ...] = (vqa.Config(), answer.Config(), matching.Config(pairs="questions"))
@@ -120,3 +120,14 @@ def test_of_which_samples_a_task_makes_something(
     assert [task.kind for task in tasks if task.can_answer(has)] == answered
     assert [task.kind for task in tasks if task.can_learn(has)] == learned
     assert [task.kind for task in tasks if task.can_use(has)] == used
+
+
+def test_classes() -> None:
+    records = [
+        Sample("a", {"image": b"a"}, Texts(label="cat"), frozenset({"image", "class"})),
+        Sample("b", {"image": b"b"}, Texts(("a cat",)), frozenset({"image", "captions"})),
+        Sample("c", {}, Texts(label="dog"), frozenset({"class"})),
+    ]
+    assert learned(records, classify.Config()) == [[("", "cat")], [], []]
+    assert answerable_rows(classify.Config(), records) == [[Row("", "cat", ("cat",))], [Row()], []]
+    assert [*classify.Config().labels(records[0].texts), *classify.Config().labels(records[1].texts)] == ["cat"]

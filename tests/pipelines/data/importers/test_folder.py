@@ -58,7 +58,7 @@ def test_wrong_settings_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image folder or tar '.*none' does not exist"):
         Config(folder=str(tmp_path / "none")).read()
     for inputs in (["image", "text"], ["text"], ["imu"]):
-        with pytest.raises(ConfigError, match=r"inputs: .*name image, and not text \(source\.kind=table"):
+        with pytest.raises(ConfigError, match=r"inputs = .*name image.*\(source\.kind=table"):
             parse(Config, {"folder": str(tmp_path), "inputs": inputs})
 
 
@@ -91,3 +91,25 @@ def test_a_folder_is_a_group(tmp_path: Path, picture, read_all) -> None:
         "film/1": {"group": "film"},
         "film/2": {"group": "film"},
     }
+
+
+def test_folders_are_classes_and_splits(tmp_path: Path, picture, read_all) -> None:
+    for name in ("train/cat/1.png", "valid/dog/deep/2.png", "train/3.png", "elsewhere/cat/4.png", "5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(picture(int(name[-5])))
+    config = parse(Config, {"folder": str(tmp_path), "classes": "folder", "split": "folder"})
+    assert config.inputs == ("image", "text")
+    records, rejects = read_all(config)
+    assert {key: (record.split, record.texts.label) for key, record in records.items()} == {
+        "train/cat/1": ("train", "cat"),
+        "valid/dog/deep/2": ("val", "deep"),
+        "train/3": ("train", "train"),
+    }
+    assert [(reject.key, reject.reason) for reject in rejects] == [
+        ("5", "bad_schema"),
+        ("elsewhere/cat/4", "bad_schema"),
+    ]
+    records, rejects = read_all(parse(Config, {"folder": str(tmp_path), "classes": "folder"}))
+    assert (len(records), [(reject.key, reject.reason) for reject in rejects]) == (4, [("5", "missing_text")])
+    with pytest.raises(ConfigError, match="name image and text"):
+        parse(Config, {"folder": str(tmp_path), "classes": "folder", "inputs": ["image"]})

@@ -245,9 +245,9 @@ def test_an_unusable_table_says_what_to_do(images: Path) -> None:
         ({"file": str(table), "inputs": "image"}, r"no column 'image' .* are 'picture', 'words'$"),
         (
             {"file": str(table), "image": "picture"},
-            r"neither a caption nor a question column; .* or take images alone by source\.inputs=image",
+            r"neither a caption nor a question nor a class column; .* or take images alone by source\.inputs=image",
         ),
-        ({"file": str(table), "inputs": "text"}, "neither a caption nor a question column"),
+        ({"file": str(table), "inputs": "text"}, "neither a caption nor a question nor a class column"),
         ({"file": str(table), "image": "picture", "captions": ["word"]}, r"no column 'word' \(source\.captions\)"),
         (
             {"file": str(table), "image": "picture", "captions": ["words"], "images": "x"},

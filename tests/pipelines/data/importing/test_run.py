@@ -303,7 +303,8 @@ def test_bad_records_are_listed_and_neighbours_survive(tmp_path: Path) -> None:
     }
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert manifest["rejected"] == summary.rejected
-    assert manifest["splits"]["test"] == {"samples": 1, "captions": 1, "questions": 0, "unanswered": 0, "inputs": {}}
+    counts = {"samples": 1, "captions": 1, "questions": 0, "unanswered": 0, "classes": 0, "inputs": {}}
+    assert manifest["splits"]["test"] == counts
 
 
 def test_what_a_source_holds_besides_is_told(tmp_path: Path) -> None:

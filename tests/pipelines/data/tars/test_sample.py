@@ -15,9 +15,9 @@ _text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lam
 _question = st.builds(
     Question, _text, st.none() | _text, st.lists(_text, max_size=3).map(tuple), st.none() | st.integers(0).map(str)
 )
-_texts = st.builds(Texts, st.lists(_text, max_size=3).map(tuple), st.lists(_question, max_size=3).map(tuple)).filter(
-    lambda texts: bool(texts.captions or texts.questions)
-)
+_texts = st.builds(
+    Texts, st.lists(_text, max_size=3).map(tuple), st.lists(_question, max_size=3).map(tuple), st.none() | _text
+).filter(lambda texts: bool(texts.kinds))
 
 
 @settings(max_examples=150, deadline=None)
@@ -37,6 +37,23 @@ def test_json_is_canonical() -> None:
 def test_numbers_may_be_ids() -> None:
     texts = parse_texts(b'{"questions": [{"question": "q?", "answer": "a", "id": 12}]}', None)
     assert texts.questions == (Question("q?", "a", (), "12"),)
+
+
+def test_the_class_is_in_the_json_or_in_a_member_of_its_own() -> None:
+    assert parse_texts(b'{"class": "dog", "url": "u"}', None) == Texts(label="dog")
+    assert parse_texts(b'{"captions": ["one"], "class": 7}', None) == Texts(("one",), label="7")
+    assert parse_texts(None, None, cls_bytes=b"7\n") == Texts(label="7")
+    assert parse_texts(b'{"class": 7}', None, cls_bytes=b"7") == Texts(label="7")
+    assert parse_texts(b'{"class": null}', None, cls_bytes=b" ") == Texts()
+    assert parse_metadata(b'{"class": "dog", "url": "u"}') == {"url": "u"}
+    for json_bytes, cls_bytes in (
+        (b'{"class": "dog"}', b"cat"),
+        (b'{"class": ["dog"]}', None),
+        (b'{"class": " "}', None),
+    ):
+        with pytest.raises(SampleError) as caught:
+            parse_texts(json_bytes, None, cls_bytes=cls_bytes)
+        assert caught.value.reason == Reason.BAD_SCHEMA
 
 
 def test_foreign_tars_are_read_as_they_are() -> None:
