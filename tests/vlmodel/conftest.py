@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from tests.vlmodel.media_files import saved_sound, saved_video
 from tests.vlmodel.tiny import collate, for_tasks, tiny_tree
 from vlmodel.model import VLModel
 from vlmodel.processor import Example, ProcessorConfig, VLProcessor
@@ -45,18 +46,31 @@ def encode(pixels: np.ndarray, format: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
+def further_inputs(number: int) -> dict[str, bytes]:
+    """A sound, a clip and a row, of other lengths for each number."""
+    rng = np.random.default_rng(number)
+    row = (
+        b'{"age": 40, "height": 1.8, "colour": "blue"}' if number else b'{"age": null, "height": 1, "colour": "green"}'
+    )
+    return {
+        "sound": saved_sound(rng.normal(0, 0.1, 450 - 150 * number).astype(np.float32), 2000),
+        "clip": saved_video(rng.integers(0, 256, (4 - 2 * number, 16, 16, 3), np.uint8)),
+        "facts": row,
+    }
+
+
 @pytest.fixture(scope="session")
 def examples() -> list[Example]:
     rng = np.random.default_rng(0)
     first, second = (encode(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 50), (32, 32)))
     return [
         Example(
-            {"image": first, "imu": b"1,2,3\n-1,0,1\n4,4,4\n.5,2,0\n0,0,9"},
+            {"image": first, "imu": b"1,2,3\n-1,0,1\n4,4,4\n.5,2,0\n0,0,9", **further_inputs(0)},
             ("what color is the shape?", "is there a red circle?"),
             ("red", "yes"),
             (1.0, 0.5),
         ),
-        Example({"image": second, "imu": b"1,1,1\n2,0,2\n0,1,0"}, ("a circle?",), ("no",)),
+        Example({"image": second, "imu": b"1,1,1\n2,0,2\n0,1,0", **further_inputs(1)}, ("a circle?",), ("no",)),
     ]
 
 

@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from tests.vlmodel.tiny import DEFAULT_KINDS, IMU, PACKAGES, batch_for, collate, package_of, tiny_modality, tiny_tree
+from tests.vlmodel.tiny import (
+    DEFAULT_KINDS,
+    IMU,
+    INPUT_OF_MEDIUM,
+    PACKAGES,
+    batch_for,
+    collate,
+    package_of,
+    tiny_input,
+    tiny_tree,
+)
 from vlmodel.config import ConfigError, part_kinds
 from vlmodel.fusion.concat import ConcatFusion
 from vlmodel.fusion.gated import GatedFusion
@@ -52,6 +62,7 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
 }
 CROSSED = {("language", "transformer"): 3}
 """So many variants of a kind are combined with every other part; of others the first alone."""
+INPUTS = ("image", *INPUT_OF_MEDIUM.values())
 VISION = [kind for kind in part_kinds("vlmodel.vision") if kind != "none"]
 """Kinds of vision encoders."""
 
@@ -95,9 +106,9 @@ def combinations_with_series() -> list[dict[str, dict[str, Any]]]:
         for kind in kinds_of("topology")
         for decoder in ("vqa", "caption")
     ]
-    found += [
-        {"inputs": {"imu": tiny_modality(kind)}} for kind in part_kinds("vlmodel.modality") if kind != IMU["kind"]
-    ]
+    others = [kind for kind in part_kinds("vlmodel.modality") if kind != IMU["kind"]]
+    found += [{"inputs": tiny_input(kind)} for kind in others]
+    found += [{"inputs": tiny_input(kind), "vision": {"kind": "none"}, "task": {"kind": "classify"}} for kind in others]
     return [combination for combination in found if not _refused(combination)]
 
 
@@ -107,10 +118,8 @@ def kinds_of(package: str) -> list[str]:
 
 def _refused(combination: dict[str, dict[str, Any]]) -> bool:
     """One topology is the text's encoder, which a decoder that reads the encoders alone would never see."""
-    return combination["topology"]["kind"] == "single" and combination["task"]["kind"] in (
-        "contrastive",
-        "multitask",
-    )
+    topology, task = (combination.get(part, {}).get("kind") for part in ("topology", "task"))
+    return topology == "single" and task in ("contrastive", "multitask")
 
 
 def name_of(combination: dict[str, dict[str, Any]]) -> str:
@@ -227,9 +236,11 @@ def without_first_inputs_and_last_text(batch: dict[str, Tensor], other_content: 
             array[-1] = False
         elif name.endswith("input_ids_NT") and other_content:
             array[-1] = 13 - array[-1]  # of the fourteen words
-        elif name.endswith("x_BTC") and other_content:
-            array[~changed["imu.mask_BT"]] = 7.0
-    for name in [name for name in changed if name.startswith(("image.", "imu."))]:
+        elif name.endswith(("x_BTC", "frames_BTHWC")) and other_content:
+            array[~changed[f"{name.partition('.')[0]}.mask_BT"]] = 7
+        elif name.endswith("x_BT") and other_content:
+            array[torch.arange(array.shape[1]) >= changed[f"{name.partition('.')[0]}.length_B"][:, None]] = 7.0
+    for name in [name for name in changed if name.partition(".")[0] in INPUTS]:
         changed[name] = changed[name][1:]
         changed[f"{name.partition('.')[0]}.place_B"] = torch.tensor([1, 0])
     return changed
@@ -238,6 +249,8 @@ def without_first_inputs_and_last_text(batch: dict[str, Tensor], other_content: 
 def padded_by_three(name: str, array: Tensor) -> Tensor:
     if name.endswith(("_NT", "_BT")):
         return torch.nn.functional.pad(array, (0, 3))
+    if name.endswith("_BTHWC"):
+        return torch.nn.functional.pad(array, (0, 0, 0, 0, 0, 0, 0, 3))
     return torch.nn.functional.pad(array, (0, 0, 0, 3)) if name.endswith("_BTC") else array
 
 
@@ -246,7 +259,7 @@ def of_one_image(batch: dict[str, Tensor], image: int) -> dict[str, Tensor]:
     found = {}
     for name, array in batch.items():
         task = name.rpartition(".")[0]
-        if task in ("image", "imu"):
+        if task in INPUTS:
             continue
         rows = batch[f"{task}.sample_N" if task else "sample_N"] == image
         if "distinct" in name:
@@ -260,7 +273,7 @@ def select_inputs(batch: dict[str, Tensor], sample: int) -> dict[str, Tensor]:
     found = {}
     for name, array in batch.items():
         of_input = name.rpartition(".")[0]
-        if of_input in ("image", "imu") and not name.endswith("place_B"):
+        if of_input in INPUTS and not name.endswith("place_B"):
             place = int(batch[f"{of_input}.place_B"][sample]) if f"{of_input}.place_B" in batch else sample
             found[name] = array[place : place + 1]
             if not len(found[name]):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmodel.config import parse, part_config
+from vlmodel.encoder_parts import ModalityPart
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import Example, VLProcessor
 from vlmodel.sample import TEXTS, Question, Sample, Texts
@@ -43,10 +44,32 @@ IMU: dict[str, Any] = {
 """Settings of a tiny encoder of the examples' input ``imu``."""
 
 
+TINY_MODALITIES: dict[str, dict[str, Any]] = {
+    "audio": {"rate": 2000, "mels": 8, "channels": 4, "time_stride": 2},
+    "video": {
+        "frames": 3,
+        "image_size": 16,
+        "tokens": "all",
+        "vision": {"kind": "cnn", "name": "resnet18", "stages": 1},
+    },
+    "row": {"numbers": {"age": {"mean": 40, "std": 10}, "height": {}}, "categories": {"colour": ["red", "blue"]}},
+}
+INPUT_OF_MEDIUM = {"series": "imu", "audio": "sound", "video": "clip", "row": "facts"}
+"""The examples' input of each medium."""
+
+
 def tiny_modality(kind: str) -> dict[str, Any]:
-    """Settings of a tiny encoder of another kind for the same input."""
+    """Settings of a tiny encoder of another kind."""
     known = part_config("vlmodel.modality", kind).model_fields
-    return {"kind": kind, **{key: value for key, value in IMU.items() if key in known and key != "kind"}}
+    small = {key: value for key, value in IMU.items() if key in known and key != "kind"}
+    return {"kind": kind, **small, **TINY_MODALITIES.get(kind, {})}
+
+
+def tiny_input(kind: str) -> dict[str, dict[str, Any]]:
+    """``model.inputs`` with a tiny encoder of this kind, for the examples' input of its medium."""
+    config = part_config("vlmodel.modality", kind)
+    assert issubclass(config, ModalityPart)
+    return {INPUT_OF_MEDIUM[config.medium]: tiny_modality(kind)}
 
 
 def package_of(setting: str) -> str:

@@ -14,7 +14,9 @@ from pydantic import Field
 from vlmodel.config import Section
 from vlmodel.errors import ExpectedError
 
-Defect = Literal["truncated", "undecodable", "too_large", "not_finite", "wrong_shape", "empty"]
+Defect = Literal[
+    "truncated", "undecodable", "too_large", "not_finite", "wrong_shape", "wrong_column", "no_track", "empty"
+]
 """What can be wrong with the bytes of an input."""
 
 Verify = Literal["decode", "header"]
@@ -45,9 +47,15 @@ class CheckLimits(Section):
     max_bytes: int = Field(256 << 20, ge=1)
     """Bytes of a file."""
     max_pixels: int = Field(100_000_000, ge=1)
-    """Pixels of an image."""
+    """Pixels of an image, or of a frame of a video."""
     max_values: int = Field(100_000_000, ge=1)
-    """Numbers of a series: its length times its channels."""
+    """Numbers of a series or a sound: its length times its channels."""
+    max_seconds: float = Field(3600.0, gt=0)
+    """Seconds of a sound or a video."""
+    max_channels: int = Field(64, ge=1)
+    """Channels of a sound."""
+    max_frames: int = Field(250_000, ge=1)
+    """Frames of a video."""
     verify: Verify = "decode"
     """"decode" decodes everything; "header" reads what the header says, and checks that the file's end is there."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
 
+from vlmodel.media._delimited import read_numbers
 from vlmodel.media.base import CheckLimits, Fact, Medium, MediumError, require_size
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ class SeriesMedium(Medium):
     """T time steps of C numbers each.
 
     A ``.npy`` file holds an array (T, C) or (T,) of integers, floats or booleans. A ``.csv`` file has a line for each
-    time step, with commas between its numbers; a first line may name the columns.
+    time step, with commas, semicolons or tabs between its numbers; a first line may name the columns.
     """
 
     name: ClassVar[str] = "series"
@@ -40,17 +42,28 @@ class SeriesMedium(Medium):
         return {"format": "npy" if is_npy else "csv", "length": length, "channels": channels}
 
 
-def decode_series(data: bytes, max_values: int) -> NDArray[np.float32]:
+def decode_series(data: bytes, max_values: int, columns: Sequence[str] = ()) -> NDArray[np.float32]:
     """A series as (T, C), T and C at least 1, all numbers finite.
 
     Nothing is unpickled, and no more memory is taken than the file's size and ``max_values`` allow.
 
+    Args:
+        columns: names of the columns of a CSV file that are read, in this order; all columns of numbers where empty.
+
     Raises:
-        MediumError: truncated; undecodable; wrong_shape: not one or two dimensions, or lines of different lengths;
+        MediumError: truncated; undecodable; wrong_column: one is missing, or has a cell that is no number; wrong_shape:
+            not one or two dimensions, or lines of different lengths;
             too_large: more than ``max_values`` numbers; empty: no number; not_finite: a NaN, an infinity, or a number
             that float32 cannot hold.
     """
-    x_TC = _decode_npy(data, max_values) if data.startswith(_MAGIC) else _decode_csv(data, max_values)
+    if not data.startswith(_MAGIC):
+        x_TC = read_numbers(data, columns, partial(_require_count, max_values=max_values))
+    elif columns:
+        raise MediumError(
+            "wrong_column", f"the columns of a .npy file have no names; {', '.join(columns)} are asked for"
+        )
+    else:
+        x_TC = _decode_npy(data, max_values)
     finite_TC = np.isfinite(x_TC)
     if not finite_TC.all():
         step, channel = np.argwhere(~finite_TC)[0]
@@ -91,36 +104,6 @@ def _decode_npy(data: bytes, max_values: int) -> NDArray[np.float32]:
     flat = np.frombuffer(data, header.dtype, math.prod(header.shape), header.offset)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.ascontiguousarray(flat.reshape(header.shape, order=header.order), dtype=np.float32)
-
-
-def _decode_csv(data: bytes, max_values: int) -> NDArray[np.float32]:
-    if (zero := data.find(0)) >= 0:  # valid UTF-8, but lost blocks of a disk are zeros
-        raise MediumError("undecodable", f"neither a .npy file nor text: byte {zero} is zero")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise MediumError("undecodable", f"neither a .npy file nor text: byte {error.start} is not UTF-8") from None
-    lines = [line for line in text.splitlines() if line.strip()]
-    if lines and not _is_numeric(lines[0]):
-        del lines[0]
-    channels = lines[0].count(",") + 1 if lines else 0
-    _require_count(len(lines), channels, max_values)
-    for number, line in enumerate(lines, 1):
-        if (count := line.count(",") + 1) != channels:
-            raise MediumError("wrong_shape", f"line {number} of the numbers has {count} of them, the first {channels}")
-    try:
-        with np.errstate(over="ignore"):
-            return np.loadtxt(lines, dtype=np.float64, delimiter=",", comments=None, ndmin=2).astype(np.float32)
-    except ValueError as error:
-        raise MediumError("undecodable", f"not numbers with commas between them: {error}") from None
-
-
-def _is_numeric(line: str) -> bool:
-    try:
-        [float(cell) for cell in line.split(",")]
-    except ValueError:
-        return False
-    return True
 
 
 def _require_count(length: int, channels: int, max_values: int) -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from vlmodel.encoder_parts import ModalityPart
-from vlmodel.locations import Location
 from vlmodel.media.base import CheckLimits, MediumError
 from vlmodel.media.series import decode_series
+from vlmodel.modality._settings import SequenceSettings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,15 +20,17 @@ if TYPE_CHECKING:
 _MAX_VALUES = CheckLimits().max_values
 
 
-class Config(ModalityPart):
+class Config(SequenceSettings):
     """A convolution over the time steps of each token, then Transformer layers."""
 
     medium: ClassVar[str] = "series"
-    non_backbone_settings: ClassVar[frozenset[str]] = frozenset({"projection", "weights", "frozen"})
 
     kind: Literal["series"] = "series"
     channels: int = Field(ge=1)
     """Numbers of a time step, which every series has."""
+    columns: list[str] = []
+    """Names of the columns of CSV files that are read, in this order, as ["gyroscope_x", "gyroscope_y"]; [] for all
+    columns of numbers."""
     max_steps: int = Field(4096, ge=1)
     """Longer series are cut to their first so many time steps."""
     stride: int = Field(4, ge=1)
@@ -38,27 +39,11 @@ class Config(ModalityPart):
     """Mean of each channel over the data, which is subtracted; () for none."""
     std: tuple[float, ...] = Field((), strict=False)
     """Standard deviation of each channel, by which it is divided; () for one."""
-    width: int = Field(128, ge=1)
-    """Width of the layers."""
-    depth: int = Field(2, ge=0)
-    """Transformer layers."""
-    heads: int = Field(4, ge=1)
-    """Attention heads; they share the width evenly."""
-    expansion: int = Field(4, ge=1)
-    """Width of the feed-forward layers, in multiples of ``width``."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout after attention and within the feed-forward layers."""
-    projection: int | None = Field(None, ge=1)
-    """Width of a linear projection of the tokens; null for none."""
-    weights: Location = ""
-    """State dict (.safetensors) of an encoder of the same settings; "" from scratch."""
-    frozen: bool = False
-    """Do not train stem and layers (the projection is always trained); they then run without gradient."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Config:
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width} cannot be shared by heads={self.heads}; make it a multiple")
+        if self.columns and len(self.columns) != self.channels:
+            raise ValueError(f"columns has {len(self.columns)} names, and channels={self.channels}; make them equal")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and (len(values) != self.channels or not np.isfinite(values).all()):
                 raise ValueError(
@@ -68,12 +53,9 @@ class Config(ModalityPart):
             raise ValueError(f"std={self.std} must be positive")
         return self
 
-    def is_frozen(self) -> bool:
-        return self.frozen
-
     def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
         """``x_TC`` float32, of at most ``max_steps`` time steps."""
-        x_TC = decode_series(data, _MAX_VALUES)
+        x_TC = decode_series(data, _MAX_VALUES, self.columns)
         if x_TC.shape[1] != self.channels:
             raise MediumError(
                 "wrong_shape", f"a series of {x_TC.shape[1]} channels; the model takes channels={self.channels}"

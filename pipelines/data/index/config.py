@@ -31,9 +31,15 @@ class IndexConfig(Section):
     max_bytes: int = Field(CheckLimits().max_bytes, ge=1)
     """Samples with an image or another input of more bytes are left out; texts have limits of their own."""
     max_pixels: int = Field(CheckLimits().max_pixels, ge=1, le=PILLOW_MAX_PIXELS)
-    """Images of more pixels are left out; no more are decoded."""
+    """Images of more pixels, and videos whose frames have more, are left out; no more are decoded."""
     max_values: int = Field(CheckLimits().max_values, ge=1)
-    """Series of more numbers (time steps times channels) are left out."""
+    """Series and sounds of more numbers (time steps times channels) are left out."""
+    max_seconds: float = Field(CheckLimits().max_seconds, gt=0)
+    """Sounds and videos of more seconds are left out."""
+    max_channels: int = Field(CheckLimits().max_channels, ge=1)
+    """Sounds of more channels are left out."""
+    max_frames: int = Field(CheckLimits().max_frames, ge=1)
+    """Videos of more frames are left out."""
     max_letters: int = Field(TextLimits.letters, ge=1)
     """Samples with a caption, question or answer of more letters are left out."""
     max_texts: int = Field(TextLimits.texts, ge=1)
@@ -51,11 +57,12 @@ class IndexConfig(Section):
     coco-val2017.tar)."""
     inputs: InputNames = PAIRS
     """What a sample must have, as ["image", "text"], ["text"] or ["image", "imu", "text?"]; those with ? may be
-    missing. KEY.jpg is the image, KEY.json and KEY.txt are the text, KEY.npy or KEY.csv is the series, and KEY.NAME.EXT
-    is the input NAME. Other members are ignored and counted."""
+    missing. KEY.jpg is the image, KEY.json, KEY.txt and KEY.cls (a class) are the text, KEY.wav, KEY.flac or KEY.mp3 is
+    the audio, KEY.npy or KEY.csv is the series, and KEY.NAME.EXT is the input NAME. Other members are ignored and
+    counted."""
 
     @property
     def scan(self) -> dict[str, Any]:
         """The settings that decide which samples are valid."""
-        names = {"max_bytes", "max_pixels", "max_values", "max_letters", "max_texts", "verify", "inputs"}
+        names = {*CheckLimits.model_fields, "max_letters", "max_texts", "inputs"}
         return self.model_dump(mode="json", include=names)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,7 +16,7 @@ from pipelines.data.tars.headers import Corruption, read_tar
 from pipelines.data.tars.inputs import PAIRS, TEXT
 from pipelines.data.tars.member_names import split_name
 from pipelines.data.tars.sample import TextLimits
-from vlmodel.media.base import CheckLimits, Verify
+from vlmodel.media.base import CheckLimits
 from vlmodel.media.registry import all_media
 
 
@@ -45,21 +46,18 @@ class Scan:
 def scan_tar(
     read: Callable[[int], bytes],
     *,
-    max_bytes: int = CheckLimits().max_bytes,
-    max_pixels: int = CheckLimits().max_pixels,
-    max_values: int = CheckLimits().max_values,
-    verify: Verify = "decode",
     inputs: Sequence[str] = PAIRS,
     max_letters: int = TextLimits.letters,
     max_texts: int = TextLimits.texts,
+    **limits_of_inputs: Any,
 ) -> Scan:
     """Read one tar from start to end, once.
 
     Args:
         read: gives the next bytes, b"" at the end.
-        max_bytes, max_pixels, max_values, verify: see ``CheckLimits``.
         inputs: what a sample must have and may have (``IndexConfig.inputs``).
         max_letters, max_texts: see ``TextLimits``.
+        limits_of_inputs: see ``CheckLimits``.
 
     Raises:
         OSError: what ``read`` raises.
@@ -77,7 +75,7 @@ def scan_tar(
     def is_wanted(name: str, n: int) -> bool:
         return rules.reads((split_name(name) or ("", ""))[1], n)
 
-    limits = CheckLimits(max_bytes=max_bytes, max_pixels=max_pixels, max_values=max_values, verify=verify)
+    limits = CheckLimits(**limits_of_inputs)
     rules = SampleRules(tuple(inputs), limits, TextLimits(max_letters, max_texts))
     groups = SampleGroups(rules)
     for item in read_tar(read_and_hash, is_wanted):

@@ -1,7 +1,8 @@
 """The inputs of a sample: their names, which member of a tar is which, and which of them a sample must have.
 
 ``KEY.jpg`` is the input "image": a member without a name of its own takes that of its medium (``vlmodel/media/``).
-``KEY.imu.npy`` is the input "imu". ``KEY.json``, ``KEY.txt`` and ``KEY.cls`` (WebDataset's class) are the input "text".
+``KEY.imu.npy`` is the input "imu", and ``KEY.row.json`` is the input "row". ``KEY.json``, ``KEY.txt`` and ``KEY.cls``
+(WebDataset's class) are the input "text".
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def input_of(extension: str) -> MemberInput | None:
 def member_extension(name: str, extension: str) -> str:
     """What follows the key in the name of an input's member; ``input_of`` is its inverse."""
     medium = medium_of(extension)
-    return extension if medium is not None and medium.name == name else f"{name}.{extension}"
+    has_own_name = medium is not None and medium.name == name and extension not in TEXT_EXTENSIONS
+    return extension if has_own_name else f"{name}.{extension}"
 
 
 def known_extensions(name: str) -> str:
@@ -57,8 +59,10 @@ def known_extensions(name: str) -> str:
         return " or ".join(f".{extension}" for extension in TEXT_EXTENSIONS)
     own = all_media().get(name)
     extensions = [extension for medium in ([own] if own else all_media().values()) for extension in medium.extensions]
-    prefix = "" if own else f".{name}"
-    return ", ".join(f"{prefix}.{extension}" for extension in extensions)
+    return ", ".join(
+        f".{extension}" if own and extension not in TEXT_EXTENSIONS else f".{name}.{extension}"
+        for extension in extensions
+    )
 
 
 def needed_inputs(inputs: Iterable[str]) -> dict[str, bool]:

@@ -57,5 +57,5 @@ def test_errors_can_be_pickled() -> None:
 
 
 def test_media_do_not_import_torch() -> None:
-    program = "import sys; from vlmodel.media.registry import media; media(); assert 'torch' not in sys.modules"
+    program = "import sys; from vlmodel.media.registry import all_media; all_media(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

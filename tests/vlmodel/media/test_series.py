@@ -36,6 +36,11 @@ def saved(array: np.ndarray, version: tuple[int, int] = (1, 0)) -> bytes:
         saved(np.asfortranarray(X)),
         b"1,-2.5\n3,.25\n5,1e6\n",
         b"left,right\n1,-2.5\n3,.25\n5,1e6",
+        b"left;right\n1;-2.5\n3;.25\n5;1e6",
+        b"left;right\n1;-2,5\n3,0;0,25\n5;1e6",
+        b"1\t-2.5\n3\t.25\n5\t1e6",
+        b"id,left,right\n0_7,1,-2.5\n0_7,3,.25\n0_8,5,1e6",
+        b'"left","right"\n"1","-2.5"\n"3",".25"\n"5","1e6"',
         b"\xef\xbb\xbfleft,right\r\n1,-2.5\r\n\r\n3, 0.25\r\n5,1000000\r\n",
     ],
 )
@@ -88,8 +93,10 @@ class Trap:
         (b"\x93NUMPY" + struct.pack("<BBH", 1, 0, 30) + b"__import__('os').getcwd()     ", "undecodable"),
         (b"PK\x03\x04" + bytes(40), "undecodable"),
         (b"\xff\xd8\xff\xe0", "undecodable"),
-        (b"1,2\n3,four\n", "undecodable"),
-        (b"1,2\n3,\n", "undecodable"),
+        (b"1,2\n3,four\n", "wrong_column"),
+        (b"a,b\n1,2\n3,four\n", "wrong_column"),
+        (b"1,2\n3,\n", "wrong_column"),
+        (b"1,2\n3,1_000\n", "wrong_column"),
         (b"1,2\n3\n", "wrong_shape"),
         (saved(np.zeros((2, 2, 2))), "wrong_shape"),
         (saved(np.array(3.0)), "wrong_shape"),
@@ -104,6 +111,22 @@ def test_defects(data: bytes, reason: str) -> None:
         MEDIUM.check(data, LIMITS)
     assert caught.value.reason == reason
     assert str(caught.value)
+
+
+def test_columns_by_name() -> None:
+    table = b"id,left,middle,right\nx,1,2,3\nx,4,5,6\n"
+    assert decode_series(table, 99, ["right", "left"]).tolist() == [[3, 1], [6, 4]]
+    for columns, message in (
+        (["up"], "column 'up' is there 0 times: id, left, middle, right"),
+        (["id"], "column 'id' has 'x' in line 1, which is no number"),
+    ):
+        with pytest.raises(MediumError, match=message) as caught:
+            decode_series(table, 99, columns)
+        assert caught.value.reason == "wrong_column"
+    for unnamed in (b"1,2\n3,4", saved(X)):
+        with pytest.raises(MediumError) as caught:
+            decode_series(unnamed, 99, ["left"])
+        assert caught.value.reason == "wrong_column"
 
 
 def test_objects_are_not_unpickled() -> None:

@@ -79,7 +79,7 @@ def test_a_member_without_a_name_is_the_input_of_its_medium():
     assert found.samples["left.width"].to_pylist() == [None, None, 48]
     for extension, name in (("jpg", "image"), ("npy", "series"), ("imu.csv", "imu"), ("json", "text")):
         assert input_of(extension).name == name
-    for extension in ("cls", "imu.cls", "1.npy", "image.npy", "captions.npy", "a.b.npy", "imu.json"):
+    for extension in ("md5", "imu.md5", "1.npy", "image.npy", "captions.npy", "a.b.npy", "captions.json"):
         assert input_of(extension) is None
     assert [member_extension("series", "csv"), member_extension("imu", "csv")] == ["csv", "imu.csv"]
 
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[str, list[Entry]]] = {
     "three dimensions": ("wrong_shape_series", [("5.imu.npy", npy_of(np.ones((2, 2, 2))))]),
     "no numbers": ("empty_series", [("5.imu.npy", npy_of(np.ones((0, 3))))]),
     "a ragged line": ("wrong_shape_series", [("5.imu.csv", b"a,b\n1,2\n3\n")]),
-    "words": ("undecodable_series", [("5.imu.csv", b"a,b\n1,2\n3,four\n")]),
+    "words": ("wrong_column_series", [("5.imu.csv", b"a,b\n1,2\n3,four\n")]),
     "too many numbers": ("too_large_series", [("5.imu.npy", npy_of(np.zeros((2001, 1), np.int8)))]),
     "too many bytes": ("too_large_series", [("5.imu.npy", npy_of(np.zeros((2000, 9))))]),
     "no bytes": (Reason.EMPTY_MEMBER, [("5.imu.npy", b"")]),
@@ -140,7 +140,7 @@ def test_what_is_said_of_a_fault_has_the_limit_or_the_remedy():
     found = scan(sample(1, "image", "text"), ["image", "imu", "text"])
     (fault,) = found.faults
     assert (fault.reason, fault.member) == ("missing_imu", "1.jpg")
-    assert "there is only .jpg, .json; the input 'imu' ends in .imu.jpg" in fault.detail
+    assert "there is only .jpg, .json; the input 'imu' ends in .imu.wav" in fault.detail
     assert ".imu.npy" in fault.detail
     found = scan(sample(1, "imu"), ["image", "text"])
     assert found.faults[0].reason is Reason.UNKNOWN_MEMBER
@@ -254,9 +254,9 @@ class TestIndexed:
             reader.read("a.tar", [1], inputs=["imu"])
 
     def test_inputs_that_are_not_read_are_counted_and_how_to_read_them_is_told(self, tmp_path):
-        write_tar(tmp_path, "a.tar", [*sample(1, "image", "imu", "text"), *sample(2, "image", "text"), ("2.cls", b"7")])
+        write_tar(tmp_path, "a.tar", [*sample(1, "image", "imu", "text"), *sample(2, "image", "text"), ("2.md5", b"7")])
         index = build_index(str(tmp_path))
-        assert index.passed_over() == {".imu.npy": 1, ".cls": 1}
+        assert index.passed_over() == {".imu.npy": 1, ".md5": 1}
         assert index.inputs == {"image": "image"}
         (line,) = [line for line in index.report().splitlines() if line.startswith("inputs that are not read")]
         told = re.search(r"data\.index\.inputs=(\[.*\])", line)

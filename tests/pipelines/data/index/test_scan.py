@@ -76,7 +76,7 @@ CASES: dict[str, tuple[str, list[Entry | tarfile.TarInfo]]] = {
     "large file": ("too_large_image", [("5.jpg", bytes((1 << 20) + 1)), ("5.json", TEXTS)]),
     "no image": ("missing_image", [("5.json", TEXTS)]),
     "image of another type": ("missing_image", [("5.svg", JPEG), ("5.json", TEXTS)]),
-    "neither image nor text": (Reason.UNKNOWN_MEMBER, [("5.cls", b"7")]),
+    "neither image nor text": (Reason.UNKNOWN_MEMBER, [("5.md5", b"7")]),
     "a dot too many": (Reason.UNKNOWN_MEMBER, [("5.v1.jpg", JPEG), ("5.v1.json", TEXTS)]),
     "NaN in JSON": (Reason.BAD_JSON, [("5.jpg", JPEG), ("5.json", b'{"caption": "a", "similarity": NaN}')]),
     "a long text": (Reason.TEXT_TOO_LONG, [("5.jpg", JPEG), ("5.txt", b"a" * 10_001)]),
@@ -209,7 +209,7 @@ def test_rows_of_sound_samples():
     data = tar_bytes(entries)
     found = scan(data)
     assert found.faults == []
-    assert found.passed_over == {".cls": 1}
+    assert found.passed_over == {}
     first, second = found.samples.to_pylist()
     assert (first["key"], first["image.width"], first["image.height"], first["image.format"]) == ("a/1", 20, 30, "jpeg")
     assert (first["captions"], first["questions"]) == (2, 1)
@@ -224,6 +224,8 @@ def test_rows_of_sound_samples():
     for what, name in (("image.", "2.png"), ("txt_", "2.txt"), ("json_", "2.json")):
         span = slice(second[f"{what}offset"], second[f"{what}offset"] + second[f"{what}size"])
         assert data[span] == dict(entries)[name]
+    assert data[second["cls_offset"] : second["cls_offset"] + second["cls_size"]] == b"7"
+    assert [row["present"] for row in (first, second)] == ["captions,image,questions", "captions,class,image"]
     assert first["key_hash"] == first["split_hash"] == hash_key("a/1")
 
 
@@ -242,7 +244,7 @@ def test_a_group_of_the_json_decides_the_split_hash():
 def test_what_no_sample_is_made_of_is_counted_or_a_row():
     names = [
         "._0001.jpg", "__MACOSX/._0001.jpg", "__MACOSX/a.jpg", "a/.DS_Store", "Thumbs.db", "LICENSE", "__index__",
-        "0001.seg.png", "0001.cls", "README.md", "frame.0001.jpg", "frame.0002.jpg", "frame.0002.txt", "README.md",
+        "0001.seg.png", "0001.md5", "README.md", "frame.0001.jpg", "frame.0002.jpg", "frame.0002.txt", "README.md",
     ]  # fmt: skip
     found = scan(tar_bytes([*sample(1), *((name, JPEG) for name in names), *sample(9)]))
     assert keys(found) == ["0001", "0009"]
@@ -254,7 +256,7 @@ def test_what_no_sample_is_made_of_is_counted_or_a_row():
     ]  # fmt: skip
     assert "the first dot of a base name ends the key ('frame')" in found.faults[1].detail
     assert found.passed_over == {
-        "hidden": 5, "no extension": 2, ".seg.png": 1, ".cls": 1, ".md": 2, ".0001.jpg": 1, ".0002.jpg": 1,
+        "hidden": 5, "no extension": 2, ".seg.png": 1, ".md5": 1, ".md": 2, ".0001.jpg": 1, ".0002.jpg": 1,
         ".0002.txt": 1,
     }  # fmt: skip
     many = scan(tar_bytes([*sample(1), *((f"0001.{n}", b"x") for n in range(60))]))

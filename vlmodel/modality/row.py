@@ -1,0 +1,114 @@
+"""Rows of a table: a token for each column (Gorishniy et al. 2021, arXiv:2106.11959)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from vlmodel.config import Section
+from vlmodel.media.base import CheckLimits, MediumError
+from vlmodel.media.row import decode_row
+from vlmodel.modality._settings import SequenceSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmodel.modality._row import RowEncoder
+
+
+class NumberColumn(Section):
+    """How a column of numbers is scaled."""
+
+    mean: float = 0.0
+    """Its mean over the data, which is subtracted."""
+    std: float = Field(1.0, gt=0)
+    """Its standard deviation, by which it is divided."""
+
+
+class Config(SequenceSettings):
+    """Numbers are scaled and multiplied by a vector of their column; categories have an embedding each. A missing value
+    has an embedding of its own, or is no token. Columns that are not named here are not read.
+    """
+
+    medium: ClassVar[str] = "row"
+
+    kind: Literal["row"] = "row"
+    numbers: dict[str, NumberColumn] = {}
+    """Columns of numbers, as {age = {mean = 41.5, std = 17.0}}; true and false are 1 and 0."""
+    categories: dict[str, list[str]] = {}
+    """Columns of categories with their values, as {colour = ["red", "blue"]}; another value counts as unknown, which
+    has an embedding of its own."""
+    missing: Literal["token", "none"] = "token"
+    """What a missing value becomes: a learned token, or no token."""
+
+    @model_validator(mode="after")
+    def _columns_are_named_once(self) -> Config:
+        if not self.numbers and not self.categories:
+            raise ValueError("numbers and categories are empty; name at least one column")
+        if both := sorted(self.numbers.keys() & self.categories.keys()):
+            raise ValueError(f"column {both[0]!r} is in numbers and in categories; name it in one of them")
+        for column, values in self.categories.items():
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"categories.{column} = {values}: name its values, each once")
+        if not all(math.isfinite(column.mean) and math.isfinite(column.std) for column in self.numbers.values()):
+            raise ValueError("numbers: mean and std must be finite")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns, in the order of the tokens: numbers, then categories, each by name."""
+        return (*sorted(self.numbers), *sorted(self.categories))
+
+    def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
+        """``numbers_C`` float32, scaled, and ``codes_C`` int64: of a category 1 + its place, or 0 for unknown; both are
+        0 where they do not apply. ``given_C`` bool: which values are there.
+        """
+        row = decode_row(data, CheckLimits().max_values)
+        numbers_C = np.zeros(len(self.columns), np.float32)
+        codes_C = np.zeros(len(self.columns), np.int64)
+        given_C = np.zeros(len(self.columns), np.bool_)
+        for place, column in enumerate(self.columns):
+            if (value := row.get(column)) is None:
+                continue
+            given_C[place] = True
+            if column in self.numbers:
+                numbers_C[place] = self._scaled(column, value)
+            else:
+                codes_C[place] = self._code(column, value)
+        return {"numbers_C": numbers_C, "codes_C": codes_C, "given_C": given_C}
+
+    def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
+        """``numbers_BC``, ``codes_BC`` and ``given_BC``."""
+        types = {"numbers": np.float32, "codes": np.int64, "given": np.bool_}
+        empty = (0, len(self.columns))
+        return {
+            f"{name}_BC": np.stack([row[f"{name}_C"] for row in decoded]) if decoded else np.zeros(empty, kind)
+            for name, kind in types.items()
+        }
+
+    def build(self) -> RowEncoder:
+        from vlmodel.modality._row import RowEncoder
+
+        return RowEncoder(self)
+
+    def _scaled(self, column: str, value: float | str | bool) -> float:
+        if isinstance(value, str):
+            raise MediumError("wrong_column", f"column {column!r} is the text {value!r:.40}; the model takes a number")
+        scale = self.numbers[column]
+        return (float(value) - scale.mean) / scale.std
+
+    def _code(self, column: str, value: float | str | bool) -> int:
+        text = value if isinstance(value, str) else _as_text(value)
+        values = self.categories[column]
+        return 1 + values.index(text) if text in values else 0
+
+
+def _as_text(value: float | bool) -> str:
+    """As people write it in a list of categories: true, 3, 2.5."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if value == int(value) else str(value)

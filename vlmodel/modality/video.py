@@ -1,0 +1,80 @@
+"""Videos: a vision encoder for each of some frames, then a Transformer over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from vlmodel.config import part
+from vlmodel.images.resize import Resize, resize_to_square
+from vlmodel.media.base import CheckLimits, MediumError
+from vlmodel.media.video import decode_video
+from vlmodel.modality._settings import LayerSettings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from vlmodel.modality._video import VideoEncoder
+
+
+class Config(LayerSettings):
+    """Frames at equal distances, each encoded as an image, and Transformer layers over all of their tokens.
+
+    The backbone is that of ``vision``: if it is frozen (``vision.frozen``), its features of all frames are cached, and
+    the layers over time are trained.
+    """
+
+    medium: ClassVar[str] = "video"
+    non_backbone_settings: ClassVar[frozenset[str]] = frozenset(
+        {"width", "depth", "heads", "expansion", "dropout", "projection", "tokens"}
+    )
+
+    kind: Literal["video"] = "video"
+    frames: int = Field(8, ge=1, le=1024)
+    """Frames that are read: the middle one of each of so many equally long parts of a video."""
+    image_size: int = Field(112, ge=1)
+    """Side of the square to which each frame is brought, in pixels."""
+    resize: Resize = "squash"
+    """"squash" distorts the whole frame to a square; "crop" cuts out the square in its center."""
+    tokens: Literal["pooled", "all"] = "pooled"
+    """One token a frame, the pooled vector of its image; or all tokens of each image."""
+    vision: part("vlmodel.vision", "cnn") = Field({}, validate_default=True)  # type: ignore[valid-type]
+    """Encoder of a frame."""
+
+    @model_validator(mode="after")
+    def _vision_takes_the_frames(self) -> Config:
+        if not self.vision.reads_images:
+            raise ValueError(f"vision.kind={self.vision.kind!r} encodes no images; name an encoder of frames")
+        self.vision.check_image(self.image_size)
+        return self
+
+    def is_frozen(self) -> bool:
+        return bool(self.vision.is_frozen())
+
+    def decode(self, data: bytes) -> dict[str, NDArray[Any]]:
+        """``frames_THWC`` uint8, RGB: at most ``frames`` of them, in their order."""
+        frames_THWC = np.empty((self.frames, self.image_size, self.image_size, 3), np.uint8)
+        count = 0
+        for _, rgb_HWC in decode_video(data, CheckLimits(), lambda timeline: timeline.spread(self.frames)):
+            resize_to_square(rgb_HWC, self.image_size, self.resize, frames_THWC[count])
+            count += 1
+        if not count:
+            raise MediumError("empty", "a video without a frame")
+        return {"frames_THWC": frames_THWC[:count]}
+
+    def collate(self, decoded: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[np.generic]]:
+        """``frames_BTHWC`` uint8, padded with black frames to the longest, and ``mask_BT``, True for real ones."""
+        length_B = np.array([len(video["frames_THWC"]) for video in decoded], np.int64)
+        mask_BT = np.arange(length_B.max(initial=1)) < length_B[:, None]
+        frames_BTHWC = np.zeros((*mask_BT.shape, self.image_size, self.image_size, 3), np.uint8)
+        for video, frames_THWC in zip(decoded, frames_BTHWC, strict=True):
+            frames_THWC[: len(video["frames_THWC"])] = video["frames_THWC"]
+        return {"frames_BTHWC": frames_BTHWC, "mask_BT": mask_BT}
+
+    def build(self) -> VideoEncoder:
+        from vlmodel.modality._video import VideoEncoder
+
+        return VideoEncoder(self)
