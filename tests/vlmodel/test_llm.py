@@ -65,18 +65,14 @@ def encoded(rows: int = 3, pictures: bool = True) -> DecoderInput:
     mask_BS = torch.ones(rows, 5, dtype=torch.bool)
     mask_BS[0, 3:], mask_BS[-1] = False, False
     tokens = Tokens(torch.randn(rows, 5, 16), mask_BS & pictures, torch.randn(rows, 16))
-    return DecoderInput({"vision": tokens}, {"vision": torch.arange(rows)}, None, Prompts(ids_NT, mask_NT))
+    return DecoderInput({"vision": tokens}, {"vision": torch.arange(rows)}, None, prompts=Prompts(ids_NT, mask_NT))
 
 
 def row(batch: DecoderInput, n: int) -> DecoderInput:
     assert batch.prompts is not None
     prompts = Prompts(batch.prompts.ids_NT[n : n + 1], batch.prompts.mask_NT[n : n + 1])
-    return DecoderInput(
-        {"vision": batch.streams["vision"].select(torch.tensor([n]))},
-        {"vision": torch.zeros(1, dtype=torch.long)},
-        None,
-        prompts,
-    )
+    streams = {"vision": batch.streams["vision"].select(torch.tensor([n]))}
+    return DecoderInput(streams, {"vision": torch.zeros(1, dtype=torch.long)}, None, prompts=prompts)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ class LanguageModel(parts.TextWriter):
         elif config.training == "lora":
             lora.inject(self.inner, config.lora, exclude=_without_adapter(self.inner))
         if config.gradient_checkpointing:
-            self.inner.gradient_checkpointing_enable({"use_reentrant": False})
+            self.inner.activation_checkpointing_enable({"use_reentrant": False})
 
     def forward(  # type: ignore[override]
         self,
