@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 _LINE_EVERY_S = 5.0
 _LOG_COLUMNS = 80
-_BAR_COLUMNS = 12
+_BAR_COLUMNS, _ROWS = 12, 20
 
 
 class Progress:
@@ -60,7 +60,8 @@ class Progress:
     def _show_bar(self, done: int, total: int, parts: Sequence[str]) -> None:
         columns = shutil.get_terminal_size().columns - 1
         if self._bar is None:
-            self._bar = tqdm(total=total, file=self._out, bar_format="{desc}  {bar}", ncols=columns)
+            # A terminal that tells no size has 0 rows, and tqdm would show nothing.
+            self._bar = tqdm(total=total, file=self._out, bar_format="{desc}  {bar}", ncols=columns, nrows=_ROWS)
             for redirect, stream in (
                 (contextlib.redirect_stdout, sys.stdout),
                 (contextlib.redirect_stderr, sys.stderr),

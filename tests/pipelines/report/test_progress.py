@@ -10,6 +10,8 @@ import subprocess
 import sys
 import termios
 
+import pytest
+
 from pipelines.report.progress import Progress, clock, fitting
 from tests.jobs.conftest import ROOT
 
@@ -61,9 +63,10 @@ print("end")
 """
 
 
-def test_lines_appear_above_the_bar_of_a_terminal() -> None:
+@pytest.mark.parametrize("size", [(24, 80), (0, 0)], ids=["24 x 80", "unknown"])
+def test_lines_appear_above_the_bar_of_a_terminal(size: tuple[int, int]) -> None:
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")} | {"PYTHONPATH": str(ROOT)}
     done = subprocess.Popen([sys.executable, "-c", _BAR], stdout=slave, stderr=slave, stdin=slave, env=environment)
     os.close(slave)
