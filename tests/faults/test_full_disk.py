@@ -79,7 +79,8 @@ def test_a_full_disk_ends_the_job_and_the_last_checkpoint_continues(
     printed = said(folder, name)
     assert "No space left on device" in printed.splitlines()[-1]
     assert "continues from the last whole checkpoint" in printed.splitlines()[-1]
-    assert len(printed.splitlines()) < 1000, "each restart of a worker is told by Ray, and no write that failed"
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) < 100, "each failure of workers is a line"
     assert printed.count("metrics are not recorded for now") <= 8, "once for each time that a worker was started"
     last = final(disk.seen, name)
     assert last.step >= 12
