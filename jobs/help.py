@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -40,7 +39,9 @@ def lines(chosen: Mapping[str, str], sections: Sequence[str] = ()) -> Iterator[s
     rank = {section: number for number, section in enumerate(sections)}
     for key, default, doc in sorted(explained, key=lambda entry: rank.get(entry[0].partition(".")[0], len(rank))):
         shown = default if len(default) <= 40 else f"{default[:37]}..."
-        yield textwrap.fill(f"{key} = {shown}  {doc}", width, initial_indent="  ", subsequent_indent="      ")
+        yield textwrap.fill(
+            f"{key} = {shown}  {doc.replace('``', '')}", width, initial_indent="  ", subsequent_indent="      "
+        )
 
 
 def plain(doc: str) -> str:
@@ -51,6 +52,8 @@ def plain(doc: str) -> str:
 
 def chosen_kinds(config_file: str | None, overrides: Sequence[str]) -> dict[str, str]:
     """The kinds of parts that a file of settings and overrides name, by the dotted key of the part."""
+    import tomllib  # Python 3.11: see ``_python``
+
     kinds: dict[str, str] = {}
     if config_file is not None:
         with suppress(OSError, ValueError):  # The job itself says what is wrong with it; help is shown anyway.

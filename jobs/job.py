@@ -6,6 +6,7 @@ What is slow to import (torch, Ray, MLflow) is imported after the command line i
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import io
 import json
@@ -18,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jobs import help
+from jobs import _python, help
 from pipelines.workflows import signals
 
 CONFIGS = Path(__file__).with_name("configs")
@@ -66,6 +67,7 @@ def _run(
     doc: str,
     run: Callable[[Any], Any] | None,
 ) -> int:
+    _python.check()
     _print_everything()
     arguments = _argument_parser(name, doc, flags).parse_args(argv)
     if arguments.help:
@@ -79,7 +81,10 @@ def _run(
     os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        config = load(JobConfig, config_file(arguments.config), [*arguments.flags, *arguments.override])
+        file = config_file(arguments.config)
+        if file is not None and not Path(file).exists():
+            raise ConfigError(_missing_file(file))
+        config = load(JobConfig, file, [*arguments.flags, *arguments.override])
     except ConfigError as error:
         print(f"{name}: {error}\n(settings: python -m jobs.{name} --help)", file=sys.stderr)
         return 2
@@ -102,6 +107,13 @@ def config_file(named: str | None) -> str | None:
         return named
     packaged = CONFIGS / f"{named}.toml"
     return str(packaged) if Path(named).name == named and packaged.is_file() else named
+
+
+def _missing_file(named: str) -> str:
+    packaged = sorted(file.stem for file in CONFIGS.glob("*.toml"))
+    close = difflib.get_close_matches(Path(named).stem, packaged, 1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"configuration file {named!r} does not exist; {meant}packaged are {', '.join(packaged)}"
 
 
 def _print_everything() -> None:

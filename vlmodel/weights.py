@@ -37,7 +37,9 @@ def open_config(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # broken files raise anything
-        raise WeightsError(f"{setting}={source!r} cannot be opened: {error}") from error
+        raise WeightsError(
+            f"{setting}={source!r} cannot be opened: {one_line(error)}; without a network, name the folder of a copy"
+        ) from error
     if reason := unsupported_reason(config.model_type):
         raise ConfigError(f"{setting}={source!r}: its architecture {config.model_type!r} {reason}")
     if config.vocab_size < vocabulary_size:
@@ -46,6 +48,11 @@ def open_config(
             "tokenizer that belongs to it"
         )
     return config
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error without its line breaks."""
+    return " ".join(str(error).split())
 
 
 def open_model(auto_class: Any, setting: str, source: str, config: Any) -> tuple[Any, set[str]]:

@@ -26,6 +26,9 @@ def run(work: Workspace) -> ImportSummary:
             f"import test: the source has none, so {summary.test_fraction:.0%} of its train samples, chosen by hash, "
             "became one (source.test_fraction)"
         )
+    questions, unanswered = (sum(getattr(of, n) for of in summary.splits.values()) for n in ("questions", "unanswered"))
+    if questions and questions == unanswered:
+        print("import: no question has an answer: such data can be answered (predict), and nothing learns from them")
     if summary.rejected:
         print(f"import left out: {', '.join(f'{n} {reason}' for reason, n in summary.rejected.items())}")
     if summary.passed_over:

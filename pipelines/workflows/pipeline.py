@@ -19,6 +19,7 @@ from pipelines.serve.deployment.address import check_port_free
 from pipelines.tracking.address import TrackingError, page_command, tracking_uri
 from pipelines.tracking.page import experiment_address
 from pipelines.tracking.store import open_store
+from pipelines.train import run_folder
 from pipelines.workflows import evaluate, import_data, index, promote, serve, train, training_data
 from pipelines.workflows.cluster import connected
 from pipelines.workflows.workspace import Workspace
@@ -36,6 +37,8 @@ def run(work: Workspace) -> None:
     if not _is_server(tracking_uri(work.config.tracking, work.storage)):
         check_port_free(_PAGE_HOST, work.config.tracking.page_port, "tracking.page_port")
     tls.check(work.config.serve.tls)
+    with run_folder.exclusive(work.run_folder):
+        pass  # Who else trains this run is told before the import, and not after it.
     begun = time.perf_counter()
     with connected(work.config.cluster), contextlib.ExitStack() as services:
         import_data.run(work)

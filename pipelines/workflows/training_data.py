@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from pipelines.data.index.index import Index
@@ -21,7 +21,7 @@ from pipelines.knowledge.opened import open_linker
 from pipelines.knowledge.store import FactStore
 from pipelines.tracking.tracker import Tracker
 from pipelines.workflows.workspace import Workspace, absolute
-from vlmodel.config import ConfigError
+from vlmodel.config import ConfigError, parse_part, part_kinds
 
 
 def open_indexes(work: Workspace, evaluation_index: Index, *, newest: bool = False) -> dict[str, Index]:
@@ -114,11 +114,26 @@ def check_learnable(work: Workspace, training_indexes: Mapping[str, Index]) -> N
     """
     for name, task in work.config.model.task.tasks().items():
         if not sum(index.count(task.can_learn, "train") for index in training_indexes.values()):
+            others = "" if name else " and ".join(_kinds_that_learn(training_indexes.values()))
+            fitting = f", or a task that learns of what they have: model.task.kind={others}" if others else ""
             raise DataError(
                 f"no train sample of {' and '.join(index.tars for index in training_indexes.values())} has "
                 f"{task.learns_from}, of which {f'task {name!r}' if name else 'the model'} learns; choose data that "
-                f"has some{', or leave the task out of model.task.heads' if name else ''}"
+                f"has some{', or leave the task out of model.task.heads' if name else fitting}"
             )
+
+
+def _kinds_that_learn(indexes: Collection[Index]) -> list[str]:
+    """The kinds of tasks for which the data have training samples."""
+    found = []
+    for kind in part_kinds("vlmodel.tasks"):
+        try:
+            part = parse_part("vlmodel.tasks", {"kind": kind})
+        except ConfigError:  # It needs further settings.
+            continue
+        if all(sum(i.count(task.can_learn, "train") for i in indexes) for task in part.tasks().values()):
+            found.append(kind)
+    return found
 
 
 def check_judged(work: Workspace, evaluation_index: Index) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from jobs import cli
 from jobs import promote as promote_job
 from jobs.job import main
 from pipelines.errors import DataError
+from pipelines.train import run_folder
 from pipelines.workflows import (
     ablate,
     evaluate,
@@ -31,7 +33,7 @@ from pipelines.workflows import (
     tune,
 )
 from pipelines.workflows.config import JobConfig
-from tests.jobs.conftest import ROOT
+from tests.jobs.conftest import ROOT, coloured_pictures
 from vlmodel.config import dump, load, parse
 
 MODULES = {
@@ -79,6 +81,7 @@ def test_help_shows_the_settings_of_the_kinds_on_the_line(capsys: pytest.Capture
     assert "source.kind = table" in shown
     assert "source.file = required" in shown
     assert "source.image_size" not in shown
+    assert "``" not in shown
     assert shown.index("source.file") < shown.index("train.epochs"), "what the job is about comes first"
     assert main("import_data", ["--help", "--config", "demo", "model.fusion.kind=concat"]) == 0
     shown = capsys.readouterr().out
@@ -218,6 +221,70 @@ def test_features_of_texts_are_kept_while_images_change() -> None:
     assert parse(JobConfig, tree).kept_streams() == ("vision",)
 
 
+def test_a_missing_config_names_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("train", ["--config", "demoo"]) == 2
+    says = "configuration file 'demoo' does not exist; did you mean demo? packaged are "
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (["kind=table", "file={}/none.csv"], "none.csv' does not exist; set source.file to the table"),
+        (["kind=table", "file={}/book.xlsx"], "is a spreadsheet; save its sheet as CSV (UTF-8) and name that"),
+        (["kind=table", "file={}/wrong.csv"], "no column 'image' (source.image); its columns are 'picture', 'text'"),
+        (["kind=table", "file={}/no-text.csv"], "has neither a caption nor a question column; name one of 'image'"),
+        (["kind=folder", "folder={}/none"], "none' does not exist; set source.folder to the folder of the pictures"),
+        (["kind=folder", "folder={}/empty"], "empty' is empty; set source.folder to the folder of the pictures"),
+        (["kind=folder", "folder={}/notes"], "gave no usable sample (it holds 1 .txt files); correct it"),
+    ],
+)
+def test_a_source_that_is_none_is_told_in_one_line(
+    source: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("a")
+    (tmp_path / "wrong.csv").write_text("picture,text\na.png,b\n")
+    (tmp_path / "no-text.csv").write_text("image\na.png\n")
+    (tmp_path / "book.xlsx").write_bytes(b"PK\x03\x04")
+    overrides = [f"source.{setting.format(tmp_path)}" for setting in source]
+    assert main("import_data", [*overrides, f"data.tars={tmp_path / 'tars'}"]) == 1
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert shown.startswith("import_data: ")
+    assert len(shown.splitlines()) == 1
+    assert not (tmp_path / "tars").exists()
+
+
+def test_a_table_without_answers_is_told_at_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    coloured_pictures(folder, train=4, val=2, test=2)
+    table = folder / "questions.csv"
+    table.write_text(table.read_text().replace("answer", "reply", 1))
+    arguments = ["source.kind=table", f"source.file={table}", f"data.tars={tmp_path / 'tars'}"]
+    assert main("import_data", arguments) == 0
+    shown = capsys.readouterr().out
+    assert "import train: 8 of these questions have no answer; source.answer names their column" in shown
+    assert "no question has an answer: such data can be answered (predict), and nothing learns from them" in shown
+
+
+OLD = """
+import sys
+real, sys.version_info = sys.version_info, (3, 10, 13, "final", 0)
+from jobs import train
+sys.exit(train.main(["--help"]))
+"""
+
+
+def test_an_old_python_is_told_in_one_line() -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", OLD], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"raylm needs Python 3\.11 or newer, and \S+ is 3\.10\.13; run it with .*\n", done.stderr)
+
+
 def test_a_missing_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main("train", ["--config", "no/such.toml"]) == 2
     assert "'no/such.toml' does not exist" in capsys.readouterr().err
@@ -267,6 +334,20 @@ def test_a_busy_port_is_found_before_the_work(tmp_path: Path, capsys: pytest.Cap
         port = taken.getsockname()[1]
         assert main("pipeline", [f"serve.port={port}", f"storage={tmp_path}"]) == 1
     assert f"port {port} on 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_a_run_that_another_job_trains_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [f"serve.port={port}", f"storage={tmp_path}", "name=mine", f"data.tars={tmp_path / 'tars'}"]
+    with run_folder.exclusive(f"{tmp_path}/mine"):
+        assert main("pipeline", arguments) == 1
+    shown = capsys.readouterr().err
+    assert re.search(rf"mine is under way: process {os.getpid()} on \S+ since .* writes there; wait until", shown)
+    assert not (tmp_path / "tars").exists()
 
 
 def test_a_name_may_look_like_a_number() -> None:

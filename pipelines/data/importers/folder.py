@@ -15,6 +15,7 @@ from pipelines.data.importing.importer import Importer, Reject, SourceContents, 
 from pipelines.data.tars.errors import SampleError
 from pipelines.data.tars.inputs import TEXT, InputNames, needed_inputs
 from pipelines.data.tars.sample import GROUP
+from pipelines.errors import DataError
 from vlmodel.locations import Location
 from vlmodel.sample import Texts
 
@@ -73,6 +74,9 @@ class Config(Importer):
 
     def _open(self) -> tuple[Images, FilesBeside]:
         root = resolve_path(self.folder)
+        if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+            problem = "is empty" if root.exists() else "does not exist"
+            raise DataError(f"the folder {str(root)!r} {problem}; set source.folder to the folder of the pictures")
         return Images(root), FilesBeside(root, frozenset(needed_inputs(self.inputs)) - {"image", TEXT})
 
     def _read_samples(self, images: Images, beside: FilesBeside, names: list[str]) -> Iterator[SourceSample | Reject]:

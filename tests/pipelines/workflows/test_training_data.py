@@ -7,6 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,15 @@ def test_models_are_not_judged_on_texts_alone(data: Path, said: Path) -> None:
         DataError, match=r"judged on images with texts, and .*said is .* indexed as \['text'\].* data\.mix"
     ):
         train.open_checked(workspace(data, f"data.tars={said}", "data.index.inputs=text", "data.mix={}"))
+
+
+def test_a_task_that_would_learn_of_the_data_is_named(tmp_path: Path) -> None:
+    captions = frozenset({"image", "captions"})
+    index = SimpleNamespace(tars="photos", count=lambda can_learn, split: 5 * can_learn(captions))
+    asks = Workspace(load(JobConfig, None, ["model.task.kind=vqa", f"storage={tmp_path}"]))
+    says = r"no train sample of photos has questions.*; choose data that has some, or .* model\.task\.kind=caption and"
+    with pytest.raises(DataError, match=says):
+        training_data.check_learnable(asks, {"": index})
 
 
 @pytest.mark.parametrize(
