@@ -18,6 +18,7 @@ from vlmodel import bases, parts
 from vlmodel.array_names import select_task_arrays
 from vlmodel.config import ConfigError, dump, parse
 from vlmodel.encoder_parts import TEXT
+from vlmodel.images.preprocessing import as_pair
 from vlmodel.model_config import AUTO_FILE, AUTO_MAP, ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import VLProcessor
 from vlmodel.task import Task
@@ -123,7 +124,7 @@ class VLModel(PreTrainedModel):
         """
         tree.check_processor(processor.config)
         tree.task.check_tokenizer(processor.tokenizer)
-        resolved = tree.resolve(vocabulary_of(processor))
+        resolved = tree.resolve(vocabulary_of(processor), as_pair(processor.config.image_size))
         resolved.check_processor(processor.config)  # again, as only now the limits of pretrained parts are known
         model = cls(VLConfig.of(dump(resolved), processor))
         for part in model.pretrainable_parts():
@@ -185,6 +186,8 @@ class VLModel(PreTrainedModel):
         model, info = loaded
         model.name_or_path = model.config.name_or_path = folder
         refuse_mismatched_weights(folder, info)
+        for part in model.pretrainable_parts():
+            part.restore_buffers()
         # transformers replaces the parameters of ``__init__`` by trained, contiguous ones.
         for name in model._untrained:
             model.get_parameter(name).requires_grad_(False)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from vlmodel import parts
 from vlmodel.config import ConfigError, Section, part
 from vlmodel.encoder_parts import IMAGE, TEXT, ModalityPart
+from vlmodel.images.preprocessing import as_pair
 from vlmodel.media.registry import all_media
 from vlmodel.streams import StreamAdapters
 from vlmodel.tasks import DEFAULT
@@ -159,10 +160,20 @@ class ModelConfig(Section):
         needs_tokens = reads_tokens and self.language.outputs_tokens()
         return "pooled" if self.language.can_pool_features() and not needs_tokens else "tokens"
 
-    def resolve(self, vocabulary: parts.Vocabulary) -> ModelConfig:
-        """The same with everything that building it needs."""
+    def resolve(self, vocabulary: parts.Vocabulary, image_size: tuple[int, int]) -> ModelConfig:
+        """The same with everything that building it needs.
+
+        Args:
+            image_size: height and width of the images.
+        """
         language = self.language.without_layers() if self.topology.encodes_text else self.language
-        return self.model_copy(update={"language": language.resolve(vocabulary), "task": self.task.resolve(vocabulary)})
+        return self.model_copy(
+            update={
+                "vision": self.vision.resolve(image_size),
+                "language": language.resolve(vocabulary),
+                "task": self.task.resolve(vocabulary),
+            }
+        )
 
     def check_processor(self, processor: ProcessorConfig) -> None:
         """Refuse a processor whose images or texts the encoders cannot take.
@@ -197,7 +208,7 @@ class ModelConfig(Section):
         Raises:
             WeightsError: a pretrained part does not exist.
         """
-        resolved = self.resolve(vocabulary_of(processor))
+        resolved = self.resolve(vocabulary_of(processor), as_pair(processor.config.image_size))
         longest = resolved.language.longest_text()
         if longest is not None:
             longest -= self.knowledge.extra_tokens()

@@ -72,6 +72,9 @@ class Pretrainable(nn.Module):
             WeightsError: they do not exist or do not fit.
         """
 
+    def restore_buffers(self) -> None:
+        """Compute what no checkpoint holds (non-persistent buffers); called after the weights were loaded."""
+
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:
         """The trained parameters with pretrained values, which need a smaller learning rate than new ones."""
         return iter(())
@@ -191,6 +194,14 @@ class VisionPart(EncoderPart):
     """
 
     reads_images: ClassVar[bool] = True
+
+    def resolve(self, image_size: tuple[int, int]) -> VisionPart:
+        """The same with everything that ``build`` needs, so that a checkpoint depends on no other files.
+
+        Args:
+            image_size: height and width of the images.
+        """
+        return self
 
     def build(self) -> VisionEncoder:
         raise NotImplementedError

@@ -17,6 +17,7 @@ from pipelines.storage.manifest import MANIFEST, ManifestError
 from pipelines.tracking.provenance import flatten
 from vlmodel.bases import FOLDER
 from vlmodel.config import ConfigError, dump, parse
+from vlmodel.images.preprocessing import as_pair
 from vlmodel.model_config import ModelConfig, VLConfig, vocabulary_of
 from vlmodel.processor import ProcessorConfig, VLProcessor
 from vlmodel.weights import WeightsError
@@ -69,8 +70,9 @@ def load_matching_processor(model: Path, config: ModelConfig, processor: Process
     """
     loaded = VLProcessor.from_pretrained(model)
     saved = VLConfig.from_pretrained(str(model)).check_tree(str(model))
+    resolved = config.resolve(vocabulary_of(loaded), as_pair(loaded.config.image_size))
     changes = [
-        *_setting_differences("model", dump(config.resolve(vocabulary_of(loaded))), dump(parse(ModelConfig, saved))),
+        *_setting_differences("model", dump(resolved), dump(parse(ModelConfig, saved))),
         *_setting_differences("processor", dump(with_inferred_limits(processor, loaded.config)), dump(loaded.config)),
     ]
     if changes:

@@ -43,7 +43,7 @@ def new_model(tree: ModelConfig, labels: int) -> VLModel:
     """A model for so many answers, ready to train."""
     names = {i: str(i) for i in range(labels)}
     config = VLConfig(vocab_size=WORDS, id2label=names, label2id={name: i for i, name in names.items()})
-    config.model = dump(tree.resolve(Vocabulary(WORDS, 0, labels)))
+    config.model = dump(tree.resolve(Vocabulary(WORDS, 0, labels), (224, 224)))
     return VLModel(config).train()
 
 

@@ -41,6 +41,24 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
         {"stages": 2, "output": "multiscale"},
         {"name": "cifar_resnet20", "stages": None},
     ],
+    ("vision", "timm"): [
+        {},
+        {"frozen": True, "pooling": "mean", "projection": 12},
+        {"name": "resnet18", "settings": {"zero_init_last": False}, "stages": 3, "output": "multiscale"},
+        {
+            "name": "swin_tiny_patch4_window7_224",
+            "settings": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+            "output": "pooled",
+        },
+    ],
+    ("vision", "hf"): [
+        {"pooling": "mean"},  # of its own pooled vector a fusion need not read anything
+        {"output": "pooled", "frozen_stages": 1},
+        {
+            "architecture": "swin",
+            "settings": {"patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        },
+    ],
     ("language", "transformer"): [
         {},
         {"architecture": "roberta", "pooling": "mean", "projection": 12},
@@ -60,7 +78,7 @@ VARIANTS: dict[tuple[str, str], list[dict[str, Any]]] = {
         }
     ],
 }
-CROSSED = {("language", "transformer"): 3}
+CROSSED = {("language", "transformer"): 3, ("vision", "timm"): 0, ("vision", "hf"): 0}
 """So many variants of a kind are combined with every other part; of others the first alone."""
 INPUTS = ("image", *INPUT_OF_MEDIUM.values())
 VISION = [kind for kind in part_kinds("vlmodel.vision") if kind != "none"]

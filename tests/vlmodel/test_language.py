@@ -156,7 +156,7 @@ def test_there_is_no_place_beyond_the_longest_text(architecture: str) -> None:
 
 def test_longer_texts_than_a_pretrained_encoder_takes_are_refused(tmp_path: Path) -> None:
     saved(tmp_path, architecture="roberta", positions=11)
-    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}}).resolve(VOCABULARY)
+    tree = parse(ModelConfig, {"language": {"pretrained": str(tmp_path)}}).resolve(VOCABULARY, (32, 32))
     tree.check_processor(ProcessorConfig(max_tokens=11))
     with pytest.raises(ConfigError, match=r"processor.max_tokens=12 is more than the 11 tokens"):
         tree.check_processor(ProcessorConfig(max_tokens=12))
@@ -342,7 +342,7 @@ def test_who_needs_layers_is_refused_where_the_topology_encodes_text(architectur
     saved(tmp_path, architecture=architecture)
     tree["language"] = {"pretrained": str(tmp_path)}
     with pytest.raises(ConfigError, match=rf"which topology.kind='single' sets too: {architecture} cannot be built"):
-        parse(ModelConfig, tree).resolve(VOCABULARY)
+        parse(ModelConfig, tree).resolve(VOCABULARY, (32, 32))
 
 
 def test_layers_of_several_groups_are_not_cut(tmp_path: Path) -> None:

@@ -20,9 +20,19 @@ PACKAGES = ("vision", "language", "topology", "fusion", "task")
 TINY: dict[tuple[str, str], dict[str, Any]] = {
     ("vision", "cnn"): {"name": "resnet18", "stages": 1, "projection": 16},
     ("vision", "vit"): {"image_size": 32, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "feed_forward": 32},
+    ("vision", "timm"): {
+        "name": "vit_tiny_patch16_224",
+        "settings": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8},
+        "weights": "",
+    },
+    ("vision", "hf"): {
+        "architecture": "clip_vision_model",
+        "settings": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+                     "image_size": 32, "patch_size": 8},
+    },
     ("language", "transformer"): {"width": 16, "depth": 1, "heads": 2, "positions": 12, "dropout": 0.0},
     ("fusion", "transformer"): {"width": 16, "dropout": 0.0},
-}
+}  # fmt: skip
 """Settings that make a kind tiny; another kind is made of width 16 where it has one, and without dropout."""
 
 TINY_WIDTH: dict[str, Any] = {"width": 16, "dropout": 0.0}

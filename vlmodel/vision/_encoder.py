@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vlmodel import parts
+from vlmodel.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Triple
 from vlmodel.layers import ACTIVATIONS, check_activation
 from vlmodel.locations import Location
 from vlmodel.tokens import Tokens
@@ -40,16 +42,17 @@ class BackboneConfig(parts.VisionPart):
     """Refuse weights that are not exactly the backbone's; false loads those that fit, and logs which did not."""
     frozen: bool = False
     """Do not train the backbone (its projection is always trained); it then runs without gradient."""
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), strict=False)
-    """Mean of the red, green and blue channels, which are scaled to 0..1; the default is ImageNet's."""
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), strict=False)
-    """Their standard deviation."""
+    mean: Triple | None = Field(None, strict=False)
+    """Mean of the red, green and blue channels, which are scaled to 0..1; null takes that of the weights, and without
+    weights ImageNet's."""
+    std: Triple | None = Field(None, strict=False)
+    """Their standard deviation; null as for the mean."""
 
     @model_validator(mode="after")
     def _check_mean_and_std(self) -> BackboneConfig:
-        if not all(map(math.isfinite, self.mean)):
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
             raise ValueError(f"mean={self.mean} must be of finite numbers")
-        if not all(0 < std < math.inf for std in self.std):
+        if self.std is not None and not all(0 < std < math.inf for std in self.std):
             raise ValueError(f"std={self.std} must be positive and finite")
         check_activation(self.activation, self.projects())
         return self
@@ -88,8 +91,8 @@ class BackboneEncoder(parts.VisionEncoder):
         super().__init__()
         self.config = config
         self.activation = ACTIVATIONS[config.activation]()
-        self.register_buffer("mean_C", torch.tensor(config.mean))
-        self.register_buffer("std_C", torch.tensor(config.std))
+        self.register_buffer("mean_C", torch.tensor(config.mean or IMAGENET_MEAN))
+        self.register_buffer("std_C", torch.tensor(config.std or IMAGENET_STD))
         self.report: _weights.WeightsReport | None = None
 
     def normalise(self, pixels_BHWC: Tensor) -> Tensor:
@@ -111,8 +114,8 @@ class BackboneEncoder(parts.VisionEncoder):
         """The tokens, given what ``feature_grids`` returns."""
         raise NotImplementedError
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
-        """(side, channels) of each of the ``feature_grids``, which together hold ``numbers`` values of an image."""
+    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+        """(height, width, channels) of each of the ``feature_grids``, which hold ``numbers`` values in all."""
         raise NotImplementedError
 
     def forward(self, pixels_BHWC: Tensor) -> Tokens:
@@ -124,29 +127,36 @@ class BackboneEncoder(parts.VisionEncoder):
     def from_features(self, features_BF: Tensor) -> Tokens:
         numbers = features_BF.shape[1]
         layout = self.layout(numbers)
-        sizes = [side * side * channels for side, channels in layout]
+        sizes = [math.prod(shape) for shape in layout]
         if sum(sizes) != numbers:
             raise ValueError(f"features of {numbers} numbers an image are none of this encoder with this grid")
         # Cached features may have less precision than the weights.
         pieces = features_BF.to(self.mean_C.dtype).split(sizes, 1)
-        return self.tokens_from_grids(
-            [piece.unflatten(1, (side, side, channels)) for piece, (side, channels) in zip(pieces, layout, strict=True)]
-        )
+        return self.tokens_from_grids([piece.unflatten(1, shape) for piece, shape in zip(pieces, layout, strict=True)])
 
     def tokens(self, grid_BHWC: Tensor, projection: nn.Module) -> Tensor:
         """Projected tokens (B, T, D) of a grid, row by row."""
         x_BTD: Tensor = self.activation(projection(grid_BHWC.flatten(1, 2)))
         return x_BTD
 
-    def load_weights(self, state: Mapping[str, Tensor], names: Mapping[str, str], known: frozenset[str]) -> None:
+    def load_weights(
+        self,
+        state: Mapping[str, Tensor],
+        names: Mapping[str, str],
+        known: frozenset[str],
+        pairs: _weights.Pairs = (),
+    ) -> None:
         """Copy ``state`` into the backbone, whose weight ``key`` is named ``names[key]`` there.
 
         Args:
             known: all names of the whole network, of which ``state`` may have more than the backbone uses.
+            pairs: names in the source and here, where they differ.
         """
-        self.report = _weights.load_state(
-            self.backbone, state, names, known, self.config.weights, self.architecture, self.config.strict
-        )
+        report = _weights.load_state(
+            self.backbone, state, names, known, self.config.weights, self.architecture, self.config.strict,
+            by_order=hasattr(self.config, "match"),
+        )  # fmt: skip
+        self.report = replace(report, pairs=tuple(pairs))
         log.info("vision: %s", self.report)
 
     def pretrained_parameters(self) -> Iterator[nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ _RENAMED = (
 )
 
 
+Pairs = Sequence[tuple[str, str]]
+"""Names of weights in their source and in the backbone."""
+
+
+_COUNTER = "num_batches_tracked"
+_ROLES = frozenset({"weight", "bias", "running_mean", "running_var"})
+
+
 @dataclass(frozen=True)
 class WeightsReport:
     """Names of the weights that were loaded, in torchvision's spelling and sorted.
@@ -31,18 +39,23 @@ class WeightsReport:
         left: unused weights of the source: its classifier and the stages that are cut off; if not strict, also unknown
             ones and those of another shape.
         missing: weights of the backbone that the source lacks; empty if strict.
+        pairs: names in the source and in the backbone, of weights that were matched by order.
     """
 
     source: str
     loaded: tuple[str, ...]
     left: tuple[str, ...]
     missing: tuple[str, ...] = ()
+    pairs: Pairs = ()
 
     def __str__(self) -> str:
         lines = [f"{len(self.loaded)} weights from {self.source}"]
         for what, names in (("not used", self.left), ("missing there, left as they were drawn", self.missing)):
             if names:
                 lines.append(f"{len(names)} {what}: {_list_first_names(names)}")
+        if self.pairs:
+            pairs = [f"{theirs} as {own}" for theirs, own in self.pairs]
+            lines.append(f"{len(pairs)} matched by order: {_list_first_names(pairs)}")
         return "; ".join(lines)
 
 
@@ -86,6 +99,42 @@ def read_state(name: str, weights: str) -> dict[str, Tensor]:
     return _rename_old_weights({key.removeprefix("module."): value for key, value in state.items()})
 
 
+def matched_by_order(
+    state: Mapping[str, Tensor], known: Mapping[str, Tensor], optional: Collection[str], source: str
+) -> tuple[dict[str, Tensor], Pairs]:
+    """``state`` under the names of a network whose weights have the same order and shapes, and the pairs of names.
+
+    Counters of BatchNorm are not compared, as weights saved before torch 0.4.1 lack them. Where both names end in a
+    word that tells what a tensor is ("weight", "running_var"), it must be the same.
+
+    Args:
+        known: all weights of the network, in their order.
+        optional: those that ``state`` may lack: the classifier's.
+
+    Raises:
+        WeightsError: they are not of the same order and shapes.
+    """
+    theirs = [key for key in state if not key.endswith(_COUNTER)]
+    own = [key for key in known if not key.endswith(_COUNTER)]
+    if len(theirs) < len(own):
+        own = [key for key in own if key not in optional]
+    for place, (their, our) in enumerate(zip(theirs, own, strict=False)):
+        roles = {name.rpartition(".")[2] for name in (their, our)}
+        if state[their].shape != known[our].shape or (len(roles) == 2 and roles <= _ROLES):
+            raise WeightsError(
+                f"the weights {source!r} cannot be matched by order: tensor {place} is {their} "
+                f"{tuple(state[their].shape)} there and {our} {tuple(known[our].shape)} here; set vision.name to the "
+                "architecture that they are of"
+            )
+    if len(theirs) != len(own):
+        raise WeightsError(
+            f"the weights {source!r} cannot be matched by order: they have {len(theirs)} tensors and the backbone has "
+            f"{len(own)}; set vision.name to the architecture that they are of"
+        )
+    pairs = tuple(zip(theirs, own, strict=True))
+    return {our: state[their] for their, our in pairs}, pairs
+
+
 def load_state(
     backbone: nn.Module,
     state: Mapping[str, Tensor],
@@ -94,6 +143,7 @@ def load_state(
     source: str,
     settings: str,
     strict: bool = True,
+    by_order: bool = False,
 ) -> WeightsReport:
     """Copy ``state`` into ``backbone``.
 
@@ -103,6 +153,7 @@ def load_state(
         source: where ``state`` is from.
         settings: those that decide whether weights fit, for the error.
         strict: refuse weights that are not exactly the backbone's; otherwise those that fit are loaded.
+        by_order: whether weights of other names can be matched by order, for the error.
 
     Raises:
         WeightsError: a weight is missing, has another shape, or is unknown; or, if not ``strict``, none fits. Nothing
@@ -110,7 +161,7 @@ def load_state(
     """
     own = backbone.state_dict()
     # BatchNorm reads its counter only if its momentum is None; weights saved before torch 0.4.1 lack it.
-    required = {n for key, n in names.items() if not key.endswith("num_batches_tracked")}
+    required = {n for key, n in names.items() if not key.endswith(_COUNTER)}
     fitting = {key: n for key, n in names.items() if n in state and state[n].shape == own[key].shape}
     mismatched = (
         f"{n} {tuple(state[n].shape)} where {tuple(own[key].shape)} is needed"
@@ -124,9 +175,10 @@ def load_state(
     }
     if (strict and any(differences.values())) or not fitting:
         listed = (f"{len(keys)} {what}: {_list_first_names(keys)}" for what, keys in differences.items() if keys)
+        others = "; if only the names differ, match='order' pairs them" if by_order else ""
         raise WeightsError(
             f"the weights {source!r} are not those of this backbone: {'; '.join(listed)}. Set {settings} to those that "
-            "the weights were trained with"
+            f"the weights were trained with{others}"
         )
     backbone.load_state_dict({key: state[n] for key, n in fitting.items()}, strict=False)
     loaded = set(fitting.values())

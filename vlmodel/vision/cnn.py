@@ -152,12 +152,12 @@ class CNN(BackboneEncoder):
         side = self.config.grid
         return None if side is None else weights_NT.unflatten(1, (-1, side, side)).sum(1)
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
+    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
         channels = self._channels
         if self._grid_side is not None:
-            return [(self._grid_side, c) for c in channels]
+            return [(self._grid_side, self._grid_side, c) for c in channels]
         sides = _backbones.feature_map_sides(self.config.name, self.config.stem, self._ends, channels, numbers)
-        return list(zip(sides, channels, strict=True))
+        return list(zip(sides, sides, channels, strict=True))
 
     @property
     def _grid_side(self) -> int | None:

@@ -151,11 +151,11 @@ class ViT(BackboneEncoder):
             pooled_BD = x_BTD.mean(1)
         return as_unpadded_tokens(x_BTD, pooled_BD)
 
-    def layout(self, numbers: int) -> Sequence[tuple[int, int]]:
+    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
         side = 1 if self.config.output == "pooled" else self.config.grid or self._side
         channels = self.config.shape().width
-        layout = [(1, channels)] if self.config.pooling == "cls" else []
-        return layout + ([(side, channels)] if self._reads_patches else [])
+        layout = [(1, 1, channels)] if self.config.pooling == "cls" else []
+        return layout + ([(side, side, channels)] if self._reads_patches else [])
 
     @property
     def _reads_patches(self) -> bool:

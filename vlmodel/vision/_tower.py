@@ -1,0 +1,340 @@
+"""Towers of other libraries: a backbone that gives maps or tokens of an image, and a pooled vector of its own."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from vlmodel.config import ConfigError
+from vlmodel.images.preprocessing import ImageSize, Preprocessing
+from vlmodel.tokens import Tokens
+from vlmodel.vision._encoder import BackboneConfig, BackboneEncoder, as_unpadded_tokens, average_pool
+from vlmodel.vision._positions import sine_positions
+
+
+class TowerConfig(BackboneConfig):
+    """Settings of every tower.
+
+    Subclasses define ``create``, which makes the backbone, and ``outputs``, which runs it.
+    """
+
+    non_backbone_settings: ClassVar[frozenset[str]] = BackboneConfig.non_backbone_settings | {
+        "match",
+        "position",
+        "position_scale",
+    }
+
+    settings: dict[str, Any] = {}
+    """Further arguments of the architecture, by the library's own names."""
+    image_size: ImageSize | None = None
+    """Height and width of the images; null takes processor.image_size, and without one the tower's own."""
+    output: Literal["grid", "multiscale", "pooled"] = "grid"
+    """A token for each cell of the last map (or patch), or of those of the last ``scales`` stages; or one token."""
+    scales: int = Field(2, ge=1)
+    """With output "multiscale": how many of the last stages have tokens, each projected to one width."""
+    pooling: Literal["own", "mean"] = "own"
+    """The pooled vector: the tower's own (class token, attention, mean), or the mean of the tokens. It is the mean with
+    output "multiscale" and where the tower has none."""
+    position: Literal["sine", "none"] | None = None
+    """Position added to grid tokens; null adds sines to the maps of convolutional towers, and nothing to tokens."""
+    position_scale: float = Field(0.1, gt=0, allow_inf_nan=False)
+    """Amplitude of the positions."""
+    frozen_stages: int = Field(0, ge=0)
+    """Do not train the stem (embeddings) and this many stages (layers of a transformer)."""
+    match: Literal["name", "order"] = "name"
+    """How tensors of a file are found: by their names, or by their order and shapes where only names differ."""
+
+    def create(self) -> nn.Module:
+        """The backbone with new weights, on the current device.
+
+        Raises:
+            ConfigError: it cannot be made with these settings.
+        """
+        raise NotImplementedError
+
+    def outputs(self, backbone: nn.Module, x_BCHW: Tensor) -> Outputs:
+        """What the backbone gives for normalised images."""
+        raise NotImplementedError
+
+    def parameter_stages(self, backbone: nn.Module) -> Sequence[Collection[str]]:
+        """Names of the backbone's parameters, from the stem's over the stages' to those behind the last."""
+        raise NotImplementedError
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        raise NotImplementedError
+
+    def preprocessing(self) -> Preprocessing:
+        """What the weights were trained with.
+
+        Raises:
+            WeightsError: that cannot be read.
+        """
+        raise NotImplementedError
+
+    def states_preprocessing(self) -> bool:
+        """Whether the weights themselves say what they were trained with, and it is not known by their name alone."""
+        raise NotImplementedError
+
+    def resolve(self, image_size: tuple[int, int]) -> Self:
+        """See ``VisionPart``.
+
+        Raises:
+            ConfigError: mean or standard deviation are not those of the weights.
+            WeightsError: what the weights were trained with cannot be read.
+        """
+        own = self.preprocessing() if self.weights else Preprocessing(image_size)
+        for name, given, trained in (("mean", self.mean, own.mean), ("std", self.std, own.std)):
+            if given not in (None, trained) and self.weights and self.states_preprocessing():
+                raise ConfigError(
+                    f"model.vision.{name}={given}, and the weights {self.weights!r} were trained with {trained}; leave "
+                    f"{name} out"
+                )
+        return self.model_copy(
+            update={
+                "image_size": self.image_size or image_size,
+                "mean": self.mean or own.mean,
+                "std": self.std or own.std,
+            }
+        )
+
+    def is_known(self) -> bool:
+        """Whether the tower can be made without reading files."""
+        return True
+
+    def projects(self) -> bool:
+        return self.projection is not None or self.output == "multiscale"
+
+    def measured(self) -> Measured:
+        """What the tower gives for its images, computed on the meta device.
+
+        Raises:
+            ConfigError: it cannot be made, or does not take such images.
+        """
+        return _measured(type(self), json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
+    def measure(self) -> Measured:
+        """As ``measured``, anew."""
+        with torch.device("meta"), torch.enable_grad():
+            backbone = self.create().eval()
+            try:
+                outputs = self.outputs(backbone, torch.zeros(1, 3, *self.size()))
+            except (RuntimeError, ValueError, AssertionError) as error:
+                height, width = self.size()
+                reason = str(error).strip().partition("\n")[0]
+                raise ConfigError(
+                    f"model.vision cannot take images of {height} x {width} pixels ({reason}); choose another "
+                    "processor.image_size"
+                ) from error
+            used = outputs.grids if self.output != "pooled" or not self.pools(outputs.pooled_BF) else []
+            pooled = [outputs.pooled_BF] if outputs.pooled_BF is not None and self.pools(outputs.pooled_BF) else []
+            if not used and not pooled:
+                raise ConfigError(
+                    "this tower of model.vision gives no grid of tokens; set output='pooled' and pooling='own'"
+                )
+            sum(out.float().sum() for out in (*used, *pooled)).backward()  # type: ignore[union-attr]
+        return Measured(
+            tuple((grid.shape[1], grid.shape[2], grid.shape[3]) for grid in used),
+            pooled[0].shape[1] if pooled else 0,
+            outputs.is_sequence,
+            frozenset(name for name, p in backbone.named_parameters() if p.grad is None),
+            tuple(frozenset(names) for names in self.parameter_stages(backbone)),
+        )
+
+    def pools(self, pooled_BF: Tensor | None) -> bool:
+        """Whether the tower's own pooled vector is used."""
+        return self.pooling == "own" and self.output != "multiscale" and pooled_BF is not None
+
+    def build(self) -> Tower:
+        return Tower(self)
+
+    def check_image(self, size: int) -> None:
+        height, width = self.image_size or (size, size)
+        if (height, width) != (size, size):
+            raise ConfigError(
+                f"processor.image_size={size}, and model.vision.image_size={[height, width]}; leave the second out"
+            )
+        if self.is_known():
+            self.model_copy(update={"image_size": (size, size)}).measured()
+
+    @model_validator(mode="after")
+    def _check_output(self) -> TowerConfig:
+        if self.grid is not None and self.output == "pooled" and self.pooling == "mean":
+            raise ValueError("grid is of no use with output='pooled'; leave grid out")
+        return self
+
+
+class Outputs(NamedTuple):
+    """What a backbone gives.
+
+    Attributes:
+        grids: of cells (B, H, W, C), the finest first; empty if its tokens are no grid.
+        pooled_BF: its own pooled vector; None if it has none.
+        is_sequence: whether it is a transformer over a sequence of patches, which knows their positions.
+    """
+
+    grids: list[Tensor]
+    pooled_BF: Tensor | None
+    is_sequence: bool
+
+
+class Measured(NamedTuple):
+    """Attributes:
+    grids: (height, width, channels) of each grid that is used.
+    pooled: width of the tower's own pooled vector; 0 if it is not used.
+    is_sequence: as of ``Outputs``.
+    unreached: names of the backbone's parameters on which nothing depends that is used.
+    stages: names of its parameters by stage.
+    """
+
+    grids: tuple[tuple[int, int, int], ...]
+    pooled: int
+    is_sequence: bool
+    unreached: frozenset[str]
+    stages: tuple[frozenset[str], ...]
+
+
+@functools.lru_cache(maxsize=64)
+def _measured(config: type[TowerConfig], settings: str) -> Measured:
+    # Not validated, as validation may measure.
+    values = json.loads(settings)
+    size = values.get("image_size")
+    return config.model_construct(**{**values, "image_size": tuple(size) if size else None}).measure()
+
+
+class Tower(BackboneEncoder):
+    """Backbone, projection, positions.
+
+    Several scales are concatenated, the finest first, with an embedding of the scale added to each cell; their pooled
+    vector is the mean of the scales' means. Parameters on which no token depends are not trained.
+    """
+
+    architecture = "vision.name and vision.settings"
+    config: TowerConfig
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        self._shapes = measured = config.measured()
+        self.backbone = config.create()
+        channels = [c for _, _, c in measured.grids] or [measured.pooled]
+        self.width = config.projection or channels[-1]
+        self.projection: nn.Module
+        if config.output == "multiscale":
+            self.projection = nn.ModuleList(nn.Linear(width, self.width) for width in channels)
+            self.scale_LD = nn.Parameter(config.position_scale * torch.randn(len(channels), self.width))
+        else:
+            self.projection = nn.Linear(channels[-1], self.width) if config.projection else nn.Identity()
+        self.pooled_projection: nn.Module | None = None
+        if measured.grids and measured.pooled not in (0, channels[-1]):
+            # The tower widens its map before it pools it, as MobileNetV3 does.
+            self.pooled_projection = nn.Linear(measured.pooled, self.width)
+        self._freeze(config)
+        self.backbone.to(memory_format=torch.channels_last)
+
+    def _freeze(self, config: TowerConfig) -> None:
+        stages = self._shapes.stages
+        if config.frozen:
+            self.freeze("backbone")
+        elif config.frozen_stages:
+            frozen = frozenset().union(*stages[: 1 + config.frozen_stages])
+            self.freeze(*(f"backbone.{name}" for name in modules_within(self.backbone, frozen)))
+            for name in frozen:
+                self.backbone.get_parameter(name).requires_grad_(False)
+        for name in self._shapes.unreached:
+            self.backbone.get_parameter(name).requires_grad_(False)
+
+    def feature_grids(self, pixels_BHWC: Tensor) -> list[Tensor]:
+        """The tower's own pooled vector as a grid of one cell, the grids, or both."""
+        x_BCHW = self.normalise(pixels_BHWC)
+        with self.gradient():
+            outputs = self.config.outputs(self.backbone, x_BCHW)
+        grids = []
+        if self._shapes.pooled:
+            assert outputs.pooled_BF is not None
+            grids.append(outputs.pooled_BF[:, None, None])
+        if self._shapes.grids:
+            side = 1 if self.config.output == "pooled" else self.config.grid
+            grids += [average_pool(grid_BHWC.permute(0, 3, 1, 2), side) for grid_BHWC in outputs.grids]
+        return grids
+
+    def tokens_from_grids(self, grids: Sequence[Tensor]) -> Tokens:
+        if self.config.output == "multiscale":
+            assert isinstance(self.projection, nn.ModuleList)
+            scales = zip(grids, self.projection, self.scale_LD, strict=True)
+            sequences = [self.tokens(grid, projection) + scale_D for grid, projection, scale_D in scales]
+            pooled_BD = torch.stack([x_BTD.mean(1) for x_BTD in sequences]).mean(0)
+            pairs = zip(sequences, grids, strict=True)
+            return as_unpadded_tokens(
+                torch.cat([self._with_positions(x_BTD, grid) for x_BTD, grid in pairs], 1), pooled_BD
+            )
+        if not self._shapes.pooled:
+            x_BTD = self.tokens(grids[0], self.projection)
+            return as_unpadded_tokens(self._with_positions(x_BTD, grids[0]), x_BTD.mean(1))
+        pooled_BD = self.tokens(grids[0], self.pooled_projection or self.projection)[:, 0]
+        if len(grids) == 1:
+            return as_unpadded_tokens(pooled_BD.unsqueeze(1), pooled_BD)
+        x_BTD = self.tokens(grids[1], self.projection)
+        tokens = as_unpadded_tokens(self._with_positions(x_BTD, grids[1]), pooled_BD)
+        return _tied(tokens) if self.training and torch.is_grad_enabled() else tokens
+
+    def to_grid(self, weights_NT: Tensor) -> Tensor | None:
+        if self.config.output == "multiscale" and self.config.grid is None:
+            return None  # maps of different sizes cannot be added
+        *_, (height, width, _) = self.layout(0)
+        return weights_NT.unflatten(1, (-1, height, width)).sum(1)
+
+    def layout(self, numbers: int) -> Sequence[tuple[int, int, int]]:
+        pooled = [(1, 1, self._shapes.pooled)] if self._shapes.pooled else []
+        side = 1 if self.config.output == "pooled" else self.config.grid
+        return pooled + [(side or h, side or w, channels) for h, w, channels in self._shapes.grids]
+
+    def _with_positions(self, x_BTD: Tensor, grid_BHWC: Tensor) -> Tensor:
+        position = self.config.position or ("none" if self._shapes.is_sequence else "sine")
+        if position == "none" or self.config.output == "pooled":
+            return x_BTD
+        positions_TD = sine_positions(grid_BHWC.shape[1], grid_BHWC.shape[2], self.width, x_BTD.device)
+        return x_BTD + (self.config.position_scale * positions_TD).to(x_BTD.dtype)
+
+
+def _tied(tokens: Tokens) -> Tokens:
+    """The same, each half with a gradient of zero to what only the other depends on: not every fusion reads both, and
+    data-parallel training waits for every gradient.
+    """
+    of_tokens_BD, of_pooled_B1D = 0 * tokens.x_BTD.mean(1), 0 * tokens.pooled_BD.unsqueeze(1)
+    return Tokens(tokens.x_BTD + of_pooled_B1D, tokens.mask_BT, tokens.pooled_BD + of_tokens_BD)
+
+
+def grid_of(
+    tokens: int, size: tuple[int, int], strides: Iterable[int], extra: Collection[int]
+) -> tuple[int, int] | None:
+    """Rows and columns of a sequence of tokens; None if they are no grid.
+
+    Args:
+        tokens: how many there are, those before the grid included.
+        size: height and width of the image.
+        strides: pixels per cell that may be.
+        extra: numbers of tokens before the grid that may be.
+    """
+    for stride in strides:
+        for height, width in ((-(-size[0] // stride), -(-size[1] // stride)), (size[0] // stride, size[1] // stride)):
+            if height * width and tokens - height * width in extra:
+                return height, width
+    return None
+
+
+def modules_within(root: nn.Module, parameters: Collection[str], prefix: str = "") -> list[str]:
+    """Names of the largest modules below ``root`` all of whose parameters are among those named."""
+    found = []
+    for name, child in root.named_children():
+        own = [f"{prefix}{name}.{parameter}" for parameter, _ in child.named_parameters()]
+        if own and all(parameter in parameters for parameter in own):
+            found.append(f"{prefix}{name}")
+        else:
+            found += modules_within(child, parameters, f"{prefix}{name}.")
+    return found

@@ -1,0 +1,269 @@
+"""Vision towers of transformers: what its AutoModel gives for images: CLIP, SigLIP, DINOv2, ViT, Swin, ConvNeXt."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from vlmodel.config import ConfigError, dump, parse
+from vlmodel.images.preprocessing import Preprocessing
+from vlmodel.locations import Location
+from vlmodel.vision import _weights
+from vlmodel.vision._tower import Outputs, Tower, TowerConfig, grid_of
+from vlmodel.weights import (
+    WeightsError,
+    config_from_dict,
+    config_to_dict,
+    open_model,
+    refuse_missing_weights,
+    source_options,
+)
+
+PRETRAINED = "pretrained"
+_SETTING = "vision.name"
+_UNSUPPORTED = {
+    "vit_mae": "hides most patches, in an order of their own; use 'vit'",
+    "siglip2_vision_model": "takes images cut into patches; use 'siglip_vision_model', or timm",
+}
+_STRIDES = (32, 16, 64, 8, 4)
+_BICUBIC = 3
+"""Pillow's number of the filter, by which transformers names it."""
+
+
+class Config(TowerConfig):
+    """A vision tower of the transformers library."""
+
+    non_backbone_settings: ClassVar[frozenset[str]] = TowerConfig.non_backbone_settings | {"name"}
+
+    kind: Literal["hf"] = "hf"
+    name: str = ""
+    """Folder or hub name of a model: a vision tower, or one of images and texts (CLIP, SigLIP), of which the tower is
+    taken; "" makes one from scratch by ``architecture`` and ``settings``."""
+    architecture: str = ""
+    """Without a name: transformers' name of the architecture ("model_type"), such as dinov2 or clip_vision_model."""
+    weights: Location = PRETRAINED
+    """"pretrained": those of ``name`` (safetensors); the file of a state dict; or "" to train from scratch."""
+    output: Literal["grid", "pooled"] = "grid"
+    """A token for each patch or cell of the last map, or the pooled vector as the only token."""
+    resolved: dict[str, Any] | None = None
+    """transformers' configuration of the tower; filled in when the model is created, and stored with it."""
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Config:
+        if bool(self.name) == bool(self.architecture):
+            raise ValueError(
+                "set either name, a hub name or folder, or architecture, to train from scratch, and not "
+                f"{'both' if self.name else 'neither'}"
+            )
+        if self.architecture and self.resolved is None:
+            _check_architecture(self.architecture)
+        if self.is_known():
+            measured = self.measured()
+            if self.frozen_stages and self.frozen_stages >= len(measured.stages):
+                raise ValueError(
+                    f"frozen_stages={self.frozen_stages}, and the tower has {len(measured.stages) - 1}; choose fewer, "
+                    "or frozen=true"
+                )
+        return self
+
+    def resolve(self, image_size: tuple[int, int]) -> Config:
+        resolved = self._resolve_architecture()
+        return super(Config, resolved).resolve(image_size)
+
+    def _resolve_architecture(self) -> Config:
+        if self.resolved is not None:
+            return self
+        whole = _open_config(self.name) if self.name else _from_scratch(self.architecture, self.settings)
+        resolved = self.model_copy(update={"resolved": config_to_dict(whole)})
+        return parse(type(self), dump(resolved))
+
+    def is_known(self) -> bool:
+        return self.resolved is not None or bool(self.architecture)
+
+    def size(self) -> tuple[int, int]:
+        return self.image_size or _own_size(self.transformers_config())
+
+    def transformers_config(self) -> Any:
+        """transformers' configuration of the tower."""
+        return config_from_dict(self.resolved) if self.resolved else _from_scratch(self.architecture, self.settings)
+
+    def create(self) -> nn.Module:
+        from transformers import AutoModel
+
+        backbone: Any = AutoModel.from_config(self.transformers_config(), trust_remote_code=False)
+        if self.pooling == "mean" and "pooler" in dict(backbone.named_children()):
+            backbone.pooler = None
+        return backbone
+
+    def outputs(self, backbone: Any, x_BCHW: Tensor) -> Outputs:
+        size = (x_BCHW.shape[2], x_BCHW.shape[3])
+        options: dict[str, Any] = {}
+        if size != _own_size(backbone.config) and _interpolates(backbone):
+            options = {"interpolate_pos_encoding": True}
+        given = backbone(pixel_values=x_BCHW, **options)
+        x, pooled = given.last_hidden_state, getattr(given, "pooler_output", None)
+        pooled_BF = pooled.flatten(1) if pooled is not None and self.pooling == "own" else None
+        if x.ndim == 4:
+            return Outputs([x.permute(0, 2, 3, 1)], pooled_BF, False)
+        extra = (0, 1, 2, 1 + getattr(backbone.config, "num_register_tokens", 0))
+        cells = grid_of(x.shape[1], size, (*_patch_strides(backbone.config), *_STRIDES), extra)
+        if cells is None:
+            return Outputs([], pooled_BF, True)
+        return Outputs([x[:, x.shape[1] - cells[0] * cells[1] :].unflatten(1, cells)], pooled_BF, True)
+
+    def parameter_stages(self, backbone: nn.Module) -> Sequence[Collection[str]]:
+        """The stages are the first list of modules; what the tower has before it is the stem."""
+        path, stages = next(
+            ((path, module) for path, module in backbone.named_modules() if isinstance(module, nn.ModuleList)),
+            ("", nn.ModuleList()),
+        )
+        of_stages = [[f"{path}.{i}.{name}" for name, _ in s.named_parameters()] for i, s in enumerate(stages)]
+        listed = {name for names in of_stages for name in names}
+        names = [name for name, _ in backbone.named_parameters()]
+        first = next((place for place, name in enumerate(names) if name in listed), len(names))
+        behind = [name for name in names[first:] if name not in listed]
+        return [names[:first], *of_stages, behind]
+
+    def preprocessing(self) -> Preprocessing:
+        if not self.name:
+            return Preprocessing(self.size())
+        return _preprocessing(self.name, _own_size(self.transformers_config()))
+
+    def states_preprocessing(self) -> bool:
+        return bool(self.name)
+
+    def build(self) -> HFTower:
+        return HFTower(self._resolve_architecture())
+
+
+class HFTower(Tower):
+    """A vision tower of transformers."""
+
+    architecture = "vision.name, vision.architecture and vision.settings"
+    config: Config
+
+    def load_pretrained(self) -> None:
+        config = self.config
+        if not config.weights or (not config.name and config.weights == PRETRAINED):
+            return
+        own = self.backbone.state_dict()
+        if config.weights != PRETRAINED:
+            pairs: _weights.Pairs = ()
+            state = _weights.read_state("", config.weights)
+            if config.match == "order":
+                state, pairs = _weights.matched_by_order(state, own, (), config.weights)
+            self.load_weights(state, {key: key for key in own}, frozenset(), pairs)
+            return
+        from transformers import AutoModel
+
+        whole, missing = open_model(AutoModel, _SETTING, config.name, config_from_dict(config.resolved or {}))
+        if lacking := missing & set(own):
+            if all(name.startswith("pooler.") for name in lacking):
+                raise WeightsError(
+                    f"{_SETTING}={config.name!r} has no weights of the tower's pooler, as it was trained for something "
+                    "else; set vision.pooling='mean'"
+                )
+            refuse_missing_weights(_SETTING, config.name, lacking)
+        self.load_weights(whole.state_dict(), {key: key for key in own}, frozenset(whole.state_dict()))
+
+
+def _open_config(name: str) -> Any:
+    """transformers' configuration of the vision tower of the model in a folder or on the hub.
+
+    Raises:
+        WeightsError: it cannot be opened.
+        ConfigError: it has no vision tower that can be used.
+    """
+    from transformers import MODEL_MAPPING, AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **source_options(name)[1])
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{_SETTING}={name!r} cannot be opened: {error}") from error
+    config = getattr(config, "vision_config", config)
+    if config.model_type in _UNSUPPORTED or not _reads_images(MODEL_MAPPING.get(type(config), None)):
+        reason = _UNSUPPORTED.get(config.model_type, "is none that transformers' AutoModel gives alone")
+        raise ConfigError(f"{_SETTING}={name!r}: its vision tower {config.model_type!r} {reason}")
+    return config
+
+
+def _from_scratch(architecture: str, settings: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(architecture, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"transformers cannot make {architecture!r} with settings={settings}: {error}") from error
+
+
+def _check_architecture(name: str) -> None:
+    """ValueError if transformers has no such vision tower."""
+    from transformers import CONFIG_MAPPING, MODEL_MAPPING
+
+    if name in _UNSUPPORTED:
+        raise ValueError(f"architecture={name!r} {_UNSUPPORTED[name]}")
+    if name not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(name, list(CONFIG_MAPPING.keys()), n=5, cutoff=0.4)
+        raise ValueError(f"architecture={name!r} is unknown to transformers; close names: {', '.join(close) or 'vit'}")
+    if not _reads_images(MODEL_MAPPING.get(CONFIG_MAPPING[name], None)):
+        raise ValueError(
+            f"architecture={name!r} is no vision tower; use one such as vit, dinov2, clip_vision_model or convnext"
+        )
+
+
+def _reads_images(model: Any) -> bool:
+    return model is not None and "pixel_values" in inspect.signature(model.forward).parameters
+
+
+def _interpolates(backbone: nn.Module) -> bool:
+    return "interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters
+
+
+def _own_size(config: Any) -> tuple[int, int]:
+    size = getattr(config, "image_size", None) or 224
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _patch_strides(config: Any) -> list[int]:
+    """Pixels of a token: of a patch, and of those that stages merge, the coarsest first."""
+    patch = getattr(config, "patch_size", None) or getattr(config, "patch_stride", None) or 0
+    side = patch if isinstance(patch, int) else patch[0]
+    depths = getattr(config, "depths", None)
+    return [side << (len(depths) - 1 if depths else 0)] if isinstance(side, int) and side else []
+
+
+def _preprocessing(name: str, own_size: tuple[int, int]) -> Preprocessing:
+    """What transformers stores beside the weights (preprocessor_config.json); ImageNet's where there is nothing."""
+    from transformers import ImageProcessingMixin
+
+    try:
+        stored, _ = ImageProcessingMixin.get_image_processor_dict(name, **source_options(name)[1])
+    except OSError:
+        return Preprocessing(own_size)
+    default = Preprocessing(own_size)
+    size, crop = stored.get("size"), stored.get("crop_size")
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size if isinstance(size, int) else None
+    is_cropped = bool(stored.get("do_center_crop")) and shortest is not None
+    final = (crop if is_cropped else size) or own_size
+    height, width = _height_and_width(final, own_size)
+    share = stored.get("crop_pct") or (height / shortest if is_cropped and shortest else 1.0)
+    return Preprocessing(
+        (height, width),
+        tuple(stored.get("image_mean") or default.mean) if stored.get("do_normalize", True) else (0.0, 0.0, 0.0),
+        tuple(stored.get("image_std") or default.std) if stored.get("do_normalize", True) else (1.0, 1.0, 1.0),
+        "bicubic" if stored.get("resample", _BICUBIC) == _BICUBIC else "bilinear",
+        "crop" if is_cropped or shortest is not None else "squash",
+        min(1.0, float(share)),
+    )
+
+
+def _height_and_width(size: Any, default: tuple[int, int]) -> tuple[int, int]:
+    if isinstance(size, dict):
+        side = size.get("shortest_edge")
+        return (side, side) if side else (size.get("height", default[0]), size.get("width", default[1]))
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
