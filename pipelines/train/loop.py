@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,9 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
     augment: AugmentConfig = AugmentConfig()
+    drop_streams: dict[str, Annotated[float, Field(ge=0, lt=1)]] = {}
+    """For inputs of the model by name the share of samples that are trained without it, as {audio = 0.2}: such a model
+    answers better where an input is missing. Which these are depends on seed, epoch and sample alone."""
 
     @model_validator(mode="after")
     def _division_over_workers(self) -> Self:

@@ -113,7 +113,10 @@ def train_worker(spec: RunSpec) -> None:
         source = with_gpu_decoding(source, str(device))
     else:
         source = with_pixel_cache(source, spec.stream.cache, spec.train.epochs)
-    micro_batches = MicroBatches(source, spec.schedule, rank, world, spec.train.accumulation, spec.train.augment)
+    config = spec.train
+    micro_batches = MicroBatches(
+        source, spec.schedule, rank, world, config.accumulation, config.augment, config.drop_streams
+    )
     prefetcher = DevicePrefetcher(
         stream(micro_batches, spec.stream, start=progress.step * spec.train.accumulation), device
     )

@@ -24,6 +24,7 @@ from pipelines.tracking.address import TrackingConfig
 from pipelines.train.loop import TrainConfig
 from pipelines.workflows.cluster import ClusterConfig
 from vlmodel.config import MAY_CHANGE, ConfigError, Section, changeable_keys, part
+from vlmodel.encoder_parts import TEXT
 from vlmodel.locations import Location
 from vlmodel.model_config import ModelConfig
 from vlmodel.processor import ProcessorConfig
@@ -142,6 +143,15 @@ class JobConfig(Section):
         self.model.check_processor(self.processor)
         if reason := self.model.vision.unused_setting():
             raise ValueError(f"model.vision.{reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _drops_what_is_read(self) -> JobConfig:
+        read = [encoding.input for encoding in self.model.encoders().values() if encoding.input != TEXT]
+        if unknown := sorted(self.train.drop_streams.keys() - set(read)):
+            raise ValueError(
+                f"train.drop_streams.{unknown[0]}: the model reads no such input; its inputs are {', '.join(read)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class MicroBatches(Batches):
         source, schedule: what is read, in which order.
         rank, world, accumulation: which parts of a step are this worker's.
         augmentation: random changes of images, seeded by (seed, epoch, sample).
+        drop_streams: for inputs by name the share of samples that are trained without it (``dropped_inputs``).
 
     Raises:
         ValueError: augmentation changes inputs whose features are cached.
@@ -78,6 +79,7 @@ class MicroBatches(Batches):
     world: int
     accumulation: int
     augmentation: AugmentConfig
+    drop_streams: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         changed = {"vision": self.augmentation.active, "language": self.augmentation.changes_texts}
@@ -95,7 +97,7 @@ class MicroBatches(Batches):
         of_samples: Arrays = {}
         for task in samples.tasks_with_helpers:
             of_samples |= prefix_array_names(task, samples.processor.tasks[task].collate_samples(records, weight))
-        masks = samples.input_places(records) | of_samples
+        masks = samples.input_places(self._without_dropped(samples, records, indices)) | of_samples
         provenance = _sample_provenance(indices, number // self.accumulation, weight)
         return samples.processor.collate_rows(examples) | masks | provenance
 
@@ -123,8 +125,27 @@ class MicroBatches(Batches):
             for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
         ]
 
-    def _sample_generator(self, epoch: int, key: str) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, "augment")))
+    def _without_dropped(self, samples: Samples, records: list[Sample], indices: SampleIndices) -> list[Sample]:
+        """The samples without the inputs that are dropped in this epoch."""
+        if not self.drop_streams:
+            return records
+        processor = samples.processor
+        keep_one = not all(task.reads_text() for task in processor.tasks.values())
+        return [
+            record._replace(
+                present=record.present
+                - dropped_inputs(
+                    self.drop_streams,
+                    [name for name in processor.reads if name in record.present],
+                    self._sample_generator(epoch, record.key, "drop"),
+                    keep_one,
+                )
+            )
+            for record, epoch in zip(records, indices.epoch.tolist(), strict=True)
+        ]
+
+    def _sample_generator(self, epoch: int, key: str, use: str = "augment") -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(derive_seed(self.schedule.plan.seed, epoch, key, use)))
 
     def _micro_batch_indices(self, number: int) -> tuple[SampleIndices, float]:
         """The samples of a micro-batch, and their weight."""
@@ -187,6 +208,23 @@ class EvaluationBatches(Batches):
     def images(self, rows: Arrays) -> Arrays:
         samples, indices = open_samples(self.source), _indices_of(rows)
         return samples.load_inputs(indices, rows) | samples.read_text_features(indices, rows)
+
+
+def dropped_inputs(
+    shares: Mapping[str, float], present: Sequence[str], rng: np.random.Generator, keep_one: bool
+) -> frozenset[str]:
+    """The inputs of a sample that are left out (ModDrop, Neverova et al. 2015, arXiv:1501.00102), each by itself.
+
+    Args:
+        shares: the probability of each, by name; others stay.
+        present: the inputs that the sample has and the model reads.
+        keep_one: if all were dropped, one of them stays, each as probable: nothing else tells the task anything.
+    """
+    drawn = rng.random(len(present) + 1)
+    dropped = [name for name, value in zip(present, drawn, strict=False) if value < shares.get(name, 0.0)]
+    if keep_one and dropped and len(dropped) == len(present):
+        dropped.remove(dropped[int(drawn[-1] * len(dropped))])
+    return frozenset(dropped)
 
 
 def image_inputs(batches: Batches, rows: Arrays) -> Arrays:

@@ -21,7 +21,7 @@ from pipelines.data.index.index import Index
 from pipelines.data.stream.augment import AugmentConfig
 from pipelines.data.stream.dataset import Source
 from pipelines.data.stream.feature_build import Resources, build_features, features_of
-from pipelines.data.stream.loader import EvaluationBatches, MicroBatches
+from pipelines.data.stream.loader import EvaluationBatches, MicroBatches, dropped_inputs
 from pipelines.data.stream.plan import Schedule
 from pipelines.data.tars.shards import ShardWriter
 from pipelines.data.texts.corpus import train_tokenizer
@@ -74,9 +74,9 @@ def source(index: Index, processor: VLProcessor, tmp_path_factory: pytest.TempPa
     return Source(index.tars, index.hash, "train", str(folder))
 
 
-def parts(source: Source) -> MicroBatches:
+def parts(source: Source, drop: dict[str, float] | None = None, accumulation: int = 1) -> MicroBatches:
     schedule = Schedule(source.plan(seed=1, shuffle=True), batch=4, epochs=2)
-    return MicroBatches(source, schedule, 0, 1, 1, AugmentConfig())
+    return MicroBatches(source, schedule, 0, 1, accumulation, AugmentConfig(), drop or {})
 
 
 def samples_of(arrays: dict[str, np.ndarray]) -> list[int]:
@@ -116,6 +116,39 @@ def test_a_batch_is_made_in_two_halves(source: Source) -> None:
     whole = batches[1]
     for name, array in batches.images(rows).items():
         np.testing.assert_array_equal(array, whole[name])
+
+
+def test_dropped_inputs_depend_on_seed_epoch_and_sample_alone(source: Source) -> None:
+    def with_series(accumulation: int) -> list[tuple[int, int]]:
+        """(epoch, sample) of all that come with their series, in any division into batches."""
+        found = []
+        for batch in parts(source, {"imu": 0.5}, accumulation):
+            samples, given = samples_of(batch), len(batch["imu.x_BTC"])
+            place_B = batch.get("imu.place_B", np.arange(len(samples)))
+            assert len(batch["image.pixels_BHWC"]) == len(samples)
+            for epoch, number, place in zip(batch["epoch_B"].tolist(), samples, place_B.tolist(), strict=True):
+                if place < given:
+                    assert batch["imu.x_BTC"][place][batch["imu.mask_BT"][place]].tolist() == series(number).tolist()
+                    found.append((epoch, number))
+        return sorted(found)
+
+    kept = with_series(1)
+    assert kept == with_series(2)
+    all_of_them = {(epoch, number) for epoch in range(2) for number in range(SAMPLES) if has_series(number)}
+    assert set(kept) < all_of_them
+    assert {number for epoch, number in kept if epoch == 0} != {number for epoch, number in kept if epoch == 1}
+
+
+def test_shares_of_dropped_inputs() -> None:
+    rng = np.random.default_rng(0)
+    shares, present = {"a": 0.3, "b": 0.6}, ["a", "b", "c"]
+    drawn = [dropped_inputs(shares, present, rng, keep_one=True) for _ in range(4000)]
+    for name, share in (("a", 0.3), ("b", 0.6), ("c", 0.0)):
+        assert np.mean([name in dropped for dropped in drawn]) == pytest.approx(share, abs=0.03)
+    assert np.mean([dropped >= {"a", "b"} for dropped in drawn]) == pytest.approx(0.18, abs=0.03)
+    alone = [dropped_inputs(shares, ["a"], rng, keep_one) for keep_one in (True, False) for _ in range(500)]
+    assert not any(alone[:500])
+    assert np.mean([bool(dropped) for dropped in alone[500:]]) == pytest.approx(0.3, abs=0.08)
 
 
 def test_a_saved_processor_decodes_the_same(source: Source, processor: VLProcessor) -> None:
