@@ -48,6 +48,7 @@ class Triple:
     Attributes:
         split: "train", "val" or "test" where the source has parts; "" otherwise.
         text: the sentence; "" makes one of the triple.
+        key: what tells the triple from others of the same names, where the source has ids: senses of a word.
     """
 
     head: str
@@ -55,6 +56,7 @@ class Triple:
     tail: str
     split: str = ""
     text: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def fault_of(triple: Triple) -> Fault | None:
         return Fault.EMPTY_PART
     if has_unseen("".join((*parts, triple.text))):
         return Fault.UNSEEN_CHARACTERS
-    if triple.head.strip().casefold() == triple.tail.strip().casefold():
+    if not triple.key and triple.head.strip().casefold() == triple.tail.strip().casefold():
         return Fault.REPEATED_PART
     return Fault.TOO_LONG if len(triple.text or " ".join(parts)) > MAX_LETTERS else None
 
@@ -98,9 +100,10 @@ def fact_of(triple: Triple, source: str, phrases: Mapping[str, str] | None = Non
     """The fact that a sound triple is."""
     head, relation, tail = (part.strip() for part in (triple.head, triple.relation, triple.tail))
     text = triple.text.strip() or f"{head} {phrase_of(relation, phrases)} {tail}"
-    return Fact(fact_id or id_of(head, relation, tail), head, relation, tail, text, source)
+    own_id = id_of(triple.key) if triple.key else id_of(head, relation, tail)
+    return Fact(fact_id or own_id, head, relation, tail, text, source)
 
 
-def id_of(head: str, relation: str, tail: str) -> str:
+def id_of(*parts: str) -> str:
     """The id of a fact that was given none: the same triple has the same id in every store."""
-    return hashlib.sha256("\0".join((head, relation, tail)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -19,7 +19,9 @@ _TEXTS, _RELATIONS = "entity2text.txt", "relation2text.txt"
 
 
 class Config(SourcePart):
-    """Triples of ids, whose entities have texts. The name of an entity is its text up to the first comma."""
+    """Triples of ids, whose entities have texts. The name of an entity is its text up to the first comma; entities of
+    one name stay apart.
+    """
 
     kind: str = "entities"
     folder: Location
@@ -53,7 +55,8 @@ class Config(SourcePart):
         (name, _, described), (other, _, _) = (texts[entity].partition(",") for entity in (head, tail))
         phrase = self.phrases.get(relation) or words.get(relation) or phrase_of(relation)
         about = f" ({described.strip()})" if self.descriptions and described.strip() else ""
-        return Triple(name, relation, other, split, f"{name}{about} {phrase} {other}")
+        key = "\t".join(cells) if head != tail else ""
+        return Triple(name, relation, other, split, f"{name}{about} {phrase} {other}", key)
 
 
 def _pairs(file: Path) -> Iterator[tuple[str, str]]:

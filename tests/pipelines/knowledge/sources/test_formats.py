@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.knowledge.errors import KnowledgeError
-from pipelines.knowledge.triples import BadLine, Fault, Triple
+from pipelines.knowledge.triples import BadLine, Fault, Triple, fact_of, fault_of
 from vlmodel.config import ConfigError, parse_part, part_kinds
 
 PACKAGE = "pipelines.knowledge.sources"
@@ -53,8 +53,18 @@ def test_entities_are_read_by_their_texts(tmp_path: Path) -> None:
     (tmp_path / "entity2text.txt").write_text("01\tstool, a simple seat\n02\tseat\n")
     (tmp_path / "relation2text.txt").write_text("_hypernym\tis a kind of\n")
     rows = read(kind="entities", folder=str(tmp_path))
-    assert rows[0] == Triple("stool", "_hypernym", "seat", "val", "stool (a simple seat) is a kind of seat")
+    assert rows[0] == Triple(
+        "stool", "_hypernym", "seat", "val", "stool (a simple seat) is a kind of seat", "01\t_hypernym\t02"
+    )
     assert faults(rows) == [Fault.UNKNOWN_NAME, Fault.COLUMNS]
+
+
+def test_entities_of_one_name_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("01\t_verb_group\t02\n02\t_verb_group\t01\n01\t_verb_group\t01\n")
+    (tmp_path / "entity2text.txt").write_text("01\trun, move fast\n02\trun, operate\n")
+    one, other, same = (row for row in read(kind="entities", folder=str(tmp_path)) if isinstance(row, Triple))
+    assert (fault_of(one), fault_of(other), fault_of(same)) == (None, None, Fault.REPEATED_PART)
+    assert fact_of(one, "").id != fact_of(other, "").id
 
 
 def test_assertions_of_one_language(tmp_path: Path) -> None:
