@@ -38,9 +38,18 @@ from vlmodel.processor import Example, ProcessorConfig, VLProcessor
 
 KNOWLEDGE: dict[str, dict[str, Any]] = {
     # A fact that was found by nothing but its vector is of another head.
-    "injection": {"kind": "injection", "link": {"by": "both", "top": 3, "least_similarity": 1.0}},
-    "tree": {"kind": "injection", "layout": "tree", "link": {"by": "both", "top": 3, "least_similarity": 1.0}},
-    "memory": {"kind": "memory", "width": 96, "link": {"by": "both", "top": 8, "least_similarity": 1.0}},
+    "injection": {
+        "kind": "injection",
+        "max_fact_tokens": 24,
+        "link": {"by": "both", "top": 2, "least_similarity": 1.0},
+    },
+    "tree": {
+        "kind": "injection",
+        "layout": "tree",
+        "max_fact_tokens": 24,
+        "link": {"by": "both", "top": 2, "least_similarity": 1.0},
+    },
+    "memory": {"kind": "memory", "width": 64, "read": 2, "link": {"by": "both", "top": 8, "least_similarity": 1.0}},
     "none": {"kind": "none"},
 }
 LABELS = ["yes", "no", UNKNOWN]
@@ -81,16 +90,16 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
     tree = parse(
         ModelConfig,
         {
-            "vision": {"name": "resnet18", "stages": 1, "grid": 2, "projection": 96},
-            "language": {"width": 96, "depth": 2, "heads": 4, "expansion": 2, "dropout": 0.0, "positions": 96},
-            "fusion": {"width": 96, "expansion": 2, "dropout": 0.0, "rounds": 2},
+            "vision": {"name": "resnet18", "stages": 1, "grid": 1, "projection": 64},
+            "language": {"width": 64, "depth": 2, "heads": 4, "expansion": 2, "dropout": 0.0, "positions": 64},
+            "fusion": {"width": 64, "expansion": 2, "dropout": 0.0, "rounds": 2},
             "knowledge": KNOWLEDGE[kind],
         },
     )
     texts = [*(asked.question for asked in made.rows["train"]), *facts.whole.texts["text"].to_pylist()]
     tokenizer = train_tokenizer(texts, 4096)
     processor = VLProcessor(
-        ProcessorConfig(image_size=24, max_tokens=32), tokenizer, LABELS, tree.task.tasks(), knowledge=tree.knowledge
+        ProcessorConfig(image_size=16, max_tokens=32), tokenizer, LABELS, tree.task.tasks(), knowledge=tree.knowledge
     )
     torch.manual_seed(seed)
     return VLModel.from_tree(tree, processor), processor
@@ -99,7 +108,7 @@ def model_of(kind: str, facts: Snapshot, made: Colours, seed: int) -> tuple[VLMo
 def train(
     model: VLModel, processor: VLProcessor, made: Colours, steps: int, seed: int, say: Callable[[str], object]
 ) -> None:
-    """Adam with a warm-up and a cosine, on batches of 96 rows."""
+    """Adam with a warm-up and a cosine, on batches of 64 rows."""
     colours = {h: c for h, c in made.heads["train"].items() if h not in made.without}
     rows, rng = made.rows["train"], np.random.default_rng(seed)
     pixels = {n: {"image": processor.decode_input("image", made.pictures["train"][n])} for n in {r.image for r in rows}}
@@ -110,7 +119,7 @@ def train(
     model.train()
     right = []
     for step in range(steps):
-        chosen = [rows[n] for n in rng.integers(0, len(rows), 96)]
+        chosen = [rows[n] for n in rng.integers(0, len(rows), 64)]
         examples = [Example({}, (a.question,), (made.answer(a, colours),)) for a in chosen]
         arrays = processor.collate_tasks([pixels[a.image] for a in chosen], {"": examples})
         output = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})

@@ -94,9 +94,23 @@ function correction(placeholder, send) {
   return form;
 }
 
+// The facts that the model got with a question; what they say is text, and never markup.
+function usedFacts(facts) {
+  const list = element("ul", "facts");
+  for (const { head, relation, tail, source, weight } of facts) {
+    const entry = element("li", "meta", `${head} · ${relation} · ${tail} (${percent(weight)})`);
+    entry.title = source;
+    list.append(entry);
+  }
+  return list;
+}
+
 export function showAnswers(turn, result, roundTrip) {
-  const [{ question, answers, attention }] = result.answers;
-  turn.end(question, [ranked(answers.map(({ answer, probability }) => ({ text: answer, share: probability })))], attention, result, roundTrip);
+  const [{ question, answers, attention, facts = [] }] = result.answers;
+  const content = [ranked(answers.map(({ answer, probability }) => ({ text: answer, share: probability })))];
+  if (facts.length) content.push(usedFacts(facts));
+  const note = result.knowledge_version ? `facts of version ${result.knowledge_version}` : "";
+  turn.end(question, content, attention, result, roundTrip, note);
 }
 
 export function showCaptions(turn, result, roundTrip) {
