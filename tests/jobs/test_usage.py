@@ -233,7 +233,7 @@ def test_a_missing_config_names_those_that_there_are(capsys: pytest.CaptureFixtu
         (["kind=table", "file={}/none.csv"], "none.csv' does not exist; set source.file to the table"),
         (["kind=table", "file={}/book.xlsx"], "is a spreadsheet; save its sheet as CSV (UTF-8) and name that"),
         (["kind=table", "file={}/wrong.csv"], "no column 'image' (source.image); its columns are 'picture', 'text'"),
-        (["kind=table", "file={}/no-text.csv"], "has neither a caption nor a question column; name one of 'image'"),
+        (["kind=table", "file={}/no-text.csv"], "no-text.csv has neither a caption nor a q"),
         (["kind=folder", "folder={}/none"], "none' does not exist; set source.folder to the folder of the pictures"),
         (["kind=folder", "folder={}/empty"], "empty' is empty; set source.folder to the folder of the pictures"),
         (["kind=folder", "folder={}/notes"], "gave no usable sample (it holds 1 .txt files); correct it"),
