@@ -1,0 +1,130 @@
+"""A folder of files of one input, such as recordings, clips or series; their paths may say class, group and split."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.data.importers._files import class_of_path, fingerprint, key_of, source_folder, split_of_path, walk
+from pipelines.data.importers._inputs import read_input
+from pipelines.data.importing.importer import Importer, Reject, SourceContents, SourceSample
+from pipelines.data.tars.errors import Reason, SampleError
+from pipelines.data.tars.inputs import TEXT, InputNames, input_of, known_extensions, member_extension, needed_inputs
+from pipelines.data.tars.sample import GROUP
+from pipelines.data.tars.shards import canonical_split
+from pipelines.errors import DataError
+from vlmodel.locations import Location
+from vlmodel.sample import Texts
+
+_GROUPS = ("class", "group", "split")
+
+
+class Config(Importer):
+    """Each file of the input's medium is a sample; its path in the folder, without the extension, is the key."""
+
+    kind: str = "files"
+    inputs: InputNames = ("audio",)
+    """The one input that the files are, named after its medium (audio, video, series) or otherwise, as ["imu"]; and
+    text, for the class, where ``classes`` or ``pattern`` gives one, which is then the default."""
+    folder: Location
+    """Folder of the files, at any depth."""
+    split: Literal["train", "val", "test", "folder"] = "train"
+    """Split of all of them; "folder" reads it in the first step of their paths, as in ``test/dog/1.wav``."""
+    classes: Literal["", "folder"] = ""
+    """"folder" makes the name of the folder in which a file lies its class."""
+    pattern: str = ""
+    r"""Regular expression that is searched in the paths, and whose named groups say what a file is:
+    ``(?P<class>\d)_(?P<group>\w+)_\d+\.wav`` takes class and speaker from ``7_jackson_12.wav``. The groups are class,
+    group (samples of one are in the same split where a hash decides) and split. Other files are left out."""
+    test_fraction: float = Field(default=0, ge=0, lt=1)
+    """Share of the train samples that becomes split test, by the hash of their group, or else of their key."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_groups(cls, pattern: str) -> str:
+        try:
+            names = re.compile(pattern.replace("(?P<class>", "(?P<class_>")).groupindex
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        if pattern and (unknown := {name.rstrip("_") for name in names} - set(_GROUPS) or not names):
+            raise ValueError(f"{pattern!r} has the groups {unknown or 'none'}; name some of {', '.join(_GROUPS)}")
+        return pattern
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_are_texts(cls, settings: Any) -> Any:
+        if not isinstance(settings, dict) or not (
+            settings.get("classes") or "(?P<class>" in settings.get("pattern", "")
+        ):
+            return settings
+        return {"inputs": ("audio", TEXT), **settings}
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Config:
+        if len(needed_inputs(self.inputs).keys() - {TEXT}) != 1 or "image" in needed_inputs(self.inputs):
+            raise ValueError(
+                f"inputs = {list(self.inputs)}: name the one input that the files are, as audio, video, series or imu, "
+                "and text for a class (source.kind=folder reads images, source.kind=table several inputs)"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of the input."""
+        return next(iter(needed_inputs(self.inputs).keys() - {TEXT}))
+
+    def fingerprint(self) -> str:
+        root = source_folder(self.folder)
+        return fingerprint(root, [root / path for path in self._paths(Counter())])
+
+    def read(self) -> SourceContents:
+        passed_over: Counter[str] = Counter()
+        paths = self._paths(passed_over)
+        if not paths:
+            raise DataError(f"{self.folder} has no file of the input {self.name!r}: {known_extensions(self.name)}")
+        return SourceContents(len(paths), self._read_samples(paths), lambda: passed_over)
+
+    def _paths(self, passed_over: Counter[str]) -> list[str]:
+        found = []
+        for path, _, _ in walk(source_folder(self.folder), passed_over):
+            extension = posixpath.splitext(path)[1].removeprefix(".").lower()
+            of_input = input_of(member_extension(self.name, extension)) if extension else None
+            if of_input is not None and of_input.name == self.name:
+                found.append(path)
+            else:
+                passed_over["other files"] += 1
+        return sorted(found)
+
+    def _read_samples(self, paths: list[str]) -> Iterator[SourceSample | Reject]:
+        root = source_folder(self.folder)
+        for path in paths:
+            try:
+                said = self._said_by(path)
+                split, label = said.get("split") or split_of_path(path, self.split), said.get("class")
+                if self.classes:
+                    label = class_of_path(path)
+                inputs = {self.name: read_input(root, self.name, path)}
+            except SampleError as error:
+                yield Reject(key_of(path), error.reason, error.detail)
+            else:
+                extra = {GROUP: said["group"]} if "group" in said else None
+                yield SourceSample(split, key_of(path), inputs, Texts(label=label), extra)
+
+    def _said_by(self, path: str) -> dict[str, str]:
+        """What the pattern finds in a path, by the names of its groups."""
+        if not self.pattern:
+            return {}
+        match = re.search(self.pattern.replace("(?P<class>", "(?P<class_>"), path)
+        if match is None:
+            raise SampleError(Reason.MISSING_TEXT, f"{path!r} does not match source.pattern={self.pattern!r}")
+        said = {name.rstrip("_"): value for name, value in match.groupdict().items() if value and value.strip()}
+        if "split" in said:
+            if (split := canonical_split(said["split"])) is None:
+                raise SampleError(Reason.BAD_SCHEMA, f"{path!r}: {said['split']!r} is none of train, val and test")
+            said["split"] = split
+        return said
